@@ -57,7 +57,9 @@ class ResNet(nn.Module):
             x = layers.max_pool_3x3_stride_2(x)
 
         block = BLOCKS[spec.block]
-        for i, (size, width) in enumerate(zip(spec.stage_sizes, spec.widths), start=1):
+        for i, (size, width) in enumerate(
+            zip(spec.stage_sizes, spec.widths, strict=True), 1
+        ):
             for j in range(1, size + 1):
                 stride = 2 if i > 1 and j == 1 else 1
                 name = f"stage{i}_block{j}"

@@ -1,0 +1,74 @@
+"""Defaults of every config: ResNet-50 on ImageNet, SGD, one line a key.
+
+A recipe starts from `get_config()` and says how it differs. Every key can be set on
+the command line: `--config.optim.learning_rate=0.2`, `--config.total.epochs=30`.
+A duration is written `{'epochs': 90}`, `{'steps': 500}` or `{'examples': 1e6}`.
+"""
+
+from ml_collections import ConfigDict
+
+from resnet_jax.config import literal
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.batch_size = 256  # images a step, over all devices
+    config.total = ConfigDict({"epochs": 90})
+    config.log_every = ConfigDict({"steps": 50})
+
+    config.model = ConfigDict()
+    config.model.name = "resnet50"
+    config.model.overrides = ConfigDict()  # fields of ResNetSpec to replace
+    config.model.dtype = "float32"  # of the computation: float32 or bfloat16
+    # Examples that share batch-norm statistics, or 'global', or 'device'.
+    config.model.bn_group_size = literal(32)
+
+    config.data = ConfigDict()
+    config.data.source = "tfds:imagenet2012"
+    config.data.data_dir = ""  # where tfds keeps its data sets; empty: its default
+    config.data.train_split = "train"
+    config.data.eval_split = "validation"
+    config.data.image_size = 224
+    config.data.channels = 3
+    config.data.mean = IMAGENET_MEAN
+    config.data.std = IMAGENET_STD
+    config.data.train_crop = "random_resized"  # or pad, center
+    config.data.scale = (0.08, 1.0)  # random_resized: part of the area
+    config.data.ratio = (3 / 4, 4 / 3)  # random_resized: width / height
+    config.data.pad = 4  # pad: zeros on each side, in pixels
+    config.data.flip = True
+    config.data.crop_fraction = 0.875  # evaluation: 224 of 256
+    config.data.interpolation = "bilinear"  # or bicubic
+    config.data.num_workers = 0  # processes that decode; 0: threads of this one
+    config.data.num_threads = 0  # 0: one a core, at most 16
+    config.data.on_bad_image = "stop"  # or skip, which counts them
+
+    config.optim = ConfigDict()
+    config.optim.learning_rate = 0.1  # for a batch of learning_rate_batch
+    config.optim.learning_rate_batch = 256  # scaled linearly; 0: not scaled
+    config.optim.schedule = "cosine"  # or step, constant
+    config.optim.decay_at = ()  # step: durations from the start
+    config.optim.decay_factor = 0.1
+    config.optim.warmup = ConfigDict({"epochs": 5})
+    config.optim.warmup_from = 0.0  # fraction of the peak
+    config.optim.momentum = 0.9
+    config.optim.nesterov = True
+    config.optim.weight_decay = 1e-4
+    config.optim.weight_decay_exclude = "none"  # or norm, norm+bias
+    config.optim.clip_norm = 0.0  # of the gradient; 0: not clipped
+    config.optim.microbatches = 1  # parts of a batch whose gradients are added
+    config.label_smoothing = 0.0
+    config.ema_decay = 0.0  # of parameters and running statistics; 0: none
+
+    config.evaluate = ConfigDict()
+    config.evaluate.every = ConfigDict({"epochs": 1})
+    config.evaluate.batch_size = 0  # 0: as in training
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = ConfigDict({"epochs": 1})
+    config.checkpoint.keep_last = 2
+    config.checkpoint.keep_best = 1
+    return config

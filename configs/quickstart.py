@@ -1,0 +1,33 @@
+"""A small ResNet on scikit-learn's digits: the whole program in a minute on a laptop.
+
+python -m resnet_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    config = common.get_config()
+    config.batch_size = 64
+    config.total = ConfigDict({"epochs": 30})
+    config.log_every = ConfigDict({"epochs": 1})
+
+    config.model.name = "cifar_resnet20"
+
+    config.data.source = "digits"
+    config.data.eval_split = "test"
+    config.data.image_size = 8
+    config.data.channels = 1
+    config.data.mean = (0.5,)
+    config.data.std = (0.5,)
+    config.data.train_crop = "pad"
+    config.data.pad = 1
+    config.data.flip = False  # a mirrored digit is no digit
+    config.data.crop_fraction = 1.0
+
+    config.optim.warmup = ConfigDict({"epochs": 3})
+    config.evaluate.every = ConfigDict({"epochs": 5})
+    config.checkpoint.every = ConfigDict({"epochs": 5})
+    return config

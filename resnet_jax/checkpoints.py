@@ -1,0 +1,279 @@
+"""Checkpoints: the whole truth of a run in one Orbax step, checked when it is read.
+
+A checkpoint holds the `TrainState` and a `Progress` (where the loader is, what was
+evaluated, the config, the spec, versions). Orbax notices a truncated or missing file,
+but not a flipped bit, so a fingerprint of every array is kept and compared.
+"""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import pathlib
+import platform
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from resnet_jax.config import as_json
+from resnet_jax.errors import UserError
+from resnet_jax.setup import Setup
+from resnet_jax.step import TrainState
+
+log = logging.getLogger(__name__)
+policies = ocp.checkpoint_managers
+
+
+@dataclasses.dataclass
+class Progress:
+    """What a run has done so far, besides its `TrainState`.
+
+    Attributes:
+      step: updates made.
+      examples: training examples consumed: the loader's position.
+      evaluation: result of the last evaluation with its `step`, or None.
+      best: result of the best evaluation, or None.
+      seconds: time spent in training steps, in this and earlier processes.
+      bad_images: indices of the training images that were passed over.
+    """
+
+    step: int = 0
+    examples: int = 0
+    evaluation: dict | None = None
+    best: dict | None = None
+    seconds: float = 0.0
+    bad_images: list[int] = dataclasses.field(default_factory=list)
+
+
+class Checkpoints:
+    """The checkpoints of one workdir.
+
+    Args:
+      directory: where they are kept; made if it is missing.
+      options: `config.checkpoint`.
+      about: what is written beside the state: config, spec, versions.
+    """
+
+    def __init__(
+        self, directory: pathlib.Path, options: ConfigDict, about: dict[str, Any]
+    ):
+        self.directory = directory.absolute()
+        self.about = about
+        kept = [policies.LatestN(options.keep_last)]
+        if options.keep_best:
+            kept.append(
+                policies.BestN(
+                    get_metric_fn=lambda metrics: metrics["top1"],
+                    n=options.keep_best,
+                    # By default every checkpoint without metrics would stay.
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        self._options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(kept)
+        )
+        self._open()
+
+    @classmethod
+    def open(cls, setup: Setup, workdir: pathlib.Path) -> "Checkpoints":
+        """The checkpoints of a workdir, to be closed by `with`."""
+        about = {
+            "config": json.loads(as_json(setup.config)),
+            "spec": dataclasses.asdict(setup.model.spec),
+            "versions": find_versions(),
+        }
+        return cls(workdir / "checkpoints", setup.config.checkpoint, about)
+
+    def _open(self) -> None:
+        self._manager = ocp.CheckpointManager(self.directory, options=self._options)
+
+    def save(self, state: TrainState, progress: Progress) -> None:
+        """Starts to save; returns when the state is copied and may be donated.
+
+        A checkpoint of the same step is replaced. Raises UserError if the disk is
+        full or this or the save before failed.
+        """
+        content = {
+            "progress": dataclasses.asdict(progress),
+            "fingerprint": fingerprint(state),
+            **self.about,
+        }
+        evaluation = progress.evaluation
+        metrics = (
+            evaluation if evaluation and evaluation["step"] == progress.step else None
+        )
+        try:
+            if progress.step in self._manager.all_steps():
+                self._manager.wait_until_finished()
+                self._manager.delete(progress.step)
+            self._manager.save(
+                progress.step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(content)
+                ),
+                metrics=metrics,
+                force=True,
+            )
+        except Exception as error:
+            raise self._save_error(progress.step, error) from error
+
+    def wait(self) -> None:
+        """Returns when everything is on disk; raises UserError if it could not be."""
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._save_error(None, error) from error
+
+    def _save_error(self, step: int | None, error: Exception) -> UserError:
+        what = "A checkpoint" if step is None else f"The checkpoint of step {step}"
+        steps = [s for s in self.steps() if s != step]
+        last = f"the one of step {steps[-1]} is whole" if steps else "none was saved"
+        return UserError(
+            f"{what} could not be written to {self.directory} ({_reason(error)});"
+            f" {last}. Make room, or mend what is named, and run the same command"
+            " again: it goes on from there."
+        )
+
+    def steps(self) -> list[int]:
+        """Steps of the finished checkpoints, in ascending order."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """Step of the checkpoint with the highest top-1, the last of equal ones."""
+        best, highest = None, -1.0
+        for step in self.steps():
+            metrics = self._manager.metrics(step)
+            if metrics and metrics["top1"] >= highest:
+                best, highest = step, metrics["top1"]
+        return best
+
+    def restore_latest(self, like: TrainState) -> tuple[TrainState, Progress] | None:
+        """Restores the newest checkpoint that is whole, or returns None.
+
+        A damaged one is moved to `damaged/`, and a warning says so.
+
+        Args:
+          like: shapes, types and shardings of the state.
+        """
+        for step in reversed(self.steps()):
+            try:
+                return self.restore(step, like)
+            except DamagedError as error:
+                aside = self._set_aside(step)
+                log.warning("%s It was moved to %s.", error, aside)
+        return None
+
+    def restore(self, step: int, like: TrainState) -> tuple[TrainState, Progress]:
+        """Restores one checkpoint; raises DamagedError if it is not as it was saved."""
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(like), run=ocp.args.JsonRestore()
+                ),
+            )
+        except Exception as error:
+            raise DamagedError(
+                f"The checkpoint of step {step} in {self.directory} cannot be read"
+                f" ({_reason(error)})."
+            ) from error
+        expected = restored.run["fingerprint"]
+        actual = fingerprint(restored.state)
+        changed = [name for name in actual if actual[name] != expected.get(name)]
+        if changed:
+            raise DamagedError(
+                f"The checkpoint of step {step} in {self.directory} holds other values"
+                f" than were saved, in {changed[0]}."
+            )
+        return restored.state, Progress(**restored.run["progress"])
+
+    def _set_aside(self, step: int) -> pathlib.Path:
+        aside = self.directory.parent / "damaged"
+        target = aside / str(step)
+        count = 1
+        while target.exists():
+            count += 1
+            target = aside / f"{step}-{count}"
+        if jax.process_index() == 0:
+            aside.mkdir(exist_ok=True)
+            shutil.move(self.directory / str(step), target)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("set aside")
+        self._manager.close()
+        self._open()
+        return target
+
+    def check(self) -> None:
+        """Raises UserError if a save in the background has failed."""
+        try:
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._save_error(None, error) from error
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        # What went wrong was told by `wait` or `check`.
+        with contextlib.suppress(Exception):
+            self._manager.close()
+
+
+class DamagedError(UserError):
+    """A checkpoint that is not as it was saved."""
+
+
+def _reason(error: Exception) -> str:
+    """The part of a storage error that tells a user something, on one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    for sign in (
+        "No space left on device",
+        "File too large",
+        "Permission denied",
+        "Read-only file system",
+        "Disk quota exceeded",
+    ):
+        if sign in text:
+            return sign
+    return text[:200]
+
+
+def fingerprint(state: TrainState) -> dict[str, int]:
+    """A 32-bit checksum of each array, by name: any changed bit changes it.
+
+    Computed on the devices, over the bits in their places modulo 2**32, so that
+    it does not depend on how an array is sharded.
+    """
+    names = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(state)
+    ]
+    sums = jax.device_get(_checksums(jax.tree.leaves(state)))
+    return {name: int(value) for name, value in zip(names, sums, strict=True)}
+
+
+@jax.jit
+def _checksums(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [_checksum(leaf) for leaf in leaves]
+
+
+def _checksum(x: jax.Array) -> jax.Array:
+    bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+    bits = bits.astype(jnp.uint32).reshape(-1)
+    # An odd factor is invertible modulo 2**32: every place and every bit counts.
+    factor = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1
+    return jnp.sum(bits * factor, dtype=jnp.uint32)
+
+
+def find_versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    found = {name: importlib.metadata.version(name) for name in (*names, "pillow")}
+    return {"python": platform.python_version(), **found}

@@ -1,0 +1,134 @@
+"""Configs: durations, comparison, and what may change when a run goes on."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+from ml_collections import ConfigDict
+
+from resnet_jax.errors import UserError, nearest
+
+UNITS = ("steps", "epochs", "examples")
+
+# What may differ when a run goes on: it changes no parameter.
+MAY_CHANGE = (
+    "checkpoint.",
+    "evaluate.",
+    "log_every.",
+    "data.num_workers",
+    "data.num_threads",
+    "data.data_dir",
+)
+
+
+def literal(value) -> ml_collections.FieldReference:
+    """A config value whose overrides may have another type, such as 32 or 'global'."""
+    return ml_collections.FieldReference(value, field_type=object)
+
+
+def in_steps(duration: Mapping, batch_size: int, train_size: int, key: str) -> float:
+    """Turns `{'epochs': 90}`, `{'steps': 500}` or `{'examples': 1e6}` into steps.
+
+    `key` is the duration's name in a message. Raises UserError for anything else.
+    """
+    units = dict(duration)
+    if len(units) != 1 or next(iter(units)) not in UNITS:
+        raise UserError(
+            f"{key}={units} is not a duration; write one of {{'epochs': 90}},"
+            " {'steps': 500} or {'examples': 1e6}."
+        )
+    ((unit, amount),) = units.items()
+    if not isinstance(amount, int | float) or amount < 0:
+        raise UserError(f"{key}.{unit}={amount!r} is not a number of {unit}.")
+    scale = {"steps": 1, "epochs": train_size / batch_size, "examples": 1 / batch_size}
+    return amount * scale[unit]
+
+
+def to_steps(duration: Mapping, batch_size: int, train_size: int, key: str) -> int:
+    """As `in_steps`, rounded to whole steps; what is above zero is at least one."""
+    steps = in_steps(duration, batch_size, train_size, key)
+    return max(round(steps), 1 if steps else 0)
+
+
+def rewrite_durations(argv: list[str]) -> list[str]:
+    """Lets `--config.total.steps=5` replace a duration that was given in epochs."""
+    rewritten = []
+    for argument in argv:
+        name, equals, amount = argument.partition("=")
+        path, _, unit = name.rpartition(".")
+        if path.startswith("--config.") and unit in UNITS and equals:
+            argument = f"{path}={{'{unit}': {amount}}}"
+        rewritten.append(argument)
+    return rewritten
+
+
+def flatten(config: ConfigDict | Mapping, prefix: str = "") -> dict[str, Any]:
+    """Returns {'optim.momentum': 0.9, ...} in alphabetical order.
+
+    A duration keeps its unit in the name; an empty dictionary is a value.
+    """
+    flat = {}
+    for key, value in sorted(config.items()):
+        if isinstance(value, ConfigDict | Mapping) and len(value):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def as_text(config: ConfigDict) -> str:
+    """One line a key, as kept under `tests/golden/configs/`."""
+    return "".join(f"{key} = {value!r}\n" for key, value in flatten(config).items())
+
+
+def as_json(config: ConfigDict) -> str:
+    """The config as it is kept in the workdir."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def differences(old: Mapping, new: ConfigDict) -> list[str]:
+    """What keeps a run from going on with another config: 'key: old -> new' each."""
+    # Through JSON, where tuples are lists.
+    flat_old, flat_new = flatten(old), flatten(json.loads(as_json(new)))
+    found = []
+    for key in sorted(flat_old.keys() | flat_new.keys()):
+        before, after = flat_old.get(key, "nothing"), flat_new.get(key, "nothing")
+        if before != after and not key.startswith(MAY_CHANGE):
+            found.append(f"{key}: {before!r} -> {after!r}")
+    return found
+
+
+def check_keys(config: ConfigDict, argv: list[str]) -> None:
+    """Raises UserError for a `--config.KEY=...` that the config does not have."""
+    known = flatten(config)
+    for argument in argv:
+        name = argument.partition("=")[0]
+        if not name.startswith("--config."):
+            continue
+        key, node = name.removeprefix("--config."), config
+        for part in key.split("."):
+            if not isinstance(node, ConfigDict) or part not in node:
+                raise UserError(f"The config has no key {key!r}.{nearest(key, known)}")
+            node = node[part]
+
+
+def for_dry_run(config: ConfigDict, devices: int) -> ConfigDict:
+    """A config that does two steps of everything on fake data at a small size."""
+    config = ConfigDict(config.to_dict())
+    # Two examples a device and microbatch, in groups as a device holds them.
+    config.batch_size = 2 * devices * config.optim.microbatches
+    config.evaluate.batch_size = 2 * devices
+    config.model.bn_group_size = "device"
+    # Does not divide into batches, so that the last one is padded.
+    config.data.source = f"fake:10:{config.batch_size + 1}"
+    config.data.train_split, config.data.eval_split = "train", "validation"
+    config.data.image_size = min(config.data.image_size, 64)
+    config.total = ConfigDict({"steps": 2})
+    if config.optim.warmup and max(config.optim.warmup.values()):
+        config.optim.warmup = ConfigDict({"steps": 1})
+    config.optim.decay_at = tuple({"steps": 1} for _ in config.optim.decay_at[:1])
+    for section in (config.evaluate, config.checkpoint):
+        section.every = ConfigDict({"steps": 2})
+    config.log_every = ConfigDict({"steps": 1})
+    return config

@@ -1,0 +1,200 @@
+"""The order of examples, and batches of them.
+
+The order is a function of (seed, step): each epoch is a permutation of the split keyed
+by (seed, epoch), epochs follow each other without a gap, and batch `t` is the positions
+[t * batch_size, (t + 1) * batch_size). Each image's augmentation is keyed by (seed,
+epoch, index). So batches do not depend on the number of workers, processes or restarts,
+and the position of a run is its step.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator, Sequence
+
+import grain
+import numpy as np
+from absl import flags
+
+from resnet_jax.data.augment import Augment
+from resnet_jax.data.decode import decode
+from resnet_jax.data.sources import Source
+from resnet_jax.errors import BadImageError, UserError
+
+# First words of the keys of the random generators.
+ORDER, AUGMENT = 0, 1
+
+Batch = dict[str, np.ndarray]
+
+
+@functools.lru_cache(maxsize=2)
+def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+    """The order of the examples in one epoch."""
+    return np.random.default_rng([ORDER, seed, epoch]).permutation(size)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Makes the example at a position; the same one in whatever process it runs.
+
+    An image that cannot be decoded raises, or is replaced if `skip_bad`: in
+    training by the next good one of the split, in evaluation by a masked one. The
+    example's `bad` holds the index of the bad image, or -1.
+
+    Attributes:
+      source: the split.
+      augment: what is done to each image.
+      channels: of the result, 1 or 3.
+      skip_bad: whether a bad image is passed over.
+    """
+
+    source: Source
+    augment: Augment
+    channels: int
+    skip_bad: bool
+
+    def train(self, position: int, seed: int) -> Batch:
+        """The example at a position of the endless training order."""
+        size = len(self.source)
+        epoch, offset = divmod(position, size)
+        first_bad = -1
+        for place in range(offset, offset + size):
+            index = int(permutation(seed, epoch, size)[place % size])
+            rng = np.random.default_rng([AUGMENT, seed, epoch, index])
+            try:
+                return self._example(index, rng, bad=first_bad)
+            except BadImageError:
+                if not self.skip_bad:
+                    raise
+                first_bad = index if first_bad < 0 else first_bad
+        raise UserError(f"{self.source.where} holds no image that can be decoded.")
+
+    def test(self, position: int) -> Batch:
+        """The example at a position of the split; padding behind its end."""
+        if position >= len(self.source):
+            return self._padding(bad=-1)
+        try:
+            return self._example(position, None, bad=-1)
+        except BadImageError:
+            if not self.skip_bad:
+                raise
+            return self._padding(bad=position)
+
+    def _example(self, index: int, rng, bad: int) -> Batch:
+        image, label = self.source[index]
+        decoded = decode(image, self.channels, self.source.name(index))
+        return _pack(self.augment(decoded, rng), label, index, bad, mask=True)
+
+    def _padding(self, bad: int) -> Batch:
+        size = self.augment.size
+        nothing = np.zeros((size, size, self.channels), np.uint8)
+        return _pack(nothing, 0, -1, bad, mask=False)
+
+
+def _pack(image, label: int, index: int, bad: int, mask: bool) -> Batch:
+    return {
+        "image": image,
+        "label": np.int32(label),
+        "mask": np.bool_(mask),
+        "index": np.int64(index),
+        "bad": np.int64(bad),
+    }
+
+
+def bad_indices(batch: Batch) -> set[int]:
+    """Indices of the images of a batch that could not be decoded."""
+    return {int(index) for index in batch["bad"] if index >= 0}
+
+
+class Batches:
+    """An iterator over this process's part of the batches; close it in the end.
+
+    Each batch holds uint8 `image` [rows, size, size, channels], int32 `label`, bool
+    `mask` (False: padding), int64 `index` in the split and int64 `bad` [rows].
+    """
+
+    def __init__(self, dataset: grain.MapDataset, num_workers: int, num_threads: int):
+        threads = num_threads or min(os.cpu_count() or 1, 16)
+        if num_workers:
+            # Each worker decodes in its own process, one batch at a time.
+            threads = 1
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+        batches = dataset.to_iter_dataset(options)
+        if num_workers:
+            # Grain reads absl flags when it starts workers; a library user has none.
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()
+            batches = batches.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)
+            )
+        self._iterator = iter(batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        return {key: np.asarray(value) for key, value in next(self._iterator).items()}
+
+    def close(self) -> None:
+        """Stops the workers and frees what they shared."""
+        self._iterator.close()
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def train_batches(
+    examples: Examples,
+    *,
+    seed: int,
+    batch_size: int,
+    steps: range,
+    rows: Sequence[int] | None = None,
+    num_workers: int = 0,
+    num_threads: int = 0,
+) -> Batches:
+    """Batches of the given steps, in order.
+
+    Args:
+      examples: where examples come from.
+      seed: fixes order and augmentation.
+      batch_size: images a step, over all processes.
+      steps: which steps; `range(k, n)` goes on behind step k.
+      rows: which rows of each batch this process makes; None: all.
+      num_workers: worker processes; 0: threads of this process.
+      num_threads: threads if there are no workers; 0: one a core, at most 16.
+    """
+    rows = range(batch_size) if rows is None else rows
+
+    def example(k: int) -> Batch:
+        step, row = divmod(k, len(rows))
+        return examples.train((steps.start + step) * batch_size + rows[row], seed)
+
+    dataset = grain.MapDataset.range(len(steps) * len(rows)).map(example)
+    return Batches(dataset.batch(len(rows)), num_workers, num_threads)
+
+
+def eval_batches(
+    examples: Examples,
+    *,
+    batch_size: int,
+    rows: Sequence[int] | None = None,
+    num_workers: int = 0,
+    num_threads: int = 0,
+) -> Batches:
+    """Batches that hold every example once; the last one is padded and masked.
+
+    Arguments as in `train_batches`.
+    """
+    rows = range(batch_size) if rows is None else rows
+    num_batches = -(-len(examples.source) // batch_size)
+
+    def example(k: int) -> Batch:
+        batch, row = divmod(k, len(rows))
+        return examples.test(batch * batch_size + rows[row])
+
+    dataset = grain.MapDataset.range(num_batches * len(rows)).map(example)
+    return Batches(dataset.batch(len(rows)), num_workers, num_threads)

@@ -1,0 +1,309 @@
+"""Where examples come from: random access to (image, label), whatever the storage.
+
+A source is named by a string: `tfds:NAME[/CONFIG]`, `folder:PATH`, `digits` or
+`fake[:CLASSES[:SIZE]]`. All of them pickle small, since worker processes open them
+again.
+"""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from typing import Protocol
+
+import numpy as np
+
+from resnet_jax.errors import UserError, nearest
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif")
+FAKE_SIZES = {"train": 1_281_167, "validation": 50_000, "test": 50_000}
+KINDS = ("tfds:NAME[/CONFIG]", "folder:PATH", "digits", "fake[:CLASSES[:SIZE]]")
+
+
+class Source(Protocol):
+    """Random access to the examples of one split.
+
+    Attributes:
+      classes: names of the classes, in the order of the labels.
+      where: what to call the split in a message.
+    """
+
+    classes: tuple[str, ...]
+    where: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[bytes | np.ndarray, int]:
+        """Returns an encoded image, or uint8[h, w, c] pixels, and its label."""
+
+    def name(self, index: int) -> str:
+        """What to call the example in a message."""
+
+
+def open_source(
+    source: str, split: str, *, data_dir: str = "", fake_shape=(224, 224, 3)
+) -> Source:
+    """Opens one split of a data set.
+
+    Args:
+      source: `tfds:NAME[/CONFIG]`, `folder:PATH`, `digits` or `fake[:CLASSES[:SIZE]]`.
+      split: name of the split; tfds's slicing syntax (`train[:10%]`) for `tfds:`.
+      data_dir: where tfds keeps its data sets; empty: tfds's default.
+      fake_shape: height, width and channels of the images of `fake`.
+
+    Raises:
+      UserError: unknown source or split, a data set that is not prepared, a folder
+        without images or with other classes than its sibling splits.
+    """
+    kind, _, rest = source.partition(":")
+    if kind == "tfds" and rest:
+        return TfdsSource(rest, split, data_dir)
+    if kind == "folder" and rest:
+        return FolderSource(rest, split)
+    if source == "digits":
+        return DigitsSource(split)
+    if kind == "fake" and all(number.isdigit() for number in rest.split(":") if rest):
+        numbers = [int(number) for number in rest.split(":") if rest]
+        return FakeSource(split, tuple(fake_shape), *numbers)
+    hint = nearest(kind, ("tfds", "folder", "digits", "fake"))
+    raise UserError(
+        f"There is no data source {source!r}.{hint} A source is written"
+        f" {', '.join(KINDS)}."
+    )
+
+
+def check_same_classes(train: Source, test: Source) -> None:
+    """Raises UserError unless both splits number the same classes in the same way."""
+    for source, other in ((train, test), (test, train)):
+        missing = sorted(set(source.classes) - set(other.classes))
+        if missing:
+            raise UserError(
+                f"Class {missing[0]!r} is in {source.where} but not in"
+                f" {other.where}, so labels would differ; add it to both splits or"
+                " remove it from both."
+            )
+
+
+def _check_split(split: str, known) -> None:
+    if split not in known:
+        raise UserError(f"There is no split {split!r}.{nearest(split, known)}")
+
+
+class DigitsSource:
+    """scikit-learn's 1,797 handwritten digits, 8x8 grey.
+
+    The split is fixed: `test` is every fifth image of a permutation (360 images),
+    `train` the rest (1,437).
+    """
+
+    classes = tuple("0123456789")
+
+    def __init__(self, split: str):
+        from sklearn.datasets import load_digits
+
+        _check_split(split, ("train", "test"))
+        digits = load_digits()
+        order = np.random.default_rng(0).permutation(len(digits.target))
+        held_out = np.arange(len(order)) % 5 == 0
+        chosen = order[held_out if split == "test" else ~held_out]
+        # The grey levels are 0 to 16.
+        self.images = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)
+        self.labels = digits.target[chosen]
+        self.where = f"digits/{split}"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return self.images[index][:, :, None], int(self.labels[index])
+
+    def name(self, index: int) -> str:
+        return f"{self.where}/{index}"
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeSource:
+    """Noise with labels, as fast as memory: for benchmarks and dry runs.
+
+    Attributes:
+      split: its name.
+      shape: height, width and channels of the images.
+      num_classes: number of classes.
+      size: number of images; 0: as in ImageNet, so that schedules come out right.
+    """
+
+    split: str
+    shape: tuple[int, int, int] = (224, 224, 3)
+    num_classes: int = 1000
+    size: int = 0
+
+    def __post_init__(self):
+        _check_split(self.split, FAKE_SIZES)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(f"class {i}" for i in range(self.num_classes))
+
+    @property
+    def where(self) -> str:
+        return f"fake/{self.split}"
+
+    def __len__(self) -> int:
+        return self.size or FAKE_SIZES[self.split]
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return _noise(self.shape)[index % 16], index % self.num_classes
+
+    def name(self, index: int) -> str:
+        return f"{self.where}/{index}"
+
+
+@functools.cache
+def _noise(shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (16, *shape), np.uint8)
+
+
+class FolderSource:
+    """An image folder: `PATH/split/class/image.jpg`, classes in alphabetical order.
+
+    Files whose names end in no known image suffix, and hidden ones, are not images.
+    """
+
+    def __init__(self, path: str, split: str):
+        root = pathlib.Path(path).expanduser()
+        if not root.is_dir():
+            raise UserError(f"There is no folder {root}.")
+        splits = [folder.name for folder in _folders(root)]
+        if not splits:
+            raise UserError(
+                f"{root} holds no images; a folder source is laid out as"
+                f" {root}/SPLIT/CLASS/IMAGE.jpg."
+            )
+        _check_split(split, splits)
+        self.root = root / split
+        self.where = str(self.root)
+        folders = _folders(self.root)
+        if not folders:
+            raise UserError(
+                f"{self.root} holds no class folders; a folder source is laid out as"
+                f" {root}/SPLIT/CLASS/IMAGE.jpg."
+            )
+        self.classes = tuple(folder.name for folder in folders)
+        self.paths: list[str] = []
+        self.labels: list[int] = []
+        for label, folder in enumerate(folders):
+            names = sorted(
+                entry.name
+                for entry in os.scandir(folder)
+                if entry.name.lower().endswith(IMAGE_SUFFIXES)
+                and not entry.name.startswith(".")
+            )
+            if not names:
+                raise UserError(
+                    f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}); add some"
+                    " or remove the class from every split."
+                )
+            self.paths += [f"{folder.name}/{name}" for name in names]
+            self.labels += [label] * len(names)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        return (self.root / self.paths[index]).read_bytes(), self.labels[index]
+
+    def name(self, index: int) -> str:
+        return str(self.root / self.paths[index])
+
+
+def _folders(path: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(
+        child
+        for child in path.iterdir()
+        if child.is_dir() and not child.name.startswith(".")
+    )
+
+
+class TfdsSource:
+    """A data set prepared by tensorflow-datasets as ArrayRecord, read without TF."""
+
+    def __init__(self, dataset: str, split: str, data_dir: str = ""):
+        self.dataset, self.split, self.data_dir = dataset, split, data_dir
+        self.where = f"tfds:{dataset}/{split}"
+        self._image, self._label, self.classes, _ = self._open
+
+    @functools.cached_property
+    def _open(self):
+        # Imported here: workers of other sources need not pay for it.
+        import tensorflow_datasets as tfds
+
+        directory = self.data_dir or None
+        try:
+            builder = tfds.builder(
+                self.dataset, data_dir=directory, file_format="array_record"
+            )
+        except tfds.core.registered.DatasetNotFoundError:
+            name = self.dataset.split("/")[0]
+            raise UserError(
+                f"tfds has no data set {self.dataset!r}."
+                + nearest(name, tfds.list_builders())
+            ) from None
+        except ValueError as error:
+            first_line = str(error).strip().splitlines()[0]
+            raise UserError(f"tfds:{self.dataset}: {first_line}") from None
+
+        where = f" --data_dir={self.data_dir}" if self.data_dir else ""
+        prepare = f"python -m resnet_jax.prepare tfds:{self.dataset}{where}"
+        if not builder.is_prepared():
+            raise UserError(
+                f"tfds:{self.dataset} is not prepared in {builder.data_dir}; run"
+                f" `{prepare}` first."
+            )
+        supervised = builder.info.supervised_keys
+        if not supervised or len(supervised) != 2:
+            raise UserError(
+                f"tfds:{self.dataset} does not say which feature is the image and"
+                " which the label, so it cannot be used for classification."
+            )
+        image, label = supervised
+        features = builder.info.features
+        is_image = isinstance(features[image], tfds.features.Image)
+        if not is_image or not isinstance(features[label], tfds.features.ClassLabel):
+            raise UserError(
+                f"tfds:{self.dataset} maps {image!r} to {label!r}, which is not an"
+                " image to a class."
+            )
+        base_split = self.split.split("[")[0]
+        if base_split not in builder.info.splits:
+            raise UserError(
+                f"tfds:{self.dataset} has no split {base_split!r}."
+                + nearest(base_split, builder.info.splits)
+            )
+        try:
+            records = builder.as_data_source(
+                split=self.split, decoders={image: tfds.decode.SkipDecoding()}
+            )
+        except NotImplementedError:
+            raise UserError(
+                f"tfds:{self.dataset} in {builder.data_dir} is not ArrayRecord, which"
+                f" random access needs; prepare it again with `{prepare}`."
+            ) from None
+        except (ValueError, AssertionError) as error:
+            first_line = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"tfds:{self.dataset}, split {self.split!r}: {first_line}"
+            ) from None
+        return image, label, tuple(features[label].names), records
+
+    def __getstate__(self):
+        return {key: value for key, value in vars(self).items() if key != "_open"}
+
+    def __len__(self) -> int:
+        return len(self._open[-1])
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        example = self._open[-1][index]
+        return example[self._image], int(example[self._label])
+
+    def name(self, index: int) -> str:
+        return f"{self.where}[{index}]"

@@ -1,0 +1,178 @@
+"""Exact evaluation: every image once."""
+
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from resnet_jax import config as config_lib
+from resnet_jax import sharding, writers
+from resnet_jax.checkpoints import Checkpoints
+from resnet_jax.data.loader import bad_indices
+from resnet_jax.errors import UserError
+from resnet_jax.preemption import Preemption
+from resnet_jax.setup import Setup, set_up
+from resnet_jax.step import TrainState
+
+
+@dataclasses.dataclass
+class Evaluation:
+    """The result of one pass over a split.
+
+    Attributes:
+      top1, top5: fraction of the images whose class was first, among the first five.
+      loss: mean cross entropy in nats, without label smoothing.
+      n_seen: images that were evaluated.
+      bad_images: indices of the images that could not be decoded.
+    """
+
+    top1: float
+    top5: float
+    loss: float
+    n_seen: int
+    bad_images: list[int]
+
+    def scalars(self) -> dict:
+        """The figures that are logged."""
+        return {key: getattr(self, key) for key in ("top1", "top5", "loss", "n_seen")}
+
+
+@dataclasses.dataclass
+class Gallery:
+    """Some evaluated images, right and wrong ones, for the report.
+
+    Attributes:
+      wanted: how many of each kind.
+      rows: `image`, `label`, `predicted` and `probability` of each.
+    """
+
+    wanted: int = 8
+    rows: list[dict] = dataclasses.field(default_factory=list)
+
+    def add(self, batch: dict, predictions: dict) -> None:
+        """Takes from a batch what is still wanted."""
+        for i in np.flatnonzero(batch["mask"]):
+            right = bool(predictions["label"][i] == batch["label"][i])
+            if sum(row["right"] == right for row in self.rows) < self.wanted:
+                self.rows.append(
+                    {
+                        "image": batch["image"][i],
+                        "label": int(batch["label"][i]),
+                        "predicted": int(predictions["label"][i]),
+                        "probability": float(predictions["probability"][i]),
+                        "right": right,
+                    }
+                )
+
+
+def evaluate(
+    setup: Setup,
+    eval_step: Callable,
+    state: TrainState,
+    *,
+    after_batch: Callable[[], None],
+    gallery: Gallery,
+) -> Evaluation:
+    """Evaluates a state on the test split; sums are divided at the very end.
+
+    Args:
+      setup: of the run.
+      eval_step: of `Setup.compile_eval_step`.
+      state: whose averaged parameters are taken, if it has any.
+      after_batch: called after each batch; may raise to stop.
+      gallery: takes some of this process's images.
+
+    Raises:
+      UserError: not every image was seen exactly once.
+    """
+    variables = state.evaluated()
+    size = len(setup.test.source)
+    totals = {"top1": 0, "top5": 0, "loss": 0.0, "n": 0}
+    bad: set[int] = set()
+    with setup.eval_batches() as batches:
+        for batch in batches:
+            on_device = setup.eval_to_devices(batch)
+            sums, predictions = eval_step(variables, on_device)
+            for key, value in jax.device_get(sums).items():
+                totals[key] += value.item()
+            bad |= bad_indices(batch)
+            local = {key: sharding.local_values(x) for key, x in predictions.items()}
+            gallery.add(batch, local)
+            after_batch()
+
+    seen = totals["n"]
+    bad_images = sorted(sharding.union(bad))
+    if seen + len(bad_images) != size:
+        raise UserError(
+            f"The evaluation saw {seen} images and could not decode"
+            f" {len(bad_images)}, but the split has {size}; its result would be wrong."
+        )
+    if not seen:
+        raise UserError("There was no image to evaluate.")
+    return Evaluation(
+        top1=totals["top1"] / seen,
+        top5=totals["top5"] / seen,
+        loss=totals["loss"] / seen,
+        n_seen=seen,
+        bad_images=bad_images,
+    )
+
+
+def evaluate_workdir(
+    config: ConfigDict, workdir: pathlib.Path, which: str, command: str = ""
+) -> dict:
+    """Evaluates a checkpoint of a workdir; writes `eval_SPLIT.json` there.
+
+    Args:
+      config: the run's; `data` and `evaluate` may say what else to evaluate, and how.
+      workdir: of the run.
+      which: `best` or `last`.
+      command: what repeats the evaluation, for the result.
+
+    Raises:
+      UserError: there is no such checkpoint, or it holds another network.
+      PreemptedError: SIGTERM or Ctrl-C came.
+    """
+    saved_config = workdir / "config.json"
+    if not saved_config.exists():
+        raise UserError(f"{workdir} holds no run to evaluate (no config.json).")
+    old = json.loads(saved_config.read_text())
+    changed = [
+        line
+        for line in config_lib.differences(old, config)
+        if line.startswith(("model.name", "model.overrides", "ema_decay"))
+    ]
+    if changed:
+        raise UserError(f"{workdir} holds another network ({'; '.join(changed)}).")
+    with Preemption() as preemption:
+        setup = set_up(config)
+        with Checkpoints.open(setup, workdir) as saved:
+            steps = saved.steps()
+            if not steps:
+                raise UserError(f"{workdir} holds no checkpoint yet.")
+            best = saved.best_step()
+            step = steps[-1] if which == "last" or best is None else best
+            state, progress = saved.restore(step, setup.state_like())
+        preemption.check()
+        eval_step = setup.compile_eval_step()
+        preemption.check()
+        result = evaluate(
+            setup, eval_step, state, after_batch=preemption.check, gallery=Gallery()
+        )
+    content = {
+        **result.scalars(),
+        "step": progress.step,
+        "checkpoint": which,
+        "split": setup.test.source.where,
+        "bad_images": [setup.test.source.name(i) for i in result.bad_images],
+        "command": command,
+    }
+    if jax.process_index() == 0:
+        name = re.sub(r"[^\w]+", "_", config.data.eval_split).strip("_")
+        writers.write_json(workdir / f"eval_{name}.json", content)
+    return content

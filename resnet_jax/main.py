@@ -1,0 +1,145 @@
+"""The command: flags -> config -> train, evaluate or try out.
+
+python -m resnet_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+import errno
+import logging
+import os
+import pathlib
+import runpy
+import shlex
+import sys
+import tempfile
+
+from absl import flags
+from ml_collections import config_flags
+
+from resnet_jax.config import check_keys, for_dry_run, rewrite_durations
+from resnet_jax.errors import UserError, nearest
+
+MODES = ("train", "eval", "dry_run")
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where this one run keeps everything.")
+_MODE = flags.DEFINE_enum(
+    "mode",
+    "train",
+    MODES,
+    "train: goes on where the workdir stands. eval: evaluates a checkpoint of the"
+    " workdir. dry_run: two steps of the config on fake data at a small size.",
+)
+_CHECKPOINT = flags.DEFINE_enum(
+    "checkpoint", "best", ("best", "last"), "Which checkpoint --mode=eval takes."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, where JAX cannot find it out."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator.")
+_DISTRIBUTED = flags.DEFINE_boolean(
+    "distributed", False, "Several processes; a TPU pod, Slurm or Open MPI tells which."
+)
+
+
+def parse(argv: list[str]) -> None:
+    """Parses the flags; raises UserError for what they cannot be."""
+    argv = rewrite_durations(argv)
+    # The config flag looks for its overrides here.
+    sys.argv = argv
+    path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
+    if path is not None and not os.path.isfile(path):
+        folder = pathlib.Path(path).parent
+        known = [str(file) for file in sorted(folder.glob("*.py"))]
+        hint = nearest(path, known) if known else ""
+        raise UserError(f"There is no config {path}.{hint}")
+    try:
+        rest = flags.FLAGS(argv)[1:]
+    except flags.Error as error:
+        raise UserError(
+            f"{str(error).splitlines()[0]} (--help lists the flags)"
+        ) from None
+    except (AttributeError, KeyError):
+        if path is not None:
+            check_keys(runpy.run_path(path)["get_config"](), argv)
+        raise
+    if rest:
+        raise UserError(f"What is {rest[0]!r}? Arguments are written --name=value.")
+    if _CONFIG.value is None:
+        raise UserError("Which config? Give --config=configs/quickstart.py, say.")
+    if _WORKDIR.value is None and _MODE.value != "dry_run":
+        raise UserError("Where to? Give --workdir=runs/NAME: one directory a run.")
+
+
+def connect() -> None:
+    """Connects the processes of a run, if there are several; JAX's first call."""
+    import jax
+
+    if _COORDINATOR.value:
+        jax.distributed.initialize(
+            _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+        )
+    elif _DISTRIBUTED.value:
+        jax.distributed.initialize()
+
+
+def run(command: str) -> None:
+    """Does what the flags say."""
+    # Imported here so that a wrong flag is told at once.
+    import jax
+
+    from resnet_jax.evaluate import evaluate_workdir
+    from resnet_jax.train import train
+    from resnet_jax.writers import describe, say
+
+    config = _CONFIG.value
+    if _MODE.value == "dry_run":
+        with tempfile.TemporaryDirectory() as directory:
+            small = for_dry_run(config, jax.device_count())
+            result = train(small, pathlib.Path(directory) / "run", command)
+        say(f"dry run: 2 steps, then {result['n_seen']} images evaluated; all is well")
+        return
+    workdir = pathlib.Path(_WORKDIR.value)
+    if _MODE.value == "eval":
+        result = evaluate_workdir(config, workdir, _CHECKPOINT.value, command)
+    else:
+        result = train(config, workdir, command)
+    if jax.process_index() == 0:
+        if _MODE.value == "train":
+            say(f"report: {workdir / 'report.png'}")
+        say(f"result: {describe(result)}  at step {result['step']}  from: {command}")
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit code: 0, 1 for an error, 128 + the number of a signal."""
+    command = "python -m resnet_jax.main " + shlex.join(argv[1:])
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        parse(argv)
+        connect()
+        from resnet_jax.preemption import PreemptedError
+
+        try:
+            run(command)
+        except PreemptedError as stop:
+            print(stop, file=sys.stderr)
+            return stop.exit_code
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EFBIG,
+            errno.EACCES,
+            errno.EROFS,
+        ):
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,37 @@
+"""Sums over examples that are divided at the very end."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from resnet_jax.losses import cross_entropy
+
+
+def rank_of_label(
+    logits: Float[Array, "b classes"], labels: Int[Array, "b"]
+) -> Int[Array, "b"]:
+    """How many classes come before the true one; 0 is right.
+
+    Of equal logits the smaller class comes first, as in argmax; a logit that is not a
+    number comes before all others, so that a broken network is never right.
+    """
+    true = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    classes = jnp.arange(logits.shape[-1])
+    tied_before = (logits == true) & (classes < labels[:, None])
+    return jnp.sum(~(logits <= true) | tied_before, axis=-1)
+
+
+def evaluation_sums(
+    logits: Float[Array, "b classes"],
+    labels: Int[Array, "b"],
+    mask: Bool[Array, "b"],
+) -> dict[str, jax.Array]:
+    """Sums of `loss`, `top1`, `top5` and `n` over the examples that the mask keeps."""
+    rank = rank_of_label(logits, labels)
+    loss = cross_entropy(logits, labels)
+    return {
+        "loss": jnp.sum(jnp.where(mask, loss, 0.0)),
+        "top1": jnp.sum((rank < 1) & mask),
+        "top5": jnp.sum((rank < 5) & mask),
+        "n": jnp.sum(mask),
+    }

@@ -1,0 +1,107 @@
+"""Draws a run: `python -m resnet_jax.report WORKDIR` writes WORKDIR/report.png."""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from resnet_jax.errors import UserError
+from resnet_jax.evaluate import Gallery
+from resnet_jax.writers import describe, read_metrics
+
+
+def save_gallery(
+    workdir: pathlib.Path, gallery: Gallery, classes: tuple[str, ...]
+) -> None:
+    """Keeps a gallery as `predictions.npz` in the workdir."""
+    rows = gallery.rows
+    columns = {key: np.array([row[key] for row in rows]) for key in rows[0]}
+    np.savez_compressed(workdir / "predictions.npz", classes=classes, **columns)
+
+
+def draw(workdir: pathlib.Path) -> pathlib.Path:
+    """Draws loss and accuracy by step, and some right and wrong predictions.
+
+    Raises UserError if the workdir holds no metrics.
+    """
+    rows = read_metrics(workdir)
+    if not rows:
+        raise UserError(f"{workdir} holds no metrics.jsonl to draw.")
+    figure = Figure(figsize=(13, 8), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.1))
+    loss, accuracy = above.subplots(1, 2)
+    _curves(loss, rows, "loss", 1.0)
+    loss.set(xlabel="step", ylabel="cross entropy (nats)", title="Loss")
+    _curves(accuracy, rows, "top1", 100.0)
+    accuracy.set(xlabel="step", ylabel="top-1 (%)", title="Accuracy")
+    for axes in (loss, accuracy):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    _gallery(below, workdir / "predictions.npz")
+    figure.suptitle(_title(workdir))
+    path = workdir / "report.png"
+    figure.savefig(path, dpi=100)
+    return path
+
+
+def _curves(axes, rows: list[dict], key: str, scale: float) -> None:
+    for split, style in (("train", "-"), ("eval", "o-")):
+        points = [
+            (row["step"], scale * row[f"{split}/{key}"])
+            for row in rows
+            if f"{split}/{key}" in row
+        ]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=split, markersize=3)
+
+
+def _gallery(figure, path: pathlib.Path) -> None:
+    if not path.exists():
+        return
+    with np.load(path) as saved:
+        data = dict(saved)
+    classes = data["classes"]
+    grid = figure.subplots(2, 8)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for row, (right, title) in enumerate(((True, "right"), (False, "wrong"))):
+        for axes, i in zip(
+            grid[row], np.flatnonzero(data["right"] == right), strict=False
+        ):
+            axes.imshow(data["image"][i].squeeze(), cmap="gray", vmin=0, vmax=255)
+            text = f"{classes[data['predicted'][i]]} ({data['probability'][i]:.2f})"
+            if not right:
+                text += f"\nis {classes[data['label'][i]]}"
+            axes.set_title(text, fontsize=8, color="green" if right else "firebrick")
+        grid[row][0].text(
+            -0.25,
+            0.5,
+            title,
+            transform=grid[row][0].transAxes,
+            rotation=90,
+            va="center",
+        )
+
+
+def _title(workdir: pathlib.Path) -> str:
+    path = workdir / "result.json"
+    if not path.exists():
+        return workdir.name
+    result = json.loads(path.read_text())
+    return f"{result['model']}: {describe(result)}"
+
+
+def main(argv: list[str]) -> None:
+    """Command line: one workdir."""
+    if len(argv) != 2 or argv[1].startswith("-"):
+        raise UserError("Usage: python -m resnet_jax.report WORKDIR")
+    print(draw(pathlib.Path(argv[1])))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv)
+    except UserError as error:
+        sys.exit(f"error: {error}")

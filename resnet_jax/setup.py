@@ -1,0 +1,310 @@
+"""What follows from a config on these devices, before anything is computed."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from resnet_jax import optim, sharding, step, writers
+from resnet_jax.config import differences, in_steps, to_steps
+from resnet_jax.data.augment import Augment
+from resnet_jax.data.loader import Batches, Examples, eval_batches, train_batches
+from resnet_jax.data.sources import check_same_classes, open_source
+from resnet_jax.errors import UserError, nearest
+from resnet_jax.models import ResNet, create_model, get_spec
+from resnet_jax.models.cost import count, count_macs, init_shapes
+from resnet_jax.step import TrainState
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass
+class Setup:
+    """What follows from a config on these devices, before anything is computed.
+
+    Attributes:
+      config: of the run.
+      mesh: all devices.
+      train, test: the examples of the two splits.
+      model: the network.
+      total_steps: length of the run.
+      schedule: learning rate by step.
+      optimizer: of optax.
+      eval_batch_size: images a batch of the evaluation.
+      every: steps between two evaluations, checkpoints and log lines.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    train: Examples
+    test: Examples
+    model: ResNet
+    total_steps: int
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    eval_batch_size: int
+    every: dict[str, float]
+
+    def state_like(self) -> TrainState:
+        """Shapes, types and shardings of the train state."""
+        shapes = jax.eval_shape(self._init)
+        placed = sharding.replicated(self.mesh)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), shapes
+        )
+
+    def init_state(self) -> TrainState:
+        """The state before the first step, on the devices."""
+        return jax.jit(self._init, out_shardings=sharding.replicated(self.mesh))()
+
+    def _init(self) -> TrainState:
+        return step.init_state(
+            self.model,
+            self.optimizer,
+            seed=self.config.seed,
+            image_size=self.config.data.image_size,
+            ema=bool(self.config.ema_decay),
+        )
+
+    def batch_like(self, batch_size: int, *keys: str) -> dict:
+        """Shapes, types and sharding of a batch on the devices."""
+        data = self.config.data
+        image = (data.image_size, data.image_size, data.channels)
+        all_keys = {
+            "image": ((batch_size, *image), jnp.uint8),
+            "label": ((batch_size,), jnp.int32),
+            "mask": ((batch_size,), jnp.bool_),
+        }
+        placed = sharding.batch_sharding(self.mesh)
+        return {
+            key: jax.ShapeDtypeStruct(*all_keys[key], sharding=placed) for key in keys
+        }
+
+    def compile_train_step(self) -> Callable:
+        """The compiled `train_step(state, batch)`; the state is donated."""
+        config = self.config
+        options = step.StepOptions(
+            mean=config.data.mean,
+            std=config.data.std,
+            label_smoothing=config.label_smoothing,
+            microbatches=config.optim.microbatches,
+            ema_decay=config.ema_decay,
+        )
+        train_step = step.make_train_step(self.model, self.optimizer, options)
+        placed = sharding.replicated(self.mesh)
+        jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(placed, placed))
+        batch = self.batch_like(config.batch_size, "image", "label")
+        return jitted.lower(self.state_like(), batch).compile()
+
+    def compile_eval_step(self) -> Callable:
+        """The compiled `eval_step(variables, batch)`."""
+        data = self.config.data
+        eval_step = step.make_eval_step(self.model, data.mean, data.std)
+        placed = sharding.replicated(self.mesh), sharding.batch_sharding(self.mesh)
+        batch = self.batch_like(self.eval_batch_size, "image", "label", "mask")
+        variables = self.state_like().evaluated()
+        jitted = jax.jit(eval_step, out_shardings=placed)
+        return jitted.lower(variables, batch).compile()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the labels."""
+        return self.train.source.classes
+
+    def due(self, what: str, step: int) -> bool:
+        """Whether to `evaluate`, write a `checkpoint` or `log` after a step."""
+        every = self.every[what]
+        # The first step at or behind each multiple, which need not be whole.
+        passed = step // every > (step - 1) // every
+        return step > 0 and (step == self.total_steps or passed)
+
+    def to_devices(self, batch: dict) -> dict:
+        """What the train step needs of a batch, on the devices."""
+        needed = {key: batch[key] for key in ("image", "label")}
+        return sharding.to_devices(needed, self.mesh, self.config.batch_size)
+
+    def train_batches(self, first_step: int) -> Batches:
+        """Batches from a step to the end of the run."""
+        config = self.config
+        return train_batches(
+            self.train,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            steps=range(first_step, self.total_steps),
+            rows=sharding.local_rows(self.mesh, config.batch_size),
+            num_workers=config.data.num_workers,
+            num_threads=config.data.num_threads,
+        )
+
+    def eval_batches(self) -> Batches:
+        """Batches that hold the test split once."""
+        return eval_batches(
+            self.test,
+            batch_size=self.eval_batch_size,
+            rows=sharding.local_rows(self.mesh, self.eval_batch_size),
+            num_workers=self.config.data.num_workers,
+            num_threads=self.config.data.num_threads,
+        )
+
+    def eval_to_devices(self, batch: dict) -> dict:
+        """What the evaluation step needs of a batch, on the devices."""
+        needed = {key: batch[key] for key in ("image", "label", "mask")}
+        return sharding.to_devices(needed, self.mesh, self.eval_batch_size)
+
+
+def set_up(config: ConfigDict) -> Setup:
+    """Opens the data, makes mesh, network and optimiser; computes nothing.
+
+    Raises UserError for whatever in the config cannot be.
+    """
+    data, mesh = config.data, sharding.make_mesh()
+    sharding.check_batch_size("batch_size", config.batch_size, mesh)
+    eval_batch_size = config.evaluate.batch_size or config.batch_size
+    sharding.check_batch_size("evaluate.batch_size", eval_batch_size, mesh)
+    if config.model.dtype not in DTYPES:
+        raise UserError(
+            f"There is no model.dtype={config.model.dtype!r}."
+            + nearest(config.model.dtype, DTYPES)
+        )
+    if data.on_bad_image not in ("stop", "skip"):
+        raise UserError(
+            f"There is no data.on_bad_image={data.on_bad_image!r}."
+            + nearest(data.on_bad_image, ("stop", "skip"))
+        )
+    if data.channels not in (1, 3):
+        raise UserError(f"data.channels={data.channels} must be 1 (grey) or 3 (RGB).")
+    if not len(data.mean) == len(data.std) == data.channels:
+        raise UserError(
+            f"data.mean {tuple(data.mean)} and data.std {tuple(data.std)} must have"
+            f" data.channels={data.channels} entries each."
+        )
+    # Before the data are opened, which may take long.
+    get_spec(config.model.name, **config.model.overrides)
+
+    fake_shape = (data.image_size, data.image_size, data.channels)
+    train_source, test_source = (
+        open_source(data.source, split, data_dir=data.data_dir, fake_shape=fake_shape)
+        for split in (data.train_split, data.eval_split)
+    )
+    check_same_classes(train_source, test_source)
+    resize = {
+        "size": data.image_size,
+        "crop_fraction": data.crop_fraction,
+        "interpolation": data.interpolation,
+    }
+    augment = Augment(
+        crop=data.train_crop,
+        scale=tuple(data.scale),
+        ratio=tuple(data.ratio),
+        pad=data.pad,
+        flip=data.flip,
+        **resize,
+    )
+    common = {"channels": data.channels, "skip_bad": data.on_bad_image == "skip"}
+    train = Examples(source=train_source, augment=augment, **common)
+    test = Examples(source=test_source, augment=Augment(**resize), **common)
+
+    spec_fields = {
+        "num_classes": len(train_source.classes),
+        "in_channels": data.channels,
+        **config.model.overrides,
+    }
+    model = create_model(
+        config.model.name,
+        dtype=DTYPES[config.model.dtype],
+        bn_group_size=step.group_size_of(
+            config.model.bn_group_size,
+            batch_size=config.batch_size,
+            microbatches=config.optim.microbatches,
+            devices=mesh.size,
+        ),
+        **spec_fields,
+    )
+    if model.spec.num_classes < len(train_source.classes):
+        raise UserError(
+            f"model.overrides.num_classes={model.spec.num_classes} is too small:"
+            f" {train_source.where} has {len(train_source.classes)} classes."
+        )
+    total_steps = to_steps(config.total, config.batch_size, len(train_source), "total")
+    schedule = optim.make_schedule(
+        config, total_steps=total_steps, train_size=len(train_source)
+    )
+    durations = {
+        "evaluate": config.evaluate.every,
+        "checkpoint": config.checkpoint.every,
+        "log": config.log_every,
+    }
+    every = {
+        key: max(in_steps(duration, config.batch_size, len(train_source), key), 1)
+        for key, duration in durations.items()
+    }
+    if total_steps < 1:
+        raise UserError("The run has no steps; config.total must be more than zero.")
+    return Setup(
+        config=config,
+        mesh=mesh,
+        train=train,
+        test=test,
+        model=model,
+        total_steps=total_steps,
+        schedule=schedule,
+        optimizer=optim.make_optimizer(config, schedule),
+        eval_batch_size=eval_batch_size,
+        every=every,
+    )
+
+
+def summary(setup: Setup, workdir: pathlib.Path) -> str:
+    """What a user wants to check before a long run."""
+    config, mesh, model = setup.config, setup.mesh, setup.model
+    size = config.data.image_size
+    group = model.bn_group_size or config.batch_size // config.optim.microbatches
+    params = count(init_shapes(model, size)["params"])
+    macs = count_macs(model, size)
+    device = mesh.devices.flat[0]
+    epochs = setup.total_steps * config.batch_size / len(setup.train.source)
+    rows = {
+        "devices": f"{mesh.size} x {device.device_kind} ({device.platform}),"
+        f" {jax.process_count()} process(es)",
+        "model": f"{config.model.name}, {params:,} parameters,"
+        f" {macs / 1e6:,.1f} M MACs at {size}x{size}, {config.model.dtype}",
+        "train": f"{setup.train.source.where}, {len(setup.train.source):,} images,"
+        f" {len(setup.train.source.classes)} classes",
+        "eval": f"{setup.test.source.where}, {len(setup.test.source):,} images",
+        "batch": f"{config.batch_size} images, {config.batch_size // mesh.size} a"
+        f" device, {config.optim.microbatches} microbatch(es)",
+        "batch norm": f"groups of {group} images, {config.batch_size // group} a batch",
+        "steps": f"{setup.total_steps:,} ({epochs:.2f} epochs)",
+        "workdir": str(workdir),
+    }
+    return "\n".join(f"{key + ':':<12}{value}" for key, value in rows.items())
+
+
+def claim_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Makes the workdir this run's, or raises UserError if it is another one's."""
+    saved = workdir / "config.json"
+    if saved.exists():
+        changed = differences(json.loads(saved.read_text()), config)
+        if changed:
+            raise UserError(
+                f"{workdir} holds a run with another config ({'; '.join(changed[:3])}"
+                f"{' ...' if len(changed) > 3 else ''}); choose another --workdir, or"
+                " the old settings to go on with that run."
+            )
+        return
+    ours = ("checkpoints", "metrics.jsonl", "result.json", "report.png", "tensorboard")
+    for name in ours:
+        if (workdir / name).exists():
+            raise UserError(
+                f"{workdir} already holds a {name} but no config.json, so it is not"
+                " this program's; choose another --workdir."
+            )
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        writers.write_json(saved, config.to_dict())

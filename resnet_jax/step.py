@@ -1,0 +1,243 @@
+"""The pure functions that jit compiles: one parameter update, one evaluation batch."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, UInt8
+
+from resnet_jax import losses, metrics, optim
+from resnet_jax.errors import UserError, nearest_numbers
+from resnet_jax.models import ResNet
+
+Tree = Any
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a step changes.
+
+    Attributes:
+      step: number of updates made, int32.
+      params: float32 parameters.
+      batch_stats: running statistics of batch norm.
+      opt_state: state of the optimiser.
+      ema: averaged {params, batch_stats}, or None.
+    """
+
+    step: jax.Array
+    params: Tree
+    batch_stats: Tree
+    opt_state: Tree
+    ema: Tree
+
+    def evaluated(self) -> dict[str, Tree]:
+        """The variables to evaluate: the averaged ones if there are any."""
+        return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """What a train step does besides the network and the optimiser.
+
+    Attributes:
+      mean, std: of each channel, in units of 0 to 1.
+      label_smoothing: see `losses.cross_entropy`.
+      microbatches: number of parts that a batch is cut into, whose gradients are
+        added up before the update.
+      ema_decay: of parameters and running statistics; 0: no average is kept.
+    """
+
+    mean: Sequence[float]
+    std: Sequence[float]
+    label_smoothing: float = 0.0
+    microbatches: int = 1
+    ema_decay: float = 0.0
+
+
+def normalize(
+    image: UInt8[Array, "b h w c"],
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: jnp.dtype,
+) -> Float[Array, "b h w c"]:
+    """(image / 255 - mean) / std, computed in float32."""
+    scale = 1 / (255 * jnp.asarray(std, jnp.float32))
+    shift = jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
+    return (image.astype(jnp.float32) * scale - shift).astype(dtype)
+
+
+def group_size_of(
+    chosen: int | str, *, batch_size: int, microbatches: int, devices: int
+) -> int | None:
+    """Examples that share batch-norm statistics; None: all of a microbatch.
+
+    Args:
+      chosen: a number of examples, `global` (a whole microbatch) or `device` (what
+        one device holds of a microbatch).
+
+    Raises:
+      UserError: the size does not divide the microbatch; names the nearest that do.
+    """
+    microbatch, rest = divmod(batch_size, microbatches)
+    if microbatches < 1 or rest or microbatch % devices:
+        legal = [m for m in _divisors(batch_size) if (batch_size // m) % devices == 0]
+        raise UserError(
+            f"optim.microbatches={microbatches} does not cut a batch of {batch_size}"
+            f" into equal parts for {devices} devices; the nearest that does:"
+            f" {nearest_numbers(microbatches, legal)}."
+        )
+    if chosen == "global":
+        return None
+    if chosen == "device":
+        return microbatch // devices
+    if not isinstance(chosen, int):
+        raise UserError(
+            f"model.bn_group_size={chosen!r} is neither a number of examples nor"
+            " 'global' nor 'device'."
+        )
+    if chosen < 1 or microbatch % chosen:
+        of = f"the batch of {batch_size}"
+        if microbatches > 1:
+            of = f"a microbatch of {microbatch} ({batch_size} / {microbatches})"
+        raise UserError(
+            f"model.bn_group_size={chosen} does not divide {of}; the nearest that"
+            f" does: {nearest_numbers(chosen, _divisors(microbatch))}."
+        )
+    return chosen
+
+
+def _divisors(n: int) -> list[int]:
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return sorted({*small, *(n // d for d in small)})
+
+
+def init_state(
+    model: ResNet,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    image_size: int,
+    ema: bool,
+) -> TrainState:
+    """The state before the first step; a function of the seed."""
+    image = jnp.zeros((1, image_size, image_size, model.spec.in_channels))
+    variables = model.init(jax.random.key(seed), image)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=optimizer.init(variables["params"]),
+        # A copy: donated buffers must not be shared.
+        ema=jax.tree.map(jnp.copy, dict(variables)) if ema else None,
+    )
+
+
+def make_train_step(
+    model: ResNet, optimizer: optax.GradientTransformation, options: StepOptions
+) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+    """Returns `train_step(state, batch) -> (state, metrics)`.
+
+    `batch` holds uint8 `image` [b, h, w, c] and int32 `label` [b]. The metrics are
+    float32 scalars: `loss` (mean over the batch), `top1` (fraction that is right) and
+    `grad_norm` (of the loss, before clipping and decay).
+    """
+
+    def loss_of(params, batch_stats, image, label):
+        image = normalize(image, options.mean, options.std, model.dtype)
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            image,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        loss = losses.cross_entropy(logits, label, options.label_smoothing).mean()
+        top1 = jnp.mean(metrics.rank_of_label(logits, label) == 0)
+        return loss, (updated["batch_stats"], top1)
+
+    def gradients(state: TrainState, image, label):
+        grad_of = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, (stats, top1)), grads = grad_of(
+            state.params, state.batch_stats, image, label
+        )
+        return {"grads": grads, "batch_stats": stats, "loss": loss, "top1": top1}
+
+    def accumulated(state: TrainState, image, label):
+        # Every part starts from the same running statistics and holds whole groups of
+        # the batch, so the means over the parts are what one large pass would give.
+        parts = options.microbatches
+        image, label = (
+            _cut(x, parts, model.bn_group_size or 1) for x in (image, label)
+        )
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, gradients(state, *part)), None
+
+        shapes = jax.eval_shape(gradients, state, image[0], label[0])
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        total, _ = jax.lax.scan(add, zero, (image, label))
+        return jax.tree.map(lambda x: x / parts, total)
+
+    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        compute = gradients if options.microbatches == 1 else accumulated
+        out = compute(state, batch["image"], batch["label"])
+        updates, opt_state = optimizer.update(
+            out["grads"], state.opt_state, state.params
+        )
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if options.ema_decay:
+            new = {"params": params, "batch_stats": out["batch_stats"]}
+            ema = optim.update_ema(ema, new, options.ema_decay, state.step)
+        state = TrainState(
+            step=state.step + 1,
+            params=params,
+            batch_stats=out["batch_stats"],
+            opt_state=opt_state,
+            ema=ema,
+        )
+        grad_norm = optax.global_norm(out["grads"])
+        return state, {
+            "loss": out["loss"],
+            "top1": out["top1"],
+            "grad_norm": grad_norm,
+        }
+
+    return train_step
+
+
+def _cut(x: jax.Array, parts: int, unit: int) -> jax.Array:
+    """Deals units of `unit` consecutive rows to `parts` parts in turn: [parts, ...].
+
+    Dealing, not slicing, leaves each device its own rows.
+    """
+    units = x.reshape(-1, parts, unit, *x.shape[1:])
+    return units.swapaxes(0, 1).reshape(parts, -1, *x.shape[1:])
+
+
+def make_eval_step(
+    model: ResNet, mean: Sequence[float], std: Sequence[float]
+) -> Callable[[dict, dict], tuple[dict, dict]]:
+    """Returns `eval_step(variables, batch) -> (sums, predictions)`.
+
+    `sums` are those of `metrics.evaluation_sums`; `predictions` hold the int32 `label`
+    that the network gives to each row and its float32 `probability`.
+    """
+
+    def eval_step(variables: dict, batch: dict) -> tuple[dict, dict]:
+        image = normalize(batch["image"], mean, std, model.dtype)
+        logits = model.apply(variables, image, train=False)
+        probabilities = jax.nn.softmax(logits)
+        predictions = {
+            "label": jnp.argmax(logits, axis=-1),
+            "probability": jnp.max(probabilities, axis=-1),
+        }
+        sums = metrics.evaluation_sums(logits, batch["label"], batch["mask"])
+        return sums, predictions
+
+    return eval_step

@@ -1,0 +1,219 @@
+"""Training from top to bottom: set up, restore, compile, step, log, evaluate, save."""
+
+import contextlib
+import pathlib
+import time
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from resnet_jax import checkpoints, report, writers
+from resnet_jax.checkpoints import Checkpoints, Progress
+from resnet_jax.data.loader import bad_indices
+from resnet_jax.errors import UserError
+from resnet_jax.evaluate import Gallery, evaluate
+from resnet_jax.models.cost import count
+from resnet_jax.preemption import PreemptedError, Preemption
+from resnet_jax.setup import Setup, claim_workdir, set_up, summary
+
+
+class Meter:
+    """Collects the metrics of steps on the devices until they are wanted."""
+
+    def __init__(self, setup: Setup, progress: Progress, writer: writers.Writer):
+        self._setup, self._progress, self._writer = setup, progress, writer
+        self._pending: list[dict] = []
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts the clock anew, after something that is not training."""
+        self._since, self._waited = time.perf_counter(), 0.0
+
+    def waited(self, seconds: float) -> None:
+        """Notes time that was spent waiting for data."""
+        self._waited += seconds
+
+    def add(self, values: dict) -> None:
+        """Notes the metrics of one step; they stay on the devices."""
+        self._pending.append(values)
+
+    def flush(self) -> None:
+        """Waits for the noted steps and writes their means.
+
+        Raises UserError if a loss is not finite, and names the steps.
+        """
+        if not self._pending:
+            return
+        steps = jax.device_get(self._pending)
+        now, self._pending = time.perf_counter(), []
+        elapsed = now - self._since
+        config, progress = self._setup.config, self._progress
+        first = progress.step - len(steps) + 1
+        bad = [first + i for i, values in enumerate(steps) if not _finite(values)]
+        if bad:
+            raise UserError(
+                f"The loss is not finite at step {bad[0]}"
+                f"{f' and {len(bad) - 1} later ones' if len(bad) > 1 else ''}; nothing"
+                " of it was saved. Try a smaller optim.learning_rate, a longer"
+                " optim.warmup, optim.clip_norm=1, or model.dtype=float32."
+            )
+        images = len(steps) * config.batch_size
+        progress.seconds += elapsed
+        means = {
+            key: float(sum(values[key] for values in steps) / len(steps))
+            for key in steps[0]
+        }
+        values = {
+            **means,
+            "epoch": progress.examples / len(self._setup.train.source),
+            "learning_rate": float(self._setup.schedule(progress.step - 1)),
+            "images_per_second": images / elapsed,
+            "data_wait": self._waited / elapsed,
+        }
+        left = self._setup.total_steps - progress.step
+        self._writer.train(progress.step, values, eta=left * elapsed / len(steps))
+        self.restart()
+
+
+def _finite(values: dict) -> bool:
+    return bool(np.isfinite(values["loss"]) and np.isfinite(values["grad_norm"]))
+
+
+def train(config: ConfigDict, workdir: pathlib.Path, command: str = "") -> dict:
+    """Trains from where the workdir stands to the end; returns the result.
+
+    Args:
+      config: see `configs/common.py`.
+      workdir: of this one run; it holds all that the run leaves behind.
+      command: what repeats the run, for the result.
+
+    Raises:
+      UserError: the config, the data or the disk; the message says what to do.
+      PreemptedError: SIGTERM or Ctrl-C came; everything is saved.
+    """
+    with Preemption() as preemption, contextlib.ExitStack() as stack:
+        # Set up.
+        setup = set_up(config)
+        last = setup.total_steps
+        chief = jax.process_index() == 0
+        say = writers.say if chief else lambda text: None
+        claim_workdir(workdir, config)
+        say(summary(setup, workdir))
+
+        # Restore.
+        saved = stack.enter_context(Checkpoints.open(setup, workdir))
+        state, progress = saved.restore_latest(setup.state_like()) or (
+            setup.init_state(),
+            Progress(),
+        )
+        if progress.step:
+            say(f"going on from the checkpoint of step {progress.step}")
+        on_disk = progress.step
+        writer = stack.enter_context(
+            writers.Writer(workdir, step=progress.step, total_steps=last, active=chief)
+        )
+        meter = Meter(setup, progress, writer)
+
+        try:
+            # Compile, while the first batches are made.
+            preemption.check()
+            started = time.perf_counter()
+            if progress.step < last:
+                batches = stack.enter_context(setup.train_batches(progress.step))
+                train_step = setup.compile_train_step()
+                preemption.check()
+            eval_step = setup.compile_eval_step()
+            preemption.check()
+            say(f"compiled in {time.perf_counter() - started:.1f} s")
+
+            meter.restart()
+            while True:
+                # Evaluate and save where the run stands. A restart begins here too,
+                # and makes up for what the process before it did not reach.
+                evaluated = progress.evaluation and progress.evaluation["step"]
+                if setup.due("evaluate", progress.step) and evaluated != progress.step:
+                    meter.flush()
+                    gallery = Gallery()
+                    result = evaluate(
+                        setup,
+                        eval_step,
+                        state,
+                        after_batch=preemption.check,
+                        gallery=gallery,
+                    )
+                    note_evaluation(progress, result, writer)
+                    if chief:
+                        report.save_gallery(workdir, gallery, setup.classes)
+                    saved.save(state, progress)
+                    on_disk = progress.step
+                    meter.restart()
+                elif (
+                    setup.due("checkpoint", progress.step) and on_disk != progress.step
+                ):
+                    meter.flush()
+                    saved.save(state, progress)
+                    on_disk = progress.step
+                    meter.restart()
+                if progress.step == last:
+                    break
+
+                # Step.
+                waiting = time.perf_counter()
+                batch = next(batches)
+                meter.waited(time.perf_counter() - waiting)
+                note_bad_images(progress, batch, setup)
+                state, metrics = train_step(state, setup.to_devices(batch))
+                progress.step += 1
+                progress.examples += config.batch_size
+                meter.add(metrics)
+
+                # Log.
+                writer.tick(progress.step)
+                if setup.due("log", progress.step):
+                    meter.flush()
+                    saved.check()
+                preemption.check()
+        except PreemptedError:
+            meter.flush()
+            if on_disk != progress.step or not progress.step:
+                saved.save(state, progress)
+            saved.wait()
+            say(f"saved step {progress.step}; the same command goes on from there")
+            raise
+        saved.wait()
+
+    result = {
+        **progress.evaluation,
+        "model": config.model.name,
+        "params": count(state.params),
+        "best": progress.best,
+        "bad_train_images": len(progress.bad_images),
+        "seconds": progress.seconds,
+        "images_per_second": progress.examples / max(progress.seconds, 1e-9),
+        "command": command,
+        "versions": checkpoints.find_versions(),
+    }
+    if chief:
+        writers.write_json(workdir / "result.json", result)
+        report.draw(workdir)
+    return result
+
+
+def note_evaluation(progress: Progress, result, writer: writers.Writer) -> None:
+    """Puts the result of an evaluation on record."""
+    values = result.scalars()
+    writer.evaluation(progress.step, values)
+    progress.evaluation = {**values, "step": progress.step}
+    if not progress.best or values["top1"] >= progress.best["top1"]:
+        progress.best = progress.evaluation
+
+
+def note_bad_images(progress: Progress, batch: dict, setup: Setup) -> None:
+    """Puts images that could not be decoded on record, and says so once each."""
+    for index in sorted(bad_indices(batch) - set(progress.bad_images)):
+        progress.bad_images.append(index)
+        writers.say(
+            f"warning: passed over {setup.train.source.name(index)}, which cannot be"
+            f" decoded ({len(progress.bad_images)} so far)"
+        )

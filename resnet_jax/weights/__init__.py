@@ -1,0 +1,1 @@
+"""Reading and writing other frameworks' weights: one naming scheme a file."""
