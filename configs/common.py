@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
     config.optim.decay_at = ()  # step: durations from the start
     config.optim.decay_factor = 0.1
     config.optim.warmup = ConfigDict({"epochs": 5})
-    config.optim.warmup_from = 0.0  # fraction of the peak
+    config.optim.warmup_from = 0.0  # learning rate at step 0
     config.optim.momentum = 0.9
     config.optim.nesterov = True
     config.optim.weight_decay = 1e-4

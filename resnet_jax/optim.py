@@ -23,9 +23,9 @@ def make_schedule(
 
     The peak is `learning_rate * batch_size / learning_rate_batch` (Goyal et al. 2017,
     arXiv:1706.02677, section 2.1), or `learning_rate` if `learning_rate_batch` is 0.
-    A linear warm-up leads from `warmup_from` times the peak to the peak; then the
-    schedule, counted from step 0: `cosine` to zero at the end, `step` by
-    `decay_factor` at each of `decay_at`, or `constant`.
+    A linear warm-up leads from `warmup_from` to the peak; then the schedule, counted
+    from step 0: `cosine` to zero at the end, `step` by `decay_factor` at each of
+    `decay_at`, or `constant`.
     """
     optim, batch_size = config.optim, config.batch_size
     peak = optim.learning_rate
@@ -55,7 +55,7 @@ def make_schedule(
         )
     if not warmup:
         return after
-    ramp = optax.linear_schedule(optim.warmup_from * peak, peak, warmup)
+    ramp = optax.linear_schedule(optim.warmup_from, peak, warmup)
     return optax.join_schedules([ramp, after], [warmup])
 
 

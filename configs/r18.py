@@ -1,0 +1,17 @@
+"""ResNet-18 on ImageNet with the recipe of configs/r50.py.
+
+python -m resnet_jax.main --config=configs/r18.py --workdir=runs/r18
+
+Published for a like recipe (torchvision, batch 256, all parameters decayed): top-1
+69.758 %. Not run here.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import r50
+
+
+def get_config() -> ConfigDict:
+    config = r50.get_config()
+    config.model.name = "resnet18"
+    return config

@@ -1,0 +1,33 @@
+"""ResNet-50 v1.5 on ImageNet in 90 epochs, as Goyal et al. 2017 (arXiv:1706.02677).
+
+python -m resnet_jax.main --config=configs/r50.py --workdir=runs/r50
+
+Published: top-1 error 23.60 +- 0.12 % at batch 256, 23.74 +- 0.09 % at batch 8192
+(table 1 of the paper). The learning rate follows the batch size, so
+`--config.batch_size=8192` is the paper's large-batch run. Not run here.
+
+On a TPU pod, on every host: add `--distributed` and a --workdir that all hosts see.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    config = common.get_config()
+    config.batch_size = 1024
+    config.total = ConfigDict({"epochs": 90})
+
+    config.model.name = "resnet50"
+    config.model.dtype = "bfloat16"
+    config.model.bn_group_size = 32  # images a worker in the paper, section 2.3
+    config.model.overrides.zero_init_last = True  # section 5.1
+    config.model.overrides.head_init_std = 0.01
+
+    config.optim.schedule = "step"
+    config.optim.decay_at = ({"epochs": 30}, {"epochs": 60}, {"epochs": 80})
+    config.optim.warmup = ConfigDict({"epochs": 5})
+    config.optim.warmup_from = 0.1  # gradual warm-up, section 2.2
+    config.optim.weight_decay_exclude = "norm"
+    return config
