@@ -1,7 +1,7 @@
 """ResNet-18 on photographs of hands that show 0 to 5: 64x64, 6 classes.
 
-The data are 1,237 JPEGs of github.com/ardamavi/Sign-Language-Digits-Dataset, laid out as
-data/sign-digits/{train,test}/{0..5}/*.JPG, 20 a class in test.
+The data are 1,237 JPEGs of github.com/ardamavi/Sign-Language-Digits-Dataset, laid out
+as data/sign-digits/{train,test}/{0..5}/*.JPG, 20 a class in test.
 
 python -m resnet_jax.main --config=configs/signs.py --workdir=runs/signs
 

@@ -116,19 +116,20 @@ def check_keys(config: ConfigDict, argv: list[str]) -> None:
 def for_dry_run(config: ConfigDict, devices: int) -> ConfigDict:
     """A config that does two steps of everything on fake data at a small size."""
     config = ConfigDict(config.to_dict())
-    # Two examples a device and microbatch, in groups as a device holds them.
-    config.batch_size = 2 * devices * config.optim.microbatches
-    config.evaluate.batch_size = 2 * devices
-    config.model.bn_group_size = "device"
-    # Does not divide into batches, so that the last one is padded.
-    config.data.source = f"fake:10:{config.batch_size + 1}"
-    config.data.train_split, config.data.eval_split = "train", "validation"
-    config.data.image_size = min(config.data.image_size, 64)
-    config.total = ConfigDict({"steps": 2})
-    if config.optim.warmup and max(config.optim.warmup.values()):
-        config.optim.warmup = ConfigDict({"steps": 1})
-    config.optim.decay_at = tuple({"steps": 1} for _ in config.optim.decay_at[:1])
-    for section in (config.evaluate, config.checkpoint):
-        section.every = ConfigDict({"steps": 2})
-    config.log_every = ConfigDict({"steps": 1})
+    with config.ignore_type():
+        # Two examples a device and microbatch, in groups as a device holds them.
+        config.batch_size = 2 * devices * config.optim.microbatches
+        config.evaluate.batch_size = 2 * devices
+        config.model.bn_group_size = "device"
+        # Does not divide into batches, so that the last one is padded.
+        config.data.source = f"fake:10:{config.batch_size + 1}"
+        config.data.train_split, config.data.eval_split = "train", "validation"
+        config.data.image_size = min(config.data.image_size, 64)
+        config.total = ConfigDict({"steps": 2})
+        if config.optim.warmup and max(config.optim.warmup.values()):
+            config.optim.warmup = ConfigDict({"steps": 1})
+        config.optim.decay_at = tuple({"steps": 1} for _ in config.optim.decay_at[:1])
+        for section in (config.evaluate, config.checkpoint):
+            section.every = ConfigDict({"steps": 2})
+        config.log_every = ConfigDict({"steps": 1})
     return config
