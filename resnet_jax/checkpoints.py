@@ -65,6 +65,7 @@ class Checkpoints:
     ):
         self.directory = directory.absolute()
         self.about = about
+        self._saving: int | None = None
         kept = [policies.LatestN(options.keep_last)]
         if options.keep_best:
             kept.append(
@@ -96,50 +97,53 @@ class Checkpoints:
     def save(self, state: TrainState, progress: Progress) -> None:
         """Starts to save; returns when the state is copied and may be donated.
 
-        A checkpoint of the same step is replaced. Raises UserError if the disk is
-        full or this or the save before failed.
+        A checkpoint of the same step is replaced. Raises UserError if this or the save
+        before it failed.
         """
+        self.wait()
         content = {
             "progress": dataclasses.asdict(progress),
             "fingerprint": fingerprint(state),
             **self.about,
         }
         evaluation = progress.evaluation
-        metrics = (
-            evaluation if evaluation and evaluation["step"] == progress.step else None
-        )
-        try:
+        fresh = evaluation is not None and evaluation["step"] == progress.step
+        self._saving = progress.step
+        with self._telling_failure():
             if progress.step in self._manager.all_steps():
-                self._manager.wait_until_finished()
                 self._manager.delete(progress.step)
             self._manager.save(
                 progress.step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(content)
                 ),
-                metrics=metrics,
+                metrics=evaluation if fresh else None,
                 force=True,
             )
-        except Exception as error:
-            raise self._save_error(progress.step, error) from error
 
     def wait(self) -> None:
         """Returns when everything is on disk; raises UserError if it could not be."""
-        try:
+        with self._telling_failure():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-        except Exception as error:
-            raise self._save_error(None, error) from error
 
-    def _save_error(self, step: int | None, error: Exception) -> UserError:
-        what = "A checkpoint" if step is None else f"The checkpoint of step {step}"
-        steps = [s for s in self.steps() if s != step]
-        last = f"the one of step {steps[-1]} is whole" if steps else "none was saved"
-        return UserError(
-            f"{what} could not be written to {self.directory} ({_reason(error)});"
-            f" {last}. Make room, or mend what is named, and run the same command"
-            " again: it goes on from there."
-        )
+    def check(self) -> None:
+        """Raises UserError if a save in the background has failed."""
+        with self._telling_failure():
+            self._manager.check_for_errors()
+
+    @contextlib.contextmanager
+    def _telling_failure(self):
+        try:
+            yield
+        except Exception as error:
+            steps = [step for step in self.steps() if step != self._saving]
+            last = f"that of step {steps[-1]} is whole" if steps else "it was the first"
+            raise UserError(
+                f"The checkpoint of step {self._saving} could not be written to"
+                f" {self.directory} ({_reason(error)}); {last}. Make room, or mend what"
+                " is named, and run the same command again: it goes on from there."
+            ) from error
 
     def steps(self) -> list[int]:
         """Steps of the finished checkpoints, in ascending order."""
@@ -155,19 +159,31 @@ class Checkpoints:
         return best
 
     def restore_latest(self, like: TrainState) -> tuple[TrainState, Progress] | None:
-        """Restores the newest checkpoint that is whole, or returns None.
+        """Restores the newest checkpoint that is whole; None if there is none at all.
 
-        A damaged one is moved to `damaged/`, and a warning says so.
+        Newer ones that are damaged are moved to `damaged/`, and a warning says so.
 
         Args:
           like: shapes, types and shardings of the state.
+
+        Raises:
+          DamagedError: there are checkpoints, but none is whole.
         """
+        damaged: dict[int, DamagedError] = {}
         for step in reversed(self.steps()):
             try:
-                return self.restore(step, like)
+                restored = self.restore(step, like)
             except DamagedError as error:
-                aside = self._set_aside(step)
-                log.warning("%s It was moved to %s.", error, aside)
+                damaged[step] = error
+                continue
+            for bad_step, error in damaged.items():
+                log.warning("%s It was moved to %s.", error, self._set_aside(bad_step))
+            return restored
+        if damaged:
+            raise DamagedError(
+                f"{next(iter(damaged.values()))} No older one is whole; mend it, or"
+                f" move {self.directory} away to start anew."
+            )
         return None
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, Progress]:
@@ -210,13 +226,6 @@ class Checkpoints:
         self._open()
         return target
 
-    def check(self) -> None:
-        """Raises UserError if a save in the background has failed."""
-        try:
-            self._manager.check_for_errors()
-        except Exception as error:
-            raise self._save_error(None, error) from error
-
     def __enter__(self) -> "Checkpoints":
         return self
 
@@ -232,6 +241,8 @@ class DamagedError(UserError):
 
 def _reason(error: Exception) -> str:
     """The part of a storage error that tells a user something, on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     text = " ".join(str(error).split()) or type(error).__name__
     for sign in (
         "No space left on device",

@@ -4,6 +4,7 @@ python -m resnet_jax.main --config=configs/quickstart.py --workdir=runs/quicksta
 """
 
 import errno
+import inspect
 import logging
 import os
 import pathlib
@@ -11,13 +12,16 @@ import runpy
 import shlex
 import sys
 import tempfile
+import threading
 
+import absl.logging
 from absl import flags
 from ml_collections import config_flags
 
 from resnet_jax.config import check_keys, for_dry_run, rewrite_durations
 from resnet_jax.errors import UserError, nearest
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 MODES = ("train", "eval", "dry_run")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.")
@@ -113,7 +117,7 @@ def run(command: str) -> None:
 def main(argv: list[str]) -> int:
     """Returns the exit code: 0, 1 for an error, 128 + the number of a signal."""
     command = "python -m resnet_jax.main " + shlex.join(argv[1:])
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    quiet_libraries()
     try:
         parse(argv)
         connect()
@@ -128,17 +132,36 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        if error.errno not in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EFBIG,
-            errno.EACCES,
-            errno.EROFS,
-        ):
+        if error.errno not in DISK_ERRORS:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        where = error.filename or _WORKDIR.value
+        print(f"error: {where}: {error.strerror}.", file=sys.stderr)
         return 1
     return 0
+
+
+def quiet_libraries() -> None:
+    """Keeps from the user what this program tells in its own words."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    # Orbax logs the traceback of each of its threads when a disk is full.
+    absl.logging.get_absl_logger().addFilter(
+        lambda record: "orbax" not in record.pathname
+    )
+
+    def one_line(failed) -> None:
+        # Threads and exit handlers of TensorBoard's writer, which is dispensable.
+        print(f"warning: {failed.exc_value}", file=sys.stderr)
+
+    def unless_follow_up(kind, value, traceback) -> None:
+        # TensorStore calls back into loops that Orbax closed after the first failure.
+        if str(value) != "Event loop is closed":
+            sys.__excepthook__(kind, value, traceback)
+
+    threading.excepthook = one_line
+    sys.unraisablehook = lambda failed: (
+        None if inspect.iscoroutine(failed.object) else one_line(failed)
+    )
+    sys.excepthook = unless_follow_up
 
 
 if __name__ == "__main__":

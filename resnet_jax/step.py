@@ -9,6 +9,7 @@ import flax
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from resnet_jax import losses, metrics, optim
@@ -20,7 +21,7 @@ Tree = Any
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a step changes.
+    """All that a step changes: trees of arrays, or of what stands for them.
 
     Attributes:
       step: number of updates made, int32.
@@ -30,7 +31,7 @@ class TrainState:
       ema: averaged {params, batch_stats}, or None.
     """
 
-    step: jax.Array
+    step: Tree
     params: Tree
     batch_stats: Tree
     opt_state: Tree
@@ -64,7 +65,7 @@ def normalize(
     image: UInt8[Array, "b h w c"],
     mean: Sequence[float],
     std: Sequence[float],
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
 ) -> Float[Array, "b h w c"]:
     """(image / 255 - mean) / std, computed in float32."""
     scale = 1 / (255 * jnp.asarray(std, jnp.float32))

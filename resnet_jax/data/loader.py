@@ -168,12 +168,8 @@ def train_batches(
       num_threads: threads if there are no workers; 0: one a core, at most 16.
     """
     rows = range(batch_size) if rows is None else rows
-
-    def example(k: int) -> Batch:
-        step, row = divmod(k, len(rows))
-        return examples.train((steps.start + step) * batch_size + rows[row], seed)
-
-    dataset = grain.MapDataset.range(len(steps) * len(rows)).map(example)
+    positions = _positions(steps, batch_size, rows)
+    dataset = positions.map(functools.partial(examples.train, seed=seed))
     return Batches(dataset.batch(len(rows)), num_workers, num_threads)
 
 
@@ -191,10 +187,20 @@ def eval_batches(
     """
     rows = range(batch_size) if rows is None else rows
     num_batches = -(-len(examples.source) // batch_size)
-
-    def example(k: int) -> Batch:
-        batch, row = divmod(k, len(rows))
-        return examples.test(batch * batch_size + rows[row])
-
-    dataset = grain.MapDataset.range(num_batches * len(rows)).map(example)
+    positions = _positions(range(num_batches), batch_size, rows)
+    dataset = positions.map(examples.test)
     return Batches(dataset.batch(len(rows)), num_workers, num_threads)
+
+
+def _positions(steps: range, batch_size: int, rows: Sequence[int]) -> grain.MapDataset:
+    """Positions in the order of the rows of each step."""
+    position = functools.partial(
+        _position, first_step=steps.start, batch_size=batch_size, rows=rows
+    )
+    return grain.MapDataset.range(len(steps) * len(rows)).map(position)
+
+
+# Not a closure: workers get it by name.
+def _position(k: int, first_step: int, batch_size: int, rows: Sequence[int]) -> int:
+    step, row = divmod(k, len(rows))
+    return (first_step + step) * batch_size + rows[row]

@@ -9,17 +9,22 @@ import dataclasses
 import functools
 import os
 import pathlib
-from typing import Protocol
+import re
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from resnet_jax.errors import UserError, nearest
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".bmp", ".gif"),
+    *(".webp", ".ppm", ".pgm", ".tif", ".tiff"),
+)
 FAKE_SIZES = {"train": 1_281_167, "validation": 50_000, "test": 50_000}
 KINDS = ("tfds:NAME[/CONFIG]", "folder:PATH", "digits", "fake[:CLASSES[:SIZE]]")
 
 
+@runtime_checkable
 class Source(Protocol):
     """Random access to the examples of one split.
 
@@ -62,7 +67,7 @@ def open_source(
         return FolderSource(rest, split)
     if source == "digits":
         return DigitsSource(split)
-    if kind == "fake" and all(number.isdigit() for number in rest.split(":") if rest):
+    if re.fullmatch("fake(:[1-9][0-9]*(:[0-9]+)?)?", source):
         numbers = [int(number) for number in rest.split(":") if rest]
         return FakeSource(split, tuple(fake_shape), *numbers)
     hint = nearest(kind, ("tfds", "folder", "digits", "fake"))
@@ -239,18 +244,16 @@ class TfdsSource:
 
         directory = self.data_dir or None
         try:
-            builder = tfds.builder(
-                self.dataset, data_dir=directory, file_format="array_record"
-            )
+            builder = tfds.builder(self.dataset, data_dir=directory)
         except tfds.core.registered.DatasetNotFoundError:
             name = self.dataset.split("/")[0]
             raise UserError(
                 f"tfds has no data set {self.dataset!r}."
-                + nearest(name, tfds.list_builders())
+                # Community data sets would be listed over the network, by TensorFlow.
+                + nearest(name, tfds.list_builders(with_community_datasets=False))
             ) from None
-        except ValueError as error:
-            first_line = str(error).strip().splitlines()[0]
-            raise UserError(f"tfds:{self.dataset}: {first_line}") from None
+        except (ValueError, AssertionError) as error:
+            raise UserError(f"tfds:{self.dataset}: {_reason(error)}") from None
 
         where = f" --data_dir={self.data_dir}" if self.data_dir else ""
         prepare = f"python -m resnet_jax.prepare tfds:{self.dataset}{where}"
@@ -273,12 +276,14 @@ class TfdsSource:
                 f"tfds:{self.dataset} maps {image!r} to {label!r}, which is not an"
                 " image to a class."
             )
-        base_split = self.split.split("[")[0]
-        if base_split not in builder.info.splits:
-            raise UserError(
-                f"tfds:{self.dataset} has no split {base_split!r}."
-                + nearest(base_split, builder.info.splits)
-            )
+        known = [*builder.info.splits, "all"]
+        for part in self.split.split("+"):
+            base_split = part.split("[")[0].strip()
+            if base_split not in known:
+                raise UserError(
+                    f"tfds:{self.dataset} has no split {base_split!r}."
+                    + nearest(base_split, known)
+                )
         try:
             records = builder.as_data_source(
                 split=self.split, decoders={image: tfds.decode.SkipDecoding()}
@@ -286,12 +291,12 @@ class TfdsSource:
         except NotImplementedError:
             raise UserError(
                 f"tfds:{self.dataset} in {builder.data_dir} is not ArrayRecord, which"
-                f" random access needs; prepare it again with `{prepare}`."
+                f" random access needs; delete it or choose another data_dir, and"
+                f" run `{prepare}`."
             ) from None
         except (ValueError, AssertionError) as error:
-            first_line = str(error).strip().splitlines()[0]
             raise UserError(
-                f"tfds:{self.dataset}, split {self.split!r}: {first_line}"
+                f"tfds:{self.dataset}, split {self.split!r}: {_reason(error)}"
             ) from None
         return image, label, tuple(features[label].names), records
 
@@ -307,3 +312,9 @@ class TfdsSource:
 
     def name(self, index: int) -> str:
         return f"{self.where}[{index}]"
+
+
+def _reason(error: Exception) -> str:
+    """What tfds says, in one line and without the arguments of the call."""
+    text = " ".join(str(error).split())
+    return re.sub(r'^Failed to construct dataset .*?}": ', "", text)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 
 from resnet_jax.models.resnet import ResNet
@@ -48,6 +49,6 @@ def _macs_of_jaxpr(jaxpr) -> int:
             per_output = math.prod(left[axis] for axis in contracted)
             total += math.prod(equation.outvars[0].aval.shape) * per_output
         else:
-            for inner in jax.core.jaxprs_in_params(equation.params):
+            for inner in jax.extend.core.jaxprs_in_params(equation.params):
                 total += _macs_of_jaxpr(inner)
     return total

@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
@@ -31,7 +32,7 @@ class BatchNorm(nn.Module):
     momentum: float = 0.9
     unbiased: bool = True
     scale_init: nn.initializers.Initializer = nn.initializers.ones
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(

@@ -4,6 +4,7 @@ import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from resnet_jax.models import layers
@@ -22,7 +23,7 @@ class ResNet(nn.Module):
     """
 
     spec: ResNetSpec
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     bn_group_size: int | None = None
 
     @nn.compact

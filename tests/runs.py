@@ -1,0 +1,102 @@
+"""Real runs in processes of their own, for the tests that stop and break them."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# Seconds of training on the digits, with everything that a long run has.
+SMALL = (
+    "--config=configs/quickstart.py",
+    "--config.model.overrides={'stage_sizes': (1, 1, 1)}",
+    "--config.total.steps=40",
+    "--config.optim.warmup.steps=5",
+    "--config.evaluate.every.steps=15",
+    "--config.checkpoint.every.steps=5",
+    "--config.log_every.steps=1",
+    "--config.ema_decay=0.9",
+)
+
+
+def start(workdir: pathlib.Path, *flags: str, **environment: str) -> subprocess.Popen:
+    """Starts `python -m resnet_jax.main`; stdout and stderr come as one pipe."""
+    command = [sys.executable, "-u", "-m", "resnet_jax.main", f"--workdir={workdir}"]
+    # One device, as a new user has; the tests themselves see eight.
+    environment = {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu", **environment}
+    return subprocess.Popen(
+        [*command, *flags],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen, timeout: float = 300) -> tuple[int, str]:
+    """Waits for a run; returns its exit code and what it still printed."""
+    output, _ = process.communicate(timeout=timeout)
+    return process.returncode, output
+
+
+def run(workdir: pathlib.Path, *flags: str, **environment: str) -> tuple[int, str]:
+    """A whole run; returns its exit code and what it printed."""
+    return finish(start(workdir, *flags, **environment))
+
+
+def send_when(
+    process: subprocess.Popen, pattern: str, number: signal.Signals
+) -> tuple[int, str]:
+    """Sends a signal as soon as a line matches; returns exit code and the output."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if re.search(pattern, line):
+            process.send_signal(number)
+            break
+    code, rest = finish(process)
+    return code, "".join(lines) + rest
+
+
+def result(workdir: pathlib.Path) -> dict:
+    """What `result.json` holds."""
+    return json.loads((workdir / "result.json").read_text())
+
+
+def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
+    """Steps of the finished checkpoints of a workdir."""
+    names = [path.name for path in (workdir / "checkpoints").iterdir()]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def final_arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+    """All arrays of the newest checkpoint: parameters, statistics, optimiser, EMA."""
+    step = checkpoint_steps(workdir)[-1]
+    path = (workdir / "checkpoints" / str(step) / "state").absolute()
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore(path)
+    import jax
+
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def assert_same_end(workdir: pathlib.Path, other: pathlib.Path) -> None:
+    """Asserts that two runs ended with the same bits in every array."""
+    arrays, others = final_arrays(workdir), final_arrays(other)
+    assert arrays.keys() == others.keys()
+    assert len(arrays) > 10
+    for name, array in arrays.items():
+        assert array.tobytes() == others[name].tobytes(), name
+    for key in ("top1", "loss", "step", "n_seen"):
+        assert result(workdir)[key] == result(other)[key]
