@@ -148,20 +148,22 @@ def quiet_libraries() -> None:
         lambda record: "orbax" not in record.pathname
     )
 
+    # Where a disk is full or a file broken, one failure is followed by many: threads
+    # and exit handlers of TensorBoard's writer, which is dispensable, and callbacks of
+    # TensorStore into loops that Orbax has closed.
+    def noise(error, source=None) -> bool:
+        return str(error) == "Event loop is closed" or inspect.iscoroutine(source)
+
     def one_line(failed) -> None:
-        # Threads and exit handlers of TensorBoard's writer, which is dispensable.
-        print(f"warning: {failed.exc_value}", file=sys.stderr)
+        if not noise(failed.exc_value, getattr(failed, "object", None)):
+            print(f"warning: {failed.exc_value}", file=sys.stderr)
 
-    def unless_follow_up(kind, value, traceback) -> None:
-        # TensorStore calls back into loops that Orbax closed after the first failure.
-        if str(value) != "Event loop is closed":
-            sys.__excepthook__(kind, value, traceback)
+    def uncaught(kind, error, traceback) -> None:
+        if not noise(error):
+            sys.__excepthook__(kind, error, traceback)
 
-    threading.excepthook = one_line
-    sys.unraisablehook = lambda failed: (
-        None if inspect.iscoroutine(failed.object) else one_line(failed)
-    )
-    sys.excepthook = unless_follow_up
+    threading.excepthook = sys.unraisablehook = one_line
+    sys.excepthook = uncaught
 
 
 if __name__ == "__main__":
