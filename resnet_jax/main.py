@@ -116,7 +116,9 @@ def run(command: str) -> None:
 
 def main(argv: list[str]) -> int:
     """Returns the exit code: 0, 1 for an error, 128 + the number of a signal."""
-    command = "python -m resnet_jax.main " + shlex.join(argv[1:])
+    own = ("--coordinator", "--num_processes", "--process_id")
+    told = [argument for argument in argv[1:] if not argument.startswith(own)]
+    command = "python -m resnet_jax.main " + shlex.join(told)
     quiet_libraries()
     try:
         parse(argv)

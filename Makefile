@@ -1,0 +1,42 @@
+# make demo: install and train on a small data set that needs no download.
+# make test: all tests that need no torch; test-fast: the two-minute part;
+# make test-oracles: the networks against torchvision and timm.
+
+PYTHON ?= python3
+VENV ?= .venv
+ORACLES ?= .venv-oracles
+DEMO ?= runs/quickstart
+PYTEST = -m pytest -q
+
+.PHONY: demo test test-fast test-oracles lint
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/python -m resnet_jax.main --config=configs/quickstart.py --workdir=$(DEMO)
+	@echo "The report of the run: $(DEMO)/report.png"
+
+test: $(VENV)/.installed-test lint
+	$(VENV)/bin/python $(PYTEST) --ignore=tests/oracles
+
+test-fast: $(VENV)/.installed-test
+	$(VENV)/bin/python $(PYTEST) --ignore=tests/oracles -m "not slow"
+
+test-oracles: $(ORACLES)/.installed
+	$(ORACLES)/bin/python $(PYTEST) tests/oracles
+
+lint: $(VENV)/.installed-test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+$(VENV)/.installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed requirements-test.txt
+	$(VENV)/bin/pip install -q -r requirements-test.txt
+	touch $@
+
+$(ORACLES)/.installed: requirements.txt requirements-test.txt requirements-oracles.txt
+	$(PYTHON) -m venv $(ORACLES)
+	$(ORACLES)/bin/pip install -q -r requirements-oracles.txt
+	touch $@

@@ -1,0 +1,118 @@
+"""Measures, side by side in one run: `python -m resnet_jax.bench overhead`.
+
+overhead: images/s of the whole program on the fake source (loading, logging, progress)
+against the same compiled step called again and again on one batch.
+"""
+
+import argparse
+import json
+import pathlib
+import runpy
+import statistics
+import sys
+import tempfile
+import time
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from resnet_jax import writers
+from resnet_jax.errors import UserError
+from resnet_jax.setup import Setup, set_up
+from resnet_jax.train import train
+
+
+def overhead(config: ConfigDict, repeats: int) -> dict:
+    """Images per second of a run and of its bare step, in turn; medians.
+
+    The first steps of either, where threads and caches warm up, are not counted.
+    """
+    setup = set_up(config)
+    rates: dict[str, list[float]] = {"run": [], "step": []}
+    for _ in range(repeats):
+        rates["step"].append(_bare_rate(setup))
+        with tempfile.TemporaryDirectory() as directory:
+            workdir = pathlib.Path(directory) / "run"
+            train(config, workdir)
+            rows = writers.read_metrics(workdir)
+        logged = [
+            row["train/images_per_second"]
+            for row in rows
+            if "train/images_per_second" in row
+        ]
+        rates["run"].append(statistics.harmonic_mean(logged[1:]))
+    run, step = (statistics.median(rates[key]) for key in ("run", "step"))
+    return {
+        "name": f"overhead {config.model.name} {config.data.image_size} px"
+        f" batch {config.batch_size}",
+        "value": run,
+        "unit": "images/s",
+        "peer": "bare compiled step",
+        "peer_value": step,
+        "ratio": run / step,
+        "spread": {key: [min(values), max(values)] for key, values in rates.items()},
+    }
+
+
+def _bare_rate(setup: Setup) -> float:
+    config = setup.config
+    train_step, state = setup.compile_train_step(), setup.init_state()
+    rng = np.random.default_rng(0)
+    like = setup.batch_like(config.batch_size, "image", "label")
+    batch = setup.to_devices(
+        {
+            "image": rng.integers(0, 256, like["image"].shape, np.uint8),
+            "label": rng.integers(0, 10, like["label"].shape, np.int32),
+        }
+    )
+    warm = setup.total_steps // 4
+    for i in range(setup.total_steps):
+        if i == warm:
+            jax.block_until_ready(state)
+            started = time.perf_counter()
+        state, _ = train_step(state, batch)
+    jax.block_until_ready(state)
+    images = (setup.total_steps - warm) * config.batch_size
+    return images / (time.perf_counter() - started)
+
+
+def main(argv: list[str]) -> None:
+    """Command line: see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m resnet_jax.bench")
+    parser.add_argument("what", choices=("overhead",))
+    parser.add_argument("--config", default="configs/r18.py")
+    parser.add_argument("--image_size", type=int, default=64)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--json", action="store_true", help="one JSON row, no table")
+    args = parser.parse_args(argv[1:])
+    config = runpy.run_path(args.config)["get_config"]()
+    config.batch_size = args.batch_size
+    config.model.dtype = args.dtype
+    config.data.image_size = args.image_size
+    # Few images in the second split: only training is measured.
+    config.data.source = f"fake:10:{args.batch_size}"
+    config.data.train_split, config.data.eval_split = "train", "validation"
+    config.total = ConfigDict({"steps": args.steps})
+    config.log_every = ConfigDict({"steps": max(args.steps // 4, 1)})
+    config.optim.warmup = ConfigDict({"steps": 0})
+    for section in (config.evaluate, config.checkpoint):
+        section.every = ConfigDict({"steps": args.steps})
+    row = overhead(config, args.repeats)
+    if args.json:
+        print(json.dumps(row))
+    else:
+        print(
+            f"{row['name']}: run {row['value']:.1f} {row['unit']}, {row['peer']}"
+            f" {row['peer_value']:.1f}, ratio {row['ratio']:.3f}"
+        )
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv)
+    except UserError as error:
+        sys.exit(f"error: {error}")
