@@ -29,9 +29,11 @@ def evaluation_sums(
     """Sums of `loss`, `top1`, `top5` and `n` over the examples that the mask keeps."""
     rank = rank_of_label(logits, labels)
     loss = cross_entropy(logits, labels)
+    # Of fewer than five classes all are among the first five, but NaN has no place.
+    five = min(5, logits.shape[-1])
     return {
         "loss": jnp.sum(jnp.where(mask, loss, 0.0)),
         "top1": jnp.sum((rank < 1) & mask),
-        "top5": jnp.sum((rank < 5) & mask),
+        "top5": jnp.sum((rank < five) & mask),
         "n": jnp.sum(mask),
     }
