@@ -42,7 +42,7 @@ def in_steps(duration: Mapping, batch_size: int, train_size: int, key: str) -> f
     if not isinstance(amount, int | float) or amount < 0:
         raise UserError(f"{key}.{unit}={amount!r} is not a number of {unit}.")
     scale = {"steps": 1, "epochs": train_size / batch_size, "examples": 1 / batch_size}
-    return amount * scale[unit]
+    return float(amount * scale[unit])
 
 
 def to_steps(duration: Mapping, batch_size: int, train_size: int, key: str) -> int:

@@ -23,9 +23,9 @@ def make_schedule(
 
     The peak is `learning_rate * batch_size / learning_rate_batch` (Goyal et al. 2017,
     arXiv:1706.02677, section 2.1), or `learning_rate` if `learning_rate_batch` is 0.
-    A linear warm-up leads from `warmup_from` to the peak; then the schedule, counted
-    from step 0: `cosine` to zero at the end, `step` by `decay_factor` at each of
-    `decay_at`, or `constant`.
+    A linear warm-up leads from `warmup_from` to the peak. Behind it, `cosine` falls to
+    zero at the end; `step` has been multiplied by `decay_factor` at each of `decay_at`,
+    counted from step 0; `constant` stays.
     """
     optim, batch_size = config.optim, config.batch_size
     peak = optim.learning_rate
@@ -39,11 +39,14 @@ def make_schedule(
         )
 
     if optim.schedule == "cosine":
-        # The warm-up replaces the beginning; the cosine starts at the peak behind it.
         after = optax.cosine_decay_schedule(peak, max(total_steps - warmup, 1))
     elif optim.schedule == "step":
-        at = [to_steps(d, batch_size, train_size, "decay_at") for d in optim.decay_at]
-        factors = {step - warmup: optim.decay_factor for step in at if step > warmup}
+        factors: dict[int, float] = {}
+        for duration in optim.decay_at:
+            at = to_steps(duration, batch_size, train_size, "optim.decay_at")
+            behind = max(at - warmup, 0)
+            # Two decays may fall on the same step.
+            factors[behind] = factors.get(behind, 1.0) * optim.decay_factor
         after = optax.piecewise_constant_schedule(peak, factors)
     elif optim.schedule == "constant":
         after = optax.constant_schedule(peak)

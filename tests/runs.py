@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -28,11 +29,16 @@ SMALL = (
 
 def start(workdir: pathlib.Path, *flags: str, **environment: str) -> subprocess.Popen:
     """Starts `python -m resnet_jax.main`; stdout and stderr come as one pipe."""
-    command = [sys.executable, "-u", "-m", "resnet_jax.main", f"--workdir={workdir}"]
+    main = ("-m", "resnet_jax.main", f"--workdir={workdir}")
+    return start_python(*main, *flags, **environment)
+
+
+def start_python(*arguments: str, **environment: str) -> subprocess.Popen:
+    """Starts Python at the root of the project, with one device unless told."""
     # One device, as a new user has; the tests themselves see eight.
-    environment = {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu", **environment}
+    environment = {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT), **environment}
     return subprocess.Popen(
-        [*command, *flags],
+        [sys.executable, "-u", *arguments],
         cwd=ROOT,
         env=os.environ | environment,
         stdout=subprocess.PIPE,
@@ -52,6 +58,11 @@ def run(workdir: pathlib.Path, *flags: str, **environment: str) -> tuple[int, st
     return finish(start(workdir, *flags, **environment))
 
 
+def run_python(*arguments: str, **environment: str) -> tuple[int, str]:
+    """Runs Python to its end; returns the exit code and what it printed."""
+    return finish(start_python(*arguments, **environment))
+
+
 def send_when(
     process: subprocess.Popen, pattern: str, number: signal.Signals
 ) -> tuple[int, str]:
@@ -66,9 +77,14 @@ def send_when(
     return code, "".join(lines) + rest
 
 
+def read_json(path: pathlib.Path) -> dict:
+    """The content of a JSON file."""
+    return json.loads(path.read_text())
+
+
 def result(workdir: pathlib.Path) -> dict:
     """What `result.json` holds."""
-    return json.loads((workdir / "result.json").read_text())
+    return read_json(workdir / "result.json")
 
 
 def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
@@ -83,8 +99,6 @@ def final_arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     path = (workdir / "checkpoints" / str(step) / "state").absolute()
     with ocp.StandardCheckpointer() as checkpointer:
         tree = checkpointer.restore(path)
-    import jax
-
     return {
         jax.tree_util.keystr(path): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

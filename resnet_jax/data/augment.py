@@ -47,15 +47,10 @@ class Augment:
     flip: bool = False
 
     def __post_init__(self):
-        for value, known in (
-            (self.crop, CROPS),
-            (self.interpolation, INTERPOLATIONS),
-        ):
+        for key, known in (("crop", CROPS), ("interpolation", INTERPOLATIONS)):
+            value = getattr(self, key)
             if value not in known:
-                raise UserError(
-                    f"data: {value!r} is not a way to crop or resize."
-                    + nearest(value, known)
-                )
+                raise UserError(f"There is no {key} {value!r}.{nearest(value, known)}")
         if not 0 < self.crop_fraction <= 1:
             raise UserError(
                 f"data.crop_fraction={self.crop_fraction} must be above 0 and at most"

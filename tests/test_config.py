@@ -1,0 +1,97 @@
+"""Durations, overrides, golden texts of every config, and what may change."""
+
+import json
+import pathlib
+import runpy
+
+import pytest
+
+from resnet_jax import config as config_lib
+from resnet_jax.errors import UserError
+from tests.runs import ROOT
+
+CONFIGS = sorted(
+    path for path in (ROOT / "configs").glob("*.py") if path.stem != "common"
+)
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "configs"
+
+
+def load(name: str):
+    return runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_says_what_its_golden_text_says(path):
+    """To accept a change: python -m tests.make_golden_configs, and read the diff."""
+    text = config_lib.as_text(load(path.stem))
+    assert text == (GOLDEN / f"{path.stem}.txt").read_text()
+
+
+def test_every_golden_text_has_a_config():
+    assert {p.stem for p in GOLDEN.glob("*.txt")} == {p.stem for p in CONFIGS}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_tells_the_command_that_runs_it(path):
+    doc = runpy.run_path(str(path))["__doc__"]
+    assert f"python -m resnet_jax.main --config=configs/{path.name} --workdir=" in doc
+
+
+@pytest.mark.parametrize(
+    ("duration", "steps"),
+    [
+        ({"steps": 7}, 7),
+        ({"epochs": 2}, 20),
+        ({"epochs": 0.25}, 2),
+        ({"examples": 1000}, 10),
+        ({"examples": 1}, 1),
+        ({"epochs": 0}, 0),
+    ],
+)
+def test_durations_become_steps(duration, steps):
+    assert config_lib.to_steps(duration, 100, 1000, "total") == steps
+
+
+@pytest.mark.parametrize(
+    "duration", [{}, {"days": 3}, {"steps": 1, "epochs": 1}, {"steps": "many"}]
+)
+def test_a_wrong_duration_is_named(duration):
+    with pytest.raises(UserError, match="total"):
+        config_lib.to_steps(duration, 100, 1000, "total")
+
+
+def test_a_duration_may_change_its_unit_on_the_command_line():
+    argv = ["main", "--config=x.py", "--config.total.steps=5", "--config.seed=1"]
+    assert config_lib.rewrite_durations(argv) == [
+        "main",
+        "--config=x.py",
+        "--config.total={'steps': 5}",
+        "--config.seed=1",
+    ]
+
+
+def test_an_unknown_key_is_answered_with_the_nearest():
+    config = load("quickstart")
+    with pytest.raises(UserError, match=r"optim\.learning_rate"):
+        config_lib.check_keys(config, ["--config.optim.learnin_rate=1"])
+    config_lib.check_keys(config, ["--config.optim.learning_rate=1", "--workdir=x"])
+
+
+def test_only_what_changes_no_parameter_may_differ_when_a_run_goes_on():
+    old = json.loads(config_lib.as_json(load("quickstart")))
+    new = load("quickstart")
+    assert config_lib.differences(old, new) == []
+    new.data.num_workers = 7
+    new.checkpoint.keep_last = 9
+    assert config_lib.differences(old, new) == []
+    new.optim.learning_rate = 0.2
+    assert config_lib.differences(old, new) == ["optim.learning_rate: 0.1 -> 0.2"]
+
+
+def test_a_dry_run_is_small_whatever_the_config():
+    for path in CONFIGS:
+        small = config_lib.for_dry_run(load(path.stem), devices=8)
+        assert small.total.to_dict() == {"steps": 2}
+        assert small.batch_size == 16 * small.optim.microbatches
+        assert small.data.source.startswith("fake")
+        assert small.data.image_size <= 64

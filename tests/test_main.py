@@ -1,0 +1,154 @@
+"""What a user does wrong gets one sentence, an exit code of 1, and loses nothing."""
+
+import signal
+
+import pytest
+
+from tests import runs
+
+QUICK = "--config=configs/quickstart.py"
+
+
+def test_each_mistake_gets_one_sentence_with_the_way_out(tmp_path):
+    """One process for all: only `main` is called again, with flags forgotten."""
+    script = """
+import sys
+from absl import flags
+from resnet_jax import main
+for line in open(sys.argv[1]).read().splitlines():
+    for name in list(flags.FLAGS):
+        if name.startswith("config."):
+            delattr(flags.FLAGS, name)
+    flags.FLAGS.unparse_flags()
+    print(">>>", main.main(["main", *line.split("\\t")]), flush=True)
+"""
+    empty = tmp_path / "empty" / "train" / "cat"
+    empty.mkdir(parents=True)
+    (tmp_path / "empty" / "validation" / "cat").mkdir(parents=True)
+    lone = tmp_path / "lone"
+    for split, name in (("train", "cat"), ("train", "dog"), ("validation", "cat")):
+        (lone / split / name).mkdir(parents=True)
+        (lone / split / name / "a.png").write_bytes(b"")
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "result.json").write_text("mine")
+    work = f"--workdir={tmp_path / 'work'}"
+    folder = "--config.data.source=folder:"
+    splits = "--config.data.eval_split=validation"
+    cases = [
+        ([work], "Which config"),
+        ([QUICK], "--workdir=runs/NAME"),
+        (["--config=configs/quickstrat.py", work], "configs/quickstart.py"),
+        ([QUICK, work, "--mod=eval"], "mode"),
+        ([QUICK, work, "--mode=evla"], "eval"),
+        ([QUICK, work, "eval"], "--name=value"),
+        ([QUICK, work, "--config.optim.learning_rat=1"], "optim.learning_rate"),
+        ([QUICK, work, "--config.batch_size=many"], "many"),
+        ([QUICK, work, "--config.model.name=cifar_resnet21"], "cifar_resnet20"),
+        ([QUICK, work, "--config.model.overrides={'wdths': 1}"], "widths"),
+        ([QUICK, work, "--config.model.dtype=bfloat"], "bfloat16"),
+        ([QUICK, work, "--config.data.source=digit"], "digits"),
+        ([QUICK, work, "--config.data.source=tfds:minst"], "mnist"),
+        ([QUICK, work, "--config.data.eval_split=tst"], "test"),
+        ([QUICK, work, "--config.batch_size=60"], "56 or 64"),
+        ([QUICK, work, "--config.model.bn_group_size=30"], "16 or 32"),
+        ([QUICK, work, "--config.model.bn_group_size=world"], "'global'"),
+        ([QUICK, work, "--config.optim.microbatches=3"], "2 or 4"),
+        ([QUICK, work, "--config.optim.schedule=cosin"], "cosine"),
+        ([QUICK, work, "--config.optim.weight_decay_exclude=bn"], "norm"),
+        ([QUICK, work, "--config.data.train_crop=random"], "random_resized"),
+        ([QUICK, work, "--config.data.on_bad_image=ignore"], "skip"),
+        ([QUICK, work, "--config.data.channels=2"], "1 (grey) or 3 (RGB)"),
+        ([QUICK, work, "--config.data.mean=(0.5,0.5)"], "data.channels=1"),
+        ([QUICK, work, "--config.total.steps=2"], "optim.warmup"),
+        ([QUICK, work, "--config.total.epochs=0"], "config.total"),
+        (
+            [
+                QUICK,
+                work,
+                "--config.data.source=tfds:mnist",
+                f"--config.data.data_dir={tmp_path}",
+            ],
+            f"python -m resnet_jax.prepare tfds:mnist --data_dir={tmp_path}",
+        ),
+        ([QUICK, work, f"{folder}{tmp_path / 'nowhere'}", splits], "nowhere"),
+        ([QUICK, work, f"{folder}{tmp_path / 'empty'}", splits], "holds no images"),
+        ([QUICK, work, f"{folder}{lone}", splits], "'dog'"),
+        (
+            [QUICK, work, f"{folder}{lone}", "--config.data.eval_split=valid"],
+            "validation",
+        ),
+        ([QUICK, work, "--mode=eval"], "holds no run"),
+        ([QUICK, f"--workdir={taken}"], "another --workdir"),
+    ]
+    (tmp_path / "cases").write_text("\n".join("\t".join(flags) for flags, _ in cases))
+    (tmp_path / "script.py").write_text(script)
+    code, output = runs.run_python(
+        str(tmp_path / "script.py"), str(tmp_path / "cases"), JAX_NUM_CPU_DEVICES="8"
+    )
+    assert code == 0, output
+    answers = output.split(">>> ")
+    # Behind each answer stands the exit code of the case that it belongs to.
+    for i, (flags, expected) in enumerate(cases):
+        said = answers[i].partition("\n")[2] if i else answers[0]
+        lines = [line for line in said.splitlines() if line]
+        assert lines[-1].startswith("error: "), (flags, said)
+        assert expected in lines[-1], (flags, lines[-1])
+        assert "Traceback" not in said, (flags, said)
+        assert answers[i + 1].startswith("1\n"), flags
+    assert not (tmp_path / "work").exists()
+    assert (taken / "result.json").read_text() == "mine"
+
+
+def test_a_workdir_of_another_config_is_left_alone(tmp_path):
+    flags = (*runs.SMALL, "--config.total.steps=12")
+    assert runs.run(tmp_path / "run", *flags)[0] == 0
+    before = sorted((tmp_path / "run").rglob("*"))
+    code, output = runs.run(tmp_path / "run", *flags, "--config.seed=3")
+    assert code == 1
+    assert "seed: 0 -> 3" in output.splitlines()[-1]
+    assert sorted((tmp_path / "run").rglob("*")) == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
+    flags = ("--config.optim.learning_rate=1e20", "--config.optim.warmup.steps=0")
+    code, output = runs.run(tmp_path / "run", *runs.SMALL, *flags)
+    assert code == 1
+    last = output.splitlines()[-1]
+    assert last.startswith("error: The loss is not finite at step ")
+    assert "optim.learning_rate" in last
+    assert "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_eval_mode_takes_any_split_and_either_checkpoint(tmp_path):
+    workdir = tmp_path / "run"
+    assert runs.run(workdir, *runs.SMALL)[0] == 0
+    for flags, size in (
+        ((), 360),
+        (("--checkpoint=last",), 360),
+        (("--config.data.eval_split=train",), 1437),
+    ):
+        code, output = runs.run(workdir, *runs.SMALL, "--mode=eval", *flags)
+        assert code == 0, output
+        assert f"on {size:,} images" in output
+    last = runs.read_json(workdir / "eval_test.json")
+    assert last["top1"] == runs.result(workdir)["top1"]
+    assert last["loss"] == runs.result(workdir)["loss"]
+
+
+@pytest.mark.slow
+def test_a_dry_run_leaves_nothing_and_needs_no_workdir(tmp_path):
+    code, output = runs.run(
+        tmp_path / "none", "--config=configs/r50.py", "--mode=dry_run"
+    )
+    assert code == 0, output
+    assert "dry run: 2 steps" in output
+    assert not (tmp_path / "none").exists()
+
+
+def test_ctrl_c_saves_too(tmp_path):
+    process = runs.start(tmp_path / "run", *runs.SMALL)
+    code, output = runs.send_when(process, r"step 6/", signal.SIGINT)
+    assert code == 128 + signal.SIGINT, output
+    assert runs.checkpoint_steps(tmp_path / "run")[-1] >= 6
