@@ -27,7 +27,9 @@ def literal(value) -> ml_collections.FieldReference:
     return ml_collections.FieldReference(value, field_type=object)
 
 
-def in_steps(duration: Mapping, batch_size: int, train_size: int, key: str) -> float:
+def in_steps(
+    duration: ConfigDict | Mapping, batch_size: int, train_size: int, key: str
+) -> float:
     """Turns `{'epochs': 90}`, `{'steps': 500}` or `{'examples': 1e6}` into steps.
 
     `key` is the duration's name in a message. Raises UserError for anything else.
@@ -45,7 +47,9 @@ def in_steps(duration: Mapping, batch_size: int, train_size: int, key: str) -> f
     return float(amount * scale[unit])
 
 
-def to_steps(duration: Mapping, batch_size: int, train_size: int, key: str) -> int:
+def to_steps(
+    duration: ConfigDict | Mapping, batch_size: int, train_size: int, key: str
+) -> int:
     """As `in_steps`, rounded to whole steps; what is above zero is at least one."""
     steps = in_steps(duration, batch_size, train_size, key)
     return max(round(steps), 1 if steps else 0)
