@@ -28,8 +28,7 @@ def check_batch_size(key: str, batch_size: int, mesh: Mesh) -> None:
     """Raises UserError with the nearest legal sizes unless the devices divide it."""
     devices = mesh.size
     if batch_size < 1 or batch_size % devices:
-        below = batch_size // devices * devices
-        legal = [n for n in (below, below + devices) if n > 0]
+        legal = range(devices, max(batch_size, 0) + devices + 1, devices)
         raise UserError(
             f"{key}={batch_size} cannot be divided over {devices} devices; the nearest"
             f" that can: {nearest_numbers(batch_size, legal)}."

@@ -202,7 +202,7 @@ def make_train_step(
             opt_state=opt_state,
             ema=ema,
         )
-        grad_norm = optax.global_norm(out["grads"])
+        grad_norm = optax.tree.norm(out["grads"])
         return state, {
             "loss": out["loss"],
             "top1": out["top1"],

@@ -1,0 +1,309 @@
+"""Schedules, and SGD against a transcription of torch's."""
+
+import collections
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from configs import common
+from resnet_jax.errors import UserError
+from resnet_jax.models import create_model
+from resnet_jax.models.cost import init_shapes
+from resnet_jax.optim import decayed, make_optimizer, make_schedule, update_ema
+from tests import keyed
+
+TRAIN_SIZE = 2560  # ten steps an epoch at the batch size of `configure`
+
+
+def configure(**optim) -> ConfigDict:
+    """The defaults without warm-up, with other values in `optim`."""
+    config = common.get_config()
+    config.batch_size = 256
+    config.optim.warmup = ConfigDict({"steps": 0})
+    with config.ignore_type():
+        for key, value in optim.items():
+            config.optim[key] = ConfigDict(value) if key == "warmup" else value
+    return config
+
+
+def rates(config: ConfigDict, steps, total_steps: int = 100) -> list[float]:
+    """Learning rates at some steps."""
+    schedule = make_schedule(config, total_steps=total_steps, train_size=TRAIN_SIZE)
+    return [float(schedule(step)) for step in steps]
+
+
+def about(values):
+    """Equal but for a few float32 operations, 2^-24 of the peak each."""
+    return pytest.approx(values, rel=1e-6, abs=1e-7)
+
+
+# Schedules.
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "learning_rate_batch", "peak"),
+    [(256, 256, 0.1), (8192, 256, 3.2), (64, 256, 0.025), (8192, 0, 0.1)],
+)
+def test_the_peak_is_proportional_to_the_batch_size_or_fixed(
+    batch_size, learning_rate_batch, peak
+):
+    config = configure(schedule="constant", learning_rate_batch=learning_rate_batch)
+    config.batch_size = batch_size
+    assert rates(config, [0, 50, 99]) == about([peak] * 3)
+
+
+def test_a_cosine_leads_from_the_peak_to_zero():
+    config = configure(schedule="cosine")
+    expected = 0.1 * (1 + np.cos(np.pi * np.array([0, 25, 50, 99, 100]) / 100)) / 2
+    assert rates(config, [0, 25, 50, 99, 100]) == about(expected.tolist())
+
+
+def test_a_warm_up_is_a_line_to_the_peak_and_the_cosine_begins_behind_it():
+    config = configure(warmup={"steps": 20}, warmup_from=0.02)
+    assert rates(config, [0, 5, 10, 20]) == about([0.02, 0.04, 0.06, 0.1])
+    # Half of the 80 steps behind the warm-up, and all of them.
+    assert rates(config, [60, 100]) == about([0.05, 0.0])
+
+
+@pytest.mark.parametrize(
+    "decay_at",
+    [
+        ({"steps": 30}, {"steps": 60}),
+        ({"epochs": 3}, {"epochs": 6}),
+        ({"examples": 30 * 256}, {"examples": 60 * 256}),
+    ],
+)
+@pytest.mark.parametrize("warmup", [0, 5])
+def test_steps_decay_at_exactly_their_steps(decay_at, warmup):
+    config = configure(schedule="step", decay_at=decay_at, warmup={"steps": warmup})
+    got = rates(config, [5, 29, 30, 59, 60, 99])
+    assert got == about([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_decays_at_the_same_step_are_all_made():
+    config = configure(schedule="step", decay_at=({"steps": 30}, {"epochs": 3}))
+    assert rates(config, [29, 30]) == about([0.1, 0.001])
+
+
+def test_a_decay_in_the_warm_up_is_made_behind_it():
+    config = configure(
+        schedule="step",
+        decay_at=({"steps": 10}, {"steps": 30}),
+        warmup={"steps": 20},
+    )
+    assert rates(config, [10, 19, 20, 29, 30]) == about(
+        [0.05, 0.095, 0.01, 0.01, 0.001]
+    )
+
+
+def test_a_constant_rate_stays_behind_its_warm_up():
+    config = configure(schedule="constant", warmup={"epochs": 1})
+    assert rates(config, [0, 5, 10, 99]) == about([0.0, 0.05, 0.1, 0.1])
+
+
+@pytest.mark.parametrize("warmup", [100, 101])
+def test_a_warm_up_as_long_as_the_run_is_refused(warmup):
+    config = configure(warmup={"steps": warmup})
+    with pytest.raises(UserError, match=f"warmup takes {warmup} steps.*only 100"):
+        rates(config, [0])
+
+
+def test_an_unknown_schedule_is_answered_with_the_nearest():
+    with pytest.raises(UserError, match=r"schedule='cosin'.*Did you mean cosine\?"):
+        rates(configure(schedule="cosin"), [0])
+
+
+def test_a_decay_that_is_no_duration_is_named_with_its_key():
+    config = configure(schedule="step", decay_at=({"epoch": 30},))
+    with pytest.raises(UserError, match=r"optim\.decay_at"):
+        rates(config, [0])
+
+
+# Which parameters decay.
+
+
+def decay_leaves(name: str, exclude: str) -> tuple[set, collections.Counter]:
+    """Last names of the parameters that decay, and how many of them there are."""
+    params = init_shapes(create_model(name), 32)["params"]
+    kinds: dict[bool, list[str]] = {True: [], False: []}
+    for path, yes in jax.tree_util.tree_leaves_with_path(decayed(params, exclude)):
+        kinds[yes].append("/".join(key.key for key in path))
+    return kinds[True], kinds[False]
+
+
+# ResNet-18: 17 convolutions, 3 projections, each with a norm; CIFAR-20: 19, no
+# projections; one head each.
+CONVS = {"resnet18": 20, "cifar_resnet20": 19}
+
+
+@pytest.mark.parametrize("name", CONVS)
+def test_with_none_excluded_every_parameter_decays(name):
+    yes, no = decay_leaves(name, "none")
+    assert (len(yes), no) == (3 * CONVS[name] + 2, [])
+
+
+@pytest.mark.parametrize("name", CONVS)
+def test_norm_excludes_scales_and_biases_of_norms_but_not_the_head(name):
+    yes, no = decay_leaves(name, "norm")
+    assert len(no) == 2 * CONVS[name]
+    assert all("norm" in leaf.split("/")[-2] for leaf in no)
+    assert {"head/bias", "head/kernel", "stem_conv/kernel"} <= set(yes)
+    assert len(yes) == CONVS[name] + 2
+
+
+@pytest.mark.parametrize("name", CONVS)
+def test_norm_and_bias_leaves_kernels_only(name):
+    yes, no = decay_leaves(name, "norm+bias")
+    assert {leaf.split("/")[-1] for leaf in yes} == {"kernel"}
+    assert (len(yes), len(no)) == (CONVS[name] + 1, 2 * CONVS[name] + 1)
+    assert "head/bias" in no
+
+
+def test_the_norm_of_a_shortcut_counts_as_a_norm():
+    yes, no = decay_leaves("resnet18", "norm")
+    assert "stage2_block1/shortcut/conv/kernel" in yes
+    assert {f"stage2_block1/shortcut/norm/{leaf}" for leaf in ("scale", "bias")} <= set(
+        no
+    )
+
+
+def test_an_unknown_exclusion_is_answered_with_the_nearest():
+    config = configure(weight_decay_exclude="norms")
+    with pytest.raises(UserError, match=r"exclude='norms'.*Did you mean norm"):
+        make_optimizer(config, optax.constant_schedule(0.1))
+
+
+# The update.
+
+SHAPES = {
+    "conv1": {"kernel": (3, 3, 2, 4)},
+    "norm1": {"scale": (4,), "bias": (4,)},
+    "head": {"kernel": (4, 5), "bias": (5,)},
+}
+PATHS = [(module, leaf) for module, leaves in SHAPES.items() for leaf in leaves]
+
+
+def draw(name: str) -> dict:
+    """Draws a tree of parameters or gradients."""
+    rng = keyed.generator(name)
+    return {
+        module: {
+            leaf: rng.standard_normal(shape, np.float32)
+            for leaf, shape in leaves.items()
+        }
+        for module, leaves in SHAPES.items()
+    }
+
+
+def schedule(step):
+    """A learning rate that changes with every step."""
+    return 0.1 / (1 + step)
+
+
+class TorchSGD:
+    """torch.nn.utils.clip_grad_norm_ and torch.optim.SGD (2.x) in float64.
+
+    The learning rate is outside the buffer, so the buffer does not know when it
+    changes.
+    """
+
+    def __init__(self, params, decays, *, momentum, nesterov, weight_decay, clip_norm):
+        self.params = {p: params[p[0]][p[1]].astype(np.float64) for p in PATHS}
+        self.buffers = {}
+        self.decays, self.momentum, self.nesterov = decays, momentum, nesterov
+        self.weight_decay, self.clip_norm = weight_decay, clip_norm
+
+    def step(self, grads, lr: float) -> None:
+        grads = {p: grads[p[0]][p[1]].astype(np.float64) for p in PATHS}
+        if self.clip_norm:
+            norm = np.sqrt(sum(np.square(grad).sum() for grad in grads.values()))
+            factor = min(1.0, self.clip_norm / (norm + 1e-6))
+            grads = {p: grad * factor for p, grad in grads.items()}
+        for p, grad in grads.items():
+            if self.weight_decay and p in self.decays:
+                grad = grad + self.weight_decay * self.params[p]
+            if self.momentum:
+                if p in self.buffers:
+                    self.buffers[p] = self.momentum * self.buffers[p] + grad
+                else:
+                    self.buffers[p] = grad
+                buffer = self.buffers[p]
+                grad = grad + self.momentum * buffer if self.nesterov else buffer
+            self.params[p] = self.params[p] - lr * grad
+
+
+KERNELS = {("conv1", "kernel"), ("head", "kernel")}
+DECAYS = {
+    "none": set(PATHS),
+    "norm": KERNELS | {("head", "bias")},
+    "norm+bias": KERNELS,
+}
+
+
+@pytest.mark.parametrize(
+    ("momentum", "nesterov", "weight_decay", "exclude", "clip_norm"),
+    [
+        (0.0, False, 0.0, "none", 0.0),
+        (0.9, False, 0.0, "none", 0.0),
+        (0.9, True, 0.0, "none", 0.0),
+        (0.9, True, 0.05, "none", 0.0),
+        (0.9, False, 0.05, "norm", 0.0),
+        (0.0, False, 0.05, "norm+bias", 0.0),
+        # The gradients' norm is about sqrt(105) = 10, so one bound clips every step
+        # and the other some.
+        (0.9, True, 0.05, "norm+bias", 1.0),
+        (0.9, False, 0.05, "none", 10.0),
+    ],
+)
+def test_twenty_updates_equal_those_of_torch(
+    momentum, nesterov, weight_decay, exclude, clip_norm
+):
+    config = configure(
+        momentum=momentum,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
+        weight_decay_exclude=exclude,
+        clip_norm=clip_norm,
+    )
+    optimizer = make_optimizer(config, schedule)
+    params = draw("params")
+    theirs = TorchSGD(
+        params,
+        DECAYS[exclude],
+        momentum=momentum,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
+        clip_norm=clip_norm,
+    )
+
+    @jax.jit
+    def update(params, state, grads):
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    for step in range(20):
+        grads = draw(f"gradients of step {step}")
+        params, state = update(params, state, grads)
+        theirs.step(grads, schedule(step))
+    for module, leaf in PATHS:
+        # Twenty updates of at most 1, rounded to 2^-24 of numbers below 10; torch's
+        # 1e-6 in the divisor of clipping changes updates by a ten-millionth.
+        np.testing.assert_allclose(
+            params[module][leaf], theirs.params[module, leaf], atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("step", [0, 7, 1_000_000])
+def test_the_average_grows_slower_with_the_step(step):
+    old, new = draw("old"), draw("new")
+    decay = min(0.99, (1 + step) / (10 + step))
+    got = update_ema(old, new, 0.99, jnp.int32(step))
+    for module, leaf in PATHS:
+        expected = decay * old[module][leaf] + (1 - decay) * new[module][leaf]
+        # Three float32 operations on numbers below 5.
+        np.testing.assert_allclose(got[module][leaf], expected, atol=2e-6)

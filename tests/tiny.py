@@ -1,0 +1,90 @@
+"""A run so small that its train step compiles in a second or two."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+from ml_collections import ConfigDict
+
+from configs import quickstart
+from resnet_jax import sharding
+from resnet_jax.setup import Setup, set_up
+from resnet_jax.step import TrainState
+from tests import keyed
+
+# Two blocks, the second one with a projection: six norms.
+NETWORK = {
+    "stage_sizes": (1, 1),
+    "widths": (8, 16),
+    "stem_width": 8,
+    "shortcut": "projection",
+}
+
+
+def config(changes: Mapping | None = None) -> ConfigDict:
+    """A run of four steps of 16 images on fake data, with changes by dotted key."""
+    config = quickstart.get_config()
+    config.batch_size = 16
+    config.total = ConfigDict({"steps": 4})
+    config.model.overrides = ConfigDict(NETWORK)
+    config.model.bn_group_size = 2
+    config.data.source = "fake:10:64"
+    config.data.eval_split = "validation"
+    config.optim.warmup = ConfigDict({"steps": 0})
+    config.update_from_flattened_dict(changes or {})
+    return config
+
+
+def mesh_of(devices: int) -> Mesh:
+    """The mesh that a machine with so many devices would have."""
+    return jax.make_mesh(
+        (devices,),
+        ("data",),
+        axis_types=(AxisType.Auto,),
+        devices=jax.devices()[:devices],
+    )
+
+
+def setup(changes: Mapping | None = None, devices: int = 8) -> Setup:
+    """What follows from `config` on the first devices."""
+    return dataclasses.replace(set_up(config(changes)), mesh=mesh_of(devices))
+
+
+def state(setup: Setup, step: int = 0) -> TrainState:
+    """A state with none of its values as they start, on the setup's devices.
+
+    It is drawn by numpy, since compiling the initialisers takes longer than the step.
+    """
+    variables = keyed.variables(setup.model.spec)
+    state = TrainState(
+        step=np.int32(step),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=setup.optimizer.init(variables["params"]),
+        ema=keyed.variables(setup.model.spec, seed=1)
+        if setup.config.ema_decay
+        else None,
+    )
+    return jax.device_put(state, sharding.replicated(setup.mesh))
+
+
+def batch(setup: Setup, seed: int = 0) -> dict[str, np.ndarray]:
+    """Draws a training batch."""
+    like = setup.batch_like(setup.config.batch_size, "image", "label")
+    rng = keyed.generator("batch", seed)
+    return {
+        "image": rng.integers(256, size=like["image"].shape, dtype=np.uint8),
+        "label": rng.integers(10, size=like["label"].shape, dtype=np.int32),
+    }
+
+
+def difference(tree, expected) -> float:
+    """The largest difference in a leaf, as a part of that leaf's largest value."""
+
+    def of_leaf(got, want) -> float:
+        got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+        return np.abs(got - want).max() / max(np.abs(want).max(), 1e-30)
+
+    return max(jax.tree.leaves(jax.tree.map(of_leaf, tree, expected)))
