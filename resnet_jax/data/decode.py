@@ -54,6 +54,6 @@ def _to_mode(image: Image.Image, channels: int) -> Image.Image:
         # Pillow's own conversion clips 16 bits at 255 instead of scaling them.
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     elif image.mode == "P":
-        # A palette with transparency has no direct way to RGB.
+        # Pillow warns if a palette's transparency is not dropped by way of RGBA.
         image = image.convert("RGBA")
     return image.convert(MODES[channels])

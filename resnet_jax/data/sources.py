@@ -245,14 +245,14 @@ class TfdsSource:
         directory = self.data_dir or None
         try:
             builder = tfds.builder(self.dataset, data_dir=directory)
-        except tfds.core.registered.DatasetNotFoundError:
-            name = self.dataset.split("/")[0]
-            raise UserError(
-                f"tfds has no data set {self.dataset!r}."
-                # Community data sets would be listed over the network, by TensorFlow.
-                + nearest(name, tfds.list_builders(with_community_datasets=False))
-            ) from None
         except (ValueError, AssertionError) as error:
+            name = re.split("[/:]", self.dataset)[0]
+            # Community data sets would be listed over the network, by TensorFlow.
+            known = tfds.list_builders(with_community_datasets=False)
+            if name not in known:
+                raise UserError(
+                    f"tfds has no data set {name!r}.{nearest(name, known)}"
+                ) from None
             raise UserError(f"tfds:{self.dataset}: {_reason(error)}") from None
 
         where = f" --data_dir={self.data_dir}" if self.data_dir else ""

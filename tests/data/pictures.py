@@ -1,0 +1,63 @@
+"""Small pictures, their files, and ways to break them."""
+
+import io
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+from resnet_jax.data.augment import Augment
+from resnet_jax.data.loader import Examples
+from resnet_jax.data.sources import open_source
+
+RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
+
+
+def quadrants(width: int = 48, height: int = 32) -> Image.Image:
+    """Red, green / blue, yellow: no two corners alike, so no turn goes unnoticed."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[: height // 2, : width // 2] = RED
+    pixels[: height // 2, width // 2 :] = GREEN
+    pixels[height // 2 :, : width // 2] = BLUE
+    pixels[height // 2 :, width // 2 :] = YELLOW
+    return Image.fromarray(pixels)
+
+
+def noise(seed: int, width: int, height: int) -> Image.Image:
+    """Random colours."""
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+
+
+def encode(image: Image.Image, kind: str, **options) -> bytes:
+    """The bytes of an image file as Pillow writes it."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def write_folder(root: pathlib.Path, files: dict[str, bytes]) -> str:
+    """Writes files under a directory and returns the source that it is."""
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return f"folder:{root}"
+
+
+def examples(
+    source: str,
+    split: str = "train",
+    *,
+    size: int = 8,
+    channels: int = 3,
+    skip_bad: bool = False,
+    **augment,
+) -> Examples:
+    """The examples of a split, as a run would make them."""
+    return Examples(
+        source=open_source(source, split, fake_shape=(size, size, channels)),
+        augment=Augment(size=size, **augment),
+        channels=channels,
+        skip_bad=skip_bad,
+    )

@@ -1,0 +1,259 @@
+"""What part of an image is taken: never outside, and as often as it should be."""
+
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnet_jax.data.augment import Augment, random_box
+from resnet_jax.errors import UserError
+from tests.data.pictures import noise
+
+SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+
+
+def boxes(size, *, number: int, seed: int = 0, scale=SCALE, ratio=RATIO):
+    rng = np.random.default_rng(seed)
+    return np.array([random_box(rng, size, scale, ratio) for _ in range(number)])
+
+
+def distance_from_uniform(values: np.ndarray, low: float, high: float) -> float:
+    """Kolmogorov and Smirnov's: the most that the two distributions differ by."""
+    expected = (np.sort(values) - low) / (high - low)
+    observed = np.arange(1, len(values) + 1) / len(values)
+    return np.abs(observed - expected).max()
+
+
+@pytest.mark.parametrize(
+    "size",
+    [(500, 375), (375, 500), (333, 333), (1, 1), (2, 3), (17, 5), (9, 1000), (1000, 9)],
+)
+def test_a_box_is_never_empty_nor_outside(size):
+    left, top, right, bottom = boxes(size, number=300).T
+    assert (left >= 0).all()
+    assert (top >= 0).all()
+    assert (right > left).all()
+    assert (bottom > top).all()
+    assert (right <= size[0]).all()
+    assert (bottom <= size[1]).all()
+
+
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (100, 100), (256, 100)])
+def test_area_and_ratio_of_a_box_are_within_their_bounds(size):
+    left, top, right, bottom = boxes(size, number=2000).T
+    width, height = right - left, bottom - top
+    # Sides are rounded: each by half a pixel at most.
+    assert ((width + 0.5) / (height - 0.5) >= RATIO[0]).all()
+    assert ((width - 0.5) / (height + 0.5) <= RATIO[1]).all()
+    assert ((width + 0.5) * (height + 0.5) >= SCALE[0] * size[0] * size[1]).all()
+    assert (width * height <= size[0] * size[1]).all()
+
+
+def test_area_is_uniform_and_ratio_log_uniform():
+    # Up to half of a square, every ratio fits, so that no try is thrown away.
+    side, scale, number = 4000, (0.08, 0.5), 2000
+    left, top, right, bottom = boxes((side, side), number=number, scale=scale).T
+    width, height = right - left, bottom - top
+    # One sample in a thousand is farther off (Kolmogorov); rounded sides add nothing:
+    # half a pixel is 1 / 2000 of the least side.
+    bound = 1.95 / math.sqrt(number)
+    area = width * height / side**2
+    assert distance_from_uniform(area, *scale) < bound
+    assert distance_from_uniform(np.log(width / height), *np.log(RATIO)) < bound
+    # And every place of the box is as likely as another.
+    across, down = left / (side - width), top / (side - height)
+    assert distance_from_uniform(across, 0, 1) < bound
+    assert distance_from_uniform(down, 0, 1) < bound
+    # The four are independent: a correlation of 4 / sqrt(n) is 4 standard errors.
+    correlations = np.corrcoef([area, width / height, across, down])
+    assert np.abs(correlations[np.triu_indices(4, 1)]).max() < 4 / math.sqrt(number)
+
+
+# torchvision 0.29's RandomResizedCrop.get_params on the same sizes.
+TORCHVISION_FALLBACK = {
+    (1, 1000): (0, 499, 1, 500),
+    (1000, 1): (499, 0, 500, 1),
+    (2000, 100): (933, 0, 1066, 100),
+    (100, 2000): (0, 933, 100, 1066),
+    (3001, 101): (1433, 0, 1568, 101),
+}
+
+
+@pytest.mark.parametrize("size", TORCHVISION_FALLBACK)
+def test_extreme_shapes_fall_back_on_torchvisions_centre_crop(size):
+    # At least 0.9 of the area cannot be had from these with a ratio up to 4 / 3.
+    found = boxes(size, number=20, scale=(0.9, 1.0))
+    assert (found == TORCHVISION_FALLBACK[size]).all()
+
+
+def test_boxes_are_the_ones_of_earlier_runs():
+    # A change here, of ours or of numpy's, makes every older run another run.
+    found = [boxes((500, 375), number=1, seed=seed)[0].tolist() for seed in range(3)]
+    assert found == [[65, 166, 194, 337], [4, 13, 370, 295], [111, 94, 342, 354]]
+
+
+def test_a_box_is_a_function_of_the_generator():
+    first = boxes((500, 375), number=20, seed=1)
+    assert (first == boxes((500, 375), number=20, seed=1)).all()
+    assert len(np.unique(first, axis=0)) == 20
+    assert (first != boxes((500, 375), number=20, seed=2)).any(axis=1).all()
+
+
+@pytest.mark.parametrize("interpolation", ("bilinear", "bicubic"))
+def test_a_random_resized_crop_is_pillows_resize_of_the_box(interpolation):
+    image = noise(0, 61, 47)
+    augment = Augment(size=32, crop="random_resized", interpolation=interpolation)
+    filters = {
+        "bilinear": Image.Resampling.BILINEAR,
+        "bicubic": Image.Resampling.BICUBIC,
+    }
+    for seed in range(5):
+        box = random_box(np.random.default_rng(seed), image.size, SCALE, RATIO)
+        expected = image.resize((32, 32), filters[interpolation], box)
+        found = augment(image, np.random.default_rng(seed))
+        np.testing.assert_array_equal(found, np.asarray(expected), strict=True)
+
+
+SIDE, PAD = 8, 3
+# Every pixel different, and none of them zero.
+NUMBERED = np.arange(1, SIDE * SIDE + 1, dtype=np.uint8).reshape(SIDE, SIDE)
+
+
+def test_pad_and_crop_reaches_every_offset_with_zeros_outside():
+    augment = Augment(size=SIDE, crop="pad", pad=PAD)
+    padded = np.pad(NUMBERED, PAD)
+    window = range(2 * PAD + 1)
+    crops = {
+        padded[top : top + SIDE, left : left + SIDE].tobytes(): (top, left)
+        for top in window
+        for left in window
+    }
+    rng = np.random.default_rng(0)
+    counts = dict.fromkeys(crops.values(), 0)
+    number = 2000
+    for _ in range(number):
+        crop = augment(Image.fromarray(NUMBERED), rng)
+        assert crop.shape == (SIDE, SIDE, 1)
+        counts[crops[crop.tobytes()]] += 1
+    # 5 standard errors of a count of probability 1 / 49: about one table in 35,000.
+    expected = number / len(counts)
+    error = math.sqrt(expected * (1 - 1 / len(counts)))
+    assert max(abs(count - expected) for count in counts.values()) < 5 * error
+
+
+def test_pad_and_crop_resizes_other_sizes_first():
+    image = noise(0, 40, 30)
+    found = Augment(size=16, crop="pad", pad=0)(image, np.random.default_rng(0))
+    expected = image.resize((16, 16), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(found, np.asarray(expected))
+
+
+def test_half_of_the_images_are_mirrored():
+    augment = Augment(size=SIDE, crop="pad", pad=0, flip=True)
+    rng = np.random.default_rng(0)
+    mirrored, number = 0, 4000
+    for _ in range(number):
+        found = augment(Image.fromarray(NUMBERED), rng)[:, :, 0]
+        is_mirrored = bool(found[0, 0] > found[0, -1])
+        expected = NUMBERED[:, ::-1] if is_mirrored else NUMBERED
+        np.testing.assert_array_equal(found, expected)
+        mirrored += is_mirrored
+    # 4 standard errors of a fair coin: within 0.03 of one half.
+    assert abs(mirrored - number / 2) < 4 * math.sqrt(number) / 2
+
+
+@pytest.mark.parametrize("crop", ("random_resized", "pad", "center"))
+def test_every_crop_can_be_mirrored(crop):
+    # The flip is drawn behind the crop, which is therefore the same.
+    plain = Augment(size=16, crop=crop)
+    flipping = Augment(size=16, crop=crop, flip=True)
+    mirrored = 0
+    for seed in range(20):
+        crops = [
+            augment(noise(0, 30, 20), np.random.default_rng(seed))
+            for augment in (plain, flipping)
+        ]
+        if (crops[0] != crops[1]).any():
+            np.testing.assert_array_equal(crops[0], crops[1][:, ::-1])
+            mirrored += 1
+    # All or none of 20 would be a coincidence of one in half a million.
+    assert 0 < mirrored < 20
+
+
+def test_nothing_is_mirrored_unless_asked_for():
+    augment = Augment(size=SIDE, crop="pad", pad=0)
+    for seed in range(20):
+        found = augment(Image.fromarray(NUMBERED), np.random.default_rng(seed))
+        np.testing.assert_array_equal(found[:, :, 0], NUMBERED)
+
+
+def torchvision_rule(image: Image.Image, size: int, fraction: float, resample):
+    """Resize(floor(size / fraction)), then CenterCrop(size), in Pillow's words."""
+    short = math.floor(size / fraction)
+    long = int(short * max(image.size) / min(image.size))
+    landscape = image.width > image.height
+    resized = image.resize((long, short) if landscape else (short, long), resample)
+    left = round((resized.width - size) / 2.0)
+    top = round((resized.height - size) / 2.0)
+    return resized.crop((left, top, left + size, top + size))
+
+
+@pytest.mark.parametrize("fraction", (0.875, 0.95, 1.0))
+@pytest.mark.parametrize("size", (224, 225, 32))
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *((500, 375), (375, 500), (333, 333), (257, 401), (401, 257), (640, 223)),
+        *((224, 224), (256, 256), (600, 7), (7, 600), (1, 1)),
+        *((33, 31), (31, 33), (300, 301), (301, 300)),
+    ],
+)
+def test_a_center_crop_is_torchvisions(shape, size, fraction):
+    # With both libraries installed, Resize and CenterCrop gave these very pixels.
+    image = noise(0, *shape)
+    found = Augment(size=size, crop_fraction=fraction)(image, None)
+    expected = torchvision_rule(image, size, fraction, Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(found, np.asarray(expected), strict=True)
+
+
+def test_a_bicubic_center_crop_is_torchvisions():
+    image = noise(0, 101, 77)
+    found = Augment(size=64, interpolation="bicubic")(image, None)
+    expected = torchvision_rule(image, 64, 0.875, Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(found, np.asarray(expected))
+
+
+def test_an_image_of_the_right_size_keeps_its_pixels():
+    image = noise(0, 32, 32)
+    found = Augment(size=32, crop_fraction=1.0)(image, None)
+    np.testing.assert_array_equal(found, np.asarray(image))
+
+
+@pytest.mark.parametrize("crop", ("random_resized", "pad", "center"))
+@pytest.mark.parametrize("mode", ("L", "RGB"))
+def test_grey_stays_one_channel_and_color_three(crop, mode):
+    image = noise(0, 50, 40).convert(mode)
+    found = Augment(size=24, crop=crop, flip=True)(image, np.random.default_rng(0))
+    assert found.shape == (24, 24, len(mode))
+    assert found.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    "wrong, nearest",
+    [
+        ({"crop": "centre"}, "center"),
+        ({"crop": "random_resize"}, "random_resized"),
+        ({"interpolation": "bicubik"}, "bicubic"),
+        ({"interpolation": "bi-linear"}, "bilinear"),
+    ],
+)
+def test_a_wrong_name_is_told_with_the_nearest(wrong, nearest):
+    with pytest.raises(UserError, match=f"Did you mean {nearest}"):
+        Augment(size=8, **wrong)
+
+
+@pytest.mark.parametrize("fraction", (0.0, -1.0, 1.01))
+def test_a_crop_keeps_more_than_nothing_and_at_most_all(fraction):
+    with pytest.raises(UserError, match="crop_fraction"):
+        Augment(size=8, crop_fraction=fraction)

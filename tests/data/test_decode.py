@@ -1,0 +1,402 @@
+"""Every kind of image file becomes upright RGB or grey pixels, or is named as bad."""
+
+import io
+import struct
+import warnings
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from resnet_jax.data.augment import Augment
+from resnet_jax.data.decode import decode
+from resnet_jax.errors import BadImageError, UserError
+from tests.data.pictures import BLUE, GREEN, RED, YELLOW, encode, noise, quadrants
+from tests.real_data import real_data
+
+NAME = "some/folder/file.jpg"
+# JPEG rounds colours to YCbCr and its coefficients to whole numbers: at quality 100,
+# without subsampling, in flat blocks, each rounds by at most half a level, and the way
+# back multiplies by 1.8 at most.
+JPEG_BOUND = 3
+LOSSLESS_JPEG = {"quality": 100, "subsampling": 0}
+
+
+def png(width: int, height: int, depth: int, color_type: int, rows: np.ndarray):
+    """A PNG file of a kind that Pillow does not write, after the standard."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+    header = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, 0)
+    filtered = b"".join(b"\0" + row.tobytes() for row in rows)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(filtered))
+        + chunk(b"IEND", b"")
+    )
+
+
+def pixels(image: bytes, channels: int = 3) -> np.ndarray:
+    decoded = decode(image, channels, NAME)
+    assert decoded.mode == {1: "L", 3: "RGB"}[channels]
+    return np.asarray(decoded)
+
+
+def assert_quadrants(decoded: np.ndarray, bound: int = 0):
+    expected = np.asarray(quadrants())
+    assert decoded.shape == expected.shape
+    assert decoded.dtype == np.uint8
+    assert np.abs(decoded.astype(int) - expected).max() <= bound
+
+
+def with_alpha(image: Image.Image) -> Image.Image:
+    """The same colours, from fully transparent on the left to opaque on the right."""
+    alpha = np.linspace(0, 255, image.width).astype(np.uint8)
+    image = image.copy()
+    image.putalpha(Image.fromarray(np.tile(alpha, (image.height, 1))))
+    return image
+
+
+PALETTE = quadrants().convert("P", palette=Image.Palette.ADAPTIVE, colors=4)
+COLOR_FILES = {
+    "PNG": encode(quadrants(), "PNG"),
+    "PNG with alpha": encode(with_alpha(quadrants()), "PNG"),
+    "PNG with a transparent color": encode(quadrants(), "PNG", transparency=RED),
+    "palette PNG": encode(PALETTE, "PNG"),
+    "palette PNG with a transparent entry": encode(PALETTE, "PNG", transparency=1),
+    "palette PNG with alphas": encode(
+        PALETTE, "PNG", transparency=bytes([0, 100, 200, 255])
+    ),
+    "16-bit PNG": png(
+        *(48, 32, 16, 2),
+        # The low byte is rubbish that must not be seen.
+        (np.asarray(quadrants()) * np.uint16(256) + np.uint16(127)).astype(">u2"),
+    ),
+    "GIF": encode(quadrants(), "GIF"),
+    "GIF with a transparent entry": encode(PALETTE, "GIF", transparency=1),
+    "animated GIF": encode(
+        quadrants(), "GIF", save_all=True, append_images=[noise(0, 48, 32)]
+    ),
+    "BMP": encode(quadrants(), "BMP"),
+    "TIFF": encode(quadrants(), "TIFF"),
+    "LZW TIFF": encode(quadrants(), "TIFF", compression="tiff_lzw"),
+    "PPM": encode(quadrants(), "PPM"),
+    "WebP": encode(quadrants(), "WEBP", lossless=True),
+    "WebP with alpha": encode(
+        with_alpha(quadrants()), "WEBP", lossless=True, exact=True
+    ),
+}
+
+
+@pytest.mark.filterwarnings("error")  # As of Pillow about transparent palettes.
+@pytest.mark.parametrize("kind", COLOR_FILES)
+def test_lossless_color_files_give_their_colors(kind):
+    assert_quadrants(pixels(COLOR_FILES[kind]))
+
+
+def test_a_color_jpeg_gives_its_colors():
+    jpeg = encode(quadrants(), "JPEG", **LOSSLESS_JPEG)
+    assert_quadrants(pixels(jpeg), JPEG_BOUND)
+
+
+def test_a_progressive_jpeg_gives_its_colors():
+    jpeg = encode(quadrants(), "JPEG", progressive=True, **LOSSLESS_JPEG)
+    assert_quadrants(pixels(jpeg), JPEG_BOUND)
+
+
+def test_a_cmyk_jpeg_gives_its_colors():
+    jpeg = encode(quadrants().convert("CMYK"), "JPEG", **LOSSLESS_JPEG)
+    # As Photoshop does: inverted, which the Adobe segment tells. ImageNet has 22.
+    assert b"Adobe" in jpeg
+    assert_quadrants(pixels(jpeg), JPEG_BOUND)
+
+
+def test_a_grey_jpeg_has_three_equal_channels():
+    grey = Image.new("L", (40, 24), 77)
+    decoded = pixels(encode(grey, "JPEG", quality=100))
+    assert decoded.shape == (24, 40, 3)
+    assert (np.abs(decoded.astype(int) - 77) <= 1).all()
+    assert (decoded == decoded[:, :, :1]).all()
+
+
+RAMP = np.arange(12 * 8, dtype=np.uint8).reshape(8, 12)
+BITS = RAMP % 3 == 0
+GREY_FILES = {
+    "PNG": (encode(Image.fromarray(RAMP), "PNG"), RAMP),
+    "PNG with a transparent grey": (
+        encode(Image.fromarray(RAMP), "PNG", transparency=5),
+        RAMP,
+    ),
+    "PNG with alpha": (encode(with_alpha(Image.fromarray(RAMP)), "PNG"), RAMP),
+    "1-bit PNG": (encode(Image.fromarray(BITS), "PNG"), BITS * np.uint8(255)),
+    "1-bit TIFF": (encode(Image.fromarray(BITS), "TIFF"), BITS * np.uint8(255)),
+    "GIF": (encode(Image.fromarray(RAMP), "GIF"), RAMP),
+    "BMP": (encode(Image.fromarray(RAMP), "BMP"), RAMP),
+    "PGM": (encode(Image.fromarray(RAMP), "PPM"), RAMP),
+    "TIFF": (encode(Image.fromarray(RAMP), "TIFF"), RAMP),
+}
+
+
+@pytest.mark.parametrize("channels", (1, 3))
+@pytest.mark.parametrize("kind", GREY_FILES)
+def test_lossless_grey_files_give_their_greys(kind, channels):
+    file, expected = GREY_FILES[kind]
+    decoded = pixels(file, channels)
+    if channels == 3:
+        expected = np.repeat(expected[:, :, None], 3, axis=2)
+    np.testing.assert_array_equal(decoded, expected)
+
+
+@pytest.mark.parametrize("kind", ("PNG", "TIFF", "PPM", "PNG with alpha"))
+def test_16_bits_are_scaled_not_clipped(kind):
+    deep = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
+    if kind == "PNG with alpha":
+        grey_and_alpha = np.stack([deep, deep[:, ::-1]], axis=-1).astype(">u2")
+        file = png(*(5, 1, 16, 4), grey_and_alpha)
+    else:
+        file = encode(Image.fromarray(deep), kind)
+    np.testing.assert_array_equal(pixels(file, 1), [[0, 0, 1, 128, 255]])
+
+
+def test_color_files_become_grey_for_one_channel():
+    # The weights of ITU-R 601: 0.299 red, 0.587 green, 0.114 blue.
+    greys = {RED: 76, GREEN: 150, BLUE: 29, YELLOW: 226}
+    for kind, file in COLOR_FILES.items():
+        decoded = pixels(file, 1)
+        corners = decoded[0, 0], decoded[0, -1], decoded[-1, 0], decoded[-1, -1]
+        assert corners == tuple(greys.values()), kind
+
+
+# What the stored picture is for each value of the tag, after the standard (Exif 2.3,
+# 4.6.4 A): which side of the upright one its first row and its first column are.
+STORED = {
+    1: lambda upright: upright,  # top, left
+    2: lambda upright: upright[:, ::-1],  # top, right
+    3: lambda upright: upright[::-1, ::-1],  # bottom, right
+    4: lambda upright: upright[::-1],  # bottom, left
+    5: lambda upright: upright.swapaxes(0, 1),  # left, top
+    6: lambda upright: upright[:, ::-1].swapaxes(0, 1),  # right, top
+    7: lambda upright: upright[::-1, ::-1].swapaxes(0, 1),  # right, bottom
+    8: lambda upright: upright[::-1].swapaxes(0, 1),  # left, bottom
+}
+
+
+def oriented(orientation: int) -> tuple[Image.Image, Image.Exif]:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = STORED.get(orientation, STORED[1])(np.asarray(quadrants()))
+    return Image.fromarray(np.ascontiguousarray(stored)), exif
+
+
+@pytest.mark.parametrize("orientation", STORED)
+def test_every_exif_orientation_ends_upright(orientation):
+    stored, exif = oriented(orientation)
+    jpeg = encode(stored, "JPEG", exif=exif, **LOSSLESS_JPEG)
+    assert_quadrants(pixels(jpeg), JPEG_BOUND)
+
+
+@pytest.mark.parametrize("kind", ("PNG", "WEBP", "TIFF"))
+def test_orientation_counts_in_other_formats_too(kind):
+    stored, exif = oriented(6)
+    options = {"lossless": True} if kind == "WEBP" else {}
+    assert_quadrants(pixels(encode(stored, kind, exif=exif, **options)))
+
+
+@pytest.mark.parametrize("orientation", (0, 9, 65535))
+def test_an_orientation_that_does_not_exist_is_passed_over(orientation):
+    stored, exif = oriented(orientation)
+    jpeg = encode(stored, "JPEG", exif=exif, **LOSSLESS_JPEG)
+    assert_quadrants(pixels(jpeg), JPEG_BOUND)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow may grumble.
+@pytest.mark.parametrize("kind", ("JPEG", "PNG", "WEBP"))
+@pytest.mark.parametrize(
+    "exif",
+    (
+        b"Exif\0\0",
+        b"Exif\0\0junk that is no TIFF header",
+        b"Exif\0\0MM\0*",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+        # One entry, whose value lies behind the end.
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\xff\xff\0\0\xff\xff\0\0",
+    ),
+)
+def test_a_corrupt_exif_block_does_not_make_the_pixels_bad(exif, kind):
+    if kind == "JPEG":
+        image = encode(quadrants(), kind, exif=exif, **LOSSLESS_JPEG)
+    else:
+        image = encode(quadrants(), kind, exif=exif, lossless=True)
+    assert_quadrants(pixels(image), JPEG_BOUND if kind == "JPEG" else 0)
+
+
+def test_an_image_is_upright_even_if_its_exif_block_cannot_be_written_again():
+    stored, exif = oriented(6)
+    # A text where numbers belong: Pillow fails on it behind the turn.
+    exif[0x010F] = "maker"
+    block = exif.tobytes().replace(b"\x01\x0f\x00\x02", b"\x01\x45\x00\x02")
+    jpeg = encode(stored, "JPEG", exif=block, **LOSSLESS_JPEG)
+    with pytest.raises(struct.error):
+        ImageOps.exif_transpose(Image.open(io.BytesIO(jpeg)))
+    assert_quadrants(pixels(jpeg), JPEG_BOUND)
+
+
+@pytest.mark.parametrize("channels", (1, 3))
+def test_arrays_are_taken_as_they_are(channels):
+    array = np.asarray(noise(0, 9, 7))[:, :, :channels]
+    decoded = decode(array, channels, NAME)
+    np.testing.assert_array_equal(
+        np.asarray(decoded).reshape(array.shape), array, strict=True
+    )
+
+
+def test_arrays_change_between_grey_and_color():
+    grey = RAMP[:, :, None]
+    assert (np.asarray(decode(grey, 3, NAME)) == grey).all()
+    assert np.asarray(decode(np.full((2, 2, 3), 9, np.uint8), 1, NAME)).max() == 9
+
+
+JPEG = encode(noise(0, 60, 40), "JPEG", quality=90)
+PNG = encode(noise(0, 60, 40), "PNG")
+# Of the header: signature (8), length and kind of the first chunk (8), then the width.
+PNG_WIDTH = 16
+# The frame header of a baseline JPEG: marker, length (2), depth (1), height (2).
+JPEG_HEIGHT = JPEG.index(b"\xff\xc0") + 5
+BROKEN = {
+    "empty": b"",
+    "one byte": b"\xff",
+    "truncated JPEG": JPEG[: len(JPEG) // 2],
+    "JPEG without its last byte": JPEG[:-1],
+    "JPEG header alone": JPEG[:100],
+    "JPEG of height zero": JPEG[:JPEG_HEIGHT] + b"\0\0" + JPEG[JPEG_HEIGHT + 2 :],
+    "truncated PNG": PNG[: len(PNG) // 2],
+    "PNG header alone": PNG[:33],
+    "PNG with a corrupt header": PNG[:PNG_WIDTH] + b"abcd" + PNG[PNG_WIDTH + 4 :],
+    "PNG of width zero": png(0, 4, 8, 0, np.zeros((4, 0), np.uint8)),
+    "PNG of height zero": png(4, 0, 8, 0, np.zeros((0, 4), np.uint8)),
+    "PNG without pixels": png(4, 4, 8, 0, np.zeros((0, 4), np.uint8)),
+    # 12 GB as RGB, which must not be asked for.
+    "PNG of 4 gigapixels": png(65535, 65535, 8, 0, np.zeros((1, 65535), np.uint8)),
+    "text": b"This is not an image.\n" * 50,
+    "HTML error page": b"<!DOCTYPE html><html><body>404 Not Found</body></html>",
+    "SVG": b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
+    "random bytes": np.random.default_rng(0).bytes(5000),
+    "truncated GIF": encode(noise(0, 60, 40), "GIF")[:1500],
+    "truncated BMP": encode(noise(0, 60, 40), "BMP")[:-50],
+    "truncated TIFF": encode(noise(0, 60, 40), "TIFF")[:-50],
+    "truncated WebP": encode(noise(0, 60, 40), "WEBP")[:-50],
+}
+
+
+@pytest.mark.parametrize("channels", (1, 3))
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_file_is_an_error_that_names_it(kind, channels):
+    with pytest.raises(BadImageError, match=NAME) as raised:
+        decode(BROKEN[kind], channels, NAME)
+    # One sentence, which main prints without a traceback.
+    assert isinstance(raised.value, UserError)
+    assert "\n" not in str(raised.value)
+    assert str(raised.value).endswith(".")
+
+
+@pytest.mark.parametrize("kind", ("JPEG", "PNG"))
+def test_a_truncated_file_is_never_taken_for_a_whole_one(kind):
+    file = JPEG if kind == "JPEG" else PNG
+    # Behind a PNG's last pixel: two checksums (4 + 4) and an empty chunk (12).
+    whole = len(file) - (0 if kind == "JPEG" else 20)
+    # Every 7th length, and the longest that are still too short.
+    for length in [*range(0, whole, 7), *range(whole - 5, whole)]:
+        with pytest.raises(BadImageError):
+            decode(file[:length], 3, NAME)
+
+
+def truncate(file: bytes, rng: np.random.Generator) -> bytes:
+    return file[: rng.integers(len(file))]
+
+
+def flip_bytes(file: bytes, rng: np.random.Generator) -> bytes:
+    array = np.frombuffer(file, np.uint8).copy()
+    places = rng.integers(0, len(array), rng.integers(1, 10))
+    array[places] ^= rng.integers(1, 256, len(places), np.uint8)
+    return array.tobytes()
+
+
+def flip_bytes_of_header(file: bytes, rng: np.random.Generator) -> bytes:
+    return flip_bytes(file[:100], rng) + file[100:]
+
+
+def cut_the_middle_out(file: bytes, rng: np.random.Generator) -> bytes:
+    start, end = sorted(rng.integers(0, len(file), 2))
+    return file[:start] + file[end:]
+
+
+def go_on_as_another(file: bytes, rng: np.random.Generator) -> bytes:
+    place = rng.integers(len(file))
+    return file[:place] + (PNG if file[:2] == JPEG[:2] else JPEG)[place:]
+
+
+def append(file: bytes, rng: np.random.Generator) -> bytes:
+    return file + rng.bytes(50)
+
+
+BREAKAGES = (
+    *(truncate, flip_bytes, flip_bytes_of_header),
+    *(cut_the_middle_out, go_on_as_another, append),
+)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, about what it sees in such files.
+@pytest.mark.parametrize("kind", ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"))
+def test_whatever_is_in_a_file_gives_an_image_or_a_bad_image_error(kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    options = {} if kind in ("GIF", "BMP") else {"exif": exif}
+    file = encode(noise(0, 60, 40), kind, **options)
+    rng = np.random.default_rng(0)
+    decoded = bad = 0
+    for _ in range(20):
+        for breakage in BREAKAGES:
+            broken = breakage(file, rng)
+            try:
+                image = decode(broken, 3, NAME)
+            except BadImageError as error:
+                assert str(error).startswith(NAME)
+                bad += 1
+            else:
+                assert image.mode == "RGB"
+                assert min(image.size) > 0
+                assert np.asarray(image).dtype == np.uint8
+                decoded += 1
+    # The test would say nothing if it broke all of them, or none.
+    assert decoded > 0
+    assert bad > 0
+
+
+def test_all_300_imagenet_samples_are_decoded_and_cropped():
+    crops = (
+        Augment(size=224, crop="random_resized", flip=True),
+        Augment(size=224),
+    )
+    grey = 0
+    with zipfile.ZipFile(real_data("imagenet-samples.zip")) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".JPEG")]
+        for index, name in enumerate(names):
+            with warnings.catch_warnings(action="error"):
+                image = decode(archive.read(name), 3, name)
+            assert image.mode == "RGB"
+            array = np.asarray(image)
+            grey += bool((array == array[:, :, :1]).all())
+            for crop in crops:
+                result = crop(image, np.random.default_rng(index))
+                assert result.shape == (224, 224, 3)
+                assert result.dtype == np.uint8
+                # A photograph is not flat: neither fill nor a failed decode.
+                assert result.std() > 5, name
+    assert len(names) == 300
+    # Some are grey, as data/README.md says.
+    assert 1 <= grey <= 30

@@ -1,0 +1,448 @@
+"""The order of examples is a function of (seed, step), on any number of workers."""
+
+import multiprocessing
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from resnet_jax.data.loader import (
+    bad_indices,
+    eval_batches,
+    permutation,
+    train_batches,
+)
+from resnet_jax.errors import BadImageError, UserError
+from tests.data.pictures import encode, examples, noise, write_folder
+
+ROOT = pathlib.Path(__file__).parents[2]
+NUM_PICTURES = 14
+RANDOM = {"crop": "random_resized", "flip": True}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> str:
+    """A folder source of 14 JPEGs of different sizes in two classes."""
+    files = {
+        f"train/{'ab'[index % 2]}/{index:02}.jpg": encode(
+            noise(index, 20 + index, 30 - index), "JPEG"
+        )
+        for index in range(NUM_PICTURES)
+    }
+    return write_folder(tmp_path_factory.mktemp("pictures"), files)
+
+
+# In the order of the folder, class by class, the images 3 and 9 are broken.
+BAD = {3, 9}
+
+
+@pytest.fixture(scope="module")
+def broken_pictures(tmp_path_factory) -> str:
+    """A folder source of 12 PNGs in two classes, of which two cannot be decoded."""
+    files = {
+        f"train/{'ab'[index // 6]}/{index:02}.png": encode(noise(index, 9, 9), "PNG")
+        for index in range(12)
+    }
+    files["train/a/03.png"] = b""
+    files["train/b/09.png"] = files["train/b/09.png"][:100]
+    return write_folder(tmp_path_factory.mktemp("broken"), files)
+
+
+def train(source, *, steps, seed=0, batch_size=4, rows=None, workers=0, threads=1):
+    """All batches of the steps."""
+    with train_batches(
+        source,
+        seed=seed,
+        batch_size=batch_size,
+        steps=steps,
+        rows=rows,
+        num_workers=workers,
+        num_threads=threads,
+    ) as batches:
+        return list(batches)
+
+
+def evaluate(source, *, batch_size, rows=None, workers=0, threads=1):
+    """All batches of an evaluation."""
+    with eval_batches(
+        source,
+        batch_size=batch_size,
+        rows=rows,
+        num_workers=workers,
+        num_threads=threads,
+    ) as batches:
+        return list(batches)
+
+
+def assert_same(batches, others):
+    """Same keys, types, shapes and values, batch by batch."""
+    assert len(batches) == len(others) > 0
+    for batch, other in zip(batches, others, strict=True):
+        assert batch.keys() == other.keys()
+        for key, value in batch.items():
+            np.testing.assert_array_equal(value, other[key], strict=True, err_msg=key)
+
+
+def join(batches, key):
+    return np.concatenate([batch[key] for batch in batches])
+
+
+def join_rows(*parts):
+    """What several processes made, put together row by row."""
+    return [
+        {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+        for batches in zip(*parts, strict=True)
+    ]
+
+
+def test_a_batch_is_what_its_docstring_says(pictures):
+    (batch,) = train(examples(pictures, size=16, **RANDOM), steps=range(1))
+    types = {key: (value.dtype.name, value.shape) for key, value in batch.items()}
+    assert types == {
+        "image": ("uint8", (4, 16, 16, 3)),
+        "label": ("int32", (4,)),
+        "mask": ("bool", (4,)),
+        "index": ("int64", (4,)),
+        "bad": ("int64", (4,)),
+    }
+    assert batch["mask"].all()
+    assert bad_indices(batch) == set()
+
+
+def test_labels_stay_with_their_images(pictures):
+    source = examples(pictures, size=16)
+    for batch in train(source, steps=range(7)):
+        for image, label, index in zip(
+            batch["image"], batch["label"], batch["index"], strict=True
+        ):
+            expected = source.test(int(index))
+            assert label == expected["label"]
+            np.testing.assert_array_equal(image, expected["image"])
+
+
+def test_threads_do_not_change_the_pixels(pictures):
+    source = examples(pictures, size=16, **RANDOM)
+    for make in (
+        lambda threads: train(source, steps=range(9), threads=threads),
+        lambda threads: evaluate(examples(pictures), batch_size=4, threads=threads),
+    ):
+        assert_same(make(threads=4), make(threads=1))
+
+
+def test_workers_do_not_change_the_pixels_nor_where_they_start(pictures):
+    source = examples(pictures, size=16, **RANDOM)
+    whole = train(source, steps=range(9))
+    # 7 batches cannot be dealt out evenly to 2 workers.
+    assert_same(train(source, steps=range(2, 9), workers=2), whole[2:])
+
+
+@pytest.mark.slow
+def test_workers_do_not_change_an_evaluation(broken_pictures):
+    source = examples(broken_pictures, skip_bad=True)
+    assert_same(
+        evaluate(source, batch_size=5, workers=2), evaluate(source, batch_size=5)
+    )
+
+
+@pytest.mark.parametrize("first", (1, 3, 4, 8))
+def test_starting_at_a_step_is_going_on_behind_it(first, pictures):
+    # 9 steps of 4 of 14 images: two ends of an epoch within a batch, one between two.
+    source = examples(pictures, size=16, **RANDOM)
+    whole = train(source, steps=range(9))
+    assert_same(train(source, steps=range(first, 9)), whole[first:])
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [range(0, 4), range(4, 8)],
+        [[0, 1], [2, 3], [4, 5], [6, 7]],
+        [range(0, 1), range(1, 8)],
+    ],
+)
+def test_the_rows_of_all_processes_make_the_batch_of_one(parts, pictures):
+    source = examples(pictures, size=16, **RANDOM)
+    options = {"steps": range(2, 6), "batch_size": 8}
+    made = [train(source, rows=rows, **options) for rows in parts]
+    assert_same(join_rows(*made), train(source, **options))
+
+
+def test_rows_need_not_stand_together(pictures):
+    source = examples(pictures, size=16, **RANDOM)
+    options = {"steps": range(2, 6), "batch_size": 6}
+    rows = [5, 0, 2]
+    expected = [
+        {key: value[rows] for key, value in batch.items()}
+        for batch in train(source, **options)
+    ]
+    assert_same(train(source, rows=rows, **options), expected)
+
+
+@pytest.mark.parametrize("batch_size", (1, 4, 7, 14, 20, 50))
+def test_each_epoch_holds_every_image_once(batch_size, pictures):
+    epochs = 5
+    steps = -(-epochs * NUM_PICTURES // batch_size)
+    source = examples(pictures)
+    indices = join(train(source, steps=range(steps), batch_size=batch_size), "index")
+    for epoch in range(epochs):
+        seen = indices[epoch * NUM_PICTURES : (epoch + 1) * NUM_PICTURES]
+        np.testing.assert_array_equal(np.sort(seen), np.arange(NUM_PICTURES))
+
+
+def test_each_epoch_of_the_digits_holds_every_image_once():
+    source = examples("digits", channels=1)
+    # 1,437 is no multiple of 128: both epochs end within a batch.
+    indices = join(train(source, steps=range(23), batch_size=128), "index")
+    for epoch in range(2):
+        seen = indices[epoch * 1437 : (epoch + 1) * 1437]
+        np.testing.assert_array_equal(np.sort(seen), np.arange(1437))
+
+
+def test_epochs_and_seeds_have_orders_of_their_own():
+    orders = [permutation(seed, epoch, 1000) for seed in range(5) for epoch in range(5)]
+    for place, order in enumerate(orders):
+        np.testing.assert_array_equal(np.sort(order), np.arange(1000))
+        for other in orders[:place]:
+            # Two random orders agree in one place on average, and in more than 8 once
+            # in a million times; there are 300 pairs.
+            assert (order == other).sum() <= 8
+
+
+def test_the_order_is_the_one_of_earlier_runs():
+    # A change here, of ours or of numpy's, makes every older run another run.
+    assert permutation(0, 0, 10)[:5].tolist() == [4, 6, 2, 7, 3]
+    assert permutation(0, 1, 10)[:5].tolist() == [5, 1, 6, 3, 4]
+    assert permutation(1, 0, 10)[:5].tolist() == [9, 1, 3, 8, 7]
+    assert permutation(0, 89, 1_281_167)[0] == 65458
+
+
+def test_the_augmentation_is_the_one_of_earlier_runs():
+    # One pixel of each image tells how far it was moved and whether it was mirrored.
+    source = examples("fake:10:4", size=16, crop="pad", flip=True)
+    (batch,) = train(source, steps=range(1))
+    assert batch["image"][:, 8, 8, 0].tolist() == [104, 96, 57, 75]
+
+
+def test_seeds_change_the_batches(pictures):
+    source = examples(pictures, size=16, **RANDOM)
+    first, second = (train(source, steps=range(3), seed=seed) for seed in (0, 1))
+    assert (join(first, "index") != join(second, "index")).any()
+
+
+def test_seeds_change_the_augmentation_of_the_same_image():
+    source = examples("fake:1:1", size=16, **RANDOM)
+    images = [
+        train(source, steps=range(1), batch_size=1, seed=seed)[0]["image"].tobytes()
+        for seed in range(10)
+    ]
+    # A crop of the same place would be a coincidence of many random numbers.
+    assert len(set(images)) == 10
+
+
+def test_epochs_change_the_augmentation_of_the_same_image():
+    # One image: each step is an epoch.
+    source = examples("fake:1:1", size=16, **RANDOM)
+    batches = train(source, steps=range(10), batch_size=1)
+    assert join(batches, "index").tolist() == [0] * 10
+    assert len({batch["image"].tobytes() for batch in batches}) == 10
+
+
+def test_images_of_one_batch_are_augmented_differently():
+    # 16 images of noise repeat from the 17th on: 0, 16, 32 and 48 are the same.
+    source = examples("fake:1:64", size=16, **RANDOM)
+    (batch,) = train(source, steps=range(1), batch_size=64)
+    same = np.isin(batch["index"], (0, 16, 32, 48))
+    assert len({image.tobytes() for image in batch["image"][same]}) == 4
+
+
+def test_an_augmentation_does_not_depend_on_the_batch_size(pictures):
+    source = examples(pictures, size=16, **RANDOM)
+    small = train(source, steps=range(14), batch_size=4)
+    large = train(source, steps=range(7), batch_size=8)
+    for key in small[0]:
+        np.testing.assert_array_equal(join(small, key), join(large, key))
+
+
+@pytest.mark.parametrize("size", (1, 7, 8, 13, 16))
+@pytest.mark.parametrize("batch_size", (1, 3, 4, 20))
+def test_an_evaluation_holds_every_image_once(size, batch_size):
+    source = examples(f"fake:10:{size}", "test")
+    batches = evaluate(source, batch_size=batch_size)
+    assert all(len(batch["image"]) == batch_size for batch in batches)
+    mask = join(batches, "mask")
+    assert mask.sum() == size
+    np.testing.assert_array_equal(join(batches, "index")[mask], np.arange(size))
+    np.testing.assert_array_equal(join(batches, "label")[mask], np.arange(size) % 10)
+    # No batch too many: it would be computed for nothing.
+    assert len(batches) == -(-size // batch_size)
+
+
+def test_padding_is_black_and_of_no_image():
+    source = examples("fake:10:5", "test")
+    last = evaluate(source, batch_size=4)[-1]
+    assert last["mask"].tolist() == [True, False, False, False]
+    assert (last["image"][1:] == 0).all()
+    assert last["index"].tolist() == [4, -1, -1, -1]
+    assert bad_indices(last) == set()
+
+
+@pytest.mark.parametrize("size", (1, 3, 4, 5, 8, 13, 16))
+def test_processes_evaluate_every_image_once_between_them(size):
+    source = examples(f"fake:10:{size}", "test")
+    parts = [
+        evaluate(source, batch_size=8, rows=rows) for rows in (range(0, 4), range(4, 8))
+    ]
+    # As many batches each, for they compute together.
+    assert_same(join_rows(*parts), evaluate(source, batch_size=8))
+
+
+def test_a_process_with_no_images_left_gets_padding_alone():
+    source = examples("fake:10:3", "test")
+    (batch,) = evaluate(source, batch_size=8, rows=range(4, 8))
+    assert batch["image"].shape == (4, 8, 8, 3)
+    assert not batch["mask"].any()
+
+
+def test_an_evaluation_is_the_same_each_time(pictures):
+    source = examples(pictures, size=16)
+    first = evaluate(source, batch_size=4)
+    assert_same(evaluate(source, batch_size=4), first)
+
+
+def test_a_bad_image_stops_the_training_with_its_name(broken_pictures):
+    source = examples(broken_pictures)
+    with pytest.raises(BadImageError, match=r"/train/[ab]/(03|09)\.png: "):
+        train(source, steps=range(3))
+
+
+def test_a_bad_image_stops_the_evaluation_with_its_name(broken_pictures):
+    with pytest.raises(BadImageError, match=r"/train/a/03\.png: the file is empty"):
+        evaluate(examples(broken_pictures), batch_size=4)
+
+
+@pytest.mark.slow
+def test_a_bad_image_in_a_worker_stops_the_training_with_its_name(broken_pictures):
+    source = examples(broken_pictures)
+    with pytest.raises(BadImageError, match=r"/train/[ab]/(03|09)\.png: "):
+        train(source, steps=range(3), workers=2)
+
+
+@pytest.mark.parametrize("threads", (1, 4))
+def test_a_skipped_image_is_replaced_by_the_next_of_the_order(threads, broken_pictures):
+    source = examples(broken_pictures, skip_bad=True, **RANDOM)
+    epochs, in_a_row = 10, 0
+    batches = train(source, steps=range(3 * epochs), threads=threads)
+    indices, bad = join(batches, "index"), join(batches, "bad")
+    assert join(batches, "mask").all()
+    for epoch in range(epochs):
+        order = permutation(0, epoch, 12).tolist()
+        for offset, wanted in enumerate(order):
+            place = epoch * 12 + offset
+            if wanted in BAD:
+                following = [*order[offset + 1 :], *order]
+                good = next(index for index in following if index not in BAD)
+                assert (indices[place], bad[place]) == (good, wanted)
+                in_a_row += following[0] in BAD
+            else:
+                assert (indices[place], bad[place]) == (wanted, -1)
+    assert set.union(*(bad_indices(batch) for batch in batches)) == BAD
+    # The next one was bad too, somewhere.
+    assert in_a_row > 0
+
+
+def test_good_images_are_the_same_whether_bad_ones_are_skipped_or_not(pictures):
+    stop = examples(pictures, size=16, **RANDOM)
+    skip = examples(pictures, size=16, skip_bad=True, **RANDOM)
+    assert_same(train(skip, steps=range(5)), train(stop, steps=range(5)))
+
+
+def test_a_skipped_image_is_masked_in_the_evaluation_and_counted(broken_pictures):
+    source = examples(broken_pictures, skip_bad=True)
+    batches = evaluate(source, batch_size=5)
+    mask, bad = join(batches, "mask"), join(batches, "bad")
+    # 12 images, 2 of them bad, in 3 batches of 5.
+    assert mask.tolist() == [index < 12 and index not in BAD for index in range(15)]
+    assert set.union(*(bad_indices(batch) for batch in batches)) == BAD
+    assert np.flatnonzero(bad >= 0).tolist() == sorted(BAD)
+    assert (join(batches, "image")[~mask] == 0).all()
+    # What decides whether every image was seen.
+    assert mask.sum() + len(BAD) == len(source.source)
+
+
+def test_a_source_without_a_good_image_is_an_error(tmp_path):
+    where = write_folder(
+        tmp_path, {"train/a/1.jpg": b"", "train/b/1.jpg": b"neither is this"}
+    )
+    source = examples(where, skip_bad=True)
+    with pytest.raises(UserError, match=f"{tmp_path}/train holds no image that can"):
+        train(source, steps=range(1))
+
+
+def children() -> set[int]:
+    return {process.pid for process in multiprocessing.active_children()}
+
+
+@pytest.mark.slow
+def test_closing_in_the_middle_leaves_no_process(pictures):
+    before = children()
+    source = examples(pictures, size=16, **RANDOM)
+    batches = train_batches(
+        source, seed=0, batch_size=4, steps=range(10_000), num_workers=2
+    )
+    next(batches)
+    assert len(children() - before) >= 1
+    batches.close()
+    assert children() == before
+
+
+def test_closing_before_the_first_batch_is_allowed(pictures):
+    before = children()
+    train_batches(
+        examples(pictures), seed=0, batch_size=4, steps=range(10), num_workers=2
+    ).close()
+    assert children() == before
+
+
+SHARE_AND_CLOSE = """
+import gc, pathlib, sys, time
+from resnet_jax.data.loader import train_batches
+from tests.data.pictures import examples
+
+if __name__ == "__main__":
+    source = examples(sys.argv[1], size=32)
+    options = {"seed": 0, "batch_size": 4, "steps": range(10_000), "num_workers": 2}
+    with train_batches(source, **options) as batches:
+        for _ in range(5):
+            batch = next(batches)
+    assert "psm_" in pathlib.Path("/proc/self/maps").read_text()
+    del batch, batches
+    # Grain frees what was dropped in a thread.
+    deadline = time.monotonic() + 30
+    while "psm_" in pathlib.Path("/proc/self/maps").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(0.5)
+    print("closed")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="reads /proc")
+def test_closing_leaves_no_shared_memory(pictures, tmp_path):
+    # In a process of its own: its resource tracker knows all that its workers shared,
+    # and complains in the end about what is left.
+    script = tmp_path / "share_and_close.py"
+    script.write_text(SHARE_AND_CLOSE)
+    run = subprocess.run(
+        [sys.executable, script, pictures],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (run.returncode, run.stdout) == (0, "closed\n"), run.stderr
+    assert "leaked" not in run.stderr
