@@ -27,13 +27,17 @@ SMALL = (
 )
 
 
-def start(workdir: pathlib.Path, *flags: str, **environment: str) -> subprocess.Popen:
+def start(
+    workdir: pathlib.Path, *flags: str, stderr=subprocess.STDOUT, **environment: str
+) -> subprocess.Popen:
     """Starts `python -m resnet_jax.main`; stdout and stderr come as one pipe."""
     main = ("-m", "resnet_jax.main", f"--workdir={workdir}")
-    return start_python(*main, *flags, **environment)
+    return start_python(*main, *flags, stderr=stderr, **environment)
 
 
-def start_python(*arguments: str, **environment: str) -> subprocess.Popen:
+def start_python(
+    *arguments: str, stderr=subprocess.STDOUT, **environment: str
+) -> subprocess.Popen:
     """Starts Python at the root of the project, with one device unless told."""
     # One device, as a new user has; the tests themselves see eight.
     environment = {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT), **environment}
@@ -42,7 +46,7 @@ def start_python(*arguments: str, **environment: str) -> subprocess.Popen:
         cwd=ROOT,
         env=os.environ | environment,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=stderr,
         text=True,
     )
 

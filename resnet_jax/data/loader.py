@@ -10,9 +10,12 @@ and the position of a run is its step.
 import dataclasses
 import functools
 import os
+import threading
+import time
 from collections.abc import Iterator, Sequence
 
 import grain
+import jax
 import numpy as np
 from absl import flags
 
@@ -106,6 +109,19 @@ def bad_indices(batch: Batch) -> set[int]:
     return {int(index) for index in batch["bad"] if index >= 0}
 
 
+def _start_worker(parent: int, *_) -> None:
+    """Keeps a worker off the accelerators, and ends it when its parent has ended."""
+    # Grain imports jax, which must not take the devices that the parent computes on.
+    jax.config.update("jax_platforms", "cpu")
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 class Batches:
     """An iterator over this process's part of the batches; close it in the end.
 
@@ -125,7 +141,8 @@ class Batches:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()
             batches = batches.mp_prefetch(
-                grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)
+                grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2),
+                worker_init_fn=functools.partial(_start_worker, os.getpid()),
             )
         self._iterator = iter(batches)
 

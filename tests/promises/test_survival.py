@@ -1,0 +1,204 @@
+"""A run that is killed, stopped or damaged goes on by the same command, bit for bit."""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+
+import pytest
+
+from tests import runs
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The workdir of a run that nothing happened to."""
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    code, output = runs.run(workdir, *runs.SMALL)
+    assert code == 0, output
+    return workdir
+
+
+def metric_rows(workdir):
+    """What was logged, without what depends on the clock."""
+    rows = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [row.split('"train/images_per_second"')[0] for row in rows]
+
+
+def go_on(workdir):
+    code, output = runs.run(workdir, *runs.SMALL)
+    assert code == 0, output
+    return output
+
+
+# Before any checkpoint, while one is being written, behind an evaluation, at the end.
+@pytest.mark.parametrize(
+    "line", ["step 2/", "step 10/", "step 15/40  eval", "step 39/"]
+)
+def test_a_killed_run_ends_with_the_same_parameters(line, undisturbed, tmp_path):
+    process = runs.start(tmp_path / "run", *runs.SMALL)
+    code, _ = runs.send_when(process, line, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    go_on(tmp_path / "run")
+    runs.assert_same_end(tmp_path / "run", undisturbed)
+    assert metric_rows(tmp_path / "run") == metric_rows(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_run_killed_many_times_ends_with_the_same_parameters(undisturbed, tmp_path):
+    for line in ("step 6/", "step 11/", "step 16/", "step 23/", "step 31/", "step 37/"):
+        process = runs.start(tmp_path / "run", *runs.SMALL)
+        code, output = runs.send_when(process, line, signal.SIGKILL)
+        assert code == -signal.SIGKILL, output
+    go_on(tmp_path / "run")
+    runs.assert_same_end(tmp_path / "run", undisturbed)
+
+
+def test_sigterm_in_training_saves_that_step_and_exits_with_143(undisturbed, tmp_path):
+    process = runs.start(tmp_path / "run", *runs.SMALL)
+    code, output = runs.send_when(process, "step 7/", signal.SIGTERM)
+    assert code == 143, output
+    # The signal may land in the step behind the line.
+    assert runs.checkpoint_steps(tmp_path / "run")[-1] in range(7, 15)
+    assert "the same command goes on" in output
+    go_on(tmp_path / "run")
+    runs.assert_same_end(tmp_path / "run", undisturbed)
+
+
+def test_sigterm_while_compiling_saves_and_exits_with_143(undisturbed, tmp_path):
+    process = runs.start(tmp_path / "run", *runs.SMALL)
+    code, output = runs.send_when(process, "workdir:", signal.SIGTERM)
+    assert code == 143, output
+    assert "step 1/" not in output
+    assert runs.checkpoint_steps(tmp_path / "run") == [0]
+    go_on(tmp_path / "run")
+    runs.assert_same_end(tmp_path / "run", undisturbed)
+
+
+def test_sigterm_in_evaluation_stops_at_the_batch_and_exits_with_143(
+    undisturbed, tmp_path
+):
+    # One image a batch: the evaluation takes seconds, and the signal lands in it.
+    slow = (*runs.SMALL, "--config.evaluate.batch_size=1")
+    process = runs.start(tmp_path / "run", *slow)
+    code, output = runs.send_when(process, "step 15/40  epoch", signal.SIGTERM)
+    assert code == 143, output
+    assert "evaluated" not in output
+    assert runs.checkpoint_steps(tmp_path / "run")[-1] == 15
+    output = go_on(tmp_path / "run")
+    assert "step 15/40  evaluated" in output
+    runs.assert_same_end(tmp_path / "run", undisturbed)
+
+
+def test_eval_mode_stops_with_143_too(undisturbed):
+    slow = (*runs.SMALL, "--mode=eval", "--config.data.eval_split=train")
+    process = runs.start(undisturbed, *slow, "--config.evaluate.batch_size=1")
+    # It prints nothing before its result; by then it has started to evaluate or not.
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(6)
+    process.send_signal(signal.SIGTERM)
+    assert runs.finish(process)[0] == 143
+
+
+@pytest.mark.slow
+def test_workers_and_threads_give_the_same_run(undisturbed, tmp_path):
+    flags = (*runs.SMALL, "--config.data.num_workers=2")
+    process = runs.start(tmp_path / "run", *flags)
+    assert runs.send_when(process, "step 12/", signal.SIGKILL)[0] == -signal.SIGKILL
+    code, output = runs.run(tmp_path / "run", *flags)
+    assert code == 0, output
+    runs.assert_same_end(tmp_path / "run", undisturbed)
+
+
+def newest_data_file(workdir):
+    files = (workdir / "checkpoints" / "40").rglob("*")
+    return max((f for f in files if f.is_file()), key=lambda f: f.stat().st_size)
+
+
+def cut_off(workdir):
+    file = newest_data_file(workdir)
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def flip_a_bit(workdir):
+    file = newest_data_file(workdir)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def remove_a_file(workdir):
+    newest_data_file(workdir).unlink()
+
+
+def empty_the_metadata(workdir):
+    (workdir / "checkpoints" / "40" / "run" / "metadata").write_text("")
+
+
+@pytest.mark.parametrize(
+    "harm", [cut_off, flip_a_bit, remove_a_file, empty_the_metadata]
+)
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
+    harm, undisturbed, tmp_path
+):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    harm(tmp_path / "run")
+    output = go_on(tmp_path / "run")
+    assert "The checkpoint of step 40" in output
+    assert "going on from the checkpoint of step 35" in output
+    assert "Traceback" not in output
+    assert (tmp_path / "run" / "damaged" / "40").is_dir()
+    runs.assert_same_end(tmp_path / "run", undisturbed)
+
+
+def test_when_no_checkpoint_is_whole_the_run_does_not_start_anew(undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    for step in runs.checkpoint_steps(tmp_path / "run"):
+        for file in (tmp_path / "run" / "checkpoints" / str(step)).rglob("*"):
+            if file.is_file():
+                os.truncate(file, 0)
+    code, output = runs.run(tmp_path / "run", *runs.SMALL)
+    assert code == 1
+    assert "No older one is whole" in output.splitlines()[-1]
+    assert runs.checkpoint_steps(tmp_path / "run") == [35, 40]
+
+
+def test_a_save_that_does_not_fit_stops_the_run_and_loses_nothing(
+    undisturbed, tmp_path
+):
+    # No file may exceed 60 kB: to a program like a disk that is full.
+    limit = 60_000
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    code, output = runs.run_python(
+        "-c",
+        f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit},"
+        f" {hard})); from resnet_jax import main; sys.exit(main.main(sys.argv))",
+        f"--workdir={tmp_path / 'run'}",
+        *runs.SMALL,
+    )
+    assert code == 1, output
+    error = next(line for line in output.splitlines() if line.startswith("error"))
+    assert "could not be written" in error
+    assert "Traceback" not in output
+    go_on(tmp_path / "run")
+    runs.assert_same_end(tmp_path / "run", undisturbed)
+
+
+def test_a_full_disk_stops_the_run_and_loses_nothing(undisturbed, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2500k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small file system cannot be mounted here: it takes root")
+    try:
+        code, output = runs.run(disk / "run", *runs.SMALL)
+        assert code == 1, output
+        error = next(line for line in output.splitlines() if line.startswith("error"))
+        assert "No space left on device" in error
+        assert "Traceback" not in output
+        subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
+        go_on(disk / "run")
+        runs.assert_same_end(disk / "run", undisturbed)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
