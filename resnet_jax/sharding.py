@@ -35,11 +35,11 @@ def check_batch_size(key: str, batch_size: int, mesh: Mesh) -> None:
         )
 
 
-def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
     """Which rows of a batch this process's devices hold, in ascending order."""
     indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
-    return np.sort(
-        np.concatenate([np.arange(batch_size)[piece] for piece in indices.values()])
+    return sorted(
+        row for (piece,) in indices.values() for row in range(batch_size)[piece]
     )
 
 

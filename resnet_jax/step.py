@@ -74,7 +74,7 @@ def normalize(
 
 
 def group_size_of(
-    chosen: int | str, *, batch_size: int, microbatches: int, devices: int
+    chosen: object, *, batch_size: int, microbatches: int, devices: int
 ) -> int | None:
     """Examples that share batch-norm statistics; None: all of a microbatch.
 
@@ -85,19 +85,19 @@ def group_size_of(
     Raises:
       UserError: the size does not divide the microbatch; names the nearest that do.
     """
-    microbatch, rest = divmod(batch_size, microbatches)
-    if microbatches < 1 or rest or microbatch % devices:
-        legal = [m for m in _divisors(batch_size) if (batch_size // m) % devices == 0]
+    legal = [m for m in _divisors(batch_size) if (batch_size // m) % devices == 0]
+    if microbatches not in legal:
         raise UserError(
             f"optim.microbatches={microbatches} does not cut a batch of {batch_size}"
             f" into equal parts for {devices} devices; the nearest that does:"
             f" {nearest_numbers(microbatches, legal)}."
         )
+    microbatch = batch_size // microbatches
     if chosen == "global":
         return None
     if chosen == "device":
         return microbatch // devices
-    if not isinstance(chosen, int):
+    if not isinstance(chosen, int) or isinstance(chosen, bool):
         raise UserError(
             f"model.bn_group_size={chosen!r} is neither a number of examples nor"
             " 'global' nor 'device'."
