@@ -184,6 +184,8 @@ def set_up(config: ConfigDict) -> Setup:
             f"data.mean {tuple(data.mean)} and data.std {tuple(data.std)} must have"
             f" data.channels={data.channels} entries each."
         )
+    if config.seed < 0:
+        raise UserError(f"seed={config.seed} must not be negative.")
     # Before the data are opened, which may take long.
     get_spec(config.model.name, **config.model.overrides)
 

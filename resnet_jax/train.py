@@ -8,14 +8,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import checkpoints, report, writers
+from resnet_jax import checkpoints, report, sharding, writers
 from resnet_jax.checkpoints import Checkpoints, Progress
 from resnet_jax.data.loader import bad_indices
 from resnet_jax.errors import UserError
-from resnet_jax.evaluate import Gallery, evaluate
+from resnet_jax.evaluate import Evaluation, Gallery, evaluate
 from resnet_jax.models.cost import count
 from resnet_jax.preemption import PreemptedError, Preemption
 from resnet_jax.setup import Setup, claim_workdir, set_up, summary
+from resnet_jax.writers import Writer
 
 
 class Meter:
@@ -103,13 +104,13 @@ def train(config: ConfigDict, workdir: pathlib.Path, command: str = "") -> dict:
 
         # Restore.
         saved = stack.enter_context(Checkpoints.open(setup, workdir))
-        state, progress = saved.restore_latest(setup.state_like()) or (
-            setup.init_state(),
-            Progress(),
-        )
-        if progress.step:
+        restored = saved.restore_latest(setup.state_like())
+        if restored:
+            state, progress = restored
             say(f"going on from the checkpoint of step {progress.step}")
-        on_disk = progress.step
+        else:
+            state, progress = setup.init_state(), Progress()
+        on_disk = progress.step if restored else None
         writer = stack.enter_context(
             writers.Writer(workdir, step=progress.step, total_steps=last, active=chief)
         )
@@ -131,9 +132,13 @@ def train(config: ConfigDict, workdir: pathlib.Path, command: str = "") -> dict:
             while True:
                 # Evaluate and save where the run stands. A restart begins here too,
                 # and makes up for what the process before it did not reach.
-                evaluated = progress.evaluation and progress.evaluation["step"]
-                if setup.due("evaluate", progress.step) and evaluated != progress.step:
+                now = progress.step
+                done = progress.evaluation and progress.evaluation["step"] == now
+                to_evaluate = setup.due("evaluate", now) and not done
+                to_save = setup.due("checkpoint", now) and on_disk != now
+                if to_evaluate or to_save:
                     meter.flush()
+                if to_evaluate:
                     gallery = Gallery()
                     result = evaluate(
                         setup,
@@ -145,15 +150,9 @@ def train(config: ConfigDict, workdir: pathlib.Path, command: str = "") -> dict:
                     note_evaluation(progress, result, writer)
                     if chief:
                         report.save_gallery(workdir, gallery, setup.classes)
+                if to_evaluate or to_save:
                     saved.save(state, progress)
-                    on_disk = progress.step
-                    meter.restart()
-                elif (
-                    setup.due("checkpoint", progress.step) and on_disk != progress.step
-                ):
-                    meter.flush()
-                    saved.save(state, progress)
-                    on_disk = progress.step
+                    on_disk = now
                     meter.restart()
                 if progress.step == last:
                     break
@@ -176,7 +175,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, command: str = "") -> dict:
                 preemption.check()
         except PreemptedError:
             meter.flush()
-            if on_disk != progress.step or not progress.step:
+            if on_disk != progress.step:
                 saved.save(state, progress)
             saved.wait()
             say(f"saved step {progress.step}; the same command goes on from there")
@@ -188,7 +187,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, command: str = "") -> dict:
         "model": config.model.name,
         "params": count(state.params),
         "best": progress.best,
-        "bad_train_images": len(progress.bad_images),
+        "bad_train_images": len(sharding.union(set(progress.bad_images))),
         "seconds": progress.seconds,
         "images_per_second": progress.examples / max(progress.seconds, 1e-9),
         "command": command,
@@ -200,11 +199,12 @@ def train(config: ConfigDict, workdir: pathlib.Path, command: str = "") -> dict:
     return result
 
 
-def note_evaluation(progress: Progress, result, writer: writers.Writer) -> None:
+def note_evaluation(progress: Progress, result: Evaluation, writer: Writer) -> None:
     """Puts the result of an evaluation on record."""
     values = result.scalars()
     writer.evaluation(progress.step, values)
-    progress.evaluation = {**values, "step": progress.step}
+    bad = {"bad_eval_images": len(result.bad_images)}
+    progress.evaluation = {**values, **bad, "step": progress.step}
     if not progress.best or values["top1"] >= progress.best["top1"]:
         progress.best = progress.evaluation
 

@@ -63,7 +63,8 @@ class Augment:
         """Returns the pixels; `rng` may be None if nothing is random."""
         if self.crop == "random_resized":
             box = random_box(rng, image.size, self.scale, self.ratio)
-            image = self._resize(image, (self.size, self.size), box)
+            # Not resize(box=...), which lets pixels outside the box in at its edges.
+            image = self._resize(image.crop(box), (self.size, self.size))
         elif self.crop == "pad":
             image = self._pad_and_crop(image, rng)
         else:
@@ -73,10 +74,8 @@ class Augment:
         pixels = np.asarray(image)
         return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
-    def _resize(self, image, size: tuple[int, int], box=None) -> Image.Image:
-        if image.size == size and box is None:
-            return image
-        return image.resize(size, INTERPOLATIONS[self.interpolation], box)
+    def _resize(self, image, size: tuple[int, int]) -> Image.Image:
+        return image.resize(size, INTERPOLATIONS[self.interpolation])
 
     def _pad_and_crop(self, image, rng: np.random.Generator) -> Image.Image:
         image = self._resize(image, (self.size, self.size))
@@ -120,6 +119,7 @@ def random_box(
             top = int(rng.integers(0, height - h + 1))
             return left, top, left + w, top + h
     aspect = min(max(width / height, ratio[0]), ratio[1])
-    w, h = min(width, round(height * aspect)), min(height, round(width / aspect))
+    w = min(width, max(1, round(height * aspect)))
+    h = min(height, max(1, round(width / aspect)))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h

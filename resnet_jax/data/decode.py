@@ -41,6 +41,8 @@ def decode(
         with contextlib.suppress(Exception):
             ImageOps.exif_transpose(decoded, in_place=True)
         return _to_mode(decoded, channels)
+    except MemoryError:
+        raise
     # Pillow raises many types on broken files: OSError, SyntaxError, struct.error ...
     except Exception as error:
         reason = str(error) or type(error).__name__

@@ -66,9 +66,8 @@ class Examples:
             rng = np.random.default_rng([AUGMENT, seed, epoch, index])
             try:
                 return self._example(index, rng, bad=first_bad)
-            except BadImageError:
-                if not self.skip_bad:
-                    raise
+            except BadImageError as error:
+                self._stop_unless_skipped(error)
                 first_bad = index if first_bad < 0 else first_bad
         raise UserError(f"{self.source.where} holds no image that can be decoded.")
 
@@ -78,10 +77,16 @@ class Examples:
             return self._padding(bad=-1)
         try:
             return self._example(position, None, bad=-1)
-        except BadImageError:
-            if not self.skip_bad:
-                raise
+        except BadImageError as error:
+            self._stop_unless_skipped(error)
             return self._padding(bad=position)
+
+    def _stop_unless_skipped(self, error: BadImageError) -> None:
+        if not self.skip_bad:
+            raise BadImageError(
+                f"{error} Mend or remove it, or pass over such images, which are then"
+                " counted, with --config.data.on_bad_image=skip."
+            ) from None
 
     def _example(self, index: int, rng, bad: int) -> Batch:
         image, label = self.source[index]

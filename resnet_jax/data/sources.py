@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from resnet_jax.errors import UserError, nearest
+from resnet_jax.errors import BadImageError, UserError, nearest
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".bmp", ".gif"),
@@ -215,7 +215,12 @@ class FolderSource:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
-        return (self.root / self.paths[index]).read_bytes(), self.labels[index]
+        try:
+            return (self.root / self.paths[index]).read_bytes(), self.labels[index]
+        except OSError as error:
+            raise BadImageError(
+                f"{self.name(index)}: cannot be read: {error.strerror}."
+            ) from None
 
     def name(self, index: int) -> str:
         return str(self.root / self.paths[index])

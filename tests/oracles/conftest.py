@@ -1,0 +1,24 @@
+"""Makes both sides compute with all the bits of their types."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+import torch
+
+# Without these, accelerators multiply float32 matrices in bfloat16 or TF32.
+jax.config.update("jax_default_matmul_precision", "highest")
+torch.set_float32_matmul_precision("highest")
+torch.backends.cudnn.allow_tf32 = False
+
+
+@pytest.fixture
+def in_float64(monkeypatch):
+    """Lets our networks compute in float64, where they say float32 included.
+
+    In float32, gradients of two correct programs differ by percents of an element: a
+    rectifier whose input rounds to the other side of zero passes or stops its whole
+    gradient. In float64 there are practically no such inputs.
+    """
+    monkeypatch.setattr(jnp, "float32", jnp.float64)
+    with jax.enable_x64(True):
+        yield

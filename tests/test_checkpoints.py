@@ -1,0 +1,122 @@
+"""Checkpoints: whole, on any number of devices, the last few and the best."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from resnet_jax import sharding
+from resnet_jax.checkpoints import Checkpoints, Progress, fingerprint
+from resnet_jax.step import TrainState
+
+
+def mesh_of(count: int) -> Mesh:
+    return Mesh(np.array(jax.devices()[:count]), ("data",))
+
+
+def state_of(seed: int, devices: int = 1) -> TrainState:
+    keys = jax.random.split(jax.random.key(seed), 3)
+    params = {
+        "conv": {"kernel": jax.random.normal(keys[0], (3, 3, 4, 8))},
+        "head": {"bias": jax.random.normal(keys[1], (8,))},
+    }
+    state = TrainState(
+        step=jnp.int32(seed),
+        params=params,
+        batch_stats={"norm": {"mean": jax.random.normal(keys[2], (8,))}},
+        opt_state=(jax.tree.map(lambda x: 2 * x, params), ()),
+        ema=None,
+    )
+    return jax.device_put(state, sharding.replicated(mesh_of(devices)))
+
+
+def like(state: TrainState, devices: int) -> TrainState:
+    placed = sharding.replicated(mesh_of(devices))
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), state
+    )
+
+
+def open_at(path, **options) -> Checkpoints:
+    return Checkpoints(
+        path, ConfigDict({"keep_last": 2, "keep_best": 1, **options}), {}
+    )
+
+
+def progress_at(step: int, top1: float | None = None) -> Progress:
+    evaluation = None if top1 is None else {"top1": top1, "step": step}
+    return Progress(step=step, examples=8 * step, evaluation=evaluation)
+
+
+def assert_equal(state, other):
+    for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def test_a_state_comes_back_with_the_same_bits_on_other_numbers_of_devices(tmp_path):
+    state, devices = state_of(1, 8), (1, 4)
+    with open_at(tmp_path) as saved:
+        saved.save(state, progress_at(1))
+        saved.wait()
+    for count in devices:
+        with open_at(tmp_path) as saved:
+            restored, progress = saved.restore_latest(like(state, count))
+        assert_equal(restored, state)
+        assert restored.params["conv"]["kernel"].sharding.num_devices == count
+        assert jax.tree.structure(restored) == jax.tree.structure(state)
+        assert progress == progress_at(1)
+
+
+def test_the_last_ones_and_the_best_are_kept(tmp_path):
+    with open_at(tmp_path) as saved:
+        for step, top1 in ((1, 0.3), (2, 0.9), (3, None), (4, 0.5), (5, None)):
+            saved.save(state_of(step), progress_at(step, top1))
+        saved.wait()
+        assert saved.steps() == [2, 4, 5]
+        assert saved.best_step() == 2
+    with open_at(tmp_path) as saved:
+        assert saved.best_step() == 2
+        restored, _ = saved.restore(2, like(state_of(2), 1))
+    assert_equal(restored, state_of(2))
+
+
+def test_a_step_can_be_saved_again_with_its_evaluation(tmp_path):
+    with open_at(tmp_path) as saved:
+        saved.save(state_of(3), progress_at(3))
+        saved.save(state_of(3), progress_at(3, 0.7))
+        saved.wait()
+        assert saved.best_step() == 3
+        _, progress = saved.restore_latest(like(state_of(3), 1))
+    assert progress.evaluation == {"top1": 0.7, "step": 3}
+
+
+def test_an_empty_directory_has_nothing_to_restore(tmp_path):
+    with open_at(tmp_path) as saved:
+        assert saved.restore_latest(like(state_of(0), 1)) is None
+        assert saved.best_step() is None
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32, jnp.bool_])
+def test_a_fingerprint_changes_with_any_bit_and_with_places(dtype):
+    x = np.arange(24).reshape(4, 6) % 2 if dtype == jnp.bool_ else np.arange(24)
+    x = np.array(jnp.asarray(x, dtype)).reshape(4, 6)
+
+    def of(array):
+        return fingerprint({"x": jnp.asarray(array)})["x"]
+
+    changed = {of(x)}
+    for place in range(x.nbytes):
+        raw = bytearray(x.tobytes())
+        # In a boolean only the lowest bit is one.
+        raw[place] ^= 1
+        changed.add(of(np.frombuffer(bytes(raw), x.dtype).reshape(x.shape)))
+    assert len(changed) == 1 + x.nbytes
+    swapped = x.copy()
+    swapped[0, 0], swapped[0, 1] = x[0, 1], x[0, 0]
+    assert of(swapped) != of(x)
+
+
+def test_a_fingerprint_does_not_depend_on_the_devices():
+    assert fingerprint(state_of(5, 8)) == fingerprint(state_of(5, 1))
