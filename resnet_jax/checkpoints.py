@@ -77,7 +77,9 @@ class Checkpoints:
                 )
             )
         self._options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(kept)
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            # Without it Orbax forgets the metrics when the process ends.
+            best_fn=lambda metrics: metrics["top1"],
         )
         self._open()
 
@@ -256,17 +258,17 @@ def _reason(error: Exception) -> str:
     return text[:200]
 
 
-def fingerprint(state: TrainState) -> dict[str, int]:
-    """A 32-bit checksum of each array, by name: any changed bit changes it.
+def fingerprint(tree: Any) -> dict[str, int]:
+    """A 32-bit checksum of each array of a tree, by name: any changed bit shows.
 
     Computed on the devices, over the bits in their places modulo 2**32, so that
     it does not depend on how an array is sharded.
     """
     names = [
         jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree_util.tree_leaves_with_path(state)
+        for path, _ in jax.tree_util.tree_leaves_with_path(tree)
     ]
-    sums = jax.device_get(_checksums(jax.tree.leaves(state)))
+    sums = jax.device_get(_checksums(jax.tree.leaves(tree)))
     return {name: int(value) for name, value in zip(names, sums, strict=True)}
 
 
@@ -276,8 +278,9 @@ def _checksums(leaves: list[jax.Array]) -> list[jax.Array]:
 
 
 def _checksum(x: jax.Array) -> jax.Array:
-    bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
-    bits = bits.astype(jnp.uint32).reshape(-1)
+    if x.dtype != jnp.bool_:
+        x = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+    bits = x.astype(jnp.uint32).reshape(-1)
     # An odd factor is invertible modulo 2**32: every place and every bit counts.
     factor = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1
     return jnp.sum(bits * factor, dtype=jnp.uint32)
