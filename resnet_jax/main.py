@@ -150,6 +150,9 @@ def quiet_libraries() -> None:
         lambda record: "orbax" not in record.pathname
     )
 
+    # When a worker fails, Python's tracker frees what it shared, and need not say so.
+    sys.warnoptions.append("ignore:resource_tracker")
+
     # Where a disk is full or a file broken, one failure is followed by many: threads
     # and exit handlers of TensorBoard's writer, which is dispensable, and callbacks of
     # TensorStore into loops that Orbax has closed.

@@ -101,8 +101,11 @@ def final_arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     """All arrays of the newest checkpoint: parameters, statistics, optimiser, EMA."""
     step = checkpoint_steps(workdir)[-1]
     path = (workdir / "checkpoints" / str(step) / "state").absolute()
-    with ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.restore(path)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        tree = checkpointer.metadata(path).item_metadata.tree
+        # As numpy arrays, whatever the devices were that saved them.
+        kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        tree = checkpointer.restore(path, restore_args=kinds)
     return {
         jax.tree_util.keystr(path): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
