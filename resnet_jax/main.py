@@ -150,6 +150,8 @@ def quiet_libraries() -> None:
         lambda record: "orbax" not in record.pathname
     )
 
+    # As does asyncio, of tasks that Orbax did not wait for.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     # When a worker fails, Python's tracker frees what it shared, and need not say so.
     sys.warnoptions.append("ignore:resource_tracker")
 
