@@ -1,4 +1,4 @@
-"""ResNet-20 on Fashion-MNIST, 28x28 grey, 10 classes: an hour on a laptop.
+"""ResNet-20 on Fashion-MNIST, 28x28 grey, 10 classes: minutes on a laptop.
 
 python -m resnet_jax.prepare tfds:fashion_mnist
 python -m resnet_jax.main --config=configs/fashion_mnist.py --workdir=runs/fashion
@@ -14,7 +14,7 @@ from configs import common
 def get_config() -> ConfigDict:
     config = common.get_config()
     config.batch_size = 128
-    config.total = ConfigDict({"epochs": 5})
+    config.total = ConfigDict({"epochs": 3})
 
     config.model.name = "cifar_resnet20"
 

@@ -119,6 +119,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, command: str = "") -> dict:
         try:
             # Compile, while the first batches are made.
             preemption.check()
+            say("compiling")
             started = time.perf_counter()
             if progress.step < last:
                 batches = stack.enter_context(setup.train_batches(progress.step))

@@ -7,12 +7,16 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 ROOT = pathlib.Path(__file__).parent.parent
+
+# Compiled once in a session of tests, not once in each of its runs.
+COMPILED = tempfile.TemporaryDirectory(prefix="resnet_jax_compiled_")
 
 # Seconds of training on the digits, with everything that a long run has.
 SMALL = (
@@ -39,8 +43,14 @@ def start_python(
     *arguments: str, stderr=subprocess.STDOUT, **environment: str
 ) -> subprocess.Popen:
     """Starts Python at the root of the project, with one device unless told."""
-    # One device, as a new user has; the tests themselves see eight.
-    environment = {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT), **environment}
+    environment = {
+        # One device, as a new user has; the tests themselves see eight.
+        "JAX_NUM_CPU_DEVICES": "1",
+        "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONPATH": str(ROOT),
+        **environment,
+    }
     return subprocess.Popen(
         [sys.executable, "-u", *arguments],
         cwd=ROOT,

@@ -67,10 +67,11 @@ def test_sigterm_in_training_saves_that_step_and_exits_with_143(undisturbed, tmp
 
 
 def test_sigterm_while_compiling_saves_and_exits_with_143(undisturbed, tmp_path):
-    process = runs.start(tmp_path / "run", *runs.SMALL)
-    code, output = runs.send_when(process, "workdir:", signal.SIGTERM)
+    fresh = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "nothing compiled yet")}
+    process = runs.start(tmp_path / "run", *runs.SMALL, **fresh)
+    code, output = runs.send_when(process, "compiling", signal.SIGTERM)
     assert code == 143, output
-    assert "step 1/" not in output
+    assert "compiled in" not in output
     assert runs.checkpoint_steps(tmp_path / "run") == [0]
     go_on(tmp_path / "run")
     runs.assert_same_end(tmp_path / "run", undisturbed)
