@@ -56,16 +56,17 @@ class Gallery:
 
     def add(self, batch: dict, predictions: dict) -> None:
         """Takes from a batch what is still wanted."""
-        for i in np.flatnonzero(batch["mask"]):
-            right = bool(predictions["label"][i] == batch["label"][i])
-            if sum(row["right"] == right for row in self.rows) < self.wanted:
+        right = predictions["label"] == batch["label"]
+        for kind in (True, False):
+            missing = self.wanted - sum(row["right"] == kind for row in self.rows)
+            for i in np.flatnonzero(batch["mask"] & (right == kind))[:missing]:
                 self.rows.append(
                     {
                         "image": batch["image"][i],
                         "label": int(batch["label"][i]),
                         "predicted": int(predictions["label"][i]),
                         "probability": float(predictions["probability"][i]),
-                        "right": right,
+                        "right": kind,
                     }
                 )
 
@@ -93,24 +94,36 @@ def evaluate(
     variables = state.evaluated()
     size = len(setup.test.source)
     totals = {"top1": 0, "top5": 0, "loss": 0.0, "n": 0}
+    indices: list[int] = []
     bad: set[int] = set()
+
+    def take(batch: dict, sums: dict, predictions: dict) -> None:
+        for key, value in jax.device_get(sums).items():
+            totals[key] += value.item()
+        indices.extend(batch["index"][batch["mask"]])
+        bad.update(bad_indices(batch))
+        local = {key: sharding.local_values(x) for key, x in predictions.items()}
+        gallery.add(batch, local)
+        after_batch()
+
     with setup.eval_batches() as batches:
+        # The devices work on one batch while the next one is fetched.
+        working = None
         for batch in batches:
-            on_device = setup.eval_to_devices(batch)
-            sums, predictions = eval_step(variables, on_device)
-            for key, value in jax.device_get(sums).items():
-                totals[key] += value.item()
-            bad |= bad_indices(batch)
-            local = {key: sharding.local_values(x) for key, x in predictions.items()}
-            gallery.add(batch, local)
-            after_batch()
+            outputs = eval_step(variables, setup.eval_to_devices(batch))
+            if working:
+                take(*working)
+            working = (batch, *outputs)
+        if working:
+            take(*working)
 
     seen = totals["n"]
     bad_images = sorted(sharding.union(bad))
-    if seen + len(bad_images) != size:
+    if seen + len(bad_images) != size or len(set(indices)) != len(indices):
         raise UserError(
-            f"The evaluation saw {seen} images and could not decode"
-            f" {len(bad_images)}, but the split has {size}; its result would be wrong."
+            f"The evaluation saw {seen} images ({len(set(indices))} different ones in"
+            f" this process) and could not decode {len(bad_images)}, but the split has"
+            f" {size}; its result would be wrong."
         )
     if not seen:
         raise UserError("There was no image to evaluate.")

@@ -17,4 +17,6 @@ def cross_entropy(
     """
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
     true = jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
+    if not label_smoothing:
+        return -true
     return -(1 - label_smoothing) * true - label_smoothing * log_p.mean(axis=-1)

@@ -41,6 +41,11 @@ def make_schedule(
     if optim.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, max(total_steps - warmup, 1))
     elif optim.schedule == "step":
+        if not optim.decay_at:
+            raise UserError(
+                "optim.schedule=step needs optim.decay_at, such as"
+                " ({'epochs': 30}, {'epochs': 60})."
+            )
         factors: dict[int, float] = {}
         for duration in optim.decay_at:
             at = to_steps(duration, batch_size, train_size, "optim.decay_at")

@@ -1,5 +1,7 @@
 """Convolution and pooling with their geometry given as numbers."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -41,6 +43,32 @@ class Conv(nn.Module):
             padding=((pad, pad), (pad, pad)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
+
+
+class Head(nn.Module):
+    """A linear layer whose sums, bias and output are float32.
+
+    Attributes:
+      features: number of outputs.
+      kernel_init: initialiser of the kernel [inputs, features].
+      dtype: type of the factors of the product.
+    """
+
+    features: int
+    kernel_init: Callable
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b c"]) -> Float[Array, "b f"]:
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, shape[1:], jnp.float32)
+        product = jnp.dot(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        return product + bias
 
 
 def max_pool_3x3_stride_2(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:

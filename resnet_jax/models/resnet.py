@@ -70,7 +70,4 @@ class ResNet(nn.Module):
         head_init = layers.torch_linear_init
         if spec.head_init_std is not None:
             head_init = nn.initializers.normal(spec.head_init_std)
-        head = nn.Dense(
-            spec.num_classes, dtype=self.dtype, kernel_init=head_init, name="head"
-        )
-        return head(x).astype(jnp.float32)
+        return layers.Head(spec.num_classes, head_init, self.dtype, name="head")(x)
