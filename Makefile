@@ -14,7 +14,7 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/python -m resnet_jax.main --config=configs/quickstart.py --workdir=$(DEMO)
 	@echo "The report of the run: $(DEMO)/report.png"
 
-test: $(VENV)/.installed-test lint
+test: $(VENV)/.installed-test
 	$(VENV)/bin/python $(PYTEST) --ignore=tests/oracles
 
 test-fast: $(VENV)/.installed-test

@@ -5,10 +5,12 @@ builders extract their archives with it. Training reads the result without it.
 """
 
 import argparse
+import logging
 import pathlib
 import sys
 
-from resnet_jax.errors import UserError, nearest
+from resnet_jax.data.sources import tfds_builder
+from resnet_jax.errors import UserError
 
 
 def prepare(dataset: str, data_dir: str = "", manual_dir: str = "") -> pathlib.Path:
@@ -24,15 +26,7 @@ def prepare(dataset: str, data_dir: str = "", manual_dir: str = "") -> pathlib.P
     """
     import tensorflow_datasets as tfds
 
-    try:
-        builder = tfds.builder(
-            dataset, data_dir=data_dir or None, file_format="array_record"
-        )
-    except tfds.core.registered.DatasetNotFoundError:
-        known = tfds.list_builders()
-        raise UserError(
-            f"tfds has no data set {dataset!r}.{nearest(dataset, known)}"
-        ) from None
+    builder = tfds_builder(dataset, data_dir, file_format="array_record")
     options = tfds.download.DownloadConfig(
         manual_dir=manual_dir or None, try_download_gcs=False
     )
@@ -76,6 +70,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--data_dir", default="", help="where tfds keeps its data")
     parser.add_argument("--manual_dir", default="", help="where files lie already")
     args = parser.parse_args(argv[1:])
+    # It warns of each of many retries where there is no network.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
     kind, _, dataset = args.source.partition(":")
     if kind != "tfds" or not dataset:
         raise UserError(f"What is {args.source!r}? Write tfds:NAME.")

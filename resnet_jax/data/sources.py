@@ -234,85 +234,87 @@ def _folders(path: pathlib.Path) -> list[pathlib.Path]:
     )
 
 
+def tfds_builder(dataset: str, data_dir: str = "", file_format: str | None = None):
+    """The builder that tfds has for NAME[/CONFIG].
+
+    Raises UserError with the nearest names if there is none.
+    """
+    # Imported here: users and workers of other sources need not pay for it.
+    import tensorflow_datasets as tfds
+
+    name = re.split("[/:]", dataset)[0]
+    # Community data sets would be listed over the network, by TensorFlow.
+    known = tfds.list_builders(with_community_datasets=False)
+    try:
+        return tfds.builder(dataset, data_dir=data_dir or None, file_format=file_format)
+    except (ImportError, ValueError, AssertionError) as error:
+        if name in known:
+            raise UserError(f"tfds:{dataset}: {_reason(error)}") from None
+        raise UserError(
+            f"tfds has no data set {name!r}.{nearest(name, known)}"
+        ) from None
+
+
 class TfdsSource:
     """A data set prepared by tensorflow-datasets as ArrayRecord, read without TF."""
 
     def __init__(self, dataset: str, split: str, data_dir: str = ""):
         self.dataset, self.split, self.data_dir = dataset, split, data_dir
         self.where = f"tfds:{dataset}/{split}"
-        self._image, self._label, self.classes, _ = self._open
-
-    @functools.cached_property
-    def _open(self):
-        # Imported here: workers of other sources need not pay for it.
-        import tensorflow_datasets as tfds
-
-        directory = self.data_dir or None
-        try:
-            builder = tfds.builder(self.dataset, data_dir=directory)
-        except (ValueError, AssertionError) as error:
-            name = re.split("[/:]", self.dataset)[0]
-            # Community data sets would be listed over the network, by TensorFlow.
-            known = tfds.list_builders(with_community_datasets=False)
-            if name not in known:
-                raise UserError(
-                    f"tfds has no data set {name!r}.{nearest(name, known)}"
-                ) from None
-            raise UserError(f"tfds:{self.dataset}: {_reason(error)}") from None
-
-        where = f" --data_dir={self.data_dir}" if self.data_dir else ""
-        prepare = f"python -m resnet_jax.prepare tfds:{self.dataset}{where}"
+        where = f" --data_dir={data_dir}" if data_dir else ""
+        self._prepare = f"python -m resnet_jax.prepare tfds:{dataset}{where}"
+        builder = tfds_builder(dataset, data_dir)
         if not builder.is_prepared():
             raise UserError(
-                f"tfds:{self.dataset} is not prepared in {builder.data_dir}; run"
-                f" `{prepare}` first."
+                f"tfds:{dataset} is not prepared in {builder.data_dir}; run"
+                f" `{self._prepare}` first."
             )
-        supervised = builder.info.supervised_keys
-        if not supervised or len(supervised) != 2:
-            raise UserError(
-                f"tfds:{self.dataset} does not say which feature is the image and"
-                " which the label, so it cannot be used for classification."
-            )
-        image, label = supervised
-        features = builder.info.features
-        is_image = isinstance(features[image], tfds.features.Image)
-        if not is_image or not isinstance(features[label], tfds.features.ClassLabel):
-            raise UserError(
-                f"tfds:{self.dataset} maps {image!r} to {label!r}, which is not an"
-                " image to a class."
-            )
+        self._image, self._label = self._keys(builder.info)
+        self.classes = tuple(builder.info.features[self._label].names)
         known = [*builder.info.splits, "all"]
-        for part in self.split.split("+"):
-            base_split = part.split("[")[0].strip()
-            if base_split not in known:
-                raise UserError(
-                    f"tfds:{self.dataset} has no split {base_split!r}."
-                    + nearest(base_split, known)
-                )
+        for part in split.split("+"):
+            _check_split(part.split("[")[0].strip(), known)
+        len(self)  # opens it, so that what is wrong is told now
+
+    def _keys(self, info) -> tuple[str, str]:
+        """The names of the features that are the image and the label."""
+        import tensorflow_datasets as tfds
+
+        keys = info.supervised_keys or ()
+        kinds = [type(info.features[key]) for key in keys]
+        if kinds != [tfds.features.Image, tfds.features.ClassLabel]:
+            raise UserError(
+                f"tfds:{self.dataset} does not map an image to a class, so it cannot be"
+                " used for classification."
+            )
+        return keys
+
+    @functools.cached_property
+    def _records(self):
+        import tensorflow_datasets as tfds
+
+        builder = tfds_builder(self.dataset, self.data_dir)
         try:
-            records = builder.as_data_source(
-                split=self.split, decoders={image: tfds.decode.SkipDecoding()}
+            return builder.as_data_source(
+                split=self.split, decoders={self._image: tfds.decode.SkipDecoding()}
             )
         except NotImplementedError:
             raise UserError(
                 f"tfds:{self.dataset} in {builder.data_dir} is not ArrayRecord, which"
-                f" random access needs; delete it or choose another data_dir, and"
-                f" run `{prepare}`."
+                f" random access needs; delete it or choose another data_dir, and run"
+                f" `{self._prepare}`."
             ) from None
         except (ValueError, AssertionError) as error:
-            raise UserError(
-                f"tfds:{self.dataset}, split {self.split!r}: {_reason(error)}"
-            ) from None
-        return image, label, tuple(features[label].names), records
+            raise UserError(f"{self.where}: {_reason(error)}") from None
 
     def __getstate__(self):
-        return {key: value for key, value in vars(self).items() if key != "_open"}
+        return {key: value for key, value in vars(self).items() if key != "_records"}
 
     def __len__(self) -> int:
-        return len(self._open[-1])
+        return len(self._records)
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
-        example = self._open[-1][index]
+        example = self._records[index]
         return example[self._image], int(example[self._label])
 
     def name(self, index: int) -> str:

@@ -384,8 +384,8 @@ def test_a_tfds_source_pickles_small_and_opens_again(data_dir):
         ("tiny_pictures", "train[:50", "split 'train.:50'"),
         ("tiny_pictures", "train[20:]", "20:10.* 10 examples"),
         ("tiny_pictures", "", "no split ''. Known: train, test, all"),
-        ("tiny_pictures/unlabelled", "train", "which feature is the image"),
-        ("tiny_pictures/numbers", "train", "'label', which is not an image to a class"),
+        ("tiny_pictures/unlabelled", "train", "does not map an image to a class"),
+        ("tiny_pictures/numbers", "train", "does not map an image to a class"),
     ],
 )
 def test_a_mistake_about_tfds_is_told_in_one_line(dataset, split, message, data_dir):
