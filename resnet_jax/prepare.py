@@ -33,11 +33,12 @@ def prepare(dataset: str, data_dir: str = "", manual_dir: str = "") -> pathlib.P
     try:
         builder.download_and_prepare(download_config=options)
     except Exception as error:
-        raise UserError(f"tfds:{dataset} is not prepared. {_way_out(error)}") from error
+        raise UserError(f"tfds:{dataset} is not prepared. {way_out(error)}") from error
     return builder.data_path
 
 
-def _way_out(error: Exception) -> str:
+def way_out(error: Exception) -> str:
+    """What to do about an error of a tfds builder, from what caused it."""
     chain = [error]
     while (after := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(after)

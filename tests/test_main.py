@@ -2,8 +2,6 @@
 
 import signal
 
-import pytest
-
 from tests import runs
 
 QUICK = "--config=configs/quickstart.py"
@@ -118,33 +116,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
     assert last.startswith("error: The loss is not finite at step ")
     assert "optim.learning_rate" in last
     assert "Traceback" not in output
-
-
-@pytest.mark.slow
-def test_eval_mode_takes_any_split_and_either_checkpoint(tmp_path):
-    workdir = tmp_path / "run"
-    assert runs.run(workdir, *runs.SMALL)[0] == 0
-    for flags, size in (
-        ((), 360),
-        (("--checkpoint=last",), 360),
-        (("--config.data.eval_split=train",), 1437),
-    ):
-        code, output = runs.run(workdir, *runs.SMALL, "--mode=eval", *flags)
-        assert code == 0, output
-        assert f"on {size:,} images" in output
-    last = runs.read_json(workdir / "eval_test.json")
-    assert last["top1"] == runs.result(workdir)["top1"]
-    assert last["loss"] == runs.result(workdir)["loss"]
-
-
-@pytest.mark.slow
-def test_a_dry_run_leaves_nothing_and_needs_no_workdir(tmp_path):
-    code, output = runs.run(
-        tmp_path / "none", "--config=configs/r50.py", "--mode=dry_run"
-    )
-    assert code == 0, output
-    assert "dry run: 2 steps" in output
-    assert not (tmp_path / "none").exists()
 
 
 def test_ctrl_c_saves_too(tmp_path):
