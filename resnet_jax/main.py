@@ -21,7 +21,17 @@ from ml_collections import config_flags
 from resnet_jax.config import check_keys, for_dry_run, rewrite_durations
 from resnet_jax.errors import UserError, nearest
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+# What a file system may refuse, and a user can mend.
+REFUSALS = (
+    "ENOSPC",
+    "EDQUOT",
+    "EFBIG",
+    "EACCES",
+    "EPERM",
+    "EROFS",
+    "ENOTDIR",
+    "EEXIST",
+)
 MODES = ("train", "eval", "dry_run")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.")
@@ -51,7 +61,7 @@ def parse(argv: list[str]) -> None:
     argv = rewrite_durations(argv)
     # The config flag looks for its overrides here.
     sys.argv = argv
-    path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
+    path = _config_path(argv)
     if path is not None and not os.path.isfile(path):
         folder = pathlib.Path(path).parent
         known = [str(file) for file in sorted(folder.glob("*.py"))]
@@ -73,6 +83,14 @@ def parse(argv: list[str]) -> None:
         raise UserError("Which config? Give --config=configs/quickstart.py, say.")
     if _WORKDIR.value is None and _MODE.value != "dry_run":
         raise UserError("Where to? Give --workdir=runs/NAME: one directory a run.")
+
+
+def _config_path(argv: list[str]) -> str | None:
+    for argument, following in zip(argv, [*argv[1:], None], strict=True):
+        name, equals, path = argument.partition("=")
+        if name in ("--config", "-config"):
+            return path if equals else following
+    return None
 
 
 def connect() -> None:
@@ -120,6 +138,9 @@ def main(argv: list[str]) -> int:
     told = [argument for argument in argv[1:] if not argument.startswith(own)]
     command = "python -m resnet_jax.main " + shlex.join(told)
     quiet_libraries()
+    if {"--help", "-h", "-help"} & set(argv):
+        print(__doc__, flags.FLAGS.module_help(sys.modules[__name__]), sep="\n")
+        return 0
     try:
         parse(argv)
         connect()
@@ -134,7 +155,7 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        if error.errno not in DISK_ERRORS:
+        if errno.errorcode.get(error.errno) not in REFUSALS:
             raise
         where = error.filename or _WORKDIR.value
         print(f"error: {where}: {error.strerror}.", file=sys.stderr)

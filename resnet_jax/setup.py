@@ -15,7 +15,7 @@ from resnet_jax import optim, sharding, step, writers
 from resnet_jax.config import differences, in_steps, to_steps
 from resnet_jax.data.augment import Augment
 from resnet_jax.data.loader import Batches, Examples, eval_batches, train_batches
-from resnet_jax.data.sources import check_same_classes, open_source
+from resnet_jax.data.sources import Source, check_same_classes, open_source
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models import ResNet, create_model, get_spec
 from resnet_jax.models.cost import count, count_macs, init_shapes
@@ -167,20 +167,51 @@ def set_up(config: ConfigDict) -> Setup:
 
     Raises UserError for whatever in the config cannot be.
     """
-    data, mesh = config.data, sharding.make_mesh()
+    mesh = sharding.make_mesh()
+    _check_values(config, mesh)
+    train, test = _open_examples(config)
+    train_size = len(train.source)
+    total_steps = to_steps(config.total, config.batch_size, train_size, "total")
+    if total_steps < 1:
+        raise UserError("The run has no steps; config.total must be more than zero.")
+    schedule = optim.make_schedule(
+        config, total_steps=total_steps, train_size=train_size
+    )
+    durations = {
+        "evaluate": (config.evaluate.every, "evaluate.every"),
+        "checkpoint": (config.checkpoint.every, "checkpoint.every"),
+        "log": (config.log_every, "log_every"),
+    }
+    return Setup(
+        config=config,
+        mesh=mesh,
+        train=train,
+        test=test,
+        model=_make_model(config, mesh, train.source),
+        total_steps=total_steps,
+        schedule=schedule,
+        optimizer=optim.make_optimizer(config, schedule),
+        eval_batch_size=config.evaluate.batch_size or config.batch_size,
+        every={
+            what: max(in_steps(duration, config.batch_size, train_size, key), 1)
+            for what, (duration, key) in durations.items()
+        },
+    )
+
+
+def _check_values(config: ConfigDict, mesh: Mesh) -> None:
+    """What can be told before the data are opened, which may take long."""
+    data = config.data
     sharding.check_batch_size("batch_size", config.batch_size, mesh)
-    eval_batch_size = config.evaluate.batch_size or config.batch_size
-    sharding.check_batch_size("evaluate.batch_size", eval_batch_size, mesh)
-    if config.model.dtype not in DTYPES:
-        raise UserError(
-            f"There is no model.dtype={config.model.dtype!r}."
-            + nearest(config.model.dtype, DTYPES)
-        )
-    if data.on_bad_image not in ("stop", "skip"):
-        raise UserError(
-            f"There is no data.on_bad_image={data.on_bad_image!r}."
-            + nearest(data.on_bad_image, ("stop", "skip"))
-        )
+    if config.evaluate.batch_size:
+        key = "evaluate.batch_size"
+        sharding.check_batch_size(key, config.evaluate.batch_size, mesh)
+    for key, value, known in (
+        ("model.dtype", config.model.dtype, DTYPES),
+        ("data.on_bad_image", data.on_bad_image, ("stop", "skip")),
+    ):
+        if value not in known:
+            raise UserError(f"There is no {key}={value!r}.{nearest(value, known)}")
     if data.channels not in (1, 3):
         raise UserError(f"data.channels={data.channels} must be 1 (grey) or 3 (RGB).")
     if not len(data.mean) == len(data.std) == data.channels:
@@ -188,17 +219,27 @@ def set_up(config: ConfigDict) -> Setup:
             f"data.mean {tuple(data.mean)} and data.std {tuple(data.std)} must have"
             f" data.channels={data.channels} entries each."
         )
-    if config.seed < 0:
-        raise UserError(f"seed={config.seed} must not be negative.")
-    # Before the data are opened, which may take long.
+    for key, value, least in (
+        ("seed", config.seed, 0),
+        ("data.image_size", data.image_size, 1),
+        ("data.num_workers", data.num_workers, 0),
+        ("data.num_threads", data.num_threads, 0),
+        ("checkpoint.keep_last", config.checkpoint.keep_last, 1),
+    ):
+        if value < least:
+            raise UserError(f"{key}={value} must be at least {least}.")
     get_spec(config.model.name, **config.model.overrides)
 
+
+def _open_examples(config: ConfigDict) -> tuple[Examples, Examples]:
+    """The examples of the two splits, augmented and not."""
+    data = config.data
     fake_shape = (data.image_size, data.image_size, data.channels)
-    train_source, test_source = (
+    train, test = (
         open_source(data.source, split, data_dir=data.data_dir, fake_shape=fake_shape)
         for split in (data.train_split, data.eval_split)
     )
-    check_same_classes(train_source, test_source)
+    check_same_classes(train, test)
     resize = {
         "size": data.image_size,
         "crop_fraction": data.crop_fraction,
@@ -213,56 +254,33 @@ def set_up(config: ConfigDict) -> Setup:
         **resize,
     )
     common = {"channels": data.channels, "skip_bad": data.on_bad_image == "skip"}
-    train = Examples(source=train_source, augment=augment, **common)
-    test = Examples(source=test_source, augment=Augment(**resize), **common)
+    return (
+        Examples(source=train, augment=augment, **common),
+        Examples(source=test, augment=Augment(**resize), **common),
+    )
 
-    spec_fields = {
-        "num_classes": len(train_source.classes),
-        "in_channels": data.channels,
+
+def _make_model(config: ConfigDict, mesh: Mesh, source: Source) -> ResNet:
+    """The network for the classes of a source."""
+    group_size = step.group_size_of(
+        config.model.bn_group_size,
+        batch_size=config.batch_size,
+        microbatches=config.optim.microbatches,
+        devices=mesh.size,
+    )
+    fields = {
+        "num_classes": len(source.classes),
+        "in_channels": config.data.channels,
         **config.model.overrides,
     }
-    model = create_model(
-        config.model.name,
-        dtype=DTYPES[config.model.dtype],
-        bn_group_size=step.group_size_of(
-            config.model.bn_group_size,
-            batch_size=config.batch_size,
-            microbatches=config.optim.microbatches,
-            devices=mesh.size,
-        ),
-        **spec_fields,
-    )
-    if model.spec.num_classes < len(train_source.classes):
+    if fields["num_classes"] < len(source.classes):
         raise UserError(
-            f"model.overrides.num_classes={model.spec.num_classes} is too small:"
-            f" {train_source.where} has {len(train_source.classes)} classes."
+            f"model.overrides.num_classes={fields['num_classes']} is too small:"
+            f" {source.where} has {len(source.classes)} classes."
         )
-    total_steps = to_steps(config.total, config.batch_size, len(train_source), "total")
-    schedule = optim.make_schedule(
-        config, total_steps=total_steps, train_size=len(train_source)
-    )
-    durations = {
-        "evaluate": (config.evaluate.every, "evaluate.every"),
-        "checkpoint": (config.checkpoint.every, "checkpoint.every"),
-        "log": (config.log_every, "log_every"),
-    }
-    every = {
-        what: max(in_steps(duration, config.batch_size, len(train_source), key), 1)
-        for what, (duration, key) in durations.items()
-    }
-    if total_steps < 1:
-        raise UserError("The run has no steps; config.total must be more than zero.")
-    return Setup(
-        config=config,
-        mesh=mesh,
-        train=train,
-        test=test,
-        model=model,
-        total_steps=total_steps,
-        schedule=schedule,
-        optimizer=optim.make_optimizer(config, schedule),
-        eval_batch_size=eval_batch_size,
-        every=every,
+    dtype = DTYPES[config.model.dtype]
+    return create_model(
+        config.model.name, dtype=dtype, bn_group_size=group_size, **fields
     )
 
 
@@ -294,6 +312,9 @@ def summary(setup: Setup, workdir: pathlib.Path) -> str:
 
 def claim_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Makes the workdir this run's, or raises UserError if it is another one's."""
+    ours = ("checkpoints", "metrics.jsonl", "result.json", "report.png", "tensorboard")
+    # Looked for before config.json, which the first process of a run writes first.
+    found = [name for name in ours if (workdir / name).exists()]
     saved = workdir / "config.json"
     if saved.exists():
         changed = differences(json.loads(saved.read_text()), config)
@@ -303,14 +324,11 @@ def claim_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
                 f"{' ...' if len(changed) > 3 else ''}); choose another --workdir, or"
                 " the old settings to go on with that run."
             )
-        return
-    ours = ("checkpoints", "metrics.jsonl", "result.json", "report.png", "tensorboard")
-    for name in ours:
-        if (workdir / name).exists():
-            raise UserError(
-                f"{workdir} already holds a {name} but no config.json, so it is not"
-                " this program's; choose another --workdir."
-            )
-    if jax.process_index() == 0:
+    elif found:
+        raise UserError(
+            f"{workdir} already holds a {found[0]} but no config.json, so it is not"
+            " this program's; choose another --workdir."
+        )
+    elif jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         writers.write_json(saved, config.to_dict())
