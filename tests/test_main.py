@@ -2,6 +2,8 @@
 
 import signal
 
+import pytest
+
 from tests import runs
 
 QUICK = "--config=configs/quickstart.py"
@@ -98,6 +100,7 @@ for line in open(sys.argv[1]).read().splitlines():
     assert (taken / "result.json").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_workdir_of_another_config_is_left_alone(tmp_path):
     flags = (*runs.SMALL, "--config.total.steps=12")
     assert runs.run(tmp_path / "run", *flags)[0] == 0
@@ -108,6 +111,7 @@ def test_a_workdir_of_another_config_is_left_alone(tmp_path):
     assert sorted((tmp_path / "run").rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
     flags = ("--config.optim.learning_rate=1e20", "--config.optim.warmup.steps=0")
     code, output = runs.run(tmp_path / "run", *runs.SMALL, *flags)

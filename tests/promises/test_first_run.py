@@ -10,6 +10,8 @@ import pytest
 
 from tests import runs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory):

@@ -27,6 +27,7 @@ def imagenet_folder(tmp_path):
     return root
 
 
+@pytest.mark.slow
 def test_r50_trains_on_imagenet_jpegs_on_eight_devices(imagenet_folder, tmp_path):
     code, output = runs.run(
         tmp_path / "run",
@@ -94,6 +95,7 @@ def test_a_bad_image_stops_the_run_and_is_named(
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_bad_images_are_passed_over_and_counted_if_so_chosen(
     folder_with_bad_images, tmp_path
 ):

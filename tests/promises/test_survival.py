@@ -66,6 +66,7 @@ def test_sigterm_in_training_saves_that_step_and_exits_with_143(undisturbed, tmp
     runs.assert_same_end(tmp_path / "run", undisturbed)
 
 
+@pytest.mark.slow
 def test_sigterm_while_compiling_saves_and_exits_with_143(undisturbed, tmp_path):
     fresh = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "nothing compiled yet")}
     process = runs.start(tmp_path / "run", *runs.SMALL, **fresh)
@@ -77,6 +78,7 @@ def test_sigterm_while_compiling_saves_and_exits_with_143(undisturbed, tmp_path)
     runs.assert_same_end(tmp_path / "run", undisturbed)
 
 
+@pytest.mark.slow
 def test_sigterm_in_evaluation_stops_at_the_batch_and_exits_with_143(
     undisturbed, tmp_path
 ):
@@ -92,6 +94,7 @@ def test_sigterm_in_evaluation_stops_at_the_batch_and_exits_with_143(
     runs.assert_same_end(tmp_path / "run", undisturbed)
 
 
+@pytest.mark.slow
 def test_eval_mode_stops_with_143_too(undisturbed):
     slow = (*runs.SMALL, "--mode=eval", "--config.data.eval_split=train")
     process = runs.start(undisturbed, *slow, "--config.evaluate.batch_size=1")
@@ -137,6 +140,7 @@ def empty_the_metadata(workdir):
     (workdir / "checkpoints" / "40" / "run" / "metadata").write_text("")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "harm", [cut_off, flip_a_bit, remove_a_file, empty_the_metadata]
 )
@@ -153,6 +157,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
     runs.assert_same_end(tmp_path / "run", undisturbed)
 
 
+@pytest.mark.slow
 def test_when_no_checkpoint_is_whole_the_run_does_not_start_anew(undisturbed, tmp_path):
     shutil.copytree(undisturbed, tmp_path / "run")
     for step in runs.checkpoint_steps(tmp_path / "run"):
@@ -165,6 +170,7 @@ def test_when_no_checkpoint_is_whole_the_run_does_not_start_anew(undisturbed, tm
     assert runs.checkpoint_steps(tmp_path / "run") == [35, 40]
 
 
+@pytest.mark.slow
 def test_a_save_that_does_not_fit_stops_the_run_and_loses_nothing(
     undisturbed, tmp_path
 ):
@@ -186,6 +192,7 @@ def test_a_save_that_does_not_fit_stops_the_run_and_loses_nothing(
     runs.assert_same_end(tmp_path / "run", undisturbed)
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_and_loses_nothing(undisturbed, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
