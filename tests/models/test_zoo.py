@@ -11,6 +11,7 @@ import pytest
 from resnet_jax.errors import UserError
 from resnet_jax.models import ZOO, ResNet, create_model, get_spec, list_models
 from resnet_jax.models.cost import count, count_macs, init_shapes
+from resnet_jax.models.layers import pad_shortcut
 from tests import keyed
 from tests.models.names import deep_ones_slow
 
@@ -103,6 +104,16 @@ def test_a_value_that_is_not_allowed_is_answered_with_those_that_are(monkeypatch
         get_spec("resnet50", stride_at="5x5")
     with pytest.raises(UserError, match="same length"):
         get_spec("resnet50", stage_sizes=(3, 4, 6))
+
+
+@pytest.mark.parametrize(
+    ("where", "channels"), [("end", [1, 1, 0, 0, 0, 0]), ("both", [0, 0, 1, 1, 0, 0])]
+)
+def test_option_a_keeps_every_second_pixel_and_pads_where_it_is_told(where, channels):
+    pixels = jnp.arange(1.0, 10.0).reshape(1, 3, 3, 1)
+    padded = pad_shortcut(jnp.tile(pixels, 2), features=6, stride=2, where=where)
+    kept = np.array([[1, 3], [7, 9]])
+    np.testing.assert_array_equal(padded[0], kept[..., None] * np.array(channels))
 
 
 def test_overrides_change_their_field_only():
