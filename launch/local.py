@@ -29,6 +29,8 @@ def main(argv: list[str]) -> int:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            # Ctrl-C in a terminal reaches only this launcher, which passes it on.
+            start_new_session=True,
         )
         for i in range(count)
     ]

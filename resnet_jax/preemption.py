@@ -19,10 +19,11 @@ class PreemptedError(Exception):
 
 
 class Preemption:
-    """Notes the first SIGTERM or SIGINT while it is entered; a second one kills.
+    """Notes SIGTERM and SIGINT while it is entered; a second Ctrl-C kills.
 
-    With several processes JAX's own service notes SIGTERM on any of them and lets all
-    stop at the same poll; so all must poll equally often.
+    Schedulers may send SIGTERM more than once, so a second one changes nothing. With
+    several processes JAX's own service notes SIGTERM on any of them and lets all stop at
+    the same poll; so all must poll equally often.
     """
 
     def __init__(self):
@@ -31,10 +32,8 @@ class Preemption:
         self._before: dict = {}
 
     def __enter__(self) -> "Preemption":
-        watched = [signal.SIGINT]
-        if jax.process_count() == 1:
-            watched.append(signal.SIGTERM)
-        for number in watched:
+        alone = jax.process_count() == 1
+        for number in (signal.SIGTERM, signal.SIGINT) if alone else ():
             self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -44,7 +43,8 @@ class Preemption:
 
     def _note(self, number: int, _) -> None:
         self._signal = number
-        signal.signal(number, signal.SIG_DFL)
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
 
     def check(self) -> None:
         """Raises PreemptedError if the run was asked to stop."""

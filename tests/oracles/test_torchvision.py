@@ -1,7 +1,5 @@
 """Our networks against torchvision's."""
 
-import itertools
-
 import numpy as np
 import pytest
 
@@ -20,14 +18,8 @@ def test_logits_equal_torchvision(name):
     compare.assert_logits_equal(networks.build(name), get_spec(name), SIZES)
 
 
-# The deepest repeat the layers of resnet50; they are held at small images to save time.
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [
-        *itertools.product(["resnet18", "resnet34", "resnet50"], SIZES),
-        *itertools.product(["resnet101", "resnet152"], (64, 65)),
-    ],
-)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", NAMES)
 def test_gradients_and_running_statistics_equal_torchvision(name, size, in_float64):
     compare.assert_training_equal_in_float64(networks.build(name), get_spec(name), size)
 

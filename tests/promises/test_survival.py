@@ -210,3 +210,14 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(undisturbed, tmp_path):
         runs.assert_same_end(disk / "run", undisturbed)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_second_sigterm_does_not_cut_the_saving_short(tmp_path):
+    process = runs.start(tmp_path / "run", *runs.SMALL)
+    for line in process.stdout:
+        if line.startswith("step 7/"):
+            break
+    for _ in range(5):
+        process.send_signal(signal.SIGTERM)
+    assert runs.finish(process)[0] == 143
+    assert runs.checkpoint_steps(tmp_path / "run")[-1] >= 7
