@@ -21,9 +21,10 @@ class PreemptedError(Exception):
 class Preemption:
     """Notes SIGTERM and SIGINT while it is entered; a second Ctrl-C kills.
 
-    Schedulers may send SIGTERM more than once, so a second one changes nothing. With
-    several processes JAX's own service notes SIGTERM on any of them and lets all stop at
-    the same poll; so all must poll equally often.
+    Schedulers may send SIGTERM more than once, so a second one changes nothing.
+
+    With several processes JAX's own service notes SIGTERM on any of them and lets all
+    stop at the same poll; so all must poll equally often.
     """
 
     def __init__(self):
