@@ -5,6 +5,7 @@ against the same compiled step called again and again on one batch.
 """
 
 import argparse
+import contextlib
 import json
 import pathlib
 import runpy
@@ -34,7 +35,8 @@ def overhead(config: ConfigDict, repeats: int) -> dict:
         rates["step"].append(_bare_rate(setup))
         with tempfile.TemporaryDirectory() as directory:
             workdir = pathlib.Path(directory) / "run"
-            train(config, workdir)
+            with contextlib.redirect_stdout(sys.stderr):
+                train(config, workdir)
             rows = writers.read_metrics(workdir)
         logged = [
             row["train/images_per_second"]
