@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ORACLES ?= .venv-oracles
 DEMO ?= runs/quickstart
-PYTEST = -m pytest -q
+PYTEST = -m pytest -q -n 2 --dist worksteal
 
 .PHONY: demo test test-fast test-oracles lint
 
@@ -21,7 +21,7 @@ test-fast: $(VENV)/.installed-test
 	$(VENV)/bin/python $(PYTEST) --ignore=tests/oracles -m "not slow"
 
 test-oracles: $(ORACLES)/.installed
-	$(ORACLES)/bin/python $(PYTEST) tests/oracles
+	$(ORACLES)/bin/python -m pytest -q tests/oracles
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .
