@@ -94,6 +94,14 @@ class Checkpoints:
         return cls(workdir / "checkpoints", setup.config.checkpoint, about)
 
     def _open(self) -> None:
+        # Orbax reads all metrics at once and fails at one that was cut off; what they
+        # say stands in the checkpoint's progress too.
+        for file in self.directory.glob("*/metrics/metrics"):
+            try:
+                json.loads(file.read_text())
+            except ValueError:
+                log.warning("Leaving out %s, which cannot be read.", file)
+                file.unlink(missing_ok=True)
         self._manager = ocp.CheckpointManager(self.directory, options=self._options)
 
     def save(self, state: TrainState, progress: Progress) -> None:

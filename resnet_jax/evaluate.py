@@ -171,6 +171,9 @@ def evaluate_workdir(
             best = saved.best_step()
             step = steps[-1] if which == "last" or best is None else best
             state, progress = saved.restore(step, setup.state_like())
+        if jax.process_index() == 0:
+            where = setup.test.source.where
+            writers.say(f"evaluating the checkpoint of step {step} on {where}")
         preemption.check()
         eval_step = setup.compile_eval_step()
         preemption.check()
