@@ -11,7 +11,7 @@ from configs import common
 def get_config() -> ConfigDict:
     config = common.get_config()
     config.batch_size = 64
-    config.total = ConfigDict({"epochs": 20})
+    config.total = ConfigDict({"epochs": 30})
     config.log_every = ConfigDict({"epochs": 1})
 
     config.model.name = "cifar_resnet20"

@@ -33,7 +33,7 @@ def test_the_result_says_what_it_is_of(quickstart):
     workdir, output = quickstart
     result = runs.result(workdir)
     assert result["params"] == 269_434
-    assert result["step"] == 449
+    assert result["step"] == 674
     assert result["images_per_second"] > 0
     assert {"top5", "loss", "command", "versions"} <= result.keys()
     last = output.splitlines()[-1]
@@ -49,7 +49,7 @@ def test_the_summary_tells_what_will_be_done(quickstart):
         "2.5 M MACs",
         "64 images, 64 a device",
         "groups of 32 images, 2 a batch",
-        "449 (20.00 epochs)",
+        "674 (30.02 epochs)",
     ):
         assert told in head
 
@@ -66,7 +66,7 @@ def test_the_workdir_holds_curves_tensorboard_and_the_picture(quickstart):
 
 def test_lines_tell_eta_speed_and_waiting_where_there_is_no_terminal(quickstart):
     lines = [
-        x for x in quickstart[1].splitlines() if re.match(r"step \d+/449  epoch", x)
+        x for x in quickstart[1].splitlines() if re.match(r"step \d+/674  epoch", x)
     ]
     assert len(lines) >= 20
     for line in lines:
@@ -94,7 +94,7 @@ def test_the_finished_run_is_told_again_and_not_trained_again(quickstart):
     code, output = runs.run(workdir, "--config=configs/quickstart.py")
     assert code == 0
     assert output.splitlines()[-1] == first.splitlines()[-1]
-    assert "going on from the checkpoint of step 449" in output
+    assert "going on from the checkpoint of step 674" in output
 
 
 def test_the_report_can_be_drawn_again(quickstart):
