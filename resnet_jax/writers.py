@@ -11,8 +11,12 @@ import tqdm
 
 def write_json(path: pathlib.Path, content: dict) -> None:
     """Writes a JSON file so that it is there whole or not at all."""
+    _replace(path, json.dumps(content, indent=2) + "\n")
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.write_text(text)
     os.replace(partial, path)
 
 
@@ -54,9 +58,7 @@ class Writer:
             return
         rows = [row for row in read_metrics(workdir) if row["step"] <= step]
         path = workdir / "metrics.jsonl"
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        os.replace(partial, path)
+        _replace(path, "".join(json.dumps(row) + "\n" for row in rows))
         self._metrics = path.open("a")
         self._board = tensorboardX.SummaryWriter(
             str(workdir / "tensorboard"), purge_step=step + 1 if step else None
