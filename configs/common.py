@@ -24,6 +24,8 @@ def get_config() -> ConfigDict:
     config.model.name = "resnet50"
     config.model.overrides = ConfigDict()  # fields of ResNetSpec to replace
     config.model.dtype = "float32"  # of the computation: float32 or bfloat16
+    # Equal blocks are compiled once: for deep networks, which else compile for long.
+    config.model.scan_blocks = False
     # Examples that share batch-norm statistics, or 'global', or 'device'.
     config.model.bn_group_size = literal(32)
 

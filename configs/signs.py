@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.model.name = "resnet18"
     # Half of ResNet-18's width: minutes on a laptop's CPU.
     config.model.overrides.widths = (32, 64, 128, 256)
-    config.model.overrides.stem_width = 32
+    config.model.overrides.stem = ((7, 2, 32),)
     config.model.overrides.zero_init_last = True
 
     config.data.source = "folder:data/sign-digits"

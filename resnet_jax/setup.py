@@ -5,6 +5,7 @@ import json
 import pathlib
 from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -17,7 +18,7 @@ from resnet_jax.data.augment import Augment
 from resnet_jax.data.loader import Batches, Examples, eval_batches, train_batches
 from resnet_jax.data.sources import Source, check_same_classes, open_source
 from resnet_jax.errors import UserError, nearest
-from resnet_jax.models import ResNet, create_model, get_spec
+from resnet_jax.models import create_model, get_spec
 from resnet_jax.models.cost import count, count_macs, init_shapes
 from resnet_jax.step import TrainState
 
@@ -44,7 +45,7 @@ class Setup:
     mesh: Mesh
     train: Examples
     test: Examples
-    model: ResNet
+    model: nn.Module
     total_steps: int
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
@@ -99,6 +100,7 @@ class Setup:
             label_smoothing=config.label_smoothing,
             microbatches=config.optim.microbatches,
             ema_decay=config.ema_decay,
+            seed=config.seed,
         )
         train_step = step.make_train_step(self.model, self.optimizer, options)
         placed = sharding.replicated(self.mesh)
@@ -260,7 +262,7 @@ def _open_examples(config: ConfigDict) -> tuple[Examples, Examples]:
     )
 
 
-def _make_model(config: ConfigDict, mesh: Mesh, source: Source) -> ResNet:
+def _make_model(config: ConfigDict, mesh: Mesh, source: Source) -> nn.Module:
     """The network for the classes of a source."""
     group_size = step.group_size_of(
         config.model.bn_group_size,
@@ -280,7 +282,11 @@ def _make_model(config: ConfigDict, mesh: Mesh, source: Source) -> ResNet:
         )
     dtype = DTYPES[config.model.dtype]
     return create_model(
-        config.model.name, dtype=dtype, bn_group_size=group_size, **fields
+        config.model.name,
+        dtype=dtype,
+        bn_group_size=group_size,
+        scan_blocks=config.model.scan_blocks,
+        **fields,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -14,7 +15,6 @@ from jaxtyping import Array, Float, UInt8
 
 from resnet_jax import losses, metrics, optim
 from resnet_jax.errors import UserError, nearest_numbers
-from resnet_jax.models import ResNet
 
 Tree = Any
 
@@ -26,7 +26,7 @@ class TrainState:
     Attributes:
       step: number of updates made, int32.
       params: float32 parameters.
-      batch_stats: running statistics of batch norm.
+      batch_stats: running statistics of batch norm; empty where there is none.
       opt_state: state of the optimiser.
       ema: averaged {params, batch_stats}, or None.
     """
@@ -52,6 +52,7 @@ class StepOptions:
       microbatches: number of parts that a batch is cut into, whose gradients are
         added up before the update.
       ema_decay: of parameters and running statistics; 0: no average is kept.
+      seed: what dropout drops is a function of (seed, step, microbatch).
     """
 
     mean: Sequence[float]
@@ -59,6 +60,7 @@ class StepOptions:
     label_smoothing: float = 0.0
     microbatches: int = 1
     ema_decay: float = 0.0
+    seed: int = 0
 
 
 def normalize(
@@ -119,7 +121,7 @@ def _divisors(n: int) -> list[int]:
 
 
 def init_state(
-    model: ResNet,
+    model: nn.Module,
     optimizer: optax.GradientTransformation,
     *,
     seed: int,
@@ -132,15 +134,15 @@ def init_state(
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
-        batch_stats=variables["batch_stats"],
+        batch_stats=variables.get("batch_stats", {}),
         opt_state=optimizer.init(variables["params"]),
         # A copy: donated buffers must not be shared.
-        ema=jax.tree.map(jnp.copy, dict(variables)) if ema else None,
+        ema=jax.tree.map(jnp.copy, {"batch_stats": {}} | variables) if ema else None,
     )
 
 
 def make_train_step(
-    model: ResNet, optimizer: optax.GradientTransformation, options: StepOptions
+    model: nn.Module, optimizer: optax.GradientTransformation, options: StepOptions
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
     """Returns `train_step(state, batch) -> (state, metrics)`.
 
@@ -149,22 +151,25 @@ def make_train_step(
     `grad_norm` (of the loss, before clipping and decay).
     """
 
-    def loss_of(params, batch_stats, image, label):
+    def loss_of(params, batch_stats, image, label, rng):
         image = normalize(image, options.mean, options.std, model.dtype)
         logits, updated = model.apply(
             {"params": params, "batch_stats": batch_stats},
             image,
             train=True,
             mutable=["batch_stats"],
+            rngs={"dropout": rng},
         )
         loss = losses.cross_entropy(logits, label, options.label_smoothing).mean()
         top1 = jnp.mean(metrics.rank_of_label(logits, label) == 0)
-        return loss, (updated["batch_stats"], top1)
+        return loss, (updated.get("batch_stats", {}), top1)
 
-    def gradients(state: TrainState, image, label):
+    def gradients(state: TrainState, image, label, part):
+        rng = jax.random.fold_in(jax.random.key(options.seed), state.step)
+        rng = jax.random.fold_in(rng, part)
         grad_of = jax.value_and_grad(loss_of, has_aux=True)
         (loss, (stats, top1)), grads = grad_of(
-            state.params, state.batch_stats, image, label
+            state.params, state.batch_stats, image, label, rng
         )
         return {"grads": grads, "batch_stats": stats, "loss": loss, "top1": top1}
 
@@ -179,14 +184,16 @@ def make_train_step(
         def add(total, part):
             return jax.tree.map(jnp.add, total, gradients(state, *part)), None
 
-        shapes = jax.eval_shape(gradients, state, image[0], label[0])
+        shapes = jax.eval_shape(gradients, state, image[0], label[0], 0)
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        total, _ = jax.lax.scan(add, zero, (image, label))
+        total, _ = jax.lax.scan(add, zero, (image, label, jnp.arange(parts)))
         return jax.tree.map(lambda x: x / parts, total)
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-        compute = gradients if options.microbatches == 1 else accumulated
-        out = compute(state, batch["image"], batch["label"])
+        if options.microbatches == 1:
+            out = gradients(state, batch["image"], batch["label"], 0)
+        else:
+            out = accumulated(state, batch["image"], batch["label"])
         updates, opt_state = optimizer.update(
             out["grads"], state.opt_state, state.params
         )
@@ -222,7 +229,7 @@ def _cut(x: jax.Array, parts: int, unit: int) -> jax.Array:
 
 
 def make_eval_step(
-    model: ResNet, mean: Sequence[float], std: Sequence[float]
+    model: nn.Module, mean: Sequence[float], std: Sequence[float]
 ) -> Callable[[dict, dict], tuple[dict, dict]]:
     """Returns `eval_step(variables, batch) -> (sums, predictions)`.
 

@@ -1,19 +1,22 @@
 """Values that two frameworks draw alike, with no file between them.
 
-A tensor's values depend on a seed, its name and its shape only. Names and shapes are
-those of torchvision's `state_dict` (resnet_jax/weights/torchvision.py).
+A tensor's values depend on a seed, on our name for it and on its shape only.
 """
 
+import functools
 import math
+import re
 import zlib
-from collections.abc import Mapping
 
-import jax
 import numpy as np
 
-from resnet_jax.models import ResNet, ResNetSpec
-from resnet_jax.models.cost import init_shapes
-from resnet_jax.weights.torchvision import from_torch, to_torch
+from resnet_jax.models import ResNetSpec
+from resnet_jax.models.zoo import Spec
+from resnet_jax.weights.naming import nest, shapes_of
+
+# More values than that are repeated. It is no multiple of any number of channels, so
+# that no two parts of a tensor are equal.
+MOST = 1_000_003
 
 
 def generator(name: str, seed: int = 0) -> np.random.Generator:
@@ -21,10 +24,10 @@ def generator(name: str, seed: int = 0) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
 
-def images(batch: int, size: int, seed: int = 0) -> np.ndarray:
+def images(batch: int, size: int, seed: int = 0, channels: int = 3) -> np.ndarray:
     """Draws standard normal images, `b h w c`."""
     rng = generator(f"images of {size}", seed)
-    return rng.standard_normal((batch, size, size, 3), np.float32)
+    return rng.standard_normal((batch, size, size, channels), np.float32)
 
 
 def labels(batch: int, num_classes: int, seed: int = 0) -> np.ndarray:
@@ -32,62 +35,58 @@ def labels(batch: int, num_classes: int, seed: int = 0) -> np.ndarray:
     return generator("labels", seed).integers(num_classes, size=batch)
 
 
-def golden_sizes(spec: ResNetSpec) -> tuple[int, int]:
-    """The even and the odd image size of a network's golden figures."""
-    return (64, 65) if spec.stem == "imagenet" else (32, 33)
+def sizes(spec: Spec) -> tuple[int, int]:
+    """A small even and a small odd image size.
+
+    Either has layers of even and of odd outputs: 44, 22, 11, 6, 3, 2 and 45, 23, 12, 6,
+    3, 2. Where strides average whole windows, every output must be even.
+    """
+    if spec.for_small_images:
+        return 30, 31
+    if getattr(spec, "head_pool", None) or getattr(spec, "anti_alias", None) == "avg":
+        return 64, 63
+    return 44, 45
 
 
 def golden_sample(logits: np.ndarray) -> np.ndarray:
-    """Picks the logits that are kept as golden figures: at most 20 an image."""
+    """Picks the logits that are kept as golden figures: at most 20."""
     return logits[:, :: max(1, logits.shape[1] // 20)].ravel()
 
 
-def state_dict(
-    shapes: Mapping[str, tuple[int, ...]], seed: int = 0
-) -> dict[str, np.ndarray]:
-    """Draws all tensors of a network, none of them at its initial value.
-
-    Args:
-      shapes: the `state_dict`'s names and shapes, without `num_batches_tracked`.
-      seed: of all tensors.
-    """
-    return {name: _draw(name, shapes, generator(name, seed)) for name in shapes}
-
-
-def variables(spec: ResNetSpec, seed: int = 0) -> dict:
-    """Draws the same for one of our networks."""
-    # Placeholders that take no memory: only their shapes are read.
-    places = jax.tree.map(
-        lambda leaf: np.broadcast_to(np.float32(0), leaf.shape),
-        init_shapes(ResNet(spec), image_size=32),
+def variables(spec: Spec, seed: int = 0) -> dict:
+    """Draws all variables of a network, none of them at its initial value."""
+    draw = functools.partial(_draw, spec)
+    return nest(
+        spec, {name: draw(name, shape, seed) for name, shape in shapes_of(spec).items()}
     )
-    shapes = {name: value.shape for name, value in to_torch(places, spec).items()}
-    return from_torch(state_dict(shapes, seed), spec)
 
 
-def _draw(
-    name: str, shapes: Mapping[str, tuple[int, ...]], rng: np.random.Generator
-) -> np.ndarray:
-    shape = shapes[name]
-    module, _, leaf = name.rpartition(".")
-    if len(shape) > 1:
+def _draw(spec: Spec, name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    rng = generator(name, seed)
+    leaf = name.rpartition("/")[2]
+    number = min(math.prod(shape), MOST)
+    if leaf == "kernel":
         # He scale, so that activations keep their size through all layers; the head
         # has no rectifier behind it.
-        gain = 2 if len(shape) == 4 else 1
-        std = math.sqrt(gain / math.prod(shape[1:]))
-        return np.float32(std) * rng.standard_normal(shape, np.float32)
-    if leaf == "running_var":
-        return rng.uniform(0.5, 1.5, shape).astype(np.float32)
-    if leaf == "weight":
+        gain = 1 if len(shape) < 4 else 2
+        values = rng.standard_normal(number, np.float32)
+        values *= np.float32(math.sqrt(gain / math.prod(shape[:-1])))
+    elif leaf in ("scale", "var", "gain", "v", "skip_gain"):
+        values = rng.uniform(0.5, 1.5, number).astype(np.float32)
+    else:
+        values = np.float32(0.1) * rng.standard_normal(number, np.float32)
+    if _ends_a_block(spec, name):
         # At full scale, every block would double the variance of the sum.
-        ends = _last_norms(shapes)
-        size = 1 / math.sqrt(len(ends)) if module in ends else 1
-        return (size * rng.uniform(0.5, 1.5, shape)).astype(np.float32)
-    return np.float32(0.1) * rng.standard_normal(shape, np.float32)
+        values /= np.float32(math.sqrt(sum(spec.stage_sizes)))
+    return np.resize(values, shape)
 
 
-def _last_norms(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
-    """Names of the norms that end a block's residual function."""
-    last = ".bn3" if any(".bn3." in name for name in shapes) else ".bn2"
-    modules = {name.rpartition(".")[0] for name in shapes}
-    return {module for module in modules if module.endswith(last)}
+def _ends_a_block(spec: Spec, name: str) -> bool:
+    """Whether a scale or kernel is the last of a block's residual function."""
+    if not isinstance(spec, ResNetSpec) or spec.shortcut == "none":
+        return False
+    if not (match := re.fullmatch(r"stage(\d+)_block\d+/(.*)", name)):
+        return False
+    last = 2 if spec.blocks[int(match[1]) - 1].endswith("basic") else 3
+    ending = f"conv{last}/kernel" if spec.preact else f"norm{last}/scale"
+    return match[2] == ending

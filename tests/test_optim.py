@@ -151,7 +151,7 @@ def test_norm_excludes_scales_and_biases_of_norms_but_not_the_head(name):
     yes, no = decay_leaves(name, "norm")
     assert len(no) == 2 * CONVS[name]
     assert all("norm" in leaf.split("/")[-2] for leaf in no)
-    assert {"head/bias", "head/kernel", "stem_conv/kernel"} <= set(yes)
+    assert {"head/bias", "head/kernel", "stem_conv1/kernel"} <= set(yes)
     assert len(yes) == CONVS[name] + 2
 
 

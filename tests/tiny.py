@@ -18,7 +18,7 @@ from tests import keyed
 NETWORK = {
     "stage_sizes": (1, 1),
     "widths": (8, 16),
-    "stem_width": 8,
+    "stem": ((3, 1, 8),),
     "shortcut": "projection",
 }
 

@@ -2,6 +2,22 @@
 
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.spec import ResNetSpec
-from resnet_jax.models.zoo import ZOO, create_model, get_spec, list_models
+from resnet_jax.models.zoo import (
+    ZOO,
+    build,
+    create_model,
+    get_entry,
+    get_spec,
+    list_models,
+)
 
-__all__ = ["ZOO", "ResNet", "ResNetSpec", "create_model", "get_spec", "list_models"]
+__all__ = [
+    "ZOO",
+    "ResNet",
+    "ResNetSpec",
+    "build",
+    "create_model",
+    "get_entry",
+    "get_spec",
+    "list_models",
+]

@@ -6,11 +6,10 @@ from collections.abc import Callable
 import jax
 import jax.extend.core
 import jax.numpy as jnp
+from flax import linen as nn
 
-from resnet_jax.models.resnet import ResNet
 
-
-def init_shapes(model: ResNet, image_size: int) -> dict:
+def init_shapes(model: nn.Module, image_size: int) -> dict:
     """Shapes of the network's variables: `params` and `batch_stats`."""
     image = jnp.zeros((1, image_size, image_size, model.spec.in_channels))
     return jax.eval_shape(model.init, jax.random.key(0), image)
@@ -21,7 +20,7 @@ def count(tree) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def count_macs(model: ResNet, image_size: int) -> int:
+def count_macs(model: nn.Module, image_size: int) -> int:
     """Multiply-adds of convolutions and products of one image's forward pass."""
     image = jax.ShapeDtypeStruct(
         (1, image_size, image_size, model.spec.in_channels), jnp.float32

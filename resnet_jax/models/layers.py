@@ -1,20 +1,45 @@
 """Convolution and pooling with their geometry given as numbers."""
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-# He et al. 2015 (arXiv:1502.01852), as torchvision draws it: normal, fan out.
-he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+CONV_INITS = {
+    # He et al. 2015 (arXiv:1502.01852), as torchvision draws it: normal, fan out.
+    "he_fan_out": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+    "lecun_fan_in": nn.initializers.variance_scaling(1.0, "fan_in", "normal"),
+    "glorot_uniform": nn.initializers.glorot_uniform(),
+}
+# What makes up for the variance that an activation takes from a standard normal input;
+# of Brock et al.'s code for arXiv:2101.08692.
+ACTIVATION_GAINS = {
+    "relu": 1.7139588594436646,
+    "gelu": 1.7015043497085571,
+    "silu": 1.7881293296813965,
+}
+ACTIVATIONS = {
+    "relu": nn.relu,
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "silu": nn.silu,
+}
+
+
+@functools.cache
+def scaled_activation(name: str) -> Callable:
+    """The activation times what makes up for the variance that it takes."""
+    gain = ACTIVATION_GAINS[name]
+    return lambda x: ACTIVATIONS[name](x) * gain
 
 
 class Conv(nn.Module):
-    """A square 2-D convolution without bias, padded by `(kernel - 1) // 2`.
+    """A square 2-D convolution, padded by `dilation * (kernel - 1) // 2`.
 
     That is torch's usual `padding`; 'SAME' would shift stride-2 outputs by one pixel
     at even input sizes.
@@ -23,26 +48,70 @@ class Conv(nn.Module):
       features: output channels.
       kernel: side of the kernel in pixels.
       stride: step in pixels along both sides.
-      dtype: type of the computation; the kernel is kept in float32.
+      dilation: distance in pixels between two taps.
+      groups: number of groups of channels that do not see each other.
+      bias: whether a bias is added.
+      same_padding: pads as TensorFlow's 'SAME' does.
+      standardization: `plain`: kernels have mean 0 and variance 1 for each output
+        (Qiao et al. 2019, arXiv:1903.10520); `scaled`: and are multiplied by
+        1 / sqrt(fan in) and a learned gain (Brock et al. 2021, arXiv:2101.08692).
+      epsilon: added to the kernel's variance.
+      gain: a constant factor of the kernel, with `scaled`.
+      gain_init: initialiser of the learned gain.
+      kernel_init, bias_init: initialisers of kernel and bias.
+      dtype: type of the computation; parameters are float32.
     """
 
     features: int
     kernel: int
     stride: int = 1
+    dilation: int = 1
+    groups: int = 1
+    bias: bool = False
+    same_padding: bool = False
+    standardization: str | None = None
+    epsilon: float = 1e-8
+    gain: float = 1.0
+    gain_init: nn.initializers.Initializer = nn.initializers.ones
+    kernel_init: nn.initializers.Initializer = CONV_INITS["he_fan_out"]
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 f"]:
-        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
-        kernel = self.param("kernel", he_normal_fan_out, shape, jnp.float32)
-        pad = (self.kernel - 1) // 2
-        return lax.conv_general_dilated(
+        fan_in = x.shape[-1] // self.groups
+        shape = (self.kernel, self.kernel, fan_in, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        if self.standardization:
+            kernel = standardize(kernel, self.epsilon)
+        if self.standardization == "scaled":
+            learned = self.param("gain", self.gain_init, (self.features,), jnp.float32)
+            kernel = kernel * (learned * (self.gain * np.prod(shape[:3]) ** -0.5))
+        pad = self.dilation * (self.kernel - 1) // 2
+        x = lax.conv_general_dilated(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             window_strides=(self.stride, self.stride),
-            padding=((pad, pad), (pad, pad)),
+            padding="SAME" if self.same_padding else ((pad, pad), (pad, pad)),
+            rhs_dilation=(self.dilation, self.dilation),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
         )
+        if self.bias:
+            shape = (self.features,)
+            bias = self.param("bias", self.bias_init, shape, jnp.float32)
+            x = x + bias.astype(self.dtype)
+        return x
+
+
+@jax.jit
+def standardize(
+    kernel: Float[Array, "h w i o"], epsilon: float | Float[Array, ""]
+) -> Float[Array, "h w i o"]:
+    """Subtracts each output's mean and divides by its standard deviation."""
+    mean = kernel.mean(axis=(0, 1, 2))
+    variance = jnp.square(kernel - mean).mean(axis=(0, 1, 2))
+    return (kernel - mean) * lax.rsqrt(variance + epsilon)
 
 
 class Head(nn.Module):
@@ -71,9 +140,103 @@ class Head(nn.Module):
         return product + bias
 
 
-def max_pool_3x3_stride_2(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    """3x3/2 max pooling with one pixel of -inf around, as torchvision's stem."""
-    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+class Dropout(nn.Module):
+    """Sets values to zero at random in training, and scales up what stays.
+
+    Srivastava et al. 2014; with `shape_of="example"` all values of an example go
+    together: stochastic depth (Huang et al. 2016, arXiv:1603.09382).
+
+    Attributes:
+      each: `value` or `example`.
+    """
+
+    each: str = "value"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b ..."], rate: float | Float[Array, ""], *, train: bool
+    ) -> Float[Array, "b ..."]:
+        """Drops with probability `rate`; in training it needs the rng `dropout`."""
+        if not train:
+            return x
+        shape = x.shape
+        if self.each == "example":
+            shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+        keep = 1.0 - jnp.asarray(rate, jnp.float32)
+        kept = jax.random.bernoulli(self.make_rng("dropout"), keep, shape)
+        return jnp.where(kept, x / keep.astype(x.dtype), 0).astype(x.dtype)
+
+
+def max_pool(
+    x: Float[Array, "b h w c"], stride: int = 2, border: str = "max"
+) -> Float[Array, "b h2 w2 c"]:
+    """3x3 max pooling.
+
+    Args:
+      x: what to pool.
+      stride: step in pixels.
+      border: `max`: one pixel of -inf around, as torchvision; `max_zero_pad`: one
+        pixel of zeros, as Keras and BiT; `max_valid`: nothing.
+    """
+    around = ((0, 0), (0, 0)) if border == "max_valid" else ((1, 1), (1, 1))
+    if border == "max_zero_pad":
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        around = ((0, 0), (0, 0))
+    return nn.max_pool(x, (3, 3), strides=(stride, stride), padding=around)
+
+
+@jax.jit
+def average_pool_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    """2x2/2 average pooling; at odd sizes the last row and column stand alone.
+
+    torch's `ceil_mode=True, count_include_pad=False`, as the shortcuts of ResNet-D
+    have it: the pixels that are not there do not count.
+    """
+    _, h, w, _ = x.shape
+    padding = ((0, h % 2), (0, w % 2))
+    return nn.avg_pool(x, (2, 2), (2, 2), padding, count_include_pad=False)
+
+
+def average_pool_2x2_in_place(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """2x2/1 average pooling with zeros below and to the right, which count.
+
+    What timm puts for `average_pool_2x2` where a stride became dilation.
+    """
+    return nn.avg_pool(x, (2, 2), (1, 1), ((0, 1), (0, 1)))
+
+
+def average_pool_3x3(
+    x: Float[Array, "b h w c"], stride: int
+) -> Float[Array, "b h2 w2 c"]:
+    """3x3 average pooling with one pixel of zeros around, which count."""
+    return nn.avg_pool(x, (3, 3), (stride, stride), ((1, 1), (1, 1)))
+
+
+def anti_alias(
+    x: Float[Array, "b h w c"], kind: str, stride: int
+) -> Float[Array, "b h2 w2 c"]:
+    """Blurs and subsamples.
+
+    Args:
+      x: what to shrink.
+      kind: `avg`: the mean of stride x stride pixels, leftover pixels are dropped;
+        `blur`: a binomial 3x3 filter over reflected borders (Zhang 2019,
+        arXiv:1904.11486).
+      stride: step in pixels.
+    """
+    if kind == "avg":
+        return nn.avg_pool(x, (stride, stride), (stride, stride))
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+    line = np.array([1, 2, 1], np.float32) / 4
+    kernel = jnp.asarray(line[:, None] * line, x.dtype)[:, :, None, None]
+    return lax.conv_general_dilated(
+        x,
+        jnp.tile(kernel, (1, 1, 1, x.shape[-1])),
+        (stride, stride),
+        "VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
 
 
 def global_average_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
@@ -98,6 +261,15 @@ def pad_shortcut(
     before = missing // 2 if where == "both" else 0
     x = x[:, ::stride, ::stride, :]
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (before, missing - before)))
+
+
+def make_divisible(value: float, divisor: int, lowest: int, shrink: float) -> int:
+    """The multiple of `divisor` next to `value`, at least `lowest`.
+
+    One divisor more where that would be less than `shrink * value`, as timm rounds.
+    """
+    rounded = max(lowest, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < shrink * value else rounded
 
 
 def torch_linear_init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32):

@@ -1,7 +1,14 @@
-"""Batch norm whose groups are counted in examples."""
+"""Normalisation, with the activation that follows it.
+
+Batch norm's groups are counted in examples; the other norms look at one example.
+"""
+
+from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -24,6 +31,7 @@ class BatchNorm(nn.Module):
       momentum: keep-momentum of the running statistics.
       unbiased: whether the running variance is multiplied by n / (n - 1).
       scale_init: initialiser of the scale.
+      activation: applied to the output, or None.
       dtype: type of the output.
     """
 
@@ -32,6 +40,7 @@ class BatchNorm(nn.Module):
     momentum: float = 0.9
     unbiased: bool = True
     scale_init: nn.initializers.Initializer = nn.initializers.ones
+    activation: Callable | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -45,9 +54,10 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, (c,))
 
         if not train:
-            mean, var = running_mean.value, running_var.value
-            factor = scale / jnp.sqrt(var + self.epsilon)
-            return ((x - mean) * factor + bias).astype(self.dtype)
+            x = _normalize(
+                x, running_mean.value, running_var.value, scale, bias, self.epsilon
+            )
+            return _activate(x, self.activation, self.dtype)
 
         size = self.group_size or b
         if b % size:
@@ -55,8 +65,7 @@ class BatchNorm(nn.Module):
         groups = x.reshape(b // size, size, h, w, c).astype(jnp.float32)
         mean = groups.mean(axis=(1, 2, 3), keepdims=True)
         var = jnp.square(groups - mean).mean(axis=(1, 2, 3), keepdims=True)
-        factor = scale / jnp.sqrt(var + self.epsilon)
-        out = (groups - mean) * factor + bias
+        out = _normalize(groups, mean, var, scale, bias, self.epsilon)
 
         if not self.is_initializing():
             n = size * h * w
@@ -68,4 +77,135 @@ class BatchNorm(nn.Module):
             running_var.value = keep * running_var.value + (1 - keep) * (
                 correction * var.mean(axis=0).reshape(c)
             )
-        return out.reshape(b, h, w, c).astype(self.dtype)
+        return _activate(out.reshape(b, h, w, c), self.activation, self.dtype)
+
+
+class GroupNorm(nn.Module):
+    """Wu & He 2018 (arXiv:1803.08494), in float32.
+
+    Attributes:
+      groups: number of groups of channels; must divide the channels (ValueError).
+      epsilon, scale_init, activation, dtype: as of `BatchNorm`.
+    """
+
+    groups: int = 32
+    epsilon: float = 1e-5
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+    activation: Callable | None = None
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, train: bool
+    ) -> Float[Array, "b h w c"]:
+        scale, bias = _scale_and_bias(self, x.shape[-1], self.scale_init)
+        x = x.astype(jnp.float32)
+        grouped = _by_group(x, self.groups)
+        axes = (1, 2, 4)
+        mean = grouped.mean(axis=axes, keepdims=True)
+        var = jnp.square(grouped - mean).mean(axis=axes, keepdims=True)
+        normal = (grouped - mean) * lax.rsqrt(var + self.epsilon)
+        out = normal.reshape(x.shape) * scale + bias
+        return _activate(out, self.activation, self.dtype)
+
+
+class EvoNormS0(nn.Module):
+    """x sigmoid(v x) / std over groups; Liu et al. 2020 (arXiv:2004.02967), S0.
+
+    Without an activation only scale and bias are left, as timm has it.
+
+    Attributes:
+      groups, epsilon, scale_init, dtype: as of `GroupNorm`.
+      activation: whether (not which) there is one.
+    """
+
+    groups: int = 32
+    epsilon: float = 1e-5
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+    activation: Callable | None = None
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, train: bool
+    ) -> Float[Array, "b h w c"]:
+        c = x.shape[-1]
+        scale, bias = _scale_and_bias(self, c, self.scale_init)
+        x = x.astype(jnp.float32)
+        if self.activation:
+            v = self.param("v", nn.initializers.ones, (c,), jnp.float32)
+            grouped = _by_group(x, self.groups)
+            var = grouped.var(axis=(1, 2, 4), keepdims=True)
+            gated = (grouped * lax.rsqrt(var + self.epsilon)).reshape(x.shape)
+            x = gated * nn.sigmoid(x * v)
+        return (x * scale + bias).astype(self.dtype)
+
+
+class FilterResponseNorm(nn.Module):
+    """x / rms over pixels, then max(., tau); Singh & Krishnan 2019 (arXiv:1911.09737).
+
+    Attributes:
+      epsilon, scale_init, dtype: as of `BatchNorm`.
+      activation: whether (not which) the threshold follows.
+    """
+
+    epsilon: float = 1e-5
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+    activation: Callable | None = None
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, train: bool
+    ) -> Float[Array, "b h w c"]:
+        c = x.shape[-1]
+        scale, bias = _scale_and_bias(self, c, self.scale_init)
+        x = x.astype(jnp.float32)
+        square = jnp.square(x).mean(axis=(1, 2), keepdims=True)
+        x = x * lax.rsqrt(square + self.epsilon) * scale + bias
+        if self.activation:
+            zeros = nn.initializers.zeros
+            x = jnp.maximum(x, self.param("tau", zeros, (c,), jnp.float32))
+        return x.astype(self.dtype)
+
+
+class NoNorm(nn.Module):
+    """The activation alone."""
+
+    activation: Callable | None = None
+    dtype: DTypeLike = jnp.float32
+
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, train: bool
+    ) -> Float[Array, "b h w c"]:
+        return _activate(x, self.activation, self.dtype)
+
+
+def with_activation(
+    norm: Callable[..., nn.Module], activation: Callable, *, act: bool = True, **more
+) -> nn.Module:
+    """Makes a norm, with the activation or (`act=False`) without."""
+    return norm(activation=activation if act else None, **more)
+
+
+@jax.jit
+def _normalize(x, mean, var, scale, bias, epsilon):
+    factor = scale / jnp.sqrt(var + epsilon)
+    return (x - mean) * factor + bias
+
+
+def _activate(x: jax.Array, activation: Callable | None, dtype: DTypeLike) -> jax.Array:
+    return (activation(x) if activation else x).astype(dtype)
+
+
+def _scale_and_bias(module: nn.Module, channels: int, scale_init):
+    scale = module.param("scale", scale_init, (channels,), jnp.float32)
+    bias = module.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+    return scale, bias
+
+
+def _by_group(x: jax.Array, groups: int) -> jax.Array:
+    b, h, w, c = x.shape
+    if c % groups:
+        raise ValueError(f"{c} channels cannot be cut into {groups} groups")
+    return x.reshape(b, h, w, groups, c // groups)

@@ -1,16 +1,17 @@
 """The one residual network: stem, stages and head, built from a spec."""
 
 import functools
+import itertools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from resnet_jax.models import layers
+from resnet_jax.models import layers, norms
 from resnet_jax.models.blocks import BLOCKS
-from resnet_jax.models.norms import BatchNorm
-from resnet_jax.models.spec import ResNetSpec
+from resnet_jax.models.spec import BlockPlan, ResNetSpec, plan_blocks
 
 
 class ResNet(nn.Module):
@@ -20,19 +21,33 @@ class ResNet(nn.Module):
       spec: what network it is.
       dtype: type of the computation. Parameters and statistics are float32.
       bn_group_size: examples that share batch-norm statistics in training; None: all.
+      scan_blocks: equal consecutive blocks of a stage are one `scan`, which compiles
+        as fast as one block. Their parameters are stacked; `models/scan.py` converts.
     """
 
     spec: ResNetSpec
     dtype: DTypeLike = jnp.float32
     bn_group_size: int | None = None
+    scan_blocks: bool = False
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], *, train: bool = False
-    ) -> Float[Array, "b classes"]:
+        self,
+        x: Float[Array, "b h w c"],
+        *,
+        train: bool = False,
+        features: bool = False,
+    ) -> Float[Array, "b f"] | dict[str, Float[Array, "b _ _ _"]]:
         """Returns float32 logits of normalised images.
 
-        In training mode the collection `batch_stats` must be mutable.
+        In training mode the collection `batch_stats` must be mutable, and networks
+        that drop something need the rng `dropout`.
+
+        Args:
+          x: images of at least the size at which no layer's output is empty.
+          train: whether norms use the batch's statistics, and dropout drops.
+          features: returns the outputs of the stages instead, `C2` to `C5` with four
+            of them, and as `C1` what the stem gives at half the image's side.
         """
         spec = self.spec
         if x.shape[-1] != spec.in_channels:
@@ -40,34 +55,149 @@ class ResNet(nn.Module):
                 f"the network takes {spec.in_channels} channels, the images have"
                 f" {x.shape[-1]}"
             )
-        conv = functools.partial(layers.Conv, dtype=self.dtype)
-        norm = functools.partial(
-            BatchNorm,
-            group_size=self.bn_group_size,
-            epsilon=spec.norm_epsilon,
-            momentum=spec.norm_momentum,
-            unbiased=spec.norm_unbiased,
+        conv = self.conv()
+        x, outputs = self.stem(x, train=train)
+        for i, stage in enumerate(plan_blocks(spec), 1):
+            x = self.stage(x, i, stage, train=train)
+            outputs[f"C{i + 1}"] = x
+        if spec.final_width:
+            bias = "final" in spec.biased
+            x = conv(spec.final_width, 1, bias=bias, name="final_conv")(x)
+            outputs[f"C{i + 1}"] = x
+        if features:
+            return outputs
+        if spec.preact:
+            x = self.norm()(name="final_norm")(x, train=train)
+
+        if spec.head_pool:
+            window = (spec.head_pool, spec.head_pool)
+            x = nn.avg_pool(x, window, window)
+            x = x.reshape(x.shape[0], -1)
+        else:
+            x = layers.global_average_pool(x)
+        if spec.dropout:
+            x = layers.Dropout(name="dropout")(x, spec.dropout, train=train)
+        if not spec.num_classes:
+            return x.astype(jnp.float32)
+        return layers.Head(spec.num_classes, self.head_init(), self.dtype, name="head")(
+            x
+        )
+
+    def stem(self, x, *, train: bool):
+        """Returns the stem's output, and `C1`."""
+        spec, conv, norm = self.spec, self.conv(), self.norm()
+        stride, c1 = 1, None
+        for k, (kernel, step, width) in enumerate(spec.stem, 1):
+            stride *= step
+            bias = "stem" in spec.biased
+            x = conv(width, kernel, step, bias=bias, name=f"stem_conv{k}")(x)
+            last = k == len(spec.stem)
+            if stride <= 2 and spec.preact:
+                c1 = x
+            # A pre-activation network's blocks start with the norm and activation.
+            if not (last and spec.preact):
+                x = norm(name=f"stem_norm{k}")(x, train=train)
+            if stride <= 2 and not spec.preact:
+                c1 = x
+
+        if spec.stem_pool == "conv":
+            step = 1 if spec.anti_alias else 2
+            x = conv(x.shape[-1], 3, step, name="stem_pool_conv")(x)
+            if spec.anti_alias:
+                x = layers.anti_alias(x, spec.anti_alias, 2)
+            x = norm(name="stem_pool_norm")(x, train=train)
+        elif spec.stem_pool != "none":
+            if spec.anti_alias == "blur":
+                x = layers.max_pool(x, 1, spec.stem_pool)
+            if spec.anti_alias:
+                x = layers.anti_alias(x, spec.anti_alias, 2)
+            else:
+                x = layers.max_pool(x, 2, spec.stem_pool)
+        return x, {"C1": c1}
+
+    def stage(self, x, number: int, plans: tuple[BlockPlan, ...], *, train: bool):
+        """Applies the blocks of one stage, scanned where `scan_blocks` says so."""
+
+        def apply(block, x, numbers):
+            return block(x, *numbers, train=train), None
+
+        first = 1
+        for run in runs_of(plans) if self.scan_blocks else [[plan] for plan in plans]:
+            name = f"stage{number}_block{first}"
+            if len(run) == 1:
+                plan = run[0]
+                block = self.block(plan, name)
+                x, _ = apply(block, x, (plan.drop_path, plan.beta))
+            else:
+                block = self.block(run[0].alike(), f"{name}to{first + len(run) - 1}")
+                numbers = [(plan.drop_path, plan.beta) for plan in run]
+                scan = nn.scan(
+                    apply,
+                    variable_axes={"params": 0, "batch_stats": 0},
+                    split_rngs={"params": True, "dropout": True},
+                    length=len(run),
+                )
+                x, _ = scan(block, x, tuple(jnp.asarray(numbers, jnp.float32).T))
+            first += len(run)
+        return x
+
+    def block(self, plan: BlockPlan, name: str) -> nn.Module:
+        """Makes a block."""
+        return BLOCKS[plan.kind](self.spec, plan, self.conv(), self.norm(), name=name)
+
+    def conv(self) -> Callable[..., nn.Module]:
+        """The maker of this network's convolutions."""
+        spec = self.spec
+        in_kernel = spec.scaled_at == "convolution"
+        return functools.partial(
+            layers.Conv,
+            same_padding=spec.same_padding,
+            standardization=spec.weight_standardization,
+            epsilon=spec.standardization_epsilon,
+            gain=layers.ACTIVATION_GAINS[spec.activation] if in_kernel else 1.0,
+            kernel_init=layers.CONV_INITS[spec.conv_init],
             dtype=self.dtype,
         )
 
-        large = spec.stem == "imagenet"
-        kernel, stride = (7, 2) if large else (3, 1)
-        x = conv(spec.stem_width, kernel, stride, name="stem_conv")(x)
-        x = nn.relu(norm(name="stem_norm")(x, train=train))
-        if large:
-            x = layers.max_pool_3x3_stride_2(x)
+    def norm(self) -> Callable[..., nn.Module]:
+        """The maker of this network's norms, each with the activation behind it."""
+        spec = self.spec
+        activation = layers.ACTIVATIONS[spec.activation]
+        if spec.norm == "none":
+            if spec.scaled_at == "activation":
+                activation = layers.scaled_activation(spec.activation)
+            norm = norms.NoNorm
+        elif spec.norm == "batch":
+            norm = functools.partial(
+                norms.BatchNorm,
+                group_size=self.bn_group_size,
+                epsilon=spec.norm_epsilon,
+                momentum=spec.norm_momentum,
+                unbiased=spec.norm_unbiased,
+            )
+        elif spec.norm == "filter_response":
+            norm = functools.partial(
+                norms.FilterResponseNorm, epsilon=spec.norm_epsilon
+            )
+        else:
+            kind = {"group": norms.GroupNorm, "evonorm_s0": norms.EvoNormS0}[spec.norm]
+            norm = functools.partial(
+                kind, groups=spec.norm_groups, epsilon=spec.norm_epsilon
+            )
+        return functools.partial(
+            norms.with_activation, norm, activation, dtype=self.dtype
+        )
 
-        block = BLOCKS[spec.block]
-        for i, (size, width) in enumerate(
-            zip(spec.stage_sizes, spec.widths, strict=True), 1
-        ):
-            for j in range(1, size + 1):
-                stride = 2 if i > 1 and j == 1 else 1
-                name = f"stage{i}_block{j}"
-                x = block(spec, width, stride, conv, norm, name=name)(x, train=train)
+    def head_init(self) -> nn.initializers.Initializer:
+        """The initialiser of the head's kernel."""
+        if self.spec.head_init_std is not None:
+            return nn.initializers.normal(self.spec.head_init_std)
+        if self.spec.conv_init == "glorot_uniform":
+            return nn.initializers.glorot_uniform()
+        return layers.torch_linear_init
 
-        x = layers.global_average_pool(x)
-        head_init = layers.torch_linear_init
-        if spec.head_init_std is not None:
-            head_init = nn.initializers.normal(spec.head_init_std)
-        return layers.Head(spec.num_classes, head_init, self.dtype, name="head")(x)
+
+def runs_of(plans: tuple[BlockPlan, ...]) -> list[list[BlockPlan]]:
+    """Cuts a stage into runs of consecutive blocks that are alike."""
+    runs = itertools.groupby(plans, key=BlockPlan.alike)
+    return [list(run) for _, run in runs]

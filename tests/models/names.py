@@ -1,16 +1,23 @@
 """Names of networks as parameters of tests."""
 
-import re
 from collections.abc import Iterable
 
 import pytest
 
+from resnet_jax.models import ZOO, ResNetSpec
+
 
 def deep_ones_slow(names: Iterable[str]) -> list:
-    """Marks the networks of 100 layers and more as slow."""
+    """Marks the networks of 30 blocks or 30 million parameters and more as slow."""
     return [
-        pytest.param(name, marks=pytest.mark.slow)
-        if int(re.search(r"resnet(\d+)", name)[1]) >= 100
-        else name
+        pytest.param(name, marks=pytest.mark.slow) if _slow(name) else name
         for name in names
     ]
+
+
+def _slow(name: str) -> bool:
+    entry = ZOO[name]
+    blocks = 0
+    if isinstance(entry.spec, ResNetSpec):
+        blocks = sum(entry.spec.stage_sizes)
+    return blocks >= 30 or entry.params >= 30e6

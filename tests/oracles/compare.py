@@ -8,25 +8,27 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from resnet_jax.models import ResNet, ResNetSpec
-from resnet_jax.weights.torchvision import from_torch, to_torch
+from resnet_jax.models import ZOO, build
+from resnet_jax.weights import SCHEMES
+from resnet_jax.weights.naming import to_theirs
 from tests import keyed
 from tests.oracles import networks
 
-# Float32 rounds at 6e-8; 1e-6 of the largest logit was the most that was measured, up
-# to 200 layers. This leaves room for other orders of summation, and is far below what
-# any difference of definition makes.
+# Float32 rounds at 6e-8; 2e-5 of the largest logit was the most that was measured (of
+# norms over the few pixels of small images), and is far below what any difference of
+# definition makes.
 LOGITS_BOUND = 1e-4
 
 
-def assert_logits_equal(reference: nn.Module, spec: ResNetSpec, sizes) -> None:
+def assert_logits_equal(name: str, reference: nn.Module, sizes) -> None:
     """Holds our network to a reference in evaluation mode, at every image size."""
-    variables = jax.tree.map(jnp.asarray, from_torch(networks.arrays(reference), spec))
+    spec = ZOO[name].spec
+    variables = keyed.variables(spec)
     for size in sizes:
-        images = keyed.images(2, size)
+        images = keyed.images(1, size)
         theirs = networks.logits(reference, images)
         # Without jit, equal layers share what is compiled; training goes through jit.
-        ours = np.asarray(ResNet(spec).apply(variables, jnp.asarray(images)))
+        ours = np.asarray(build(spec).apply(variables, jnp.asarray(images)))
         assert ours.shape == theirs.shape
         error = relative_error(ours, theirs)
         assert error <= LOGITS_BOUND, f"at {size} pixels: {error:.1e}"
@@ -43,9 +45,10 @@ def train_torch(reference: nn.Module, images, labels) -> dict[str, np.ndarray]:
     return {**networks.arrays(reference), **gradients}
 
 
-def train_ours(spec: ResNetSpec, variables, images, labels) -> dict[str, np.ndarray]:
+def train_ours(name: str, variables, images, labels) -> dict[str, np.ndarray]:
     """The same of our network, which computes in the type of the images."""
-    model = ResNet(spec, dtype=images.dtype)
+    spec, scheme = ZOO[name].spec, SCHEMES[ZOO[name].scheme]
+    model = build(spec, dtype=images.dtype)
 
     def loss(params, images):
         logits, updated = model.apply(
@@ -56,42 +59,41 @@ def train_ours(spec: ResNetSpec, variables, images, labels) -> dict[str, np.ndar
 
     gradient = jax.jit(jax.grad(loss, has_aux=True))
     gradients, updated = gradient(variables["params"], images)
-    return to_torch({"params": gradients, **updated}, spec)
+    return to_theirs({"params": gradients, **updated}, spec, scheme)
 
 
-def train_both(reference: nn.Module, spec: ResNetSpec, images):
+def train_both(name: str, reference: nn.Module, images):
     """Returns what both give in training, in the type of the images.
 
     Returns:
       Pairs (ours, theirs) of each parameter's gradient, and of each running statistic.
     """
+    spec = ZOO[name].spec
     reference = reference.to(torch.from_numpy(images).dtype)
     variables = jax.tree.map(
-        lambda value: jnp.asarray(value, images.dtype),
-        from_torch(networks.arrays(reference), spec),
+        lambda value: jnp.asarray(value, images.dtype), keyed.variables(spec)
     )
     labels = keyed.labels(len(images), spec.num_classes)
-    # Ours first: torch updates its network in place.
-    ours = train_ours(spec, variables, images, labels)
+    ours = train_ours(name, variables, images, labels)
     theirs = train_torch(reference, images, labels)
     gradients, statistics = {}, {}
-    for name in networks.shapes(reference):
-        kind = statistics if ".running_" in name else gradients
-        kind[name] = (ours[name], theirs[name])
+    for tensor in ours:
+        kind = statistics if ".running_" in tensor else gradients
+        kind[tensor] = (ours[tensor], theirs[tensor])
     return gradients, statistics
 
 
-def assert_training_equal_in_float64(reference, spec, size, batch=2) -> None:
+def assert_training_equal_in_float64(name, reference, size, batch=2) -> None:
     """Compares gradients and running statistics; needs the fixture `in_float64`."""
     images = keyed.images(batch, size).astype(np.float64)
-    gradients, statistics = train_both(reference, spec, images)
+    gradients, statistics = train_both(name, reference, images)
     assert next(iter(gradients.values()))[0].dtype == np.float64
     # Float64 rounds at 1e-16; 1e-13 of each tensor's scale was measured, through 152
     # layers and sums over 25,000 pixels. Were a single rectifier to fall on the other
     # side of zero, some tensor would differ by more than 1e-6.
-    for name, (ours, theirs) in {**gradients, **statistics}.items():
+    for tensor, (ours, theirs) in {**gradients, **statistics}.items():
         error = relative_error(ours, theirs)
-        assert error <= 1e-9, f"{name}: {error:.1e}"
+        assert error <= 1e-9, f"{tensor}: {error:.1e}"
 
 
 def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:

@@ -1,40 +1,42 @@
-"""Writes the golden figures: python -m tests.oracles.make_golden"""
+"""Writes the golden figures: python -m tests.oracles.make_golden [PATTERN]"""
 
+import fnmatch
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 
-from resnet_jax.models import get_spec, list_models
+from resnet_jax.models import ZOO
 from tests import keyed
 from tests.oracles import networks
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "logits.json"
 
 
-def figures(name: str) -> dict[str, list[float]]:
-    """Some logits of the reference network at each size, to seven digits.
+def figures(name: str) -> list[float]:
+    """Some logits of the reference network, to seven digits."""
+    images = keyed.images(1, keyed.sizes(ZOO[name].spec)[0])
+    if ZOO[name].oracle == "keras":
+        # Keras chooses its backend when it is imported.
+        from tests.oracles.test_keras import reference_logits
 
-    They are computed in float64, so that they do not depend on the machine.
-    """
-    network = networks.build(name).double()
-    result = {}
-    for size in keyed.golden_sizes(get_spec(name)):
-        logits = networks.logits(network, keyed.images(2, size).astype(np.float64))
-        sample = keyed.golden_sample(logits)
-        result[str(size)] = [float(f"{value:.7g}") for value in sample]
-    return result
+        logits = reference_logits(name, images)
+    else:
+        logits = networks.logits(networks.build(name), images)
+    return [float(f"{value:.7g}") for value in keyed.golden_sample(np.asarray(logits))]
 
 
 def main():
-    # One line for each network and size, so that a change shows in the diff.
-    entries = []
-    for name in list_models():
-        lines = [
-            f"  {json.dumps(size)}: {json.dumps(values)}"
-            for size, values in figures(name).items()
-        ]
-        entries.append(f" {json.dumps(name)}: {{\n" + ",\n".join(lines) + "\n }")
+    pattern = sys.argv[1] if len(sys.argv) > 1 else "*"
+    kept = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    chosen = fnmatch.filter(ZOO, pattern)
+    entries = [
+        # One line for each network, so that a change shows in the diff.
+        f" {json.dumps(name)}: "
+        f"{json.dumps(figures(name) if name in chosen else kept.get(name))}"
+        for name in ZOO
+    ]
     GOLDEN.write_text("{\n" + ",\n".join(entries) + "\n}\n")
 
 

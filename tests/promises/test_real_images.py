@@ -10,7 +10,7 @@ from PIL import Image
 from tests import runs
 from tests.real_data import real_data
 
-TINY = "--config.model.overrides={'widths': (8, 8, 8, 8), 'stem_width': 8}"
+TINY = "--config.model.overrides={'widths': (8, 8, 8, 8), 'stem': ((7, 2, 8),)}"
 
 
 @pytest.fixture

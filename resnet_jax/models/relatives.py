@@ -1,0 +1,202 @@
+"""What residual networks are compared with: VGG and Highway networks.
+
+Plain networks are `ResNetSpec`s whose shortcut is `none`.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from resnet_jax.models import layers
+from resnet_jax.models.norms import BatchNorm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VGGSpec:
+    """A network of Simonyan & Zisserman 2014 (arXiv:1409.1556), as torchvision has it.
+
+    Attributes:
+      stage_sizes: number of 3x3 convolutions before each of the poolings.
+      widths: their channels.
+      batch_norm: whether a batch norm follows each of them.
+      hidden: features of the two hidden linear layers.
+      pooled: side to which the last output is averaged before them.
+      dropout: probability of each feature behind the hidden layers.
+      num_classes: size of the output; 0: the last hidden layer is the output.
+      in_channels: channels of the input.
+    """
+
+    stage_sizes: tuple[int, ...] = (2, 2, 4, 4, 4)
+    widths: tuple[int, ...] = (64, 128, 256, 512, 512)
+    batch_norm: bool = False
+    hidden: int = 4096
+    pooled: int = 7
+    dropout: float = 0.5
+    num_classes: int = 1000
+    in_channels: int = 3
+
+    @property
+    def for_small_images(self) -> bool:
+        """Whether the network is for images as small as CIFAR's."""
+        return False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HighwaySpec:
+    """A convolutional Highway network (Srivastava et al. 2015, arXiv:1507.06228).
+
+    A layer that keeps its width is y = T(x) relu(C(x)) + (1 - T(x)) x with the gate
+    T = sigmoid of a second convolution; one that changes it is a plain convolution.
+    2x2 max pooling follows each stage but the last, and the mean over pixels that one,
+    as section 4.2 says of the networks without fully connected layers.
+
+    Attributes:
+      widths: channels of every layer of every stage.
+      gate_bias: where the gates' biases start: below 0 a layer carries at first
+        (section 2.2).
+      num_classes: size of the output; 0: the pooled features are the output.
+      in_channels: channels of the input.
+    """
+
+    widths: tuple[tuple[int, ...], ...]
+    gate_bias: float = -1.0
+    num_classes: int = 10
+    in_channels: int = 3
+
+    @property
+    def for_small_images(self) -> bool:
+        """Whether the network is for images as small as CIFAR's."""
+        return True
+
+
+class VGG(nn.Module):
+    """The network of a `VGGSpec`; attributes as of `ResNet`."""
+
+    spec: VGGSpec
+    dtype: DTypeLike = jnp.float32
+    bn_group_size: int | None = None
+    scan_blocks: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        *,
+        train: bool = False,
+        features: bool = False,
+    ) -> Float[Array, "b f"] | dict[str, Float[Array, "b _ _ _"]]:
+        """Returns float32 logits; with `features` the stages' outputs by name."""
+        spec = self.spec
+        outputs = {}
+        for i, (size, width) in enumerate(
+            zip(spec.stage_sizes, spec.widths, strict=True), 1
+        ):
+            for j in range(1, size + 1):
+                conv = layers.Conv(
+                    width, 3, bias=True, dtype=self.dtype, name=f"stage{i}_conv{j}"
+                )
+                x = conv(x)
+                if spec.batch_norm:
+                    norm = BatchNorm(
+                        self.bn_group_size, dtype=self.dtype, name=f"stage{i}_norm{j}"
+                    )
+                    x = norm(x, train=train)
+                x = nn.relu(x)
+            outputs[f"C{i}"] = x
+            x = nn.max_pool(x, (2, 2), (2, 2))
+        if features:
+            return outputs
+        x = average_to(x, spec.pooled)
+        x = x.reshape(x.shape[0], -1)
+        for i in (1, 2):
+            init = nn.initializers.normal(0.01)
+            x = layers.Head(spec.hidden, init, self.dtype, name=f"hidden{i}")(x)
+            x = nn.relu(x)
+            x = layers.Dropout(name=f"dropout{i}")(x, spec.dropout, train=train)
+        if not spec.num_classes:
+            return x
+        init = nn.initializers.normal(0.01)
+        return layers.Head(spec.num_classes, init, self.dtype, name="head")(x)
+
+
+def average_to(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b s s c"]:
+    """Means over the parts that cut each side into `side`, as torch's adaptive pool.
+
+    Part k reaches from floor(k n / side) to ceil((k + 1) n / side), so parts overlap
+    where the side does not divide n, and repeat where n is smaller.
+    """
+    for axis in (1, 2):
+        n = x.shape[axis]
+        parts = [
+            jnp.take(
+                x, jnp.arange(k * n // side, -(-(k + 1) * n // side)), axis=axis
+            ).mean(axis=axis, dtype=jnp.float32)
+            for k in range(side)
+        ]
+        x = jnp.stack(parts, axis=axis).astype(x.dtype)
+    return x
+
+
+class Highway(nn.Module):
+    """The network of a `HighwaySpec`; attributes as of `ResNet`."""
+
+    spec: HighwaySpec
+    dtype: DTypeLike = jnp.float32
+    bn_group_size: int | None = None
+    scan_blocks: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        *,
+        train: bool = False,
+        features: bool = False,
+    ) -> Float[Array, "b f"] | dict[str, Float[Array, "b _ _ _"]]:
+        """Returns float32 logits; with `features` the stages' outputs by name."""
+        outputs = {}
+        for i, widths in enumerate(self.spec.widths, 1):
+            if i > 1:
+                x = nn.max_pool(x, (2, 2), (2, 2))
+            for j, width in enumerate(widths, 1):
+                layer = HighwayLayer(
+                    width, self.spec.gate_bias, self.dtype, name=f"stage{i}_layer{j}"
+                )
+                x = layer(x)
+            outputs[f"C{i}"] = x
+        if features:
+            return outputs
+        x = layers.global_average_pool(x)
+        if not self.spec.num_classes:
+            return x.astype(jnp.float32)
+        init = layers.torch_linear_init
+        return layers.Head(self.spec.num_classes, init, self.dtype, name="head")(x)
+
+
+class HighwayLayer(nn.Module):
+    """T(x) relu(C(x)) + (1 - T(x)) x, or relu(C(x)) where the width changes."""
+
+    features: int
+    gate_bias: float
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w f"]:
+        def conv(name: str, bias_init=nn.initializers.zeros):
+            return layers.Conv(
+                self.features,
+                3,
+                bias=True,
+                bias_init=bias_init,
+                dtype=self.dtype,
+                name=name,
+            )(x)
+
+        y = nn.relu(conv("conv"))
+        if x.shape[-1] != self.features:
+            return y
+        gate = nn.sigmoid(conv("gate", nn.initializers.constant(self.gate_bias)))
+        return gate * y + (1 - gate) * x
