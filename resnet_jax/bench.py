@@ -1,7 +1,9 @@
-"""Measures, side by side in one run: `python -m resnet_jax.bench overhead`.
+"""Measures, side by side in one run: `python -m resnet_jax.bench WHAT`.
 
 overhead: images/s of the whole program on the fake source (loading, logging, progress)
 against the same compiled step called again and again on one batch.
+compile: seconds that tracing and compiling the train step take with scanned blocks,
+against a tree of its own for each block (`model.scan_blocks`).
 """
 
 import argparse
@@ -79,11 +81,39 @@ def _bare_rate(setup: Setup) -> float:
     return images / (time.perf_counter() - started)
 
 
+def compile_time(config: ConfigDict, repeats: int) -> dict:
+    """Seconds from a network's definition to its compiled train step; medians."""
+    seconds: dict[str, list[float]] = {"scanned": [], "unrolled": []}
+    for _ in range(repeats):
+        for layout, values in seconds.items():
+            config.model.scan_blocks = layout == "scanned"
+            jax.clear_caches()
+            started = time.perf_counter()
+            set_up(config).compile_train_step()
+            values.append(time.perf_counter() - started)
+            print(f"{layout}: {values[-1]:.1f} s", file=sys.stderr, flush=True)
+    scanned, unrolled = map(statistics.median, seconds.values())
+    return {
+        "name": f"compile {config.model.name} {config.data.image_size} px"
+        f" batch {config.batch_size}",
+        "value": scanned,
+        "unit": "s",
+        "peer": "unrolled",
+        "peer_value": unrolled,
+        "ratio": scanned / unrolled,
+        "spread": {key: [min(values), max(values)] for key, values in seconds.items()},
+    }
+
+
+MEASURES = {"overhead": overhead, "compile": compile_time}
+
+
 def main(argv: list[str]) -> None:
     """Command line: see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m resnet_jax.bench")
-    parser.add_argument("what", choices=("overhead",))
+    parser.add_argument("what", choices=MEASURES)
     parser.add_argument("--config", default="configs/cifar10_r20.py")
+    parser.add_argument("--model", help="a network of the zoo; default: the config's")
     parser.add_argument("--image_size", type=int, default=32)
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=16)
@@ -92,6 +122,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON row, no table")
     args = parser.parse_args(argv[1:])
     config = runpy.run_path(args.config)["get_config"]()
+    config.model.name = args.model or config.model.name
     config.batch_size = args.batch_size
     config.model.dtype = args.dtype
     config.data.image_size = args.image_size
@@ -103,12 +134,12 @@ def main(argv: list[str]) -> None:
     config.optim.warmup = ConfigDict({"steps": 0})
     for section in (config.evaluate, config.checkpoint):
         section.every = ConfigDict({"steps": args.steps})
-    row = overhead(config, args.repeats)
+    row = MEASURES[args.what](config, args.repeats)
     if args.json:
         print(json.dumps(row))
     else:
         print(
-            f"{row['name']}: run {row['value']:.1f} {row['unit']}, {row['peer']}"
+            f"{row['name']}: {row['value']:.1f} {row['unit']}, {row['peer']}"
             f" {row['peer_value']:.1f}, ratio {row['ratio']:.3f}"
         )
 

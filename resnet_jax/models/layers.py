@@ -164,7 +164,9 @@ class Dropout(nn.Module):
             shape = (x.shape[0],) + (1,) * (x.ndim - 1)
         keep = 1.0 - jnp.asarray(rate, jnp.float32)
         kept = jax.random.bernoulli(self.make_rng("dropout"), keep, shape)
-        return jnp.where(kept, x / keep.astype(x.dtype), 0).astype(x.dtype)
+        # Where nothing is kept, 1 / 0 would make the gradient of what is dropped a NaN.
+        scale = 1 / jnp.maximum(keep, jnp.finfo(jnp.float32).tiny)
+        return jnp.where(kept, x * scale.astype(x.dtype), 0)
 
 
 def max_pool(
