@@ -1,0 +1,249 @@
+"""The card of weights: what network they are of, and how its input is made."""
+
+import dataclasses
+import fnmatch
+import functools
+import importlib.util
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+from numpy import ndarray
+
+from resnet_jax.data.augment import INTERPOLATIONS, Augment
+from resnet_jax.data.decode import MODES, decode
+from resnet_jax.errors import UserError, nearest
+from resnet_jax.models.zoo import ALIASES, Spec, get_entry, get_spec, resolve
+from resnet_jax.step import normalize
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+CIFAR10 = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
+CIFAR10_CLASSES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+# What most weights of a family were made for; a later row goes before an earlier one.
+FAMILIES = {
+    "resnest*": {"interpolation": "bilinear"},
+    "res2ne[tx]*": {"interpolation": "bilinear"},
+    "resnetv2_*": HALF,
+    "resnetv2_*_bit": {
+        "interpolation": "bilinear",
+        "image_size": 448,
+        "crop_fraction": 1.0,
+    },
+    # Caffe's: BGR of 0 to 255, less the mean.
+    "keras_*": {
+        "bgr": True,
+        "mean": tuple(mean / 255 for mean in (103.939, 116.779, 123.68)),
+        "std": (1 / 255,) * 3,
+    },
+    "keras_*v2": HALF | {"bgr": False},
+    "tutorial_keras_*": {
+        "mean": (0.0,) * 3,
+        "std": (1.0,) * 3,
+        "crop_fraction": 1.0,
+    },
+    "akamaster_*": IMAGENET,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Card:
+    """What must be known of weights to use them.
+
+    Attributes:
+      network: its name in the zoo.
+      spec: fields of its spec.
+      scheme: the naming scheme of the tensors beside which the card lies.
+      image_size: side of the input in pixels.
+      mean, std: of each channel as the network sees them, in units of 0 to 1.
+      interpolation, crop_fraction: see `Augment`.
+      bgr: whether the channels are in the order of OpenCV and Caffe.
+      classes: names of the classes in the order of the logits, as far as known.
+      license: of the weights, as SPDX has it where their source does.
+      origin: where they come from.
+      top1: accuracy in percent as their source gives it, or None.
+    """
+
+    network: str
+    spec: Mapping[str, Any]
+    scheme: str
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bilinear"
+    crop_fraction: float = 0.875
+    bgr: bool = False
+    classes: tuple[str, ...] = ()
+    license: str = ""
+    origin: str = ""
+    top1: float | None = None
+
+    def __post_init__(self):
+        for key, kind in (("mean", float), ("std", float), ("classes", str)):
+            value = tuple(kind(part) for part in getattr(self, key))
+            object.__setattr__(self, key, value)
+        spec = {key: _tuples(value) for key, value in self.spec.items()}
+        object.__setattr__(self, "spec", spec)
+        channels, classes = spec["in_channels"], spec["num_classes"]
+        if not len(self.mean) == len(self.std) == channels:
+            raise ValueError(
+                f"mean and std must have {channels} entries, one a channel"
+            )
+        if len(self.classes) > classes:
+            raise ValueError(
+                f"there are {len(self.classes)} names of {classes} classes"
+            )
+
+    def make_spec(self) -> Spec:
+        """The spec of the network; raises UserError for fields that it cannot have."""
+        return get_spec(self.network, **self.spec)
+
+    def for_spec(self, spec: Spec) -> "Card":
+        """The card of the same weights with another number of classes or channels."""
+        changes = {"spec": dataclasses.asdict(spec)}
+        if spec.num_classes != self.spec["num_classes"]:
+            changes |= {"classes": (), "top1": None}
+        channels = spec.in_channels
+        if channels != len(self.mean):
+            for key, values in (("mean", self.mean), ("std", self.std)):
+                repeated = values * -(-channels // len(values))
+                average = (sum(values) / len(values),)
+                changes[key] = average if channels == 1 else repeated[:channels]
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self) -> str:
+        """The card as text, one line a field."""
+        fields = dataclasses.asdict(self).items()
+        lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in fields)
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+    def class_name(self, index: int) -> str:
+        """What to call a class: its name, or its number where it has none."""
+        return self.classes[index] if index < len(self.classes) else f"class {index}"
+
+    def read_image(self, path: pathlib.Path) -> UInt8[ndarray, "h w c"]:
+        """Returns those pixels of an image file that the network sees.
+
+        Raises UserError for what is no image, or a network whose input is none.
+        """
+        channels = self.spec["in_channels"]
+        if channels not in MODES:
+            raise UserError(
+                f"{self.network} takes {channels} channels; image files have 1 or 3."
+            )
+        augment = Augment(
+            size=self.image_size,
+            crop_fraction=self.crop_fraction,
+            interpolation=self.interpolation,
+        )
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}.") from None
+        return augment(decode(content, channels, str(path)), None)
+
+    def normalize(self, pixels: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Turns pixels into the network's input."""
+        if self.bgr:
+            pixels = pixels[..., ::-1]
+        return normalize(pixels, self.mean, self.std, jnp.float32)
+
+
+def _tuples(value):
+    # JSON gives lists, which no spec has.
+    if isinstance(value, list | tuple):
+        return tuple(_tuples(part) for part in value)
+    return value
+
+
+def from_json(text: str, where: str) -> Card:
+    """Reads a card; raises UserError, calling it `where`, if it is none."""
+    try:
+        return Card(**json.loads(text))
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"The card of {where} cannot be used: {error}.") from None
+
+
+def default_card(network: str, spec: Spec | None = None, **facts) -> Card:
+    """The card of weights that have none, from the conventions of the family.
+
+    Args:
+      network: any name that the zoo takes.
+      spec: if it is not the zoo's.
+      **facts: fields of the card that are known.
+    """
+    name, entry = resolve(network), get_entry(network)
+    spec = spec or entry.spec
+    interpolation = "bicubic" if entry.oracle == "timm" else "bilinear"
+    card = {"image_size": entry.image_size, "interpolation": interpolation} | IMAGENET
+    if entry.spec.for_small_images:
+        card |= CIFAR10 | {"crop_fraction": 1.0}
+    for pattern, family in FAMILIES.items():
+        if fnmatch.fnmatch(name, pattern):
+            card |= family
+    classes = ()
+    if spec.num_classes == 1000:
+        classes = imagenet_classes()
+    elif spec.num_classes == 10 and "CIFAR-10" in entry.top1_source:
+        classes = CIFAR10_CLASSES
+    card |= {"classes": classes, "scheme": entry.scheme}
+    at_3_channels = dataclasses.replace(spec, in_channels=3)
+    card = Card(network=name, spec=dataclasses.asdict(at_3_channels), **card)
+    return dataclasses.replace(card.for_spec(spec), **facts)
+
+
+def timm_card(config: Mapping[str, Any], origin: str) -> Card:
+    """The card of timm's weights, from the `config.json` beside them.
+
+    Raises UserError if the network is not in the zoo.
+    """
+    facts = config.get("pretrained_cfg", config)
+    name = ALIASES.get(config["architecture"], config["architecture"])
+    interpolation = facts.get("interpolation", "bilinear")
+    if interpolation not in INTERPOLATIONS:
+        raise UserError(
+            f"{origin} wants the interpolation {interpolation!r}."
+            f"{nearest(interpolation, INTERPOLATIONS)}"
+        )
+    channels, side, _ = facts["input_size"]
+    spec = get_spec(name, num_classes=config["num_classes"], in_channels=channels)
+    names = config.get("label_names") or facts.get("label_names")
+    known = {}
+    if names:
+        if not isinstance(names, Mapping):
+            names = dict(enumerate(names))
+        # JSON's keys are strings; numbers may be left out.
+        names = {int(number): name for number, name in names.items()}
+        told = config.get("label_descriptions") or {}
+        names = [names.get(i, f"class {i}") for i in range(spec.num_classes)]
+        known["classes"] = tuple(told.get(name, name) for name in names)
+    entry = get_entry(name)
+    if facts.get("tag") and entry.top1_source == f"timm, {facts['tag']}":
+        known["top1"] = entry.top1
+    return default_card(
+        name,
+        spec,
+        image_size=side,
+        mean=tuple(facts["mean"]),
+        std=tuple(facts["std"]),
+        interpolation=interpolation,
+        crop_fraction=facts["crop_pct"],
+        license=facts.get("license") or "",
+        origin=origin,
+        **known,
+    )
+
+
+@functools.cache
+def imagenet_classes() -> tuple[str, ...]:
+    """WordNet's ids of ImageNet's classes, which tensorflow_datasets ships."""
+    package = importlib.util.find_spec("tensorflow_datasets")
+    path = pathlib.Path(package.origin).parent / "datasets/imagenet2012/labels.txt"
+    # Another release may keep them elsewhere.
+    return tuple(path.read_text().split()) if path.exists() else ()

@@ -1,0 +1,303 @@
+"""From a file, a workdir or the hub to variables that a network takes."""
+
+import dataclasses
+import logging
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Float
+
+from resnet_jax.errors import UserError
+from resnet_jax.models import zoo
+from resnet_jax.models.relatives import HighwaySpec, VGGSpec
+from resnet_jax.models.spec import ResNetSpec
+from resnet_jax.models.zoo import ZOO, Spec, build, get_entry, get_spec, resolve
+from resnet_jax.weights import SCHEMES, files, hub, own
+from resnet_jax.weights.bit import BIT
+from resnet_jax.weights.card import Card, default_card
+from resnet_jax.weights.naming import Scheme, from_theirs, shapes_of
+
+log = logging.getLogger(__name__)
+
+FIRST_CONVS = {
+    ResNetSpec: "stem_conv1",
+    VGGSpec: "stage1_conv1",
+    HighwaySpec: "stage1_layer1/conv",
+}
+# Fields of a spec that may differ between the network whose weights they were and the
+# one that takes them: head and first kernel are adapted, and the others do not say
+# what function of the weights a network is.
+MAY_DIFFER = (
+    *("num_classes", "in_channels", "output_stride"),
+    *("zero_init_last", "conv_init", "head_init_std", "gate_bias"),
+    *("norm_momentum", "norm_unbiased"),
+    *("dropout", "block_dropout", "drop_path", "drop_path_by"),
+)
+
+Tensors = Mapping[str, np.ndarray]
+
+
+def load(
+    where: str, *, model: str | None = None, seed: int = 0, **overrides
+) -> tuple[Card, dict]:
+    """Returns the card and the float32 variables of weights.
+
+    The first kernel is adapted to another number of input channels, and a head of
+    another number of classes is drawn afresh, which a warning tells.
+
+    Args:
+      where: a file, a weights directory, a workdir or `timm:NAME.TAG`.
+      model: the network's name in the zoo; None: what the weights' card says, or else
+        the first network of the zoo that they fit.
+      seed: of a fresh head, which is the one that a run with that seed would have.
+      **overrides: fields of the network's spec to replace, such as `num_classes=10`.
+
+    Raises:
+      UserError: there are no such weights, they cannot be read, or are not those of
+        the network.
+    """
+    card, tensors = _read(where, model, overrides)
+    spec = card.make_spec()
+    try:
+        variables = from_theirs(tensors, spec, _scheme(card.scheme))
+    except UserError as error:
+        raise UserError(f"{where} does not fit {card.network}: {error}") from None
+    wanted = {key: overrides[key] for key in MAY_DIFFER if key in overrides}
+    target = dataclasses.replace(spec, **wanted)
+    return card.for_spec(target), _adapt(variables, spec, target, seed, where)
+
+
+def schemes_of(name: str) -> list[Scheme]:
+    """The naming schemes that a network's weights may have; the first is the usual."""
+    entry = get_entry(name)
+    also = [BIT] if entry.paper == zoo.BIT else []
+    return [SCHEMES[entry.scheme], *also, own.OWN]
+
+
+def _scheme(name: str) -> Scheme:
+    return own.OWN if name == own.OWN.name else SCHEMES[name]
+
+
+def _read(where: str, model: str | None, overrides: dict) -> tuple[Card, Tensors]:
+    """Returns tensors as they are kept, with the card of the network that has them."""
+    path = hub.fetch(where) if where.startswith(hub.PREFIX) else pathlib.Path(where)
+    if (path / hub.WEIGHTS).is_file():
+        path /= hub.WEIGHTS
+    if own.is_weights_directory(path):
+        tensors, card = own.read(path)
+    elif own.is_workdir(path):
+        tensors, card = own.read_workdir(path)
+    elif path.is_dir():
+        raise UserError(
+            f"{path} is neither a workdir (config.json, checkpoints/) nor a weights"
+            f" directory (card.json) nor one of the hub's ({hub.WEIGHTS})."
+        )
+    else:
+        card = files.read_card(path)
+        if not card:
+            return _read_without_card(path, model, overrides)
+        tensors = files.read(path, card.make_spec(), _scheme(card.scheme))
+    return _check_card(card, where, model, overrides), tensors
+
+
+def _check_card(card: Card, where: str, model: str | None, overrides: dict) -> Card:
+    """Returns the card under the name of the network that is to have the weights.
+
+    Raises UserError if that is another function of the same tensors.
+    """
+    there = card.make_spec()
+    fields = overrides if model else {**card.spec, **overrides}
+    name = resolve(model or card.network)
+    wanted = get_spec(name, **fields)
+    if type(wanted) is not type(there):
+        raise UserError(f"{where} holds the weights of {card.network}, not of {name}.")
+    # Tensors that miss or do not fit are told by name, which says more.
+    if _shapes(wanted) == _shapes(there):
+        for key in card.spec:
+            theirs, ours = getattr(there, key), getattr(wanted, key)
+            if theirs != ours and key not in MAY_DIFFER:
+                raise UserError(
+                    f"{where} holds the weights of a network with {key}={theirs!r}"
+                    f" ({card.network}); {name} has {key}={ours!r}, with which the same"
+                    " tensors are another function."
+                )
+    as_there = {key: getattr(there, key) for key in ("num_classes", "in_channels")}
+    spec = dataclasses.replace(wanted, **as_there)
+    return dataclasses.replace(card, network=name, spec=dataclasses.asdict(spec))
+
+
+def _shapes(spec: Spec) -> dict:
+    return shapes_of(dataclasses.replace(spec, num_classes=1, in_channels=1))
+
+
+def _read_without_card(
+    path: pathlib.Path, model: str | None, overrides: dict
+) -> tuple[Card, Tensors]:
+    """Reads a file that does not say what network it is of."""
+    found = _named(path, model, overrides) if model else _recognised(path)
+    name, spec, scheme, tensors = found
+    return default_card(name, spec, scheme=scheme.name, origin=path.name), tensors
+
+
+Found = tuple[str, Spec, Scheme, Tensors]
+
+
+def _named(path: pathlib.Path, model: str, overrides: dict) -> Found:
+    """Takes a file for a network's; whether it is shows later, tensor by tensor."""
+    name, spec = resolve(model), get_spec(model, **overrides)
+    readings = [(scheme, files.read(path, spec, scheme)) for scheme in schemes_of(name)]
+    for scheme, tensors in readings:
+        if ends := _ends(tensors, spec, scheme):
+            return name, _with_ends(spec, *ends), scheme, tensors
+    return name, spec, *readings[0]
+
+
+def _recognised(path: pathlib.Path) -> Found:
+    """The first network of the zoo whose tensors are those of a file."""
+    found = list(_fitting(path))
+    if not found:
+        tensors = files.read(path)
+        names = ", ".join(map(repr, sorted(tensors)[:3]))
+        raise UserError(
+            f"{path} fits no network of the zoo ({len(tensors)} tensors: {names} ...);"
+            " --model=NAME tells what misses from that network."
+        )
+    if len(found) > 1:
+        names = [name for name, *_ in found]
+        log.warning(
+            "%s fits %s alike and is taken for %s; --model=NAME says otherwise.",
+            *(path, ", ".join(names), names[0]),
+        )
+    return found[0]
+
+
+def _fitting(path: pathlib.Path) -> Iterator[Found]:
+    as_named = files.read(path)
+    for name, entry in ZOO.items():
+        for scheme in schemes_of(name):
+            tensors = as_named
+            if path.suffix in files.KERAS:
+                try:
+                    tensors = files.read(path, entry.spec, scheme)
+                except UserError:
+                    continue
+            ends = _ends(tensors, entry.spec, scheme)
+            if not ends:
+                continue
+            head, conv = ends
+            spec = _with_ends(entry.spec, head, conv)
+            # The names and shapes of a network take longer to find out than the number
+            # of its parameters, which the zoo knows.
+            more_classes = spec.num_classes - entry.spec.num_classes
+            more_channels = spec.in_channels - entry.spec.in_channels
+            params = entry.params + more_classes * (head.shape[0] + 1)
+            params += more_channels * conv.size // spec.in_channels
+            if params == _count(tensors, scheme) and _fits(tensors, spec, scheme):
+                yield name, spec, scheme, tensors
+
+
+def _ends(
+    tensors: Tensors, spec: Spec, scheme: Scheme
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The head's and the first convolution's kernels in our layout, if they are."""
+    rules = [(re.compile(pattern), name) for pattern, name in scheme.rules(spec)]
+    ends = []
+    for ours, rank in (("head/kernel", 2), (f"{FIRST_CONVS[type(spec)]}/kernel", 4)):
+        value = tensors.get(scheme._translate(ours, rules))
+        layout = scheme.layout(ours, rank)
+        if value is None or value.ndim != layout.before + rank + layout.after:
+            return None
+        ends.append(layout.ours(value))
+    return tuple(ends)
+
+
+def _with_ends(spec: Spec, head: np.ndarray, conv: np.ndarray) -> Spec:
+    """The spec with as many classes and channels as these kernels have."""
+    classes, channels = head.shape[1], conv.shape[2]
+    return dataclasses.replace(spec, num_classes=classes, in_channels=channels)
+
+
+def _count(tensors: Tensors, scheme: Scheme) -> int:
+    """Number of parameters, without running statistics."""
+    statistics = tuple(
+        scheme.separator + scheme.leaves[leaf]
+        for leaf in ("mean", "var")
+        if leaf in scheme.leaves
+    )
+    return sum(
+        value.size
+        for name, value in _weights(tensors, scheme).items()
+        if not name.endswith(statistics)
+    )
+
+
+def _fits(tensors: Tensors, spec: Spec, scheme: Scheme) -> bool:
+    """Whether names and shapes are those of a network."""
+    names = scheme.names(spec)
+    shapes = {
+        names[ours]: scheme.layout(ours, len(shape)).shape(shape)
+        for ours, shape in shapes_of(spec).items()
+    }
+    weights = _weights(tensors, scheme)
+    return shapes == {name: value.shape for name, value in weights.items()}
+
+
+def _weights(tensors: Tensors, scheme: Scheme) -> Tensors:
+    return {
+        name: value
+        for name, value in tensors.items()
+        if not re.fullmatch(scheme.ignored, name)
+    }
+
+
+def _adapt(variables: dict, spec: Spec, target: Spec, seed: int, where: str) -> dict:
+    """Gives variables the target's number of input channels and of classes."""
+    flat = flatten_dict(variables)
+    if target.in_channels != spec.in_channels:
+        log.warning(
+            "%s has %d input channels; its first kernel is adapted to %d.",
+            *(where, spec.in_channels, target.in_channels),
+        )
+        key = ("params", *FIRST_CONVS[type(spec)].split("/"), "kernel")
+        flat[key] = adapt_channels(flat[key], target.in_channels)
+    if target.num_classes != spec.num_classes:
+        log.warning(
+            "%s has %d classes; the head for %d is a fresh one.",
+            *(where, spec.num_classes, target.num_classes),
+        )
+        flat = {key: x for key, x in flat.items() if key[:2] != ("params", "head")}
+        if target.num_classes:
+            fresh = {("params", "head"): _fresh_head(target, seed)}
+            flat |= flatten_dict(unflatten_dict(fresh))
+    return unflatten_dict(flat)
+
+
+def adapt_channels(
+    kernel: Float[np.ndarray, "h w i o"], channels: int
+) -> Float[np.ndarray, "h w {channels} o"]:
+    """A first kernel for another number of input channels, as timm makes it.
+
+    One channel gets the sum over the old ones; more get them over and over, scaled so
+    that the sum over channels stays about what it was.
+    """
+    old = kernel.shape[2]
+    if channels == 1:
+        return kernel.sum(axis=2, keepdims=True)
+    repeated = np.tile(kernel, (1, 1, -(-channels // old), 1))[:, :, :channels]
+    return repeated * np.float32(old / channels)
+
+
+def _fresh_head(spec: Spec, seed: int) -> dict:
+    image = jnp.zeros((1, 64, 64, spec.in_channels))
+
+    # The compiler leaves out all but the head.
+    @jax.jit
+    def init():
+        return build(spec).init(jax.random.key(seed), image)["params"]["head"]
+
+    return jax.tree.map(np.asarray, init())

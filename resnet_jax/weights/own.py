@@ -1,0 +1,151 @@
+"""Weights under this project's own names: weights directories and workdirs.
+
+A weights directory holds `card.json` and the variables as an Orbax checkpoint.
+"""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+
+from resnet_jax.checkpoints import Checkpoints, DamagedError, fingerprint
+from resnet_jax.errors import UserError
+from resnet_jax.models.scan import unstack_blocks
+from resnet_jax.models.zoo import get_spec, resolve
+from resnet_jax.weights import timm
+from resnet_jax.weights.card import Card, default_card, from_json
+from resnet_jax.weights.naming import Layout, Scheme
+
+OWN = Scheme(
+    "resnet_jax",
+    rules=lambda spec: [("(?P<module>.*)", "{module}")],
+    leaves={leaf: leaf for leaf in timm.LEAVES},
+    layout=lambda path, rank: Layout(tuple(range(rank))),
+    separator="/",
+    ignored="",
+)
+
+
+def is_weights_directory(path: pathlib.Path) -> bool:
+    """Whether `write` has written a directory."""
+    return (path / "card.json").is_file()
+
+
+def is_workdir(path: pathlib.Path) -> bool:
+    """Whether a directory is that of a run."""
+    return (path / "config.json").is_file() and (path / "checkpoints").is_dir()
+
+
+def write(path: pathlib.Path, variables: dict, card: Card) -> None:
+    """Writes a weights directory, or replaces one.
+
+    Raises UserError if there is something else, or the file system refuses.
+    """
+    empty = path.is_dir() and not any(path.iterdir())
+    if path.exists() and not empty and not is_weights_directory(path):
+        raise UserError(f"{path} is already there, and no weights directory.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        # The card goes first and comes last: with it, the directory is whole.
+        (path / "card.json").unlink(missing_ok=True)
+        shutil.rmtree(path / "variables", ignore_errors=True)
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(path.absolute() / "variables", variables)
+        (path / "card.json").write_text(card.to_json())
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from None
+
+
+def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], Card]:
+    """Returns the variables of a weights directory by `OWN`'s names, and its card."""
+    card = from_json((path / "card.json").read_text(), str(path))
+    try:
+        variables = _restore(path / "variables", ("params", "batch_stats"))
+    except Exception as error:
+        raise DamagedError(f"{path} is damaged: {_first_line(error)}") from error
+    return _flatten(variables), card
+
+
+def read_workdir(path: pathlib.Path) -> tuple[dict[str, np.ndarray], Card]:
+    """Returns what evaluates best of a run: its averaged variables if it has any.
+
+    Raises UserError if there is no checkpoint that is whole.
+    """
+    config = ConfigDict(json.loads((path / "config.json").read_text()))
+    with Checkpoints(path / "checkpoints", config.checkpoint, {}) as saved:
+        steps, step = saved.steps(), saved.best_step()
+    if not steps:
+        raise UserError(f"{path} holds no checkpoint yet.")
+    step = steps[-1] if step is None else step
+    directory = path / "checkpoints" / str(step)
+    try:
+        run = json.loads((directory / "run" / "metadata").read_text())
+        state = _restore(directory / "state", ("ema", "params", "batch_stats"))
+    except Exception as error:
+        raise DamagedError(f"{directory} is damaged: {_first_line(error)}") from error
+    for name, value in fingerprint(state).items():
+        if run["fingerprint"].get(name) != value:
+            raise DamagedError(f"{directory} holds other values than saved, in {name}.")
+    card = _card_of_run(path, config, run)
+    variables = state.get("ema") or state
+    if config.model.get("scan_blocks"):
+        variables = unstack_blocks(variables, card.make_spec())
+    return _flatten(variables), card
+
+
+def _card_of_run(path: pathlib.Path, config: ConfigDict, run: dict) -> Card:
+    name, data = resolve(config.model.name), config.data
+    evaluation = run["progress"]["evaluation"] or {}
+    top1 = evaluation.get("top1")
+    return default_card(
+        name,
+        get_spec(name, **run["spec"]),
+        scheme=OWN.name,
+        image_size=data.image_size,
+        mean=tuple(data.mean),
+        std=tuple(data.std),
+        interpolation=data.interpolation,
+        crop_fraction=data.crop_fraction,
+        bgr=False,
+        classes=_classes(path),
+        origin=f"{path}, step {run['progress']['step']}",
+        top1=None if top1 is None else 100 * top1,
+    )
+
+
+def _classes(path: pathlib.Path) -> tuple[str, ...]:
+    # An evaluation leaves them; the data set itself may be far away.
+    predictions = path / "predictions.npz"
+    if not predictions.exists():
+        return ()
+    with np.load(predictions) as saved:
+        return tuple(saved["classes"].tolist())
+
+
+def _restore(path: pathlib.Path, wanted: tuple[str, ...]) -> dict:
+    """Restores some of the trees of a checkpoint, as numpy arrays on any device."""
+    path = path.absolute()
+    # The handler, since a checkpointer warns of what a run's checkpoints do not have.
+    handler = ocp.PyTreeCheckpointHandler()
+    there = handler.metadata(path).tree
+    part = {key: there[key] for key in wanted if there.get(key)}
+    kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), part)
+    options = ocp.args.PyTreeRestore(
+        item=part, restore_args=kinds, partial_restore=True
+    )
+    return handler.restore(path, args=options)
+
+
+def _flatten(variables: dict) -> dict[str, np.ndarray]:
+    """By names without the collection."""
+    collections = {key: variables.get(key, {}) for key in ("params", "batch_stats")}
+    return {"/".join(path[1:]): x for path, x in flatten_dict(collections).items()}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200]
