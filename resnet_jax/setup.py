@@ -19,7 +19,7 @@ from resnet_jax.data.loader import Batches, Examples, eval_batches, train_batche
 from resnet_jax.data.sources import Source, check_same_classes, open_source
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models import create_model, get_spec
-from resnet_jax.models.cost import count, count_macs, init_shapes
+from resnet_jax.models.cost import cost_of_image, count, init_shapes
 from resnet_jax.step import TrainState
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -296,7 +296,7 @@ def summary(setup: Setup, workdir: pathlib.Path) -> str:
     size = config.data.image_size
     group = model.bn_group_size or config.batch_size // config.optim.microbatches
     params = count(init_shapes(model, size)["params"])
-    macs = count_macs(model, size)
+    macs = cost_of_image(model, size).macs
     device = mesh.devices.flat[0]
     epochs = setup.total_steps * config.batch_size / len(setup.train.source)
     rows = {

@@ -1,5 +1,6 @@
 """What a network costs, known without running it."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -20,34 +21,55 @@ def count(tree) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def count_macs(model: nn.Module, image_size: int) -> int:
-    """Multiply-adds of convolutions and products of one image's forward pass."""
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a forward pass takes.
+
+    Attributes:
+      macs: multiply-adds of the convolutions and products.
+      activations: elements of the convolutions' outputs, as Radosavovic et al. 2020
+        (arXiv:2003.13678) count them.
+    """
+
+    macs: int = 0
+    activations: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.macs + other.macs, self.activations + other.activations)
+
+    def __mul__(self, times: int) -> "Cost":
+        return Cost(self.macs * times, self.activations * times)
+
+
+def cost_of_image(model: nn.Module, image_size: int) -> Cost:
+    """The cost of one image's forward pass."""
     image = jax.ShapeDtypeStruct(
         (1, image_size, image_size, model.spec.in_channels), jnp.float32
     )
-    return macs_of(model.apply, init_shapes(model, image_size), image)
+    return cost_of(model.apply, init_shapes(model, image_size), image)
 
 
-def macs_of(function: Callable, *args) -> int:
-    """Multiply-adds of the convolutions and products that `function(*args)` traces."""
-    return _macs_of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
+def cost_of(function: Callable, *args) -> Cost:
+    """The cost of what `function(*args)` traces."""
+    return _cost_of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def _macs_of_jaxpr(jaxpr) -> int:
-    total = 0
+def _cost_of_jaxpr(jaxpr) -> Cost:
+    total = Cost()
     for equation in jaxpr.eqns:
         name = equation.primitive.name
+        output = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
         if name == "conv_general_dilated":
             kernel = equation.invars[1].aval.shape
             out_features = equation.params["dimension_numbers"].rhs_spec[0]
             per_output = math.prod(kernel) // kernel[out_features]
-            total += math.prod(equation.outvars[0].aval.shape) * per_output
+            total += Cost(output * per_output, output)
         elif name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             left = equation.invars[0].aval.shape
-            per_output = math.prod(left[axis] for axis in contracted)
-            total += math.prod(equation.outvars[0].aval.shape) * per_output
+            total += Cost(output * math.prod(left[axis] for axis in contracted))
         else:
+            times = equation.params["length"] if name == "scan" else 1
             for inner in jax.extend.core.jaxprs_in_params(equation.params):
-                total += _macs_of_jaxpr(inner)
+                total += _cost_of_jaxpr(inner) * times
     return total

@@ -1,0 +1,45 @@
+"""The command that prints the table of networks."""
+
+import json
+
+import pytest
+
+from resnet_jax import zoo
+from resnet_jax.errors import UserError
+from resnet_jax.models import ZOO, build, list_models
+from resnet_jax.models.cost import cost_of_image
+
+
+def printed(capsys, *arguments: str) -> str:
+    zoo.main(["zoo", *arguments])
+    return capsys.readouterr().out
+
+
+def test_json_has_the_rows_that_match(capsys):
+    rows = json.loads(printed(capsys, "resnet18*", "--json"))
+    assert [row["name"] for row in rows] == list_models("resnet18*")
+    row = rows[0]
+    assert row["params"] == ZOO["resnet18"].params == 11_689_512
+    # timm's own counts: 1.82 GMACs (of which 1.8141 are convolutions and the head), and
+    # 2.48 M outputs of convolutions.
+    assert row["macs"] / 1e9 == pytest.approx(1.8141, abs=5e-4)
+    assert row["activation_bytes"] / 4e6 == pytest.approx(2.48, abs=0.01)
+    assert (row["oracle"], row["scan"], row["top1"]) == ("timm", True, 69.758)
+
+
+def test_the_text_has_a_line_for_each_network_and_aligned_columns(capsys):
+    header, *lines = printed(capsys, "cifar_resnet*").splitlines()
+    assert [line.split()[0] for line in lines] == list_models("cifar_resnet*")
+    column = header.index("oracle")
+    assert {line[column:].split()[0] for line in lines} == {"torch"}
+
+
+def test_scanning_changes_no_figure():
+    spec = ZOO["resnet50"].spec
+    scanned = cost_of_image(build(spec, scan_blocks=True), 224)
+    assert scanned == cost_of_image(build(spec), 224)
+
+
+def test_a_pattern_without_networks_is_answered_with_the_nearest():
+    with pytest.raises(UserError, match=r"'resnet51'.*resnet50"):
+        zoo.main(["zoo", "resnet51"])
