@@ -29,6 +29,9 @@ def get_config() -> ConfigDict:
     # Examples that share batch-norm statistics, or 'global', or 'device'.
     config.model.bn_group_size = literal(32)
 
+    # Weights to start from: a file, a workdir or timm:NAME.TAG; empty: drawn.
+    config.init_from = ""
+
     config.data = ConfigDict()
     config.data.source = "tfds:imagenet2012"
     config.data.data_dir = ""  # where tfds keeps its data sets; empty: its default

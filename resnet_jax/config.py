@@ -15,6 +15,7 @@ UNITS = ("steps", "epochs", "examples")
 MAY_CHANGE = (
     "checkpoint.",
     "evaluate.",
+    "init_from",  # only a fresh run reads it
     "log_every.",
     "data.num_workers",
     "data.num_threads",

@@ -68,6 +68,14 @@ class Setup:
         options = {"xla_backend_optimization_level": 0} if on_cpu else None
         return init.lower().compile(compiler_options=options)()
 
+    def state_from(self, variables: dict) -> TrainState:
+        """The state before the first step with given variables, on the devices."""
+        ema = bool(self.config.ema_decay)
+        return jax.jit(
+            lambda variables: step.state_from(variables, self.optimizer, ema=ema),
+            out_shardings=sharding.replicated(self.mesh),
+        )(variables)
+
     def _init(self) -> TrainState:
         return step.init_state(
             self.model,

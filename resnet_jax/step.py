@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax
@@ -131,6 +131,13 @@ def init_state(
     """The state before the first step; a function of the seed."""
     image = jnp.zeros((1, image_size, image_size, model.spec.in_channels))
     variables = model.init(jax.random.key(seed), image)
+    return state_from(variables, optimizer, ema=ema)
+
+
+def state_from(
+    variables: Mapping[str, Tree], optimizer: optax.GradientTransformation, *, ema: bool
+) -> TrainState:
+    """The state before the first step with these `params` and `batch_stats`."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],

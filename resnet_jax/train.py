@@ -1,6 +1,7 @@
 """Training from top to bottom: set up, restore, compile, step, log, evaluate, save."""
 
 import contextlib
+import dataclasses
 import pathlib
 import time
 
@@ -14,8 +15,11 @@ from resnet_jax.data.loader import bad_indices
 from resnet_jax.errors import UserError
 from resnet_jax.evaluate import Evaluation, Gallery, evaluate
 from resnet_jax.models.cost import count
+from resnet_jax.models.scan import stack_blocks
 from resnet_jax.preemption import PreemptedError, Preemption
 from resnet_jax.setup import Setup, claim_workdir, set_up, summary
+from resnet_jax.step import TrainState
+from resnet_jax.weights.load import load
 from resnet_jax.writers import Writer
 
 
@@ -109,7 +113,9 @@ def train(config: ConfigDict, workdir: pathlib.Path, command: str = "") -> dict:
             state, progress = restored
             say(f"going on from the checkpoint of step {progress.step}")
         else:
-            state, progress = setup.init_state(), Progress()
+            state, progress = first_state(setup), Progress()
+            if config.init_from:
+                say(f"starting from the weights of {config.init_from}")
         on_disk = progress.step if restored else None
         writer = stack.enter_context(
             writers.Writer(workdir, step=progress.step, total_steps=last, active=chief)
@@ -198,6 +204,20 @@ def train(config: ConfigDict, workdir: pathlib.Path, command: str = "") -> dict:
         writers.write_json(workdir / "result.json", result)
         report.draw(workdir)
     return result
+
+
+def first_state(setup: Setup) -> TrainState:
+    """The state before the first step: of the weights of `init_from`, or drawn."""
+    config, model = setup.config, setup.model
+    if not config.init_from:
+        return setup.init_state()
+    fields = dataclasses.asdict(model.spec)
+    _, variables = load(
+        config.init_from, model=config.model.name, seed=config.seed, **fields
+    )
+    if model.scan_blocks:
+        variables = stack_blocks(variables, model.spec)
+    return setup.state_from(variables)
 
 
 def note_evaluation(progress: Progress, result: Evaluation, writer: Writer) -> None:
