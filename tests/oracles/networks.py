@@ -103,7 +103,7 @@ def resnext_for_cifar(cardinality: int) -> nn.Module:
         base_width=64,
     )
     network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-    network.maxpool = nn.Identity()
+    network.maxpool = network.layer4 = nn.Identity()
     return network
 
 

@@ -6,7 +6,9 @@ import re
 
 import pytest
 
+from resnet_jax import zoo
 from resnet_jax.config import flatten
+from resnet_jax.models import ZOO
 from tests.runs import ROOT
 from tests.test_config import CONFIGS, load
 
@@ -66,3 +68,10 @@ def test_the_table_of_contents_of_an_image_is_the_order_of_the_files():
     for name in files:
         path = name if name.startswith("resnet_jax/") else f"resnet_jax/{name}"
         assert (ROOT / path).exists(), name
+
+
+@pytest.mark.slow
+def test_the_table_of_networks_is_what_the_command_prints():
+    page = PAGES["README.md"]
+    table = page.split("<!-- zoo -->\n\n")[1].split("\n\n<!-- end of zoo -->")[0]
+    assert table == zoo.as_markdown(zoo.rows(ZOO))
