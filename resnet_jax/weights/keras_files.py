@@ -1,0 +1,202 @@
+"""Keras's weight files, read and written with h5py alone.
+
+There are three kinds. A legacy `.h5` has a group for each layer, by its name. Keras 3's
+`.weights.h5` has them by class and number, `layers/conv2d_3/vars/0`, and since Keras
+3.6 the layer's name as an attribute. A `.keras` is a zip of the network's config and a
+`.weights.h5`.
+"""
+
+import collections
+import io
+import os
+import pathlib
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+
+import h5py
+import jax.numpy as jnp
+import numpy as np
+
+from resnet_jax.errors import UserError, nearest
+from resnet_jax.models.spec import ResNetSpec
+from resnet_jax.weights.keras import VARIABLES, Layer, list_layers
+from resnet_jax.weights.naming import Scheme
+
+# What a layer without a name of its own is called: its class and, mostly, a number.
+UNNAMED = rf"({'|'.join(VARIABLES)})(?:_(\d+))?"
+# Keras Applications' own files keep the head under the name that it had at first.
+FORMER = {"probs": "predictions"}
+
+Tensors = dict[str, np.ndarray]
+
+
+def read(
+    path: str | os.PathLike,
+    spec: ResNetSpec | None = None,
+    scheme: Scheme | None = None,
+) -> Tensors:
+    """Returns the tensors of a Keras file as `layer/variable`.
+
+    Args:
+      path: a file of any of the three kinds; UserError if it is damaged or another.
+      spec: the network that is expected; layers without a name of their own then get
+        its names by their order, as in Keras. Else they are `conv2d_3/kernel`.
+      scheme: of the names.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no file {path}.")
+    try:
+        tensors = _read(path)
+    except Exception as error:
+        # Of damaged files h5py makes almost any exception.
+        raise UserError(f"{path} is damaged or no Keras weight file.") from error
+    if not tensors:
+        raise UserError(f"{path} is no Keras weight file: it has no layers.")
+    return _name(tensors, path, spec, scheme) if spec and scheme else tensors
+
+
+def write(
+    path: str | os.PathLike,
+    tensors: Mapping[str, np.ndarray],
+    spec: ResNetSpec,
+    scheme: Scheme,
+) -> None:
+    """Writes a file that `model.load_weights` of Keras takes.
+
+    Args:
+      path: ends in `.weights.h5` (Keras 3) or `.h5` (legacy); UserError if not.
+      tensors: all of the network's, `layer/variable`, as `to_theirs` gives them.
+      spec: the network they belong to.
+      scheme: of the names.
+    """
+    path = pathlib.Path(path)
+    if path.suffix != ".h5":
+        raise UserError(
+            f"Weights for Keras cannot be written as {path.suffix!r}: give a name that"
+            " ends in .weights.h5, which model.load_weights takes."
+        )
+    layers = list_layers(spec, scheme)
+    for name in (f"{layer.name}/{v}" for layer in layers for v in layer.variables):
+        if name not in tensors:
+            raise UserError(f"The tensor {name!r} is missing.{nearest(name, tensors)}")
+
+    # The file is there whole or not at all.
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with h5py.File(partial, "w") as file:
+            if path.name.endswith(".weights.h5"):
+                _write_keras_3(file, layers, tensors)
+            else:
+                _write_legacy(file, layers, tensors)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read(path: pathlib.Path) -> Tensors:
+    if not zipfile.is_zipfile(path):
+        with h5py.File(path) as file:
+            return _read_h5(file)
+    with zipfile.ZipFile(path) as archive:
+        content = io.BytesIO(archive.read("model.weights.h5"))
+    with h5py.File(content) as file:
+        return _read_h5(file)
+
+
+def _read_h5(file: h5py.File) -> Tensors:
+    # Whole models in the legacy format have their optimizer beside this.
+    root = file.get("model_weights", file)
+    if any(name.startswith("layer_names") for name in root.attrs):
+        return dict(_read_legacy(root))
+    return dict(_read_keras_3(file["layers"])) if "layers" in file else {}
+
+
+def _read_legacy(root: h5py.Group) -> Iterator[tuple[str, np.ndarray]]:
+    for name, group in root.items():
+        arrays = _arrays(group)
+        # A network within the network has a group of its own, of several layers.
+        # Otherwise the group's name counts: TensorFlow 1 numbered the inner one.
+        nested = len({path.rpartition("/")[0] for path in arrays}) > 1
+        for path, value in arrays.items():
+            *_, layer, variable = f"{name}/{path}".split("/")
+            layer = layer if nested else name
+            yield f"{FORMER.get(layer, layer)}/{variable.partition(':')[0]}", value
+
+
+def _read_keras_3(layers: h5py.Group) -> Iterator[tuple[str, np.ndarray]]:
+    for path, value in _arrays(layers).items():
+        place, _, number = path.rpartition("/")
+        automatic = place.removesuffix("/vars").rpartition("/")[2]
+        layer = layers[place].attrs.get("name", automatic)
+        if match := re.fullmatch(UNNAMED, automatic):
+            variable = VARIABLES[match[1]][int(number)]
+        else:
+            variable = number
+        yield f"{layer}/{variable}", value
+
+
+def _arrays(group: h5py.Group) -> Tensors:
+    """All arrays below a group by their paths in it."""
+    arrays = {}
+
+    def visit(path: str, item: h5py.HLObject) -> None:
+        if isinstance(item, h5py.Dataset):
+            value = item[()]
+            # HDF5 knows no bfloat16: Keras writes the bytes.
+            is_bfloat16 = item.attrs.get("dtype") == "bfloat16"
+            arrays[path] = value.view(jnp.bfloat16) if is_bfloat16 else value
+
+    group.visititems(visit)
+    return arrays
+
+
+def _name(
+    tensors: Tensors, path: pathlib.Path, spec: ResNetSpec, scheme: Scheme
+) -> Tensors:
+    """Gives unnamed layers their names, in the order of their numbers."""
+    numbers = collections.defaultdict(dict)
+    layers = {name.rpartition("/")[0] for name in tensors}
+    for layer in layers:
+        if match := re.fullmatch(UNNAMED, layer):
+            numbers[match[1]][layer] = int(match[2] or 0)
+    if not numbers:
+        return tensors
+
+    names = {}
+    known = list_layers(spec, scheme)
+    for kind, unnamed in numbers.items():
+        free = [x.name for x in known if x.kind == kind and x.name not in layers]
+        if len(free) != len(unnamed):
+            raise UserError(
+                f"{path} has {len(unnamed)} unnamed layers {kind}, the network"
+                f" {len(free)}."
+            )
+        names |= zip(sorted(unnamed, key=unnamed.get), free, strict=True)
+    return {
+        f"{names.get(layer, layer)}/{variable}": value
+        for name, value in tensors.items()
+        for layer, _, variable in [name.rpartition("/")]
+    }
+
+
+def _write_legacy(file: h5py.File, layers: list[Layer], tensors: Mapping) -> None:
+    file.attrs["layer_names"] = np.array([layer.name.encode() for layer in layers])
+    for layer in layers:
+        group = file.create_group(layer.name)
+        names = [f"{layer.name}/{variable}" for variable in layer.variables]
+        group.attrs["weight_names"] = np.array([name.encode() for name in names])
+        for name in names:
+            group[name] = tensors[name]
+
+
+def _write_keras_3(file: h5py.File, layers: list[Layer], tensors: Mapping) -> None:
+    counts = collections.Counter()
+    for layer in layers:
+        number = f"_{counts[layer.kind]}" if counts[layer.kind] else ""
+        counts[layer.kind] += 1
+        group = file.create_group(f"layers/{layer.kind}{number}/vars")
+        group.attrs["name"] = layer.name
+        for i, variable in enumerate(layer.variables):
+            group[str(i)] = tensors[f"{layer.name}/{variable}"]
