@@ -12,7 +12,6 @@ import sys
 
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.weights import files, own
-from resnet_jax.weights.bit import BIT
 from resnet_jax.weights.card import Card
 from resnet_jax.weights.load import load, schemes_of
 from resnet_jax.weights.naming import Scheme, to_theirs
@@ -54,17 +53,13 @@ def is_directory(target: str) -> bool:
 
 
 def _choose(path: pathlib.Path, card: Card, to: str | None) -> Scheme:
-    schemes = {scheme.name: scheme for scheme in schemes_of(card.network)}
-    if path.suffix in files.KERAS:
-        schemes = {key: x for key, x in schemes.items() if key.startswith("keras")}
-        if not schemes:
-            raise UserError(
-                f"{card.network} is no network of Keras, so {path.name} would fit none;"
-                " write .safetensors."
-            )
-    if to is None:
-        usual = next(iter(schemes))
-        to = BIT.name if path.suffix == ".npz" and BIT.name in schemes else usual
+    schemes = {x.name: x for x in schemes_of(card.network, path.suffix)}
+    if not schemes:
+        raise UserError(
+            f"{card.network} is no network of Keras, so {path.name} would fit none;"
+            " write .safetensors."
+        )
+    to = to or next(iter(schemes))
     if to not in schemes:
         raise UserError(
             f"{card.network} cannot be written under the names of {to!r}."

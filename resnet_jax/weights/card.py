@@ -165,8 +165,8 @@ def _tuples(value):
 def from_json(text: str, where: str) -> Card:
     """Reads a card; raises UserError, calling it `where`, if it is none."""
     try:
-        return Card(**json.loads(text))
-    except (ValueError, TypeError, KeyError) as error:
+        return Card(**{key: _tuples(x) for key, x in json.loads(text).items()})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"The card of {where} cannot be used: {error}.") from None
 
 

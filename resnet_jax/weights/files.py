@@ -90,7 +90,8 @@ def write(path: pathlib.Path, tensors: Tensors, card: Card) -> None:
     partial = path.with_name(f".partial-{path.name}")
     try:
         if path.suffix == ".safetensors":
-            arrays = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
+            # Not ascontiguousarray, which gives numbers an axis.
+            arrays = {name: np.asarray(x, order="C") for name, x in tensors.items()}
             # As torch's own files say, without which some readers refuse them.
             metadata = {"format": "pt", "card": card.to_json()}
             safetensors.numpy.save_file(arrays, partial, metadata)

@@ -1,10 +1,11 @@
 """From a file, a workdir or the hub to variables that a network takes."""
 
 import dataclasses
+import functools
 import logging
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float
 
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, nearest
 from resnet_jax.models import zoo
 from resnet_jax.models.relatives import HighwaySpec, VGGSpec
 from resnet_jax.models.spec import ResNetSpec
@@ -29,11 +30,13 @@ FIRST_CONVS = {
     VGGSpec: "stage1_conv1",
     HighwaySpec: "stage1_layer1/conv",
 }
+# What the shapes of the head and of the first kernel say.
+ENDS = ("num_classes", "in_channels")
 # Fields of a spec that may differ between the network whose weights they were and the
 # one that takes them: head and first kernel are adapted, and the others do not say
 # what function of the weights a network is.
 MAY_DIFFER = (
-    *("num_classes", "in_channels", "output_stride"),
+    *(*ENDS, "output_stride"),
     *("zero_init_last", "conv_init", "head_init_std", "gate_bias"),
     *("norm_momentum", "norm_unbiased"),
     *("dropout", "block_dropout", "drop_path", "drop_path_by"),
@@ -64,23 +67,31 @@ def load(
     card, tensors = _read(where, model, overrides)
     spec = card.make_spec()
     try:
-        variables = from_theirs(tensors, spec, _scheme(card.scheme))
+        variables = from_theirs(tensors, spec, _scheme_of(card))
     except UserError as error:
         raise UserError(f"{where} does not fit {card.network}: {error}") from None
-    wanted = {key: overrides[key] for key in MAY_DIFFER if key in overrides}
+    wanted = {key: overrides[key] for key in ENDS if key in overrides}
     target = dataclasses.replace(spec, **wanted)
     return card.for_spec(target), _adapt(variables, spec, target, seed, where)
 
 
-def schemes_of(name: str) -> list[Scheme]:
-    """The naming schemes that a network's weights may have; the first is the usual."""
-    entry = get_entry(name)
-    also = [BIT] if entry.paper == zoo.BIT else []
-    return [SCHEMES[entry.scheme], *also, own.OWN]
+def schemes_of(network: str, suffix: str) -> list[Scheme]:
+    """The naming schemes of a network's weights in a format; the first is the usual."""
+    entry = get_entry(network)
+    if suffix in files.KERAS:
+        return [SCHEMES[entry.scheme]] if entry.oracle == "keras" else []
+    schemes = [SCHEMES[entry.scheme], own.OWN]
+    if entry.paper == zoo.BIT:
+        schemes.insert(0 if suffix == ".npz" else 1, BIT)
+    return schemes
 
 
-def _scheme(name: str) -> Scheme:
-    return own.OWN if name == own.OWN.name else SCHEMES[name]
+def _scheme_of(card: Card) -> Scheme:
+    schemes = {**SCHEMES, own.OWN.name: own.OWN}
+    if card.scheme not in schemes:
+        hint = nearest(card.scheme, schemes)
+        raise UserError(f"There is no naming scheme {card.scheme!r}.{hint}")
+    return schemes[card.scheme]
 
 
 def _read(where: str, model: str | None, overrides: dict) -> tuple[Card, Tensors]:
@@ -101,7 +112,7 @@ def _read(where: str, model: str | None, overrides: dict) -> tuple[Card, Tensors
         card = files.read_card(path)
         if not card:
             return _read_without_card(path, model, overrides)
-        tensors = files.read(path, card.make_spec(), _scheme(card.scheme))
+        tensors = files.read(path, card.make_spec(), _scheme_of(card))
     return _check_card(card, where, model, overrides), tensors
 
 
@@ -126,8 +137,8 @@ def _check_card(card: Card, where: str, model: str | None, overrides: dict) -> C
                     f" ({card.network}); {name} has {key}={ours!r}, with which the same"
                     " tensors are another function."
                 )
-    as_there = {key: getattr(there, key) for key in ("num_classes", "in_channels")}
-    spec = dataclasses.replace(wanted, **as_there)
+    ends = {key: getattr(there, key) for key in ENDS}
+    spec = dataclasses.replace(wanted, **ends)
     return dataclasses.replace(card, network=name, spec=dataclasses.asdict(spec))
 
 
@@ -139,27 +150,44 @@ def _read_without_card(
     path: pathlib.Path, model: str | None, overrides: dict
 ) -> tuple[Card, Tensors]:
     """Reads a file that does not say what network it is of."""
-    found = _named(path, model, overrides) if model else _recognised(path)
-    name, spec, scheme, tensors = found
+    read = _reader(path)
+    if model:
+        name = resolve(model)
+        scheme, tensors = _choose_scheme(path, name, get_spec(name, **overrides), read)
+    else:
+        name, scheme, tensors = _recognise(path, read)
+    spec = get_spec(name, **overrides)
+    if ends := _ends(tensors, spec, scheme):
+        spec = _with_ends(spec, *ends)
     return default_card(name, spec, scheme=scheme.name, origin=path.name), tensors
 
 
-Found = tuple[str, Spec, Scheme, Tensors]
+def _reader(path: pathlib.Path) -> Callable[[Spec, Scheme], Tensors]:
+    """Reads a file: once, unless its names depend on what network is expected."""
+    if path.suffix in files.KERAS:
+        return functools.partial(files.read, path)
+    tensors = files.read(path)
+    return lambda spec, scheme: tensors
 
 
-def _named(path: pathlib.Path, model: str, overrides: dict) -> Found:
-    """Takes a file for a network's; whether it is shows later, tensor by tensor."""
-    name, spec = resolve(model), get_spec(model, **overrides)
-    readings = [(scheme, files.read(path, spec, scheme)) for scheme in schemes_of(name)]
-    for scheme, tensors in readings:
-        if ends := _ends(tensors, spec, scheme):
-            return name, _with_ends(spec, *ends), scheme, tensors
-    return name, spec, *readings[0]
+def _choose_scheme(
+    path: pathlib.Path, name: str, spec: Spec, read: Callable
+) -> tuple[Scheme, Tensors]:
+    """The scheme under which a network's head and first kernel are in a file."""
+    schemes = schemes_of(name, path.suffix)
+    if not schemes:
+        raise UserError(f"{path} is a file of Keras, which has no {name}.")
+    for scheme in schemes:
+        tensors = read(spec, scheme)
+        if _ends(tensors, spec, scheme):
+            return scheme, tensors
+    # What misses is told later, by its name.
+    return schemes[0], read(spec, schemes[0])
 
 
-def _recognised(path: pathlib.Path) -> Found:
+def _recognise(path: pathlib.Path, read: Callable) -> tuple[str, Scheme, Tensors]:
     """The first network of the zoo whose tensors are those of a file."""
-    found = list(_fitting(path))
+    found = list(_fitting(path, read))
     if not found:
         tensors = files.read(path)
         names = ", ".join(map(repr, sorted(tensors)[:3]))
@@ -176,16 +204,16 @@ def _recognised(path: pathlib.Path) -> Found:
     return found[0]
 
 
-def _fitting(path: pathlib.Path) -> Iterator[Found]:
-    as_named = files.read(path)
+def _fitting(
+    path: pathlib.Path, read: Callable
+) -> Iterator[tuple[str, Scheme, Tensors]]:
     for name, entry in ZOO.items():
-        for scheme in schemes_of(name):
-            tensors = as_named
-            if path.suffix in files.KERAS:
-                try:
-                    tensors = files.read(path, entry.spec, scheme)
-                except UserError:
-                    continue
+        for scheme in schemes_of(name, path.suffix):
+            try:
+                tensors = read(entry.spec, scheme)
+            except UserError:
+                # It has another number of layers.
+                continue
             ends = _ends(tensors, entry.spec, scheme)
             if not ends:
                 continue
@@ -198,7 +226,7 @@ def _fitting(path: pathlib.Path) -> Iterator[Found]:
             params = entry.params + more_classes * (head.shape[0] + 1)
             params += more_channels * conv.size // spec.in_channels
             if params == _count(tensors, scheme) and _fits(tensors, spec, scheme):
-                yield name, spec, scheme, tensors
+                yield name, scheme, tensors
 
 
 def _ends(

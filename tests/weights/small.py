@@ -1,0 +1,50 @@
+"""Small networks of every naming scheme, with keyed values."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from resnet_jax.models import get_spec
+from resnet_jax.models.relatives import HighwaySpec, VGGSpec
+from resnet_jax.models.zoo import Spec
+from resnet_jax.weights.card import Card, default_card
+from tests import keyed
+
+# One network of each scheme, and scalars among its tensors.
+NAMES = [
+    *("test_resnet", "seresnet18", "resnetv2_50", "resnetv2_50x1_bit", "dm_nfnet_f0"),
+    *("akamaster_resnet20", "highway19", "vgg19_bn", "keras_resnet50"),
+    *("keras_resnet50v2", "tutorial_keras_resnet50"),
+]
+
+
+def spec_of(name: str, **fields) -> Spec:
+    """The network with two stages of few channels."""
+    spec = get_spec(name)
+    if isinstance(spec, VGGSpec):
+        small = {"stage_sizes": (1, 1), "widths": (4, 8), "hidden": 6, "pooled": 2}
+    elif isinstance(spec, HighwaySpec):
+        small = {"widths": ((4, 4), (8, 8))}
+    else:
+        # Group norm wants 32 channels, NFNets groups of 128.
+        width = {"group": 32, "none": 128}.get(spec.norm, 4)
+        stem = tuple((kernel, stride, width) for kernel, stride, _ in spec.stem)
+        small = {"stage_sizes": (1, 2), "widths": (width, 2 * width), "stem": stem}
+        small["block"] = spec.blocks[-1]
+    # Six classes, as the tutorial's network has, whose head is called fc6.
+    return dataclasses.replace(spec, **small | {"num_classes": 6} | fields)
+
+
+def card_and_variables(name: str, **fields) -> tuple[Card, dict]:
+    """What `load` would return."""
+    spec = spec_of(name, **fields)
+    return default_card(name, spec, origin="a test"), keyed.variables(spec)
+
+
+def assert_equal(got, expected) -> None:
+    """Asserts that two trees are equal, bit for bit."""
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert np.asarray(one).dtype == np.asarray(other).dtype
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
