@@ -1,6 +1,6 @@
 # make demo: install and train on a small data set that needs no download.
 # make test: all tests that need no torch; test-fast: the two-minute part;
-# make test-oracles: the networks against torchvision and timm.
+# make test-oracles: the networks against torchvision, timm and Keras.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -21,7 +21,7 @@ test-fast: $(VENV)/.installed-test
 	$(VENV)/bin/python $(PYTEST) --ignore=tests/oracles -m "not slow"
 
 test-oracles: $(ORACLES)/.installed
-	$(ORACLES)/bin/python -m pytest -q tests/oracles
+	$(ORACLES)/bin/python $(PYTEST) tests/oracles
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .

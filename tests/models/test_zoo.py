@@ -60,7 +60,7 @@ def test_counts_equal_the_reference(name):
 @pytest.mark.parametrize("name", KINDS)
 def test_logits_and_parameters_are_float32_though_the_computation_is_not(name):
     model = create_model(name, dtype="bfloat16", num_classes=7)
-    variables = init_shapes(model, 32)
+    variables = init_shapes(model, 64)
     images = jax.ShapeDtypeStruct((3, 64, 64, 3), jnp.float32)
     logits = jax.eval_shape(model.apply, variables, images)
     assert (logits.shape, logits.dtype) == ((3, 7), jnp.float32)
@@ -89,6 +89,16 @@ def test_list_models_takes_patterns():
 def test_an_unknown_network_is_answered_with_the_nearest(function):
     with pytest.raises(UserError, match=r"'resnet5'.*resnet50"):
         function("resnet5")
+
+
+def test_a_name_that_timm_gave_up_leads_to_the_new_one_and_says_so(caplog):
+    assert get_spec("gluon_resnet50_v1d") == ZOO["resnet50d"].spec
+    assert "gluon_resnet50_v1d is a deprecated name of resnet50d" in caplog.text
+
+
+def test_a_name_with_a_tag_of_weights_is_the_network(caplog):
+    assert get_spec("resnet50.a1_in1k") == ZOO["resnet50"].spec
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("function", [get_spec, create_model])

@@ -9,6 +9,7 @@ import timm
 import torch
 
 from resnet_jax.models import ZOO
+from resnet_jax.models.zoo import ALIASES
 from tests import keyed
 from tests.oracles import compare, networks
 
@@ -55,3 +56,8 @@ def test_every_entry_point_of_timm_is_in_the_zoo():
     theirs = [name for module in modules for name in timm.list_models(module=module)]
     assert len(theirs) == 81 + 20 + 5 + 8 + 9
     assert set(theirs) <= set(ZOO)
+
+
+def test_deprecated_names_lead_where_timm_leads_them():
+    theirs = timm.models._registry._module_to_deprecated_models
+    assert {**theirs["resnet"], **theirs["resnetv2"]} == ALIASES

@@ -1,0 +1,94 @@
+"""What every network gives besides logits, and what it drops in training."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax.models import ZOO, build, create_model, get_spec
+from resnet_jax.models.relatives import average_to
+from resnet_jax.models.spec import plan_blocks
+from tests import keyed
+from tests.models.names import deep_ones_slow
+
+
+def shapes(name: str, size: int, **call) -> dict:
+    """Shapes of what a network gives for one image."""
+    spec = ZOO[name].spec
+    image = jax.ShapeDtypeStruct((1, size, size, spec.in_channels), jnp.float32)
+    model = build(spec, scan_blocks=True)
+    out, _ = jax.eval_shape(
+        lambda x: model.init_with_output(jax.random.key(0), x, **call), image
+    )
+    return jax.tree.map(jnp.shape, out)
+
+
+@pytest.mark.parametrize("name", deep_ones_slow(ZOO))
+def test_features_are_the_stages_by_name(name):
+    entry = ZOO[name]
+    size = entry.image_size
+    features = shapes(name, size, features=True)
+    stages = len(features)
+    assert list(features) == [f"C{i}" for i in range(1, stages + 1)]
+    sides = [shape[1] for shape in features.values()]
+    assert sides == sorted(sides, reverse=True)
+    # Networks for large images give C1 at half their side or more and C5 at 1/32, or
+    # 1/16 before VGG's last pooling.
+    if not entry.spec.for_small_images and "vgg" not in name:
+        assert sides[0] == size // 2
+        assert sides[-1] == size // 32
+
+
+@pytest.mark.parametrize("stride", [4, 8, 16, 32])
+def test_the_output_is_as_many_times_smaller_as_output_stride_says(stride):
+    model = create_model("resnet50", output_stride=stride, num_classes=0)
+    image = jnp.zeros((1, 64, 64, 3))
+    variables = model.init(jax.random.key(0), image)
+    features = model.apply(variables, image, features=True)
+    assert features["C5"].shape == (1, 64 // stride, 64 // stride, 2048)
+    assert model.apply(variables, image).shape == (1, 2048)
+
+
+def test_the_rates_of_drop_path_rise_as_each_rule_says():
+    def rates(by: str) -> list[float]:
+        spec = get_spec("cifar_resnet20", drop_path=0.6, drop_path_by=by)
+        return [plan.drop_path for stage in plan_blocks(spec) for plan in stage]
+
+    np.testing.assert_allclose(rates("block"), np.linspace(0, 0.6, 9))
+    np.testing.assert_allclose(rates("depth"), np.arange(1, 10) / 9 * 0.6)
+    np.testing.assert_allclose(rates("stage"), np.repeat([2, 3, 4], 3) / 4 * 0.6)
+
+
+def test_dropping_changes_training_only_and_follows_its_random_numbers():
+    spec = get_spec("wrn16_4", block_dropout=0.3, dropout=0.2, drop_path=0.5)
+    model, variables = build(spec), keyed.variables(spec)
+    images = jnp.asarray(keyed.images(4, 16))
+
+    def logits(seed: int, train: bool):
+        out, _ = model.apply(
+            variables,
+            images,
+            train=train,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(seed)},
+        )
+        return out
+
+    np.testing.assert_array_equal(logits(0, False), logits(1, False))
+    np.testing.assert_array_equal(logits(0, True), logits(0, True))
+    assert np.abs(logits(0, True) - logits(1, True)).max() > 0.01
+
+
+def test_averages_over_parts_are_those_of_torch():
+    # torch's adaptive pooling of 0..9 to 7: the parts are [0, 1], [1, 2], [2, 3, 4],
+    # [4, 5], [5, 6, 7], [7, 8], [8, 9].
+    x = jnp.arange(10.0)[None, :, None, None]
+    rows = average_to(jnp.broadcast_to(x, (1, 10, 10, 1)), 7)[0, :, 0, 0]
+    np.testing.assert_allclose(rows, [0.5, 1.5, 3, 4.5, 6, 7.5, 8.5])
+    assert average_to(x[:, :1], 7).shape == (1, 7, 7, 1)
+
+
+def test_a_size_that_the_strides_do_not_divide_is_told():
+    model = create_model("resnetaa50")
+    with pytest.raises(ValueError, match="image sides that its strides divide"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 72, 72, 3)))
