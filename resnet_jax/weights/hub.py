@@ -1,10 +1,13 @@
 """timm's weights on the Hugging Face hub, without torch: `timm:resnet50.a1_in1k`."""
 
+import logging
 import os
 import pathlib
 
 from resnet_jax.errors import UserError
 from resnet_jax.models.zoo import ALIASES, resolve
+
+log = logging.getLogger(__name__)
 
 PREFIX = "timm:"
 WEIGHTS = "model.safetensors"
@@ -34,16 +37,17 @@ def fetch(where: str) -> pathlib.Path:
 
 def _fetch_file(name: str, file: str) -> pathlib.Path:
     from huggingface_hub import constants, errors, hf_hub_download
-    from huggingface_hub.utils import logging
+    from huggingface_hub.utils import logging as hub_logging
 
     # It would warn of each retry where there is no network.
-    logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
     repository = f"timm/{name}"
     address = f"{constants.ENDPOINT}/{repository}"
     try:
         try:
             path = hf_hub_download(repository, file, local_files_only=True)
         except errors.LocalEntryNotFoundError:
+            log.warning("Asking %s for %s.", address, file)
             path = hf_hub_download(repository, file)
     except errors.LocalEntryNotFoundError:
         raise UserError(

@@ -1,0 +1,131 @@
+"""timm's weights from the hub: a server of our own stands for it."""
+
+import hashlib
+import http.server
+import json
+import threading
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from huggingface_hub import constants
+
+from resnet_jax.errors import UserError
+from resnet_jax.models import get_spec
+from resnet_jax.weights import SCHEMES
+from resnet_jax.weights.load import load
+from resnet_jax.weights.naming import to_theirs
+from tests import keyed
+from tests.weights import small
+from tests.weights.test_card import CONFIG
+
+NAME = "test_resnet.r160_in1k"
+COMMIT = "0" * 40
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Answers as the hub does, for one repository."""
+
+    files: dict[str, bytes]
+    asked: list[str]
+
+    def do_HEAD(self):
+        """What a file is."""
+        self.answer(with_content=False)
+
+    def do_GET(self):
+        """The file."""
+        self.answer(with_content=True)
+
+    def answer(self, with_content: bool):
+        """Sends a file of the repository, or what the hub says if there is none."""
+        self.asked.append(self.path)
+        repository, _, file = self.path.partition("/resolve/main/")
+        here = repository == f"/timm/{NAME}"
+        content = self.files.get(file) if here else None
+        self.send_response(200 if content is not None else 404)
+        if content is None:
+            code = "EntryNotFound" if here else "RepoNotFound"
+            self.send_header("X-Error-Code", code)
+        content = content or b""
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if with_content:
+            self.wfile.write(content)
+
+    def log_message(self, *_):
+        """Stays quiet."""
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub with one network, and an empty cache; gives its handler."""
+    spec = get_spec("test_resnet")
+    tensors = to_theirs(keyed.variables(spec), spec, SCHEMES["timm"])
+    tensors = {name: np.array(x, order="C") for name, x in tensors.items()}
+    config = CONFIG | {"architecture": "test_resnet"}
+    handler = type("OurHub", (Hub,), {"files": {}, "asked": []})
+    handler.files["model.safetensors"] = safetensors.numpy.save(tensors)
+    handler.files["config.json"] = json.dumps(config).encode()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    yield handler
+    server.shutdown()
+    server.server_close()
+
+
+def test_weights_come_from_the_hub_once_and_then_from_the_cache(hub):
+    card, variables = load(f"timm:{NAME}")
+    small.assert_equal(variables, keyed.variables(get_spec("test_resnet")))
+    assert (card.network, card.image_size) == ("test_resnet", 176)
+    assert card.mean == (0.1, 0.2, 0.3)
+    assert card.license == "apache-2.0"
+    asked = len(hub.asked)
+    load(f"timm:{NAME}")
+    assert len(hub.asked) == asked > 0
+
+
+def test_weights_of_the_hub_are_adapted_as_any(hub, caplog):
+    card, _ = load(f"timm:{NAME}", num_classes=3)
+    assert card.spec["num_classes"] == 3
+    assert "the head for 3 is a fresh one" in caplog.text
+
+
+def test_what_the_hub_does_not_have_is_told(hub):
+    with pytest.raises(UserError, match=r"no weights 'resnet18\.x' .*lists what"):
+        load("timm:resnet18.x")
+    del hub.files["model.safetensors"]
+    with pytest.raises(UserError, match=r"has no model\.safetensors"):
+        load(f"timm:{NAME}")
+
+
+def test_without_a_network_one_line_names_the_file_that_was_looked_for(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    told = r"no way to the network.*model\.safetensors of timm/resnet50\.a1_in1k"
+    with pytest.raises(UserError, match=told) as error:
+        load("timm:resnet50.a1_in1k")
+    assert str(tmp_path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_without_a_tag_are_told_how_to_name_them():
+    with pytest.raises(UserError, match=r"timm:resnet50\.a1_in1k"):
+        load("timm:resnet50")
+
+
+def test_a_copy_of_a_repository_is_weights_too(tmp_path, hub):
+    for name, content in hub.files.items():
+        (tmp_path / name).write_bytes(content)
+    for where in (tmp_path, tmp_path / "model.safetensors"):
+        assert load(str(where))[0].image_size == 176
+    assert not hub.asked
