@@ -88,7 +88,7 @@ class Card:
         for key, kind in (("mean", float), ("std", float), ("classes", str)):
             value = tuple(kind(part) for part in getattr(self, key))
             object.__setattr__(self, key, value)
-        spec = {key: _tuples(value) for key, value in self.spec.items()}
+        spec = {key: as_tuples(value) for key, value in self.spec.items()}
         object.__setattr__(self, "spec", spec)
         channels, classes = spec["in_channels"], spec["num_classes"]
         if not len(self.mean) == len(self.std) == channels:
@@ -155,17 +155,17 @@ class Card:
         return normalize(pixels, self.mean, self.std, jnp.float32)
 
 
-def _tuples(value):
-    # JSON gives lists, which no spec has.
+def as_tuples(value):
+    """Turns the lists of JSON, at any depth, into the tuples of a spec."""
     if isinstance(value, list | tuple):
-        return tuple(_tuples(part) for part in value)
+        return tuple(as_tuples(part) for part in value)
     return value
 
 
 def from_json(text: str, where: str) -> Card:
     """Reads a card; raises UserError, calling it `where`, if it is none."""
     try:
-        return Card(**{key: _tuples(x) for key, x in json.loads(text).items()})
+        return Card(**{key: as_tuples(x) for key, x in json.loads(text).items()})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"The card of {where} cannot be used: {error}.") from None
 

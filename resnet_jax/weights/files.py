@@ -4,10 +4,12 @@ safetensors keep the card as JSON among their metadata; beside a file NAME of an
 format it is in NAME.card.json. timm's `config.json` beside a file does as well.
 """
 
+import argparse
 import contextlib
 import json
 import os
 import pathlib
+import pickle
 import re
 import zipfile
 from collections.abc import Mapping
@@ -168,10 +170,12 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
     torch = _import_torch(path, "Reading")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        if isinstance(error, RuntimeError | EOFError):
-            raise UserError(f"{path} is no whole file of torch.save.") from error
+        # Checkpoints of timm's and torchvision's training hold their arguments so.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError) as error:
+        raise UserError(f"{path} is no whole file of torch.save.") from error
+    except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = found[1] if found else "something else"
         raise UserError(
@@ -179,10 +183,12 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
             " could run code; whoever trusts it saves the tensors alone with"
             " torch.save(model.state_dict(), PATH)."
         ) from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}, no named tensors.")
     tensors = unwrap(content)
     for name, value in tensors.items():
         if not isinstance(value, torch.Tensor):
-            raise UserError(f"{path}: {name!r} is no tensor but a {type(value)}.")
+            raise UserError(f"{path}: {name!r} is a {type(value).__name__}, no tensor.")
         value = value.detach()
         # numpy has no bfloat16.
         tensors[name] = (value.float() if value.is_floating_point() else value).numpy()

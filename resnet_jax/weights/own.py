@@ -18,7 +18,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.models.scan import unstack_blocks
 from resnet_jax.models.zoo import get_spec, resolve
 from resnet_jax.weights import timm
-from resnet_jax.weights.card import Card, default_card, from_json
+from resnet_jax.weights.card import Card, as_tuples, default_card, from_json
 from resnet_jax.weights.naming import Layout, Scheme
 
 OWN = Scheme(
@@ -104,7 +104,7 @@ def _card_of_run(path: pathlib.Path, config: ConfigDict, run: dict) -> Card:
     top1 = evaluation.get("top1")
     return default_card(
         name,
-        get_spec(name, **run["spec"]),
+        get_spec(name, **{key: as_tuples(x) for key, x in run["spec"].items()}),
         scheme=OWN.name,
         image_size=data.image_size,
         mean=tuple(data.mean),

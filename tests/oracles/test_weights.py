@@ -1,0 +1,189 @@
+"""Files of torch: what timm and torchvision write is read, and the other way round."""
+
+import argparse
+import json
+import pathlib
+import pickle
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import load_file
+from timm.models import adapt_input_conv
+from torch import nn
+
+from resnet_jax import predict
+from resnet_jax.convert import main, save
+from resnet_jax.errors import UserError
+from resnet_jax.models import get_spec
+from resnet_jax.weights.card import default_card
+from resnet_jax.weights.load import adapt_channels, load
+from tests import keyed
+from tests.oracles import networks
+from tests.real_data import real_data
+from tests.weights import small
+
+
+def make(name: str) -> nn.Module:
+    """The network as its library makes it, with its own initial values."""
+    if name.startswith("torchvision_"):
+        return torchvision.models.get_model(name.removeprefix("torchvision_"))
+    return timm.create_model(name)
+
+
+def weights_of(network: nn.Module) -> dict[str, torch.Tensor]:
+    """A network's state without torch's counters."""
+    return {
+        name: value
+        for name, value in network.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+
+
+# One network of each scheme of torch's; VGG's half gigabyte is held by its names only.
+@pytest.mark.parametrize(
+    "name",
+    ["test_resnet", "torchvision_resnet18", "resnetv2_18", "nf_resnet50"],
+)
+@pytest.mark.parametrize("format", ["w.pth", "w.safetensors"])
+def test_what_is_written_here_loads_strictly(tmp_path, name, format):
+    spec = get_spec(name)
+    path = tmp_path / format
+    save(str(path), keyed.variables(spec), default_card(name))
+    if path.suffix == ".pth":
+        tensors = torch.load(path, weights_only=True)
+    else:
+        tensors = load_file(path)
+    network = make(name)
+    network.load_state_dict(tensors, strict=True)
+    for key, value in weights_of(network).items():
+        assert torch.equal(value, tensors[key]), key
+
+
+def test_bit_files_load_by_timms_own_reader(tmp_path):
+    name = "resnetv2_50x1_bit"
+    path = tmp_path / "w.npz"
+    save(str(path), keyed.variables(get_spec(name)), default_card(name))
+    network = timm.create_model(name)
+    network.load_pretrained(str(path))
+    expected = networks.build(name).state_dict()
+    for key, value in weights_of(network).items():
+        assert torch.equal(value, expected[key]), key
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "torchvision_resnet18"])
+def test_a_file_of_torch_comes_back_bit_for_bit(tmp_path, name):
+    network = make(name)
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    between, back = str(tmp_path / "own"), str(tmp_path / "back.pth")
+    main(["convert", str(tmp_path / "w.pth"), between, f"--model={name}"])
+    main(["convert", between, back])
+    tensors, expected = torch.load(back, weights_only=True), weights_of(network)
+    assert tensors.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(tensors[key], value), key
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_upcast(tmp_path, dtype):
+    network = make("test_resnet").to(dtype)
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    _, variables = load(str(tmp_path / "w.pth"))
+    kernel = variables["params"]["stem_conv1"]["kernel"]
+    assert kernel.dtype == np.float32
+    theirs = network.conv1[0].weight.detach().float().numpy()
+    np.testing.assert_array_equal(kernel, theirs.transpose(2, 3, 1, 0))
+
+
+def test_checkpoints_of_training_programs_are_unwrapped(tmp_path):
+    network = make("test_resnet")
+    state = {f"module.{name}": value for name, value in network.state_dict().items()}
+    checkpoint = {"state_dict": state, "epoch": 3, "args": argparse.Namespace(lr=0.1)}
+    torch.save(checkpoint, tmp_path / "last.pth.tar")
+    _, variables = load(str(tmp_path / "last.pth.tar"))
+    kernel = network.fc.weight.detach().numpy().T
+    np.testing.assert_array_equal(variables["params"]["head"]["kernel"], kernel)
+
+
+class Code:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+
+    def __reduce__(self):
+        return pathlib.Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize(
+    "how", [torch.save, lambda x, p: p.write_bytes(pickle.dumps(x))]
+)
+def test_a_pickle_that_holds_code_is_refused_and_not_run(tmp_path, how):
+    path = tmp_path / "w.pth"
+    how({"fc.weight": Code(tmp_path / "was run")}, path)
+    with pytest.raises(UserError, match=r"is refused: .*could run code") as error:
+        load(str(path))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "was run").exists()
+
+
+def test_a_whole_pickled_network_is_refused_by_its_name(tmp_path):
+    torch.save(make("test_resnet"), tmp_path / "w.pth")
+    with pytest.raises(
+        UserError, match=r"timm\.models\.resnet\.ResNet.*state_dict\(\)"
+    ):
+        load(str(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ([torch.zeros(2)], "holds a list, no named tensors"),
+        ({"fc.weight": torch.zeros(2), "epochs": 9}, "'epochs' is a int, no tensor"),
+    ],
+)
+def test_what_is_no_state_dict_is_told(tmp_path, content, told):
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=told):
+        load(str(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize("size", [0, 1000])
+def test_a_file_that_was_cut_off_is_told(tmp_path, size):
+    path = tmp_path / "w.pth"
+    torch.save(make("test_resnet").state_dict(), path)
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(UserError, match=r"no whole file of torch\.save"):
+        load(str(path))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 6, 7])
+def test_first_kernels_are_adapted_as_timm_does(channels):
+    kernel = keyed.generator("kernel").standard_normal((7, 7, 3, 4), np.float32)
+    theirs = adapt_input_conv(channels, torch.from_numpy(kernel.transpose(3, 2, 0, 1)))
+    ours = adapt_channels(kernel, channels).transpose(3, 2, 0, 1)
+    # Sums of three numbers in another order.
+    np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("resnet20", "resnet20-12fca82f.th"), ("resnet32", "resnet32-d509ac18.th")],
+)
+def test_published_weights_give_their_authors_logits(tmp_path, name, file, capsys):
+    directory = real_data("cifar-resnet-weights")
+    expected = json.loads((directory / "reference_logits.json").read_text())[name]
+    paths = [str(real_data("cifar10-samples") / picture) for picture in expected]
+    weights = str(directory / file)
+    predict.main(["predict", weights, *paths, "--json", "--logits"])
+    document = json.loads(capsys.readouterr().out)
+    assert document["network"] == f"akamaster_{name}"
+    for image, logits in zip(document["images"], expected.values(), strict=True):
+        # Float32 through 32 layers; the largest difference was 6e-5.
+        np.testing.assert_allclose(image["logits"], logits, atol=1e-3, rtol=0)
+        assert image["top"][0]["index"] == int(np.argmax(logits))
+
+    main(["convert", weights, str(tmp_path / "w.safetensors")])
+    small.assert_equal(load(str(tmp_path / "w.safetensors"))[1], load(weights)[1])

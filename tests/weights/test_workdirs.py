@@ -1,0 +1,171 @@
+"""What was trained here is weights as any others, and where a run can start."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from resnet_jax import sharding, writers
+from resnet_jax.checkpoints import Checkpoints, Progress
+from resnet_jax.convert import main, save
+from resnet_jax.errors import UserError
+from resnet_jax.models.scan import stack_blocks
+from resnet_jax.setup import Setup
+from resnet_jax.step import TrainState, normalize
+from resnet_jax.train import first_state, train
+from resnet_jax.weights.card import default_card
+from resnet_jax.weights.load import load
+from tests import keyed, tiny
+from tests.weights import small
+
+
+def write_run(workdir, changes=None, devices: int = 4) -> Setup:
+    """A workdir as a run leaves it: the best checkpoint and a worse one after it."""
+    setup = tiny.setup(changes, devices)
+    writers.write_json(workdir / "config.json", setup.config.to_dict())
+    classes = [f"digit {i}" for i in range(10)]
+    np.savez(workdir / "predictions.npz", classes=classes)
+    with Checkpoints.open(setup, workdir) as saved:
+        for step, top1 in ((1, 0.75), (2, 0.5)):
+            evaluation = {"top1": top1, "step": step}
+            progress = Progress(step=step, evaluation=evaluation)
+            saved.save(state_of(setup, seed=step), progress)
+        saved.wait()
+    return setup
+
+
+def state_of(setup: Setup, seed: int) -> TrainState:
+    """Keyed values in the layout of the setup's network."""
+    spec = setup.model.spec
+    variables, averaged = keyed.variables(spec, seed), keyed.variables(spec, seed + 10)
+    if setup.model.scan_blocks:
+        variables = stack_blocks(variables, spec)
+    state = TrainState(
+        step=np.int32(0),
+        **variables,
+        opt_state=setup.optimizer.init(variables["params"]),
+        ema=averaged if setup.config.ema_decay else None,
+    )
+    return jax.device_put(state, sharding.replicated(setup.mesh))
+
+
+@pytest.mark.parametrize(
+    ("changes", "seed"),
+    [
+        ({}, 1),
+        ({"ema_decay": 0.9}, 11),
+        ({"model.scan_blocks": True, "model.overrides.stage_sizes": (3, 1)}, 1),
+    ],
+    ids=["plain", "averaged", "scanned"],
+)
+def test_a_workdir_gives_the_variables_that_evaluated_best(tmp_path, changes, seed):
+    setup = write_run(tmp_path, changes)
+    card, variables = load(str(tmp_path))
+    small.assert_equal(variables, keyed.variables(setup.model.spec, seed))
+    assert card.make_spec() == setup.model.spec
+    assert (card.image_size, card.mean, card.crop_fraction) == (8, (0.5,), 1.0)
+    assert card.class_name(3) == "digit 3"
+    assert card.top1 == 75.0
+
+
+def test_a_workdir_is_converted_under_the_names_of_timm(tmp_path):
+    setup = write_run(tmp_path)
+    target = tmp_path / "w.safetensors"
+    main(["convert", str(tmp_path), str(target)])
+    card, variables = load(str(target))
+    assert card.scheme == "timm"
+    small.assert_equal(variables, keyed.variables(setup.model.spec, 1))
+
+
+def test_a_workdir_without_a_checkpoint_is_told(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    config = tiny.config()
+    writers.write_json(tmp_path / "config.json", config.to_dict())
+    with pytest.raises(UserError, match="holds no checkpoint yet"):
+        load(str(tmp_path))
+
+
+def test_a_checkpoint_with_other_values_than_saved_is_refused(tmp_path):
+    write_run(tmp_path)
+    path = tmp_path / "checkpoints" / "1" / "run" / "metadata"
+    run = json.loads(path.read_text())
+    run["fingerprint"]["params/head/bias"] ^= 1
+    path.write_text(json.dumps(run))
+    with pytest.raises(UserError, match="other values than saved, in params/head/bias"):
+        load(str(tmp_path))
+
+
+def weights_for(tmp_path, setup: Setup, **fields) -> tuple[str, dict]:
+    """Writes keyed weights of the setup's network, or one with other fields."""
+    spec = dataclasses.replace(setup.model.spec, **fields)
+    variables = keyed.variables(spec, seed=7)
+    card = default_card(setup.config.model.name, spec)
+    path = str(tmp_path / "w.safetensors")
+    save(path, variables, card)
+    return path, variables
+
+
+def test_the_first_loss_of_a_run_is_that_of_the_weights_it_starts_from(tmp_path):
+    setup = tiny.setup({"ema_decay": 0.9, "model.bn_group_size": "global"}, devices=2)
+    path, variables = weights_for(tmp_path, setup)
+    setup.config.init_from = path
+    state = first_state(setup)
+    started = {"params": state.params, "batch_stats": state.batch_stats}
+    small.assert_equal(jax.device_get(started), variables)
+    small.assert_equal(jax.device_get(state.ema), variables)
+
+    batch = tiny.batch(setup)
+    placed = setup.to_devices(batch)
+    _, metrics = setup.compile_train_step()(state, placed)
+    data = setup.config.data
+    images = normalize(jnp.asarray(batch["image"]), data.mean, data.std, jnp.float32)
+    logits, _ = setup.model.apply(
+        variables, images, train=True, mutable=["batch_stats"]
+    )
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+    # Float32 sums in another order.
+    np.testing.assert_allclose(metrics["loss"], loss.mean(), rtol=1e-5)
+    # The step may overwrite what it was given, but not the weights.
+    small.assert_equal(variables, keyed.variables(setup.model.spec, seed=7))
+
+
+def test_a_fresh_head_is_the_one_that_the_seed_gives(tmp_path, caplog):
+    setup = tiny.setup({"seed": 3}, devices=1)
+    path, variables = weights_for(tmp_path, setup, num_classes=4)
+    drawn = setup.init_state().params["head"]
+    setup.config.init_from = path
+    params = first_state(setup).params
+    assert "4 classes; the head for 10 is a fresh one" in caplog.text
+    small.assert_equal(jax.device_get(params["head"]), jax.device_get(drawn))
+    np.testing.assert_array_equal(
+        params["stem_conv1"]["kernel"], variables["params"]["stem_conv1"]["kernel"]
+    )
+
+
+def test_a_scanned_network_starts_from_the_same_weights(tmp_path):
+    changes = {"model.scan_blocks": True, "model.overrides.stage_sizes": (3, 1)}
+    setup = tiny.setup(changes, devices=1)
+    path, variables = weights_for(tmp_path, setup)
+    setup.config.init_from = path
+    stacked = stack_blocks(variables, setup.model.spec)
+    small.assert_equal(jax.device_get(first_state(setup).params), stacked["params"])
+
+
+def test_a_run_does_not_start_from_weights_of_another_network(tmp_path):
+    setup = tiny.setup(devices=1)
+    setup.config.init_from, _ = weights_for(tmp_path, setup, stage_sizes=(1, 2))
+    with pytest.raises(UserError, match=r"w\.safetensors does not fit .*layer2\.1"):
+        first_state(setup)
+
+
+def test_a_run_that_goes_on_does_not_read_them_again(tmp_path):
+    path, _ = weights_for(tmp_path, tiny.setup(devices=1))
+    changes = {"init_from": path, "evaluate.every": {"steps": 4}}
+    train(tiny.config(changes), tmp_path / "run")
+    (tmp_path / "w.safetensors").unlink()
+    result = train(tiny.config(changes), tmp_path / "run")
+    assert result["step"] == 4
