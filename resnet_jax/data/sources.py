@@ -1,8 +1,8 @@
 """Where examples come from: random access to (image, label), whatever the storage.
 
-A source is named by a string: `tfds:NAME[/CONFIG]`, `folder:PATH`, `digits` or
-`fake[:CLASSES[:SIZE]]`. All of them pickle small, since worker processes open them
-again.
+A source is named by a string: `tfds:NAME[/CONFIG]`, `tfds:DIRECTORY`, `folder:PATH`,
+`digits` or `fake[:CLASSES[:SIZE]]`. All of them pickle small, since worker processes
+open them again.
 """
 
 import dataclasses
@@ -10,10 +10,12 @@ import functools
 import os
 import pathlib
 import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from resnet_jax.data.shards import damage, read_record, repair
 from resnet_jax.errors import BadImageError, UserError, nearest
 
 IMAGE_SUFFIXES = (
@@ -21,7 +23,10 @@ IMAGE_SUFFIXES = (
     *(".webp", ".ppm", ".pgm", ".tif", ".tiff"),
 )
 FAKE_SIZES = {"train": 1_281_167, "validation": 50_000, "test": 50_000}
-KINDS = ("tfds:NAME[/CONFIG]", "folder:PATH", "digits", "fake[:CLASSES[:SIZE]]")
+KINDS = (
+    *("tfds:NAME[/CONFIG]", "tfds:DIRECTORY", "folder:PATH", "digits"),
+    "fake[:CLASSES[:SIZE]]",
+)
 
 
 @runtime_checkable
@@ -51,7 +56,8 @@ def open_source(
     """Opens one split of a data set.
 
     Args:
-      source: `tfds:NAME[/CONFIG]`, `folder:PATH`, `digits` or `fake[:CLASSES[:SIZE]]`.
+      source: `tfds:NAME[/CONFIG]`, `tfds:DIRECTORY` (of a prepared data set),
+        `folder:PATH`, `digits` or `fake[:CLASSES[:SIZE]]`.
       split: name of the split; tfds's slicing syntax (`train[:10%]`) for `tfds:`.
       data_dir: where tfds keeps its data sets; empty: tfds's default.
       fake_shape: height, width and channels of the images of `fake`.
@@ -235,13 +241,21 @@ def _folders(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def tfds_builder(dataset: str, data_dir: str = "", file_format: str | None = None):
-    """The builder that tfds has for NAME[/CONFIG].
+    """The builder that tfds has for NAME[/CONFIG], or of a prepared directory.
 
     Raises UserError with the nearest names if there is none.
     """
     # Imported here: users and workers of other sources need not pay for it.
     import tensorflow_datasets as tfds
 
+    directory = pathlib.Path(dataset).expanduser()
+    if (directory / "dataset_info.json").is_file():
+        return tfds.builder_from_directory(directory)
+    if dataset.startswith(("/", "~", ".")):
+        raise UserError(
+            f"There is no prepared data set in {directory}: it holds no"
+            " dataset_info.json."
+        )
     name = re.split("[/:]", dataset)[0]
     # Community data sets would be listed over the network, by TensorFlow.
     known = tfds.list_builders(with_community_datasets=False)
@@ -264,7 +278,7 @@ class TfdsSource:
         where = f" --data_dir={data_dir}" if data_dir else ""
         self._prepare = f"python -m resnet_jax.prepare tfds:{dataset}{where}"
         builder = tfds_builder(dataset, data_dir)
-        if not builder.is_prepared():
+        if not (builder.data_path / "dataset_info.json").exists():
             raise UserError(
                 f"tfds:{dataset} is not prepared in {builder.data_dir}; run"
                 f" `{self._prepare}` first."
@@ -274,7 +288,10 @@ class TfdsSource:
         known = [*builder.info.splits, "all"]
         for part in split.split("+"):
             _check_split(part.split("[")[0].strip(), known)
-        len(self)  # opens it, so that what is wrong is told now
+        note = read_record(builder.data_path).get("note")
+        if note:
+            self.where += f" ({note})"
+        self._check_shards()
 
     def _keys(self, info) -> tuple[str, str]:
         """The names of the features that are the image and the label."""
@@ -301,11 +318,29 @@ class TfdsSource:
         except NotImplementedError:
             raise UserError(
                 f"tfds:{self.dataset} in {builder.data_dir} is not ArrayRecord, which"
-                f" random access needs; delete it or choose another data_dir, and run"
-                f" `{self._prepare}`."
+                " random access needs; run `python -m resnet_jax.prepare convert"
+                f" {builder.data_dir}`."
             ) from None
         except (ValueError, AssertionError) as error:
             raise UserError(f"{self.where}: {_reason(error)}") from None
+
+    def _files(self):
+        """Which records of which shards the split is made of, in order."""
+        return self._records.dataset_info.splits[self.split].file_instructions
+
+    def _check_shards(self) -> None:
+        """Raises UserError if a shard is missing or has lost its end."""
+        lengths = {file.filename: file.examples_in_shard for file in self._files()}
+        with ThreadPoolExecutor(16) as pool:
+            for path, why in zip(
+                lengths, pool.map(damage, lengths, lengths.values()), strict=True
+            ):
+                if why:
+                    raise UserError(self._damaged(path, why))
+
+    def _damaged(self, path: str, why: str) -> str:
+        command = repair(os.path.dirname(path), path, self._prepare)
+        return f"{path} is damaged: {why}. `{command}` writes it again."
 
     def __getstate__(self):
         return {key: value for key, value in vars(self).items() if key != "_records"}
@@ -314,11 +349,18 @@ class TfdsSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
-        example = self._records[index]
+        try:
+            example = self._records[index]
+        except RuntimeError as error:  # ArrayRecord's, of a checksum and of the disk
+            ends = np.cumsum([file.take for file in self._files()])
+            file = self._files()[np.searchsorted(ends, index, side="right")]
+            raise BadImageError(
+                f"{self.name(index)}: {self._damaged(file.filename, _reason(error))}"
+            ) from None
         return example[self._image], int(example[self._label])
 
     def name(self, index: int) -> str:
-        return f"{self.where}[{index}]"
+        return f"tfds:{self.dataset}/{self.split}[{index}]"
 
 
 def _reason(error: Exception) -> str:

@@ -423,7 +423,7 @@ def test_a_data_set_that_is_not_arrayrecord_is_told_the_command(tmp_path):
         open_source(NAME, "train", data_dir=str(tmp_path))
     message = str(raised.value)
     assert f"{directory} is not ArrayRecord" in message
-    assert f"`python -m resnet_jax.prepare {NAME} --data_dir={tmp_path}`" in message
+    assert f"`python -m resnet_jax.prepare convert {directory}`" in message
 
 
 READ = """
