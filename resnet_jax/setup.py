@@ -261,6 +261,7 @@ def _open_examples(config: ConfigDict) -> tuple[Examples, Examples]:
         ratio=tuple(data.ratio),
         pad=data.pad,
         flip=data.flip,
+        decode=data.decode,
         **resize,
     )
     common = {"channels": data.channels, "skip_bad": data.on_bad_image == "skip"}

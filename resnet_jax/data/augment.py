@@ -1,16 +1,18 @@
 """Per-image geometry: what part of an image is taken, and to what size it is brought.
 
 Random choices come from a numpy generator that the loader keys by (seed, epoch,
-index); pixels are resampled by Pillow.
+index).
 """
 
 import dataclasses
 import math
 
+import cv2
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from resnet_jax.data.decode import Picture
 from resnet_jax.errors import UserError, nearest
 
 INTERPOLATIONS = {
@@ -18,11 +20,15 @@ INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 CROPS = ("random_resized", "pad", "center")
+DECODES = ("fast", "exact")
+
+# Threads belong to the loader; OpenCV's own would fight with them.
+cv2.setNumThreads(0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augment:
-    """Brings a decoded image to `size` x `size`, at random for training.
+    """Brings an image to `size` x `size`, at random for training.
 
     Attributes:
       size: side of the result in pixels.
@@ -35,6 +41,9 @@ class Augment:
       crop_fraction: `center`: part of the resized short side that is kept.
       interpolation: `bilinear` or `bicubic`, antialiased as Pillow does.
       flip: whether half of the images are mirrored.
+      decode: how `random_resized` resizes: `exact` by Pillow, as torchvision; `fast`
+        by OpenCV, which averages areas where it shrinks, after decoding at 1/2 or
+        1/4 scale where the crop is that much larger than the result.
     """
 
     size: int
@@ -45,9 +54,14 @@ class Augment:
     crop_fraction: float = 0.875
     interpolation: str = "bilinear"
     flip: bool = False
+    decode: str = "exact"
 
     def __post_init__(self):
-        for key, known in (("crop", CROPS), ("interpolation", INTERPOLATIONS)):
+        for key, known in (
+            ("crop", CROPS),
+            ("interpolation", INTERPOLATIONS),
+            ("decode", DECODES),
+        ):
             value = getattr(self, key)
             if value not in known:
                 raise UserError(f"There is no {key} {value!r}.{nearest(value, known)}")
@@ -58,43 +72,78 @@ class Augment:
             )
 
     def __call__(
-        self, image: Image.Image, rng: np.random.Generator | None
-    ) -> UInt8[np.ndarray, "size size c"]:
+        self, picture: Picture, rng: np.random.Generator | None
+    ) -> UInt8[np.ndarray, "{self.size} {self.size} c"]:
         """Returns the pixels; `rng` may be None if nothing is random."""
         if self.crop == "random_resized":
-            box = random_box(rng, image.size, self.scale, self.ratio)
-            # Not resize(box=...), which lets pixels outside the box in at its edges.
-            image = self._resize(image.crop(box), (self.size, self.size))
+            pixels = self._random_resized_crop(picture, rng)
         elif self.crop == "pad":
-            image = self._pad_and_crop(image, rng)
+            pixels = self._pad_and_crop(picture, rng)
         else:
-            image = self._center_crop(image)
+            pixels = self._center_crop(picture)
         if self.flip and rng.random() < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        pixels = np.asarray(image)
-        return pixels[:, :, None] if pixels.ndim == 2 else pixels
+            pixels = pixels[:, ::-1]
+        return pixels
 
-    def _resize(self, image, size: tuple[int, int]) -> Image.Image:
-        return image.resize(size, INTERPOLATIONS[self.interpolation])
+    def _random_resized_crop(self, picture: Picture, rng) -> np.ndarray:
+        left, top, right, bottom = random_box(rng, picture.size, self.scale, self.ratio)
+        if self.decode == "exact":
+            # Not Pillow's resize(box=...), which lets pixels outside the box in.
+            return self._resize(picture.pixels()[top:bottom, left:right])
+        side = min(right - left, bottom - top)
+        shrink = next((k for k in (4, 2) if side >= k * self.size), 1)
+        pixels = picture.pixels(shrink)
+        # What came may be whole: only JPEGs are decoded smaller.
+        factor = pixels.shape[1] / picture.size[0]
+        left, top, right, bottom = (
+            round(edge * factor) for edge in (left, top, right, bottom)
+        )
+        crop = pixels[top:bottom, left:right]
+        shrinks = min(crop.shape[:2]) > self.size
+        how = cv2.INTER_AREA if shrinks else CV2_INTERPOLATIONS[self.interpolation]
+        resized = cv2.resize(crop, (self.size, self.size), interpolation=how)
+        return resized.reshape(self.size, self.size, -1)
 
-    def _pad_and_crop(self, image, rng: np.random.Generator) -> Image.Image:
-        image = self._resize(image, (self.size, self.size))
-        left, top = rng.integers(-self.pad, self.pad + 1, 2)
-        # Pillow fills with zeros what lies outside the image.
-        return image.crop((left, top, left + self.size, top + self.size))
+    def _resize(self, pixels: np.ndarray, box=None) -> np.ndarray:
+        image = Image.fromarray(pixels[:, :, 0] if pixels.shape[-1] == 1 else pixels)
+        resized = image.resize(
+            (self.size, self.size), INTERPOLATIONS[self.interpolation], box=box
+        )
+        return np.asarray(resized).reshape(self.size, self.size, -1)
 
-    def _center_crop(self, image) -> Image.Image:
+    def _pad_and_crop(self, picture: Picture, rng: np.random.Generator) -> np.ndarray:
+        pixels = picture.pixels()
+        if pixels.shape[:2] != (self.size, self.size):
+            pixels = self._resize(pixels)
+        left, top = rng.integers(-self.pad, self.pad + 1, 2).tolist()
+        size = self.size
+        result = np.zeros_like(pixels)
+        result[
+            max(-top, 0) : size - max(top, 0), max(-left, 0) : size - max(left, 0)
+        ] = pixels[max(top, 0) : size + min(top, 0), max(left, 0) : size + min(left, 0)]
+        return result
+
+    def _center_crop(self, picture: Picture) -> np.ndarray:
+        pixels = picture.pixels()
         short = math.floor(self.size / self.crop_fraction)
-        width, height = image.size
+        height, width = pixels.shape[:2]
         if width < height:
-            size = short, int(short * height / width)
+            wide, high = short, int(short * height / width)
         else:
-            size = int(short * width / height), short
-        image = self._resize(image, size)
+            wide, high = int(short * width / height), short
         # torchvision rounds the offset in this way.
-        left = round((size[0] - self.size) / 2)
-        top = round((size[1] - self.size) / 2)
-        return image.crop((left, top, left + self.size, top + self.size))
+        left, top = round((wide - self.size) / 2), round((high - self.size) / 2)
+        if (wide, high) == (width, height):
+            return pixels[top : top + self.size, left : left + self.size]
+        # Pillow computes no more than the part that is kept.
+        x, y = width / wide, height / high
+        right, bottom = (left + self.size) * x, (top + self.size) * y
+        # Rounding must not lead outside.
+        box = (left * x, top * y, min(right, width), min(bottom, height))
+        return self._resize(pixels, box)
+
+
+CV2_INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
 
 def random_box(

@@ -12,7 +12,7 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import jax
@@ -20,12 +20,14 @@ import numpy as np
 from absl import flags
 
 from resnet_jax.data.augment import Augment
-from resnet_jax.data.decode import decode
+from resnet_jax.data.decode import Picture
 from resnet_jax.data.sources import Source
 from resnet_jax.errors import BadImageError, UserError
 
 # First words of the keys of the random generators.
 ORDER, AUGMENT = 0, 1
+# Most examples that are made in one go.
+CHUNK = 64
 
 Batch = dict[str, np.ndarray]
 
@@ -90,8 +92,8 @@ class Examples:
 
     def _example(self, index: int, rng, bad: int) -> Batch:
         image, label = self.source[index]
-        decoded = decode(image, self.channels, self.source.name(index))
-        return _pack(self.augment(decoded, rng), label, index, bad, mask=True)
+        picture = Picture(image, self.channels, self.source.name(index))
+        return _pack(self.augment(picture, rng), label, index, bad, mask=True)
 
     def _padding(self, bad: int) -> Batch:
         size = self.augment.size
@@ -190,9 +192,9 @@ def train_batches(
       num_threads: threads if there are no workers; 0: one a core, at most 16.
     """
     rows = range(batch_size) if rows is None else rows
-    positions = _positions(steps, batch_size, rows)
-    dataset = positions.map(functools.partial(examples.train, seed=seed))
-    return Batches(dataset.batch(len(rows)), num_workers, num_threads)
+    example = functools.partial(examples.train, seed=seed)
+    dataset = _batches(example, steps, batch_size, rows)
+    return Batches(dataset, num_workers, num_threads)
 
 
 def eval_batches(
@@ -208,21 +210,50 @@ def eval_batches(
     Arguments as in `train_batches`.
     """
     rows = range(batch_size) if rows is None else rows
-    num_batches = -(-len(examples.source) // batch_size)
-    positions = _positions(range(num_batches), batch_size, rows)
-    dataset = positions.map(examples.test)
-    return Batches(dataset.batch(len(rows)), num_workers, num_threads)
+    steps = range(-(-len(examples.source) // batch_size))
+    dataset = _batches(examples.test, steps, batch_size, rows)
+    return Batches(dataset, num_workers, num_threads)
 
 
-def _positions(steps: range, batch_size: int, rows: Sequence[int]) -> grain.MapDataset:
-    """Positions in the order of the rows of each step."""
-    position = functools.partial(
-        _position, first_step=steps.start, batch_size=batch_size, rows=rows
+def _batches(
+    example: Callable[[int], Batch],
+    steps: range,
+    batch_size: int,
+    rows: Sequence[int],
+) -> grain.MapDataset:
+    """The rows of each step's batch, made of the examples at their positions."""
+    # Grain hands out chunks, for its work on each element takes longer than a small
+    # image does; but no whole batches, of which every thread would keep some.
+    size = max(n for n in range(1, CHUNK + 1) if len(rows) % n == 0)
+    chunk = functools.partial(
+        _make_chunk,
+        example=example,
+        first_step=steps.start,
+        batch_size=batch_size,
+        rows=rows,
+        size=size,
     )
-    return grain.MapDataset.range(len(steps) * len(rows)).map(position)
+    chunks = len(rows) // size
+    dataset = grain.MapDataset.range(len(steps) * chunks).map(chunk)
+    return dataset.batch(chunks, batch_fn=_join)
 
 
-# Not a closure: workers get it by name.
-def _position(k: int, first_step: int, batch_size: int, rows: Sequence[int]) -> int:
-    step, row = divmod(k, len(rows))
-    return (first_step + step) * batch_size + rows[row]
+# Not closures: workers get them by name.
+def _make_chunk(
+    k: int,
+    example: Callable[[int], Batch],
+    first_step: int,
+    batch_size: int,
+    rows: Sequence[int],
+    size: int,
+) -> Batch:
+    step, chunk = divmod(k, len(rows) // size)
+    first = (first_step + step) * batch_size
+    examples = [example(first + row) for row in rows[chunk * size : (chunk + 1) * size]]
+    return {key: np.stack([one[key] for one in examples]) for key in examples[0]}
+
+
+def _join(chunks: Sequence[Batch]) -> Batch:
+    if len(chunks) == 1:
+        return chunks[0]
+    return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}

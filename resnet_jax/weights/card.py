@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, UInt8
 from numpy import ndarray
 
 from resnet_jax.data.augment import INTERPOLATIONS, Augment
-from resnet_jax.data.decode import MODES, decode
+from resnet_jax.data.decode import MODES, Picture
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models.zoo import ALIASES, Spec, get_entry, get_spec, resolve
 from resnet_jax.step import normalize
@@ -146,7 +146,7 @@ class Card:
             content = path.read_bytes()
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}.") from None
-        return augment(decode(content, channels, str(path)), None)
+        return augment(Picture(content, channels, str(path)), None)
 
     def normalize(self, pixels: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Turns pixels into the network's input."""

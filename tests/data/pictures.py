@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from resnet_jax.data.augment import Augment
+from resnet_jax.data.decode import Picture
 from resnet_jax.data.loader import Examples
 from resnet_jax.data.sources import open_source
 
@@ -21,6 +22,12 @@ def quadrants(width: int = 48, height: int = 32) -> Image.Image:
     pixels[height // 2 :, : width // 2] = BLUE
     pixels[height // 2 :, width // 2 :] = YELLOW
     return Image.fromarray(pixels)
+
+
+def picture(image: Image.Image) -> Picture:
+    """A decoded image as augmentation takes it, with the channels that it has."""
+    pixels = np.atleast_3d(np.asarray(image))
+    return Picture(pixels, pixels.shape[-1])
 
 
 def noise(seed: int, width: int, height: int) -> Image.Image:

@@ -13,7 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from resnet_jax.data.decode import decode
+from resnet_jax.data.decode import Picture
 from resnet_jax.data.sources import IMAGE_SUFFIXES, check_same_classes, open_source
 from resnet_jax.errors import UserError
 from tests.data.pictures import encode, noise, write_folder
@@ -181,7 +181,7 @@ def test_every_suffix_stands_for_a_format_that_is_decoded(suffix, tmp_path):
     image = noise(0, 12, 10)
     (image.convert("L") if suffix == ".pgm" else image).save(path)
     content, label = open_source(f"folder:{tmp_path}", "train")[0]
-    assert decode(content, 3, "name").size == (12, 10)
+    assert Picture(content, 3).size == (12, 10)
     assert label == 0
 
 
@@ -306,7 +306,7 @@ def levels(source) -> dict[int, int]:
     found = {}
     for index in range(len(source)):
         image, label = source[index]
-        level = decode(image, 3, source.name(index)).getpixel((0, 0))[0]
+        level = Picture(image, 3).pixels()[0, 0, 0].item()
         found[level] = label
     return found
 
