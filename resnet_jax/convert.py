@@ -7,6 +7,7 @@ without one it is a weights directory.
 
 import argparse
 import dataclasses
+import logging
 import pathlib
 import sys
 
@@ -83,6 +84,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--to", help="naming scheme, where OUT may have several")
     parser.add_argument("--model", help="the network, where IN does not say it")
     args = parser.parse_args(argv[1:])
+    # Some library has set its own format before.
+    logging.basicConfig(format="%(message)s", force=True)
     if not is_directory(args.target):
         files.check_suffix(pathlib.Path(args.target))
     card, variables = load(args.source, model=args.model)

@@ -6,6 +6,7 @@ weights directory or `timm:NAME.TAG`. Its card says how images are prepared.
 
 import argparse
 import json
+import logging
 import pathlib
 import sys
 
@@ -101,6 +102,8 @@ def main(argv: list[str]) -> None:
         "--save", metavar="FILE.png", type=pathlib.Path, help="draw the predictions"
     )
     args = parser.parse_args(argv[1:])
+    # Some library has set its own format before.
+    logging.basicConfig(format="%(message)s", force=True)
     card, variables = load(args.weights, model=args.model)
     if not card.spec["num_classes"]:
         raise UserError(f"{args.weights} has no head, so it predicts no classes.")
