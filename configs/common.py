@@ -33,10 +33,12 @@ def get_config() -> ConfigDict:
     config.init_from = ""
 
     config.data = ConfigDict()
-    config.data.source = "tfds:imagenet2012"
+    config.data.source = "tfds:imagenet2012"  # or mix:3*tfds:NAME,1*folder:PATH, ...
+    config.data.eval_source = ""  # empty: as data.source
     config.data.data_dir = ""  # where tfds keeps its data sets; empty: its default
-    config.data.train_split = "train"
+    config.data.train_split = "train"  # or a part of it: train[:10%]
     config.data.eval_split = "validation"
+    config.data.shots = 0  # training images of each class, drawn by the seed; 0: all
     config.data.image_size = 224
     config.data.channels = 3
     config.data.mean = IMAGENET_MEAN

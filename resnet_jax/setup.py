@@ -16,7 +16,13 @@ from resnet_jax import optim, sharding, step, writers
 from resnet_jax.config import differences, in_steps, to_steps
 from resnet_jax.data.augment import Augment
 from resnet_jax.data.loader import Batches, Examples, eval_batches, train_batches
-from resnet_jax.data.sources import Source, check_same_classes, open_source
+from resnet_jax.data.sources import (
+    Source,
+    check_same_classes,
+    few_shot,
+    open_source,
+    with_classes,
+)
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models import create_model, get_spec
 from resnet_jax.models.cost import cost_of_image, count, init_shapes
@@ -232,6 +238,7 @@ def _check_values(config: ConfigDict, mesh: Mesh) -> None:
     for key, value, least in (
         ("seed", config.seed, 0),
         ("data.image_size", data.image_size, 1),
+        ("data.shots", data.shots, 0),
         ("data.num_workers", data.num_workers, 0),
         ("data.num_threads", data.num_threads, 0),
         ("checkpoint.keep_last", config.checkpoint.keep_last, 1),
@@ -246,10 +253,18 @@ def _open_examples(config: ConfigDict) -> tuple[Examples, Examples]:
     data = config.data
     fake_shape = (data.image_size, data.image_size, data.channels)
     train, test = (
-        open_source(data.source, split, data_dir=data.data_dir, fake_shape=fake_shape)
-        for split in (data.train_split, data.eval_split)
+        open_source(source, split, data_dir=data.data_dir, fake_shape=fake_shape)
+        for source, split in (
+            (data.source, data.train_split),
+            (data.eval_source or data.source, data.eval_split),
+        )
     )
-    check_same_classes(train, test)
+    if data.eval_source:
+        test = with_classes(test, train.classes)
+    else:
+        check_same_classes(train, test)
+    if data.shots:
+        train = few_shot(train, data.shots, config.seed)
     resize = {
         "size": data.image_size,
         "crop_fraction": data.crop_fraction,

@@ -5,10 +5,15 @@ by (seed, epoch), epochs follow each other without a gap, and batch `t` is the p
 [t * batch_size, (t + 1) * batch_size). Each image's augmentation is keyed by (seed,
 epoch, index). So batches do not depend on the number of workers, processes or restarts,
 and the position of a run is its step.
+
+Of a mix, each epoch takes from each source its share and goes on in that source's own
+permutations where the epoch before it stopped. What is said here of the epoch of an
+image is then the epoch of its source.
 """
 
 import dataclasses
 import functools
+import itertools
 import os
 import threading
 import time
@@ -18,24 +23,58 @@ import grain
 import jax
 import numpy as np
 from absl import flags
+from jaxtyping import Int32, Int64
 
 from resnet_jax.data.augment import Augment
 from resnet_jax.data.decode import Picture
-from resnet_jax.data.sources import Source
+from resnet_jax.data.sources import Source, sizes_and_shares
 from resnet_jax.errors import BadImageError, UserError
 
 # First words of the keys of the random generators.
-ORDER, AUGMENT = 0, 1
+ORDER, AUGMENT, MIX = 0, 1, 2
 # Most examples that are made in one go.
 CHUNK = 64
 
 Batch = dict[str, np.ndarray]
 
 
-@functools.lru_cache(maxsize=2)
 def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    """The order of the examples in one epoch."""
+    """The order of the examples of one source in one of its epochs."""
     return np.random.default_rng([ORDER, seed, epoch]).permutation(size)
+
+
+@functools.lru_cache(maxsize=2)
+def epoch_order(
+    seed: int, epoch: int, sizes: tuple[int, ...], shares: tuple[int, ...]
+) -> tuple[Int64[np.ndarray, "n"], Int32[np.ndarray, "n"]]:
+    """The examples of an epoch in order: index, and epoch of the source, of each.
+
+    Args:
+      seed: of the order.
+      epoch: number of the epoch.
+      sizes: images of each source that is mixed; indices count through all of them.
+      shares: images that an epoch takes of each source.
+    """
+    indices, epochs = [], []
+    starts = itertools.accumulate(sizes, initial=0)
+    for start, size, share in zip(starts, sizes, shares, strict=False):
+        first, behind = epoch * share, (epoch + 1) * share
+        for own in range(first // size, -(-behind // size)):
+            whole = permutation(seed, own, size)
+            taken = whole[max(first - own * size, 0) : behind - own * size]
+            indices.append(start + taken)
+            epochs.append(np.full(len(taken), own, np.int32))
+    source_of = np.repeat(np.arange(len(shares)), shares)
+    np.random.default_rng([MIX, seed, epoch]).shuffle(source_of)
+    # Where the first source's turns are, then the second one's, ...
+    turns = np.argsort(source_of, kind="stable")
+    return tuple(_put(np.concatenate(parts), turns) for parts in (indices, epochs))
+
+
+def _put(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    result = np.empty_like(values)
+    result[places] = values
+    return result
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,21 +90,24 @@ class Examples:
       augment: what is done to each image.
       channels: of the result, 1 or 3.
       skip_bad: whether a bad image is passed over.
+      label_shape: () where each image has one label, else (most,).
     """
 
     source: Source
     augment: Augment
     channels: int
     skip_bad: bool
+    label_shape: tuple[int, ...] = ()
 
     def train(self, position: int, seed: int) -> Batch:
         """The example at a position of the endless training order."""
         size = len(self.source)
         epoch, offset = divmod(position, size)
         first_bad = -1
+        indices, epochs = epoch_order(seed, epoch, *sizes_and_shares(self.source))
         for place in range(offset, offset + size):
-            index = int(permutation(seed, epoch, size)[place % size])
-            rng = np.random.default_rng([AUGMENT, seed, epoch, index])
+            index, own_epoch = int(indices[place % size]), int(epochs[place % size])
+            rng = np.random.default_rng([AUGMENT, seed, own_epoch, index])
             try:
                 return self._example(index, rng, bad=first_bad)
             except BadImageError as error:
@@ -98,13 +140,14 @@ class Examples:
     def _padding(self, bad: int) -> Batch:
         size = self.augment.size
         nothing = np.zeros((size, size, self.channels), np.uint8)
-        return _pack(nothing, 0, -1, bad, mask=False)
+        no_label = np.zeros(self.label_shape)
+        return _pack(nothing, no_label, -1, bad, mask=False)
 
 
-def _pack(image, label: int, index: int, bad: int, mask: bool) -> Batch:
+def _pack(image, label, index: int, bad: int, mask: bool) -> Batch:
     return {
         "image": image,
-        "label": np.int32(label),
+        "label": np.asarray(label, np.int32),
         "mask": np.bool_(mask),
         "index": np.int64(index),
         "bad": np.int64(bad),

@@ -1,15 +1,18 @@
 """Where examples come from: random access to (image, label), whatever the storage.
 
 A source is named by a string: `tfds:NAME[/CONFIG]`, `tfds:DIRECTORY`, `folder:PATH`,
-`digits` or `fake[:CLASSES[:SIZE]]`. All of them pickle small, since worker processes
-open them again.
+`digits`, `fake[:CLASSES[:SIZE]]` or `mix:[WEIGHT*]SOURCE[@SPLIT],...`. All of them
+pickle small, since worker processes open them again.
 """
 
+import bisect
 import dataclasses
 import functools
+import itertools
 import os
 import pathlib
 import re
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, runtime_checkable
 
@@ -25,8 +28,10 @@ IMAGE_SUFFIXES = (
 FAKE_SIZES = {"train": 1_281_167, "validation": 50_000, "test": 50_000}
 KINDS = (
     *("tfds:NAME[/CONFIG]", "tfds:DIRECTORY", "folder:PATH", "digits"),
-    "fake[:CLASSES[:SIZE]]",
+    *("fake[:CLASSES[:SIZE]]", "mix:[WEIGHT*]SOURCE[@SPLIT],..."),
 )
+# First word of the key of the random generator.
+SHOTS = 3
 
 
 @runtime_checkable
@@ -44,7 +49,10 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[bytes | np.ndarray, int]:
-        """Returns an encoded image, or uint8[h, w, c] pixels, and its label."""
+        """Returns an encoded image, or uint8[h, w, c] pixels, and its label.
+
+        Where images have several labels, they are an int array padded with -1.
+        """
 
     def name(self, index: int) -> str:
         """What to call the example in a message."""
@@ -57,30 +65,93 @@ def open_source(
 
     Args:
       source: `tfds:NAME[/CONFIG]`, `tfds:DIRECTORY` (of a prepared data set),
-        `folder:PATH`, `digits` or `fake[:CLASSES[:SIZE]]`.
-      split: name of the split; tfds's slicing syntax (`train[:10%]`) for `tfds:`.
+        `folder:PATH`, `digits`, `fake[:CLASSES[:SIZE]]` or a mix of them, see `Mix`.
+      split: name of the split, or slices of some in tfds's syntax, such as
+        `train[:10%]` or `train[10:]+test`. Where tfds has not shuffled the images
+        already, slices are of a fixed permutation of the split.
       data_dir: where tfds keeps its data sets; empty: tfds's default.
       fake_shape: height, width and channels of the images of `fake`.
 
     Raises:
       UserError: unknown source or split, a data set that is not prepared, a folder
-        without images or with other classes than its sibling splits.
+        without images or with other classes than its sibling splits, sources of a
+        mix that differ in their classes.
     """
     kind, _, rest = source.partition(":")
+    if kind == "mix" and rest:
+        open_part = functools.partial(
+            open_source, data_dir=data_dir, fake_shape=fake_shape
+        )
+        return _open_mix(rest, split, open_part)
     if kind == "tfds" and rest:
         return TfdsSource(rest, split, data_dir)
     if kind == "folder" and rest:
-        return FolderSource(rest, split)
+        return _open_slices(functools.partial(FolderSource, rest), split)
     if source == "digits":
-        return DigitsSource(split)
+        return _open_slices(DigitsSource, split)
     if re.fullmatch("fake(:[1-9][0-9]*(:[0-9]+)?)?", source):
+        shape = tuple(fake_shape)
         numbers = [int(number) for number in rest.split(":") if rest]
-        return FakeSource(split, tuple(fake_shape), *numbers)
-    hint = nearest(kind, ("tfds", "folder", "digits", "fake"))
+        return _open_slices(lambda name: FakeSource(name, shape, *numbers), split)
+    hint = nearest(kind, ("tfds", "folder", "digits", "fake", "mix"))
     raise UserError(
         f"There is no data source {source!r}.{hint} A source is written"
         f" {', '.join(KINDS)}."
     )
+
+
+def split_of(source: str, default: str = "") -> tuple[str, str]:
+    """Cuts `SOURCE@SPLIT` into both; without one the split is the default."""
+    name, at, split = source.rpartition("@")
+    # A directory may be called so, a split may not.
+    return (name, split) if at and "/" not in split else (source, default)
+
+
+def _open_mix(text: str, split: str, open_part: Callable[[str, str], Source]) -> Source:
+    """Opens `[WEIGHT*]SOURCE[@SPLIT],...`."""
+    parts, weights = [], []
+    for entry in text.split(","):
+        weight, star, name = entry.strip().partition("*")
+        if not star:
+            weight, name = "1", weight
+        if not re.fullmatch(r"\d+|\d*\.\d+", weight.strip()):
+            raise UserError(
+                f"What is {weight!r} in mix:{text}? A mix is written"
+                " mix:3*tfds:NAME,1*folder:PATH."
+            )
+        weights.append(float(weight))
+        parts.append(open_part(*split_of(name, split)))
+    for part in parts[1:]:
+        check_same_classes(parts[0], part)
+    return Mix(
+        tuple(with_classes(part, parts[0].classes) for part in parts), tuple(weights)
+    )
+
+
+def _open_slices(open_split: Callable[[str], Source], split: str) -> Source:
+    """Opens a split or, in tfds's syntax, a sum of slices of splits."""
+    if "[" not in split and "+" not in split:
+        return open_split(split)
+    # Imported here: users and workers of other sources need not pay for it.
+    from tensorflow_datasets.core import ReadInstruction, SplitInfo
+
+    names = {part.split("[")[0].strip() for part in split.split("+")}
+    whole = {name: open_split(name) for name in sorted(names)}
+    sizes = {
+        name: SplitInfo(name=name, shard_lengths=[len(source)], num_bytes=0)
+        for name, source in whole.items()
+    }
+    try:
+        slices = ReadInstruction.from_spec(split).to_absolute(sizes)
+    except (ValueError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"Split {split!r}: {_reason(error)}") from None
+    parts = []
+    for piece in slices:
+        source = whole[piece.splitname]
+        order = np.random.default_rng(0).permutation(len(source))
+        parts.append(Subset(source, order[piece.from_ : piece.to], source.where))
+    weights = tuple(float(len(part)) for part in parts)
+    return parts[0] if len(parts) == 1 else Mix(tuple(parts), weights)
 
 
 def check_same_classes(train: Source, test: Source) -> None:
@@ -93,6 +164,196 @@ def check_same_classes(train: Source, test: Source) -> None:
                 f" {other.where}, so labels would differ; add it to both splits or"
                 " remove it from both."
             )
+
+
+def with_classes(source: Source, classes: Sequence[str]) -> Source:
+    """The source with its labels as numbers of other classes, found by their names.
+
+    Raises UserError with the first class that is not among them.
+    """
+    classes = tuple(classes)
+    if source.classes == classes:
+        return source
+    number = {name: label for label, name in enumerate(classes)}
+    for label, name in enumerate(source.classes):
+        if name not in number:
+            raise UserError(
+                f"Class {label} of {source.where} is {name!r}, which is none of the"
+                f" {len(classes)} classes of the network ({', '.join(classes[:3])},"
+                " ...), so that labels cannot be compared; choose a data set with the"
+                " same class names."
+            )
+    return Relabelled(source, classes, tuple(number[name] for name in source.classes))
+
+
+def few_shot(source: Source, shots: int, seed: int) -> Source:
+    """Some images of each class, drawn from a seed; of each source, if it is a mix.
+
+    Raises UserError if a class has not as many.
+    """
+    if isinstance(source, Mix):
+        parts = tuple(few_shot(part, shots, seed) for part in source.parts)
+        return Mix(parts, source.weights)
+    missing = np.full(len(source.classes), shots)
+    chosen = []
+    # Of a large data set, few of the examples are read until all classes are full.
+    order = np.random.default_rng([SHOTS, seed]).permutation(len(source))
+    for index in order.tolist():
+        label = label_of(source, index)
+        if missing[label]:
+            missing[label] -= 1
+            chosen.append(index)
+        if not missing.any():
+            return Subset(source, np.array(chosen), f"{source.where}, {shots} a class")
+    label = int(np.argmax(missing))
+    raise UserError(
+        f"data.shots={shots}, but {source.where} has only {shots - missing[label]} of"
+        f" class {source.classes[label]!r}."
+    )
+
+
+def label_of(source: Source, index: int) -> int | np.ndarray:
+    """The label of an example, without its image where that is faster."""
+    if isinstance(source, Subset):
+        return label_of(source.source, int(source.indices[index]))
+    labels = getattr(source, "labels", None)
+    return source[index][1] if labels is None else int(labels[index])
+
+
+def sizes_and_shares(source: Source) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Images of each source of a mix, and how many of them an epoch takes."""
+    # Held in memory, a mix is still one.
+    source = getattr(source, "origin", None) or source
+    if isinstance(source, Mix):
+        return source.sizes, source.shares
+    return (len(source),), (len(source),)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subset:
+    """Some examples of a source.
+
+    Attributes:
+      source: whose examples.
+      indices: of the examples in the source.
+      where: what to call the subset in a message.
+    """
+
+    source: Source
+    indices: np.ndarray
+    where: str
+
+    def __post_init__(self):
+        if not len(self.indices):
+            raise UserError(f"The slice of {self.where} holds no image.")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.source.classes
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[bytes | np.ndarray, int]:
+        return self.source[int(self.indices[index])]
+
+    def name(self, index: int) -> str:
+        return self.source.name(int(self.indices[index]))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Relabelled:
+    """A source whose classes have other numbers.
+
+    Attributes:
+      source: whose examples.
+      classes: names of the classes, in the order of the new labels.
+      labels_to: the new label of each old one.
+    """
+
+    source: Source
+    classes: tuple[str, ...]
+    labels_to: tuple[int, ...]
+
+    @property
+    def where(self) -> str:
+        return self.source.where
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[bytes | np.ndarray, int | np.ndarray]:
+        image, label = self.source[index]
+        if isinstance(label, int):
+            return image, self.labels_to[label]
+        # The last entry is for -1, which stands for no label.
+        return image, np.array([*self.labels_to, -1])[label]
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mix:
+    """Several sources of the same classes: each example once, all weights apart.
+
+    Training takes them in turns at random, as often as the weights say; see
+    `loader.epoch_order`. An epoch is as many images as all sources have.
+
+    Attributes:
+      parts: the sources.
+      weights: of each, above 0.
+    """
+
+    parts: tuple[Source, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self):
+        for part, weight, share in zip(
+            self.parts, self.weights, self.shares, strict=True
+        ):
+            if not share:
+                raise UserError(
+                    f"The weight {weight:g} of {part.where} leaves it no image of an"
+                    f" epoch of {len(self)}; weights are above 0 and of like size."
+                )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.parts[0].classes
+
+    @property
+    def where(self) -> str:
+        pairs = zip(self.weights, self.parts, strict=True)
+        return " + ".join(f"{weight:g} x {part.where}" for weight, part in pairs)
+
+    @functools.cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Images of each source."""
+        return tuple(map(len, self.parts))
+
+    @functools.cached_property
+    def shares(self) -> tuple[int, ...]:
+        """Images of each source in an epoch."""
+        part_of_epoch = np.cumsum(self.weights) / np.sum(self.weights)
+        bounds = np.rint(part_of_epoch * sum(self.sizes)).astype(int).tolist()
+        return tuple(b - a for a, b in itertools.pairwise([0, *bounds]))
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    def __getitem__(self, index: int) -> tuple[bytes | np.ndarray, int]:
+        part, own_index = self._find(index)
+        return part[own_index]
+
+    def name(self, index: int) -> str:
+        part, own_index = self._find(index)
+        return part.name(own_index)
+
+    def _find(self, index: int) -> tuple[Source, int]:
+        starts = [0, *itertools.accumulate(self.sizes)]
+        number = bisect.bisect_right(starts, index) - 1
+        return self.parts[number], index - starts[number]
 
 
 def _check_split(split: str, known) -> None:
@@ -270,10 +531,21 @@ def tfds_builder(dataset: str, data_dir: str = "", file_format: str | None = Non
 
 
 class TfdsSource:
-    """A data set prepared by tensorflow-datasets as ArrayRecord, read without TF."""
+    """A data set prepared by tensorflow-datasets as ArrayRecord, read without TF.
 
-    def __init__(self, dataset: str, split: str, data_dir: str = ""):
+    Args:
+      dataset: NAME[/CONFIG].
+      split: in tfds's syntax.
+      data_dir: where tfds keeps its data sets; empty: tfds's default.
+      most_labels: how many labels an image may have, where the data set gives each a
+        sequence of them; 0: each image has exactly one.
+    """
+
+    def __init__(
+        self, dataset: str, split: str, data_dir: str = "", most_labels: int = 0
+    ):
         self.dataset, self.split, self.data_dir = dataset, split, data_dir
+        self.most_labels = most_labels
         self.where = f"tfds:{dataset}/{split}"
         where = f" --data_dir={data_dir}" if data_dir else ""
         self._prepare = f"python -m resnet_jax.prepare tfds:{dataset}{where}"
@@ -284,7 +556,8 @@ class TfdsSource:
                 f" `{self._prepare}` first."
             )
         self._image, self._label = self._keys(builder.info)
-        self.classes = tuple(builder.info.features[self._label].names)
+        labels = builder.info.features[self._label]
+        self.classes = tuple((labels.feature if most_labels else labels).names)
         known = [*builder.info.splits, "all"]
         for part in split.split("+"):
             _check_split(part.split("[")[0].strip(), known)
@@ -292,13 +565,18 @@ class TfdsSource:
         if note:
             self.where += f" ({note})"
         self._check_shards()
+        if not len(self):
+            raise UserError(f"{self.where} holds no image.")
 
     def _keys(self, info) -> tuple[str, str]:
         """The names of the features that are the image and the label."""
         import tensorflow_datasets as tfds
 
         keys = info.supervised_keys or ()
-        kinds = [type(info.features[key]) for key in keys]
+        features = [info.features[key] for key in keys]
+        if self.most_labels:
+            features[1:] = [getattr(kind, "feature", kind) for kind in features[1:]]
+        kinds = [type(feature) for feature in features]
         if kinds != [tfds.features.Image, tfds.features.ClassLabel]:
             raise UserError(
                 f"tfds:{self.dataset} does not map an image to a class, so it cannot be"
@@ -348,7 +626,7 @@ class TfdsSource:
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> tuple[bytes, int]:
+    def __getitem__(self, index: int) -> tuple[bytes, int | np.ndarray]:
         try:
             example = self._records[index]
         except RuntimeError as error:  # ArrayRecord's, of a checksum and of the disk
@@ -357,7 +635,23 @@ class TfdsSource:
             raise BadImageError(
                 f"{self.name(index)}: {self._damaged(file.filename, _reason(error))}"
             ) from None
-        return example[self._image], int(example[self._label])
+        labels = np.atleast_1d(example[self._label])
+        wrong = labels[(labels < 0) | (labels >= len(self.classes))]
+        if wrong.size:
+            raise UserError(
+                f"{self.name(index)} has the label {wrong[0]}, but labels are 0 to"
+                f" {len(self.classes) - 1}; choose a split whose labels are known, or"
+                f" prepare the data set anew: `{self._prepare}`."
+            )
+        if not self.most_labels:
+            return example[self._image], int(labels[0])
+        if len(labels) > self.most_labels:
+            raise UserError(
+                f"{self.name(index)} has {len(labels)} labels, more than the"
+                f" {self.most_labels} that an image of {self.dataset} should have."
+            )
+        padding = (0, self.most_labels - len(labels))
+        return example[self._image], np.pad(labels, padding, constant_values=-1)
 
     def name(self, index: int) -> str:
         return f"tfds:{self.dataset}/{self.split}[{index}]"

@@ -1,0 +1,280 @@
+"""Mixes, slices, few-shot subsets and other label orders: which examples, how often."""
+
+import pickle
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from resnet_jax.data.augment import Augment
+from resnet_jax.data.loader import Examples, epoch_order, permutation, train_batches
+from resnet_jax.data.sources import (
+    FakeSource,
+    Mix,
+    few_shot,
+    open_source,
+    with_classes,
+)
+from resnet_jax.errors import UserError
+from tests.data.pictures import encode, noise, write_folder
+
+
+def write_pictures(root, counts: dict[str, int]) -> str:
+    """A folder source with so many pictures of each `split/class`, all different."""
+    files = {
+        f"{name}/{index:03}.png": encode(noise(index + 1000 * k, 8, 8), "PNG")
+        for k, (name, count) in enumerate(counts.items())
+        for index in range(count)
+    }
+    return write_folder(root, files)
+
+
+def names(source, indices) -> list[str]:
+    return [source.name(int(index)) for index in indices]
+
+
+def batches(source, *, steps, batch_size=10, seed=0, workers=0) -> list[dict]:
+    examples = Examples(
+        source=source,
+        augment=Augment(size=8, crop="pad", pad=1, flip=True),
+        channels=source[0][0].shape[-1] if source.where[:3] == "fak" else 3,
+        skip_bad=False,
+    )
+    with train_batches(
+        examples, seed=seed, batch_size=batch_size, steps=steps, num_workers=workers
+    ) as made:
+        return list(made)
+
+
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory) -> str:
+    counts = {"train/cat": 12, "train/dog": 28, "val/cat": 3, "val/dog": 2}
+    return write_pictures(tmp_path_factory.mktemp("pets"), counts)
+
+
+@pytest.fixture(scope="module")
+def strays(tmp_path_factory) -> str:
+    counts = {"all/cat": 5, "all/dog": 5}
+    return write_pictures(tmp_path_factory.mktemp("strays"), counts)
+
+
+# The order.
+
+
+def test_the_order_of_a_single_source_is_its_permutation():
+    for epoch in (0, 1, 7):
+        indices, epochs = epoch_order(3, epoch, (17,), (17,))
+        assert indices.tolist() == permutation(3, epoch, 17).tolist()
+        assert set(epochs.tolist()) == {epoch}
+
+
+def test_a_mix_takes_its_sources_as_often_as_their_weights_say(pets, strays):
+    mix = open_source(f"mix:3*{pets},{strays}@all", "train")
+    assert (len(mix), mix.shares) == (50, (38, 12))  # 37.5 and 12.5, rounded
+    for epoch in range(5):
+        indices, _ = epoch_order(0, epoch, mix.sizes, mix.shares)
+        counts = Counter("strays" in name for name in names(mix, indices))
+        assert counts == {False: 38, True: 12}
+
+
+def test_a_mix_shows_each_image_of_a_source_equally_often():
+    sizes, shares = (40, 10), (35, 15)
+    seen = Counter()
+    for epoch in range(8):
+        indices, _ = epoch_order(0, epoch, sizes, shares)
+        seen.update(indices.tolist())
+    # 8 epochs take 280 of the 40 images and 120 of the 10.
+    assert seen == dict.fromkeys(range(40), 7) | dict.fromkeys(range(40, 50), 12)
+
+
+def test_a_mix_takes_its_sources_in_turns_all_the_time():
+    indices, _ = epoch_order(0, 0, (5000, 5000), (5000, 5000))
+    part = (indices >= 5000).reshape(100, 100).mean(axis=1)
+    # Of 100 fair draws the fraction is within 4.5 standard deviations of 0.05.
+    assert np.abs(part - 0.5).max() < 0.225
+
+
+def test_an_image_that_comes_again_in_an_epoch_is_augmented_anew():
+    mix = Mix((FakeSource("train", (8, 8, 1), 2, 64), Few()), (1.0, 1.0))
+    batch = batches(mix, steps=range(7))
+    images = {}
+    for one in batch:
+        for image, index in zip(one["image"], one["index"], strict=True):
+            images.setdefault(int(index), set()).add(image.tobytes())
+    # 35 of the 70 images of an epoch are of the second source, which has 6.
+    for index in range(64, 70):
+        assert len(images[index]) >= 3
+
+
+class Few(FakeSource):
+    """Six images."""
+
+    def __init__(self):
+        super().__init__("train", (8, 8, 1), 2, 6)
+
+
+def test_a_mix_is_the_same_on_workers_and_after_a_restart(pets, strays):
+    mix = open_source(f"mix:1*{pets},2*{strays}@all", "train")
+    whole = batches(mix, steps=range(12))
+    resumed = batches(mix, steps=range(7, 12), workers=2)
+    for one, other in zip(whole[7:], resumed, strict=True):
+        for key, value in one.items():
+            np.testing.assert_array_equal(value, other[key], err_msg=key)
+
+
+def test_another_seed_mixes_in_another_order():
+    orders = [epoch_order(seed, 0, (30, 30), (40, 20))[0].tolist() for seed in (0, 1)]
+    assert orders[0] != orders[1]
+
+
+# Opening a mix.
+
+
+def test_a_mix_holds_every_image_of_its_sources_once(pets, strays):
+    mix = open_source(f"mix:5*{pets}, {strays}@all", "val")
+    assert len(mix) == 15
+    assert len(set(names(mix, range(15)))) == 15
+    for index in range(15):
+        assert mix.classes[mix[index][1]] in mix.name(index)
+    pickle.loads(pickle.dumps(mix))
+
+
+def test_the_sources_of_a_mix_may_number_their_classes_differently():
+    source = FakeSource("train", (4, 4, 1), 3, 9)
+    turned = with_classes(source, ("class 2", "class 0", "class 1"))
+    assert [turned[index][1] for index in range(4)] == [1, 2, 0, 1]
+    assert turned.name(3) == source.name(3)
+
+
+def test_sources_of_other_classes_cannot_be_mixed(pets, tmp_path):
+    birds = write_pictures(tmp_path, {"train/cat": 1, "train/emu": 1})
+    with pytest.raises(UserError, match=r"'dog' is in .* but not in"):
+        open_source(f"mix:{pets},{birds}", "train")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("mix:", "no data source 'mix:'"),
+        ("mix:three*digits", "What is 'three'"),
+        ("mix:-1*digits", "What is '-1'"),
+        ("mix:nan*digits", "What is 'nan'"),
+        ("mix:digits,", "no data source ''"),
+        ("mix:digits,digit", "no data source 'digit'. Did you mean digits"),
+        ("mix:digits,digits@tets", "no split 'tets'. Did you mean test"),
+        ("mix:digits,0*digits", "The weight 0 of digits/train leaves it no image"),
+        ("mix:1e-9*digits", "What is '1e-9'"),
+        ("mix:digits,.00001*digits", "The weight 1e-05 of digits/train"),
+    ],
+)
+def test_a_mistake_in_a_mix_is_told(text, message):
+    with pytest.raises(UserError, match=message):
+        open_source(text, "train")
+
+
+# Slices.
+
+
+@pytest.mark.parametrize(
+    ("split", "size"),
+    [
+        ("train[:10%]", 4),
+        ("train[10%:]", 36),
+        ("train[-25%:]", 10),
+        ("train[:3]", 3),
+        ("train[5:7]", 2),
+        ("train+val", 45),
+        ("train[:10%] + val[:2]", 6),
+        ("train[:5]+train[10:15]", 10),
+    ],
+)
+def test_tfdss_slices_work_on_folders(pets, split, size):
+    source = open_source(pets, split)
+    assert len(source) == len(set(names(source, range(size)))) == size
+    assert source.classes == ("cat", "dog")
+    for index in range(size):
+        assert source.classes[source[index][1]] in source.name(index)
+
+
+def test_two_slices_make_the_whole_and_each_has_all_classes(pets):
+    first, second = (open_source(pets, f"train[{part}]") for part in (":50%", "50%:"))
+    both = names(first, range(20)) + names(second, range(20))
+    whole = open_source(pets, "train")
+    assert sorted(both) == sorted(names(whole, range(40)))
+    # A folder is in the order of its classes, a slice is not.
+    for half in (first, second):
+        assert {half[index][1] for index in range(20)} == {0, 1}
+
+
+def test_slices_work_on_digits_and_fake_images():
+    assert len(open_source("digits", "train[:10%]")) == 144
+    assert len(open_source("digits", "train+test")) == 1797
+    assert len(open_source("fake:10:50", "train[:10%]", fake_shape=(4, 4, 1))) == 5
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("trian[:10%]", "no split 'trian'. Did you mean train"),
+        ("train[:10", "Split 'train.:10': "),
+        ("train[2000:]", "2000.* 1437 examples"),
+        ("train[:200%]", "-100, 100"),
+        ("train+tets", "no split 'tets'. Did you mean test"),
+        ("train[5:5]", "holds no image"),
+    ],
+)
+def test_a_mistake_in_a_slice_is_told_in_one_line(split, message):
+    with pytest.raises(UserError, match=message) as raised:
+        open_source("digits", split)
+    assert "\n" not in str(raised.value)
+
+
+# Few shots.
+
+
+@pytest.mark.parametrize("shots", [1, 5, 12])
+def test_few_shots_are_so_many_images_of_each_class(pets, shots):
+    source = few_shot(open_source(pets, "train"), shots, seed=0)
+    labels = Counter(source[index][1] for index in range(len(source)))
+    assert labels == {0: shots, 1: shots}
+    assert len(set(names(source, range(2 * shots)))) == 2 * shots
+
+
+def test_few_shots_are_a_function_of_the_seed():
+    train = open_source("digits", "train")
+    drawn = [few_shot(train, 3, seed).indices.tolist() for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_few_shots_read_few_of_many_images():
+    class Counting(FakeSource):
+        read = 0
+
+        def __getitem__(self, index):
+            Counting.read += 1
+            return super().__getitem__(index)
+
+    few_shot(Counting("train", (4, 4, 1), 100), 2, seed=0)
+    # Of 1,281,167; the last of 100 classes is full after some 800 draws.
+    assert Counting.read < 3000
+
+
+def test_few_shots_of_a_mix_are_of_each_source(pets, strays):
+    mix = few_shot(open_source(f"mix:3*{pets},{strays}@all", "train"), 2, seed=0)
+    assert (mix.sizes, mix.shares) == ((4, 4), (6, 2))
+
+
+def test_a_class_with_too_few_images_is_named(pets):
+    with pytest.raises(UserError, match=r"shots=13, but .* has only 12 of class 'cat'"):
+        few_shot(open_source(pets, "train"), 13, seed=0)
+
+
+# Fewer images than a batch.
+
+
+def test_a_batch_may_be_larger_than_the_split():
+    source = FakeSource("train", (8, 8, 1), 2, 7)
+    whole = batches(source, steps=range(3), batch_size=24)
+    indices = np.concatenate([batch["index"] for batch in whole])
+    expected = np.concatenate([permutation(0, epoch, 7) for epoch in range(11)])
+    assert indices.tolist() == expected[:72].tolist()
