@@ -1,24 +1,463 @@
-"""What stands between a user and a prepared data set is told in one sentence."""
+"""Preparing a data set: every way in, and what stands between a user and the result."""
 
+import importlib.util
+import io
+import json
+import pathlib
+import shutil
+import struct
+import tarfile
+
+import numpy as np
 import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
 
+from resnet_jax import prepare
+from resnet_jax.data.decode import Picture
+from resnet_jax.data.shards import read_shard
+from resnet_jax.data.sources import open_source
 from resnet_jax.errors import UserError
-from resnet_jax.prepare import main, prepare, way_out
+from resnet_jax.prepare import main, way_out
+from tests.data.pictures import encode, noise, write_folder
+from tests.data.test_sources import TinyPictures, levels, tfds_image
+from tests.real_data import real_data
+
+
+def run(*arguments: object) -> None:
+    """The command line, in this process."""
+    main(["prepare", *map(str, arguments), "--num_workers=1"])
+
+
+def contents(source) -> dict[bytes, int]:
+    """Every image of a source with its label."""
+    return dict(source[index] for index in range(len(source)))
+
+
+def snapshot(directory: pathlib.Path) -> dict[str, bytes]:
+    """Every file of a prepared directory, but for what says how it was made."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file() and path.name != "prepared.json"
+    }
+
+
+# ImageNet
+
+
+def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+def tar_of(files: dict[str, bytes]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for name, content in files.items():
+            add(archive, name, content)
+    return stream.getvalue()
+
+
+SYNSETS = ("n01440764", "n02119789", "n15075141")
+TRAIN = {
+    f"{synset}_{index}.JPEG": encode(noise(10 * number + index, 40, 30), "JPEG")
+    for number, synset in enumerate(SYNSETS)
+    for index in range(4)
+}
+VAL = {
+    f"ILSVRC2012_val_{index:08d}.JPEG": encode(noise(99 + index, 40, 30), "JPEG")
+    for index in (1, 2, 3, 50_000)
+}
+
+
+@pytest.fixture
+def tars(tmp_path, monkeypatch) -> pathlib.Path:
+    """ImageNet in small: two tar files that are known by name, size and count."""
+    directory = tmp_path / "tars"
+    directory.mkdir()
+    inner = {
+        f"{synset}.tar": tar_of(
+            {name: image for name, image in TRAIN.items() if name.startswith(synset)}
+        )
+        for synset in SYNSETS
+    }
+    expected = {}
+    for split, name, files, count in (
+        ("train", "ILSVRC2012_img_train.tar", inner, len(TRAIN)),
+        ("validation", "ILSVRC2012_img_val.tar", VAL, len(VAL)),
+    ):
+        content = tar_of(files)
+        (directory / name).write_bytes(content)
+        expected[split] = prepare.Tar(name, len(content), count)
+    monkeypatch.setattr(prepare, "IMAGENET", expected)
+    return directory
+
+
+def run_imagenet(tars: pathlib.Path, *flags: str) -> pathlib.Path:
+    data_dir = tars.parent / "data"
+    run("imagenet2012", f"--manual_dir={tars}", f"--data_dir={data_dir}", *flags)
+    return data_dir
+
+
+def test_imagenet_is_known_by_its_sizes_and_counts():
+    train, validation = prepare.IMAGENET["train"], prepare.IMAGENET["validation"]
+    assert (train.size, train.images) == (147_897_477_120, 1_281_167)
+    assert (validation.size, validation.images) == (6_744_924_160, 50_000)
+
+
+def test_imagenet_opens_as_the_builder_of_tfds_has_it(tars, capsys):
+    data_dir = run_imagenet(tars)
+    assert "train 12, validation 4 images" in capsys.readouterr().out
+    builder = tfds.builder("imagenet2012", data_dir=data_dir)
+    names = builder.info.features["label"]
+    for split, files in (("train", TRAIN), ("validation", VAL)):
+        source = open_source("tfds:imagenet2012", split, data_dir=str(data_dir))
+        assert len(source.classes) == 1000
+        # The very bytes that were in the tar files.
+        assert contents(source).keys() == set(files.values())
+        for example in builder.as_data_source(
+            split, decoders={"image": tfds.decode.SkipDecoding()}
+        ):
+            file_name = example["file_name"].decode()
+            assert files[file_name] == example["image"]
+            if split == "train":
+                synset = file_name.split("_")[0]
+                assert names.int2str(int(example["label"])) == synset
+    # As published for the first three images of the validation set.
+    truth = {image: name for name, image in VAL.items()}
+    labels = {truth[image]: label for image, label in contents(source).items()}
+    for number, synset in enumerate(("n01751748", "n09193705", "n02105855"), start=1):
+        label = labels[f"ILSVRC2012_val_{number:08d}.JPEG"]
+        assert names.int2str(label) == synset
+
+
+def test_images_that_tfds_turns_into_rgb_jpegs_are(tars, monkeypatch):
+    names = ["n01739381_1309.JPEG", "n02105855_2933.JPEG"]
+    picture = Image.new("RGB", (40, 30), (200, 100, 50))
+    files = {
+        names[0]: encode(picture.convert("CMYK"), "JPEG", quality=100),
+        names[1]: encode(picture, "PNG"),
+    }
+    content = tar_of(
+        {f"{name.split('_')[0]}.tar": tar_of({name: files[name]}) for name in names}
+    )
+    path = tars / "ILSVRC2012_img_train.tar"
+    path.write_bytes(content)
+    expected = prepare.IMAGENET | {"train": prepare.Tar(path.name, len(content), 2)}
+    monkeypatch.setattr(prepare, "IMAGENET", expected)
+    data_dir = run_imagenet(tars)
+    source = open_source("tfds:imagenet2012", "train", data_dir=str(data_dir))
+    for image, _ in (source[0], source[1]):
+        decoded = Image.open(io.BytesIO(image))
+        assert (decoded.format, decoded.mode) == ("JPEG", "RGB")
+        # CMYK of 8 bits and two JPEGs lie between.
+        assert np.abs(np.asarray(decoded) - np.array([200, 100, 50])).max() <= 4
+
+
+def test_a_missing_tar_is_told_with_its_size_and_its_page(tars):
+    (tars / "ILSVRC2012_img_val.tar").unlink()
+    with pytest.raises(UserError) as raised:
+        run_imagenet(tars)
+    size = f"{prepare.IMAGENET['validation'].size:,}"
+    assert f"ILSVRC2012_img_val.tar ({size} bytes) is not in" in str(raised.value)
+    assert "https://image-net.org" in str(raised.value)
+    assert "--manual_dir=DIRECTORY" in str(raised.value)
+
+
+def test_a_tar_of_another_size_is_told_before_anything_is_written(tars):
+    path = tars / "ILSVRC2012_img_train.tar"
+    path.write_bytes(path.read_bytes()[:-512])
+    with pytest.raises(UserError, match=r"train\.tar has .* bytes, not .* not finish"):
+        run_imagenet(tars)
+    assert not (tars.parent / "data" / "imagenet2012" / "5.1.0").exists()
+
+
+def test_a_tar_with_other_images_is_told_before_anything_is_written(tars, monkeypatch):
+    tar = prepare.IMAGENET["train"]
+    other = {**prepare.IMAGENET, "train": prepare.Tar(tar.name, tar.size, 13)}
+    monkeypatch.setattr(prepare, "IMAGENET", other)
+    with pytest.raises(UserError, match="holds 12 images, not 13"):
+        run_imagenet(tars)
+    assert not list(tars.parent.glob("data/**/*array_record*"))
+
+
+def test_a_tar_that_is_none_is_told(tars):
+    path = tars / "ILSVRC2012_img_val.tar"
+    path.write_bytes(b"?" * path.stat().st_size)
+    with pytest.raises(UserError, match=r"val\.tar is damaged: .*; fetch it again"):
+        run_imagenet(tars)
+
+
+def test_what_tfds_prepared_itself_is_left_alone(tars):
+    there = tars.parent / "data" / "imagenet2012" / "5.1.0"
+    there.mkdir(parents=True)
+    info = '{"name": "imagenet2012", "version": "5.1.0"}'
+    (there / "dataset_info.json").write_text(info)
+    with pytest.raises(UserError, match=f"prepare convert {there}"):
+        run_imagenet(tars)
+    assert (there / "dataset_info.json").read_text() == info
+
+
+# Re-encoding
+
+
+def test_reencoded_images_are_smaller_and_say_so(tars, capsys):
+    data_dir = run_imagenet(tars, "--max_side=20", "--quality=80")
+    name = "imagenet2012_max20_q80"
+    assert f"{data_dir}/{name}" in capsys.readouterr().out
+    source = open_source(f"tfds:{name}", "train", data_dir=str(data_dir))
+    assert source.where == (
+        f"tfds:{name}/train (re-encoded: longer side at most 20 px, JPEG quality 80)"
+    )
+    for index in range(len(source)):
+        image = Image.open(io.BytesIO(source[index][0]))
+        assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (20, 15))
+        assert image.layer[0][1:3] == (2, 2)  # 4:2:0
+
+
+def test_reencoding_turns_upright_keeps_grey_and_never_enlarges(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    wide = noise(0, 40, 20)
+    source = write_folder(
+        tmp_path / "in",
+        {
+            "train/a/turned.jpg": encode(wide, "JPEG", exif=exif),
+            "train/b/small.png": encode(noise(1, 9, 7), "PNG"),
+            "train/c/grey.png": encode(noise(2, 90, 3).convert("L"), "PNG"),
+        },
+    )
+    run(source, "--max_side=30", f"--out={tmp_path / 'out'}")
+    packed = open_source(f"tfds:{tmp_path / 'out'}", "train")
+    sizes = {
+        label: Picture(image, 3).size
+        for image, label in map(packed.__getitem__, range(3))
+    }
+    assert sizes == {0: (15, 30), 1: (9, 7), 2: (30, 1)}
+
+
+def test_reencoding_looks_like_the_original(tmp_path):
+    archive = real_data("imagenet-samples.zip")
+    shutil.unpack_archive(archive, tmp_path, "zip")
+    names = sorted((tmp_path / "imagenet-samples").glob("*.JPEG"))[:4]
+    files = {f"train/{i}/x.jpg": path.read_bytes() for i, path in enumerate(names)}
+    run(write_folder(tmp_path / "in", files), "--max_side=400")
+    packed = open_source(f"tfds:{tmp_path / 'in_max400_q90'}", "train")
+    for image, label in map(packed.__getitem__, range(len(packed))):
+        original = Image.open(io.BytesIO(files[f"train/{label}/x.jpg"])).convert("RGB")
+        small = Image.open(io.BytesIO(image))
+        assert max(small.size) == min(400, max(original.size))
+        wanted = original.resize(small.size, Image.Resampling.LANCZOS)
+        # Brightness, since 4:2:0 halves colours: quality 90 costs a few of 255 levels.
+        greys = [np.asarray(image.convert("L"), float) for image in (small, wanted)]
+        assert np.abs(greys[0] - greys[1]).mean() < 4
+
+
+def test_what_cannot_be_decoded_is_told_and_kept_as_it_is(tmp_path, capsys):
+    broken = encode(noise(0, 64, 48), "JPEG")[:700]
+    files = {"train/a/1.jpg": broken, "train/b/2.jpg": encode(noise(1, 64, 48), "JPEG")}
+    run(write_folder(tmp_path / "in", files), "--quality=50")
+    told = capsys.readouterr().out
+    assert "truncated" in told
+    assert "It is kept as it is." in told
+    packed = open_source(f"tfds:{tmp_path / 'in_q50'}", "train")
+    assert broken in contents(packed)
+
+
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("--quality=101", "from 1 to 100"),
+        ("--quality=-1", "from 1 to 100"),
+        ("--max_side=-4", "at least 1 pixel"),
+    ],
+)
+def test_impossible_sizes_and_qualities_are_told(flag, told, tmp_path):
+    with pytest.raises(UserError, match=told):
+        run(f"folder:{tmp_path}", flag)
+
+
+# Folders
+
+FOLDER = {
+    f"{split}/{name}/{index}.jpg": encode(noise(index + 10 * k, 30, 20), "JPEG")
+    for k, (split, name) in enumerate(
+        [("train", "cat"), ("train", "dog"), ("val", "cat"), ("val", "dog")]
+    )
+    for index in range(5)
+}
+
+
+def test_a_packed_folder_gives_the_same_images_and_classes(tmp_path, capsys):
+    where = write_folder(tmp_path / "My pets!", FOLDER)
+    run(where)
+    out = tmp_path / "My pets!_arrayrecord"
+    assert f"--config.data.source=tfds:{out}" in capsys.readouterr().out
+    for split in ("train", "val"):
+        source, packed = open_source(where, split), open_source(f"tfds:{out}", split)
+        assert packed.classes == source.classes == ("cat", "dog")
+        assert contents(packed) == contents(source)
+        assert len(packed) == len(source) == 10
+
+
+def test_a_part_of_a_packed_split_is_a_random_part(tmp_path):
+    # As a part of what tfds prepared is; in the order of the folder it would be one
+    # class.
+    files = {
+        f"train/{name}/{index}.jpg": encode(noise(index, 8, 8), "JPEG")
+        for name in ("cat", "dog")
+        for index in range(50)
+    }
+    prepare.pack.SHARD_BYTES, size = 5000, prepare.pack.SHARD_BYTES
+    try:
+        run(write_folder(tmp_path / "in", files), f"--out={tmp_path / 'out'}")
+    finally:
+        prepare.pack.SHARD_BYTES = size
+    part = open_source(f"tfds:{tmp_path / 'out'}", "train[:50%]")
+    labels = [part[index][1] for index in range(len(part))]
+    assert 10 < sum(labels) < 40
+
+
+def test_other_images_or_options_do_not_mix_with_what_is_there(tmp_path):
+    where = write_folder(tmp_path / "in", FOLDER)
+    out = f"--out={tmp_path / 'out'}"
+    run(where, out)
+    with pytest.raises(UserError, match="other images or with other options"):
+        run(where, out, "--quality=70")
+    write_folder(tmp_path / "in", {"train/cat/new.jpg": FOLDER["val/cat/1.jpg"]})
+    with pytest.raises(UserError, match="other images or with other options"):
+        run(where, out)
+    # Nothing was touched.
+    assert len(open_source(f"tfds:{tmp_path / 'out'}", "train")) == 10
+
+
+def test_splits_with_other_classes_are_told(tmp_path):
+    where = write_folder(tmp_path / "in", FOLDER | {"val/emu/1.jpg": b""})
+    with pytest.raises(UserError, match="'emu'"):
+        run(where)
+
+
+# What tfds has prepared
+
+
+def tfrecords_without_tensorflow(data_dir: pathlib.Path) -> pathlib.Path:
+    """A data set of tfds as TFRecord, whose checksums, which nobody reads, are 0."""
+    builder = TinyPictures(config="jpeg", data_dir=data_dir, file_format="array_record")
+    builder.download_and_prepare()
+    directory = pathlib.Path(builder.data_dir)
+    for path in list(directory.glob("*array_record*")):
+        records = b"".join(
+            struct.pack("<QI", len(record), 0) + record + bytes(4)
+            for record in read_shard(path)
+        )
+        path.with_name(path.name.replace("array_record", "tfrecord")).write_bytes(
+            records
+        )
+        path.unlink()
+    info = directory / "dataset_info.json"
+    info.write_text(
+        json.dumps(json.loads(info.read_text()) | {"fileFormat": "tfrecord"})
+    )
+    return directory
+
+
+def tfrecords_of_tensorflow(data_dir: pathlib.Path) -> pathlib.Path:
+    if importlib.util.find_spec("tensorflow") is None:
+        pytest.skip("tfds writes TFRecords with TensorFlow, which is not installed")
+    builder = TinyPictures(config="jpeg", data_dir=data_dir, file_format="tfrecord")
+    builder.download_and_prepare()
+    return pathlib.Path(builder.data_dir)
+
+
+@pytest.mark.parametrize(
+    "write", [tfrecords_without_tensorflow, tfrecords_of_tensorflow]
+)
+def test_tfrecords_become_arrayrecord(write, tmp_path):
+    directory = write(tmp_path)
+    before = snapshot(directory)
+    name = "tfds:tiny_pictures/jpeg"
+    with pytest.raises(UserError, match=f"prepare convert {directory}"):
+        open_source(name, "train", data_dir=str(tmp_path))
+    run("convert", directory)
+    for split, count in (("train", 10), ("test", 4)):
+        source = open_source(name, split, data_dir=str(tmp_path))
+        files = {tfds_image(split, index): index % 3 for index in range(count)}
+        assert contents(source) == files
+    # The TFRecords are still there, and still what tfds reads first.
+    after = snapshot(directory)
+    assert before.items() - after.items() == {
+        ("dataset_info.json", before["dataset_info.json"])
+    }
+    info = tfds.builder_from_directory(directory).info
+    assert info.file_format == tfds.core.FileFormat.TFRECORD
+
+
+def test_tfrecords_can_be_made_smaller_elsewhere(tmp_path):
+    directory = tfrecords_without_tensorflow(tmp_path)
+    before = snapshot(directory)
+    run("convert", directory, "--max_side=12", f"--out={tmp_path / 'small'}")
+    source = open_source(f"tfds:{tmp_path / 'small'}", "test")
+    assert sorted(source[index][1] for index in range(4)) == [0, 0, 1, 2]
+    assert {max(Picture(source[index][0], 3).size) for index in range(4)} == {12}
+    assert snapshot(directory) == before
+
+
+def test_a_truncated_tfrecord_is_named_and_nothing_looks_converted(tmp_path):
+    directory = tfrecords_without_tensorflow(tmp_path)
+    shard = next(directory.glob("*train.tfrecord*"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(UserError, match=f"{shard} is damaged"):
+        run("convert", directory)
+    shard.write_bytes(b"")
+    with pytest.raises(UserError, match=f"{shard} holds 0 examples, not 10"):
+        run("convert", directory)
+    with pytest.raises(UserError, match="is not ArrayRecord"):
+        open_source("tfds:tiny_pictures/jpeg", "train", data_dir=str(tmp_path))
+
+
+def test_what_needs_no_conversion_is_told(tmp_path):
+    where = write_folder(tmp_path / "in", FOLDER)
+    run(where)
+    with pytest.raises(UserError, match="is ArrayRecord already"):
+        run("convert", f"{tmp_path}/in_arrayrecord")
+    with pytest.raises(UserError, match="no data set that tfds has prepared"):
+        run("convert", tmp_path)
+
+
+# Builders of tfds
+
+
+def test_a_builder_of_tfds_is_prepared_and_made_smaller(tmp_path):
+    run("tfds:tiny_pictures/png", f"--data_dir={tmp_path}", "--max_side=12")
+    whole = open_source("tfds:tiny_pictures/png", "test", data_dir=str(tmp_path))
+    small = open_source("tfds:tiny_pictures_max12_q90", "test", data_dir=str(tmp_path))
+    assert levels(whole) == {5: 0, 15: 1, 25: 2, 35: 0}
+    assert small[0][0].startswith(b"\xff\xd8")
+    assert len(small) == 4
 
 
 def test_an_unknown_data_set_is_answered_with_the_nearest(tmp_path):
     with pytest.raises(UserError, match="fashion_mnist"):
-        prepare("fashion_mnits", data_dir=str(tmp_path))
+        run("tfds:fashion_mnits", f"--data_dir={tmp_path}")
 
 
-def test_what_is_no_tfds_name_is_told_how_to_write_it():
-    with pytest.raises(UserError, match="Write tfds:NAME"):
-        main(["prepare", "folder:pictures"])
-
-
-def test_a_data_set_that_must_be_fetched_by_hand_says_which_files(tmp_path):
-    with pytest.raises(UserError, match=r"ILSVRC2012_img_train\.tar.*--manual_dir"):
-        prepare("imagenet2012", data_dir=str(tmp_path))
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["pictures"], "Write imagenet2012, tfds:NAME"),
+        (["folder:"], "Write imagenet2012, tfds:NAME"),
+        (["folder:/nowhere/at/all"], "no folder /nowhere/at/all"),
+        (["convert"], "Write convert DIRECTORY"),
+        (["verify"], "Write verify DIRECTORY"),
+        (["verify", "/nowhere/at/all"], "no prepared data set in /nowhere/at/all"),
+        (["tfds:mnist", "--out=x"], "--data_dir=DIRECTORY"),
+    ],
+)
+def test_what_is_no_data_set_is_told_how_to_write_one(arguments, told):
+    with pytest.raises(UserError, match=told):
+        run(*arguments)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shlex
 from collections.abc import Iterable, Iterator
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
@@ -14,25 +15,37 @@ OPTIONS = "group_size:1"
 RECORD = "prepared.json"
 
 
-def write_shard(path: pathlib.Path, records: Iterable[bytes]) -> int:
-    """Writes a shard and moves it into place when it is whole; returns its length.
+def write_shard(
+    path: pathlib.Path, records: Iterable[bytes], length: int, scratch: pathlib.Path
+) -> None:
+    """Writes a shard, and moves it into place when it is whole.
 
-    Raises OSError or RuntimeError (of ArrayRecord) if the disk does not take it.
+    Args:
+      path: of the shard.
+      records: what goes into it.
+      length: how many records there should be.
+      scratch: a directory on the same disk, for the unfinished file.
+
+    Raises:
+      OSError, RuntimeError (of ArrayRecord): the disk does not take it.
+      ValueError: there are more or fewer records.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    writer = ArrayRecordWriter(str(partial), OPTIONS)
-    length = 0
+    partial = scratch / f"{path.name}.{os.getpid()}"
     try:
-        for record in records:
-            writer.write(record)
-            length += 1
+        writer = ArrayRecordWriter(str(partial), OPTIONS)
+        try:
+            for record in records:
+                writer.write(record)
+        finally:
+            writer.close()
+        if why := damage(partial, length):
+            raise ValueError(why)
+        # On the disk before it has its name: a shard that is there is whole.
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.rename(path)
     finally:
-        writer.close()
-    # On the disk before it has its name: a shard that is there is whole.
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.rename(path)
-    return length
+        partial.unlink(missing_ok=True)
 
 
 def read_shard(path: pathlib.Path) -> Iterator[bytes | RuntimeError]:
@@ -75,7 +88,9 @@ def read_record(directory: str | os.PathLike) -> dict[str, str]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def repair(directory: str | os.PathLike, shard: str | os.PathLike, otherwise: str):
+def repair(
+    directory: str | os.PathLike, shard: str | os.PathLike, otherwise: str
+) -> str:
     """The shell command that writes a damaged shard of a prepared directory again.
 
     Args:
@@ -85,5 +100,5 @@ def repair(directory: str | os.PathLike, shard: str | os.PathLike, otherwise: st
     """
     command = read_record(directory).get("command")
     if command:
-        return f"rm -f {shard} && {command}"
-    return f"rm -r {directory} && {otherwise}"
+        return f"rm -f {shlex.quote(os.fspath(shard))} && {command}"
+    return f"rm -r {shlex.quote(os.fspath(directory))} && {otherwise}"

@@ -443,15 +443,7 @@ class FolderSource:
 
     def __init__(self, path: str, split: str):
         root = pathlib.Path(path).expanduser()
-        if not root.is_dir():
-            raise UserError(f"There is no folder {root}.")
-        splits = [folder.name for folder in _folders(root)]
-        if not splits:
-            raise UserError(
-                f"{root} holds no images; a folder source is laid out as"
-                f" {root}/SPLIT/CLASS/IMAGE.jpg."
-            )
-        _check_split(split, splits)
+        _check_split(split, folder_splits(path))
         self.root = root / split
         self.where = str(self.root)
         folders = _folders(self.root)
@@ -493,6 +485,20 @@ class FolderSource:
         return str(self.root / self.paths[index])
 
 
+def folder_splits(path: str) -> list[str]:
+    """Names of the splits of an image folder; raises UserError if there are none."""
+    root = pathlib.Path(path).expanduser()
+    if not root.is_dir():
+        raise UserError(f"There is no folder {root}.")
+    splits = [folder.name for folder in _folders(root)]
+    if not splits:
+        raise UserError(
+            f"{root} holds no images; a folder source is laid out as"
+            f" {root}/SPLIT/CLASS/IMAGE.jpg."
+        )
+    return splits
+
+
 def _folders(path: pathlib.Path) -> list[pathlib.Path]:
     return sorted(
         child
@@ -521,7 +527,13 @@ def tfds_builder(dataset: str, data_dir: str = "", file_format: str | None = Non
     # Community data sets would be listed over the network, by TensorFlow.
     known = tfds.list_builders(with_community_datasets=False)
     try:
-        return tfds.builder(dataset, data_dir=data_dir or None, file_format=file_format)
+        builder = tfds.builder(
+            dataset, data_dir=data_dir or None, file_format=file_format
+        )
+        if file_format or not (builder.data_path / "dataset_info.json").exists():
+            return builder
+        # As it was prepared; it alone knows of formats that were added later.
+        return tfds.builder_from_directory(builder.data_path)
     except (ImportError, ValueError, AssertionError) as error:
         if name in known:
             raise UserError(f"tfds:{dataset}: {_reason(error)}") from None

@@ -1,0 +1,147 @@
+"""Reads and decodes every image of a data set, and tells what is wrong."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
+
+from resnet_jax.data.decode import Picture
+from resnet_jax.data.pack import image_channels
+from resnet_jax.data.shards import damage, read_shard, repair
+from resnet_jax.data.sources import FolderSource
+from resnet_jax.data.workers import each
+from resnet_jax.errors import BadImageError, UserError
+
+CHUNK = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardCheck:
+    """One shard of a prepared data set.
+
+    Attributes:
+      path: an ArrayRecord file.
+      length: how many examples it should hold.
+      channels: of each feature that is an image.
+      classes: how many there are, of each feature that is a label.
+      otherwise: the command that prepares the data set if nothing beside it says one.
+    """
+
+    path: str
+    length: int
+    channels: Mapping[str, int]
+    classes: Mapping[str, int]
+    otherwise: str
+
+    def __len__(self) -> int:
+        return self.length
+
+    def problems(self) -> Iterator[str]:
+        """A line for everything that is wrong."""
+        path = pathlib.Path(self.path)
+        mend = f"`{repair(path.parent, path, self.otherwise)}` writes it again."
+        if why := damage(path, self.length):
+            yield f"{path}: {why}. {mend}"
+            return
+        for index, record in enumerate(read_shard(path)):
+            name = f"{path}[{index}]"
+            if isinstance(record, RuntimeError):
+                why = str(record).split(";")[0].split(",")[0]
+                yield f"{name}: cannot be read: {why}. {mend}"
+                continue
+            yield from self._example(record, name)
+
+    def _example(self, record: bytes, name: str) -> Iterator[str]:
+        features = tf_example_pb2.Example.FromString(record).features.feature
+        if called := features["file_name"].bytes_list.value:
+            name += f" ({called[0].decode(errors='replace')})"
+        for key, channels in self.channels.items():
+            contents = features[key].bytes_list.value
+            if not contents:
+                yield f"{name}: has no {key}."
+            for content in contents:
+                try:
+                    Picture(content, channels, name).pixels()
+                except BadImageError as error:
+                    yield str(error)
+        for key, classes in self.classes.items():
+            for label in features[key].int64_list.value:
+                if not 0 <= label < classes:
+                    yield f"{name}: {key} {label} is none of the {classes} classes."
+
+
+@dataclasses.dataclass(frozen=True)
+class FilesCheck:
+    """Some image files."""
+
+    paths: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def problems(self) -> Iterator[str]:
+        """A line for everything that is wrong."""
+        for path in self.paths:
+            try:
+                Picture(pathlib.Path(path).read_bytes(), 3, path).pixels()
+            except BadImageError as error:
+                yield str(error)
+            except OSError as error:
+                yield f"{path}: cannot be read: {error.strerror}."
+
+
+def checks_of_builder(
+    builder: tfds.core.DatasetBuilder, otherwise: str
+) -> list[ShardCheck]:
+    """What is to be checked of a data set of tfds.
+
+    Args:
+      builder: of a prepared data set.
+      otherwise: the command that prepares it.
+
+    Raises:
+      UserError: there are no ArrayRecord files, or no images.
+    """
+    info = builder.info
+    if tfds.core.FileFormat.ARRAY_RECORD not in info.available_file_formats():
+        raise UserError(
+            f"{builder.data_path} is not ArrayRecord; run `python -m resnet_jax.prepare"
+            f" convert {builder.data_path}` first."
+        )
+    info.set_file_format("array_record", override=True, override_if_initialized=True)
+    features = info.features
+    channels = image_channels(features)
+    if not channels:
+        raise UserError(f"{builder.data_path} holds no images.")
+    classes = {
+        key: feature.num_classes
+        for key, feature in features.items()
+        if isinstance(feature, tfds.features.ClassLabel)
+    }
+    return [
+        ShardCheck(str(path), length, channels, classes, otherwise)
+        for split in info.splits.values()
+        for path, length in zip(split.filepaths, split.shard_lengths, strict=True)
+    ]
+
+
+def checks_of_folder(source: FolderSource) -> list[FilesCheck]:
+    """What is to be checked of one split of an image folder."""
+    paths = [source.name(index) for index in range(len(source))]
+    return [
+        FilesCheck(tuple(paths[start : start + CHUNK]))
+        for start in range(0, len(paths), CHUNK)
+    ]
+
+
+def verify(checks: Sequence[ShardCheck | FilesCheck], workers: int) -> Iterator[str]:
+    """Yields a line for everything that is wrong, and shows the progress."""
+    total = sum(map(len, checks))
+    for problems in each(_problems, checks, workers=workers, total=total):
+        yield from problems
+
+
+def _problems(check: ShardCheck | FilesCheck) -> list[str]:
+    return list(check.problems())

@@ -1,0 +1,77 @@
+"""Work on many files in several processes, with progress."""
+
+import concurrent.futures
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import tqdm
+
+from resnet_jax.errors import UserError
+
+
+def each(
+    function: Callable[[Any], Any], jobs: Sequence, *, workers: int, total: int
+) -> Iterator:
+    """Yields `function(job)` of every job as soon as it is there, in any order.
+
+    Args:
+      function: picklable; what it raises ends the work.
+      jobs: picklable; `len(job)` is how many images one stands for.
+      workers: processes; 1: none but this one.
+      total: images to show, of which those not in `jobs` are done already.
+
+    Raises:
+      UserError: a process was killed from outside.
+    """
+    bar = tqdm.tqdm(
+        total=total,
+        initial=total - sum(map(len, jobs)),
+        unit=" images",
+        dynamic_ncols=True,
+        # A log file gets a line now and then.
+        mininterval=0.1 if sys.stderr.isatty() else 10,
+    )
+    with bar:
+        if min(workers, len(jobs)) <= 1:
+            for job in jobs:
+                yield function(job)
+                bar.update(len(job))
+            return
+        # Not forked: threads of TensorFlow or jax do not survive it.
+        pool = concurrent.futures.ProcessPoolExecutor(
+            min(workers, len(jobs)),
+            multiprocessing.get_context("spawn"),
+            initializer=_start,
+            initargs=(os.getpid(),),
+        )
+        try:
+            futures = {pool.submit(function, job): len(job) for job in jobs}
+            for future in concurrent.futures.as_completed(futures):
+                yield future.result()
+                bar.update(futures[future])
+        except BrokenProcessPool:
+            raise UserError(
+                "A worker process was killed, which a lack of memory may do; run the"
+                " same command again with a smaller --num_workers."
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _start(parent: int) -> None:
+    """Leaves Ctrl-C to the parent, and ends this process when the parent has ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
