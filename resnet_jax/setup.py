@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 from resnet_jax import optim, sharding, step, writers
 from resnet_jax.config import differences, in_steps, to_steps
 from resnet_jax.data.augment import Augment
+from resnet_jax.data.cache import MODES as CACHES
+from resnet_jax.data.cache import cached
 from resnet_jax.data.loader import Batches, Examples, eval_batches, train_batches
 from resnet_jax.data.sources import (
     Source,
@@ -225,6 +227,7 @@ def _check_values(config: ConfigDict, mesh: Mesh) -> None:
     for key, value, known in (
         ("model.dtype", config.model.dtype, DTYPES),
         ("data.on_bad_image", data.on_bad_image, ("stop", "skip")),
+        ("data.cache", data.cache, CACHES),
     ):
         if value not in known:
             raise UserError(f"There is no {key}={value!r}.{nearest(value, known)}")
@@ -265,6 +268,7 @@ def _open_examples(config: ConfigDict) -> tuple[Examples, Examples]:
         check_same_classes(train, test)
     if data.shots:
         train = few_shot(train, data.shots, config.seed)
+    train, test = (cached(part, data.channels, data.cache) for part in (train, test))
     resize = {
         "size": data.image_size,
         "crop_fraction": data.crop_fraction,

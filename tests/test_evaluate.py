@@ -40,10 +40,10 @@ def one_by_one(setup: Setup, state: TrainState, leave_out=()) -> dict[str, float
     apply = jax.jit(setup.model.apply)
     top1, top5, losses = [], [], []
     for index in sorted(set(range(SIZE)) - set(leave_out)):
-        example = setup.test.test(index)
-        image = (example["image"][None] / np.float32(255) - 0.5) / np.float32(0.5)
+        example = setup.test.test([index])
+        image = (example["image"] / np.float32(255) - 0.5) / np.float32(0.5)
         logits = np.asarray(apply(state.ema, image.astype(np.float32)), np.float64)[0]
-        label = example["label"]
+        label = example["label"][0]
         order = np.argsort(-logits, kind="stable").tolist()
         top1.append(order[0] == label)
         top5.append(label in order[:5])
@@ -169,13 +169,13 @@ def test_the_gallery_takes_right_and_wrong_images_and_no_padding(evaluated):
     gallery = Gallery(wanted=2)
     run(*evaluated, gallery=gallery)
     assert sorted(row["right"] for row in gallery.rows) == [False, False, True, True]
-    pictures = [setup.test.test(index) for index in range(SIZE)]
+    pictures = [setup.test.test([index]) for index in range(SIZE)]
     for row in gallery.rows:
         assert row["right"] == (row["predicted"] == row["label"])
         assert 0.1 < row["probability"] <= 1  # the largest of ten
         assert any(
             row["label"] == picture["label"]
-            and (row["image"] == picture["image"]).all()
+            and (row["image"] == picture["image"][0]).all()
             for picture in pictures
         )
 

@@ -1,7 +1,6 @@
 """Per-image geometry: what part of an image is taken, and to what size it is brought.
 
-Random choices come from a numpy generator that the loader keys by (seed, epoch,
-index).
+Random choices follow from a key, which the loader makes of (seed, epoch, index).
 """
 
 import dataclasses
@@ -9,7 +8,7 @@ import math
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import UInt8, UInt64
 from PIL import Image
 
 from resnet_jax.data.decode import Picture
@@ -72,18 +71,46 @@ class Augment:
             )
 
     def __call__(
-        self, picture: Picture, rng: np.random.Generator | None
+        self, picture: Picture, key: int | None = None
     ) -> UInt8[np.ndarray, "{self.size} {self.size} c"]:
-        """Returns the pixels; `rng` may be None if nothing is random."""
+        """Returns the pixels; a function of the key, of 64 bits, if it is random."""
+        if self.crop == "pad":
+            pixels = picture.pixels()
+            if pixels.shape[:2] != (self.size, self.size):
+                pixels = self._resize(pixels)
+            return self.pad_and_crop(pixels[None], np.array([key], np.uint64))[0]
+        rng = None if key is None else np.random.default_rng(int(key))
         if self.crop == "random_resized":
             pixels = self._random_resized_crop(picture, rng)
-        elif self.crop == "pad":
-            pixels = self._pad_and_crop(picture, rng)
         else:
             pixels = self._center_crop(picture)
         if self.flip and rng.random() < 0.5:
             pixels = pixels[:, ::-1]
         return pixels
+
+    def pad_and_crop(
+        self,
+        pixels: UInt8[np.ndarray, "n {self.size} {self.size} c"],
+        keys: UInt64[np.ndarray, " n"],
+    ) -> UInt8[np.ndarray, "n {self.size} {self.size} c"]:
+        """The crops `pad` of many images at a time, each by its key."""
+        n, size, pad = len(pixels), self.size, self.pad
+        padded = np.zeros((n, size + 2 * pad, size + 2 * pad, pixels.shape[-1]), "u1")
+        padded[:, pad : pad + size, pad : pad + size] = pixels
+        # Bits 0 to 23, 24 to 47 and 48 of a number that depends on all of the key's.
+        bits = mix(keys)
+        places = np.uint64(2 * pad + 1)
+        top, left = (
+            ((bits >> np.uint64(shift) & np.uint64(0xFFFFFF)) * places >> np.uint64(24))
+            for shift in (0, 24)
+        )
+        flipped = bits >> np.uint64(48) & np.uint64(self.flip)
+        result = np.empty_like(pixels)
+        places = zip(top.tolist(), left.tolist(), flipped.tolist(), strict=True)
+        for i, (y, x, flip) in enumerate(places):
+            crop = padded[i, y : y + size, x : x + size]
+            result[i] = crop[:, ::-1] if flip else crop
+        return result
 
     def _random_resized_crop(self, picture: Picture, rng) -> np.ndarray:
         left, top, right, bottom = random_box(rng, picture.size, self.scale, self.ratio)
@@ -93,11 +120,11 @@ class Augment:
         side = min(right - left, bottom - top)
         shrink = next((k for k in (4, 2) if side >= k * self.size), 1)
         pixels = picture.pixels(shrink)
-        # What came may be whole: only JPEGs are decoded smaller.
-        factor = pixels.shape[1] / picture.size[0]
-        left, top, right, bottom = (
-            round(edge * factor) for edge in (left, top, right, bottom)
-        )
+        # Only JPEGs come smaller. Each of their pixels stands for shrink x shrink.
+        if pixels.shape[1] == picture.size[0]:
+            shrink = 1
+        left, top = round(left / shrink), round(top / shrink)
+        right, bottom = round(right / shrink), round(bottom / shrink)
         crop = pixels[top:bottom, left:right]
         shrinks = min(crop.shape[:2]) > self.size
         how = cv2.INTER_AREA if shrinks else CV2_INTERPOLATIONS[self.interpolation]
@@ -110,18 +137,6 @@ class Augment:
             (self.size, self.size), INTERPOLATIONS[self.interpolation], box=box
         )
         return np.asarray(resized).reshape(self.size, self.size, -1)
-
-    def _pad_and_crop(self, picture: Picture, rng: np.random.Generator) -> np.ndarray:
-        pixels = picture.pixels()
-        if pixels.shape[:2] != (self.size, self.size):
-            pixels = self._resize(pixels)
-        left, top = rng.integers(-self.pad, self.pad + 1, 2).tolist()
-        size = self.size
-        result = np.zeros_like(pixels)
-        result[
-            max(-top, 0) : size - max(top, 0), max(-left, 0) : size - max(left, 0)
-        ] = pixels[max(top, 0) : size + min(top, 0), max(left, 0) : size + min(left, 0)]
-        return result
 
     def _center_crop(self, picture: Picture) -> np.ndarray:
         pixels = picture.pixels()
@@ -141,6 +156,14 @@ class Augment:
         # Rounding must not lead outside.
         box = (left * x, top * y, min(right, width), min(bottom, height))
         return self._resize(pixels, box)
+
+
+def mix(keys: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
+    """Scrambles 64-bit numbers one to one; splitmix64 (Steele et al. 2014, OOPSLA)."""
+    keys = keys + np.uint64(0x9E3779B97F4A7C15)
+    keys = (keys ^ keys >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    keys = (keys ^ keys >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return keys ^ keys >> np.uint64(31)
 
 
 CV2_INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}

@@ -23,14 +23,15 @@ import grain
 import jax
 import numpy as np
 from absl import flags
-from jaxtyping import Int32, Int64
+from jaxtyping import Int, Int32, Int64, UInt64
 
-from resnet_jax.data.augment import Augment
+from resnet_jax.data.augment import Augment, mix
+from resnet_jax.data.cache import MemorySource
 from resnet_jax.data.decode import Picture
 from resnet_jax.data.sources import Source, sizes_and_shares
 from resnet_jax.errors import BadImageError, UserError
 
-# First words of the keys of the random generators.
+# First words of what random numbers are made of.
 ORDER, AUGMENT, MIX = 0, 1, 2
 # Most examples that are made in one go.
 CHUNK = 64
@@ -77,6 +78,16 @@ def _put(values: np.ndarray, places: np.ndarray) -> np.ndarray:
     return result
 
 
+def augment_keys(
+    seed: int, epochs: Int[np.ndarray, " n"], indices: Int[np.ndarray, " n"]
+) -> UInt64[np.ndarray, " n"]:
+    """The key of each image's augmentation in its epoch."""
+    keys = np.full(len(indices), AUGMENT, np.uint64)
+    for word in (np.full(len(indices), seed), epochs, indices):
+        keys = mix(keys ^ word.astype(np.uint64))
+    return keys
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Examples:
     """Makes the example at a position; the same one in whatever process it runs.
@@ -99,24 +110,60 @@ class Examples:
     skip_bad: bool
     label_shape: tuple[int, ...] = ()
 
-    def train(self, position: int, seed: int) -> Batch:
-        """The example at a position of the endless training order."""
+    def train(self, positions: Sequence[int], seed: int) -> Batch:
+        """The examples at positions of the endless training order."""
         size = len(self.source)
-        epoch, offset = divmod(position, size)
+        places = [divmod(position, size) for position in positions]
+        if not self.at_once:
+            return _stack([self._train(*place, seed) for place in places])
+        order = functools.partial(self._order, seed)
+        indices, epochs = np.array(
+            [[part[offset] for part in order(epoch)] for epoch, offset in places]
+        ).T
+        keys = augment_keys(seed, epochs, indices)
+        return {
+            "image": self.augment.pad_and_crop(self.source.images[indices], keys),
+            "label": self.source.labels[indices],
+            "mask": np.ones(len(indices), np.bool_),
+            "index": indices,
+            "bad": np.full(len(indices), -1),
+        }
+
+    @property
+    def at_once(self) -> bool:
+        """Whether all images are one array in memory, of which crops are taken."""
+        images = getattr(self.source, "images", None)
+        wanted = (self.augment.size, self.augment.size, self.channels)
+        return (
+            self.augment.crop == "pad"
+            and isinstance(self.source, MemorySource)
+            and isinstance(images, np.ndarray)
+            and images.shape[1:] == wanted
+        )
+
+    def _order(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        return epoch_order(seed, epoch, *sizes_and_shares(self.source))
+
+    def _train(self, epoch: int, offset: int, seed: int) -> Batch:
+        size = len(self.source)
         first_bad = -1
-        indices, epochs = epoch_order(seed, epoch, *sizes_and_shares(self.source))
+        indices, epochs = self._order(seed, epoch)
         for place in range(offset, offset + size):
-            index, own_epoch = int(indices[place % size]), int(epochs[place % size])
-            rng = np.random.default_rng([AUGMENT, seed, own_epoch, index])
+            one = slice(place % size, place % size + 1)
+            index = int(indices[one].item())
+            key = augment_keys(seed, epochs[one], indices[one]).item()
             try:
-                return self._example(index, rng, bad=first_bad)
+                return self._example(index, key, bad=first_bad)
             except BadImageError as error:
                 self._stop_unless_skipped(error)
                 first_bad = index if first_bad < 0 else first_bad
         raise UserError(f"{self.source.where} holds no image that can be decoded.")
 
-    def test(self, position: int) -> Batch:
-        """The example at a position of the split; padding behind its end."""
+    def test(self, positions: Sequence[int]) -> Batch:
+        """The examples at positions of the split; padding behind its end."""
+        return _stack([self._test(position) for position in positions])
+
+    def _test(self, position: int) -> Batch:
         if position >= len(self.source):
             return self._padding(bad=-1)
         try:
@@ -132,10 +179,10 @@ class Examples:
                 " counted, with --config.data.on_bad_image=skip."
             ) from None
 
-    def _example(self, index: int, rng, bad: int) -> Batch:
+    def _example(self, index: int, key: int | None, bad: int) -> Batch:
         image, label = self.source[index]
         picture = Picture(image, self.channels, self.source.name(index))
-        return _pack(self.augment(picture, rng), label, index, bad, mask=True)
+        return _pack(self.augment(picture, key), label, index, bad, mask=True)
 
     def _padding(self, bad: int) -> Batch:
         size = self.augment.size
@@ -152,6 +199,10 @@ def _pack(image, label, index: int, bad: int, mask: bool) -> Batch:
         "index": np.int64(index),
         "bad": np.int64(bad),
     }
+
+
+def _stack(examples: list[Batch]) -> Batch:
+    return {key: np.stack([one[key] for one in examples]) for key in examples[0]}
 
 
 def bad_indices(batch: Batch) -> set[int]:
@@ -235,9 +286,9 @@ def train_batches(
       num_threads: threads if there are no workers; 0: one a core, at most 16.
     """
     rows = range(batch_size) if rows is None else rows
-    example = functools.partial(examples.train, seed=seed)
-    dataset = _batches(example, steps, batch_size, rows)
-    return Batches(dataset, num_workers, num_threads)
+    make = functools.partial(examples.train, seed=seed)
+    dataset = _batches(make, steps, batch_size, rows)
+    return Batches(dataset, _workers_of(examples, num_workers), num_threads)
 
 
 def eval_batches(
@@ -255,11 +306,16 @@ def eval_batches(
     rows = range(batch_size) if rows is None else rows
     steps = range(-(-len(examples.source) // batch_size))
     dataset = _batches(examples.test, steps, batch_size, rows)
-    return Batches(dataset, num_workers, num_threads)
+    return Batches(dataset, _workers_of(examples, num_workers), num_threads)
+
+
+def _workers_of(examples: Examples, num_workers: int) -> int:
+    # Each worker would have a copy of what is in memory.
+    return 0 if isinstance(examples.source, MemorySource) else num_workers
 
 
 def _batches(
-    example: Callable[[int], Batch],
+    make: Callable[[Sequence[int]], Batch],
     steps: range,
     batch_size: int,
     rows: Sequence[int],
@@ -270,7 +326,7 @@ def _batches(
     size = max(n for n in range(1, CHUNK + 1) if len(rows) % n == 0)
     chunk = functools.partial(
         _make_chunk,
-        example=example,
+        make=make,
         first_step=steps.start,
         batch_size=batch_size,
         rows=rows,
@@ -284,7 +340,7 @@ def _batches(
 # Not closures: workers get them by name.
 def _make_chunk(
     k: int,
-    example: Callable[[int], Batch],
+    make: Callable[[Sequence[int]], Batch],
     first_step: int,
     batch_size: int,
     rows: Sequence[int],
@@ -292,8 +348,7 @@ def _make_chunk(
 ) -> Batch:
     step, chunk = divmod(k, len(rows) // size)
     first = (first_step + step) * batch_size
-    examples = [example(first + row) for row in rows[chunk * size : (chunk + 1) * size]]
-    return {key: np.stack([one[key] for one in examples]) for key in examples[0]}
+    return make([first + row for row in rows[chunk * size : (chunk + 1) * size]])
 
 
 def _join(chunks: Sequence[Batch]) -> Batch:

@@ -396,7 +396,7 @@ def test_all_300_imagenet_samples_are_decoded_and_cropped():
                 image = decode(archive.read(name), 3, name)
             grey += bool((image == image[:, :, :1]).all())
             for crop in crops:
-                result = crop(Picture(image, 3), np.random.default_rng(index))
+                result = crop(Picture(image, 3), index)
                 assert result.shape == (224, 224, 3)
                 assert result.dtype == np.uint8
                 # A photograph is not flat: neither fill nor a failed decode.
@@ -404,3 +404,25 @@ def test_all_300_imagenet_samples_are_decoded_and_cropped():
     assert len(names) == 300
     # Some are grey, as data/README.md says.
     assert 1 <= grey <= 30
+
+
+@pytest.mark.parametrize("shrink", (2, 4))
+def test_a_jpeg_can_come_smaller_and_other_files_come_whole(shrink):
+    image = noise(0, 12, 9).resize((104, 72), Image.Resampling.BICUBIC)
+    whole = Picture(encode(image, "JPEG", quality=95), 3)
+    small = whole.pixels(shrink)
+    assert whole.size == (104, 72)
+    assert small.shape == (72 // shrink, 104 // shrink, 3)
+    boxes = image.reduce(shrink)
+    # JPEG's frequencies are cut off, which is nearly a mean over boxes.
+    assert np.abs(small.astype(int) - np.asarray(boxes)).mean() < 4
+    assert Picture(encode(image, "PNG"), 3).pixels(shrink).shape == (72, 104, 3)
+
+
+def test_the_pixels_of_jpegs_are_those_of_pillow():
+    for quality, subsampling in ((75, "4:2:0"), (90, "4:4:4"), (95, "4:2:2")):
+        jpeg = encode(
+            noise(1, 61, 47), "JPEG", quality=quality, subsampling=subsampling
+        )
+        expected = np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
+        np.testing.assert_array_equal(Picture(jpeg, 3).pixels(), expected)

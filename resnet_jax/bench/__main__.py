@@ -1,0 +1,79 @@
+"""The command; see the package's docstring."""
+
+import argparse
+import json
+import pathlib
+import runpy
+import sys
+
+from ml_collections import ConfigDict
+
+from resnet_jax import bench
+from resnet_jax.bench import input as input_bench
+from resnet_jax.bench.training import compile_time, overhead
+from resnet_jax.errors import UserError
+
+
+def training_config(args: argparse.Namespace) -> ConfigDict:
+    """A short run on fake data at the size of the arguments."""
+    config = runpy.run_path(args.config)["get_config"]()
+    config.model.name = args.model or config.model.name
+    config.batch_size = args.batch_size
+    config.model.dtype = args.dtype
+    config.data.image_size = args.image_size
+    # Few images in the second split: only training is measured.
+    config.data.source = f"fake:10:{args.batch_size}"
+    config.data.train_split, config.data.eval_split = "train", "validation"
+    config.total = ConfigDict({"steps": args.steps})
+    config.log_every = ConfigDict({"steps": max(args.steps // 4, 1)})
+    config.optim.warmup = ConfigDict({"steps": 0})
+    for section in (config.evaluate, config.checkpoint):
+        section.every = ConfigDict({"steps": args.steps})
+    return config
+
+
+def main(argv: list[str]) -> None:
+    """Command line: see the package's docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m resnet_jax.bench",
+        description=bench.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--repeats", type=int, default=3)
+    common.add_argument("--json", action="store_true", help="a JSON row each, no text")
+    kinds = parser.add_subparsers(dest="what", required=True)
+    for name in ("overhead", "compile"):
+        kind = kinds.add_parser(name, parents=[common])
+        kind.add_argument("--config", default="configs/cifar10_r20.py")
+        kind.add_argument("--model", help="of the zoo; default: the config's")
+        kind.add_argument("--image_size", type=int, default=32)
+        kind.add_argument("--batch_size", type=int, default=128)
+        kind.add_argument("--steps", type=int, default=16)
+        kind.add_argument("--dtype", default="float32")
+    kind = kinds.add_parser("input", parents=[common])
+    kind.add_argument("images", type=pathlib.Path, help="a folder or .zip of JPEGs")
+    kind.add_argument("--cores", type=int, default=2)
+    kind.add_argument("--batches", type=int, default=16, help="of 128, in each repeat")
+    args = parser.parse_args(argv[1:])
+    if args.what == "input":
+        rows = input_bench.rows(args.images, args.cores, args.batches, args.repeats)
+    else:
+        measure = overhead if args.what == "overhead" else compile_time
+        rows = [measure(training_config(args), args.repeats)]
+    for row in rows:
+        if args.json:
+            print(json.dumps(row), flush=True)
+        else:
+            peer = ""
+            if row["peer"]:
+                peer = f", {row['peer']} {row['peer_value']:.1f}"
+                peer += f", ratio {row['ratio']:.3f}"
+            print(f"{row['name']}: {row['value']:.1f} {row['unit']}{peer}", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv)
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,277 @@
+"""Speed of the input pipeline, against tf.data and torch on the same JPEGs.
+
+Every contender runs in a process of its own, on the same cores, in turn, and makes
+uint8 batches of 128 in memory from JPEGs in memory; what it costs to start is not
+counted.
+"""
+
+import io
+import itertools
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+
+from resnet_jax.data.augment import Augment
+from resnet_jax.data.cache import MemorySource
+from resnet_jax.data.decode import Picture
+from resnet_jax.data.loader import Examples, eval_batches, train_batches
+from resnet_jax.errors import UserError
+
+BATCH = 128
+CROP = Augment(size=224, crop="random_resized", flip=True, decode="fast")
+CENTER = Augment(size=224)
+# One measurement a row: name, contender, what it is held against, on what.
+MEASUREMENTS = (
+    ("random resized crop", "ours", "tf.data", "originals"),
+    ("random resized crop", "ours", "torch", "originals"),
+    ("random resized crop, at most 400 px", "ours", "tf.data", "smaller"),
+    ("cost of the loader", "ours", "bare", "originals"),
+    ("evaluation", "ours eval", "torch eval", "originals"),
+    ("32x32 crop and flip from memory", "small", "", "originals"),
+    ("resident memory", "memory", "", "originals"),
+)
+
+
+def rows(
+    images: pathlib.Path, cores: int, batches: int, repeats: int
+) -> Iterator[dict]:
+    """One row a measurement, as soon as it is there; see the package's docstring.
+
+    Args:
+      images: a folder, searched to its depths, or a .zip, that holds JPEGs.
+      cores: on how many cores each contender runs.
+      batches: batches of 128 that each contender makes in each repeat.
+      repeats: times that every contender runs, in turn; medians are told.
+
+    Raises:
+      UserError: there are no JPEGs.
+    """
+    read_jpegs(images)
+    contenders = list(
+        dict.fromkeys(
+            (who, "originals" if who == peer else what)
+            for _, ours, peer, what in MEASUREMENTS
+            for who in (ours, peer)
+            if who
+        )
+    )
+    found: dict[tuple[str, str], list[float]] = {key: [] for key in contenders}
+    for _ in range(repeats):
+        for who, what in contenders:
+            value = _run(who, what, images, cores, batches)
+            if value is not None:
+                found[who, what].append(value)
+    for name, who, peer, what in MEASUREMENTS:
+        ours, theirs = found[who, what], found.get((peer, "originals"), [])
+        if not ours:
+            continue
+        unit = "MiB" if who == "memory" else "images/s/core"
+        row = {"name": name, "value": statistics.median(ours), "unit": unit}
+        row |= {"peer": "", "peer_value": None, "ratio": None}
+        row["spread"] = {who: [min(ours), max(ours)]}
+        if theirs:
+            median = statistics.median(theirs)
+            row |= {"peer": peer, "peer_value": median, "ratio": row["value"] / median}
+            row["spread"][peer] = [min(theirs), max(theirs)]
+        yield row
+
+
+def read_jpegs(images: pathlib.Path) -> list[bytes]:
+    """The JPEGs of a folder or a .zip; raises UserError if there are none."""
+    suffixes = (".jpg", ".jpeg")
+    if images.suffix == ".zip" and images.is_file():
+        with zipfile.ZipFile(images) as archive:
+            names = sorted(archive.namelist())
+            found = [archive.read(n) for n in names if n.lower().endswith(suffixes)]
+    else:
+        paths = sorted(images.rglob("*"))
+        found = [p.read_bytes() for p in paths if p.name.lower().endswith(suffixes)]
+    if not found:
+        raise UserError(f"{images} holds no JPEGs (.jpg, .jpeg).")
+    return found
+
+
+def _run(who: str, what: str, images, cores: int, batches: int) -> float | None:
+    command = [sys.executable, "-m", "resnet_jax.bench.input"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(
+        [*command, who, what, str(images), str(cores), str(batches)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    if done.returncode:
+        print(f"{who} did not run and is left out.", file=sys.stderr)
+        return None
+    value = json.loads(done.stdout.splitlines()[-1])
+    print(f"{who} on {what}: {value:.1f}", file=sys.stderr, flush=True)
+    return value
+
+
+def smaller(jpeg: bytes) -> bytes:
+    """Re-encodes as `prepare --max_side=400 --quality=90` does."""
+    from resnet_jax.data.pack import Reencode
+
+    return Reencode(max_side=400, quality=90)(jpeg)
+
+
+def _rate(batches: Iterator, number: int, cores: int) -> float:
+    """Images per second and core, from the third batch on."""
+    for _ in range(2):
+        next(batches)
+    started = time.perf_counter()
+    for _ in range(number):
+        next(batches)
+    return number * BATCH / (time.perf_counter() - started) / cores
+
+
+def _ours(jpegs: list[bytes], cores: int, number: int, augment: Augment) -> float:
+    # As many images as batches are made of, so that an epoch ends as in real runs.
+    source = MemorySource(jpegs * (1 + number * BATCH // len(jpegs)))
+    examples = Examples(source=source, augment=augment, channels=3, skip_bad=False)
+    if augment is CENTER:
+        # Batches behind the end are made in advance and not counted.
+        loader = eval_batches(examples, batch_size=BATCH, num_threads=cores)
+        number = min(number, len(source) // BATCH - 3)
+    else:
+        steps = range(number + 16)
+        loader = train_batches(
+            examples, seed=0, batch_size=BATCH, steps=steps, num_threads=cores
+        )
+    with loader as batches:
+        return _rate(batches, number, cores)
+
+
+def _bare(jpegs: list[bytes], cores: int, number: int) -> float:
+    """The same decoding without a loader: one core, alone; nothing is shared."""
+    os.sched_setaffinity(0, set(list(os.sched_getaffinity(0))[:1]))
+
+    def batches():
+        order = itertools.cycle(jpegs)
+        rng = np.random.default_rng(0)
+        while True:
+            yield [CROP(Picture(next(order), 3), rng) for _ in range(BATCH)]
+
+    return _rate(batches(), max(number // cores, 4), 1)
+
+
+def _small(_: list[bytes], cores: int, number: int) -> float:
+    images = np.random.default_rng(0).integers(0, 256, (50_000, 32, 32, 3), np.uint8)
+    crop = Augment(size=32, crop="pad", flip=True)
+    examples = Examples(
+        source=MemorySource(images), augment=crop, channels=3, skip_bad=False
+    )
+    number *= 20
+    with train_batches(
+        examples, seed=0, batch_size=BATCH, steps=range(number + 50), num_threads=cores
+    ) as batches:
+        return _rate(batches, number, cores)
+
+
+def _memory(jpegs: list[bytes], cores: int, _: int) -> float:
+    """MiB of this process and its two workers after 50 batches."""
+    source = MemorySource(jpegs)
+    examples = Examples(source=source, augment=CROP, channels=3, skip_bad=False)
+    most = 0.0
+    with train_batches(
+        examples, seed=0, batch_size=BATCH, steps=range(60), num_workers=2
+    ) as batches:
+        for _, _batch in zip(range(50), batches, strict=False):
+            most = max(most, resident_mib())
+    return most
+
+
+def resident_mib() -> float:
+    """Memory of this process and its descendants that is theirs, in MiB."""
+    import psutil
+
+    process = psutil.Process()
+    family = [process, *process.children(recursive=True)]
+    return sum(p.memory_full_info().pss for p in family) / 2**20
+
+
+def _tf_data(jpegs: list[bytes], cores: int, number: int) -> float:
+    """The map of Flax's ImageNet example: crop while decoding, bicubic, flip."""
+    import tensorflow as tf
+
+    def augment(jpeg):
+        begin, size, _ = tf.image.sample_distorted_bounding_box(
+            tf.io.extract_jpeg_shape(jpeg),
+            tf.zeros((1, 0, 4)),
+            area_range=(0.08, 1.0),
+            aspect_ratio_range=(3 / 4, 4 / 3),
+            max_attempts=10,
+            use_image_if_no_bounding_boxes=True,
+        )
+        box = tf.stack([begin[0], begin[1], size[0], size[1]])
+        image = tf.io.decode_and_crop_jpeg(jpeg, box, channels=3)
+        image = tf.image.resize([image], [224, 224], tf.image.ResizeMethod.BICUBIC)[0]
+        image = tf.image.random_flip_left_right(image)
+        return tf.cast(tf.clip_by_value(image, 0, 255), tf.uint8)
+
+    dataset = tf.data.Dataset.from_tensor_slices(jpegs).repeat()
+    dataset = dataset.map(augment, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.batch(BATCH, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = cores
+    batches = iter(dataset.with_options(options).as_numpy_iterator())
+    return _rate(batches, number, cores)
+
+
+def _torch(jpegs: list[bytes], cores: int, number: int, augment: Augment) -> float:
+    """A DataLoader with torchvision's transforms on Pillow's images."""
+    import torch
+    from torchvision import transforms
+
+    if augment is CENTER:
+        steps = [transforms.Resize(256), transforms.CenterCrop(224)]
+    else:
+        steps = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()]
+    steps = transforms.Compose([*steps, transforms.PILToTensor()])
+
+    class Images(torch.utils.data.Dataset):
+        def __len__(self):
+            return (number + 16) * BATCH
+
+        def __getitem__(self, index):
+            jpeg = jpegs[index % len(jpegs)]
+            return steps(Image.open(io.BytesIO(jpeg)).convert("RGB"))
+
+    loader = torch.utils.data.DataLoader(
+        Images(), BATCH, shuffle=augment is CROP, num_workers=cores, drop_last=True
+    )
+    return _rate(iter(loader), number, cores)
+
+
+def main(argv: list[str]) -> None:
+    """Runs one contender and prints its figure; see `_run`."""
+    who, what, images, cores, number = argv[1:]
+    cores, number = int(cores), int(number)
+    os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:cores]))
+    jpegs = read_jpegs(pathlib.Path(images))
+    if what == "smaller":
+        jpegs = [smaller(jpeg) for jpeg in jpegs]
+    contenders = {
+        "ours": lambda: _ours(jpegs, cores, number, CROP),
+        "ours eval": lambda: _ours(jpegs, cores, number, CENTER),
+        "bare": lambda: _bare(jpegs, cores, number),
+        "small": lambda: _small(jpegs, cores, number),
+        "memory": lambda: _memory(jpegs, cores, number),
+        "tf.data": lambda: _tf_data(jpegs, cores, number),
+        "torch": lambda: _torch(jpegs, cores, number, CROP),
+        "torch eval": lambda: _torch(jpegs, cores, number, CENTER),
+    }
+    print(json.dumps(contenders[who]()))
+
+
+if __name__ == "__main__":
+    main(sys.argv)
