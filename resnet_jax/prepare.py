@@ -401,8 +401,7 @@ def _verify(options: Options) -> None:
         builder = tfds_builder(dataset, options.data_dir)
         if not (builder.data_path / "dataset_info.json").exists():
             raise UserError(f"tfds:{dataset} is not prepared in {builder.data_path}.")
-        name = builder.info.full_name.rpartition("/")[0]
-        checks = checks_of_builder(builder, f"{PROGRAM} tfds:{name}")
+        checks = checks_of_builder(builder)
     wrong = 0
     for problem in verify(checks, options.num_workers):
         wrong += 1
@@ -470,9 +469,10 @@ def main(argv: Sequence[str]) -> None:
     print(f"Train on it with --config.data.source=tfds:{path}")
 
 
-if __name__ == "__main__":
+def run(argv: Sequence[str]) -> None:
+    """The command; what goes wrong becomes a sentence and an exit code."""
     try:
-        main(sys.argv)
+        main(argv)
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
@@ -483,3 +483,7 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on.", file=sys.stderr)
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    run(sys.argv)

@@ -51,14 +51,11 @@ def write_shard(
 def read_shard(path: pathlib.Path) -> Iterator[bytes | RuntimeError]:
     """Every record of a shard in order, or the error where one cannot be read."""
     reader = ArrayRecordReader(str(path))
-    try:
-        for index in range(reader.num_records()):
-            try:
-                yield reader.read([index])[0]
-            except RuntimeError as error:
-                yield error
-    finally:
-        reader.close()
+    for index in range(reader.num_records()):
+        try:
+            yield reader.read([index])[0]
+        except RuntimeError as error:
+            yield error
 
 
 def damage(path: str | os.PathLike, length: int | None = None) -> str:
@@ -71,12 +68,11 @@ def damage(path: str | os.PathLike, length: int | None = None) -> str:
     if not os.path.exists(path):
         return "it is missing"
     reader = ArrayRecordReader(os.fspath(path))
-    try:
-        if not reader.ok():
-            return "it is truncated or no ArrayRecord"
-        found = reader.num_records()
-    finally:
-        reader.close()
+    # A reader that is not ok must not be closed: that raises.
+    if not reader.ok():
+        return "it is truncated or no ArrayRecord"
+    found = reader.num_records()
+    reader.close()
     if length is not None and found != length:
         return f"it holds {found:,} records, not {length:,}"
     return ""
@@ -88,17 +84,17 @@ def read_record(directory: str | os.PathLike) -> dict[str, str]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def repair(
-    directory: str | os.PathLike, shard: str | os.PathLike, otherwise: str
-) -> str:
-    """The shell command that writes a damaged shard of a prepared directory again.
-
-    Args:
-      directory: where the data set is.
-      shard: the damaged file.
-      otherwise: the command that prepares it if this project did not write it.
-    """
-    command = read_record(directory).get("command")
-    if command:
-        return f"rm -f {shlex.quote(os.fspath(shard))} && {command}"
-    return f"rm -r {shlex.quote(os.fspath(directory))} && {otherwise}"
+def repair(shard: str | os.PathLike) -> str:
+    """The shell command that writes a damaged shard of a prepared directory again."""
+    shard = pathlib.Path(shard)
+    directory = shard.parent
+    if command := read_record(directory).get("command"):
+        return f"rm -f {shlex.quote(str(shard))} && {command}"
+    # tfds wrote it, to ROOT/NAME[/CONFIG]/VERSION, and writes all or nothing.
+    info = json.loads((directory / "dataset_info.json").read_text())
+    names = [info["name"], *filter(None, [info.get("configName")])]
+    words = [f"tfds:{'/'.join(names)}", f"--data_dir={directory.parents[len(names)]}"]
+    return (
+        f"rm -r {shlex.quote(str(directory))} &&"
+        f" python -m resnet_jax.prepare {shlex.join(words)}"
+    )

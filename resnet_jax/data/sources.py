@@ -629,8 +629,7 @@ class TfdsSource:
                     raise UserError(self._damaged(path, why))
 
     def _damaged(self, path: str, why: str) -> str:
-        command = repair(os.path.dirname(path), path, self._prepare)
-        return f"{path} is damaged: {why}. `{command}` writes it again."
+        return f"{path} is damaged: {why}. `{repair(path)}` writes it again."
 
     def __getstate__(self):
         return {key: value for key, value in vars(self).items() if key != "_records"}

@@ -26,14 +26,12 @@ class ShardCheck:
       length: how many examples it should hold.
       channels: of each feature that is an image.
       classes: how many there are, of each feature that is a label.
-      otherwise: the command that prepares the data set if nothing beside it says one.
     """
 
     path: str
     length: int
     channels: Mapping[str, int]
     classes: Mapping[str, int]
-    otherwise: str
 
     def __len__(self) -> int:
         return self.length
@@ -41,7 +39,7 @@ class ShardCheck:
     def problems(self) -> Iterator[str]:
         """A line for everything that is wrong."""
         path = pathlib.Path(self.path)
-        mend = f"`{repair(path.parent, path, self.otherwise)}` writes it again."
+        mend = f"`{repair(path)}` writes it again."
         if why := damage(path, self.length):
             yield f"{path}: {why}. {mend}"
             return
@@ -92,17 +90,10 @@ class FilesCheck:
                 yield f"{path}: cannot be read: {error.strerror}."
 
 
-def checks_of_builder(
-    builder: tfds.core.DatasetBuilder, otherwise: str
-) -> list[ShardCheck]:
-    """What is to be checked of a data set of tfds.
+def checks_of_builder(builder: tfds.core.DatasetBuilder) -> list[ShardCheck]:
+    """What is to be checked of a prepared data set of tfds.
 
-    Args:
-      builder: of a prepared data set.
-      otherwise: the command that prepares it.
-
-    Raises:
-      UserError: there are no ArrayRecord files, or no images.
+    Raises UserError if there are no ArrayRecord files, or no images.
     """
     info = builder.info
     if tfds.core.FileFormat.ARRAY_RECORD not in info.available_file_formats():
@@ -121,7 +112,7 @@ def checks_of_builder(
         if isinstance(feature, tfds.features.ClassLabel)
     }
     return [
-        ShardCheck(str(path), length, channels, classes, otherwise)
+        ShardCheck(str(path), length, channels, classes)
         for split in info.splits.values()
         for path, length in zip(split.filepaths, split.shard_lengths, strict=True)
     ]

@@ -1,0 +1,168 @@
+"""Verifying finds whatever is wrong, names it, and says how it is mended."""
+
+import pathlib
+import re
+
+import numpy as np
+import pytest
+from tensorflow_datasets.proto import tf_example_pb2
+
+from resnet_jax.data.shards import OPTIONS, ArrayRecordWriter, read_shard
+from resnet_jax.errors import UserError
+from resnet_jax.prepare import main
+from tests.data.pictures import encode, noise, write_folder
+from tests.data.test_pack import flip, truncate
+from tests.data.test_sources import TinyPictures
+
+JPEG = encode(noise(0, 64, 48), "JPEG")
+PNG = encode(noise(1, 64, 48), "PNG")
+GIF = encode(noise(2, 64, 48), "GIF")
+GOOD = {f"good{index}": content for index, content in enumerate((JPEG, PNG, GIF))}
+BROKEN = {
+    "empty": b"",
+    "a cut JPEG": JPEG[: len(JPEG) // 2],
+    "a JPEG without its end": JPEG[:-2],
+    "a head alone": JPEG[:20],
+    "a cut PNG": PNG[: len(PNG) // 2],
+    "a cut GIF": GIF[:200],
+    "zeros": bytes(1000),
+    "a page of a web server": b"<html><body>404 Not Found</body></html>",
+    "text that calls itself a JPEG": b"\xff\xd8\xff" + b"text" * 50,
+}
+
+
+def verify(what: object, capsys, *flags: str) -> tuple[int, list[str]]:
+    """The exit code, and the lines that tell what is wrong."""
+    capsys.readouterr()
+    try:
+        main(["prepare", "verify", str(what), "--num_workers=1", *flags])
+    except SystemExit as stopped:
+        assert isinstance(stopped.code, str)  # exits with 1 and says why
+        lines = capsys.readouterr().out.splitlines()
+        count = int(re.match(r"error: ([\d,]+) things? ", stopped.code).group(1))
+        assert count == len(lines)
+        return 1, lines
+    return 0, capsys.readouterr().out.splitlines()
+
+
+@pytest.fixture
+def files() -> dict[str, bytes]:
+    named = {name.replace(" ", "_"): content for name, content in BROKEN.items()}
+    return {
+        f"train/{name}/1.jpg": content
+        for name, content in sorted((GOOD | named).items())
+    }
+
+
+def pack(where: str, out: pathlib.Path) -> pathlib.Path:
+    main(["prepare", where, f"--out={out}", "--num_workers=1"])
+    return next(out.glob("*train*"))
+
+
+def test_every_broken_image_of_a_folder_is_named(files, tmp_path, capsys):
+    where = write_folder(tmp_path / "in", files)
+    code, lines = verify(where, capsys)
+    assert code == 1
+    named = {re.search(r"/train/(\w+)/1\.jpg: ", line).group(1) for line in lines}
+    assert named == {name.replace(" ", "_") for name in BROKEN}
+
+
+def test_every_broken_image_of_a_shard_is_named_by_shard_index_and_name(
+    files, tmp_path, capsys
+):
+    shard = pack(write_folder(tmp_path / "in", files), tmp_path / "out")
+    code, lines = verify(tmp_path / "out", capsys)
+    assert code == 1
+    found = {}
+    for line in lines:
+        match = re.match(r"(.*)\[(\d+)\] \((\w+)/1\.jpg\): .+\.$", line)
+        assert match.group(1) == str(shard)
+        found[match.group(3)] = int(match.group(2))
+    assert found.keys() == {name.replace(" ", "_") for name in BROKEN}
+    for name, index in found.items():
+        record = list(read_shard(shard))[index]
+        example = tf_example_pb2.Example.FromString(record).features.feature
+        assert example["file_name"].bytes_list.value[0] == f"{name}/1.jpg".encode()
+
+
+def test_a_data_set_without_a_fault_is_told_so(tmp_path, capsys):
+    files = {f"train/{name}/1.jpg": content for name, content in GOOD.items()}
+    where = write_folder(tmp_path / "in", files)
+    pack(where, tmp_path / "out")
+    for what in (where, tmp_path / "out", f"tfds:{tmp_path / 'out'}"):
+        assert verify(what, capsys) == (0, [f"All 3 images of {what} are readable."])
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (truncate, r"out/in-train\S+: it is truncated or no ArrayRecord\. `rm -f .*"),
+        (pathlib.Path.unlink, r"out/in-train\S+: it is missing\. `rm -f .*"),
+        (flip, r"out/in-train\S+\[\d\]: cannot be read: Corrupted .* `rm -f .*"),
+    ],
+)
+def test_damaged_shards_are_named_with_the_command_that_mends_them(
+    damage, told, tmp_path, capsys
+):
+    files = {f"train/{i}/1.jpg": encode(noise(i, 64, 48), "JPEG") for i in range(4)}
+    damage(pack(write_folder(tmp_path / "in", files), tmp_path / "out"))
+    code, lines = verify(tmp_path / "out", capsys)
+    assert code == 1
+    assert len(lines) == 1
+    assert re.search(told + r" folder:\S+/in --out=\S+/out` writes it again", lines[0])
+
+
+def test_lost_records_and_wrong_labels_are_named(tmp_path, capsys):
+    builder = TinyPictures(config="jpeg", data_dir=tmp_path, file_format="array_record")
+    builder.download_and_prepare()
+    directory = pathlib.Path(builder.data_dir)
+    train, test = sorted(directory.glob("*array_record*"), reverse=True)
+    rewrite(train, lambda records: records[:-1])
+    rewrite(test, lambda records: [relabelled(records[0], 3), *records[1:]])
+    code, lines = verify("tfds:tiny_pictures/jpeg", capsys, f"--data_dir={tmp_path}")
+    assert code == 1
+    assert sorted(lines) == [
+        f"{test}[0]: label 3 is none of the 3 classes.",
+        f"{train}: it holds 9 records, not 10. `rm -r {directory} &&"
+        f" python -m resnet_jax.prepare tfds:tiny_pictures/jpeg --data_dir={tmp_path}`"
+        " writes it again.",
+    ]
+
+
+def rewrite(path: pathlib.Path, change) -> None:
+    records = change(list(read_shard(path)))
+    writer = ArrayRecordWriter(str(path), OPTIONS)
+    for record in records:
+        writer.write(record)
+    writer.close()
+
+
+def relabelled(record: bytes, label: int) -> bytes:
+    example = tf_example_pb2.Example.FromString(record)
+    example.features.feature["label"].int64_list.value[:] = [label]
+    return example.SerializeToString()
+
+
+def test_a_thousand_images_broken_at_random_are_decoded_or_named(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    kinds = [JPEG, PNG, GIF]
+    files = {}
+    for index in range(1000):
+        content = bytearray(kinds[index % 3])
+        if rng.random() < 0.5:
+            del content[rng.integers(len(content)) :]
+        for place in rng.integers(0, max(len(content), 1), rng.integers(1, 20)):
+            content[place : place + 1] = bytes([rng.integers(256)])
+        files[f"train/{index % 2}/{index}.jpg"] = bytes(content)
+    pack(write_folder(tmp_path / "in", files), tmp_path / "out")
+    code, lines = verify(tmp_path / "out", capsys)
+    assert code == 1
+    assert 300 < len(lines) < 1000
+    assert all(re.search(r"\[\d+\] \([01]/\d+\.jpg\): .+\.$", line) for line in lines)
+
+
+def test_what_cannot_be_verified_is_told(tmp_path):
+    with pytest.raises(UserError, match="is not prepared in"):
+        main(["prepare", "verify", "tfds:mnist", f"--data_dir={tmp_path}"])
+    with pytest.raises(UserError, match="no folder"):
+        main(["prepare", "verify", f"folder:{tmp_path}/nowhere"])
