@@ -130,6 +130,7 @@ def for_dry_run(config: ConfigDict, devices: int) -> ConfigDict:
         config.data.source = f"fake:10:{config.batch_size + 1}"
         config.data.train_split, config.data.eval_split = "train", "validation"
         config.data.eval_source, config.data.shots = "", 0
+        config.evaluate.sets = ()
         config.data.image_size = min(config.data.image_size, 64)
         config.total = ConfigDict({"steps": 2})
         if config.optim.warmup and max(config.optim.warmup.values()):

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from resnet_jax import config as config_lib
 from resnet_jax import sharding, writers
 from resnet_jax.checkpoints import Checkpoints
+from resnet_jax.data.evalsets import summarize
 from resnet_jax.data.loader import bad_indices
 from resnet_jax.errors import UserError
 from resnet_jax.preemption import Preemption
@@ -77,7 +78,8 @@ def evaluate(
     state: TrainState,
     *,
     after_batch: Callable[[], None],
-    gallery: Gallery,
+    gallery: Gallery | None = None,
+    labels: Collection[int] | None = None,
 ) -> Evaluation:
     """Evaluates a state on the test split; sums are divided at the very end.
 
@@ -87,13 +89,19 @@ def evaluate(
       state: whose averaged parameters are taken, if it has any.
       after_batch: called after each batch; may raise to stop.
       gallery: takes some of this process's images.
+      labels: the classes that can be predicted; None: all.
 
     Raises:
       UserError: not every image was seen exactly once.
     """
     variables = state.evaluated()
+    num_classes = setup.model.spec.num_classes
+    allowed = np.isin(
+        np.arange(num_classes), list(range(num_classes) if labels is None else labels)
+    )
+    allowed = jax.device_put(allowed, sharding.replicated(setup.mesh))
     size = len(setup.test.source)
-    totals = {"top1": 0, "top5": 0, "loss": 0.0, "n": 0}
+    totals = {"top1": 0, "top5": 0, "loss": 0.0, "n": 0, "unlabelled": 0}
     indices: list[int] = []
     bad: set[int] = set()
 
@@ -102,31 +110,33 @@ def evaluate(
             totals[key] += value.item()
         indices.extend(batch["index"][batch["mask"]])
         bad.update(bad_indices(batch))
-        local = {key: sharding.local_values(x) for key, x in predictions.items()}
-        gallery.add(batch, local)
+        if gallery:
+            local = {key: sharding.local_values(x) for key, x in predictions.items()}
+            gallery.add(batch, local)
         after_batch()
 
     with setup.eval_batches() as batches:
         # The devices work on one batch while the next one is fetched.
         working = None
         for batch in batches:
-            outputs = eval_step(variables, setup.eval_to_devices(batch))
+            outputs = eval_step(variables, setup.eval_to_devices(batch), allowed)
             if working:
                 take(*working)
             working = (batch, *outputs)
         if working:
             take(*working)
 
-    seen = totals["n"]
+    seen, unlabelled = totals["n"], totals["unlabelled"]
     bad_images = sorted(sharding.union(bad))
-    if seen + len(bad_images) != size or len(set(indices)) != len(indices):
+    met = seen + unlabelled
+    if met + len(bad_images) != size or len(set(indices)) != len(indices):
         raise UserError(
-            f"The evaluation saw {seen} images ({len(set(indices))} different ones in"
+            f"The evaluation saw {met} images ({len(set(indices))} different ones in"
             f" this process) and could not decode {len(bad_images)}, but the split has"
             f" {size}; its result would be wrong."
         )
     if not seen:
-        raise UserError("There was no image to evaluate.")
+        raise UserError(f"{setup.test.source.where} holds no image to evaluate.")
     return Evaluation(
         top1=totals["top1"] / seen,
         top5=totals["top5"] / seen,
@@ -134,6 +144,35 @@ def evaluate(
         n_seen=seen,
         bad_images=bad_images,
     )
+
+
+def evaluate_sets(
+    setup: Setup,
+    eval_steps: Mapping[tuple, Callable],
+    state: TrainState,
+    *,
+    after_batch: Callable[[], None],
+) -> dict[str, dict]:
+    """Evaluates a state on all sets of `config.evaluate.sets`; returns their results.
+
+    Arguments as in `evaluate`, which says what is raised; `eval_steps` are those of
+    `Setup.compile_eval_steps`.
+    """
+    results = {}
+    for name, opened in setup.sets.items():
+        of_parts = {}
+        for config, examples in opened.parts.items():
+            result = evaluate(
+                setup.on(examples),
+                eval_steps[examples.label_shape],
+                state,
+                after_batch=after_batch,
+                labels=opened.labels,
+            )
+            of_parts[config] = result.scalars()
+            of_parts[config]["bad_images"] = len(result.bad_images)
+        results[name] = summarize(opened, of_parts)
+    return results
 
 
 def evaluate_workdir(
@@ -175,20 +214,22 @@ def evaluate_workdir(
             where = setup.test.source.where
             writers.say(f"evaluating the checkpoint of step {step} on {where}")
         preemption.check()
-        eval_step = setup.compile_eval_step()
+        eval_steps = setup.compile_eval_steps()
         preemption.check()
-        result = evaluate(
-            setup, eval_step, state, after_batch=preemption.check, gallery=Gallery()
-        )
+        result = evaluate(setup, eval_steps[()], state, after_batch=preemption.check)
+        sets = evaluate_sets(setup, eval_steps, state, after_batch=preemption.check)
     content = {
         **result.scalars(),
         "step": progress.step,
         "checkpoint": which,
         "split": setup.test.source.where,
         "bad_images": [setup.test.source.name(i) for i in result.bad_images],
+        "sets": sets,
         "command": command,
     }
     if jax.process_index() == 0:
         name = re.sub(r"[^\w]+", "_", config.data.eval_split).strip("_")
         writers.write_json(workdir / f"eval_{name}.json", content)
+        for name, values in sets.items():
+            writers.say(f"{name}: {writers.describe(values)}")
     return content

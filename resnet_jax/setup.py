@@ -17,6 +17,7 @@ from resnet_jax.config import differences, in_steps, to_steps
 from resnet_jax.data.augment import Augment
 from resnet_jax.data.cache import MODES as CACHES
 from resnet_jax.data.cache import cached
+from resnet_jax.data.evalsets import EvaluationSet, open_set
 from resnet_jax.data.loader import Batches, Examples, eval_batches, train_batches
 from resnet_jax.data.sources import (
     Source,
@@ -41,6 +42,7 @@ class Setup:
       config: of the run.
       mesh: all devices.
       train, test: the examples of the two splits.
+      sets: more evaluation sets, by name.
       model: the network.
       total_steps: length of the run.
       schedule: learning rate by step.
@@ -53,6 +55,7 @@ class Setup:
     mesh: Mesh
     train: Examples
     test: Examples
+    sets: dict[str, EvaluationSet]
     model: nn.Module
     total_steps: int
     schedule: optax.Schedule
@@ -99,7 +102,7 @@ class Setup:
         image = (data.image_size, data.image_size, data.channels)
         all_keys = {
             "image": ((batch_size, *image), jnp.uint8),
-            "label": ((batch_size,), jnp.int32),
+            "label": ((batch_size, *self.test.label_shape), jnp.int32),
             "mask": ((batch_size,), jnp.bool_),
         }
         placed = sharding.batch_sharding(self.mesh)
@@ -125,14 +128,29 @@ class Setup:
         return jitted.lower(self.state_like(), batch).compile()
 
     def compile_eval_step(self) -> Callable:
-        """The compiled `eval_step(variables, batch)`."""
+        """The compiled `eval_step(variables, batch, allowed)`."""
         data = self.config.data
         eval_step = step.make_eval_step(self.model, data.mean, data.std)
         placed = sharding.replicated(self.mesh), sharding.batch_sharding(self.mesh)
         batch = self.batch_like(self.eval_batch_size, "image", "label", "mask")
         variables = self.state_like().evaluated()
+        allowed = jax.ShapeDtypeStruct(
+            (self.model.spec.num_classes,), jnp.bool_, sharding=placed[0]
+        )
         jitted = jax.jit(eval_step, out_shardings=placed)
-        return jitted.lower(variables, batch).compile()
+        return jitted.lower(variables, batch, allowed).compile()
+
+    def compile_eval_steps(self) -> dict[tuple, Callable]:
+        """Those of the test split and of all sets, by the shape of an image's label."""
+        shapes = {self.test.label_shape: self}
+        for opened in self.sets.values():
+            for examples in opened.parts.values():
+                shapes.setdefault(examples.label_shape, self.on(examples))
+        return {shape: setup.compile_eval_step() for shape, setup in shapes.items()}
+
+    def on(self, examples: Examples) -> "Setup":
+        """This setup with other examples to evaluate."""
+        return dataclasses.replace(self, test=examples)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -187,7 +205,7 @@ def set_up(config: ConfigDict) -> Setup:
     """
     mesh = sharding.make_mesh()
     _check_values(config, mesh)
-    train, test = _open_examples(config)
+    train, test, sets = _open_examples(config)
     train_size = len(train.source)
     total_steps = to_steps(config.total, config.batch_size, train_size, "total")
     if total_steps < 1:
@@ -205,13 +223,14 @@ def set_up(config: ConfigDict) -> Setup:
         mesh=mesh,
         train=train,
         test=test,
+        sets=sets,
         model=_make_model(config, mesh, train.source),
         total_steps=total_steps,
         schedule=schedule,
         optimizer=optim.make_optimizer(config, schedule),
         eval_batch_size=config.evaluate.batch_size or config.batch_size,
         every={
-            what: max(in_steps(duration, config.batch_size, train_size, key), 1)
+            what: max(in_steps(duration, config.batch_size, train_size, key), 1.0)
             for what, (duration, key) in durations.items()
         },
     )
@@ -251,8 +270,10 @@ def _check_values(config: ConfigDict, mesh: Mesh) -> None:
     get_spec(config.model.name, **config.model.overrides)
 
 
-def _open_examples(config: ConfigDict) -> tuple[Examples, Examples]:
-    """The examples of the two splits, augmented and not."""
+def _open_examples(
+    config: ConfigDict,
+) -> tuple[Examples, Examples, dict[str, EvaluationSet]]:
+    """The examples of the two splits, augmented and not, and more to evaluate."""
     data = config.data
     fake_shape = (data.image_size, data.image_size, data.channels)
     train, test = (
@@ -284,9 +305,25 @@ def _open_examples(config: ConfigDict) -> tuple[Examples, Examples]:
         **resize,
     )
     common = {"channels": data.channels, "skip_bad": data.on_bad_image == "skip"}
+
+    def to_evaluate(source: Source, cropped: bool, most_labels: int) -> Examples:
+        whole = {"crop_fraction": 1.0} if cropped else {}
+        return Examples(
+            source=source,
+            augment=Augment(**resize | whole),
+            label_shape=(most_labels,) if most_labels else (),
+            **common,
+        )
+
     return (
         Examples(source=train, augment=augment, **common),
-        Examples(source=test, augment=Augment(**resize), **common),
+        to_evaluate(test, cropped=False, most_labels=0),
+        {
+            name: open_set(
+                name, train.classes, data_dir=data.data_dir, examples_of=to_evaluate
+            )
+            for name in config.evaluate.sets
+        },
     )
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from resnet_jax import losses, metrics, optim
 from resnet_jax.errors import UserError, nearest_numbers
@@ -237,16 +237,20 @@ def _cut(x: jax.Array, parts: int, unit: int) -> jax.Array:
 
 def make_eval_step(
     model: nn.Module, mean: Sequence[float], std: Sequence[float]
-) -> Callable[[dict, dict], tuple[dict, dict]]:
-    """Returns `eval_step(variables, batch) -> (sums, predictions)`.
+) -> Callable[[dict, dict, jax.Array], tuple[dict, dict]]:
+    """Returns `eval_step(variables, batch, allowed) -> (sums, predictions)`.
 
-    `sums` are those of `metrics.evaluation_sums`; `predictions` hold the int32 `label`
-    that the network gives to each row and its float32 `probability`.
+    `allowed`, bool [classes], says which classes can be predicted. `sums` are those of
+    `metrics.evaluation_sums`; `predictions` hold the int32 `label` that the network
+    gives to each row and its float32 `probability`.
     """
 
-    def eval_step(variables: dict, batch: dict) -> tuple[dict, dict]:
+    def eval_step(
+        variables: dict, batch: dict, allowed: Bool[Array, "classes"]
+    ) -> tuple[dict, dict]:
         image = normalize(batch["image"], mean, std, model.dtype)
         logits = model.apply(variables, image, train=False)
+        logits = jnp.where(allowed, logits, -jnp.inf)
         probabilities = jax.nn.softmax(logits)
         predictions = {
             "label": jnp.argmax(logits, axis=-1),

@@ -13,7 +13,7 @@ from resnet_jax import checkpoints, report, sharding, writers
 from resnet_jax.checkpoints import Checkpoints, Progress
 from resnet_jax.data.loader import bad_indices
 from resnet_jax.errors import UserError
-from resnet_jax.evaluate import Evaluation, Gallery, evaluate
+from resnet_jax.evaluate import Evaluation, Gallery, evaluate, evaluate_sets
 from resnet_jax.models.cost import count
 from resnet_jax.models.scan import stack_blocks
 from resnet_jax.preemption import PreemptedError, Preemption
@@ -131,7 +131,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, command: str = "") -> dict:
                 batches = stack.enter_context(setup.train_batches(progress.step))
                 train_step = setup.compile_train_step()
                 preemption.check()
-            eval_step = setup.compile_eval_step()
+            eval_steps = setup.compile_eval_steps()
             preemption.check()
             say(f"compiled in {time.perf_counter() - started:.1f} s")
 
@@ -149,12 +149,15 @@ def train(config: ConfigDict, workdir: pathlib.Path, command: str = "") -> dict:
                     gallery = Gallery()
                     result = evaluate(
                         setup,
-                        eval_step,
+                        eval_steps[()],
                         state,
                         after_batch=preemption.check,
                         gallery=gallery,
                     )
-                    note_evaluation(progress, result, writer)
+                    sets = evaluate_sets(
+                        setup, eval_steps, state, after_batch=preemption.check
+                    )
+                    note_evaluation(progress, result, sets, writer)
                     if chief:
                         report.save_gallery(workdir, gallery, setup.classes)
                 if to_evaluate or to_save:
@@ -220,12 +223,16 @@ def first_state(setup: Setup) -> TrainState:
     return setup.state_from(variables)
 
 
-def note_evaluation(progress: Progress, result: Evaluation, writer: Writer) -> None:
-    """Puts the result of an evaluation on record."""
+def note_evaluation(
+    progress: Progress, result: Evaluation, sets: dict[str, dict], writer: Writer
+) -> None:
+    """Puts the results of an evaluation on record, of the split and of more sets."""
     values = result.scalars()
     writer.evaluation(progress.step, values)
-    bad = {"bad_eval_images": len(result.bad_images)}
-    progress.evaluation = {**values, **bad, "step": progress.step}
+    for name, of_set in sets.items():
+        writer.evaluation(progress.step, of_set, name)
+    more = {"bad_eval_images": len(result.bad_images), "sets": sets}
+    progress.evaluation = {**values, **more, "step": progress.step}
     if not progress.best or values["top1"] >= progress.best["top1"]:
         progress.best = progress.evaluation
 

@@ -94,12 +94,15 @@ class Writer:
             f"  ETA {tqdm.tqdm.format_interval(eta)}"
         )
 
-    def evaluation(self, step: int, values: dict[str, float]) -> None:
-        """Writes the result of an evaluation."""
+    def evaluation(self, step: int, values: dict, name: str = "") -> None:
+        """Writes the result of an evaluation, of the set `name` if it has one."""
         if not self._active:
             return
-        self._write(step, {f"eval/{key}": value for key, value in values.items()})
-        say(f"step {step}/{self._total}  evaluated: {describe(values)}")
+        prefix = f"eval/{name}" if name else "eval"
+        numbers = {key: x for key, x in values.items() if not isinstance(x, dict)}
+        self._write(step, {f"{prefix}/{key}": x for key, x in numbers.items()})
+        on = f" on {name}" if name else ""
+        say(f"step {step}/{self._total}  evaluated{on}: {describe(values)}")
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         self._metrics.write(json.dumps({"step": step, **values}) + "\n")
@@ -124,7 +127,8 @@ class Writer:
 
 def describe(values: dict) -> str:
     """An evaluation in a few words."""
+    mce = f"  mCE {100 * values['mce']:.2f} %" if "mce" in values else ""
     return (
         f"top-1 {100 * values['top1']:.2f} %  top-5 {100 * values['top5']:.2f} %"
-        f"  loss {values['loss']:.4f}  on {values['n_seen']:,} images"
+        f"  loss {values['loss']:.4f}{mce}  on {values['n_seen']:,} images"
     )

@@ -108,3 +108,30 @@ def test_masked_rows_are_nowhere_in_the_sums(junk):
     # Sums of six, to which three zeros are added, perhaps in another order.
     assert got.pop("loss") == pytest.approx(expected.pop("loss"), rel=1e-6)
     assert got == expected
+
+
+def test_of_several_labels_the_likeliest_counts():
+    rows = [[3.0, 2.0, 1.0, 0.0, -1.0, -2.0, -3.0]] * 5
+    labels = [[6, 0, -1], [4, 5, 6], [5, 6, -1], [1, -1, -1], [-1, -1, -1]]
+    out = sums(rows, labels)
+    assert (out["top1"], out["top5"], out["n"], out["unlabelled"]) == (1, 3, 4, 1)
+    alone = sums(rows[:4], [0, 4, 5, 1])
+    assert out["loss"] == alone["loss"]
+
+
+def test_one_label_in_a_row_of_several_is_like_one_label():
+    logits = keyed.generator("logits").standard_normal((9, 10), np.float32)
+    labels, mask = keyed.labels(9, 10), [True] * 7 + [False] * 2
+    padded = np.full((9, 4), -1)
+    padded[:, 2] = labels
+    assert sums(logits, padded, mask) == sums(logits, labels, mask)
+
+
+def test_what_is_masked_is_not_unlabelled():
+    out = sums([[0.0, 1.0]] * 3, [[-1], [-1], [1]], [True, False, False])
+    assert (out["n"], out["unlabelled"], out["loss"]) == (0, 1, 0.0)
+
+
+def test_of_several_labels_one_without_a_number_does_not_make_it_right():
+    out = sums([[NAN, 1.0, 0.0]] * 2, [[0, 2], [0, 1]])
+    assert (out["top1"], out["n"]) == (0, 2)
