@@ -53,8 +53,8 @@ def get_config() -> ConfigDict:
     config.data.decode = "fast"  # or exact: random crops as Pillow makes them
     # Decoded into memory: images of at most 64 px if there is room, any (ram), or none.
     config.data.cache = "small"
-    config.data.num_workers = 0  # processes that decode; 0: threads of this one
-    config.data.num_threads = 0  # 0: one a core, at most 16
+    config.data.num_workers = -1  # processes that decode; 0: none; -1: by the cores
+    config.data.num_threads = 0  # of each process; 0: by the cores
     config.data.on_bad_image = "stop"  # or skip, which counts them
 
     config.optim = ConfigDict()

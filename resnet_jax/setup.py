@@ -261,7 +261,7 @@ def _check_values(config: ConfigDict, mesh: Mesh) -> None:
         ("seed", config.seed, 0),
         ("data.image_size", data.image_size, 1),
         ("data.shots", data.shots, 0),
-        ("data.num_workers", data.num_workers, 0),
+        ("data.num_workers", data.num_workers, -1),
         ("data.num_threads", data.num_threads, 0),
         ("checkpoint.keep_last", config.checkpoint.keep_last, 1),
     ):

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import logging
+import os
 import pathlib
 import time
 
@@ -22,6 +24,11 @@ from resnet_jax.step import TrainState
 from resnet_jax.weights.load import load
 from resnet_jax.writers import Writer
 
+log = logging.getLogger(__name__)
+
+# Share of the time that devices may wait for data before the user is told.
+MOST_WAITING = 0.05
+
 
 class Meter:
     """Collects the metrics of steps on the devices until they are wanted."""
@@ -29,15 +36,27 @@ class Meter:
     def __init__(self, setup: Setup, progress: Progress, writer: writers.Writer):
         self._setup, self._progress, self._writer = setup, progress, writer
         self._pending: list[dict] = []
+        self._advised = False
         self.restart()
 
     def restart(self) -> None:
         """Starts the clock anew, after something that is not training."""
         self._since, self._waited = time.perf_counter(), 0.0
 
-    def waited(self, seconds: float) -> None:
-        """Notes time that was spent waiting for data."""
-        self._waited += seconds
+    @contextlib.contextmanager
+    def waiting(self):
+        """Around the fetching of a batch: notes how long the devices had to wait.
+
+        Beforehand, all but the last step are waited for, so that batches do not pile
+        up on the devices. If that one is not done when the batch is there, the devices
+        did not wait.
+        """
+        if len(self._pending) > 1:
+            jax.block_until_ready(self._pending[-2])
+        started = time.perf_counter()
+        yield
+        if not self._pending or self._pending[-1]["loss"].is_ready():
+            self._waited += time.perf_counter() - started
 
     def add(self, values: dict) -> None:
         """Notes the metrics of one step; they stay on the devices."""
@@ -76,9 +95,23 @@ class Meter:
             "images_per_second": images / elapsed,
             "data_wait": self._waited / elapsed,
         }
+        self._advise(values["data_wait"])
         left = self._setup.total_steps - progress.step
         self._writer.train(progress.step, values, eta=left * elapsed / len(steps))
         self.restart()
+
+    def _advise(self, waiting: float) -> None:
+        """Says once what to change if the devices wait for data."""
+        if waiting <= MOST_WAITING or self._advised:
+            return
+        self._advised = True
+        log.warning(
+            "The devices waited for images %.0f %% of the time. What helps: images in"
+            " memory, if they fit (--config.data.cache=ram); smaller files (python -m"
+            " resnet_jax.prepare ... --max_side=400); more cores for each device than"
+            " these %d for %d.",
+            *(100 * waiting, os.cpu_count() or 1, jax.local_device_count()),
+        )
 
 
 def _finite(values: dict) -> bool:
@@ -168,9 +201,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, command: str = "") -> dict:
                     break
 
                 # Step.
-                waiting = time.perf_counter()
-                batch = next(batches)
-                meter.waited(time.perf_counter() - waiting)
+                with meter.waiting():
+                    batch = next(batches)
                 note_bad_images(progress, batch, setup)
                 state, metrics = train_step(state, setup.to_devices(batch))
                 progress.step += 1

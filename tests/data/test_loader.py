@@ -15,6 +15,7 @@ from resnet_jax.data.loader import (
     bad_indices,
     eval_batches,
     permutation,
+    spread,
     train_batches,
 )
 from resnet_jax.errors import BadImageError, UserError
@@ -467,3 +468,18 @@ def test_images_in_memory_give_the_same_batches(tmp_path):
             for key, value in batch.items():
                 np.testing.assert_array_equal(value, expected[key], err_msg=key)
                 assert value.dtype == expected[key].dtype
+
+
+@pytest.mark.parametrize(
+    ("asked", "cores", "expected"),
+    [
+        ((-1, 0), 2, (0, 2)),
+        ((-1, 0), 16, (0, 16)),
+        ((-1, 0), 200, (25, 8)),
+        ((0, 0), 200, (0, 16)),
+        ((4, 0), 2, (4, 1)),
+        ((3, 5), 200, (3, 5)),
+    ],
+)
+def test_work_is_spread_over_the_cores(asked, cores, expected):
+    assert spread(*asked, cores) == expected
