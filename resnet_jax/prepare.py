@@ -28,6 +28,7 @@ from collections.abc import Iterator, Sequence
 
 import tensorflow_datasets as tfds
 import tqdm
+from tensorflow_datasets.core.download import downloader
 
 from resnet_jax.data import pack
 from resnet_jax.data.pack import DataSet, ImageFile, PreparedFile, Reencode
@@ -41,6 +42,7 @@ from resnet_jax.data.verify import checks_of_builder, checks_of_folder, verify
 from resnet_jax.errors import UserError
 
 PROGRAM = "python -m resnet_jax.prepare"
+ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +77,18 @@ def prepare(dataset: str, data_dir: str = "", manual_dir: str = "") -> pathlib.P
     Raises:
       UserError: an unknown data set, a missing package, or no way to get the files.
     """
+    there = tfds_builder(dataset, data_dir)
+    path = pathlib.Path(there.data_path)
+    if (path / "dataset_info.json").exists():
+        if ARRAY_RECORD in there.info.available_file_formats():
+            return path
+        raise UserError(
+            f"tfds:{dataset} is prepared in {path}, but not as ArrayRecord; run"
+            f" `{PROGRAM} convert {path}`."
+        )
     builder = tfds_builder(dataset, data_dir, file_format="array_record")
+    # Its ten retries take minutes where there is no network.
+    downloader.MAX_RETRIES = 3
     options = tfds.download.DownloadConfig(
         manual_dir=manual_dir or None, try_download_gcs=False
     )
@@ -83,7 +96,7 @@ def prepare(dataset: str, data_dir: str = "", manual_dir: str = "") -> pathlib.P
         builder.download_and_prepare(download_config=options)
     except Exception as error:
         raise UserError(f"tfds:{dataset} is not prepared. {way_out(error)}") from error
-    return pathlib.Path(builder.data_path)
+    return path
 
 
 def way_out(error: Exception) -> str:
@@ -104,6 +117,12 @@ def way_out(error: Exception) -> str:
         return (
             f"There is no way to the network: fetch {what}, put it into a directory,"
             " and run this command again with --manual_dir=DIRECTORY."
+        )
+    if wrong := re.search("Artifact (.*), downloaded to (.*), has wrong check", text):
+        url, path = wrong.groups()
+        return (
+            f"{path} is not the file that tfds knows (its checksum is another one):"
+            f" delete it, fetch {url} again, and run this command again."
         )
     if isinstance(chain[-1], AssertionError | FileNotFoundError):
         return f"{text} (--manual_dir=DIRECTORY says where files lie.)"
@@ -375,7 +394,7 @@ def _convert(options: Options) -> pathlib.Path:
     if options.reencode or options.out:
         return _reencode(directory, options)
     builder = _builder_of(directory)
-    if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
+    if ARRAY_RECORD in builder.info.available_file_formats():
         raise UserError(f"{directory} is ArrayRecord already; nothing is to be done.")
     data = prepared(builder)
     workers = options.num_workers

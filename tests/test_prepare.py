@@ -1,5 +1,6 @@
 """Preparing a data set: every way in, and what stands between a user and the result."""
 
+import hashlib
 import importlib.util
 import io
 import json
@@ -380,7 +381,10 @@ def test_tfrecords_become_arrayrecord(write, tmp_path):
     name = "tfds:tiny_pictures/jpeg"
     with pytest.raises(UserError, match=f"prepare convert {directory}"):
         open_source(name, "train", data_dir=str(tmp_path))
+    with pytest.raises(UserError, match=f"prepare convert {directory}"):
+        run(name, f"--data_dir={tmp_path}")
     run("convert", directory)
+    run(name, f"--data_dir={tmp_path}")  # nothing is left to do
     for split, count in (("train", 10), ("test", 4)):
         source = open_source(name, split, data_dir=str(tmp_path))
         files = {tfds_image(split, index): index % 3 for index in range(count)}
@@ -438,6 +442,50 @@ def test_a_builder_of_tfds_is_prepared_and_made_smaller(tmp_path):
     assert len(small) == 4
 
 
+class Fetched(tfds.core.GeneratorBasedBuilder):
+    """A data set of one small file on a server that there is not."""
+
+    URL = "http://resnet-jax.invalid/pictures.bin"
+    VERSION = tfds.core.Version("1.0.0")
+
+    @property
+    def url_infos(self):
+        info = tfds.core.download.checksums.UrlInfo(
+            size=5, checksum=hashlib.sha256(b"right").hexdigest(), filename="p.bin"
+        )
+        return {self.URL: info}
+
+    def _info(self):
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict({"name": tfds.features.Text()})
+        )
+
+    def _split_generators(self, dl_manager):
+        path = dl_manager.download(self.URL)
+        return {"train": [(0, {"name": path.read_text()})]}
+
+    def _generate_examples(self):
+        raise NotImplementedError
+
+
+def test_without_a_network_the_file_to_fetch_is_named(tmp_path):
+    with pytest.raises(UserError) as raised:
+        run("tfds:fetched", f"--data_dir={tmp_path}")
+    assert f"fetch {Fetched.URL}, put it into a directory" in str(raised.value)
+    assert "--manual_dir=DIRECTORY" in str(raised.value)
+
+
+def test_a_file_with_a_wrong_checksum_is_named(tmp_path):
+    (tmp_path / "p.bin").write_bytes(b"wrong")
+    with pytest.raises(UserError) as raised:
+        run("tfds:fetched", f"--data_dir={tmp_path}", f"--manual_dir={tmp_path}")
+    message = str(raised.value)
+    assert f"{tmp_path}/p.bin is not the file that tfds knows" in message
+    assert f"delete it, fetch {Fetched.URL} again" in message
+    (tmp_path / "p.bin").write_bytes(b"right")
+    run("tfds:fetched", f"--data_dir={tmp_path}", f"--manual_dir={tmp_path}")
+
+
 def test_an_unknown_data_set_is_answered_with_the_nearest(tmp_path):
     with pytest.raises(UserError, match="fashion_mnist"):
         run("tfds:fashion_mnits", f"--data_dir={tmp_path}")
@@ -466,7 +514,7 @@ def test_what_is_no_data_set_is_told_how_to_write_one(arguments, told):
         (ModuleNotFoundError("No module named 'tensorflow'"), "requirements-prepare"),
         (ConnectionError("no route to host"), "--manual_dir=DIRECTORY"),
         (FileNotFoundError("train.tar is missing"), "--manual_dir=DIRECTORY"),
-        (ValueError("a checksum is wrong"), "a checksum is wrong"),
+        (ValueError("something new"), "ValueError: something new"),
     ],
 )
 def test_whatever_stops_a_builder_is_told_with_the_way_out(cause, told):
