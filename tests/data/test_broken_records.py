@@ -1,0 +1,73 @@
+"""A thousand images broken in known ways, inside ArrayRecord: each is told."""
+
+import numpy as np
+import pytest
+
+from resnet_jax.data.augment import Augment
+from resnet_jax.data.loader import Examples, bad_indices, eval_batches, train_batches
+from resnet_jax.data.sources import open_source
+from resnet_jax.errors import BadImageError
+from resnet_jax.prepare import main
+from tests.data.pictures import encode, noise
+from tests.data.test_decode import BREAKAGES
+
+NUMBER = 1000
+KINDS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
+SUFFIXES = {"JPEG": "jpg", "TIFF": "tif"}
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """The data set; one in ten of its images is whole."""
+    root = tmp_path_factory.mktemp("broken")
+    rng = np.random.default_rng(0)
+    files = {kind: encode(noise(0, 40, 30), kind) for kind in KINDS}
+    for i in range(NUMBER):
+        kind = KINDS[i % len(KINDS)]
+        content = files[kind]
+        if i % 10:
+            content = BREAKAGES[i % len(BREAKAGES)](content, rng)
+        suffix = SUFFIXES.get(kind, kind.lower())
+        path = root / "images" / "train" / str(i % 2) / f"{i:04}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    out = root / "packed"
+    main(["prepare", f"folder:{root / 'images'}", f"--out={out}", "--num_workers=1"])
+    return open_source(f"tfds:{out}", "train")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Pillow's, about what is broken.
+def test_every_broken_image_is_decoded_or_named(broken):
+    center, random = Augment(size=16), Augment(size=16, crop="random_resized")
+    common = {"source": broken, "channels": 3}
+    named = []
+    for augment in (center, random):
+        strict = Examples(augment=augment, skip_bad=False, **common)
+        named.append(set())
+        for index in range(NUMBER):
+            try:
+                strict._example(index, 0, bad=-1)
+            except BadImageError as error:
+                assert broken.name(index) in str(error)
+                named[-1].add(index)
+    # A JPEG that is decoded smaller is no more whole.
+    assert named[0] == named[1]
+    # Not every breakage can be noticed, but most; and whole images are decoded.
+    assert NUMBER / 10 < len(named[0]) <= 0.9 * NUMBER
+
+    bad, seen = set(), set()
+    skipping = Examples(augment=center, skip_bad=True, **common)
+    with eval_batches(skipping, batch_size=64, num_workers=0) as batches:
+        for batch in batches:
+            bad |= bad_indices(batch)
+            seen |= set(batch["index"][batch["mask"]].tolist())
+    assert bad == named[0]
+    assert seen == set(range(NUMBER)) - bad
+
+    skipping = Examples(augment=random, skip_bad=True, **common)
+    with train_batches(
+        skipping, seed=0, batch_size=50, steps=range(20), num_workers=0
+    ) as batches:
+        used = {index for batch in batches for index in batch["index"].tolist()}
+    assert not used & bad
