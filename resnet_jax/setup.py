@@ -372,6 +372,10 @@ def summary(setup: Setup, workdir: pathlib.Path) -> str:
         "train": f"{setup.train.source.where}, {len(setup.train.source):,} images,"
         f" {len(setup.train.source.classes)} classes",
         "eval": f"{setup.test.source.where}, {len(setup.test.source):,} images",
+        **{
+            f"eval {number}": f"{name}, {len(opened):,} images"
+            for number, (name, opened) in enumerate(setup.sets.items(), start=2)
+        },
         "batch": f"{config.batch_size} images, {config.batch_size // mesh.size} a"
         f" device, {config.optim.microbatches} microbatch(es)",
         "batch norm": f"groups of {group} images, {config.batch_size // group} a batch",

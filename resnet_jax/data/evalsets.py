@@ -129,6 +129,9 @@ class EvaluationSet:
     occurring_only: bool
     reference_errors: Mapping[str, float]
 
+    def __len__(self) -> int:
+        return sum(len(examples.source) for examples in self.parts.values())
+
     @functools.cached_property
     def labels(self) -> frozenset[int] | None:
         """The labels that can be predicted; None: all. Reads the whole set."""

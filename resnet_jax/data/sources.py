@@ -149,7 +149,9 @@ def _open_slices(open_split: Callable[[str], Source], split: str) -> Source:
     for piece in slices:
         source = whole[piece.splitname]
         order = np.random.default_rng(0).permutation(len(source))
-        parts.append(Subset(source, order[piece.from_ : piece.to], source.where))
+        first, behind = piece.from_ or 0, piece.to or len(source)
+        where = f"{source.where}[{first}:{behind}]"
+        parts.append(Subset(source, order[first:behind], where))
     weights = tuple(float(len(part)) for part in parts)
     return parts[0] if len(parts) == 1 else Mix(tuple(parts), weights)
 
@@ -245,7 +247,7 @@ class Subset:
 
     def __post_init__(self):
         if not len(self.indices):
-            raise UserError(f"The slice of {self.where} holds no image.")
+            raise UserError(f"{self.where} holds no image.")
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -324,6 +326,8 @@ class Mix:
 
     @property
     def where(self) -> str:
+        if self.shares == self.sizes:
+            return " + ".join(part.where for part in self.parts)
         pairs = zip(self.weights, self.parts, strict=True)
         return " + ".join(f"{weight:g} x {part.where}" for weight, part in pairs)
 

@@ -229,6 +229,20 @@ def test_a_mistake_in_a_slice_is_told_in_one_line(split, message):
     assert "\n" not in str(raised.value)
 
 
+def test_what_is_trained_on_is_told_with_slices_weights_and_shots():
+    def where(source, split="train"):
+        return open_source(source, split).where
+
+    assert where("digits", "train[:10%]") == "digits/train[0:144]"
+    assert where("digits", "train[1000:]+test") == (
+        "digits/train[1000:1437] + digits/test[0:360]"
+    )
+    mix = "mix:3*digits,0.5*digits@test"
+    assert where(mix) == "3 x digits/train + 0.5 x digits/test"
+    few = few_shot(open_source("digits", "train[:50%]"), 2, seed=0)
+    assert few.where == "digits/train[0:718], 2 a class"
+
+
 # Few shots.
 
 
