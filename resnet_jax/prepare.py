@@ -150,10 +150,10 @@ def imagenet(
     synset_to_label = info.features["label"].str2int
     truth = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt")
     validation = [synset_to_label(synset) for synset in truth.read_text().split()]
-    odd = {
+    odd = (
         *imagenet2012_dataset_builder.CMYK_IMAGES,
         *imagenet2012_dataset_builder.PNG_IMAGES,
-    }
+    )
     splits = {}
     for split, path in paths.items():
         files = []
@@ -170,7 +170,7 @@ def imagenet(
                 f"{path} holds {len(files):,} images, not {expected:,}: it is not the"
                 " original; fetch it again."
             )
-        splits[split] = pack.deal(files, frozenset(odd))
+        splits[split] = pack.deal(files, odd)
     return DataSet(
         "imagenet2012", str(info.version), info.features, splits, _about(info)
     )

@@ -6,6 +6,7 @@ import io
 import json
 import pathlib
 import shutil
+import signal
 import struct
 import tarfile
 
@@ -20,6 +21,7 @@ from resnet_jax.data.shards import read_shard
 from resnet_jax.data.sources import open_source
 from resnet_jax.errors import UserError
 from resnet_jax.prepare import main, way_out
+from tests import runs
 from tests.data.pictures import encode, noise, write_folder
 from tests.data.test_sources import TinyPictures, levels, tfds_image
 from tests.real_data import real_data
@@ -132,6 +134,56 @@ def test_imagenet_opens_as_the_builder_of_tfds_has_it(tars, capsys):
     for number, synset in enumerate(("n01751748", "n09193705", "n02105855"), start=1):
         label = labels[f"ILSVRC2012_val_{number:08d}.JPEG"]
         assert names.int2str(label) == synset
+
+
+KILLED = """
+import os, signal, sys
+from resnet_jax import prepare
+from resnet_jax.data import pack
+
+def read(file, read=pack._read, count=iter(range(10**9))):
+    if next(count) == {reads}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read(file)
+
+pack._read = read
+pack.SHARD_BYTES = 3000
+prepare.IMAGENET = {{split: prepare.Tar(*tar) for split, tar in {tars}.items()}}
+prepare.main(["prepare", *sys.argv[1:]])
+"""
+
+
+def test_a_killed_preparation_of_imagenet_goes_on_and_ends_with_the_same_bytes(tars):
+    known = {
+        split: (tar.name, tar.size, tar.images)
+        for split, tar in prepare.IMAGENET.items()
+    }
+
+    def run_until(reads: int, data_dir: str) -> tuple[int, str]:
+        return runs.run_python(
+            *("-c", KILLED.format(reads=reads, tars=known), "imagenet2012"),
+            f"--manual_dir={tars}",
+            f"--data_dir={tars.parent / data_dir}",
+            "--num_workers=1",
+        )
+
+    code, output = run_until(len(TRAIN) // 2, "data")
+    assert code == -signal.SIGKILL
+    assert output.count("Looking for images") == 2
+    assert not (tars.parent / "data/imagenet2012/5.1.0").exists()
+    done = len(list(tars.parent.glob("data/imagenet2012/*.incomplete/*array_record*")))
+    assert done >= 2
+    # Of 16 images, those of finished shards are not read again; nor are the tar files
+    # looked through again.
+    code, output = run_until(16 - 2 * done + 1, "data")
+    assert code == 0, output
+    assert "Looking for images" not in output
+
+    code, output = run_until(10**6, "whole")
+    assert code == 0, output
+    whole = snapshot(tars.parent / "whole/imagenet2012")
+    assert snapshot(tars.parent / "data/imagenet2012") == whole
+    assert sum("array_record" in name for name in whole) == 8
 
 
 def test_images_that_tfds_turns_into_rgb_jpegs_are(tars, monkeypatch):

@@ -78,7 +78,7 @@ class ImageFiles:
     """
 
     files: tuple[ImageFile, ...]
-    odd: frozenset[str] = frozenset()
+    odd: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -303,7 +303,7 @@ def image_channels(features: tfds.features.FeaturesDict) -> dict[str, int]:
     }
 
 
-def deal(files: Sequence[ImageFile], odd: frozenset[str] = frozenset()) -> list[Shard]:
+def deal(files: Sequence[ImageFile], odd: tuple[str, ...] = ()) -> list[Shard]:
     """Deals image files at random, always in the same way, to shards of equal length.
 
     Slices such as `train[:10%]` are then random parts of the split. Within a shard
@@ -386,6 +386,7 @@ def _claimed(
     work: pathlib.Path, data: DataSet, command: str, reencode: Reencode | None
 ) -> Iterator[None]:
     """Keeps other processes and other packings out of a directory."""
+    # What a shard prints as says which images are in it, in every process alike.
     plan = hashlib.sha256()
     for split, shards in data.splits.items():
         for shard in shards:
