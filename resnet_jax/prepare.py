@@ -315,13 +315,15 @@ class Options:
 
     @property
     def command(self) -> str:
-        """What to type to do the same, in whatever directory."""
+        """What to type to do the same, but for the directory to be made, its end."""
+        if self.in_place:
+            return f"{PROGRAM} convert "
         words = [self.source]
         if self.source.startswith("folder:"):
             words = [f"folder:{_absolute(self.source.removeprefix('folder:'))}"]
         if self.directory:
             words.append(str(_absolute(self.directory)))
-        for key in ("data_dir", "manual_dir", "out"):
+        for key in ("data_dir", "manual_dir"):
             if value := getattr(self, key):
                 words.append(f"--{key}={_absolute(value)}")
         if self.reencode:
@@ -329,7 +331,12 @@ class Options:
                 f"--max_side={self.reencode.max_side}",
                 f"--quality={self.reencode.quality}",
             ]
-        return f"{PROGRAM} {shlex.join(words)}"
+        return f"{PROGRAM} {shlex.join(words)} --out="
+
+    @property
+    def in_place(self) -> bool:
+        """Whether ArrayRecord files are added to a directory of TFRecords."""
+        return self.source == "convert" and not (self.out or self.reencode)
 
     @property
     def suffix(self) -> str:
@@ -391,10 +398,10 @@ def _prepare_folder(options: Options) -> pathlib.Path:
 
 def _convert(options: Options) -> pathlib.Path:
     directory = _absolute(options.directory)
-    if options.reencode or options.out:
+    if not options.in_place:
         return _reencode(directory, options)
     builder = _builder_of(directory)
-    if ARRAY_RECORD in builder.info.available_file_formats():
+    if builder.info.file_format == ARRAY_RECORD:
         raise UserError(f"{directory} is ArrayRecord already; nothing is to be done.")
     data = prepared(builder)
     workers = options.num_workers

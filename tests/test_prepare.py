@@ -450,6 +450,18 @@ def test_tfrecords_become_arrayrecord(write, tmp_path):
     assert info.file_format == tfds.core.FileFormat.TFRECORD
 
 
+def test_a_damaged_shard_of_converted_tfrecords_is_converted_again(tmp_path):
+    directory = tfrecords_without_tensorflow(tmp_path)
+    run("convert", directory)
+    before = snapshot(directory)
+    shard = next(directory.glob("*train.array_record*"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(UserError, match=f"rm -f {shard} && .*convert {directory}`"):
+        open_source("tfds:tiny_pictures/jpeg", "train", data_dir=str(tmp_path))
+    run("convert", directory)
+    assert snapshot(directory) == before
+
+
 def test_tfrecords_can_be_made_smaller_elsewhere(tmp_path):
     directory = tfrecords_without_tensorflow(tmp_path)
     before = snapshot(directory)

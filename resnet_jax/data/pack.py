@@ -347,7 +347,7 @@ def pack(
     Args:
       data: the data set.
       out: the directory to be made; if it is there, its damaged shards are made again.
-      command: the shell command that does this.
+      command: the shell command that does this, if `out` is put behind it.
       reencode: makes the images smaller.
       workers: processes.
       say: tells which images were kept since they cannot be decoded.
@@ -395,7 +395,7 @@ def _claimed(
     if before and before["plan"] != plan.hexdigest():
         raise UserError(
             f"{work} was written from other images or with other options, by"
-            f" `{before['command']}`; delete it or choose another --out."
+            f" `{before['command']}...`; delete it or choose another --out."
         )
     scratch = work / SCRATCH
     scratch.mkdir(parents=True, exist_ok=True)

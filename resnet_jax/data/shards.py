@@ -10,8 +10,9 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 # One record a group, so that any of them is read alone; what tfds writes, too.
 OPTIONS = "group_size:1"
-# Lies beside the shards that this project wrote: `command`, which writes them again,
-# and `note`, what was done to the images.
+# Lies beside the shards that this project wrote: `command`, which writes them again if
+# the directory, which may have been moved, is put behind it; `note`, what was done to
+# the images.
 RECORD = "prepared.json"
 
 
@@ -86,10 +87,12 @@ def read_record(directory: str | os.PathLike) -> dict[str, str]:
 
 def repair(shard: str | os.PathLike) -> str:
     """The shell command that writes a damaged shard of a prepared directory again."""
-    shard = pathlib.Path(shard)
+    shard = pathlib.Path(shard).absolute()
     directory = shard.parent
     if command := read_record(directory).get("command"):
-        return f"rm -f {shlex.quote(str(shard))} && {command}"
+        return (
+            f"rm -f {shlex.quote(str(shard))} && {command}{shlex.quote(str(directory))}"
+        )
     # tfds wrote it, to ROOT/NAME[/CONFIG]/VERSION, and writes all or nothing.
     info = json.loads((directory / "dataset_info.json").read_text())
     names = [info["name"], *filter(None, [info.get("configName")])]

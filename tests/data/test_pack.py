@@ -242,8 +242,9 @@ def repaired(message: str, out: pathlib.Path) -> str:
 def test_a_truncated_or_missing_shard_is_named_with_the_command_that_mends_it(
     source, tmp_path, damage
 ):
+    main(["prepare", source, f"--out={tmp_path / 'out'}", "--num_workers=1"])
     out = tmp_path / "my out"  # shells need it quoted
-    main(["prepare", source, f"--out={out}", "--num_workers=1"])
+    (tmp_path / "out").rename(out)
     before = contents(out)
     shard = shards(out)[1]
     damage(shard)
