@@ -48,6 +48,7 @@ def get_config() -> ConfigDict:
     config.data.ratio = (3 / 4, 4 / 3)  # random_resized: width / height
     config.data.pad = 4  # pad: zeros on each side, in pixels
     config.data.flip = True
+    config.data.repeats = 1  # times that an image comes in a row, augmented anew
     config.data.crop_fraction = 0.875  # evaluation: 224 of 256
     config.data.interpolation = "bilinear"  # or bicubic
     config.data.decode = "fast"  # or exact: random crops as Pillow makes them

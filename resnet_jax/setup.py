@@ -262,6 +262,7 @@ def _check_values(config: ConfigDict, mesh: Mesh) -> None:
         ("data.image_size", data.image_size, 1),
         ("data.shots", data.shots, 0),
         ("data.num_workers", data.num_workers, -1),
+        ("data.repeats", data.repeats, 1),
         ("data.num_threads", data.num_threads, 0),
         ("checkpoint.keep_last", config.checkpoint.keep_last, 1),
     ):
@@ -316,7 +317,7 @@ def _open_examples(
         )
 
     return (
-        Examples(source=train, augment=augment, **common),
+        Examples(source=train, augment=augment, repeats=data.repeats, **common),
         to_evaluate(test, cropped=False, most_labels=0),
         {
             name: open_set(

@@ -78,14 +78,26 @@ def _put(values: np.ndarray, places: np.ndarray) -> np.ndarray:
     return result
 
 
-def augment_keys(
-    seed: int, epochs: Int[np.ndarray, " n"], indices: Int[np.ndarray, " n"]
-) -> UInt64[np.ndarray, " n"]:
-    """The key of each image's augmentation in its epoch."""
-    keys = np.full(len(indices), AUGMENT, np.uint64)
-    for word in (np.full(len(indices), seed), epochs, indices):
-        keys = mix(keys ^ word.astype(np.uint64))
-    return keys
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """What the training order has at some positions.
+
+    Attributes:
+      indices: of the images.
+      epochs: of their sources.
+      turns: how often an image came right before, with repeated augmentation.
+    """
+
+    indices: Int[np.ndarray, " n"]
+    epochs: Int[np.ndarray, " n"]
+    turns: Int[np.ndarray, " n"]
+
+    def keys(self, seed: int) -> UInt64[np.ndarray, " n"]:
+        """The key of each image's augmentation."""
+        keys = (AUGMENT + 4 * self.turns).astype(np.uint64)
+        for word in (np.full(len(keys), seed), self.epochs, self.indices):
+            keys = mix(keys ^ word.astype(np.uint64))
+        return keys
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,6 +114,8 @@ class Examples:
       channels: of the result, 1 or 3.
       skip_bad: whether a bad image is passed over.
       label_shape: () where each image has one label, else (most,).
+      repeats: how often an image comes in a row, each time augmented anew (Hoffer et
+        al. 2020, arXiv:1901.09335); an epoch then sees that part of the images.
     """
 
     source: Source
@@ -109,6 +123,7 @@ class Examples:
     channels: int
     skip_bad: bool
     label_shape: tuple[int, ...] = ()
+    repeats: int = 1
 
     def train(self, positions: Sequence[int], seed: int) -> Batch:
         """The examples at positions of the endless training order."""
@@ -116,17 +131,14 @@ class Examples:
         places = [divmod(position, size) for position in positions]
         if not self.at_once:
             return _stack([self._train(*place, seed) for place in places])
-        order = functools.partial(self._order, seed)
-        indices, epochs = np.array(
-            [[part[offset] for part in order(epoch)] for epoch, offset in places]
-        ).T
-        keys = augment_keys(seed, epochs, indices)
+        views = self._views(seed, places)
+        images = self.source.images[views.indices]
         return {
-            "image": self.augment.pad_and_crop(self.source.images[indices], keys),
-            "label": self.source.labels[indices],
-            "mask": np.ones(len(indices), np.bool_),
-            "index": indices,
-            "bad": np.full(len(indices), -1),
+            "image": self.augment.pad_and_crop(images, views.keys(seed)),
+            "label": self.source.labels[views.indices],
+            "mask": np.ones(len(images), np.bool_),
+            "index": views.indices,
+            "bad": np.full(len(images), -1),
         }
 
     @property
@@ -141,19 +153,23 @@ class Examples:
             and images.shape[1:] == wanted
         )
 
-    def _order(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        return epoch_order(seed, epoch, *sizes_and_shares(self.source))
+    def _views(self, seed: int, places: Sequence[tuple[int, int]]) -> Views:
+        """What the order has at (epoch, offset)s."""
+        found = []
+        for epoch, offset in places:
+            order = epoch_order(seed, epoch, *sizes_and_shares(self.source))
+            place, turn = divmod(offset, self.repeats)
+            found.append((*(part[place] for part in order), turn))
+        return Views(*np.array(found, np.int64).T)
 
     def _train(self, epoch: int, offset: int, seed: int) -> Batch:
         size = len(self.source)
         first_bad = -1
-        indices, epochs = self._order(seed, epoch)
         for place in range(offset, offset + size):
-            one = slice(place % size, place % size + 1)
-            index = int(indices[one].item())
-            key = augment_keys(seed, epochs[one], indices[one]).item()
+            view = self._views(seed, [(epoch, place % size)])
+            index = view.indices.item()
             try:
-                return self._example(index, key, bad=first_bad)
+                return self._example(index, view.keys(seed).item(), bad=first_bad)
             except BadImageError as error:
                 self._stop_unless_skipped(error)
                 first_bad = index if first_bad < 0 else first_bad

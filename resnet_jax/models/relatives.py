@@ -109,7 +109,8 @@ class VGG(nn.Module):
             x = nn.max_pool(x, (2, 2), (2, 2))
         if features:
             return outputs
-        x = average_to(x, spec.pooled)
+        # Flattened by channel, row and column, as torch's weights have it.
+        x = average_to(x, spec.pooled).transpose(0, 3, 1, 2)
         x = x.reshape(x.shape[0], -1)
         for i in (1, 2):
             init = nn.initializers.normal(0.01)

@@ -483,3 +483,19 @@ def test_images_in_memory_give_the_same_batches(tmp_path):
 )
 def test_work_is_spread_over_the_cores(asked, cores, expected):
     assert spread(*asked, cores) == expected
+
+
+@pytest.mark.parametrize("crop", ("pad", "random_resized"))
+def test_repeated_images_come_in_a_row_and_look_different(crop, pictures):
+    source = dataclasses.replace(
+        examples(pictures, size=16, crop=crop, flip=True), repeats=3
+    )
+    size = len(source.source)
+    (batch,) = train(source, steps=range(1), batch_size=size // 3 * 3)
+    rows = batch["index"].reshape(-1, 3)
+    assert (rows == rows[:, :1]).all()
+    assert len(set(rows[:, 0].tolist())) == len(rows)
+    views = batch["image"].reshape(len(rows), 3, -1)
+    different = [len({view.tobytes() for view in three}) for three in views]
+    # Two random crops are hardly ever the same ones.
+    assert np.mean(different) > 2.5

@@ -1,7 +1,10 @@
 """Makes both sides compute with all the bits of their types."""
 
+import gc
+
 import jax
 import jax.numpy as jnp
+import psutil
 import pytest
 import torch
 
@@ -9,6 +12,15 @@ import torch
 jax.config.update("jax_default_matmul_precision", "highest")
 torch.set_float32_matmul_precision("highest")
 torch.backends.cudnn.allow_tf32 = False
+
+
+@pytest.fixture(autouse=True)
+def forget_what_was_compiled():
+    """Keeps two tests at a time within a few GiB: hundreds of networks add up."""
+    yield
+    if psutil.Process().memory_info().rss > 4 * 2**30:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

@@ -7,15 +7,26 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from resnet_jax.models import ZOO
+from resnet_jax.models import ZOO, ResNetSpec
 from resnet_jax.weights import SCHEMES
 from resnet_jax.weights.naming import to_theirs
 from tests import keyed
 
 
-def build(name: str, **options) -> nn.Module:
-    """Returns the reference for a network of the zoo, with keyed values."""
-    return fill(empty(name, **options), name)
+def build(name: str, variables: dict | None = None, **options) -> nn.Module:
+    """Returns the reference for a network of the zoo, by default with keyed values."""
+    spec, scheme = ZOO[name].spec, SCHEMES[ZOO[name].scheme]
+    network = empty(name, **options)
+    load(network, to_theirs(variables or keyed.variables(spec), spec, scheme))
+    return network.eval()
+
+
+def build_shallow(name: str, variables: dict, spec: ResNetSpec) -> nn.Module:
+    """The same with the numbers of blocks of a spec, where timm makes it."""
+    sizes = "depths" if ZOO[name].scheme == "timm_nf" else "layers"
+    network = empty(name, **{sizes: spec.stage_sizes})
+    load(network, to_theirs(variables, spec, SCHEMES[ZOO[name].scheme]))
+    return network
 
 
 def empty(name: str, **options) -> nn.Module:
@@ -43,14 +54,6 @@ def empty(name: str, **options) -> nn.Module:
     if spec.for_small_images:
         return Cifar(spec.stage_sizes, spec.shortcut, spec.pad_channels)
     return Plain(spec.stage_sizes)
-
-
-def fill(network: nn.Module, name: str) -> nn.Module:
-    """Gives all parameters and running statistics their keyed values."""
-    entry = ZOO[name]
-    tensors = to_theirs(keyed.variables(entry.spec), entry.spec, SCHEMES[entry.scheme])
-    load(network, tensors)
-    return network.eval()
 
 
 def load(network: nn.Module, tensors: dict[str, np.ndarray]) -> None:

@@ -19,9 +19,10 @@ IN_TORCH = [name for name, entry in ZOO.items() if entry.oracle not in ("", "ker
 
 @pytest.mark.parametrize("name", IN_TORCH)
 def test_logits_equal_the_reference_and_the_golden_figures(name):
-    reference = networks.build(name)
+    variables = keyed.variables(ZOO[name].spec)
+    reference = networks.build(name, variables)
     sizes = keyed.sizes(ZOO[name].spec)
-    compare.assert_logits_equal(name, reference, sizes)
+    compare.assert_logits_equal(name, variables, reference, sizes)
 
     fresh = keyed.golden_sample(networks.logits(reference, keyed.images(1, sizes[0])))
     kept = json.loads(GOLDEN.read_text()).get(name)
@@ -32,11 +33,13 @@ def test_logits_equal_the_reference_and_the_golden_figures(name):
 
 
 @pytest.mark.parametrize("size", [224, 225])
-@pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
+@pytest.mark.parametrize("depth", [18, 50, 152])
 def test_logits_equal_torchvision_at_full_size(depth, size):
     # At odd sizes, wrong padding goes unnoticed: 'SAME' and torch's padding coincide.
     name = f"torchvision_resnet{depth}"
-    compare.assert_logits_equal(name, networks.build(name), [size])
+    variables = keyed.variables(ZOO[name].spec)
+    reference = networks.build(name, variables)
+    compare.assert_logits_equal(name, variables, reference, [size])
 
 
 def test_parameter_counts_equal_timm():

@@ -5,39 +5,67 @@ import pytest
 
 from resnet_jax.models import ZOO
 from tests import keyed
-from tests.oracles import compare, networks
+from tests.oracles import compare
 
 KINDS = [
-    *("test_resnet", "resnet14t", "resnext50_32x4d", "resnet50_gn", "seresnet18"),
-    *("ecaresnet26t", "resnetblur18", "resnetaa34d", "resnetrs50", "resnet50_v1"),
-    *("resnetv2_18", "resnetv2_50x1_bit", "resnetv2_50d_gn", "resnetv2_50d_evos"),
-    *("resnetv2_50d_frn", "skresnet18", "skresnext50_32x4d", "resnest14d"),
+    *("resnet14t", "resnext50_32x4d", "resnet50_gn", "seresnet18"),
+    *("ecaresnet26t", "resnetblur18", "resnetaa34d", "resnetrs50"),
+    *(
+        "resnetv2_18",
+        "resnetv2_50d_gn",
+        "skresnet18",
+        "skresnext50_32x4d",
+        "resnest14d",
+    ),
     *("resnest50d_4s2x40d", "resnest50d_1s4x24d", "res2net50_26w_4s"),
     *("nf_resnet50", "dm_nfnet_f0", "nfnet_f0"),
-    *("cifar_resnet20", "akamaster_resnet20", "preact110", "wrn16_4", "plain20"),
-    *("plain18", "highway19"),
+]
+WHOLE = [
+    *("test_resnet", "resnet50_v1", "cifar_resnet20", "akamaster_resnet20"),
+    *("preact110", "wrn16_4", "plain20", "plain18", "highway19"),
+    "resnetv2_50x1_bit",
 ]
 
 
 @pytest.mark.parametrize("name", KINDS)
+def test_gradients_and_running_statistics_of_each_kind_equal_timm(name, in_float64):
+    size = keyed.sizes(ZOO[name].spec)[1]
+    # A second block, whose shortcut is the identity, and every shape of a projection.
+    sizes = (2, 1, 1, 1)
+    compare.assert_training_equal_in_float64(name, size, batch=3, stage_sizes=sizes)
+
+
+@pytest.mark.parametrize("name", ["resnetv2_50d_evos", "resnetv2_50d_frn"])
+def test_gradients_with_norms_that_timm_computes_in_float32_equal_it(name, in_float64):
+    sizes = (2, 1, 1, 1)
+    # timm casts the statistics of these two norms to float32 whatever it is given,
+    # which rounds at 6e-8: 2.7e-6 of a tensor's scale was measured.
+    compare.assert_training_equal_in_float64(
+        name, 45, batch=3, bound=1e-5, stage_sizes=sizes
+    )
+
+
+@pytest.mark.parametrize("name", WHOLE)
 def test_gradients_and_running_statistics_equal_the_reference(name, in_float64):
     size = keyed.sizes(ZOO[name].spec)[0]
-    reference = networks.build(name)
-    compare.assert_training_equal_in_float64(name, reference, size, batch=3)
+    compare.assert_training_equal_in_float64(name, size, batch=3)
 
 
-@pytest.mark.parametrize("size", [224, 225])
-@pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
-def test_training_equals_torchvision_at_full_size(depth, size, in_float64):
+# At odd sizes, wrong padding goes unnoticed: 'SAME' and torch's padding coincide.
+@pytest.mark.parametrize(
+    ("depth", "size"),
+    [(18, 224), (18, 225), (50, 224), (50, 225), (34, 64), (101, 64), (152, 64)],
+)
+def test_training_equals_torchvision(depth, size, in_float64):
     name = f"torchvision_resnet{depth}"
-    compare.assert_training_equal_in_float64(name, networks.build(name), size)
+    compare.assert_training_equal_in_float64(name, size)
 
 
 @pytest.mark.parametrize("depth", [18, 50])
 def test_training_in_float32_is_near_torchvision(depth):
     name = f"torchvision_resnet{depth}"
     images = keyed.images(2, 224)
-    gradients, statistics = compare.train_both(name, networks.build(name), images)
+    gradients, statistics = compare.train_both(name, images)
     for tensor, (ours, theirs) in statistics.items():
         # Float32 rounds at 6e-8; 7e-7 was measured, at 65 pixels through 152 layers.
         error = compare.relative_error(ours, theirs)
