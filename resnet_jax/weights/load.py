@@ -233,10 +233,10 @@ def _ends(
     tensors: Tensors, spec: Spec, scheme: Scheme
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """The head's and the first convolution's kernels in our layout, if they are."""
-    rules = [(re.compile(pattern), name) for pattern, name in scheme.rules(spec)]
+    rules = scheme.rules(spec)
     ends = []
     for ours, rank in (("head/kernel", 2), (f"{FIRST_CONVS[type(spec)]}/kernel", 4)):
-        value = tensors.get(scheme._translate(ours, rules))
+        value = tensors.get(scheme.name_of(ours, rules))
         layout = scheme.layout(ours, rank)
         if value is None or value.ndim != layout.before + rank + layout.after:
             return None

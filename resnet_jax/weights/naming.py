@@ -74,14 +74,14 @@ class Scheme:
 
     def names(self, spec: Spec) -> dict[str, str]:
         """What they call each of our variables: ours -> theirs."""
-        paths = shapes_of(spec)
-        rules = [(re.compile(p), template) for p, template in self.rules(spec)]
-        return {path: self._translate(path, rules) for path in paths}
+        rules = self.rules(spec)
+        return {path: self.name_of(path, rules) for path in shapes_of(spec)}
 
-    def _translate(self, path: str, rules) -> str:
+    def name_of(self, path: str, rules: Rules) -> str:
+        """What they call one of our variables, by the rules of its network."""
         module = path.rpartition("/")[0]
         for pattern, template in rules:
-            if match := pattern.fullmatch(module):
+            if match := re.fullmatch(pattern, module):
                 theirs = template.format(**_fields(match))
                 break
         else:
