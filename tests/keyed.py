@@ -78,7 +78,9 @@ def _draw(spec: Spec, name: str, shape: tuple[int, ...], seed: int) -> np.ndarra
     if _ends_a_block(spec, name):
         # At full scale, every block would double the variance of the sum.
         values /= np.float32(math.sqrt(sum(spec.stage_sizes)))
-    return np.resize(values, shape)
+    # Not all of them: a copy costs as much as the drawing.
+    whole = number == math.prod(shape)
+    return values.reshape(shape) if whole else np.resize(values, shape)
 
 
 def _ends_a_block(spec: Spec, name: str) -> bool:

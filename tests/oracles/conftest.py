@@ -12,6 +12,8 @@ import torch
 jax.config.update("jax_default_matmul_precision", "highest")
 torch.set_float32_matmul_precision("highest")
 torch.backends.cudnn.allow_tf32 = False
+# Two tests run at a time.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
