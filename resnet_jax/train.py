@@ -36,7 +36,7 @@ class Meter:
     def __init__(self, setup: Setup, progress: Progress, writer: writers.Writer):
         self._setup, self._progress, self._writer = setup, progress, writer
         self._pending: list[dict] = []
-        self._advised = False
+        self._settled = self._advised = False
         self.restart()
 
     def restart(self) -> None:
@@ -102,7 +102,9 @@ class Meter:
 
     def _advise(self, waiting: float) -> None:
         """Says once what to change if the devices wait for data."""
-        if waiting <= MOST_WAITING or self._advised:
+        # What the first steps wait for is the start of the loader.
+        settled, self._settled = self._settled, True
+        if not settled or self._advised or waiting <= MOST_WAITING:
             return
         self._advised = True
         log.warning(

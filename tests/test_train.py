@@ -27,7 +27,8 @@ def test_devices_that_wait_for_data_are_told_once(fetching, told, caplog):
     rows = Rows()
     progress = Progress()
     meter = Meter(tiny.setup(), progress, rows)
-    for _ in range(2):
+    # The first time is the start of the loader.
+    for _ in range(3):
         for _ in range(3):
             with meter.waiting():
                 if fetching:

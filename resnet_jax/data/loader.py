@@ -264,7 +264,17 @@ class Batches:
         return self
 
     def __next__(self) -> Batch:
-        return {key: np.asarray(value) for key, value in next(self._iterator).items()}
+        try:
+            batch = next(self._iterator)
+        except RuntimeError as error:
+            if "Worker process was terminated" not in str(error):
+                raise
+            raise UserError(
+                "A process that decodes images was killed, perhaps for lack of memory;"
+                " the same command goes on from the last checkpoint. If it happens"
+                " again: fewer --config.data.num_workers (0: threads only)."
+            ) from None
+        return {key: np.asarray(value) for key, value in batch.items()}
 
     def close(self) -> None:
         """Stops the workers and frees what they shared."""

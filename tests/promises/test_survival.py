@@ -6,9 +6,16 @@ import shutil
 import signal
 import subprocess
 
+import psutil
 import pytest
 
 from tests import runs
+
+# Longer than any test looks at it.
+LONG = tuple(
+    f"--config.{key}.steps=9000"
+    for key in ("total", "evaluate.every", "checkpoint.every")
+)
 
 
 @pytest.fixture(scope="module")
@@ -225,3 +232,23 @@ def test_a_second_sigterm_does_not_cut_the_saving_short(tmp_path):
         process.send_signal(signal.SIGTERM)
     assert runs.finish(process)[0] == 143
     assert runs.checkpoint_steps(tmp_path / "run")[-1] >= 7
+
+
+def test_a_killed_worker_stops_the_run_with_a_sentence_and_leaves_nothing(tmp_path):
+    shared = set(os.listdir("/dev/shm"))
+    flags = ("--config.data.num_workers=2", "--config.data.cache=none")
+    process = runs.start(tmp_path / "run", *runs.SMALL, *flags, *LONG)
+    for line in process.stdout:
+        if line.startswith("step 2/"):
+            break
+    children = psutil.Process(process.pid).children(recursive=True)
+    workers = [child for child in children if "spawn_main" in str(child.cmdline())]
+    assert len(workers) == 2
+    workers[0].kill()
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "error: A process that decodes images was killed" in rest
+    assert "Traceback" not in rest
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+    assert set(os.listdir("/dev/shm")) <= shared
