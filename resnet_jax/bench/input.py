@@ -166,9 +166,10 @@ def _bare(jpegs: list[bytes], cores: int, number: int) -> float:
 
 def _small(_: list[bytes], cores: int, number: int) -> float:
     images = np.random.default_rng(0).integers(0, 256, (50_000, 32, 32, 3), np.uint8)
+    labels = np.zeros(len(images), np.int32)
     crop = Augment(size=32, crop="pad", flip=True)
     examples = Examples(
-        source=MemorySource(images), augment=crop, channels=3, skip_bad=False
+        source=MemorySource(images, labels), augment=crop, channels=3, skip_bad=False
     )
     number *= 20
     with train_batches(
