@@ -357,6 +357,7 @@ def test_a_data_set_of_many_labels_is_not_trained_on(data_dir):
 # A run.
 
 
+@pytest.mark.slow
 def test_a_run_reports_each_set_on_a_line_and_in_its_files(tmp_path, data_dir, capsys):
     sets = ("imagenet_a", "imagenet2012_real", "imagenet2012_corrupted/fog")
     run = config(data_dir, sets, **{"total": {"steps": 1}})

@@ -17,6 +17,10 @@ from resnet_jax.prepare import main
 from tests import runs
 from tests.data.pictures import encode, noise, write_folder
 
+# The two-minute part has no room for them.
+pytestmark = pytest.mark.slow
+
+
 IMAGES = 60
 # Packs a folder into shards of a few images, as `python -m resnet_jax.prepare` does.
 PACK = """

@@ -39,6 +39,7 @@ def test_features_are_the_stages_by_name(name):
         assert sides[-1] == size // 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [4, 8, 16, 32])
 def test_the_output_is_as_many_times_smaller_as_output_stride_says(stride):
     model = create_model("resnet50", output_stride=stride, num_classes=0)

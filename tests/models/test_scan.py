@@ -48,6 +48,7 @@ def test_layouts_have_the_shapes_of_their_networks_and_come_back(kind):
     )
 
 
+@pytest.mark.slow
 def test_training_a_scanned_network_gives_the_same_gradients_and_statistics():
     spec = SPECS["basic"]
     variables = keyed.variables(spec)
@@ -78,6 +79,7 @@ def test_training_a_scanned_network_gives_the_same_gradients_and_statistics():
         assert error < 1e-3
 
 
+@pytest.mark.slow
 def test_blocks_drop_at_their_own_rate_when_scanned():
     spec = get_spec("stochastic_depth110", stage_sizes=(4, 4, 4), drop_path=1.0)
     # The rates are 1/12, 2/12, ... 12/12: the last block never adds anything.

@@ -223,6 +223,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(undisturbed, tmp_path):
         subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_second_sigterm_does_not_cut_the_saving_short(tmp_path):
     process = runs.start(tmp_path / "run", *runs.SMALL)
     for line in process.stdout:
@@ -234,6 +235,7 @@ def test_a_second_sigterm_does_not_cut_the_saving_short(tmp_path):
     assert runs.checkpoint_steps(tmp_path / "run")[-1] >= 7
 
 
+@pytest.mark.slow
 def test_a_killed_worker_stops_the_run_with_a_sentence_and_leaves_nothing(tmp_path):
     shared = set(os.listdir("/dev/shm"))
     flags = ("--config.data.num_workers=2", "--config.data.cache=none")

@@ -14,6 +14,10 @@ from resnet_jax.weights import files
 from resnet_jax.weights.load import load
 from tests.weights import small
 
+# The two-minute part has no room for them.
+pytestmark = pytest.mark.slow
+
+
 FORMATS = ["w.safetensors", "w.npz", "directory"]
 KERAS_FORMATS = ["w.weights.h5", "w.h5"]
 KERAS = [name for name in small.NAMES if "keras" in name]
