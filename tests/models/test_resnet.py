@@ -60,6 +60,7 @@ def test_the_rates_of_drop_path_rise_as_each_rule_says():
     np.testing.assert_allclose(rates("stage"), np.repeat([2, 3, 4], 3) / 4 * 0.6)
 
 
+@pytest.mark.slow
 def test_dropping_changes_training_only_and_follows_its_random_numbers():
     spec = get_spec("wrn16_4", block_dropout=0.3, dropout=0.2, drop_path=0.5)
     model, variables = build(spec), keyed.variables(spec)

@@ -78,6 +78,7 @@ def flags_for(root):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_bad_image_stops_the_run_and_is_named(
     folder_with_bad_images, tmp_path, workers

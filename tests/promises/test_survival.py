@@ -68,6 +68,7 @@ def test_a_run_killed_many_times_ends_with_the_same_parameters(undisturbed, tmp_
     runs.assert_same_end(tmp_path / "run", undisturbed)
 
 
+@pytest.mark.slow
 def test_sigterm_in_training_saves_that_step_and_exits_with_143(undisturbed, tmp_path):
     process = runs.start(tmp_path / "run", *runs.SMALL)
     code, output = runs.send_when(process, "step 7/", signal.SIGTERM)
