@@ -121,7 +121,7 @@ def smaller(jpeg: bytes) -> bytes:
     """Re-encodes as `prepare --max_side=400 --quality=90` does."""
     from resnet_jax.data.pack import Reencode
 
-    return Reencode(max_side=400, quality=90)(jpeg)
+    return Reencode(max_side=400, quality=90).image(jpeg, 3, "a JPEG")
 
 
 def _rate(batches: Iterator, number: int, cores: int) -> float:
@@ -156,10 +156,10 @@ def _bare(jpegs: list[bytes], cores: int, number: int) -> float:
     os.sched_setaffinity(0, set(list(os.sched_getaffinity(0))[:1]))
 
     def batches():
-        order = itertools.cycle(jpegs)
-        rng = np.random.default_rng(0)
+        order = enumerate(itertools.cycle(jpegs))
         while True:
-            yield [CROP(Picture(next(order), 3), rng) for _ in range(BATCH)]
+            batch = itertools.islice(order, BATCH)
+            yield [CROP(Picture(jpeg, 3), key) for key, jpeg in batch]
 
     return _rate(batches(), max(number // cores, 4), 1)
 
