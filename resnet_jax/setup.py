@@ -172,8 +172,10 @@ class Setup:
     def train_batches(self, first_step: int) -> Batches:
         """Batches from a step to the end of the run."""
         config = self.config
+        # Here, so that an evaluation alone does not decode what it never reads.
+        held = cached(self.train.source, config.data.channels, config.data.cache)
         return train_batches(
-            self.train,
+            dataclasses.replace(self.train, source=held),
             seed=config.seed,
             batch_size=config.batch_size,
             steps=range(first_step, self.total_steps),
@@ -290,7 +292,7 @@ def _open_examples(
         check_same_classes(train, test)
     if data.shots:
         train = few_shot(train, data.shots, config.seed)
-    train, test = (cached(part, data.channels, data.cache) for part in (train, test))
+    test = cached(test, data.channels, data.cache)
     resize = {
         "size": data.image_size,
         "crop_fraction": data.crop_fraction,

@@ -5,6 +5,7 @@ uint8 batches of 128 in memory from JPEGs in memory; what it costs to start is n
 counted.
 """
 
+import dataclasses
 import io
 import itertools
 import json
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image
@@ -29,6 +30,12 @@ from resnet_jax.errors import UserError
 BATCH = 128
 CROP = Augment(size=224, crop="random_resized", flip=True, decode="fast")
 CENTER = Augment(size=224)
+UNITS = {
+    "memory": "MiB",
+    "memory growth": "MiB",
+    "fast pixels": "levels of 255",
+    "eval pixels": "levels of 255",
+}
 # One measurement a row: name, contender, what it is held against, on what.
 MEASUREMENTS = (
     ("random resized crop", "ours", "tf.data", "originals"),
@@ -38,6 +45,9 @@ MEASUREMENTS = (
     ("evaluation", "ours eval", "torch eval", "originals"),
     ("32x32 crop and flip from memory", "small", "", "originals"),
     ("resident memory", "memory", "", "originals"),
+    ("growth of memory from batch 10 to 50", "memory growth", "", "originals"),
+    ("mean difference of fast crops from exact ones", "fast pixels", "", "originals"),
+    ("mean difference from torchvision, eval", "eval pixels", "", "originals"),
 )
 
 
@@ -74,7 +84,7 @@ def rows(
         ours, theirs = found[who, what], found.get((peer, "originals"), [])
         if not ours:
             continue
-        unit = "MiB" if who == "memory" else "images/s/core"
+        unit = UNITS.get(who, "images/s/core")
         row = {"name": name, "value": statistics.median(ours), "unit": unit}
         row |= {"peer": "", "peer_value": None, "ratio": None}
         row["spread"] = {who: [min(ours), max(ours)]}
@@ -178,17 +188,54 @@ def _small(_: list[bytes], cores: int, number: int) -> float:
         return _rate(batches, number, cores)
 
 
-def _memory(jpegs: list[bytes], cores: int, _: int) -> float:
-    """MiB of this process and its two workers after 50 batches."""
-    source = MemorySource(jpegs)
-    examples = Examples(source=source, augment=CROP, channels=3, skip_bad=False)
-    most = 0.0
+def _memory(jpegs: list[bytes]) -> list[float]:
+    """MiB of this process and its two workers after each of 50 batches."""
+    examples = Examples(source=_Served(jpegs), augment=CROP, channels=3, skip_bad=False)
     with train_batches(
         examples, seed=0, batch_size=BATCH, steps=range(60), num_workers=2
     ) as batches:
-        for _, _batch in zip(range(50), batches, strict=False):
-            most = max(most, resident_mib())
-    return most
+        return [resident_mib() for _, _batch in zip(range(50), batches, strict=False)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Served:
+    """A source that is handed to worker processes; see `sources.Source`."""
+
+    jpegs: list[bytes] = dataclasses.field(repr=False)
+    classes: tuple[str, ...] = ("0",)
+    where: str = "JPEGs"
+
+    def __len__(self) -> int:
+        return len(self.jpegs)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        return self.jpegs[index], 0
+
+    def name(self, index: int) -> str:
+        return f"{self.where}/{index}"
+
+
+def _fast_difference(jpegs: list[bytes]) -> float:
+    exact = dataclasses.replace(CROP, decode="exact")
+    return _difference(jpegs, CROP, exact)
+
+
+def _eval_difference(jpegs: list[bytes]) -> float:
+    steps = _torch_steps(CENTER)
+    return _difference(
+        jpegs, CENTER, lambda picture, _: steps(_opened(picture.image)).permute(1, 2, 0)
+    )
+
+
+def _difference(jpegs: list[bytes], ours: Callable, theirs: Callable) -> float:
+    """Mean absolute difference of two pipelines' pixels, in levels of 255."""
+    pictures = [Picture(jpeg, 3) for jpeg in jpegs]
+    return statistics.mean(
+        np.abs(np.subtract(ours(p, key), theirs(p, key), dtype=np.float32))
+        .mean()
+        .item()
+        for key, p in enumerate(pictures)
+    )
 
 
 def resident_mib() -> float:
@@ -228,24 +275,33 @@ def _tf_data(jpegs: list[bytes], cores: int, number: int) -> float:
     return _rate(batches, number, cores)
 
 
-def _torch(jpegs: list[bytes], cores: int, number: int, augment: Augment) -> float:
-    """A DataLoader with torchvision's transforms on Pillow's images."""
-    import torch
+def _opened(jpeg: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(jpeg)).convert("RGB")
+
+
+def _torch_steps(augment: Augment) -> Callable:
+    """torchvision's transforms on Pillow's images."""
     from torchvision import transforms
 
     if augment is CENTER:
         steps = [transforms.Resize(256), transforms.CenterCrop(224)]
     else:
         steps = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()]
-    steps = transforms.Compose([*steps, transforms.PILToTensor()])
+    return transforms.Compose([*steps, transforms.PILToTensor()])
+
+
+def _torch(jpegs: list[bytes], cores: int, number: int, augment: Augment) -> float:
+    """A DataLoader with torchvision's transforms on Pillow's images."""
+    import torch
+
+    steps = _torch_steps(augment)
 
     class Images(torch.utils.data.Dataset):
         def __len__(self):
             return (number + 16) * BATCH
 
         def __getitem__(self, index):
-            jpeg = jpegs[index % len(jpegs)]
-            return steps(Image.open(io.BytesIO(jpeg)).convert("RGB"))
+            return steps(_opened(jpegs[index % len(jpegs)]))
 
     loader = torch.utils.data.DataLoader(
         Images(), BATCH, shuffle=augment is CROP, num_workers=cores, drop_last=True
@@ -266,7 +322,10 @@ def main(argv: list[str]) -> None:
         "ours eval": lambda: _ours(jpegs, cores, number, CENTER),
         "bare": lambda: _bare(jpegs, cores, number),
         "small": lambda: _small(jpegs, cores, number),
-        "memory": lambda: _memory(jpegs, cores, number),
+        "memory": lambda: max(_memory(jpegs)),
+        "memory growth": lambda: float(np.subtract(*np.array(_memory(jpegs))[[-1, 9]])),
+        "fast pixels": lambda: _fast_difference(jpegs),
+        "eval pixels": lambda: _eval_difference(jpegs),
         "tf.data": lambda: _tf_data(jpegs, cores, number),
         "torch": lambda: _torch(jpegs, cores, number, CROP),
         "torch eval": lambda: _torch(jpegs, cores, number, CENTER),

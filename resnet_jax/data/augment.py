@@ -8,7 +8,7 @@ import math
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8, UInt64
+from jaxtyping import Float32, UInt8, UInt64
 from PIL import Image
 
 from resnet_jax.data.decode import Picture
@@ -18,6 +18,8 @@ INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
+# Half widths of the filters, in pixels of the smaller image.
+REACH = {"bilinear": 1, "bicubic": 2}
 CROPS = ("random_resized", "pad", "center")
 DECODES = ("fast", "exact")
 
@@ -41,8 +43,8 @@ class Augment:
       interpolation: `bilinear` or `bicubic`, antialiased as Pillow does.
       flip: whether half of the images are mirrored.
       decode: how `random_resized` resizes: `exact` by Pillow, as torchvision; `fast`
-        by OpenCV, which averages areas where it shrinks, after decoding at 1/2 or
-        1/4 scale where the crop is that much larger than the result.
+        by OpenCV, behind a blur where it shrinks, and after decoding at 1/2 or 1/4
+        scale where the crop is that much larger than the result.
     """
 
     size: int
@@ -85,7 +87,7 @@ class Augment:
         else:
             pixels = self._center_crop(picture)
         if self.flip and rng.random() < 0.5:
-            pixels = pixels[:, ::-1]
+            pixels = cv2.flip(pixels, 1).reshape(pixels.shape)
         return pixels
 
     def pad_and_crop(
@@ -116,20 +118,30 @@ class Augment:
         left, top, right, bottom = random_box(rng, picture.size, self.scale, self.ratio)
         if self.decode == "exact":
             # Not Pillow's resize(box=...), which lets pixels outside the box in.
-            return self._resize(picture.pixels()[top:bottom, left:right])
+            return self._resize(picture.part(left, top, right, bottom))
         side = min(right - left, bottom - top)
         shrink = next((k for k in (4, 2) if side >= k * self.size), 1)
+        if shrink == 1:
+            return self._resize_fast(picture.part(left, top, right, bottom))
         pixels = picture.pixels(shrink)
         # Only JPEGs come smaller. Each of their pixels stands for shrink x shrink.
         if pixels.shape[1] == picture.size[0]:
             shrink = 1
         left, top = round(left / shrink), round(top / shrink)
         right, bottom = round(right / shrink), round(bottom / shrink)
-        crop = pixels[top:bottom, left:right]
-        shrinks = min(crop.shape[:2]) > self.size
-        how = cv2.INTER_AREA if shrinks else CV2_INTERPOLATIONS[self.interpolation]
-        resized = cv2.resize(crop, (self.size, self.size), interpolation=how)
-        return resized.reshape(self.size, self.size, -1)
+        return self._resize_fast(pixels[top:bottom, left:right])
+
+    def _resize_fast(self, pixels: np.ndarray) -> np.ndarray:
+        height, width, channels = pixels.shape
+        high, wide = max(height / self.size, 1.0), max(width / self.size, 1.0)
+        how = CV2_INTERPOLATIONS[self.interpolation]
+        if max(high, wide) > 1:
+            if self.interpolation == "bilinear" and max(high, wide) <= 2:
+                pixels = cv2.sepFilter2D(pixels, -1, _widen(wide), _widen(high))
+            else:
+                how = cv2.INTER_AREA
+        resized = cv2.resize(pixels, (self.size, self.size), interpolation=how)
+        return resized.reshape(self.size, self.size, channels)
 
     def _resize(self, pixels: np.ndarray, box=None) -> np.ndarray:
         image = Image.fromarray(pixels[:, :, 0] if pixels.shape[-1] == 1 else pixels)
@@ -139,9 +151,8 @@ class Augment:
         return np.asarray(resized).reshape(self.size, self.size, -1)
 
     def _center_crop(self, picture: Picture) -> np.ndarray:
-        pixels = picture.pixels()
         short = math.floor(self.size / self.crop_fraction)
-        height, width = pixels.shape[:2]
+        width, height = picture.size
         if width < height:
             wide, high = short, int(short * height / width)
         else:
@@ -149,13 +160,24 @@ class Augment:
         # torchvision rounds the offset in this way.
         left, top = round((wide - self.size) / 2), round((high - self.size) / 2)
         if (wide, high) == (width, height):
-            return pixels[top : top + self.size, left : left + self.size]
-        # Pillow computes no more than the part that is kept.
+            return picture.part(left, top, left + self.size, top + self.size)
+        # What is kept, in the pixels of the image; rounding must not lead outside.
         x, y = width / wide, height / high
         right, bottom = (left + self.size) * x, (top + self.size) * y
-        # Rounding must not lead outside.
         box = (left * x, top * y, min(right, width), min(bottom, height))
-        return self._resize(pixels, box)
+        # Pillow's filters reach this far beyond it.
+        reach = REACH[self.interpolation]
+        reach_x, reach_y = (math.ceil(reach * max(step, 1)) + 1 for step in (x, y))
+        first_x = max(math.floor(box[0]) - reach_x, 0)
+        first_y = max(math.floor(box[1]) - reach_y, 0)
+        part = picture.part(
+            first_x,
+            first_y,
+            min(math.ceil(box[2]) + reach_x, width),
+            min(math.ceil(box[3]) + reach_y, height),
+        )
+        shift = (first_x, first_y, first_x, first_y)
+        return self._resize(part, tuple(np.subtract(box, shift).tolist()))
 
 
 def mix(keys: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
@@ -167,6 +189,16 @@ def mix(keys: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
 
 
 CV2_INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+
+
+def _widen(factor: float) -> Float32[np.ndarray, "3"]:
+    """A blur that makes OpenCV's linear filter as wide as one that shrinks has to be.
+
+    A triangle of half width `factor` has the variance factor^2 / 6. The linear filter
+    that OpenCV samples with, however much it shrinks, has 1/6, and the blur the rest.
+    """
+    side = (factor**2 - 1) / 12
+    return np.array([side, 1 - 2 * side, side], np.float32)
 
 
 def random_box(

@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 
 from resnet_jax.data.decode import Picture
-from resnet_jax.data.sources import Source
+from resnet_jax.data.sources import DigitsSource, FakeSource, Source
 from resnet_jax.errors import BadImageError, UserError
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,8 @@ UNASKED, ASKED = 0.25, 0.8
 SAMPLE = 64
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+# No repr: Grain takes one of whatever it is given, which of all images takes minutes.
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class MemorySource:
     """Images and labels in memory; see `sources.Source`.
 
@@ -65,7 +66,7 @@ def cached(source: Source, channels: int, mode: str) -> Source:
     Raises:
       UserError: the images of a split take more than 80 % of the memory that is free.
     """
-    if mode == "none" or type(source).__name__ in ("FakeSource", "DigitsSource"):
+    if mode == "none" or isinstance(source, FakeSource | DigitsSource):
         return source
     side, total = estimate(source, channels)
     free = psutil.virtual_memory().available

@@ -4,17 +4,22 @@ import contextlib
 import dataclasses
 import functools
 import io
+import threading
 
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from resnet_jax.data._nvimgcodec import nvimgcodec
 from resnet_jax.errors import BadImageError
 
 MODES = {1: "L", 3: "RGB"}
 SPACES = {1: "GRAY", 3: "RGB"}
 ORIENTATION = 0x0112  # the EXIF tag
+EXIF, START_OF_SCAN = 0xE1, 0xDA  # markers of a JPEG
+
+_of_thread = threading.local()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +62,30 @@ class Picture:
                 return self._jpeg(shrink)
             # Pillow reads some JPEGs that simplejpeg does not, and says what is wrong.
         return self._any_kind
+
+    def part(
+        self, left: int, top: int, right: int, bottom: int
+    ) -> UInt8[np.ndarray, "h w {self.channels}"]:
+        """The same as `pixels()[top:bottom, left:right]`, decoding less if it can.
+
+        Raises:
+          BadImageError: as `pixels`; but what is broken outside the part may not show.
+        """
+        part = None
+        if nvimgcodec and self.channels == 3 and self._jpeg_size and self._is_complete:
+            region = nvimgcodec.Region(top, left, bottom, right)
+            stream = nvimgcodec.CodeStream(self.image).get_sub_code_stream(
+                region=region
+            )
+            part = _region_decoder().decode(stream)
+        if part is not None:
+            return np.asarray(part)
+        return self.pixels()[top:bottom, left:right]
+
+    @property
+    def _is_complete(self) -> bool:
+        """Whether a JPEG ends with its last marker, so that it is not cut off."""
+        return self.image.endswith(b"\xff\xd9")
 
     @functools.cached_property
     def _jpeg_size(self) -> tuple[int, int] | None:
@@ -111,14 +140,40 @@ class Picture:
             raise BadImageError(f"{self.name}: cannot be decoded: {reason}.") from None
 
 
+def _region_decoder():
+    """This thread's decoder of parts of JPEGs, which computes on the CPU alone."""
+    if not hasattr(_of_thread, "decoder"):
+        _of_thread.decoder = nvimgcodec.Decoder(
+            device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,
+            backends=[nvimgcodec.Backend(nvimgcodec.CPU_ONLY)],
+            max_num_cpu_threads=1,
+        )
+    return _of_thread.decoder
+
+
 def _is_turned(jpeg: bytes) -> bool:
     """Whether a JPEG's EXIF block says that its pixels do not lie upright."""
-    if b"Exif\0\0" not in jpeg[:65536]:
+    if not _has_exif(jpeg):
         return False
     try:
         return Image.open(io.BytesIO(jpeg)).getexif().get(ORIENTATION, 1) != 1
     except Exception:
         return True  # Pillow tells, or passes over, what is broken
+
+
+def _has_exif(jpeg: bytes) -> bool:
+    """Whether an EXIF block is among the segments before the pixels (ITU-T T.81, B)."""
+    place = 2
+    while jpeg[place : place + 1] == b"\xff" and len(jpeg) > place + 4:
+        marker = jpeg[place + 1]
+        if marker == EXIF and jpeg.startswith(b"Exif\0\0", place + 4):
+            return True
+        if marker == START_OF_SCAN:
+            return False
+        # Any number of bytes 0xff may stand before a marker.
+        length = int.from_bytes(jpeg[place + 2 : place + 4]) + 2
+        place += 1 if marker == 0xFF else length
+    return False
 
 
 def _to_pixels(image: Image.Image, channels: int) -> np.ndarray:

@@ -11,13 +11,14 @@ permutations where the epoch before it stopped. What is said here of the epoch o
 image is then the epoch of its source.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import grain
 import jax
@@ -34,7 +35,7 @@ from resnet_jax.errors import BadImageError, UserError
 # First words of what random numbers are made of.
 ORDER, AUGMENT, MIX = 0, 1, 2
 # Most examples that are made in one go.
-CHUNK = 64
+CHUNK = 32
 
 Batch = dict[str, np.ndarray]
 
@@ -129,16 +130,17 @@ class Examples:
         """The examples at positions of the endless training order."""
         size = len(self.source)
         places = [divmod(position, size) for position in positions]
-        if not self.at_once:
-            return _stack([self._train(*place, seed) for place in places])
         views = self._views(seed, places)
-        images = self.source.images[views.indices]
+        keys = views.keys(seed)
+        if not self.at_once:
+            rows = zip(places, views.indices.tolist(), keys.tolist(), strict=True)
+            return _collect((self._train(*row, seed) for row in rows), len(places))
         return {
-            "image": self.augment.pad_and_crop(images, views.keys(seed)),
+            "image": self.augment.pad_and_crop(self.source.images[views.indices], keys),
             "label": self.source.labels[views.indices],
-            "mask": np.ones(len(images), np.bool_),
+            "mask": np.ones(len(places), np.bool_),
             "index": views.indices,
-            "bad": np.full(len(images), -1),
+            "bad": np.full(len(places), -1),
         }
 
     @property
@@ -162,22 +164,24 @@ class Examples:
             found.append((*(part[place] for part in order), turn))
         return Views(*np.array(found, np.int64).T)
 
-    def _train(self, epoch: int, offset: int, seed: int) -> Batch:
+    def _train(self, place: tuple[int, int], index: int, key: int, seed: int) -> Batch:
+        try:
+            return self._example(index, key, bad=-1)
+        except BadImageError as error:
+            self._stop_unless_skipped(error)
+        epoch, offset = place
         size = len(self.source)
-        first_bad = -1
-        for place in range(offset, offset + size):
-            view = self._views(seed, [(epoch, place % size)])
-            index = view.indices.item()
-            try:
-                return self._example(index, view.keys(seed).item(), bad=first_bad)
-            except BadImageError as error:
-                self._stop_unless_skipped(error)
-                first_bad = index if first_bad < 0 else first_bad
+        for other in range(offset + 1, offset + size):
+            view = self._views(seed, [(epoch, other % size)])
+            with contextlib.suppress(BadImageError):
+                return self._example(
+                    view.indices.item(), view.keys(seed).item(), bad=index
+                )
         raise UserError(f"{self.source.where} holds no image that can be decoded.")
 
     def test(self, positions: Sequence[int]) -> Batch:
         """The examples at positions of the split; padding behind its end."""
-        return _stack([self._test(position) for position in positions])
+        return _collect(map(self._test, positions), len(positions))
 
     def _test(self, position: int) -> Batch:
         if position >= len(self.source):
@@ -217,8 +221,18 @@ def _pack(image, label, index: int, bad: int, mask: bool) -> Batch:
     }
 
 
-def _stack(examples: list[Batch]) -> Batch:
-    return {key: np.stack([one[key] for one in examples]) for key in examples[0]}
+def _collect(examples: Iterable[Batch], number: int) -> Batch:
+    """Makes a batch; each example is put in place while its pixels are in the cache."""
+    batch = {}
+    for place, example in enumerate(examples):
+        if not batch:
+            batch = {
+                key: np.empty((number, *value.shape), value.dtype)
+                for key, value in example.items()
+            }
+        for key, value in example.items():
+            batch[key][place] = value
+    return batch
 
 
 def bad_indices(batch: Batch) -> set[int]:
@@ -246,26 +260,36 @@ class Batches:
     `mask` (False: padding), int64 `index` in the split and int64 `bad` [rows].
     """
 
-    def __init__(self, dataset: grain.MapDataset, num_workers: int, num_threads: int):
+    def __init__(
+        self,
+        chunks: grain.MapDataset,
+        chunks_a_batch: int,
+        num_workers: int,
+        num_threads: int,
+    ):
         num_workers, threads = spread(num_workers, num_threads, os.cpu_count() or 1)
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-        batches = dataset.to_iter_dataset(options)
+        # While a batch waits to be taken, every thread makes a part of the next one.
+        ahead = threads if num_workers else threads + chunks_a_batch
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+        chunks = chunks.to_iter_dataset(options)
         if num_workers:
             # Grain reads absl flags when it starts workers; a library user has none.
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()
-            batches = batches.mp_prefetch(
-                grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2),
+            ahead = 1 + -(-chunks_a_batch // num_workers)
+            chunks = chunks.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=ahead),
                 worker_init_fn=functools.partial(_start_worker, os.getpid()),
             )
-        self._iterator = iter(batches)
+        self._chunks_a_batch = chunks_a_batch
+        self._iterator = iter(chunks)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
         try:
-            batch = next(self._iterator)
+            chunks = list(itertools.islice(self._iterator, self._chunks_a_batch))
         except RuntimeError as error:
             if "Worker process was terminated" not in str(error):
                 raise
@@ -274,7 +298,11 @@ class Batches:
                 " the same command goes on from the last checkpoint. If it happens"
                 " again: fewer --config.data.num_workers (0: threads only)."
             ) from None
-        return {key: np.asarray(value) for key, value in batch.items()}
+        if not chunks:
+            raise StopIteration
+        return {
+            key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]
+        }
 
     def close(self) -> None:
         """Stops the workers and frees what they shared."""
@@ -326,8 +354,8 @@ def train_batches(
     """
     rows = range(batch_size) if rows is None else rows
     make = functools.partial(examples.train, seed=seed)
-    dataset = _batches(make, steps, batch_size, rows)
-    return Batches(dataset, _workers_of(examples, num_workers), num_threads)
+    chunks = _chunks(make, steps, batch_size, rows)
+    return Batches(*chunks, _workers_of(examples, num_workers), num_threads)
 
 
 def eval_batches(
@@ -344,8 +372,8 @@ def eval_batches(
     """
     rows = range(batch_size) if rows is None else rows
     steps = range(-(-len(examples.source) // batch_size))
-    dataset = _batches(examples.test, steps, batch_size, rows)
-    return Batches(dataset, _workers_of(examples, num_workers), num_threads)
+    chunks = _chunks(examples.test, steps, batch_size, rows)
+    return Batches(*chunks, _workers_of(examples, num_workers), num_threads)
 
 
 def _workers_of(examples: Examples, num_workers: int) -> int:
@@ -353,13 +381,13 @@ def _workers_of(examples: Examples, num_workers: int) -> int:
     return 0 if isinstance(examples.source, MemorySource) else num_workers
 
 
-def _batches(
+def _chunks(
     make: Callable[[Sequence[int]], Batch],
     steps: range,
     batch_size: int,
     rows: Sequence[int],
-) -> grain.MapDataset:
-    """The rows of each step's batch, made of the examples at their positions."""
+) -> tuple[grain.MapDataset, int]:
+    """Makes the rows of each step's batch in chunks; the second is how many a batch."""
     # Grain hands out chunks, for its work on each element takes longer than a small
     # image does; but no whole batches, of which every thread would keep some.
     size = max(n for n in range(1, CHUNK + 1) if len(rows) % n == 0)
@@ -371,9 +399,10 @@ def _batches(
         rows=rows,
         size=size,
     )
-    chunks = len(rows) // size
-    dataset = grain.MapDataset.range(len(steps) * chunks).map(chunk)
-    return dataset.batch(chunks, batch_fn=_join)
+    chunks_a_batch = len(rows) // size
+    return grain.MapDataset.range(len(steps) * chunks_a_batch).map(
+        chunk
+    ), chunks_a_batch
 
 
 # Not closures: workers get them by name.
@@ -388,9 +417,3 @@ def _make_chunk(
     step, chunk = divmod(k, len(rows) // size)
     first = (first_step + step) * batch_size
     return make([first + row for row in rows[chunk * size : (chunk + 1) * size]])
-
-
-def _join(chunks: Sequence[Batch]) -> Batch:
-    if len(chunks) == 1:
-        return chunks[0]
-    return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}

@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import warnings
 import zipfile
 import zlib
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from resnet_jax.data import decode as decode_module
 from resnet_jax.data.augment import Augment
 from resnet_jax.data.decode import Picture
 from resnet_jax.errors import BadImageError, UserError
@@ -426,3 +429,54 @@ def test_the_pixels_of_jpegs_are_those_of_pillow():
         )
         expected = np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
         np.testing.assert_array_equal(Picture(jpeg, 3).pixels(), expected)
+
+
+JPEG_KINDS = {
+    "4:2:0": {"subsampling": "4:2:0"},
+    "4:2:2": {"subsampling": "4:2:2"},
+    "4:4:4": {"subsampling": "4:4:4"},
+    "coarse": {"quality": 20},
+    "progressive": {"progressive": True},
+    "restarts": {"restart_marker_blocks": 3},
+}
+
+
+@pytest.mark.parametrize("kind", JPEG_KINDS)
+@pytest.mark.parametrize("mode", ("L", "RGB", "CMYK"))
+@pytest.mark.parametrize("library", ("nvimgcodec", "none"))
+def test_a_part_has_the_pixels_of_the_whole(kind, mode, library, monkeypatch):
+    if library == "none":
+        monkeypatch.setattr(decode_module, "nvimgcodec", None)
+    image = noise(1, 31, 23).resize((250, 187), Image.Resampling.BICUBIC)
+    jpeg = encode(image.convert(mode), "JPEG", **JPEG_KINDS[kind])
+    rng = np.random.default_rng(0)
+    for channels in (1, 3):
+        whole = decode(jpeg, channels, NAME)
+        for _ in range(10):
+            left, right = sorted(rng.choice(251, 2, replace=False).tolist())
+            top, bottom = sorted(rng.choice(188, 2, replace=False).tolist())
+            part = Picture(jpeg, channels).part(left, top, right, bottom)
+            np.testing.assert_array_equal(part, whole[top:bottom, left:right])
+
+
+def test_parts_are_really_decoded_alone(monkeypatch):
+    pytest.importorskip("nvidia.nvimgcodec")
+    monkeypatch.setattr(Picture, "pixels", None)
+    jpeg = encode(noise(1, 31, 23), "JPEG")
+    assert Picture(jpeg, 3).part(2, 3, 20, 10).shape == (7, 18, 3)
+
+
+def test_a_file_that_is_cut_off_is_bad_even_where_the_part_is_there():
+    jpeg = encode(noise(1, 310, 230), "JPEG")[:-2000]
+    with pytest.raises(BadImageError, match="truncated"):
+        Picture(jpeg, 3, NAME).part(0, 0, 20, 20)
+
+
+def test_libraries_that_are_missing_on_this_machine_are_not_told():
+    done = subprocess.run(
+        [sys.executable, "-c", "import resnet_jax.data.decode"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("", "")
