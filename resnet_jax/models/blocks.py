@@ -84,12 +84,18 @@ class Block(nn.Module):
         more = {"bias": name in spec.biased, "name": name} | more
         return self.conv(features, kernel, **more)(x)
 
-    def spread(self, x, number: int, dilation: int, *, train: bool):
-        """Applies a 3x3 convolution, its norm and activation; blurs before a stride."""
+    @property
+    def bottleneck_strides(self) -> tuple[int, int]:
+        """Of a bottleneck's first 1x1 and of its 3x3."""
+        stride = self.plan.stride
+        return (stride, 1) if self.spec.stride_at == "1x1" else (1, stride)
+
+    def spread(self, x, number: int, stride: int, dilation: int, *, train: bool):
+        """Applies a 3x3 convolution, norm and activation; blurs where it would stride.
+
+        With `selective_kernel`, two 3x3 in place of one.
+        """
         spec, plan = self.spec, self.plan
-        stride = 1 if spec.stride_at == "1x1" and self.last == 3 else plan.stride
-        # The norm before the next convolution is the next one's where they come first.
-        norm = f"norm{number}"
         if spec.spatial == "selective_kernel":
             return SelectiveKernel(
                 plan.widths[1],
@@ -112,7 +118,7 @@ class Block(nn.Module):
             dilation=dilation,
             groups=plan.groups,
         )
-        x = self.norm(name=norm)(x, train=train)
+        x = self.norm(name=f"norm{number}")(x, train=train)
         return layers.anti_alias(x, spec.anti_alias, stride) if blur else x
 
     def attend(self, x):
@@ -169,7 +175,7 @@ class BasicBlock(Block):
         train: bool,
     ) -> Float[Array, "b h2 w2 f"]:
         first, second = self.plan.dilation
-        y = self.spread(x, 1, first, train=train)
+        y = self.spread(x, 1, self.plan.stride, first, train=train)
         y = self.convolve(y, 2, 3, dilation=second)
         y = self.last_norm(2, y, train=train)
         return self.add_and_activate(x, y, drop_path, train=train)
@@ -190,15 +196,15 @@ class BottleneckBlock(Block):
         train: bool,
     ) -> Float[Array, "b h2 w2 f"]:
         spec, plan = self.spec, self.plan
-        on_1x1 = spec.stride_at == "1x1"
-        y = self.convolve(x, 1, 1, stride=plan.stride if on_1x1 else 1)
+        stride_1x1, stride_3x3 = self.bottleneck_strides
+        y = self.convolve(x, 1, 1, stride=stride_1x1)
         y = self.norm(name="norm1")(y, train=train)
         if spec.spatial == "split_attention":
             y = self.split_attention(y, train=train)
         elif spec.spatial == "hierarchical":
             y = self.hierarchical(y, train=train)
         else:
-            y = self.spread(y, 2, plan.dilation[0], train=train)
+            y = self.spread(y, 2, stride_3x3, plan.dilation[0], train=train)
         y = self.last_norm(3, self.convolve(y, 3, 1), train=train)
         return self.add_and_activate(x, y, drop_path, train=train)
 
@@ -306,8 +312,7 @@ class PreactBottleneckBlock(PreactBlock):
         train: bool,
     ) -> Float[Array, "b h2 w2 f"]:
         plan = self.plan
-        on_1x1 = self.spec.stride_at == "1x1"
-        stride_1x1, stride_3x3 = (plan.stride, 1) if on_1x1 else (1, plan.stride)
+        stride_1x1, stride_3x3 = self.bottleneck_strides
         first = self.norm(name="norm1")(x, train=train)
         y = self.convolve(first, 1, 1, stride=stride_1x1)
         y = self.norm(name="norm2")(y, train=train)

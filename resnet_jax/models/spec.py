@@ -10,6 +10,19 @@ BlockName = Literal[
     "basic", "bottleneck", "preact_basic", "preact_bottleneck", "norm_free"
 ]
 
+# Values that only some kinds of block know; others would pass over them in silence.
+KNOWN_BY = {
+    ("attention", "se"): ("basic", "bottleneck", "norm_free"),
+    ("attention", "eca"): ("basic", "bottleneck", "norm_free"),
+    ("anti_alias", "avg"): ("basic", "bottleneck"),
+    ("anti_alias", "blur"): ("basic", "bottleneck"),
+    ("spatial", "selective_kernel"): ("basic", "bottleneck"),
+    ("spatial", "split_attention"): ("bottleneck",),
+    ("spatial", "hierarchical"): ("bottleneck",),
+    ("extra_conv", True): ("norm_free",),
+    ("skip_gain", True): ("norm_free",),
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResNetSpec:
@@ -192,6 +205,19 @@ class ResNetSpec:
             )
         if isinstance(self.block, tuple) and len(self.block) != stages:
             raise ValueError(f"block {self.block} must name one block, or one a stage")
+        for (name, value), kinds in KNOWN_BY.items():
+            unaware = [kind for kind in self.blocks if kind not in kinds]
+            if getattr(self, name) == value and unaware:
+                raise ValueError(
+                    f"{name}={value!r} is not known by the block {unaware[0]}, only by"
+                    f" {', '.join(kinds)}"
+                )
+        if self.block_dropout and set(self.blocks) != {"preact_basic"}:
+            raise ValueError(
+                f"block_dropout={self.block_dropout} is known by the block"
+                " preact_basic alone; dropout is before the head, drop_path leaves"
+                " out whole blocks"
+            )
         if self.output_stride and self.output_stride & (self.output_stride - 1):
             raise ValueError(f"output_stride={self.output_stride} is no power of two")
 

@@ -117,6 +117,21 @@ def test_a_value_that_is_not_allowed_is_answered_with_those_that_are(monkeypatch
 
 
 @pytest.mark.parametrize(
+    "name, field, value",
+    [
+        ("preact110", "attention", "se"),
+        ("preact110", "anti_alias", "blur"),
+        ("resnet18", "spatial", "hierarchical"),
+        ("resnet50", "skip_gain", True),
+        ("resnet50", "block_dropout", 0.3),
+    ],
+)
+def test_a_field_that_the_blocks_do_not_know_is_refused(name, field, value):
+    with pytest.raises(UserError, match=f"{field}=.* is( not)? known by the block"):
+        get_spec(name, **{field: value})
+
+
+@pytest.mark.parametrize(
     ("where", "channels"), [("end", [1, 1, 0, 0, 0, 0]), ("both", [0, 0, 1, 1, 0, 0])]
 )
 def test_option_a_keeps_every_second_pixel_and_pads_where_it_is_told(where, channels):
