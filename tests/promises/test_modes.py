@@ -64,9 +64,9 @@ def test_the_number_of_devices_does_not_change_a_run(tmp_path):
         assert code == 0, output
         results.append(runs.result(workdir))
     for other in results[1:]:
-        # Sums over devices round in another order, and steps let that grow: after 40
-        # it was 1.1e-3.
-        assert other["loss"] == pytest.approx(results[0]["loss"], rel=1e-3)
+        # Sums over devices round in another order, and each step multiplies what they
+        # differ by: 7e-8 was seen after 10 steps, 2e-6 after 20, 1e-3 after 40.
+        assert other["loss"] == pytest.approx(results[0]["loss"], rel=1e-4)
         assert other["n_seen"] == results[0]["n_seen"] == 360
 
 
