@@ -1,7 +1,8 @@
-"""Configs: durations, comparison, and what may change when a run goes on."""
+"""Configs: variants, durations, comparison, and what may change when a run goes on."""
 
 import json
-from collections.abc import Mapping
+import runpy
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import ml_collections
@@ -21,6 +22,23 @@ MAY_CHANGE = (
     "data.num_threads",
     "data.data_dir",
 )
+
+
+def load(path: str) -> ConfigDict:
+    """The config that a file describes, `FILE.py` or `FILE.py:VARIANT`."""
+    file, _, variant = path.partition(":")
+    get_config = runpy.run_path(file)["get_config"]
+    return get_config(variant) if variant else get_config()
+
+
+def choose(variant: str, known: Collection[str]) -> int:
+    """The place of a recipe's argument among those that it knows; else UserError."""
+    if variant not in known:
+        raise UserError(
+            f"The recipe has no variant {variant!r}.{nearest(variant, known)} It is one"
+            f" of {', '.join(known)}, behind the file and a colon."
+        )
+    return list(known).index(variant)
 
 
 def literal(value) -> ml_collections.FieldReference:

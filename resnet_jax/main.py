@@ -8,7 +8,6 @@ import inspect
 import logging
 import os
 import pathlib
-import runpy
 import shlex
 import sys
 import tempfile
@@ -18,7 +17,7 @@ import absl.logging
 from absl import flags
 from ml_collections import config_flags
 
-from resnet_jax.config import check_keys, for_dry_run, rewrite_durations
+from resnet_jax.config import check_keys, for_dry_run, load, rewrite_durations
 from resnet_jax.errors import UserError, nearest
 
 # What a file system may refuse, and a user can mend.
@@ -62,11 +61,12 @@ def parse(argv: list[str]) -> None:
     # The config flag looks for its overrides here.
     sys.argv = argv
     path = _config_path(argv)
-    if path is not None and not os.path.isfile(path):
-        folder = pathlib.Path(path).parent
+    file = path and path.partition(":")[0]
+    if file and not os.path.isfile(file):
+        folder = pathlib.Path(file).parent
         known = [str(file) for file in sorted(folder.glob("*.py"))]
-        hint = nearest(path, known) if known else ""
-        raise UserError(f"There is no config {path}.{hint}")
+        hint = nearest(file, known) if known else ""
+        raise UserError(f"There is no config {file}.{hint}")
     try:
         rest = flags.FLAGS(argv)[1:]
     except flags.Error as error:
@@ -75,7 +75,7 @@ def parse(argv: list[str]) -> None:
         ) from None
     except (AttributeError, KeyError):
         if path is not None:
-            check_keys(runpy.run_path(path)["get_config"](), argv)
+            check_keys(load(path), argv)
         raise
     if rest:
         raise UserError(f"What is {rest[0]!r}? Arguments are written --name=value.")

@@ -3,7 +3,6 @@
 import argparse
 import json
 import pathlib
-import runpy
 import sys
 
 from ml_collections import ConfigDict
@@ -11,12 +10,13 @@ from ml_collections import ConfigDict
 from resnet_jax import bench
 from resnet_jax.bench import input as input_bench
 from resnet_jax.bench.training import compile_time, overhead
+from resnet_jax.config import load
 from resnet_jax.errors import UserError
 
 
 def training_config(args: argparse.Namespace) -> ConfigDict:
     """A short run on fake data at the size of the arguments."""
-    config = runpy.run_path(args.config)["get_config"]()
+    config = load(args.config)
     config.model.name = args.model or config.model.name
     config.batch_size = args.batch_size
     config.model.dtype = args.dtype
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     kinds = parser.add_subparsers(dest="what", required=True)
     for name in ("overhead", "compile"):
         kind = kinds.add_parser(name, parents=[common])
-        kind.add_argument("--config", default="configs/cifar10_r20.py")
+        kind.add_argument("--config", default="configs/cifar10.py")
         kind.add_argument("--model", help="of the zoo; default: the config's")
         kind.add_argument("--image_size", type=int, default=32)
         kind.add_argument("--batch_size", type=int, default=128)

@@ -1,0 +1,48 @@
+"""Fine-tuning by BiT's HyperRule: Kolesnikov et al. 2019 (arXiv:1912.11370), section 3.3.
+
+python -m resnet_jax.main --config=configs/bit_hyperrule.py:cifar10 --workdir=runs/tune
+
+Argument: cifar10, cifar100 or imagenet2012. The weights are BiT-M's, of ImageNet-21k.
+Source: the README of github.com/google-research/big_transfer, BiT-M R50x1.
+
+Small images (an area below 96 x 96) are brought to 160 pixels and cropped to 128, others
+to 512 and 480; above 20,000 examples mixup of 0.1; 500, 10,000 or 20,000 steps for less
+than 20,000, less than 500,000 or more examples.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+from resnet_jax.config import choose
+
+PUBLISHED = {"cifar10": "97.3", "cifar100": "86.5", "imagenet2012": "80.68"}
+
+
+def get_config(dataset: str = "cifar10") -> ConfigDict:
+    choose(dataset, PUBLISHED)
+    large = dataset == "imagenet2012"
+    config = common.get_config()
+    config.batch_size = 512
+    steps = 20_000 if large else 10_000
+    config.total = ConfigDict({"steps": steps})
+    config.init_from = "timm:resnetv2_50x1_bit.goog_in21k"
+    config.model.name = "resnetv2_50x1_bit"
+    config.model.overrides.head_init_std = 0.0
+
+    config.data.source = f"tfds:{dataset}"
+    config.data.eval_split = "validation" if large else "test"
+    config.data.mean = config.data.std = (0.5, 0.5, 0.5)
+    side, config.data.image_size = (512, 480) if large else (160, 128)
+    config.data.train_crop = "short_side"
+    config.data.short_side = (side, side)
+    config.data.crop_fraction = 1.0
+
+    config.optim.learning_rate = 0.003
+    config.optim.learning_rate_batch = 512
+    config.optim.schedule = "step"
+    config.optim.decay_at = tuple({"steps": steps * k // 10} for k in (3, 6, 9))
+    config.optim.warmup = ConfigDict({"steps": 500})
+    config.optim.nesterov = False
+    config.optim.weight_decay = 0.0
+    config.mix.mixup_alpha = 0.1
+    return config

@@ -1,0 +1,36 @@
+"""ResNet-50 as NVIDIA's DeepLearningExamples train it.
+
+python -m resnet_jax.main --config=configs/nvidia.py:90 --workdir=runs/nvidia90
+
+Argument: 50, 90 or 250 epochs; 250 with mixup. Source: the README of
+PyTorch/Classification/ConvNets/resnet50v1.5, on A100 with mixed precision.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+from resnet_jax.config import choose
+
+PUBLISHED = {"50": "75.81", "90": "77.12", "250": "78.43"}
+
+
+def get_config(epochs: str = "90") -> ConfigDict:
+    choose(epochs, PUBLISHED)
+    config = common.get_config()
+    config.batch_size = 2048
+    config.total = ConfigDict({"epochs": int(epochs)})
+
+    config.model.name = "resnet50"
+    config.model.dtype = "bfloat16"
+    config.model.bn_group_size = 256
+
+    config.optim.learning_rate = 0.256
+    config.optim.momentum = 0.875
+    config.optim.nesterov = False
+    config.optim.warmup = ConfigDict({"epochs": 8})
+    config.optim.weight_decay = 1 / 32768
+    config.optim.weight_decay_exclude = "norm"
+    config.label_smoothing = 0.1
+    if epochs == "250":
+        config.mix.mixup_alpha = 0.2
+    return config

@@ -1,0 +1,29 @@
+"""Pre-activation networks on CIFAR-10: He et al. 2016 (arXiv:1603.05027).
+
+python -m resnet_jax.main --config=configs/preact.py:164 --workdir=runs/preact164
+
+Argument: 110, 164 or 1001 layers. Source: table 4; 1001 layers in batches of 64, the
+median of 5 runs (github.com/KaimingHe/resnet-1k-layers). The paper warms up at 0.01 for
+400 steps; here the rate rises from 0.01.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import cifar10
+from resnet_jax.config import choose
+
+PUBLISHED = {"110": "93.63", "164": "94.54", "1001": "95.38"}
+
+
+def get_config(depth: str = "164") -> ConfigDict:
+    choose(depth, PUBLISHED)
+    config = cifar10.get_config()
+    config.model.name = f"preact{depth}"
+    config.optim.warmup = ConfigDict({"steps": 400})
+    config.optim.warmup_from = 0.01
+    if depth == "1001":
+        config.batch_size = 64
+        config.total = ConfigDict({"steps": 128_000})
+        config.optim.decay_at = ({"steps": 64_000}, {"steps": 96_000})
+        config.model.scan_blocks = True
+    return config

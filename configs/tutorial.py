@@ -1,0 +1,38 @@
+"""The tutorials' ResNet-50 on pictures of hands that show 0 to 5, at 64 x 64.
+
+python -m resnet_jax.main --config=configs/tutorial.py:20 --workdir=runs/tutorial
+
+Argument: 2 or 20 epochs. Adam with Keras's defaults in batches of 32, images between 0
+and 1, no augmentation. Data as configs/signs.py has them.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import signs
+from resnet_jax.config import choose
+
+PUBLISHED = {"2": "", "20": ""}
+
+
+def get_config(epochs: str = "20") -> ConfigDict:
+    choose(epochs, PUBLISHED)
+    config = signs.get_config()
+    config.batch_size = 32
+    config.total = ConfigDict({"epochs": int(epochs)})
+    config.model.name = "tutorial_keras_resnet50"
+    config.model.overrides = ConfigDict()
+    config.model.bn_group_size = "global"
+
+    config.data.mean = (0.0, 0.0, 0.0)
+    config.data.std = (1.0, 1.0, 1.0)
+    config.data.train_crop = "center"
+    config.data.flip = False
+
+    config.optim.name = "adam"
+    config.optim.learning_rate = 1e-3
+    config.optim.learning_rate_batch = 0
+    config.optim.eps = 1e-7
+    config.optim.schedule = "constant"
+    config.optim.warmup = ConfigDict({"epochs": 0})
+    config.optim.weight_decay = 0.0
+    return config
