@@ -7,6 +7,7 @@ import runpy
 import pytest
 
 from resnet_jax import config as config_lib
+from resnet_jax import recipes
 from resnet_jax.errors import UserError
 from tests.runs import ROOT
 
@@ -16,19 +17,39 @@ CONFIGS = sorted(
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "configs"
 
 
+# FILE or FILE:VARIANT
+RECIPES = [name.replace(".py", "") for name, _, _ in recipes.variants()]
+
+
 def load(name: str):
-    return runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]()
+    stem, colon, variant = name.partition(":")
+    return config_lib.load(str(ROOT / "configs" / f"{stem}.py{colon}{variant}"))
+
+
+def golden(name: str) -> pathlib.Path:
+    return GOLDEN / f"{name.replace(':', '.')}.txt"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_says_what_its_golden_text_says(name):
+    """To accept a change: python -m tests.make_golden_configs, and read the diff."""
+    assert config_lib.as_text(load(name)) == golden(name).read_text()
+
+
+def test_every_golden_text_has_a_recipe():
+    assert set(GOLDEN.glob("*.txt")) == {golden(name) for name in RECIPES}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_says_what_its_golden_text_says(path):
-    """To accept a change: python -m tests.make_golden_configs, and read the diff."""
-    text = config_lib.as_text(load(path.stem))
-    assert text == (GOLDEN / f"{path.stem}.txt").read_text()
+def test_a_file_without_its_argument_is_one_of_its_variants(path):
+    variants = [name for name in RECIPES if name.partition(":")[0] == path.stem]
+    default = config_lib.as_text(load(path.stem))
+    assert default in [config_lib.as_text(load(name)) for name in variants]
 
 
-def test_every_golden_text_has_a_config():
-    assert {p.stem for p in GOLDEN.glob("*.txt")} == {p.stem for p in CONFIGS}
+def test_a_variant_that_is_none_is_answered_with_the_nearest():
+    with pytest.raises(UserError, match="no variant 'a4'.*a1, a2, a3"):
+        load("rsb:a4")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from resnet_jax import zoo
+from resnet_jax import recipes, zoo
 from resnet_jax.config import flatten
 from resnet_jax.models import ZOO
 from tests.runs import ROOT
@@ -75,3 +75,8 @@ def test_the_table_of_networks_is_what_the_command_prints():
     page = PAGES["README.md"]
     table = page.split("<!-- zoo -->\n\n")[1].split("\n\n<!-- end of zoo -->")[0]
     assert table == zoo.as_markdown(zoo.rows(ZOO))
+
+
+def test_the_table_of_recipes_is_what_the_command_prints():
+    text = (ROOT / "configs" / "README.md").read_text()
+    assert recipes.as_markdown(recipes.table()) in text
