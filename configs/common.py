@@ -59,21 +59,63 @@ def get_config() -> ConfigDict:
     config.data.on_bad_image = "stop"  # or skip, which counts them
 
     config.optim = ConfigDict()
+    config.optim.name = "sgd"  # or lars, lamb, adam, adamw, rmsprop_tf
     config.optim.learning_rate = 0.1  # for a batch of learning_rate_batch
     config.optim.learning_rate_batch = 256  # scaled linearly; 0: not scaled
-    config.optim.schedule = "cosine"  # or step, constant
+    # Or step, constant, polynomial, triangular, plateau.
+    config.optim.schedule = "cosine"
+    config.optim.schedule_length = ConfigDict()  # a duration; empty: the run
+    config.optim.end_learning_rate = 0.0  # cosine, polynomial, triangular
+    config.optim.power = 2.0  # polynomial
     config.optim.decay_at = ()  # step: durations from the start
-    config.optim.decay_factor = 0.1
+    config.optim.decay_factor = 0.1  # step, plateau
+    config.optim.patience = 10  # plateau: evaluations without a better one
+    config.optim.per_epoch = False  # the rate is constant within an epoch
     config.optim.warmup = ConfigDict({"epochs": 5})
     config.optim.warmup_from = 0.0  # learning rate at step 0
-    config.optim.momentum = 0.9
-    config.optim.nesterov = True
+    # The schedule begins behind the warm-up; False: at step 0, as in timm.
+    config.optim.warmup_prefix = True
+    config.optim.momentum = 0.9  # sgd, lars, rmsprop_tf
+    config.optim.nesterov = True  # sgd, lars
+    # The rate is outside of the momentum (torch) or inside (caffe); empty: outside for
+    # sgd, inside for others.
+    config.optim.momentum_form = ""
+    config.optim.betas = (0.9, 0.999)  # adam, adamw, lamb: of the two moments
+    config.optim.rms_decay = 0.9  # rmsprop_tf: of the squares
+    config.optim.eps = 0.0  # in the divisor; 0: 1e-8, lamb 1e-6, rmsprop_tf 1e-10
+    config.optim.trust_coefficient = 0.001  # lars
     config.optim.weight_decay = 1e-4
-    config.optim.weight_decay_exclude = "none"  # or norm, norm+bias
-    config.optim.clip_norm = 0.0  # of the gradient; 0: not clipped
+    # Or decoupled (scaled by the rate), schedule (by the rate / its peak).
+    config.optim.decay = "coupled"
+    config.optim.weight_decay_exclude = "none"  # or norm, norm+bias, ndim<=1
+    config.optim.layer_decay = 1.0  # of the rate, from each layer to the one before
+    config.optim.clip_norm = 0.0  # of the gradient; 0: not clipped (lamb: at 1)
+    config.optim.agc = 0.0  # adaptive clipping, as part of a unit's norm; 0: none
+    config.optim.sam_rho = 0.0  # sharpness-aware minimisation; 0: none
+    config.optim.sam_every = 1  # steps
     config.optim.microbatches = 1  # parts of a batch whose gradients are added
+    config.loss = "cross_entropy"  # or binary_cross_entropy
     config.label_smoothing = 0.0
+    config.bce_target_threshold = 0.0  # targets above it are 1, others 0; 0: as is
+    config.bce_sum_classes = False  # the sum over the classes, not their mean
+
+    config.mix = ConfigDict()
+    config.mix.mixup_alpha = 0.0  # 0: no mixup
+    config.mix.cutmix_alpha = 0.0  # 0: no CutMix
+    config.mix.probability = 1.0  # of mixing a batch-norm group
+    config.mix.switch_probability = 0.5  # of CutMix where there are both
+    config.mix.rule = "timm"  # or torchvision
+
+    config.distill = ConfigDict()
+    config.distill.teacher = ""  # of the zoo; empty: none
+    config.distill.teacher_init = ""  # its weights, as init_from; drawn: none, to try
+    config.distill.weight = 0.5  # of its part of the loss
+    config.distill.temperature = 1.0
+
     config.ema_decay = 0.0  # of parameters and running statistics; 0: none
+    config.ema_every = 1  # steps
+    # How the average forgets its start: tf, timm, copy (until warmed up), none.
+    config.ema_warmup = "tf"
 
     config.evaluate = ConfigDict()
     config.evaluate.every = ConfigDict({"epochs": 1})

@@ -74,6 +74,17 @@ def to_steps(
     return max(round(steps), 1 if steps else 0)
 
 
+def rescaled_ema_decay(
+    decay: float, *, batch_size: int, every: int, epochs: float
+) -> float:
+    """The decay of an average that does not depend on batch size and epochs.
+
+    1 - min(1, (1 - decay) * batch_size * every / epochs), which is what torchvision's
+    recipes make of `--model-ema-decay`; `batch_size` is over all devices.
+    """
+    return 1 - min(1.0, (1 - decay) * batch_size * every / epochs)
+
+
 def rewrite_durations(argv: list[str]) -> list[str]:
     """Lets `--config.total.steps=5` replace a duration that was given in epochs."""
     rewritten = []
@@ -111,9 +122,21 @@ def as_json(config: ConfigDict) -> str:
 
 
 def differences(old: Mapping, new: ConfigDict) -> list[str]:
-    """What keeps a run from going on with another config: 'key: old -> new' each."""
+    """What keeps a run from going on with another config: 'key: old -> new' each.
+
+    A key that the old one lacks, as it was written by an older version, has the default
+    value of `configs/common.py`, which is what the run did.
+    """
+    from configs import common
+
     # Through JSON, where tuples are lists.
-    flat_old, flat_new = flatten(old), flatten(json.loads(as_json(new)))
+    flat_new = flatten(json.loads(as_json(new)))
+    defaults = flatten(json.loads(as_json(common.get_config())))
+    flat_old = flatten(old)
+    flat_old |= {
+        key: defaults[key]
+        for key in flat_new.keys() & defaults.keys() - flat_old.keys()
+    }
     found = []
     for key in sorted(flat_old.keys() | flat_new.keys()):
         before, after = flat_old.get(key, "nothing"), flat_new.get(key, "nothing")
@@ -154,6 +177,9 @@ def for_dry_run(config: ConfigDict, devices: int) -> ConfigDict:
         if config.optim.warmup and max(config.optim.warmup.values()):
             config.optim.warmup = ConfigDict({"steps": 1})
         config.optim.decay_at = tuple({"steps": 1} for _ in config.optim.decay_at[:1])
+        config.optim.schedule_length = ConfigDict()
+        if config.distill.teacher:
+            config.distill.teacher_init = "drawn"
         for section in (config.evaluate, config.checkpoint):
             section.every = ConfigDict({"steps": 2})
         config.log_every = ConfigDict({"steps": 1})

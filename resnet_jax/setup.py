@@ -1,6 +1,7 @@
 """What follows from a config on these devices, before anything is computed."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from resnet_jax import optim, sharding, step, writers
+from resnet_jax import losses, mix, optim, sharding, step, writers
 from resnet_jax.config import differences, in_steps, to_steps
 from resnet_jax.data.augment import Augment
 from resnet_jax.data.cache import MODES as CACHES
@@ -110,22 +111,58 @@ class Setup:
             key: jax.ShapeDtypeStruct(*all_keys[key], sharding=placed) for key in keys
         }
 
-    def compile_train_step(self) -> Callable:
-        """The compiled `train_step(state, batch)`; the state is donated."""
+    def compile_train_step(self, teacher: dict | None = None) -> Callable:
+        """The compiled `train_step(state, batch)`; the state is donated.
+
+        `teacher` are the variables of `config.distill.teacher`, on the devices.
+        """
         config = self.config
+        warmup = to_steps(
+            config.optim.warmup,
+            config.batch_size,
+            len(self.train.source),
+            "optim.warmup",
+        )
         options = step.StepOptions(
             mean=config.data.mean,
             std=config.data.std,
-            label_smoothing=config.label_smoothing,
+            loss=losses.make_loss(config),
+            mix=mix.Mix.of(config.mix),
+            teacher=self.teacher() if teacher else None,
             microbatches=config.optim.microbatches,
+            sam_rho=config.optim.sam_rho,
+            sam_every=config.optim.sam_every,
             ema_decay=config.ema_decay,
+            ema_every=config.ema_every,
+            ema_warmup=config.ema_warmup,
+            ema_copy_until=warmup,
             seed=config.seed,
         )
         train_step = step.make_train_step(self.model, self.optimizer, options)
         placed = sharding.replicated(self.mesh)
         jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(placed, placed))
         batch = self.batch_like(config.batch_size, "image", "label")
-        return jitted.lower(self.state_like(), batch).compile()
+        if not teacher:
+            return jitted.lower(self.state_like(), batch).compile()
+        # An argument, since constants would be compiled into the program.
+        compiled = jitted.lower(self.state_like(), batch, teacher=teacher).compile()
+        return functools.partial(compiled, teacher=teacher)
+
+    def teacher(self) -> step.Teacher | None:
+        """The network of `config.distill.teacher`, if there is one."""
+        distill = self.config.distill
+        if not distill.teacher:
+            return None
+        return step.Teacher(
+            model=create_model(
+                distill.teacher,
+                dtype=self.model.dtype,
+                num_classes=self.model.spec.num_classes,
+                in_channels=self.model.spec.in_channels,
+            ),
+            weight=distill.weight,
+            temperature=distill.temperature,
+        )
 
     def compile_eval_step(self) -> Callable:
         """The compiled `eval_step(variables, batch, allowed)`."""
@@ -215,6 +252,10 @@ def set_up(config: ConfigDict) -> Setup:
     schedule = optim.make_schedule(
         config, total_steps=total_steps, train_size=train_size
     )
+    model = _make_model(config, mesh, train.source)
+    optimizer = optim.make_optimizer(config, schedule)
+    if model.scan_blocks and optim.looks_at_layers(config.optim):
+        optimizer = optim.on_single_blocks(optimizer, model.spec)
     durations = {
         "evaluate": (config.evaluate.every, "evaluate.every"),
         "checkpoint": (config.checkpoint.every, "checkpoint.every"),
@@ -226,10 +267,10 @@ def set_up(config: ConfigDict) -> Setup:
         train=train,
         test=test,
         sets=sets,
-        model=_make_model(config, mesh, train.source),
+        model=model,
         total_steps=total_steps,
         schedule=schedule,
-        optimizer=optim.make_optimizer(config, schedule),
+        optimizer=optimizer,
         eval_batch_size=config.evaluate.batch_size or config.batch_size,
         every={
             what: max(in_steps(duration, config.batch_size, train_size, key), 1.0)
@@ -270,7 +311,12 @@ def _check_values(config: ConfigDict, mesh: Mesh) -> None:
     ):
         if value < least:
             raise UserError(f"{key}={value} must be at least {least}.")
+    optim.check(config)
+    losses.check(config)
+    mix.check(config)
     get_spec(config.model.name, **config.model.overrides)
+    if config.distill.teacher:
+        get_spec(config.distill.teacher)
 
 
 def _open_examples(

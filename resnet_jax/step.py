@@ -1,6 +1,7 @@
 """The pure functions that jit compiles: one parameter update, one evaluation batch."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,8 +16,12 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from resnet_jax import losses, metrics, optim
 from resnet_jax.errors import UserError, nearest_numbers
+from resnet_jax.mix import Mix
 
 Tree = Any
+
+# What a step's key is folded with to draw for mixing; microbatches have small numbers.
+MIXING = 2**31
 
 
 @flax.struct.dataclass
@@ -43,23 +48,52 @@ class TrainState:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """A trained network whose softmax the student learns (Hinton et al. 2015).
+
+    Attributes:
+      model: the network; it sees what the student sees, in evaluation mode.
+      weight: the teacher's part of the loss.
+      temperature: see `losses.distillation`.
+    """
+
+    model: nn.Module
+    weight: float = 0.5
+    temperature: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class StepOptions:
     """What a train step does besides the network and the optimiser.
 
     Attributes:
       mean, std: of each channel, in units of 0 to 1.
-      label_smoothing: see `losses.cross_entropy`.
+      loss: `loss(logits, labels)` of each example; see `losses.make_loss`.
+      mix: how images are mixed, or None.
+      teacher: whose softmax the network learns, or None.
       microbatches: number of parts that a batch is cut into, whose gradients are
         added up before the update.
-      ema_decay: of parameters and running statistics; 0: no average is kept.
-      seed: what dropout drops is a function of (seed, step, microbatch).
+      sam_rho: the update takes the gradient at params + rho * gradient / |gradient|
+        (Foret et al. 2021, arXiv:2010.01412, section 2); 0: at params.
+      sam_every: only each such step does so, the others as if rho were 0.
+      ema_decay, ema_every, ema_warmup, ema_copy_until: see `optim.update_ema`; a decay
+        of 0: no average is kept.
+      seed: what is dropped is a function of (seed, step, microbatch), what is mixed of
+        (seed, step).
     """
 
     mean: Sequence[float]
     std: Sequence[float]
-    label_smoothing: float = 0.0
+    loss: Callable = losses.cross_entropy
+    mix: Mix | None = None
+    teacher: Teacher | None = None
     microbatches: int = 1
+    sam_rho: float = 0.0
+    sam_every: int = 1
     ema_decay: float = 0.0
+    ema_every: int = 1
+    ema_warmup: str = "tf"
+    ema_copy_until: int = 0
     seed: int = 0
 
 
@@ -150,16 +184,24 @@ def state_from(
 
 def make_train_step(
     model: nn.Module, optimizer: optax.GradientTransformation, options: StepOptions
-) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
-    """Returns `train_step(state, batch) -> (state, metrics)`.
+) -> Callable[..., tuple[TrainState, dict]]:
+    """Returns `train_step(state, batch, teacher=None) -> (state, metrics)`.
 
-    `batch` holds uint8 `image` [b, h, w, c] and int32 `label` [b]. The metrics are
-    float32 scalars: `loss` (mean over the batch), `top1` (fraction that is right) and
-    `grad_norm` (of the loss, before clipping and decay).
+    `batch` holds uint8 `image` [b, h, w, c] and int32 `label` [b]; `teacher` are the
+    variables of the teacher, if there is one. The metrics are float32 scalars: `loss`
+    (mean over the batch), `top1` (fraction that is right; of a mixed image, the class
+    that it has most of) and `grad_norm` (of the loss, before clipping and decay).
     """
 
-    def loss_of(params, batch_stats, image, label, rng):
-        image = normalize(image, options.mean, options.std, model.dtype)
+    def loss_of(params, batch_stats, part, rng, teacher):
+        label = part["label"]
+        if options.mix:
+            image = normalize(part["image"], options.mean, options.std, jnp.float32)
+            label = losses.one_hot(label, model.spec.num_classes)
+            image, label = options.mix.apply(image, label, part["drawn"])
+            image = image.astype(model.dtype)
+        else:
+            image = normalize(part["image"], options.mean, options.std, model.dtype)
         logits, updated = model.apply(
             {"params": params, "batch_stats": batch_stats},
             image,
@@ -167,48 +209,92 @@ def make_train_step(
             mutable=["batch_stats"],
             rngs={"dropout": rng},
         )
-        loss = losses.cross_entropy(logits, label, options.label_smoothing).mean()
-        top1 = jnp.mean(metrics.rank_of_label(logits, label) == 0)
+        loss = options.loss(logits, label).mean()
+        if options.teacher:
+            weight = options.teacher.weight
+            theirs = options.teacher.model.apply(teacher, image, train=False)
+            temperature = options.teacher.temperature
+            distilled = losses.distillation(logits, theirs, temperature).mean()
+            loss = (1 - weight) * loss + weight * distilled
+        classes = label if label.ndim == 1 else jnp.argmax(label, axis=-1)
+        top1 = jnp.mean(metrics.rank_of_label(logits, classes) == 0)
         return loss, (updated.get("batch_stats", {}), top1)
 
-    def gradients(state: TrainState, image, label, part):
+    def gradients(params, state: TrainState, part, number, teacher):
         rng = jax.random.fold_in(jax.random.key(options.seed), state.step)
-        rng = jax.random.fold_in(rng, part)
+        rng = jax.random.fold_in(rng, number)
         grad_of = jax.value_and_grad(loss_of, has_aux=True)
         (loss, (stats, top1)), grads = grad_of(
-            state.params, state.batch_stats, image, label, rng
+            params, state.batch_stats, part, rng, teacher
         )
         return {"grads": grads, "batch_stats": stats, "loss": loss, "top1": top1}
 
-    def accumulated(state: TrainState, image, label):
+    def accumulated(params, state: TrainState, batch, teacher):
         # Every part starts from the same running statistics and holds whole groups of
         # the batch, so the means over the parts are what one large pass would give.
-        parts = options.microbatches
-        image, label = (
-            _cut(x, parts, model.bn_group_size or 1) for x in (image, label)
-        )
+        count = options.microbatches
+        unit = model.bn_group_size or 1
+        # What was drawn has a row for each group.
+        units = {"image": unit, "label": unit, "drawn": 1}
+        parts = {
+            key: jax.tree.map(functools.partial(_cut, parts=count, unit=units[key]), x)
+            for key, x in batch.items()
+        }
 
         def add(total, part):
-            return jax.tree.map(jnp.add, total, gradients(state, *part)), None
+            found = gradients(params, state, *part, teacher)
+            return jax.tree.map(jnp.add, total, found), None
 
-        shapes = jax.eval_shape(gradients, state, image[0], label[0], 0)
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(gradients, params, state, first, 0, teacher)
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        total, _ = jax.lax.scan(add, zero, (image, label, jnp.arange(parts)))
-        return jax.tree.map(lambda x: x / parts, total)
+        total, _ = jax.lax.scan(add, zero, (parts, jnp.arange(count)))
+        return jax.tree.map(lambda x: x / count, total)
 
-    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-        if options.microbatches == 1:
-            out = gradients(state, batch["image"], batch["label"], 0)
-        else:
-            out = accumulated(state, batch["image"], batch["label"])
-        updates, opt_state = optimizer.update(
-            out["grads"], state.opt_state, state.params
+    def draw(step: jax.Array, image: jax.Array):
+        rng = jax.random.fold_in(jax.random.key(options.seed), step)
+        size = model.bn_group_size or len(image) // options.microbatches
+        return options.mix.draw(
+            jax.random.fold_in(rng, MIXING), len(image) // size, *image.shape[1:3]
         )
+
+    def train_step(
+        state: TrainState, batch: dict, teacher: Tree = None
+    ) -> tuple[TrainState, dict]:
+        if options.mix:
+            batch = {**batch, "drawn": draw(state.step, batch["image"])}
+
+        def at(params):
+            if options.microbatches == 1:
+                return gradients(params, state, batch, 0, teacher)
+            return accumulated(params, state, batch, teacher)
+
+        out = at(state.params)
+        grads, grad_norm = out["grads"], optax.tree.norm(out["grads"])
+        if options.sam_rho:
+
+            def sharp():
+                # Loss and statistics stay those of the parameters that there are.
+                scale = options.sam_rho / (grad_norm + 1e-12)
+                climbed = optax.tree.add_scale(state.params, scale, grads)
+                return at(climbed)["grads"]
+
+            now = (state.step + 1) % options.sam_every == 0
+            grads = jax.lax.cond(now, sharp, lambda: grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if options.ema_decay:
             new = {"params": params, "batch_stats": out["batch_stats"]}
-            ema = optim.update_ema(ema, new, options.ema_decay, state.step)
+            ema = optim.update_ema(
+                ema,
+                new,
+                options.ema_decay,
+                state.step,
+                every=options.ema_every,
+                warmup=options.ema_warmup,
+                copy_until=options.ema_copy_until,
+            )
         state = TrainState(
             step=state.step + 1,
             params=params,
@@ -216,7 +302,6 @@ def make_train_step(
             opt_state=opt_state,
             ema=ema,
         )
-        grad_norm = optax.tree.norm(out["grads"])
         return state, {
             "loss": out["loss"],
             "top1": out["top1"],

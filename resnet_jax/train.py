@@ -8,6 +8,7 @@ import pathlib
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -164,7 +165,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, command: str = "") -> dict:
             started = time.perf_counter()
             if progress.step < last:
                 batches = stack.enter_context(setup.train_batches(progress.step))
-                train_step = setup.compile_train_step()
+                train_step = setup.compile_train_step(teacher_variables(setup))
                 preemption.check()
             eval_steps = setup.compile_eval_steps()
             preemption.check()
@@ -255,6 +256,32 @@ def first_state(setup: Setup) -> TrainState:
     if model.scan_blocks:
         variables = stack_blocks(variables, model.spec)
     return setup.state_from(variables)
+
+
+def teacher_variables(setup: Setup) -> dict | None:
+    """The variables of `config.distill.teacher`, on the devices; None without one.
+
+    Raises UserError if the weights are not of the student's classes and channels.
+    """
+    distill, teacher = setup.config.distill, setup.teacher()
+    if not teacher:
+        return None
+    spec = teacher.model.spec
+    if distill.teacher_init == "drawn":
+        image = jnp.zeros((1, *setup.batch_like(1, "image")["image"].shape[1:]))
+        variables = jax.jit(teacher.model.init)(jax.random.key(0), image)
+    else:
+        card, variables = load(distill.teacher_init, model=distill.teacher)
+        theirs = card.make_spec()
+        for field in ("num_classes", "in_channels"):
+            if getattr(theirs, field) != getattr(spec, field):
+                raise UserError(
+                    f"distill.teacher_init={distill.teacher_init} has {field}="
+                    f"{getattr(theirs, field)}, but the student"
+                    f" (model.name={setup.config.model.name}) has"
+                    f" {getattr(spec, field)}; take a teacher of the same data."
+                )
+    return jax.device_put(variables, sharding.replicated(setup.mesh))
 
 
 def note_evaluation(
