@@ -43,14 +43,29 @@ def get_config() -> ConfigDict:
     config.data.channels = 3
     config.data.mean = IMAGENET_MEAN
     config.data.std = IMAGENET_STD
-    config.data.train_crop = "random_resized"  # or pad, center
+    config.data.train_crop = "random_resized"  # or pad, center, short_side
     config.data.scale = (0.08, 1.0)  # random_resized: part of the area
     config.data.ratio = (3 / 4, 4 / 3)  # random_resized: width / height
-    config.data.pad = 4  # pad: zeros on each side, in pixels
+    config.data.pad = 4  # pad: pixels on each side
+    config.data.pad_mode = "zero"  # pad: or reflect
+    config.data.short_side = (256, 480)  # short_side: least and most, in pixels
     config.data.flip = True
+    # timm's rand-m7-mstd0.5-inc1 or original; torchvision's torchvision_rand_n2_m9,
+    # trivial_wide, auto_imagenet, auto_cifar10 or augmix.
+    config.data.policy = ""
+    # Brightness, contrast, saturation, hue.
+    config.data.color_jitter = (0.0, 0.0, 0.0, 0.0)
+    config.data.lighting = 0.0  # standard deviation of PCA noise; 0: none
+    config.data.erase = 0.0  # probability of random erasing
+    config.data.erase_mode = "constant"  # the mean colour; or pixel: noise
+    config.data.erase_count = 1  # most rectangles
+    config.data.colout = 0.0  # part of the rows and columns that are dropped
     config.data.repeats = 1  # times that an image comes in a row, augmented anew
+    config.data.eval_size = 0  # 0: as data.image_size
     config.data.crop_fraction = 0.875  # evaluation: 224 of 256
-    config.data.interpolation = "bilinear"  # or bicubic
+    # Or bicubic, both as Pillow; tf_bilinear, tf_bicubic: as tf.image.resize, or with
+    # _antialias behind.
+    config.data.interpolation = "bilinear"
     config.data.decode = "fast"  # or exact: random crops as Pillow makes them
     # Decoded into memory: images of at most 64 px if there is room, any (ram), or none.
     config.data.cache = "small"

@@ -97,13 +97,15 @@ class Setup:
             ema=bool(self.config.ema_decay),
         )
 
-    def batch_like(self, batch_size: int, *keys: str) -> dict:
-        """Shapes, types and sharding of a batch on the devices."""
-        data = self.config.data
-        image = (data.image_size, data.image_size, data.channels)
+    def batch_like(
+        self, batch_size: int, *keys: str, examples: Examples | None = None
+    ) -> dict:
+        """Shapes, types and sharding of a batch, of `train` or others, on devices."""
+        examples = examples or self.train
+        image = (*examples.augment.shape, examples.channels)
         all_keys = {
             "image": ((batch_size, *image), jnp.uint8),
-            "label": ((batch_size, *self.test.label_shape), jnp.int32),
+            "label": ((batch_size, *examples.label_shape), jnp.int32),
             "mask": ((batch_size,), jnp.bool_),
         }
         placed = sharding.batch_sharding(self.mesh)
@@ -169,7 +171,8 @@ class Setup:
         data = self.config.data
         eval_step = step.make_eval_step(self.model, data.mean, data.std)
         placed = sharding.replicated(self.mesh), sharding.batch_sharding(self.mesh)
-        batch = self.batch_like(self.eval_batch_size, "image", "label", "mask")
+        keys = "image", "label", "mask"
+        batch = self.batch_like(self.eval_batch_size, *keys, examples=self.test)
         variables = self.state_like().evaluated()
         allowed = jax.ShapeDtypeStruct(
             (self.model.spec.num_classes,), jnp.bool_, sharding=placed[0]
@@ -303,6 +306,8 @@ def _check_values(config: ConfigDict, mesh: Mesh) -> None:
     for key, value, least in (
         ("seed", config.seed, 0),
         ("data.image_size", data.image_size, 1),
+        ("data.eval_size", data.eval_size, 0),
+        ("data.pad", data.pad, 0),
         ("data.shots", data.shots, 0),
         ("data.num_workers", data.num_workers, -1),
         ("data.repeats", data.repeats, 1),
@@ -317,6 +322,53 @@ def _check_values(config: ConfigDict, mesh: Mesh) -> None:
     get_spec(config.model.name, **config.model.overrides)
     if config.distill.teacher:
         get_spec(config.distill.teacher)
+    train_augment(config)
+    eval_augment(config, data.crop_fraction)
+
+
+def train_augment(config: ConfigDict) -> Augment:
+    """What a config does to the images that it trains on."""
+    data = config.data
+    return Augment(
+        size=data.image_size,
+        crop=data.train_crop,
+        scale=tuple(data.scale),
+        ratio=tuple(data.ratio),
+        pad=data.pad,
+        pad_mode=data.pad_mode,
+        short_side=tuple(data.short_side),
+        crop_fraction=data.crop_fraction,
+        interpolation=data.interpolation,
+        flip=data.flip,
+        decode=data.decode,
+        policy=data.policy,
+        color_jitter=tuple(data.color_jitter),
+        lighting=data.lighting,
+        erase=data.erase,
+        erase_mode=data.erase_mode,
+        erase_count=data.erase_count,
+        colout=data.colout,
+        mean=tuple(data.mean),
+        std=tuple(data.std),
+    )
+
+
+def eval_augment(config: ConfigDict, crop_fraction: float) -> Augment:
+    """What a config does to the images that it evaluates."""
+    data = config.data
+    return Augment(
+        size=eval_size(config),
+        crop_fraction=crop_fraction,
+        interpolation=data.interpolation,
+    )
+
+
+def eval_size(config: ConfigDict) -> int:
+    """Side of the images that are evaluated, which may differ from the trained ones'.
+
+    Touvron et al. 2019 (arXiv:1906.06423) call what it is for FixRes.
+    """
+    return config.data.eval_size or config.data.image_size
 
 
 def _open_examples(
@@ -339,33 +391,24 @@ def _open_examples(
     if data.shots:
         train = few_shot(train, data.shots, config.seed)
     test = cached(test, data.channels, data.cache)
-    resize = {
-        "size": data.image_size,
-        "crop_fraction": data.crop_fraction,
-        "interpolation": data.interpolation,
-    }
-    augment = Augment(
-        crop=data.train_crop,
-        scale=tuple(data.scale),
-        ratio=tuple(data.ratio),
-        pad=data.pad,
-        flip=data.flip,
-        decode=data.decode,
-        **resize,
-    )
     common = {"channels": data.channels, "skip_bad": data.on_bad_image == "skip"}
 
     def to_evaluate(source: Source, cropped: bool, most_labels: int) -> Examples:
-        whole = {"crop_fraction": 1.0} if cropped else {}
+        crop_fraction = 1.0 if cropped else data.crop_fraction
         return Examples(
             source=source,
-            augment=Augment(**resize | whole),
+            augment=eval_augment(config, crop_fraction),
             label_shape=(most_labels,) if most_labels else (),
             **common,
         )
 
     return (
-        Examples(source=train, augment=augment, repeats=data.repeats, **common),
+        Examples(
+            source=train,
+            augment=train_augment(config),
+            repeats=data.repeats,
+            **common,
+        ),
         to_evaluate(test, cropped=False, most_labels=0),
         {
             name: open_set(

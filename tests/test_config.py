@@ -5,6 +5,7 @@ import pathlib
 import runpy
 
 import pytest
+from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
 from resnet_jax import recipes
@@ -107,6 +108,19 @@ def test_only_what_changes_no_parameter_may_differ_when_a_run_goes_on():
     assert config_lib.differences(old, new) == []
     new.optim.learning_rate = 0.2
     assert config_lib.differences(old, new) == ["optim.learning_rate: 0.1 -> 0.2"]
+
+
+def test_a_run_from_before_a_key_goes_on_with_its_default():
+    old = json.loads(config_lib.as_json(load("quickstart")))
+    del old["data"]["policy"], old["data"]["color_jitter"], old["seed"]
+    new = load("quickstart")
+    assert config_lib.differences(old, new) == []
+    new.data.policy = "trivial_wide"
+    assert config_lib.differences(old, new) == ["data.policy: '' -> 'trivial_wide'"]
+    # A duration has one key, whose unit the default does not share.
+    new = load("quickstart")
+    new.total = ConfigDict({"steps": 5})
+    assert config_lib.differences(json.loads(config_lib.as_json(new)), new) == []
 
 
 def test_a_dry_run_is_small_whatever_the_config():

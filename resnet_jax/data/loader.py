@@ -26,8 +26,9 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int, Int32, Int64, UInt64
 
-from resnet_jax.data.augment import Augment, mix
+from resnet_jax.data.augment import Augment
 from resnet_jax.data.cache import MemorySource
+from resnet_jax.data.crops import mix
 from resnet_jax.data.decode import Picture
 from resnet_jax.data.sources import Source, sizes_and_shares
 from resnet_jax.errors import BadImageError, UserError
@@ -149,7 +150,7 @@ class Examples:
         images = getattr(self.source, "images", None)
         wanted = (self.augment.size, self.augment.size, self.channels)
         return (
-            self.augment.crop == "pad"
+            self.augment.only_crops
             and isinstance(self.source, MemorySource)
             and isinstance(images, np.ndarray)
             and images.shape[1:] == wanted
@@ -205,8 +206,7 @@ class Examples:
         return _pack(self.augment(picture, key), label, index, bad, mask=True)
 
     def _padding(self, bad: int) -> Batch:
-        size = self.augment.size
-        nothing = np.zeros((size, size, self.channels), np.uint8)
+        nothing = np.zeros((*self.augment.shape, self.channels), np.uint8)
         no_label = np.zeros(self.label_shape)
         return _pack(nothing, no_label, -1, bad, mask=False)
 

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 from numpy import ndarray
 
-from resnet_jax.data.augment import INTERPOLATIONS, Augment
+from resnet_jax.data.augment import Augment
 from resnet_jax.data.decode import MODES, Picture
+from resnet_jax.data.resize import INTERPOLATIONS
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models.zoo import ALIASES, Spec, get_entry, get_spec, resolve
 from resnet_jax.step import normalize

@@ -106,7 +106,7 @@ def _card_of_run(path: pathlib.Path, config: ConfigDict, run: dict) -> Card:
         name,
         get_spec(name, **{key: as_tuples(x) for key, x in run["spec"].items()}),
         scheme=OWN.name,
-        image_size=data.image_size,
+        image_size=data.get("eval_size") or data.image_size,
         mean=tuple(data.mean),
         std=tuple(data.std),
         interpolation=data.interpolation,

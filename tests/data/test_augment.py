@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_jax.data.augment import Augment, random_box
+from resnet_jax.data.augment import Augment
+from resnet_jax.data.crops import random_box
 from resnet_jax.data.decode import Picture
 from resnet_jax.errors import UserError
 from tests.data.pictures import encode, noise, picture
