@@ -93,6 +93,7 @@ def get_config() -> ConfigDict:
     config.evaluate = ConfigDict()
     config.evaluate.every = ConfigDict({"epochs": 1})
     config.evaluate.batch_size = 0  # 0: as in training
+    config.evaluate.views = "one"  # of each image; or flip: both; ten_crop
     config.evaluate.sets = ()  # more to evaluate: imagenet_a, imagenet2012_real, ...
     config.checkpoint = ConfigDict()
     config.checkpoint.every = ConfigDict({"epochs": 1})

@@ -31,6 +31,7 @@ from resnet_jax.models import create_model, get_spec
 from resnet_jax.models.cost import cost_of_image, count, init_shapes
 from resnet_jax.step import TrainState
 
+VIEWS = ("one", "flip", "ten_crop")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -132,7 +133,8 @@ class Setup:
     def compile_eval_step(self) -> Callable:
         """The compiled `eval_step(variables, batch, allowed)`."""
         data = self.config.data
-        eval_step = step.make_eval_step(self.model, data.mean, data.std)
+        flip = self.config.evaluate.views != "one"
+        eval_step = step.make_eval_step(self.model, data.mean, data.std, flip)
         placed = sharding.replicated(self.mesh), sharding.batch_sharding(self.mesh)
         keys = "image", "label", "mask"
         batch = self.batch_like(self.eval_batch_size, *keys, examples=self.test)
@@ -252,6 +254,7 @@ def _check_values(config: ConfigDict, mesh: Mesh) -> None:
         ("model.dtype", config.model.dtype, DTYPES),
         ("data.on_bad_image", data.on_bad_image, ("stop", "skip")),
         ("data.cache", data.cache, CACHES),
+        ("evaluate.views", config.evaluate.views, VIEWS),
     ):
         if value not in known:
             raise UserError(f"There is no {key}={value!r}.{nearest(value, known)}")
@@ -262,6 +265,8 @@ def _check_values(config: ConfigDict, mesh: Mesh) -> None:
             f"data.mean {tuple(data.mean)} and data.std {tuple(data.std)} must have"
             f" data.channels={data.channels} entries each."
         )
+    train_augment(config)
+    eval_augment(config, data.crop_fraction)
     for key, value, least in (
         ("seed", config.seed, 0),
         ("data.image_size", data.image_size, 1),
@@ -276,8 +281,6 @@ def _check_values(config: ConfigDict, mesh: Mesh) -> None:
         if value < least:
             raise UserError(f"{key}={value} must be at least {least}.")
     get_spec(config.model.name, **config.model.overrides)
-    train_augment(config)
-    eval_augment(config, data.crop_fraction)
 
 
 def train_augment(config: ConfigDict) -> Augment:
@@ -312,6 +315,7 @@ def eval_augment(config: ConfigDict, crop_fraction: float) -> Augment:
     data = config.data
     return Augment(
         size=eval_size(config),
+        crop="five" if config.evaluate.views == "ten_crop" else "center",
         crop_fraction=crop_fraction,
         interpolation=data.interpolation,
     )

@@ -67,10 +67,6 @@ def main(argv: list[str]) -> None:
         kind.add_argument("--batch_size", type=int, default=128)
         kind.add_argument("--steps", type=int, default=16)
         kind.add_argument("--dtype", default="float32")
-    kind = kinds.add_parser("input", parents=[common])
-    kind.add_argument("images", type=pathlib.Path, help="a folder or .zip of JPEGs")
-    kind.add_argument("--cores", type=int, default=2)
-    kind.add_argument("--batches", type=int, default=16, help="of 128, in each repeat")
     kind = kinds.add_parser("augment")
     kind.add_argument("--config", required=True)
     kind.add_argument(
@@ -79,12 +75,16 @@ def main(argv: list[str]) -> None:
     kind.add_argument("--save", type=pathlib.Path, required=True, help="a .png")
     kind.add_argument("--rows", type=int, default=8, help="pictures")
     kind.add_argument("--columns", type=int, default=8, help="versions of each")
-    args, rest = parser.parse_known_args(argv[1:])
+    kind = kinds.add_parser("input", parents=[common])
+    kind.add_argument("images", type=pathlib.Path, help="a folder or .zip of JPEGs")
+    kind.add_argument("--cores", type=int, default=2)
+    kind.add_argument("--batches", type=int, default=16, help="of 128, in each repeat")
+    args, overrides = parser.parse_known_args(argv[1:])
     if args.what == "augment":
-        save_sheet(args, rest)
+        save_sheet(args, overrides)
         return
-    if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if overrides:
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     if args.what == "input":
         rows = input_bench.rows(args.images, args.cores, args.batches, args.repeats)
     else:
