@@ -145,6 +145,12 @@ def for_dry_run(config: ConfigDict, devices: int) -> ConfigDict:
         config.evaluate.sets = ()
         config.data.image_size = min(config.data.image_size, 64)
         config.data.eval_size = min(config.data.eval_size, 64)
+        if config.data.resize_schedule:
+            # A step of either size.
+            size = config.data.image_size
+            times = {"start": {"steps": 0}, "end": {"steps": 1}}
+            sizes = {"from": max(size // 2, 1), "to": size}
+            config.data.resize_schedule = ConfigDict(times | sizes)
         config.total = ConfigDict({"steps": 2})
         if config.optim.warmup and max(config.optim.warmup.values()):
             config.optim.warmup = ConfigDict({"steps": 1})

@@ -164,7 +164,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, command: str = "") -> dict:
             started = time.perf_counter()
             if progress.step < last:
                 batches = stack.enter_context(setup.train_batches(progress.step))
-                train_step = setup.compile_train_step()
+                size = setup.train_size(progress.step)
+                train_step = setup.at(size).compile_train_step()
                 preemption.check()
             eval_steps = setup.compile_eval_steps()
             preemption.check()
@@ -201,6 +202,15 @@ def train(config: ConfigDict, workdir: pathlib.Path, command: str = "") -> dict:
                     meter.restart()
                 if progress.step == last:
                     break
+
+                # Progressive resizing: another size is another program.
+                if setup.train_size(progress.step) != size:
+                    meter.flush()
+                    size = setup.train_size(progress.step)
+                    say(f"compiling for {size} px")
+                    train_step = setup.at(size).compile_train_step()
+                    preemption.check()
+                    meter.restart()
 
                 # Step.
                 with meter.waiting():
