@@ -40,6 +40,9 @@ def get_config() -> ConfigDict:
     config.data.eval_split = "validation"
     config.data.shots = 0  # training images of each class, drawn by the seed; 0: all
     config.data.image_size = 224
+    # Progressive resizing: {"from": 160, "to": 192, "start": {"epochs": 65}, "end":
+    # {"epochs": 76}, "multiple": 32}; empty: none.
+    config.data.resize_schedule = ConfigDict()
     config.data.channels = 3
     config.data.mean = IMAGENET_MEAN
     config.data.std = IMAGENET_STD
@@ -135,6 +138,7 @@ def get_config() -> ConfigDict:
     config.evaluate = ConfigDict()
     config.evaluate.every = ConfigDict({"epochs": 1})
     config.evaluate.batch_size = 0  # 0: as in training
+    config.evaluate.views = "one"  # of each image; or flip: both; ten_crop
     config.evaluate.sets = ()  # more to evaluate: imagenet_a, imagenet2012_real, ...
     config.checkpoint = ConfigDict()
     config.checkpoint.every = ConfigDict({"epochs": 1})

@@ -39,7 +39,6 @@ def get_config(procedure: str = "a2") -> ConfigDict:
     config.optim.end_learning_rate = 1e-6
     config.optim.per_epoch = True
     config.optim.weight_decay = 0.02
-    config.optim.decay = "decoupled"
     config.optim.weight_decay_exclude = "ndim<=1"
 
     config.loss = "binary_cross_entropy"

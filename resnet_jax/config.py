@@ -121,27 +121,22 @@ def as_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
-def _complete(old: Mapping, defaults: Mapping) -> dict:
-    """A config with the defaults of the keys that it lacks, at the top or a section."""
-    complete = {**defaults, **old}
-    for key, section in defaults.items():
-        # A duration is one value.
-        if isinstance(section, Mapping) and not section.keys() & set(UNITS):
-            complete[key] = {**section, **old.get(key, {})}
-    return complete
-
-
 def differences(old: Mapping, new: ConfigDict) -> list[str]:
     """What keeps a run from going on with another config: 'key: old -> new' each.
 
-    Where an older run's config lacks a key that came later, it did as its default does.
+    A key that the old one lacks, as it was written by an older version, has the default
+    value of `configs/common.py`, which is what the run did.
     """
-    # Not above: the configs import this module.
     from configs import common
 
     # Through JSON, where tuples are lists.
-    defaults, new = (json.loads(as_json(c)) for c in (common.get_config(), new))
-    flat_old, flat_new = flatten(_complete(old, defaults)), flatten(new)
+    flat_new = flatten(json.loads(as_json(new)))
+    defaults = flatten(json.loads(as_json(common.get_config())))
+    flat_old = flatten(old)
+    flat_old |= {
+        key: defaults[key]
+        for key in flat_new.keys() & defaults.keys() - flat_old.keys()
+    }
     found = []
     for key in sorted(flat_old.keys() | flat_new.keys()):
         before, after = flat_old.get(key, "nothing"), flat_new.get(key, "nothing")
@@ -179,6 +174,12 @@ def for_dry_run(config: ConfigDict, devices: int) -> ConfigDict:
         config.evaluate.sets = ()
         config.data.image_size = min(config.data.image_size, 64)
         config.data.eval_size = min(config.data.eval_size, 64)
+        if config.data.resize_schedule:
+            # A step of either size.
+            size = config.data.image_size
+            times = {"start": {"steps": 0}, "end": {"steps": 1}}
+            sizes = {"from": max(size // 2, 1), "to": size}
+            config.data.resize_schedule = ConfigDict(times | sizes)
         config.total = ConfigDict({"steps": 2})
         if config.optim.warmup and max(config.optim.warmup.values()):
             config.optim.warmup = ConfigDict({"steps": 1})

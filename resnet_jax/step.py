@@ -321,20 +321,38 @@ def _cut(x: jax.Array, parts: int, unit: int) -> jax.Array:
 
 
 def make_eval_step(
-    model: nn.Module, mean: Sequence[float], std: Sequence[float]
+    model: nn.Module, mean: Sequence[float], std: Sequence[float], flip: bool = False
 ) -> Callable[[dict, dict, jax.Array], tuple[dict, dict]]:
     """Returns `eval_step(variables, batch, allowed) -> (sums, predictions)`.
 
     `allowed`, bool [classes], says which classes can be predicted. `sums` are those of
     `metrics.evaluation_sums`; `predictions` hold the int32 `label` that the network
     gives to each row and its float32 `probability`.
+
+    Several views of an image, uint8 [b, views, h, w, c], and, with `flip`, the mirror
+    image of each, are evaluated by the mean of their logits, as fb.resnet.torch and
+    torchvision's users do; Krizhevsky et al. 2012, section 4.1, average probabilities.
     """
+
+    def views_of(image: jax.Array) -> jax.Array:
+        views = image[None] if image.ndim == 4 else jnp.moveaxis(image, 1, 0)
+        if flip:
+            views = jnp.concatenate([views, views[..., ::-1, :]])
+        return views
 
     def eval_step(
         variables: dict, batch: dict, allowed: Bool[Array, "classes"]
     ) -> tuple[dict, dict]:
-        image = normalize(batch["image"], mean, std, model.dtype)
-        logits = model.apply(variables, image, train=False)
+        def logits_of(image: jax.Array) -> jax.Array:
+            image = normalize(image, mean, std, model.dtype)
+            return model.apply(variables, image, train=False)
+
+        views = views_of(batch["image"])
+        if len(views) == 1:
+            logits = logits_of(views[0])
+        else:
+            # One after the other: together they might not fit.
+            logits = jnp.mean(jax.lax.map(logits_of, views), axis=0)
         logits = jnp.where(allowed, logits, -jnp.inf)
         probabilities = jax.nn.softmax(logits)
         predictions = {

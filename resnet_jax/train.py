@@ -165,7 +165,9 @@ def train(config: ConfigDict, workdir: pathlib.Path, command: str = "") -> dict:
             started = time.perf_counter()
             if progress.step < last:
                 batches = stack.enter_context(setup.train_batches(progress.step))
-                train_step = setup.compile_train_step(teacher_variables(setup))
+                teacher = teacher_variables(setup)
+                size = setup.train_size(progress.step)
+                train_step = setup.at(size).compile_train_step(teacher)
                 preemption.check()
             eval_steps = setup.compile_eval_steps()
             preemption.check()
@@ -202,6 +204,15 @@ def train(config: ConfigDict, workdir: pathlib.Path, command: str = "") -> dict:
                     meter.restart()
                 if progress.step == last:
                     break
+
+                # Progressive resizing: another size is another program.
+                if setup.train_size(progress.step) != size:
+                    meter.flush()
+                    size = setup.train_size(progress.step)
+                    say(f"compiling for {size} px")
+                    train_step = setup.at(size).compile_train_step(teacher)
+                    preemption.check()
+                    meter.restart()
 
                 # Step.
                 with meter.waiting():

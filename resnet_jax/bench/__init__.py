@@ -5,6 +5,8 @@ against the same compiled step called again and again on one batch.
 compile: seconds that tracing and compiling the train step take with scanned blocks,
 against a tree of its own for each block (`model.scan_blocks`).
 input: images/s/core of the input pipeline on JPEGs of yours, against tf.data and torch.
+augment: measures nothing, but draws what a config does to its training pictures, or to
+JPEGs of yours; it takes overrides as the program does: --config.data.policy=augmix.
 
 `--json` prints a row a measurement: `name`, `value`, `unit`, `peer`, `peer_value`,
 `ratio` (value / peer_value) and `spread`, the least and most of the repeats.

@@ -6,8 +6,10 @@ import pathlib
 import sys
 
 from ml_collections import ConfigDict
+from PIL import Image
 
 from resnet_jax import bench
+from resnet_jax.bench import augment as augment_bench
 from resnet_jax.bench import input as input_bench
 from resnet_jax.bench.training import compile_time, overhead
 from resnet_jax.config import load
@@ -32,6 +34,20 @@ def training_config(args: argparse.Namespace) -> ConfigDict:
     return config
 
 
+def save_sheet(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Draws the contact sheet of the arguments."""
+    if args.save.suffix.lower() not in Image.registered_extensions():
+        raise UserError(f"--save={args.save} must be the name of a picture: sheet.png.")
+    config = runpy.run_path(args.config)["get_config"]()
+    augment_bench.override(config, overrides)
+    found = augment_bench.pictures(config, args.images)
+    sheet = augment_bench.draw_sheet(
+        config, found, rows=args.rows, columns=args.columns
+    )
+    sheet.save(args.save)
+    print(f"{args.save}: {sheet.width}x{sheet.height}, originals on the left")
+
+
 def main(argv: list[str]) -> None:
     """Command line: see the package's docstring."""
     parser = argparse.ArgumentParser(
@@ -51,11 +67,24 @@ def main(argv: list[str]) -> None:
         kind.add_argument("--batch_size", type=int, default=128)
         kind.add_argument("--steps", type=int, default=16)
         kind.add_argument("--dtype", default="float32")
+    kind = kinds.add_parser("augment")
+    kind.add_argument("--config", required=True)
+    kind.add_argument(
+        "--images", type=pathlib.Path, help="a folder or .zip of JPEGs, not the data"
+    )
+    kind.add_argument("--save", type=pathlib.Path, required=True, help="a .png")
+    kind.add_argument("--rows", type=int, default=8, help="pictures")
+    kind.add_argument("--columns", type=int, default=8, help="versions of each")
     kind = kinds.add_parser("input", parents=[common])
     kind.add_argument("images", type=pathlib.Path, help="a folder or .zip of JPEGs")
     kind.add_argument("--cores", type=int, default=2)
     kind.add_argument("--batches", type=int, default=16, help="of 128, in each repeat")
-    args = parser.parse_args(argv[1:])
+    args, overrides = parser.parse_known_args(argv[1:])
+    if args.what == "augment":
+        save_sheet(args, overrides)
+        return
+    if overrides:
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     if args.what == "input":
         rows = input_bench.rows(args.images, args.cores, args.batches, args.repeats)
     else:
