@@ -75,7 +75,7 @@ def to_steps(
 
 
 def rescaled_ema_decay(
-    decay: float, *, batch_size: int, every: int, epochs: float
+    decay: float, *, batch_size: int, every: int, epochs: float | int
 ) -> float:
     """The decay of an average that does not depend on batch size and epochs.
 

@@ -11,6 +11,7 @@ from PIL import Image
 from resnet_jax import bench
 from resnet_jax.bench import augment as augment_bench
 from resnet_jax.bench import input as input_bench
+from resnet_jax.bench import schedule as schedule_bench
 from resnet_jax.bench.training import compile_time, overhead
 from resnet_jax.config import load
 from resnet_jax.errors import UserError
@@ -29,6 +30,7 @@ def training_config(args: argparse.Namespace) -> ConfigDict:
     config.total = ConfigDict({"steps": args.steps})
     config.log_every = ConfigDict({"steps": max(args.steps // 4, 1)})
     config.optim.warmup = ConfigDict({"steps": 0})
+    config.optim.schedule = "constant"
     for section in (config.evaluate, config.checkpoint):
         section.every = ConfigDict({"steps": args.steps})
     return config
@@ -57,7 +59,8 @@ def main(argv: list[str]) -> None:
     )
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--repeats", type=int, default=3)
-    common.add_argument("--json", action="store_true", help="a JSON row each, no text")
+    rows_wanted = {"action": "store_true", "help": "a JSON row each, no text"}
+    common.add_argument("--json", **rows_wanted)
     kinds = parser.add_subparsers(dest="what", required=True)
     for name in ("overhead", "compile"):
         kind = kinds.add_parser(name, parents=[common])
@@ -79,6 +82,7 @@ def main(argv: list[str]) -> None:
     kind.add_argument("images", type=pathlib.Path, help="a folder or .zip of JPEGs")
     kind.add_argument("--cores", type=int, default=2)
     kind.add_argument("--batches", type=int, default=16, help="of 128, in each repeat")
+<<<<<<< HEAD
     args, overrides = parser.parse_known_args(argv[1:])
     if args.what == "augment":
         save_sheet(args, overrides)
@@ -86,6 +90,21 @@ def main(argv: list[str]) -> None:
     if overrides:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     if args.what == "input":
+=======
+    kind = kinds.add_parser("schedule")
+    kind.add_argument("--config", required=True, help="FILE.py or FILE.py:ARGUMENT")
+    kind.add_argument("--save", type=pathlib.Path, help="draws there, such as lr.png")
+    kind.add_argument("--train_size", type=int, help="images; default: the source's")
+    kind.add_argument("--json", **rows_wanted)
+    args = parser.parse_args(argv[1:])
+    if args.what == "schedule":
+        config = schedule_bench.load_config(args.config)
+        size = schedule_bench.train_size_of(config, args.train_size)
+        rows = [schedule_bench.row(args.config, config, size)]
+        if args.save:
+            schedule_bench.draw(args.config, config, size, args.save)
+    elif args.what == "input":
+>>>>>>> opt
         rows = input_bench.rows(args.images, args.cores, args.batches, args.repeats)
     else:
         measure = overhead if args.what == "overhead" else compile_time
@@ -98,7 +117,7 @@ def main(argv: list[str]) -> None:
             if row["peer"]:
                 peer = f", {row['peer']} {row['peer_value']:.1f}"
                 peer += f", ratio {row['ratio']:.3f}"
-            print(f"{row['name']}: {row['value']:.1f} {row['unit']}{peer}", flush=True)
+            print(f"{row['name']}: {row['value']:.4g} {row['unit']}{peer}", flush=True)
 
 
 if __name__ == "__main__":
