@@ -1,6 +1,7 @@
 """Configs: variants, durations, comparison, and what may change when a run goes on."""
 
 import json
+import pathlib
 import runpy
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -25,8 +26,16 @@ MAY_CHANGE = (
 
 
 def load(path: str) -> ConfigDict:
-    """The config that a file describes, `FILE.py` or `FILE.py:VARIANT`."""
+    """The config that a file describes, `FILE.py` or `FILE.py:VARIANT`.
+
+    Raises UserError if there is no such file, or variant.
+    """
     file, _, variant = path.partition(":")
+    if not pathlib.Path(file).is_file():
+        folder = pathlib.Path(file).parent
+        known = [str(file) for file in sorted(folder.glob("*.py"))]
+        hint = nearest(file, known) if known else ""
+        raise UserError(f"There is no config {file}.{hint}")
     get_config = runpy.run_path(file)["get_config"]
     return get_config(variant) if variant else get_config()
 

@@ -40,7 +40,7 @@ def save_sheet(args: argparse.Namespace, overrides: list[str]) -> None:
     """Draws the contact sheet of the arguments."""
     if args.save.suffix.lower() not in Image.registered_extensions():
         raise UserError(f"--save={args.save} must be the name of a picture: sheet.png.")
-    config = runpy.run_path(args.config)["get_config"]()
+    config = load(args.config)
     augment_bench.override(config, overrides)
     found = augment_bench.pictures(config, args.images)
     sheet = augment_bench.draw_sheet(
@@ -82,29 +82,24 @@ def main(argv: list[str]) -> None:
     kind.add_argument("images", type=pathlib.Path, help="a folder or .zip of JPEGs")
     kind.add_argument("--cores", type=int, default=2)
     kind.add_argument("--batches", type=int, default=16, help="of 128, in each repeat")
-<<<<<<< HEAD
+    kind = kinds.add_parser("schedule")
+    kind.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT")
+    kind.add_argument("--save", type=pathlib.Path, help="draws there, such as lr.png")
+    kind.add_argument("--train_size", type=int, help="images; default: the source's")
+    kind.add_argument("--json", **rows_wanted)
     args, overrides = parser.parse_known_args(argv[1:])
     if args.what == "augment":
         save_sheet(args, overrides)
         return
     if overrides:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
-    if args.what == "input":
-=======
-    kind = kinds.add_parser("schedule")
-    kind.add_argument("--config", required=True, help="FILE.py or FILE.py:ARGUMENT")
-    kind.add_argument("--save", type=pathlib.Path, help="draws there, such as lr.png")
-    kind.add_argument("--train_size", type=int, help="images; default: the source's")
-    kind.add_argument("--json", **rows_wanted)
-    args = parser.parse_args(argv[1:])
     if args.what == "schedule":
-        config = schedule_bench.load_config(args.config)
+        config = load(args.config)
         size = schedule_bench.train_size_of(config, args.train_size)
         rows = [schedule_bench.row(args.config, config, size)]
         if args.save:
             schedule_bench.draw(args.config, config, size, args.save)
     elif args.what == "input":
->>>>>>> opt
         rows = input_bench.rows(args.images, args.cores, args.batches, args.repeats)
     else:
         measure = overhead if args.what == "overhead" else compile_time

@@ -1,7 +1,6 @@
 """Learning rate and weight decay over a run, without running it."""
 
 import pathlib
-import runpy
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +16,6 @@ from resnet_jax.optim import make_decay, make_schedule
 IMAGENET_SIZE = 1_281_167
 # More points than a picture has pixels.
 MOST_POINTS = 4000
-
-
-def load_config(where: str) -> ConfigDict:
-    """The config of `FILE.py` or `FILE.py:ARGUMENT`."""
-    path, colon, argument = where.partition(":")
-    if not pathlib.Path(path).is_file():
-        raise UserError(f"There is no config {path}.")
-    get_config = runpy.run_path(path)["get_config"]
-    return get_config(argument) if colon else get_config()
 
 
 def train_size_of(config: ConfigDict, given: int | None) -> int:
