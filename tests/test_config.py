@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import runpy
 
 import pytest
@@ -56,7 +57,9 @@ def test_a_variant_that_is_none_is_answered_with_the_nearest():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_tells_the_command_that_runs_it(path):
     doc = runpy.run_path(str(path))["__doc__"]
-    assert f"python -m resnet_jax.main --config=configs/{path.name} --workdir=" in doc
+    command = rf"python -m resnet_jax.main --config=configs/({path.stem}.py\S*) --work"
+    (named,) = re.findall(command, doc)
+    assert named.replace(".py", "") in (*RECIPES, path.stem)
 
 
 @pytest.mark.parametrize(
