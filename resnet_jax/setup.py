@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax import optim, sharding, step, writers
 from resnet_jax.config import differences, in_steps, to_steps
-from resnet_jax.data.augment import Augment
+from resnet_jax.data.augment import TRAIN_CROPS, Augment
 from resnet_jax.data.cache import MODES as CACHES
 from resnet_jax.data.cache import cached
 from resnet_jax.data.evalsets import EvaluationSet, open_set
@@ -272,6 +272,7 @@ def _check_values(config: ConfigDict, mesh: Mesh) -> None:
         ("model.dtype", config.model.dtype, DTYPES),
         ("data.on_bad_image", data.on_bad_image, ("stop", "skip")),
         ("data.cache", data.cache, CACHES),
+        ("data.train_crop", data.train_crop, TRAIN_CROPS),
         ("evaluate.views", config.evaluate.views, VIEWS),
     ):
         if value not in known:

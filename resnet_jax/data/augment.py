@@ -23,7 +23,8 @@ from resnet_jax.data.resize import (
 )
 from resnet_jax.errors import UserError, nearest
 
-CROPS = ("random_resized", "pad", "center", "short_side", "five")
+TRAIN_CROPS = ("random_resized", "pad", "center", "short_side")
+CROPS = (*TRAIN_CROPS, "five")
 DECODES = ("fast", "exact")
 ERASE_MODES = ("constant", "pixel")
 

@@ -553,6 +553,6 @@ def test_batches_come_at_the_size_of_their_step(crop, pictures):
 
 @pytest.mark.slow
 def test_workers_make_batches_of_several_sizes(pictures):
-    source = examples(pictures, size=24, **RANDOM)
+    source = examples(pictures, size=24, policy="rand-m9-mstd0.5", **RANDOM)
     alone = train(source, steps=range(9), resize=RESIZE)
     assert_same(train(source, steps=range(9), resize=RESIZE, workers=2), alone)
