@@ -284,6 +284,11 @@ def _check_values(config: ConfigDict, mesh: Mesh) -> None:
             f"data.mean {tuple(data.mean)} and data.std {tuple(data.std)} must have"
             f" data.channels={data.channels} entries each."
         )
+    if data.lighting and data.channels != 3:
+        raise UserError(
+            f"data.lighting={data.lighting} is noise on colours; it must be 0 with"
+            f" data.channels={data.channels}."
+        )
     train_augment(config)
     eval_augment(config, data.crop_fraction)
     for key, value, least in (
