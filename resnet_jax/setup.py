@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax import losses, mix, optim, sharding, step, writers
 from resnet_jax.config import differences, in_steps, to_steps
-from resnet_jax.data.augment import Augment
+from resnet_jax.data.augment import TRAIN_CROPS, Augment
 from resnet_jax.data.cache import MODES as CACHES
 from resnet_jax.data.cache import cached
 from resnet_jax.data.evalsets import EvaluationSet, open_set
@@ -313,6 +313,7 @@ def _check_values(config: ConfigDict, mesh: Mesh) -> None:
         ("model.dtype", config.model.dtype, DTYPES),
         ("data.on_bad_image", data.on_bad_image, ("stop", "skip")),
         ("data.cache", data.cache, CACHES),
+        ("data.train_crop", data.train_crop, TRAIN_CROPS),
         ("evaluate.views", config.evaluate.views, VIEWS),
     ):
         if value not in known:
@@ -323,6 +324,11 @@ def _check_values(config: ConfigDict, mesh: Mesh) -> None:
         raise UserError(
             f"data.mean {tuple(data.mean)} and data.std {tuple(data.std)} must have"
             f" data.channels={data.channels} entries each."
+        )
+    if data.lighting and data.channels != 3:
+        raise UserError(
+            f"data.lighting={data.lighting} is noise on colours; it must be 0 with"
+            f" data.channels={data.channels}."
         )
     train_augment(config)
     eval_augment(config, data.crop_fraction)

@@ -261,6 +261,15 @@ def test_a_bicubic_center_crop_is_torchvisions():
     assert np.abs(found.astype(int) - np.asarray(expected)).max() <= 1
 
 
+def test_a_fraction_of_two_sizes_means_these_sizes():
+    image = noise(0, 232, 232)
+    for size in (160, 176, 224):
+        found = Augment(size=size, crop_fraction=size / 232)(picture(image))
+        at = (232 - size) // 2
+        expected = image.crop((at, at, at + size, at + size))
+        np.testing.assert_array_equal(found, np.asarray(expected))
+
+
 def test_an_image_of_the_right_size_keeps_its_pixels():
     image = noise(0, 32, 32)
     found = Augment(size=32, crop_fraction=1.0)(picture(image), None)
@@ -422,6 +431,7 @@ def test_colout_keeps_rows_and_columns_in_their_order():
         ({"color_jitter": (0.4, 0.4, 0.4)}, "four numbers"),
         ({"color_jitter": (0.4, 0.4, 0.4, 0.6)}, "at most 0.5"),
         ({"color_jitter": (0.4, -0.4, 0.4, 0.0)}, "at least 0"),
+        ({"crop": "short_side", "short_side": (8,)}, "a least and a most length"),
         ({"interpolation": "tf_cubic"}, "Did you mean tf_bicubic"),
     ],
 )
