@@ -116,6 +116,8 @@ def get_config() -> ConfigDict:
     config.ema_every = 1  # steps
     # How the average forgets its start: tf, timm, copy (until warmed up), none.
     config.ema_warmup = "tf"
+    # Training batches that the final statistics of batch norm are computed anew from.
+    config.bn_recompute = 0
 
     config.evaluate = ConfigDict()
     config.evaluate.every = ConfigDict({"epochs": 1})

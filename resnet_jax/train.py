@@ -19,7 +19,9 @@ from resnet_jax.errors import UserError
 from resnet_jax.evaluate import Evaluation, Gallery, evaluate, evaluate_sets
 from resnet_jax.models.cost import count
 from resnet_jax.models.scan import stack_blocks
+from resnet_jax.optim import set_rate_factor
 from resnet_jax.preemption import PreemptedError, Preemption
+from resnet_jax.recompute import recompute_statistics
 from resnet_jax.setup import Setup, claim_workdir, set_up, summary
 from resnet_jax.step import TrainState
 from resnet_jax.weights.load import load
@@ -92,7 +94,8 @@ class Meter:
         values = {
             **means,
             "epoch": progress.examples / len(self._setup.train.source),
-            "learning_rate": float(self._setup.schedule(progress.step - 1)),
+            "learning_rate": float(self._setup.schedule(progress.step - 1))
+            * (progress.plateau or {"factor": 1.0})["factor"],
             "images_per_second": images / elapsed,
             "data_wait": self._waited / elapsed,
         }
@@ -181,6 +184,12 @@ def train(config: ConfigDict, workdir: pathlib.Path, command: str = "") -> dict:
                 to_save = setup.due("checkpoint", now) and on_disk != now
                 if to_evaluate or to_save:
                     meter.flush()
+                if now == last and config.bn_recompute and not progress.recomputed:
+                    say(f"batch norm over {config.bn_recompute} batches")
+                    state = recompute_statistics(
+                        setup, state, after_batch=preemption.check
+                    )
+                    progress.recomputed = True
                 if to_evaluate:
                     gallery = Gallery()
                     result = evaluate(
@@ -194,6 +203,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, command: str = "") -> dict:
                         setup, eval_steps, state, after_batch=preemption.check
                     )
                     note_evaluation(progress, result, sets, writer)
+                    state = lower_rate(setup, state, progress)
                     if chief:
                         report.save_gallery(workdir, gallery, setup.classes)
                 if to_evaluate or to_save:
@@ -242,6 +252,16 @@ def train(config: ConfigDict, workdir: pathlib.Path, command: str = "") -> dict:
         writers.write_json(workdir / "result.json", result)
         report.draw(workdir)
     return result
+
+
+def lower_rate(setup: Setup, state: TrainState, progress: Progress) -> TrainState:
+    """The state with the learning rate that a plateau of the evaluations asks for."""
+    if not setup.plateau:
+        return state
+    top1 = progress.evaluation["top1"]
+    progress.plateau = setup.plateau.after(progress.plateau, top1)
+    factor = progress.plateau["factor"]
+    return state.replace(opt_state=set_rate_factor(state.opt_state, factor))
 
 
 def first_state(setup: Setup) -> TrainState:
