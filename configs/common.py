@@ -108,6 +108,7 @@ def get_config() -> ConfigDict:
 
     config.distill = ConfigDict()
     config.distill.teacher = ""  # of the zoo; empty: none
+    config.distill.overrides = ConfigDict()  # as model.overrides, of the teacher
     config.distill.teacher_init = ""  # its weights, as init_from; drawn: none, to try
     config.distill.weight = 0.5  # of its part of the loss
     config.distill.temperature = 1.0

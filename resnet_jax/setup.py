@@ -158,6 +158,7 @@ class Setup:
             model=create_model(
                 distill.teacher,
                 dtype=self.model.dtype,
+                **dict(distill.overrides),
                 num_classes=self.model.spec.num_classes,
                 in_channels=self.model.spec.in_channels,
             ),
@@ -341,7 +342,7 @@ def _check_values(config: ConfigDict, mesh: Mesh) -> None:
     mix.check(config)
     get_spec(config.model.name, **config.model.overrides)
     if config.distill.teacher:
-        get_spec(config.distill.teacher)
+        get_spec(config.distill.teacher, **config.distill.overrides)
 
 
 def _open_examples(

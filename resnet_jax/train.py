@@ -291,9 +291,11 @@ def teacher_variables(setup: Setup) -> dict | None:
         image = jnp.zeros((1, *setup.batch_like(1, "image")["image"].shape[1:]))
         variables = jax.jit(teacher.model.init)(jax.random.key(0), image)
     else:
-        card, variables = load(distill.teacher_init, model=distill.teacher)
+        ends = ("num_classes", "in_channels")
+        fields = {k: v for k, v in dataclasses.asdict(spec).items() if k not in ends}
+        card, variables = load(distill.teacher_init, model=distill.teacher, **fields)
         theirs = card.make_spec()
-        for field in ("num_classes", "in_channels"):
+        for field in ends:
             if getattr(theirs, field) != getattr(spec, field):
                 raise UserError(
                     f"distill.teacher_init={distill.teacher_init} has {field}="
