@@ -126,6 +126,7 @@ def get_config() -> ConfigDict:
 
     config.distill = ConfigDict()
     config.distill.teacher = ""  # of the zoo; empty: none
+    config.distill.overrides = ConfigDict()  # as model.overrides, of the teacher
     config.distill.teacher_init = ""  # its weights, as init_from; drawn: none, to try
     config.distill.weight = 0.5  # of its part of the loss
     config.distill.temperature = 1.0
@@ -134,6 +135,8 @@ def get_config() -> ConfigDict:
     config.ema_every = 1  # steps
     # How the average forgets its start: tf, timm, copy (until warmed up), none.
     config.ema_warmup = "tf"
+    # Training batches that the final statistics of batch norm are computed anew from.
+    config.bn_recompute = 0
 
     config.evaluate = ConfigDict()
     config.evaluate.every = ConfigDict({"epochs": 1})

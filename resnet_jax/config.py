@@ -194,6 +194,7 @@ def for_dry_run(config: ConfigDict, devices: int) -> ConfigDict:
             config.optim.warmup = ConfigDict({"steps": 1})
         config.optim.decay_at = tuple({"steps": 1} for _ in config.optim.decay_at[:1])
         config.optim.schedule_length = ConfigDict()
+        config.bn_recompute = min(config.bn_recompute, 1)
         if config.distill.teacher:
             config.distill.teacher_init = "drawn"
         for section in (config.evaluate, config.checkpoint):

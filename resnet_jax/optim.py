@@ -379,7 +379,7 @@ def scale_by_lars_ratio(
     optax.lars divides by the norm of the sum instead.
     """
 
-    def one(grad: jax.Array, param: jax.Array) -> jax.Array:
+    def one(grad, param):
         of_param, of_grad = optax.safe_norm(param, 0.0), optax.safe_norm(grad, 0.0)
         ratio = trust_coefficient * of_param / (of_grad + weight_decay * of_param + eps)
         ratio = jnp.where((of_param > 0) & (of_grad > 0), ratio, 1.0)

@@ -134,6 +134,7 @@ class Setup:
             len(self.train.source),
             "optim.warmup",
         )
+        placed = sharding.replicated(self.mesh)
         options = step.StepOptions(
             mean=config.data.mean,
             std=config.data.std,
@@ -148,9 +149,9 @@ class Setup:
             ema_warmup=config.ema_warmup,
             ema_copy_until=warmup,
             seed=config.seed,
+            replicate=lambda tree: jax.lax.with_sharding_constraint(tree, placed),
         )
         train_step = step.make_train_step(self.model, self.optimizer, options)
-        placed = sharding.replicated(self.mesh)
         jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(placed, placed))
         batch = self.batch_like(config.batch_size, "image", "label")
         if not teacher:
@@ -168,12 +169,25 @@ class Setup:
             model=create_model(
                 distill.teacher,
                 dtype=self.model.dtype,
+                **dict(distill.overrides),
                 num_classes=self.model.spec.num_classes,
                 in_channels=self.model.spec.in_channels,
             ),
             weight=distill.weight,
             temperature=distill.temperature,
         )
+
+    def compile_statistics_step(self) -> Callable:
+        """The compiled `statistics_step(variables, batch)`."""
+        config, data = self.config, self.config.data
+        statistics_step = step.make_statistics_step(
+            self.model, data.mean, data.std, config.seed
+        )
+        jitted = jax.jit(statistics_step, out_shardings=sharding.replicated(self.mesh))
+        batch = self.batch_like(config.batch_size, "image", "label")
+        like = self.state_like()
+        variables = {"params": like.params, "batch_stats": like.batch_stats}
+        return jitted.lower(variables, batch).compile()
 
     def compile_eval_step(self) -> Callable:
         """The compiled `eval_step(variables, batch, allowed)`."""
@@ -227,8 +241,14 @@ class Setup:
         needed = {key: batch[key] for key in ("image", "label")}
         return sharding.to_devices(needed, self.mesh, self.config.batch_size)
 
-    def train_batches(self, first_step: int) -> Batches:
-        """Batches from a step to the end of the run."""
+    @property
+    def plateau(self) -> optim.Plateau | None:
+        """What lowers the rate after evaluations, if anything does."""
+        of_plateau = self.config.optim.schedule == "plateau"
+        return optim.Plateau(self.config.optim) if of_plateau else None
+
+    def train_batches(self, first_step: int, last_step: int | None = None) -> Batches:
+        """Batches from a step to another, or to the end of the run."""
         config = self.config
         # Here, so that an evaluation alone does not decode what it never reads.
         held = cached(self.train.source, config.data.channels, config.data.cache)
@@ -236,7 +256,7 @@ class Setup:
             dataclasses.replace(self.train, source=held),
             seed=config.seed,
             batch_size=config.batch_size,
-            steps=range(first_step, self.total_steps),
+            steps=range(first_step, last_step or self.total_steps),
             rows=sharding.local_rows(self.mesh, config.batch_size),
             num_workers=config.data.num_workers,
             num_threads=config.data.num_threads,
@@ -275,6 +295,11 @@ def set_up(config: ConfigDict) -> Setup:
         config, total_steps=total_steps, train_size=train_size
     )
     model = _make_model(config, mesh, train.source)
+    if config.bn_recompute and getattr(model.spec, "norm", None) != "batch":
+        raise UserError(
+            f"bn_recompute={config.bn_recompute} needs a residual network with batch"
+            f" norm, which model.name={config.model.name} is not; set it to 0."
+        )
     optimizer = optim.make_optimizer(config, schedule)
     if model.scan_blocks and optim.looks_at_layers(config.optim):
         optimizer = optim.on_single_blocks(optimizer, model.spec)
@@ -334,6 +359,7 @@ def _check_values(config: ConfigDict, mesh: Mesh) -> None:
     eval_augment(config, data.crop_fraction)
     for key, value, least in (
         ("seed", config.seed, 0),
+        ("bn_recompute", config.bn_recompute, 0),
         ("data.image_size", data.image_size, 1),
         ("data.eval_size", data.eval_size, 0),
         ("data.pad", data.pad, 0),
@@ -350,7 +376,7 @@ def _check_values(config: ConfigDict, mesh: Mesh) -> None:
     mix.check(config)
     get_spec(config.model.name, **config.model.overrides)
     if config.distill.teacher:
-        get_spec(config.distill.teacher)
+        get_spec(config.distill.teacher, **config.distill.overrides)
 
 
 def train_augment(config: ConfigDict) -> Augment:
