@@ -189,6 +189,8 @@ def for_dry_run(config: ConfigDict, devices: int) -> ConfigDict:
             times = {"start": {"steps": 0}, "end": {"steps": 1}}
             sizes = {"from": max(size // 2, 1), "to": size}
             config.data.resize_schedule = ConfigDict(times | sizes)
+        config.init_from = ""
+        config.bn_recompute = min(config.bn_recompute, 1)
         config.total = ConfigDict({"steps": 2})
         if config.optim.warmup and max(config.optim.warmup.values()):
             config.optim.warmup = ConfigDict({"steps": 1})
