@@ -145,8 +145,13 @@ def check(config: ConfigDict) -> None:
     for key in ("probability", "switch_probability"):
         if not 0 <= mix[key] <= 1:
             raise UserError(f"mix.{key}={mix[key]} must be from 0 to 1.")
-    if Mix.of(mix) and config.model.bn_group_size == 1:
+
+
+def check_group(config: ConfigDict, size: int) -> None:
+    """Raises UserError unless groups of a size have images to mix."""
+    if Mix.of(config.mix) and size == 1:
         raise UserError(
-            "mix.mixup_alpha and mix.cutmix_alpha mix the examples of a batch-norm"
-            " group, and model.bn_group_size=1 leaves no other one; enlarge it."
+            "mix.mixup_alpha and mix.cutmix_alpha mix the images of a batch-norm group,"
+            f" and model.bn_group_size={config.model.bn_group_size} puts a single one"
+            " in each; enlarge it."
         )

@@ -295,6 +295,8 @@ def set_up(config: ConfigDict) -> Setup:
         config, total_steps=total_steps, train_size=train_size
     )
     model = _make_model(config, mesh, train.source)
+    microbatch = config.batch_size // config.optim.microbatches
+    mix.check_group(config, model.bn_group_size or microbatch)
     if config.bn_recompute and getattr(model.spec, "norm", None) != "batch":
         raise UserError(
             f"bn_recompute={config.bn_recompute} needs a residual network with batch"

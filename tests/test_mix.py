@@ -153,6 +153,14 @@ def test_a_group_of_all_images_trains_with_either_loss(loss):
             {"mix.cutmix_alpha": 1.0, "model.bn_group_size": 1},
             r"mix\.cutmix_alpha .* model\.bn_group_size=1",
         ),
+        (
+            {
+                "mix.mixup_alpha": 1.0,
+                "batch_size": 8,
+                "model.bn_group_size": "device",
+            },
+            r"mix\.mixup_alpha .* model\.bn_group_size=device",
+        ),
     ],
 )
 def test_what_cannot_be_mixed_is_refused(changes, message):
