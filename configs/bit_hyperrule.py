@@ -1,13 +1,14 @@
-"""Fine-tuning by BiT's HyperRule: Kolesnikov et al. 2019 (arXiv:1912.11370), section 3.3.
+"""Fine-tuning by BiT's HyperRule: Kolesnikov et al. 2019, section 3.3.
 
 python -m resnet_jax.main --config=configs/bit_hyperrule.py:cifar10 --workdir=runs/tune
 
 Argument: cifar10, cifar100 or imagenet2012. The weights are BiT-M's, of ImageNet-21k.
-Source: the README of github.com/google-research/big_transfer, BiT-M R50x1.
+Source: arXiv:1912.11370, and the README of github.com/google-research/big_transfer,
+BiT-M R50x1.
 
-Small images (an area below 96 x 96) are brought to 160 pixels and cropped to 128, others
-to 512 and 480; above 20,000 examples mixup of 0.1; 500, 10,000 or 20,000 steps for less
-than 20,000, less than 500,000 or more examples.
+Small images (an area below 96 x 96) are brought to 160 pixels and cropped to 128,
+others to 512 and 480; above 20,000 examples mixup of 0.1; 500, 10,000 or 20,000 steps
+for less than 20,000, less than 500,000 or more examples.
 """
 
 from ml_collections import ConfigDict

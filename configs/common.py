@@ -40,6 +40,9 @@ def get_config() -> ConfigDict:
     config.data.eval_split = "validation"
     config.data.shots = 0  # training images of each class, drawn by the seed; 0: all
     config.data.image_size = 224
+    # Progressive resizing: {"from": 160, "to": 192, "start": {"epochs": 65}, "end":
+    # {"epochs": 76}, "multiple": 32}; empty: none.
+    config.data.resize_schedule = ConfigDict()
     config.data.channels = 3
     config.data.mean = IMAGENET_MEAN
     config.data.std = IMAGENET_STD
@@ -123,6 +126,7 @@ def get_config() -> ConfigDict:
 
     config.distill = ConfigDict()
     config.distill.teacher = ""  # of the zoo; empty: none
+    config.distill.overrides = ConfigDict()  # as model.overrides, of the teacher
     config.distill.teacher_init = ""  # its weights, as init_from; drawn: none, to try
     config.distill.weight = 0.5  # of its part of the loss
     config.distill.temperature = 1.0
@@ -131,10 +135,13 @@ def get_config() -> ConfigDict:
     config.ema_every = 1  # steps
     # How the average forgets its start: tf, timm, copy (until warmed up), none.
     config.ema_warmup = "tf"
+    # Training batches that the final statistics of batch norm are computed anew from.
+    config.bn_recompute = 0
 
     config.evaluate = ConfigDict()
     config.evaluate.every = ConfigDict({"epochs": 1})
     config.evaluate.batch_size = 0  # 0: as in training
+    config.evaluate.views = "one"  # of each image; or flip: both; ten_crop
     config.evaluate.sets = ()  # more to evaluate: imagenet_a, imagenet2012_real, ...
     config.checkpoint = ConfigDict()
     config.checkpoint.every = ConfigDict({"epochs": 1})

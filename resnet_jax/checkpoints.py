@@ -41,6 +41,8 @@ class Progress:
       best: result of the best evaluation, or None.
       seconds: time spent in training steps, in this and earlier processes.
       bad_images: indices of the training images that were passed over.
+      plateau: what `optim.Plateau` remembers, or None.
+      recomputed: whether the batch-norm statistics are those of `bn_recompute`.
     """
 
     step: int = 0
@@ -49,6 +51,8 @@ class Progress:
     best: dict | None = None
     seconds: float = 0.0
     bad_images: list[int] = dataclasses.field(default_factory=list)
+    plateau: dict | None = None
+    recomputed: bool = False
 
 
 class Checkpoints:

@@ -1,6 +1,7 @@
 """Configs: variants, durations, comparison, and what may change when a run goes on."""
 
 import json
+import pathlib
 import runpy
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -25,8 +26,16 @@ MAY_CHANGE = (
 
 
 def load(path: str) -> ConfigDict:
-    """The config that a file describes, `FILE.py` or `FILE.py:VARIANT`."""
+    """The config that a file describes, `FILE.py` or `FILE.py:VARIANT`.
+
+    Raises UserError if there is no such file, or variant.
+    """
     file, _, variant = path.partition(":")
+    if not pathlib.Path(file).is_file():
+        folder = pathlib.Path(file).parent
+        known = [str(file) for file in sorted(folder.glob("*.py"))]
+        hint = nearest(file, known) if known else ""
+        raise UserError(f"There is no config {file}.{hint}")
     get_config = runpy.run_path(file)["get_config"]
     return get_config(variant) if variant else get_config()
 
@@ -75,7 +84,7 @@ def to_steps(
 
 
 def rescaled_ema_decay(
-    decay: float, *, batch_size: int, every: int, epochs: float
+    decay: float, *, batch_size: int, every: int, epochs: float | int
 ) -> float:
     """The decay of an average that does not depend on batch size and epochs.
 
@@ -121,27 +130,22 @@ def as_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
-def _complete(old: Mapping, defaults: Mapping) -> dict:
-    """A config with the defaults of the keys that it lacks, at the top or a section."""
-    complete = {**defaults, **old}
-    for key, section in defaults.items():
-        # A duration is one value.
-        if isinstance(section, Mapping) and not section.keys() & set(UNITS):
-            complete[key] = {**section, **old.get(key, {})}
-    return complete
-
-
 def differences(old: Mapping, new: ConfigDict) -> list[str]:
     """What keeps a run from going on with another config: 'key: old -> new' each.
 
-    Where an older run's config lacks a key that came later, it did as its default does.
+    A key that the old one lacks, as it was written by an older version, has the default
+    value of `configs/common.py`, which is what the run did.
     """
-    # Not above: the configs import this module.
     from configs import common
 
     # Through JSON, where tuples are lists.
-    defaults, new = (json.loads(as_json(c)) for c in (common.get_config(), new))
-    flat_old, flat_new = flatten(_complete(old, defaults)), flatten(new)
+    flat_new = flatten(json.loads(as_json(new)))
+    defaults = flatten(json.loads(as_json(common.get_config())))
+    flat_old = flatten(old)
+    flat_old |= {
+        key: defaults[key]
+        for key in flat_new.keys() & defaults.keys() - flat_old.keys()
+    }
     found = []
     for key in sorted(flat_old.keys() | flat_new.keys()):
         before, after = flat_old.get(key, "nothing"), flat_new.get(key, "nothing")
@@ -179,11 +183,20 @@ def for_dry_run(config: ConfigDict, devices: int) -> ConfigDict:
         config.evaluate.sets = ()
         config.data.image_size = min(config.data.image_size, 64)
         config.data.eval_size = min(config.data.eval_size, 64)
+        if config.data.resize_schedule:
+            # A step of either size.
+            size = config.data.image_size
+            times = {"start": {"steps": 0}, "end": {"steps": 1}}
+            sizes = {"from": max(size // 2, 1), "to": size}
+            config.data.resize_schedule = ConfigDict(times | sizes)
+        config.init_from = ""
+        config.bn_recompute = min(config.bn_recompute, 1)
         config.total = ConfigDict({"steps": 2})
         if config.optim.warmup and max(config.optim.warmup.values()):
             config.optim.warmup = ConfigDict({"steps": 1})
         config.optim.decay_at = tuple({"steps": 1} for _ in config.optim.decay_at[:1])
         config.optim.schedule_length = ConfigDict()
+        config.bn_recompute = min(config.bn_recompute, 1)
         if config.distill.teacher:
             config.distill.teacher_init = "drawn"
         for section in (config.evaluate, config.checkpoint):

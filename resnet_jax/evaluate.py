@@ -61,9 +61,11 @@ class Gallery:
         for kind in (True, False):
             missing = self.wanted - sum(row["right"] == kind for row in self.rows)
             for i in np.flatnonzero(batch["mask"] & (right == kind))[:missing]:
+                image = batch["image"][i]
                 self.rows.append(
                     {
-                        "image": batch["image"][i],
+                        # Of several views, the centre.
+                        "image": image if image.ndim == 3 else image[0],
                         "label": int(batch["label"][i]),
                         "predicted": int(predictions["label"][i]),
                         "probability": float(predictions["probability"][i]),

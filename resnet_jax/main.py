@@ -61,12 +61,8 @@ def parse(argv: list[str]) -> None:
     # The config flag looks for its overrides here.
     sys.argv = argv
     path = _config_path(argv)
-    file = path and path.partition(":")[0]
-    if file and not os.path.isfile(file):
-        folder = pathlib.Path(file).parent
-        known = [str(file) for file in sorted(folder.glob("*.py"))]
-        hint = nearest(file, known) if known else ""
-        raise UserError(f"There is no config {file}.{hint}")
+    if path is not None:
+        load(path)  # for its errors
     try:
         rest = flags.FLAGS(argv)[1:]
     except flags.Error as error:

@@ -7,11 +7,12 @@ of microbatches changes what is mixed with what.
 """
 
 import dataclasses
+from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from resnet_jax.errors import UserError, nearest
@@ -21,17 +22,19 @@ RULES = ("timm", "torchvision")
 
 @flax.struct.dataclass
 class Drawn:
-    """What was drawn for each group of examples.
+    """What was drawn for each group of examples: arrays, or what stands for them.
 
     Attributes:
-      own: how much of an image's label stays: for CutMix the part of its pixels.
-      cut: whether the group is cut, not blended.
-      box: y1, y2, x1, x2 of what the partner gives, in pixels; ends are exclusive.
+      own: how much of an image's label stays: for CutMix the part of its pixels;
+        float32 [groups].
+      cut: whether the group is cut, not blended; bool [groups].
+      box: y1, y2, x1, x2 of what the partner gives, in pixels; ends are exclusive;
+        int32 [groups, 4].
     """
 
-    own: Float[Array, "groups"]
-    cut: Bool[Array, "groups"]
-    box: Int[Array, "groups 4"]
+    own: Any
+    cut: Any
+    box: Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,20 +67,15 @@ class Mix:
         """Draws for so many groups of images of so many pixels."""
 
         def one(key: jax.Array) -> Drawn:
-            keys = jax.random.split(key, 6)
+            keys = jax.random.split(key, 5)
             both = self.mixup_alpha and self.cutmix_alpha
             cutting = self.switch_probability if both else float(self.cutmix_alpha > 0)
             cut = jax.random.bernoulli(keys[0], cutting)
-            # Of what is off, whatever alpha draws is not taken.
-            mixup, cutmix = self.mixup_alpha or 1.0, self.cutmix_alpha or 1.0
-            own = jnp.where(
-                cut,
-                jax.random.beta(keys[1], cutmix, cutmix),
-                jax.random.beta(keys[2], mixup, mixup),
-            )
-            own = jnp.where(jax.random.bernoulli(keys[3], self.probability), own, 1.0)
-            y = jax.random.randint(keys[4], (), 0, height)
-            x = jax.random.randint(keys[5], (), 0, width)
+            alpha = jnp.where(cut, self.cutmix_alpha, self.mixup_alpha)
+            own = jax.random.beta(keys[1], alpha, alpha)
+            own = jnp.where(jax.random.bernoulli(keys[2], self.probability), own, 1.0)
+            y = jax.random.randint(keys[3], (), 0, height)
+            x = jax.random.randint(keys[4], (), 0, width)
             box = self.box(own, y, x, height, width)
             area = (box[1] - box[0]) * (box[3] - box[2])
             # A box at the border is smaller than what was drawn.
@@ -147,8 +145,13 @@ def check(config: ConfigDict) -> None:
     for key in ("probability", "switch_probability"):
         if not 0 <= mix[key] <= 1:
             raise UserError(f"mix.{key}={mix[key]} must be from 0 to 1.")
-    if Mix.of(mix) and config.model.bn_group_size == 1:
+
+
+def check_group(config: ConfigDict, size: int) -> None:
+    """Raises UserError unless groups of a size have images to mix."""
+    if Mix.of(config.mix) and size == 1:
         raise UserError(
-            "mix.mixup_alpha and mix.cutmix_alpha mix the examples of a batch-norm"
-            " group, and model.bn_group_size=1 leaves no other one; enlarge it."
+            "mix.mixup_alpha and mix.cutmix_alpha mix the images of a batch-norm group,"
+            f" and model.bn_group_size={config.model.bn_group_size} puts a single one"
+            " in each; enlarge it."
         )

@@ -353,6 +353,24 @@ def make_optimizer(
     return optax.chain(*parts)
 
 
+def make_decay(config: ConfigDict, schedule: optax.Schedule) -> optax.Schedule | None:
+    """What part of a weight that has no gradient a step takes away, in the long run.
+
+    Decay that is coupled goes through momentum, which makes 1 / (1 - momentum) of it;
+    LARS and LAMB scale it by their trust ratio, which is left out here. None: there is
+    no decay, or adaptive methods make of it what their gradients let them.
+    """
+    optim = config.optim
+    factor = optim.weight_decay
+    if optim.decay == "schedule":
+        factor /= peak_rate(config)
+    elif optim.decay == "coupled" and optim.name in ("sgd", "lars"):
+        factor /= 1 - optim.momentum
+    elif optim.decay == "coupled" and optim.name != "lamb":
+        return None
+    return (lambda step: factor * schedule(step)) if factor else None
+
+
 def scale_by_lars_ratio(
     weight_decay: float, trust_coefficient: float, eps: float
 ) -> optax.GradientTransformation:
@@ -361,7 +379,7 @@ def scale_by_lars_ratio(
     optax.lars divides by the norm of the sum instead.
     """
 
-    def one(grad: jax.Array, param: jax.Array) -> jax.Array:
+    def one(grad, param):
         of_param, of_grad = optax.safe_norm(param, 0.0), optax.safe_norm(grad, 0.0)
         ratio = trust_coefficient * of_param / (of_grad + weight_decay * of_param + eps)
         ratio = jnp.where((of_param > 0) & (of_grad > 0), ratio, 1.0)

@@ -53,9 +53,13 @@ def row(name: str, published: str, reached: str) -> tuple[str, ...]:
 
 def table(pattern: str = "*") -> list[tuple[str, ...]]:
     """The table's lines; raises UserError if no recipe has such a name."""
-    rows = [row(*recipe) for recipe in variants() if fnmatch.fnmatch(recipe[0], pattern)]
+    rows = [
+        row(*recipe) for recipe in variants() if fnmatch.fnmatch(recipe[0], pattern)
+    ]
     if not rows:
-        raise UserError(f"No recipe is called {pattern!r}; without a name, all are told.")
+        raise UserError(
+            f"No recipe is called {pattern!r}; without a name, all are told."
+        )
     return rows
 
 

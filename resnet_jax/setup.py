@@ -15,11 +15,17 @@ from ml_collections import ConfigDict
 
 from resnet_jax import losses, mix, optim, sharding, step, writers
 from resnet_jax.config import differences, in_steps, to_steps
-from resnet_jax.data.augment import Augment
+from resnet_jax.data.augment import TRAIN_CROPS, Augment
 from resnet_jax.data.cache import MODES as CACHES
 from resnet_jax.data.cache import cached
 from resnet_jax.data.evalsets import EvaluationSet, open_set
-from resnet_jax.data.loader import Batches, Examples, eval_batches, train_batches
+from resnet_jax.data.loader import (
+    Batches,
+    Examples,
+    ResizeSchedule,
+    eval_batches,
+    train_batches,
+)
 from resnet_jax.data.sources import (
     Source,
     check_same_classes,
@@ -32,6 +38,7 @@ from resnet_jax.models import create_model, get_spec
 from resnet_jax.models.cost import cost_of_image, count, init_shapes
 from resnet_jax.step import TrainState
 
+VIEWS = ("one", "flip", "ten_crop")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -50,6 +57,7 @@ class Setup:
       optimizer: of optax.
       eval_batch_size: images a batch of the evaluation.
       every: steps between two evaluations, checkpoints and log lines.
+      resize: progressive resizing, if there is any.
     """
 
     config: ConfigDict
@@ -63,6 +71,7 @@ class Setup:
     optimizer: optax.GradientTransformation
     eval_batch_size: int
     every: dict[str, float]
+    resize: ResizeSchedule | None = None
 
     def state_like(self) -> TrainState:
         """Shapes, types and shardings of the train state."""
@@ -125,6 +134,7 @@ class Setup:
             len(self.train.source),
             "optim.warmup",
         )
+        placed = sharding.replicated(self.mesh)
         options = step.StepOptions(
             mean=config.data.mean,
             std=config.data.std,
@@ -139,9 +149,9 @@ class Setup:
             ema_warmup=config.ema_warmup,
             ema_copy_until=warmup,
             seed=config.seed,
+            replicate=lambda tree: jax.lax.with_sharding_constraint(tree, placed),
         )
         train_step = step.make_train_step(self.model, self.optimizer, options)
-        placed = sharding.replicated(self.mesh)
         jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(placed, placed))
         batch = self.batch_like(config.batch_size, "image", "label")
         if not teacher:
@@ -159,6 +169,7 @@ class Setup:
             model=create_model(
                 distill.teacher,
                 dtype=self.model.dtype,
+                **dict(distill.overrides),
                 num_classes=self.model.spec.num_classes,
                 in_channels=self.model.spec.in_channels,
             ),
@@ -166,10 +177,23 @@ class Setup:
             temperature=distill.temperature,
         )
 
+    def compile_statistics_step(self) -> Callable:
+        """The compiled `statistics_step(variables, batch)`."""
+        config, data = self.config, self.config.data
+        statistics_step = step.make_statistics_step(
+            self.model, data.mean, data.std, config.seed
+        )
+        jitted = jax.jit(statistics_step, out_shardings=sharding.replicated(self.mesh))
+        batch = self.batch_like(config.batch_size, "image", "label")
+        like = self.state_like()
+        variables = {"params": like.params, "batch_stats": like.batch_stats}
+        return jitted.lower(variables, batch).compile()
+
     def compile_eval_step(self) -> Callable:
         """The compiled `eval_step(variables, batch, allowed)`."""
         data = self.config.data
-        eval_step = step.make_eval_step(self.model, data.mean, data.std)
+        flip = self.config.evaluate.views != "one"
+        eval_step = step.make_eval_step(self.model, data.mean, data.std, flip)
         placed = sharding.replicated(self.mesh), sharding.batch_sharding(self.mesh)
         keys = "image", "label", "mask"
         batch = self.batch_like(self.eval_batch_size, *keys, examples=self.test)
@@ -192,6 +216,14 @@ class Setup:
         """This setup with other examples to evaluate."""
         return dataclasses.replace(self, test=examples)
 
+    def train_size(self, step: int) -> int:
+        """`data.image_size`, or what the schedule makes of it for a step from 0 on."""
+        return self.resize(step) if self.resize else self.config.data.image_size
+
+    def at(self, size: int) -> "Setup":
+        """This setup with training images of another size."""
+        return dataclasses.replace(self, train=self.train.at(size))
+
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the labels."""
@@ -209,8 +241,14 @@ class Setup:
         needed = {key: batch[key] for key in ("image", "label")}
         return sharding.to_devices(needed, self.mesh, self.config.batch_size)
 
-    def train_batches(self, first_step: int) -> Batches:
-        """Batches from a step to the end of the run."""
+    @property
+    def plateau(self) -> optim.Plateau | None:
+        """What lowers the rate after evaluations, if anything does."""
+        of_plateau = self.config.optim.schedule == "plateau"
+        return optim.Plateau(self.config.optim) if of_plateau else None
+
+    def train_batches(self, first_step: int, last_step: int | None = None) -> Batches:
+        """Batches from a step to another, or to the end of the run."""
         config = self.config
         # Here, so that an evaluation alone does not decode what it never reads.
         held = cached(self.train.source, config.data.channels, config.data.cache)
@@ -218,10 +256,11 @@ class Setup:
             dataclasses.replace(self.train, source=held),
             seed=config.seed,
             batch_size=config.batch_size,
-            steps=range(first_step, self.total_steps),
+            steps=range(first_step, last_step or self.total_steps),
             rows=sharding.local_rows(self.mesh, config.batch_size),
             num_workers=config.data.num_workers,
             num_threads=config.data.num_threads,
+            resize=self.resize,
         )
 
     def eval_batches(self) -> Batches:
@@ -256,6 +295,13 @@ def set_up(config: ConfigDict) -> Setup:
         config, total_steps=total_steps, train_size=train_size
     )
     model = _make_model(config, mesh, train.source)
+    microbatch = config.batch_size // config.optim.microbatches
+    mix.check_group(config, model.bn_group_size or microbatch)
+    if config.bn_recompute and getattr(model.spec, "norm", None) != "batch":
+        raise UserError(
+            f"bn_recompute={config.bn_recompute} needs a residual network with batch"
+            f" norm, which model.name={config.model.name} is not; set it to 0."
+        )
     optimizer = optim.make_optimizer(config, schedule)
     if model.scan_blocks and optim.looks_at_layers(config.optim):
         optimizer = optim.on_single_blocks(optimizer, model.spec)
@@ -279,6 +325,7 @@ def set_up(config: ConfigDict) -> Setup:
             what: max(in_steps(duration, config.batch_size, train_size, key), 1.0)
             for what, (duration, key) in durations.items()
         },
+        resize=_make_resize(config, train_size),
     )
 
 
@@ -293,6 +340,8 @@ def _check_values(config: ConfigDict, mesh: Mesh) -> None:
         ("model.dtype", config.model.dtype, DTYPES),
         ("data.on_bad_image", data.on_bad_image, ("stop", "skip")),
         ("data.cache", data.cache, CACHES),
+        ("data.train_crop", data.train_crop, TRAIN_CROPS),
+        ("evaluate.views", config.evaluate.views, VIEWS),
     ):
         if value not in known:
             raise UserError(f"There is no {key}={value!r}.{nearest(value, known)}")
@@ -303,8 +352,16 @@ def _check_values(config: ConfigDict, mesh: Mesh) -> None:
             f"data.mean {tuple(data.mean)} and data.std {tuple(data.std)} must have"
             f" data.channels={data.channels} entries each."
         )
+    if data.lighting and data.channels != 3:
+        raise UserError(
+            f"data.lighting={data.lighting} is noise on colours; it must be 0 with"
+            f" data.channels={data.channels}."
+        )
+    train_augment(config)
+    eval_augment(config, data.crop_fraction)
     for key, value, least in (
         ("seed", config.seed, 0),
+        ("bn_recompute", config.bn_recompute, 0),
         ("data.image_size", data.image_size, 1),
         ("data.eval_size", data.eval_size, 0),
         ("data.pad", data.pad, 0),
@@ -321,9 +378,7 @@ def _check_values(config: ConfigDict, mesh: Mesh) -> None:
     mix.check(config)
     get_spec(config.model.name, **config.model.overrides)
     if config.distill.teacher:
-        get_spec(config.distill.teacher)
-    train_augment(config)
-    eval_augment(config, data.crop_fraction)
+        get_spec(config.distill.teacher, **config.distill.overrides)
 
 
 def train_augment(config: ConfigDict) -> Augment:
@@ -358,6 +413,7 @@ def eval_augment(config: ConfigDict, crop_fraction: float) -> Augment:
     data = config.data
     return Augment(
         size=eval_size(config),
+        crop="five" if config.evaluate.views == "ten_crop" else "center",
         crop_fraction=crop_fraction,
         interpolation=data.interpolation,
     )
@@ -419,6 +475,44 @@ def _open_examples(
     )
 
 
+def _make_resize(config: ConfigDict, train_size: int) -> ResizeSchedule | None:
+    """The schedule of `data.resize_schedule`; raises UserError if it cannot be."""
+    schedule, name = config.data.resize_schedule, "data.resize_schedule"
+    if not schedule:
+        return None
+    known = ("from", "to", "start", "end", "multiple")
+    for key in schedule:
+        if key not in known:
+            raise UserError(f"There is no {name}.{key}.{nearest(key, known)}")
+    for key in known[:-1]:
+        if key not in schedule:
+            raise UserError(f"{name} must have {', '.join(known[:-1])}, but no {key}.")
+    if schedule.to != config.data.image_size:
+        raise UserError(
+            f"{name}.to={schedule.to} must be"
+            f" data.image_size={config.data.image_size}, the size at the end."
+        )
+    first, multiple = schedule["from"], schedule.get("multiple", 1)
+    if min(first, multiple) < 1:
+        raise UserError(
+            f"{name}.from={first} and .multiple={multiple} must be above 0."
+        )
+    start, end = (
+        in_steps(schedule[key], config.batch_size, train_size, f"{name}.{key}")
+        for key in ("start", "end")
+    )
+    if not start < end:
+        raise UserError(
+            f"{name}.end={dict(schedule.end)} must be behind its start,"
+            f" {dict(schedule.start)}."
+        )
+    # Refuses a crop that cannot be of that size.
+    dataclasses.replace(train_augment(config), size=first)
+    return ResizeSchedule(
+        first=first, last=schedule.to, start=start, end=end, multiple=multiple
+    )
+
+
 def _make_model(config: ConfigDict, mesh: Mesh, source: Source) -> nn.Module:
     """The network for the classes of a source."""
     group_size = step.group_size_of(
@@ -474,6 +568,9 @@ def summary(setup: Setup, workdir: pathlib.Path) -> str:
         "steps": f"{setup.total_steps:,} ({epochs:.2f} epochs)",
         "workdir": str(workdir),
     }
+    if setup.resize:
+        sides = setup.resize.sides(range(setup.total_steps))
+        rows["sizes"] = ", ".join(map(str, sides)) + " px, in this order"
     return "\n".join(f"{key + ':':<12}{value}" for key, value in rows.items())
 
 

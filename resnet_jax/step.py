@@ -80,6 +80,8 @@ class StepOptions:
         of 0: no average is kept.
       seed: what is dropped is a function of (seed, step, microbatch), what is mixed of
         (seed, step).
+      replicate: keeps what is drawn for mixing on every device. Left to themselves,
+        the loops that draw from beta would wait for each other.
     """
 
     mean: Sequence[float]
@@ -95,6 +97,7 @@ class StepOptions:
     ema_warmup: str = "tf"
     ema_copy_until: int = 0
     seed: int = 0
+    replicate: Callable[[Tree], Tree] = lambda tree: tree
 
 
 def normalize(
@@ -254,9 +257,9 @@ def make_train_step(
     def draw(step: jax.Array, image: jax.Array):
         rng = jax.random.fold_in(jax.random.key(options.seed), step)
         size = model.bn_group_size or len(image) // options.microbatches
-        return options.mix.draw(
-            jax.random.fold_in(rng, MIXING), len(image) // size, *image.shape[1:3]
-        )
+        rng = jax.random.fold_in(rng, MIXING)
+        groups = len(image) // size
+        return options.replicate(options.mix.draw(rng, groups, *image.shape[1:3]))
 
     def train_step(
         state: TrainState, batch: dict, teacher: Tree = None
@@ -320,21 +323,60 @@ def _cut(x: jax.Array, parts: int, unit: int) -> jax.Array:
     return units.swapaxes(0, 1).reshape(parts, -1, *x.shape[1:])
 
 
+def make_statistics_step(
+    model: nn.Module, mean: Sequence[float], std: Sequence[float], seed: int
+) -> Callable[[dict, dict], Tree]:
+    """Returns `statistics_step(variables, batch) -> batch_stats` of a batch alone."""
+    # Without keep-momentum, the running statistics are those of the last batch.
+    model = model.clone(spec=dataclasses.replace(model.spec, norm_momentum=0.0))
+
+    def statistics_step(variables: dict, batch: dict) -> Tree:
+        image = normalize(batch["image"], mean, std, model.dtype)
+        _, updated = model.apply(
+            variables,
+            image,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(seed)},
+        )
+        return updated["batch_stats"]
+
+    return statistics_step
+
+
 def make_eval_step(
-    model: nn.Module, mean: Sequence[float], std: Sequence[float]
+    model: nn.Module, mean: Sequence[float], std: Sequence[float], flip: bool = False
 ) -> Callable[[dict, dict, jax.Array], tuple[dict, dict]]:
     """Returns `eval_step(variables, batch, allowed) -> (sums, predictions)`.
 
     `allowed`, bool [classes], says which classes can be predicted. `sums` are those of
     `metrics.evaluation_sums`; `predictions` hold the int32 `label` that the network
     gives to each row and its float32 `probability`.
+
+    Several views of an image, uint8 [b, views, h, w, c], and, with `flip`, the mirror
+    image of each, are evaluated by the mean of their logits, as fb.resnet.torch and
+    torchvision's users do; Krizhevsky et al. 2012, section 4.1, average probabilities.
     """
+
+    def views_of(image: jax.Array) -> jax.Array:
+        views = image[None] if image.ndim == 4 else jnp.moveaxis(image, 1, 0)
+        if flip:
+            views = jnp.concatenate([views, views[..., ::-1, :]])
+        return views
 
     def eval_step(
         variables: dict, batch: dict, allowed: Bool[Array, "classes"]
     ) -> tuple[dict, dict]:
-        image = normalize(batch["image"], mean, std, model.dtype)
-        logits = model.apply(variables, image, train=False)
+        def logits_of(image: jax.Array) -> jax.Array:
+            image = normalize(image, mean, std, model.dtype)
+            return model.apply(variables, image, train=False)
+
+        views = views_of(batch["image"])
+        if len(views) == 1:
+            logits = logits_of(views[0])
+        else:
+            # One after the other: together they might not fit.
+            logits = jnp.mean(jax.lax.map(logits_of, views), axis=0)
         logits = jnp.where(allowed, logits, -jnp.inf)
         probabilities = jax.nn.softmax(logits)
         predictions = {

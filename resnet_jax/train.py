@@ -19,7 +19,9 @@ from resnet_jax.errors import UserError
 from resnet_jax.evaluate import Evaluation, Gallery, evaluate, evaluate_sets
 from resnet_jax.models.cost import count
 from resnet_jax.models.scan import stack_blocks
+from resnet_jax.optim import set_rate_factor
 from resnet_jax.preemption import PreemptedError, Preemption
+from resnet_jax.recompute import recompute_statistics
 from resnet_jax.setup import Setup, claim_workdir, set_up, summary
 from resnet_jax.step import TrainState
 from resnet_jax.weights.load import load
@@ -92,7 +94,8 @@ class Meter:
         values = {
             **means,
             "epoch": progress.examples / len(self._setup.train.source),
-            "learning_rate": float(self._setup.schedule(progress.step - 1)),
+            "learning_rate": float(self._setup.schedule(progress.step - 1))
+            * (progress.plateau or {"factor": 1.0})["factor"],
             "images_per_second": images / elapsed,
             "data_wait": self._waited / elapsed,
         }
@@ -165,7 +168,9 @@ def train(config: ConfigDict, workdir: pathlib.Path, command: str = "") -> dict:
             started = time.perf_counter()
             if progress.step < last:
                 batches = stack.enter_context(setup.train_batches(progress.step))
-                train_step = setup.compile_train_step(teacher_variables(setup))
+                teacher = teacher_variables(setup)
+                size = setup.train_size(progress.step)
+                train_step = setup.at(size).compile_train_step(teacher)
                 preemption.check()
             eval_steps = setup.compile_eval_steps()
             preemption.check()
@@ -181,6 +186,12 @@ def train(config: ConfigDict, workdir: pathlib.Path, command: str = "") -> dict:
                 to_save = setup.due("checkpoint", now) and on_disk != now
                 if to_evaluate or to_save:
                     meter.flush()
+                if now == last and config.bn_recompute and not progress.recomputed:
+                    say(f"batch norm over {config.bn_recompute} batches")
+                    state = recompute_statistics(
+                        setup, state, after_batch=preemption.check
+                    )
+                    progress.recomputed = True
                 if to_evaluate:
                     gallery = Gallery()
                     result = evaluate(
@@ -194,6 +205,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, command: str = "") -> dict:
                         setup, eval_steps, state, after_batch=preemption.check
                     )
                     note_evaluation(progress, result, sets, writer)
+                    state = lower_rate(setup, state, progress)
                     if chief:
                         report.save_gallery(workdir, gallery, setup.classes)
                 if to_evaluate or to_save:
@@ -202,6 +214,15 @@ def train(config: ConfigDict, workdir: pathlib.Path, command: str = "") -> dict:
                     meter.restart()
                 if progress.step == last:
                     break
+
+                # Progressive resizing: another size is another program.
+                if setup.train_size(progress.step) != size:
+                    meter.flush()
+                    size = setup.train_size(progress.step)
+                    say(f"compiling for {size} px")
+                    train_step = setup.at(size).compile_train_step(teacher)
+                    preemption.check()
+                    meter.restart()
 
                 # Step.
                 with meter.waiting():
@@ -244,6 +265,16 @@ def train(config: ConfigDict, workdir: pathlib.Path, command: str = "") -> dict:
     return result
 
 
+def lower_rate(setup: Setup, state: TrainState, progress: Progress) -> TrainState:
+    """The state with the learning rate that a plateau of the evaluations asks for."""
+    if not setup.plateau:
+        return state
+    top1 = progress.evaluation["top1"]
+    progress.plateau = setup.plateau.after(progress.plateau, top1)
+    factor = progress.plateau["factor"]
+    return state.replace(opt_state=set_rate_factor(state.opt_state, factor))
+
+
 def first_state(setup: Setup) -> TrainState:
     """The state before the first step: of the weights of `init_from`, or drawn."""
     config, model = setup.config, setup.model
@@ -271,9 +302,11 @@ def teacher_variables(setup: Setup) -> dict | None:
         image = jnp.zeros((1, *setup.batch_like(1, "image")["image"].shape[1:]))
         variables = jax.jit(teacher.model.init)(jax.random.key(0), image)
     else:
-        card, variables = load(distill.teacher_init, model=distill.teacher)
+        ends = ("num_classes", "in_channels")
+        fields = {k: v for k, v in dataclasses.asdict(spec).items() if k not in ends}
+        card, variables = load(distill.teacher_init, model=distill.teacher, **fields)
         theirs = card.make_spec()
-        for field in ("num_classes", "in_channels"):
+        for field in ends:
             if getattr(theirs, field) != getattr(spec, field):
                 raise UserError(
                     f"distill.teacher_init={distill.teacher_init} has {field}="

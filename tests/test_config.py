@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import runpy
 
 import pytest
@@ -56,7 +57,9 @@ def test_a_variant_that_is_none_is_answered_with_the_nearest():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_tells_the_command_that_runs_it(path):
     doc = runpy.run_path(str(path))["__doc__"]
-    assert f"python -m resnet_jax.main --config=configs/{path.name} --workdir=" in doc
+    command = rf"python -m resnet_jax.main --config=configs/({path.stem}.py\S*) --work"
+    (named,) = re.findall(command, doc)
+    assert named.replace(".py", "") in (*RECIPES, path.stem)
 
 
 @pytest.mark.parametrize(
@@ -130,3 +133,26 @@ def test_a_dry_run_is_small_whatever_the_config():
         assert small.batch_size == 16 * small.optim.microbatches
         assert small.data.source.startswith("fake")
         assert small.data.image_size <= 64
+
+
+def test_keys_that_an_older_config_lacks_have_their_defaults():
+    old = json.loads(config_lib.as_json(load("quickstart")))
+    del old["mix"], old["loss"], old["optim"]["name"], old["optim"]["schedule_length"]
+    new = load("quickstart")
+    assert config_lib.differences(old, new) == []
+    new.mix.mixup_alpha = 0.2
+    new.optim.name = "lamb"
+    new.optim.schedule_length = {"epochs": 3}
+    assert config_lib.differences(old, new) == [
+        "mix.mixup_alpha: 0.0 -> 0.2",
+        "optim.name: 'sgd' -> 'lamb'",
+        "optim.schedule_length.epochs: 'nothing' -> 3",
+    ]
+
+
+def test_an_averages_decay_is_rescaled_as_torchvisions():
+    # Eight GPUs with 128 images, every 32 steps, 600 epochs.
+    decay = config_lib.rescaled_ema_decay(
+        0.99998, batch_size=1024, every=32, epochs=600
+    )
+    assert 1 - decay == pytest.approx(2e-5 * 8 * 128 * 32 / 600)

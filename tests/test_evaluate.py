@@ -199,3 +199,59 @@ def test_after_batch_is_called_for_each_batch_and_may_stop(evaluated):
 
     with pytest.raises(KeyboardInterrupt):
         run(*evaluated, after_batch=stop)
+
+
+@pytest.mark.parametrize("views", ["flip", "ten_crop"])
+def test_several_views_count_by_the_mean_of_their_logits(views):
+    setup = tiny.setup(
+        {
+            "data.source": f"fake:10:{SIZE}",
+            "data.crop_fraction": 0.5,
+            "evaluate.views": views,
+            "ema_decay": 0.9,
+        }
+    )
+    state = tiny.state(setup)
+    gallery = Gallery()
+    result = run(setup, setup.compile_eval_step(), state, gallery=gallery)
+    apply = jax.jit(setup.model.apply)
+    right, losses = [], []
+    for index in range(SIZE):
+        example = setup.test.test([index])
+        images = example["image"]
+        if views == "ten_crop":
+            assert images.shape[:2] == (1, 5)
+            (images,) = images
+        images = np.concatenate([images, images[:, :, ::-1]])
+        images = (images / np.float32(255) - 0.5) / np.float32(0.5)
+        logits = np.asarray(apply(state.ema, images.astype(np.float32)), np.float64)
+        # Or the test would tell nothing of the mean.
+        assert logits.std(axis=0).max() > 1e-3
+        logits, label = logits.mean(axis=0), example["label"][0]
+        right.append(np.argmax(logits) == label)
+        losses.append(np.log(np.exp(logits).sum()) - logits[label])
+    assert result.top1 == pytest.approx(np.mean(right), rel=1e-12)
+    # As for single views.
+    assert result.loss == pytest.approx(np.mean(losses), rel=1e-5)
+    assert {row["image"].shape for row in gallery.rows} == {(8, 8, 1)}
+
+
+def test_unknown_views_are_told():
+    with pytest.raises(UserError, match=r"evaluate\.views='ten'.* mean ten_crop"):
+        tiny.setup({"evaluate.views": "ten"})
+
+
+def test_images_may_be_evaluated_at_another_size():
+    setup = tiny.setup({"data.source": f"fake:10:{SIZE}", "data.eval_size": 12})
+    assert setup.batch_like(16, "image")["image"].shape == (16, 8, 8, 1)
+    state = tiny.state(setup)
+    result = run(setup, setup.compile_eval_step(), state)
+    apply = jax.jit(setup.model.apply)
+    logits = []
+    for index in range(SIZE):
+        image = setup.test.test([index])["image"]
+        assert image.shape == (1, 12, 12, 1)
+        image = (image / np.float32(255) - 0.5) / np.float32(0.5)
+        logits.append(apply(state.evaluated(), image.astype(np.float32))[0])
+    labels = np.arange(SIZE) % 10
+    assert result.top1 == pytest.approx(np.mean(np.argmax(logits, axis=1) == labels))

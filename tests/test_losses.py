@@ -5,7 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.losses import cross_entropy
+from configs import common
+from resnet_jax.errors import UserError
+from resnet_jax.losses import (
+    binary_cross_entropy,
+    check,
+    cross_entropy,
+    distillation,
+    make_loss,
+    one_hot,
+)
 from tests import keyed
 
 
@@ -65,3 +74,79 @@ def test_the_gradient_is_the_difference_of_the_distributions():
     q = np.eye(10)[labels] * 0.9 + 0.01
     # Probabilities are below 1 and carry a few float32 roundings of logits near 10.
     np.testing.assert_allclose(grad, p - q, atol=5e-6)
+
+
+# Soft labels, and the other losses; tests/oracles/test_optim.py has timm's.
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy"])
+def test_a_whole_class_is_the_same_as_its_number(loss, smoothing):
+    config = common.get_config()
+    config.loss, config.label_smoothing = loss, smoothing
+    logits, labels = draw(10)
+    loss_of = make_loss(config)
+    by_number = loss_of(jnp.asarray(logits), jnp.asarray(labels))
+    by_part = loss_of(jnp.asarray(logits), one_hot(jnp.asarray(labels), 10))
+    # The same sum with nine zeros.
+    np.testing.assert_allclose(by_part, by_number, rtol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [2, 1000])
+def test_binary_cross_entropy_equals_its_definition(classes):
+    logits, labels = draw(classes)
+    exact = logits.astype(np.float64)
+    q = np.eye(classes)[labels] * 0.9 + 0.1 / classes
+    expected = q * np.log1p(np.exp(-exact)) + (1 - q) * np.log1p(np.exp(exact))
+    # A few float32 roundings of logits near 10.
+    args = jnp.asarray(logits), jnp.asarray(labels), 0.1
+    np.testing.assert_allclose(
+        binary_cross_entropy(*args), expected.mean(axis=1), atol=5e-6
+    )
+    np.testing.assert_allclose(
+        binary_cross_entropy(*args, sum_classes=True), expected.sum(axis=1), rtol=1e-6
+    )
+
+
+def test_binary_cross_entropy_does_not_overflow():
+    logits = jnp.array([[1e4, -1e4], [-1e4, 1e4]])
+    loss = binary_cross_entropy(logits, jnp.array([0, 0]))
+    np.testing.assert_array_equal(loss, [0.0, 1e4])
+
+
+def test_a_teacher_that_agrees_has_nothing_to_tell():
+    logits, _ = draw(10)
+    # Rounding of the difference of equal numbers.
+    assert jnp.abs(distillation(jnp.asarray(logits), jnp.asarray(logits))).max() < 1e-6
+
+
+def test_the_gradient_of_a_hot_teacher_does_not_shrink():
+    logits, _ = draw(10)
+    teacher = jnp.asarray(logits[::-1].copy())
+
+    def size(temperature: float) -> float:
+        loss = lambda x: distillation(x, teacher, temperature).sum()  # noqa: E731
+        return float(jnp.abs(jax.grad(loss)(jnp.asarray(logits))).mean())
+
+    # At high temperature the gradient is (z - v) / classes, without T.
+    assert size(1000.0) == pytest.approx(size(100.0), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": "cross_entrpy"}, r"loss='cross_entrpy'.*cross_entropy"),
+        ({"label_smoothing": 1.5}, "label_smoothing=1.5 must be from 0 to 1"),
+        ({"bce_target_threshold": 0.2}, "loss=cross_entropy .*bce_target_threshold"),
+        ({"bce_sum_classes": True}, "loss=cross_entropy .*bce_sum_classes"),
+        ({"distill.weight": 2.0}, r"distill\.weight=2.0"),
+        ({"distill.temperature": 0.0}, r"distill\.temperature=0.0"),
+        ({"distill.teacher": "resnet18"}, r"distill\.teacher='resnet18'.*teacher_init"),
+        ({"distill.teacher_init": "a.pth"}, r"distill\.teacher=''.*teacher_init"),
+    ],
+)
+def test_losses_that_cannot_be_are_refused(changes, message):
+    config = common.get_config()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=message):
+        check(config)

@@ -57,6 +57,8 @@ for line in open(sys.argv[1]).read().splitlines():
         ([QUICK, work, "--config.optim.schedule=cosin"], "cosine"),
         ([QUICK, work, "--config.optim.weight_decay_exclude=bn"], "norm"),
         ([QUICK, work, "--config.data.train_crop=random"], "random_resized"),
+        ([QUICK, work, "--config.data.policy=trivial"], "trivial_wide"),
+        ([QUICK, work, "--config.data.lighting=0.1"], "data.channels=1"),
         ([QUICK, work, "--config.data.on_bad_image=ignore"], "skip"),
         ([QUICK, work, "--config.data.channels=2"], "1 (grey) or 3 (RGB)"),
         ([QUICK, work, "--config.data.mean=(0.5,0.5)"], "data.channels=1"),

@@ -1,6 +1,8 @@
 """Schedules, and SGD against a transcription of torch's."""
 
 import collections
+import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +13,20 @@ from ml_collections import ConfigDict
 
 from configs import common
 from resnet_jax.errors import UserError
-from resnet_jax.models import create_model
+from resnet_jax.models import create_model, get_spec
 from resnet_jax.models.cost import init_shapes
-from resnet_jax.optim import decayed, make_optimizer, make_schedule, update_ema
+from resnet_jax.models.scan import stack_blocks
+from resnet_jax.optim import (
+    Plateau,
+    decayed,
+    layer_numbers,
+    looks_at_layers,
+    make_decay,
+    make_optimizer,
+    make_schedule,
+    on_single_blocks,
+    update_ema,
+)
 from tests import keyed
 
 TRAIN_SIZE = 2560  # ten steps an epoch at the batch size of `configure`
@@ -307,3 +320,207 @@ def test_the_average_grows_slower_with_the_step(step):
         expected = decay * old[module][leaf] + (1 - decay) * new[module][leaf]
         # Three float32 operations on numbers below 5.
         np.testing.assert_allclose(got[module][leaf], expected, atol=2e-6)
+
+
+# More schedules; tests/oracles/test_optim.py holds them against torch's and timm's.
+
+
+def test_a_cosine_and_a_polynomial_end_where_they_are_told():
+    for schedule in ("cosine", "polynomial", "triangular"):
+        config = configure(schedule=schedule, end_learning_rate=0.01)
+        assert rates(config, [0, 100]) == about([0.1, 0.01])
+
+
+def test_a_polynomial_is_a_power_of_what_is_left():
+    config = configure(schedule="polynomial", power=3.0, warmup={"steps": 20})
+    assert rates(config, [10, 20, 60, 100]) == about([0.05, 0.1, 0.1 / 8, 0.0])
+
+
+def test_a_triangle_has_straight_sides():
+    config = configure(schedule="triangular", warmup={"steps": 20}, warmup_from=1e-5)
+    got = rates(config, [0, 10, 20, 40, 60, 80, 99])
+    assert got == about([1e-5, 0.050005, 0.1, 0.075, 0.05, 0.025, 0.00125])
+
+
+def test_a_schedule_that_ends_early_stays_at_its_end():
+    config = configure(
+        warmup={"steps": 20},
+        schedule_length=ConfigDict({"epochs": 6}),
+        end_learning_rate=0.02,
+    )
+    # Half of the 40 steps behind the warm-up.
+    assert rates(config, [20, 40, 60, 99]) == about([0.1, 0.06, 0.02, 0.02])
+
+
+def test_a_warm_up_may_take_the_place_of_the_beginning():
+    config = configure(warmup={"steps": 25}, warmup_prefix=False)
+    full = configure()
+    assert rates(config, [0, 5]) == about([0.0, 0.02])
+    assert rates(config, [25, 50, 99]) == about(rates(full, [25, 50, 99]))
+
+
+@pytest.mark.parametrize("train_size", [2560, 2500, 3001])
+def test_a_rate_by_epochs_is_that_of_the_first_step(train_size):
+    config = configure(warmup={"epochs": 2})
+    args = {"total_steps": 100, "train_size": train_size}
+    by_step = make_schedule(config, **args)
+    config.optim.per_epoch = True
+    by_epoch = make_schedule(config, **args)
+    starts = [round(epoch * train_size / 256) for epoch in range(12)]
+    for start, end in itertools.pairwise(starts):
+        for step in range(start, min(end, 100)):
+            assert float(by_epoch(step)) == float(by_step(start))
+    assert len({float(by_epoch(step)) for step in range(100)}) > 7
+
+
+def test_a_plateau_is_lowered_when_more_evaluations_than_borne_are_no_better():
+    plateau = Plateau(configure(schedule="plateau", patience=2).optim)
+    memory, factors = None, []
+    for top1 in (0.1, 0.3, 0.3, 0.2, 0.29, 0.31, 0.31, 0.3, 0.2, 0.1, 0.1, 0.1):
+        memory = plateau.after(memory, top1)
+        factors.append(memory["factor"])
+    assert factors[:4] == [1.0] * 4
+    assert factors[4:] == pytest.approx([0.1] * 4 + [0.01] * 2 + [0.01, 0.001])
+
+
+# Contradictions.
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "lambs"}, r"optim\.name='lambs'.*Did you mean lamb"),
+        ({"decay": "l2"}, r"optim\.decay='l2'.*Known: coupled, decoupled, schedule"),
+        ({"momentum_form": "tf"}, r"optim\.momentum_form='tf'"),
+        ({"schedule": "step"}, r"schedule=step needs optim\.decay_at"),
+        ({"agc": 0.01, "clip_norm": 1.0}, r"optim\.agc=0.01 and optim\.clip_norm=1.0"),
+        ({"name": "adamw"}, r"name=adamw .*optim\.decay=coupled"),
+        ({"name": "lars", "decay": "decoupled"}, r"name=lars .*decay=decoupled"),
+        ({"name": "lamb", "weight_decay": 0.0}, r"name=lamb .*optim\.weight_decay"),
+        ({"schedule": "plateau", "decay": "schedule"}, r"plateau .*decay=schedule"),
+        ({"layer_decay": 0.0}, r"layer_decay=0.0 must be more than 0"),
+        ({"sam_rho": -0.1}, r"sam_rho=-0.1 must be at least 0"),
+        ({"sam_every": 0}, r"sam_every=0 must be at least 1"),
+        ({"momentum": 1.0}, r"momentum=1.0 must be .* less than 1"),
+        ({"betas": (0.9, 1.0)}, r"betas=1.0 must be .* less than 1"),
+        (
+            {"schedule": "step", "decay_at": ({"steps": 30}, {"epochs": 10})},
+            r"decay_at=\{'epochs': 10\} is step 100, .*config\.total.* only 100",
+        ),
+        (
+            {"schedule_length": ConfigDict({"steps": 9}), "warmup": {"steps": 9}},
+            r"schedule_length takes 9 steps.*optim\.warmup \(9\)",
+        ),
+    ],
+)
+def test_contradictions_are_refused_with_both_keys(changes, message):
+    with pytest.raises(UserError, match=message):
+        rates(configure(**changes), [0])
+
+
+# Layers.
+
+
+def test_layers_are_numbered_from_the_stem_by_blocks_to_the_head():
+    params = init_shapes(create_model("resnet18"), 32)["params"]
+    numbers = {
+        "/".join(key.key for key in path): number
+        for path, number in jax.tree_util.tree_leaves_with_path(layer_numbers(params))
+    }
+    assert numbers["stem_conv1/kernel"] == numbers["stem_norm1/bias"] == 0
+    assert numbers["stage1_block1/conv1/kernel"] == 1
+    assert numbers["stage2_block1/shortcut/conv/kernel"] == 3
+    assert numbers["stage4_block2/conv2/kernel"] == 8
+    assert numbers["head/kernel"] == numbers["head/bias"] == 9
+
+
+def test_a_final_norm_counts_with_the_last_block():
+    params = init_shapes(create_model("preact110"), 32)["params"]
+    numbers = layer_numbers(params)
+    assert numbers["final_norm"]["scale"] == 54
+    assert numbers["head"]["kernel"] == 55
+
+
+def test_a_tenth_block_is_behind_the_ninth():
+    params = {f"stage1_block{i}": {"kernel": np.zeros(1)} for i in (10, 2, 9)}
+    numbers = layer_numbers(params)
+    assert [numbers[f"stage1_block{i}"]["kernel"] for i in (2, 9, 10)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "lars"},
+        {"name": "lamb"},
+        {"agc": 0.01},
+        {"layer_decay": 0.8},
+        {"weight_decay_exclude": "ndim<=1", "weight_decay": 0.1},
+    ],
+    ids=str,
+)
+def test_stacked_blocks_are_updated_as_single_ones(changes):
+    spec = get_spec("cifar_resnet20")
+    single = keyed.variables(spec)["params"]
+    grads = keyed.variables(spec, seed=1)["params"]
+    config = configure(**changes)
+    assert looks_at_layers(config.optim)
+    optimizer = make_optimizer(config, schedule)
+    stacked = on_single_blocks(optimizer, spec)
+
+    def update(optimizer, convert):
+        def converted(tree):
+            return convert({"params": tree}, spec)["params"] if convert else tree
+
+        params = converted(single)
+        state = optimizer.init(params)
+        for _ in range(2):
+            updates, state = optimizer.update(converted(grads), state, params)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    expected = stack_blocks({"params": update(optimizer, None)}, spec)["params"]
+    got = update(stacked, stack_blocks)
+    # Norms over the same numbers in another layout, a few float32 roundings.
+    same = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+    jax.tree.map(same, got, expected)
+
+
+def test_only_what_looks_at_layers_sees_single_blocks():
+    # The state of older runs with stacked blocks stays as it was.
+    assert not looks_at_layers(configure().optim)
+
+
+# Decay, as it is drawn.
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, 0.1 * 1e-4 / 0.1),
+        ({"momentum": 0.0}, 0.1 * 1e-4),
+        ({"decay": "decoupled"}, 0.1 * 1e-4),
+        ({"decay": "schedule"}, 1e-4),
+        ({"name": "lamb"}, 0.1 * 1e-4),
+        ({"name": "adam"}, None),
+        ({"weight_decay": 0.0}, None),
+    ],
+)
+def test_weights_without_gradient_shrink_as_it_is_drawn(changes, expected):
+    config = configure(schedule="constant", **changes)
+    rate = make_schedule(config, total_steps=100, train_size=TRAIN_SIZE)
+    decay = make_decay(config, rate)
+    assert (decay(0) if decay else None) == (about(expected) if expected else None)
+    if not decay or config.optim.name == "lamb":
+        return
+    optimizer = make_optimizer(config, rate)
+    params = {"head": {"kernel": jnp.ones((1, 1))}}
+    state, before = optimizer.init(params), 1.0
+    # Momentum needs some steps.
+    for _ in range(150):
+        before = params["head"]["kernel"]
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        updates, state = optimizer.update(zeros, state, params)
+        params = optax.apply_updates(params, updates)
+    lost = float(1 - params["head"]["kernel"][0, 0] / before[0, 0])
+    # To first order in the decay, from numbers near 1 in float32.
+    assert lost == pytest.approx(expected, rel=2e-2, abs=2e-7)

@@ -12,10 +12,12 @@ from jax import monitoring
 from jax.extend.core import jaxprs_in_params
 from ml_collections import ConfigDict
 
+from resnet_jax import sharding
 from resnet_jax.errors import UserError
+from resnet_jax.optim import update_ema
 from resnet_jax.step import StepOptions, group_size_of, make_train_step, normalize
 from resnet_jax.train import train
-from tests import tiny
+from tests import keyed, tiny
 
 # One block: the stem's norm and two more.
 ONE_BLOCK = {"model.overrides.stage_sizes": (1,), "model.overrides.widths": (8,)}
@@ -256,3 +258,102 @@ def test_a_run_compiles_its_step_once(tmp_path):
     assert result["step"] == 4
     assert sum("train_step" in name for name in names) == 1
     assert sum("eval_step" in name for name in names) == 1
+
+
+# Sharpness-aware minimisation.
+
+
+@functools.cache
+def sharp_update(microbatches: int, devices: int, step: int = 0, rho: float = 0.1):
+    """As `update`, with the gradient from where the loss is higher."""
+    changes = {
+        "batch_size": 32,
+        "optim.microbatches": microbatches,
+        "optim.weight_decay": 0.0,
+        "optim.sam_rho": rho,
+        "optim.sam_every": 2,
+    }
+    setup = tiny.setup(ONE_BLOCK | changes, devices)
+    batch = setup.to_devices(tiny.batch(setup))
+    state, metrics = setup.compile_train_step()(tiny.state(setup, step), batch)
+    return jax.device_get({**vars(state), **metrics})
+
+
+def test_every_second_step_is_sharp():
+    plain, sharp = sharp_update(1, 1, step=0), sharp_update(1, 1, step=1)
+    assert tiny.difference(plain["params"], update(1, 1)["params"]) < 2e-5
+    assert tiny.difference(sharp["opt_state"], plain["opt_state"]) > 1e-3
+    # What is measured is the loss of the parameters that there are.
+    assert sharp["loss"] == pytest.approx(plain["loss"], rel=1e-6)
+    assert sharp["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-5)
+    assert tiny.difference(sharp["batch_stats"], plain["batch_stats"]) < 1e-6
+
+
+@pytest.mark.parametrize(("microbatches", "devices"), [(4, 1), (2, 8)])
+def test_microbatches_climb_together(microbatches, devices):
+    whole, parts = sharp_update(1, 1, 1), sharp_update(microbatches, devices, 1)
+    # As for microbatches, twice.
+    assert tiny.difference(parts, whole) < 4e-5
+
+
+# Distillation.
+
+
+def test_a_teacher_alone_is_learnt_whatever_the_labels():
+    changes = {
+        "distill.teacher": "cifar_resnet20",
+        "distill.teacher_init": "drawn",
+        "distill.weight": 1.0,
+    }
+    setup = tiny.setup(ONE_BLOCK | changes, 8)
+    teacher = jax.device_put(
+        keyed.variables(setup.teacher().model.spec), sharding.replicated(setup.mesh)
+    )
+    train_step = setup.compile_train_step(teacher)
+    batch = tiny.batch(setup)
+    results = []
+    for labels in (batch["label"], (batch["label"] + 1) % 10):
+        placed = setup.to_devices({**batch, "label": labels})
+        state, metrics = train_step(tiny.state(setup), placed)
+        results.append(jax.device_get((state.params, metrics["loss"])))
+    assert results[0][1] == results[1][1] > 0
+    jax.tree.map(np.testing.assert_array_equal, results[0][0], results[1][0])
+
+    # By hand: KL of what both networks give.
+    data = setup.config.data
+    image = normalize(jnp.asarray(batch["image"]), data.mean, data.std, jnp.float32)
+    variables = tiny.state(setup).evaluated()
+    ours, _ = setup.model.apply(variables, image, train=True, mutable=["batch_stats"])
+    theirs = setup.teacher().model.apply(jax.device_get(teacher), image, train=False)
+    p, q = (jax.nn.softmax(np.asarray(x, np.float64)) for x in (theirs, ours))
+    expected = np.sum(p * np.log(p / q), axis=1).mean()
+    # Float32 through twenty layers.
+    assert results[0][1] == pytest.approx(float(expected), rel=1e-4)
+    # The teacher is no part of the state.
+    assert set(vars(state)) == set(vars(tiny.state(setup)))
+
+
+# Averages.
+
+
+@pytest.mark.parametrize(
+    ("every", "warmup", "step", "decay"),
+    [
+        (4, "none", 8, 0.9),
+        (4, "none", 9, 1.0),
+        (1, "none", 0, 0.9),
+        (1, "timm", 0, 0.0),
+        (1, "timm", 7, 0.75),
+        # Warm-up until step 3: a copy at 0 and 4, whose predecessor was in it.
+        (4, "copy", 0, 0.0),
+        (4, "copy", 4, 0.0),
+        (4, "copy", 8, 0.9),
+    ],
+)
+def test_an_average_moves_when_and_as_far_as_it_is_told(every, warmup, step, decay):
+    old, new = {"x": jnp.float32(3.0)}, {"x": jnp.float32(5.0)}
+    got = update_ema(
+        old, new, 0.9, jnp.int32(step), every=every, warmup=warmup, copy_until=3
+    )
+    # Three float32 roundings of numbers below 5.
+    assert float(got["x"]) == pytest.approx(decay * 3 + (1 - decay) * 5, abs=1e-6)

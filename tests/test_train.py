@@ -1,13 +1,18 @@
-"""What the loop tells of its speed."""
+"""The loop: what it tells of its speed, and progressive resizing."""
 
 import contextlib
+import os
+import signal
 import time
 
 import jax.numpy as jnp
 import pytest
+from ml_collections import ConfigDict
 
 from resnet_jax.checkpoints import Progress
-from resnet_jax.train import Meter
+from resnet_jax.errors import UserError
+from resnet_jax.preemption import PreemptedError
+from resnet_jax.train import Meter, train
 from resnet_jax.writers import Writer
 from tests import tiny
 
@@ -54,3 +59,66 @@ def test_fetching_while_the_devices_work_is_no_waiting():
         stack.enter_context(meter.waiting())
         time.sleep(0.02)
     assert meter._waited == 0
+
+
+SCHEDULE = {
+    "from": 4,
+    "to": 8,
+    "start": {"steps": 1},
+    "end": {"steps": 5},
+    "multiple": 2,
+}
+
+
+def growing(**changes) -> ConfigDict:
+    """Six steps at 4, 4, 4, 6, 8 and 8 pixels."""
+    config = tiny.config({"total": ConfigDict({"steps": 6})})
+    config.data.resize_schedule = ConfigDict(SCHEDULE | changes)
+    return config
+
+
+def test_a_run_of_growing_images_ends_the_same_when_it_was_stopped(
+    tmp_path, monkeypatch, capsys
+):
+    whole = train(growing(), tmp_path / "whole")
+    told = capsys.readouterr().out
+    assert "sizes:      4, 6, 8 px, in this order" in told
+    assert told.count("compiling for") == 2
+
+    tick = Writer.tick
+
+    def stop(self, step):
+        tick(self, step)
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Writer, "tick", stop)
+        with pytest.raises(PreemptedError):
+            train(growing(), tmp_path / "stopped")
+    capsys.readouterr()
+    stopped = train(growing(), tmp_path / "stopped")
+    assert capsys.readouterr().out.count("compiling for") == 1
+    assert (stopped["loss"], stopped["top1"]) == (whole["loss"], whole["top1"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"until": 3}, r"There is no data\.resize_schedule\.until"),
+        ({"to": 12}, r"resize_schedule\.to=12 must be data\.image_size=8"),
+        ({"end": {"steps": 1}}, r"resize_schedule\.end=.* must be behind its start"),
+        ({"end": {"days": 1}}, r"data\.resize_schedule\.end=.* is not a duration"),
+        ({"from": 0}, r"resize_schedule\.from=0"),
+    ],
+)
+def test_a_wrong_schedule_of_sizes_is_told(changes, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        train(growing(**changes), tmp_path)
+
+
+def test_a_schedule_of_sizes_lacks_nothing(tmp_path):
+    config = growing()
+    del config.data.resize_schedule["start"]
+    with pytest.raises(UserError, match="from, to, start, end, but no start"):
+        train(config, tmp_path)

@@ -6,9 +6,12 @@ import pathlib
 import sys
 
 from ml_collections import ConfigDict
+from PIL import Image
 
 from resnet_jax import bench
+from resnet_jax.bench import augment as augment_bench
 from resnet_jax.bench import input as input_bench
+from resnet_jax.bench import schedule as schedule_bench
 from resnet_jax.bench.training import compile_time, overhead
 from resnet_jax.config import load
 from resnet_jax.errors import UserError
@@ -27,9 +30,24 @@ def training_config(args: argparse.Namespace) -> ConfigDict:
     config.total = ConfigDict({"steps": args.steps})
     config.log_every = ConfigDict({"steps": max(args.steps // 4, 1)})
     config.optim.warmup = ConfigDict({"steps": 0})
+    config.optim.schedule = "constant"
     for section in (config.evaluate, config.checkpoint):
         section.every = ConfigDict({"steps": args.steps})
     return config
+
+
+def save_sheet(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Draws the contact sheet of the arguments."""
+    if args.save.suffix.lower() not in Image.registered_extensions():
+        raise UserError(f"--save={args.save} must be the name of a picture: sheet.png.")
+    config = load(args.config)
+    augment_bench.override(config, overrides)
+    found = augment_bench.pictures(config, args.images)
+    sheet = augment_bench.draw_sheet(
+        config, found, rows=args.rows, columns=args.columns
+    )
+    sheet.save(args.save)
+    print(f"{args.save}: {sheet.width}x{sheet.height}, originals on the left")
 
 
 def main(argv: list[str]) -> None:
@@ -41,7 +59,8 @@ def main(argv: list[str]) -> None:
     )
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--repeats", type=int, default=3)
-    common.add_argument("--json", action="store_true", help="a JSON row each, no text")
+    rows_wanted = {"action": "store_true", "help": "a JSON row each, no text"}
+    common.add_argument("--json", **rows_wanted)
     kinds = parser.add_subparsers(dest="what", required=True)
     for name in ("overhead", "compile"):
         kind = kinds.add_parser(name, parents=[common])
@@ -51,12 +70,36 @@ def main(argv: list[str]) -> None:
         kind.add_argument("--batch_size", type=int, default=128)
         kind.add_argument("--steps", type=int, default=16)
         kind.add_argument("--dtype", default="float32")
+    kind = kinds.add_parser("augment")
+    kind.add_argument("--config", required=True)
+    kind.add_argument(
+        "--images", type=pathlib.Path, help="a folder or .zip of JPEGs, not the data"
+    )
+    kind.add_argument("--save", type=pathlib.Path, required=True, help="a .png")
+    kind.add_argument("--rows", type=int, default=8, help="pictures")
+    kind.add_argument("--columns", type=int, default=8, help="versions of each")
     kind = kinds.add_parser("input", parents=[common])
     kind.add_argument("images", type=pathlib.Path, help="a folder or .zip of JPEGs")
     kind.add_argument("--cores", type=int, default=2)
     kind.add_argument("--batches", type=int, default=16, help="of 128, in each repeat")
-    args = parser.parse_args(argv[1:])
-    if args.what == "input":
+    kind = kinds.add_parser("schedule")
+    kind.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT")
+    kind.add_argument("--save", type=pathlib.Path, help="draws there, such as lr.png")
+    kind.add_argument("--train_size", type=int, help="images; default: the source's")
+    kind.add_argument("--json", **rows_wanted)
+    args, overrides = parser.parse_known_args(argv[1:])
+    if args.what == "augment":
+        save_sheet(args, overrides)
+        return
+    if overrides:
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    if args.what == "schedule":
+        config = load(args.config)
+        size = schedule_bench.train_size_of(config, args.train_size)
+        rows = [schedule_bench.row(args.config, config, size)]
+        if args.save:
+            schedule_bench.draw(args.config, config, size, args.save)
+    elif args.what == "input":
         rows = input_bench.rows(args.images, args.cores, args.batches, args.repeats)
     else:
         measure = overhead if args.what == "overhead" else compile_time
@@ -69,7 +112,7 @@ def main(argv: list[str]) -> None:
             if row["peer"]:
                 peer = f", {row['peer']} {row['peer_value']:.1f}"
                 peer += f", ratio {row['ratio']:.3f}"
-            print(f"{row['name']}: {row['value']:.1f} {row['unit']}{peer}", flush=True)
+            print(f"{row['name']}: {row['value']:.4g} {row['unit']}{peer}", flush=True)
 
 
 if __name__ == "__main__":

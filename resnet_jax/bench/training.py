@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax import writers
 from resnet_jax.setup import Setup, set_up
-from resnet_jax.train import train
+from resnet_jax.train import teacher_variables, train
 
 
 def overhead(config: ConfigDict, repeats: int) -> dict:
@@ -51,7 +51,8 @@ def overhead(config: ConfigDict, repeats: int) -> dict:
 
 def _bare_rate(setup: Setup) -> float:
     config = setup.config
-    train_step, state = setup.compile_train_step(), setup.init_state()
+    train_step = setup.compile_train_step(teacher_variables(setup))
+    state = setup.init_state()
     rng = np.random.default_rng(0)
     like = setup.batch_like(config.batch_size, "image", "label")
     batch = setup.to_devices(
@@ -79,7 +80,8 @@ def compile_time(config: ConfigDict, repeats: int) -> dict:
             config.model.scan_blocks = layout == "scanned"
             jax.clear_caches()
             started = time.perf_counter()
-            set_up(config).compile_train_step()
+            setup = set_up(config)
+            setup.compile_train_step(teacher_variables(setup))
             values.append(time.perf_counter() - started)
             print(f"{layout}: {values[-1]:.1f} s", file=sys.stderr, flush=True)
     scanned, unrolled = map(statistics.median, seconds.values())

@@ -23,7 +23,8 @@ from resnet_jax.data.resize import (
 )
 from resnet_jax.errors import UserError, nearest
 
-CROPS = ("random_resized", "pad", "center", "short_side", "five")
+TRAIN_CROPS = ("random_resized", "pad", "center", "short_side")
+CROPS = (*TRAIN_CROPS, "five")
 DECODES = ("fast", "exact")
 ERASE_MODES = ("constant", "pixel")
 
@@ -40,7 +41,7 @@ class Augment:
       crop: `random_resized` (Szegedy et al. 2014, arXiv:1409.4842, section 6),
         `pad` (pixels around, then a random crop; He et al. 2015, section 4.2),
         `short_side` (resize the short side to a random length, then a random crop; He
-        et al. 2015, section 3.4), `center` (resize the short side to
+        et al. 2015, arXiv:1512.03385, section 3.4), `center` (resize the short side to
         size / crop_fraction, then the centre) or `five` (the centre and the four
         corners of that, one behind the other, for a test by ten crops).
       scale: `random_resized`: least and most part of the area.
@@ -75,7 +76,7 @@ class Augment:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     pad: int = 4
     pad_mode: str = "zero"
-    short_side: tuple[int, int] = (256, 480)
+    short_side: tuple[int, ...] = (256, 480)
     crop_fraction: float = 0.875
     interpolation: str = "bilinear"
     flip: bool = False
@@ -111,8 +112,9 @@ class Augment:
                 f"data.pad={self.pad} must be less than data.image_size={self.size}"
                 " with data.pad_mode=reflect."
             )
-        least, most = self.short_side
-        if self.crop == "short_side" and not self.size <= least <= most:
+        lengths = (self.size, *self.short_side)
+        fits = len(lengths) == 3 and list(lengths) == sorted(lengths)
+        if self.crop == "short_side" and not fits:
             raise UserError(
                 f"data.short_side={self.short_side} must be a least and a most length,"
                 f" at least data.image_size={self.size}."
@@ -256,7 +258,8 @@ class Augment:
         )
 
     def _resized_for_crop(self, picture: Picture) -> tuple[int, int]:
-        short = math.floor(self.size / self.crop_fraction)
+        # Of 160 / (160 / 232), floating point makes less than 232.
+        short = math.floor(self.size / self.crop_fraction + 1e-6)
         return crops.resized_size(picture.size, short)
 
     def _center_crop(self, picture: Picture) -> np.ndarray:

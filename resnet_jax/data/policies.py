@@ -293,14 +293,18 @@ class Timm(Policy):
     most: float = 10.0
     increasing: bool = False
 
-    def step(self, op: str, magnitude: float | int, rng: Rng, size: Size) -> Step:
+    def drawn(self, op: str, magnitude: float | int, rng: Rng, size: Size) -> Step:
         """An operation at a magnitude, with its noise."""
         if self.std == math.inf:
             magnitude = rng.uniform(0, magnitude)
         elif self.std:
             magnitude = rng.normal(magnitude, self.std)
         strength = min(max(magnitude, 0.0), self.most) / 10
-        signed = _sign(rng) * strength
+        return self.step(op, strength, _sign(rng), size)
+
+    def step(self, op: str, strength: float, sign: int, size: Size) -> Step:
+        """An operation at a strength of 0 to 1; `sign`, +-1, counts where it can."""
+        signed = sign * strength
         match op:
             case "shear_x" | "shear_y":
                 return op, 0.3 * signed
@@ -345,7 +349,7 @@ class TimmRand(Timm):
     def draw(self, rng: Rng, size: Size) -> list[Step]:
         """The operations to do, in order, to an image of a size."""
         return [
-            self.step(TIMM_OPS[i], self.magnitude, rng, size)
+            self.drawn(TIMM_OPS[i], self.magnitude, rng, size)
             for i in rng.integers(len(TIMM_OPS), size=self.layers)
             if rng.random() < self.probability
         ]
@@ -358,7 +362,7 @@ class TimmOriginal(Timm):
     def draw(self, rng: Rng, size: Size) -> list[Step]:
         """The operations to do, in order, to an image of a size."""
         return [
-            self.step(op, magnitude, rng, size)
+            self.drawn(op, magnitude, rng, size)
             for op, probability, magnitude in AUTO_IMAGENET[rng.integers(25)]
             if rng.random() < probability
         ]

@@ -97,7 +97,9 @@ def _keys_taps(
     Keys 1981, equation 15. As in TensorFlow, offsets are multiples of 1/1024, and what
     would lie outside of the row has no weight.
     """
-    center = (np.arange(target) + 0.5) * source / target - 0.5
+    # In float32, so that what lies between two multiples is rounded as there.
+    center = (np.arange(target, dtype=np.float32) + 0.5) * np.float32(source / target)
+    center -= 0.5
     first = np.floor(center).astype(np.int64)
     offset = np.rint((center - first) * 1024) / 1024
     taps = np.arange(-1, 3)

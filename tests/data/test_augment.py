@@ -1,5 +1,6 @@
 """What part of an image is taken: never outside, and as often as it should be."""
 
+import collections
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from resnet_jax.data.augment import Augment
 from resnet_jax.data.crops import random_box
 from resnet_jax.data.decode import Picture
+from resnet_jax.data.resize import INTERPOLATIONS
 from resnet_jax.errors import UserError
 from tests.data.pictures import encode, noise, picture
 
@@ -259,6 +261,15 @@ def test_a_bicubic_center_crop_is_torchvisions():
     assert np.abs(found.astype(int) - np.asarray(expected)).max() <= 1
 
 
+def test_a_fraction_of_two_sizes_means_these_sizes():
+    image = noise(0, 232, 232)
+    for size in (160, 176, 224):
+        found = Augment(size=size, crop_fraction=size / 232)(picture(image))
+        at = (232 - size) // 2
+        expected = image.crop((at, at, at + size, at + size))
+        np.testing.assert_array_equal(found, np.asarray(expected))
+
+
 def test_an_image_of_the_right_size_keeps_its_pixels():
     image = noise(0, 32, 32)
     found = Augment(size=32, crop_fraction=1.0)(picture(image), None)
@@ -292,3 +303,163 @@ def test_a_wrong_name_is_told_with_the_nearest(wrong, nearest):
 def test_a_crop_keeps_more_than_nothing_and_at_most_all(fraction):
     with pytest.raises(UserError, match="crop_fraction"):
         Augment(size=8, crop_fraction=fraction)
+
+
+def test_a_crop_by_the_short_side_is_any_of_its_lengths_and_places():
+    # Every pixel tells its place, and, by its blur, how much it was enlarged.
+    ramp = np.linspace(0, 255, 40).astype(np.uint8)
+    image = Image.fromarray(np.tile(ramp, (20, 1)))
+    augment = Augment(size=16, crop="short_side", short_side=(20, 24))
+    number = 1000
+    found = [augment(picture(image), key)[:, :, 0] for key in range(number)]
+    expected = {}
+    for short in range(20, 25):
+        resized = image.resize((2 * short, short), Image.Resampling.BILINEAR)
+        for left in range(2 * short - 15):
+            row = np.asarray(resized)[0, left : left + 16].astype(int)
+            expected.setdefault(short, {})[left] = row
+    lengths = []
+    for crop in found:
+        # The same box alone is resized: levels may round the other way.
+        distances = {
+            short: min(np.abs(crop - row).max() for row in rows.values())
+            for short, rows in expected.items()
+        }
+        lengths.append(min(distances, key=distances.get))
+        assert min(distances.values()) <= 1
+    assert set(lengths) == {20, 21, 22, 23, 24}
+
+
+def test_a_crop_by_the_short_side_must_fit():
+    with pytest.raises(UserError, match=r"data\.short_side=\(20, 30\).* at least"):
+        Augment(size=32, crop="short_side", short_side=(20, 30))
+
+
+def test_reflection_shows_the_image_around_itself():
+    augment = Augment(size=SIDE, crop="pad", pad=PAD, pad_mode="reflect")
+    padded = np.pad(NUMBERED, PAD, "reflect")
+    window = range(2 * PAD + 1)
+    crops = {
+        padded[y : y + SIDE, x : x + SIDE].tobytes() for y in window for x in window
+    }
+    for key in range(200):
+        assert augment(picture(Image.fromarray(NUMBERED)), key).tobytes() in crops
+    with pytest.raises(UserError, match=r"data\.pad=8 must be less"):
+        Augment(size=8, crop="pad", pad=8, pad_mode="reflect")
+
+
+def test_erasing_leaves_the_mean_colour():
+    mean = (0.485, 0.456, 0.406)
+    common = {"size": 64, "crop": "pad", "pad": 0, "mean": mean}
+    augment = Augment(**common, erase=0.25)
+    image = noise(0, 64, 64)
+    erased, number = [], 2000
+    for key in range(number):
+        found = augment(picture(image), key)
+        changed = (found != np.asarray(image)).any(axis=-1)
+        if changed.any():
+            erased.append(changed.mean())
+            # The step makes 0 of it, to half a level.
+            np.testing.assert_array_equal(
+                found[changed], [[124, 116, 104]] * changed.sum()
+            )
+    # 5 standard errors.
+    assert abs(len(erased) - number / 4) < 5 * math.sqrt(number * 3 / 16)
+    # A side of 36 px is rounded by half of one at most.
+    assert min(erased) > 0.02 - 2 / 64
+    assert max(erased) < 1 / 3 + 2 / 64
+
+
+def test_erasing_with_noise_is_normal_but_for_clipping():
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    black = Image.new("RGB", (64, 64))
+    augment = Augment(
+        **{"size": 64, "crop": "pad", "pad": 0, "mean": mean, "std": std},
+        **{"erase": 1.0, "erase_mode": "pixel"},
+    )
+    levels = []
+    for key in range(200):
+        found = augment(picture(black), key)
+        rows, columns = (found.any(axis=-1).any(axis=axis) for axis in (1, 0))
+        levels.append(found[rows][:, columns].reshape(-1, 3))
+    levels = np.concatenate(levels)
+    normalised = (levels / 255 - mean) / std
+    # What the clipping of N(0, 1) to the range of the levels leaves, by integration.
+    x = np.linspace(-8, 8, 100_001)
+    density = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi) * (x[1] - x[0])
+    low, high = (0 - np.array(mean)) / std, (1 - np.array(mean)) / std
+    clipped = x[:, None].clip(low, high)
+    expected = (clipped * density[:, None]).sum(axis=0)
+    spread = np.sqrt((clipped**2 * density[:, None]).sum(axis=0) - expected**2)
+    # 5 standard errors; rounding adds 1 / 12 of a squared level to 58^2.
+    bound = 5 / math.sqrt(len(levels))
+    np.testing.assert_allclose(normalised.mean(axis=0), expected, atol=bound)
+    np.testing.assert_allclose(normalised.std(axis=0), spread, atol=bound)
+    part = ((levels == 0) | (levels == 255)).mean()
+    assert 0.02 < part < 0.06
+
+
+def test_colout_keeps_rows_and_columns_in_their_order():
+    augment = Augment(size=SIDE, crop="pad", pad=0, colout=0.25)
+    assert (augment.side, augment.shape) == (6, (6, 6))
+    kept = collections.Counter()
+    number = 1000
+    for key in range(number):
+        found = (
+            augment(picture(Image.fromarray(NUMBERED)), key)[:, :, 0].astype(int) - 1
+        )
+        rows, columns = found[:, 0] // SIDE, found[0] % SIDE
+        np.testing.assert_array_equal(found, rows[:, None] * SIDE + columns)
+        assert (np.diff(rows) > 0).all()
+        assert (np.diff(columns) > 0).all()
+        kept.update(rows.tolist())
+    # Each row is kept three times in four: 5 standard errors.
+    error = math.sqrt(number * 3 / 16)
+    assert max(abs(count - number * 3 / 4) for count in kept.values()) < 5 * error
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"colout": 0.95}, "data.colout=0.95 leaves nothing of data.image_size=8"),
+        ({"colout": 1.5}, "data.colout=1.5 must be from 0 to 1"),
+        ({"erase": -0.1}, "data.erase=-0.1 must be from 0 to 1"),
+        ({"erase_count": 0}, "data.erase_count=0"),
+        ({"erase_mode": "pixels"}, "Did you mean pixel"),
+        ({"pad_mode": "reflection"}, "Did you mean reflect"),
+        ({"lighting": -1.0}, "data.lighting"),
+        ({"color_jitter": (0.4, 0.4, 0.4)}, "four numbers"),
+        ({"color_jitter": (0.4, 0.4, 0.4, 0.6)}, "at most 0.5"),
+        ({"color_jitter": (0.4, -0.4, 0.4, 0.0)}, "at least 0"),
+        ({"crop": "short_side", "short_side": (8,)}, "a least and a most length"),
+        ({"interpolation": "tf_cubic"}, "Did you mean tf_bicubic"),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_key(wrong, message):
+    with pytest.raises(UserError, match=message):
+        Augment(size=8, **wrong)
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_every_interpolation_keeps_a_plain_colour(interpolation):
+    plain = Image.new("RGB", (41, 29), (255, 130, 0))
+    for crop in ("random_resized", "center", "short_side", "five"):
+        for size in (16, 64):
+            augment = Augment(
+                size=size, crop=crop, short_side=(80, 90), interpolation=interpolation
+            )
+            found = augment(picture(plain), 0)
+            assert (found == (255, 130, 0)).all()
+
+
+def test_what_does_not_shrink_alike_is_told_apart():
+    # Without antialiasing, three of four pixels of a checked row are passed over.
+    row = np.tile(np.array([255, 0, 0, 0], np.uint8), 16)
+    image = picture(Image.fromarray(np.tile(row, (64, 1))))
+    augmented = {
+        name: Augment(size=16, crop_fraction=1.0, interpolation=name)(image)
+        for name in INTERPOLATIONS
+    }
+    assert not augmented["tf_bilinear"].any()
+    for name in ("bilinear", "tf_bilinear_antialias"):
+        assert abs(augmented[name].mean() - 255 / 4) < 4

@@ -12,6 +12,7 @@ import pytest
 
 from resnet_jax.data.cache import MemorySource, cached
 from resnet_jax.data.loader import (
+    ResizeSchedule,
     bad_indices,
     eval_batches,
     permutation,
@@ -54,7 +55,17 @@ def broken_pictures(tmp_path_factory) -> str:
     return write_folder(tmp_path_factory.mktemp("broken"), files)
 
 
-def train(source, *, steps, seed=0, batch_size=4, rows=None, workers=0, threads=1):
+def train(
+    source,
+    *,
+    steps,
+    seed=0,
+    batch_size=4,
+    rows=None,
+    workers=0,
+    threads=1,
+    resize=None,
+):
     """All batches of the steps."""
     with train_batches(
         source,
@@ -64,6 +75,7 @@ def train(source, *, steps, seed=0, batch_size=4, rows=None, workers=0, threads=
         rows=rows,
         num_workers=workers,
         num_threads=threads,
+        resize=resize,
     ) as batches:
         return list(batches)
 
@@ -458,10 +470,12 @@ def test_images_in_memory_give_the_same_batches(tmp_path):
             path = tmp_path / split / str(i % 3) / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             noise(i, 16, 16).save(path)
-    for crop in ("pad", "random_resized"):
-        source = examples(f"folder:{tmp_path}", size=16, crop=crop, flip=True)
+    for crop, policy in (("pad", ""), ("pad", "trivial_wide"), ("random_resized", "")):
+        source = examples(
+            f"folder:{tmp_path}", size=16, crop=crop, flip=True, policy=policy
+        )
         held = dataclasses.replace(source, source=cached(source.source, 3, "small"))
-        assert held.at_once == (crop == "pad")
+        assert held.at_once == (crop == "pad" and not policy)
         for batch, expected in zip(
             train(held, steps=range(6)), train(source, steps=range(6)), strict=True
         ):
@@ -506,3 +520,41 @@ def test_images_in_memory_are_not_spelled_out():
     # Grain takes the repr of its functions, which of an ImageNet takes minutes.
     source = MemorySource([bytes(1000)] * 1000)
     assert len(repr(source)) < 200
+
+
+RESIZE = ResizeSchedule(first=8, last=24, start=2.0, end=6.0, multiple=4)
+
+
+def test_sizes_grow_with_the_step_alone():
+    sides = [RESIZE(step) for step in range(9)]
+    assert sides == [8, 8, 8, 12, 16, 20, 24, 24, 24]
+    assert RESIZE.sides(range(9)) == [8, 12, 16, 20, 24]
+    # FFCV's rn50: epochs 65 to 76, of one step each here.
+    ffcv = ResizeSchedule(first=160, last=192, start=65.0, end=76.0, multiple=32)
+    assert ffcv.sides(range(88)) == [160, 192]
+    expected = [
+        int(np.round(np.interp(e, [65, 76], [160, 192]) / 32)) * 32 for e in range(88)
+    ]
+    assert [ffcv(epoch) for epoch in range(88)] == expected
+    # Composer's: half of 176 px for 0.4 of the run, all of it for the last 0.2.
+    composer = ResizeSchedule(first=88, last=176, start=400.0, end=800.0, multiple=4)
+    scale = [0.5 + 0.5 * min(max(t - 400, 0) / 400, 1) for t in range(1000)]
+    assert [composer(t) for t in range(1000)] == [round(176 * x / 4) * 4 for x in scale]
+
+
+@pytest.mark.parametrize("crop", ("pad", "random_resized"))
+def test_batches_come_at_the_size_of_their_step(crop, pictures):
+    source = examples(pictures, size=24, crop=crop, flip=True, policy="trivial_wide")
+    batches = train(source, steps=range(9), resize=RESIZE)
+    sides = [batch["image"].shape[1:3] for batch in batches]
+    assert sides == [(RESIZE(step),) * 2 for step in range(9)]
+    assert_same(train(source, steps=range(4, 9), resize=RESIZE), batches[4:])
+    # Those of the last size are those without a schedule.
+    assert_same(train(source, steps=range(6, 9)), batches[6:])
+
+
+@pytest.mark.slow
+def test_workers_make_batches_of_several_sizes(pictures):
+    source = examples(pictures, size=24, policy="rand-m9-mstd0.5", **RANDOM)
+    alone = train(source, steps=range(9), resize=RESIZE)
+    assert_same(train(source, steps=range(9), resize=RESIZE, workers=2), alone)

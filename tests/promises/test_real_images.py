@@ -38,6 +38,7 @@ def test_r50_trains_on_imagenet_jpegs_on_eight_devices(imagenet_folder, tmp_path
         "--config.batch_size=32",
         "--config.model.bn_group_size=8",
         "--config.total.steps=4",
+        "--config.optim.schedule=constant",
         "--config.optim.warmup.steps=1",
         JAX_NUM_CPU_DEVICES="8",
     )

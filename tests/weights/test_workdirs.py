@@ -14,9 +14,9 @@ from resnet_jax.checkpoints import Checkpoints, Progress
 from resnet_jax.convert import main, save
 from resnet_jax.errors import UserError
 from resnet_jax.models.scan import stack_blocks
-from resnet_jax.setup import Setup
+from resnet_jax.setup import Setup, set_up
 from resnet_jax.step import TrainState, normalize
-from resnet_jax.train import first_state, train
+from resnet_jax.train import first_state, teacher_variables, train
 from resnet_jax.weights.card import default_card
 from resnet_jax.weights.load import load
 from tests import keyed, tiny
@@ -169,3 +169,42 @@ def test_a_run_that_goes_on_does_not_read_them(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "draw", lambda workdir: workdir)
     changes["init_from"] = str(tmp_path / "gone.safetensors")
     assert train(tiny.config(changes), tmp_path)["step"] == 2
+
+
+# Teachers.
+
+
+def test_a_finished_run_can_be_a_teacher(tmp_path):
+    there = write_run(tmp_path, {"ema_decay": 0.9})
+    changes = {
+        "distill.teacher": there.config.model.name,
+        "distill.teacher_init": str(tmp_path),
+    }
+    config = tiny.config(changes)
+    with config.unlocked():
+        config.distill.overrides = dict(tiny.NETWORK)
+    setup = set_up(config)
+    variables = teacher_variables(setup)
+    # The averaged ones of the best checkpoint.
+    expected = keyed.variables(there.model.spec, 11)
+    small.assert_equal(jax.device_get(variables), expected)
+    # The step takes them.
+    batch = setup.to_devices(tiny.batch(setup))
+    train_step = setup.compile_train_step(variables)
+    _, metrics = train_step(tiny.state(setup), batch)
+    assert np.isfinite(metrics["loss"])
+
+
+def test_a_teacher_of_other_classes_is_refused(tmp_path):
+    there = write_run(tmp_path, {"data.source": "fake:12:64"})
+    config = tiny.config(
+        {
+            "distill.teacher": there.config.model.name,
+            "distill.teacher_init": str(tmp_path),
+        }
+    )
+    with config.unlocked():
+        config.distill.overrides = dict(tiny.NETWORK)
+    match = r"distill\.teacher_init=.* num_classes=12, .*\(model\.name=.* 10;"
+    with pytest.raises(UserError, match=match):
+        teacher_variables(set_up(config))

@@ -1,0 +1,94 @@
+"""A contact sheet of what a config does to the pictures that it trains on."""
+
+import ast
+import itertools
+import pathlib
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image, ImageOps
+
+from resnet_jax.bench.input import read_jpegs
+from resnet_jax.config import check_keys, flatten
+from resnet_jax.data.crops import mix
+from resnet_jax.data.decode import Picture
+from resnet_jax.data.ops import to_image
+from resnet_jax.data.sources import open_source
+from resnet_jax.errors import UserError
+from resnet_jax.setup import train_augment
+
+GAP = 4  # pixels between pictures
+
+
+def override(config: ConfigDict, arguments: list[str]) -> None:
+    """Carries out `--config.KEY=VALUE` arguments.
+
+    Raises UserError for any other argument, and for a key that there is not.
+    """
+    for argument in arguments:
+        name, equals, text = argument.partition("=")
+        if not (name.startswith("--config.") and equals):
+            raise UserError(f"What is {argument!r}? Overrides are --config.KEY=VALUE.")
+        check_keys(config, [argument])
+        key = name.removeprefix("--config.")
+        value = flatten(config)[key]
+        if not isinstance(value, str):
+            try:
+                text = ast.literal_eval(text)
+            except (ValueError, SyntaxError):
+                raise UserError(f"{argument!r} is not a value as {value!r}.") from None
+        try:
+            config.update_from_flattened_dict({key: text})
+        except TypeError as error:
+            raise UserError(f"{argument!r}: {error}.") from None
+
+
+def pictures(config: ConfigDict, images: pathlib.Path | None) -> Iterator[Picture]:
+    """The JPEGs of a folder or .zip, or what the config trains on.
+
+    Raises UserError if there are none.
+    """
+    data = config.data
+    if images:
+        for content in read_jpegs(images):
+            yield Picture(content, data.channels)
+        return
+    shape = (data.image_size, data.image_size, data.channels)
+    source = open_source(
+        data.source, data.train_split, data_dir=data.data_dir, fake_shape=shape
+    )
+    # Spread over the split, in which classes may stand together.
+    for index in np.random.default_rng(config.seed).permutation(len(source)):
+        image, _ = source[int(index)]
+        yield Picture(image, data.channels, source.name(int(index)))
+
+
+def draw_sheet(
+    config: ConfigDict, found: Iterable[Picture], *, rows: int, columns: int
+) -> Image.Image:
+    """Draws a picture a row: the original, and what augmentation makes of it.
+
+    Args:
+      config: whose training pipeline is drawn.
+      found: pictures; those behind the first `rows` are not used.
+      rows: most pictures.
+      columns: augmented versions of each.
+    """
+    augment = train_augment(config)
+    side = augment.side
+    cells = []
+    for row, picture in enumerate(itertools.islice(found, rows)):
+        # The seed, the picture and the version: as many different keys.
+        keys = mix(np.arange(columns, dtype=np.uint64) + mix(np.uint64([row])))
+        keys = mix(keys ^ np.uint64(config.seed))
+        versions = [augment(picture, key) for key in keys.tolist()]
+        original = ImageOps.pad(to_image(picture.pixels()), (side, side))
+        cells.append([original, *map(to_image, versions)])
+    size = GAP + np.array([columns + 1, len(cells)]) * (side + GAP)
+    sheet = Image.new("RGB", tuple(size.tolist()), "white")
+    for row, images in enumerate(cells):
+        for column, image in enumerate(images):
+            place = GAP + np.array([column, row]) * (side + GAP)
+            sheet.paste(image, tuple(place.tolist()))
+    return sheet

@@ -1,0 +1,66 @@
+"""`python -m resnet_jax.bench schedule`: rates and decay of configs, without runs."""
+
+import json
+
+import matplotlib.image
+import pytest
+
+from resnet_jax.bench import schedule
+from resnet_jax.errors import UserError
+from tests import runs
+
+R50 = str(runs.ROOT / "configs" / "r50.py")
+
+
+def test_a_config_is_drawn_without_its_data(tmp_path):
+    picture = tmp_path / "lr.png"
+    code, output = runs.run_python(
+        *("-m", "resnet_jax.bench", "schedule", "--config=configs/r50.py", "--json"),
+        *("--train_size=12800", f"--save={picture}"),
+    )
+    assert code == 0, output
+    row = json.loads(output)
+    # 90 epochs of 12.5 steps.
+    assert row["name"] == "schedule configs/r50.py, 1125 steps of 1024 images"
+    assert row["value"] == pytest.approx(0.4)
+    # From a tenth of the warm-up's end to a thousandth of the peak.
+    assert row["spread"]["rate"] == pytest.approx([0.0004, 0.4])
+    # Decay of 1e-4 through a momentum of 0.9.
+    assert row["spread"]["decay"] == pytest.approx([4e-7, 4e-4])
+    assert {"peer", "peer_value", "ratio", "unit"} <= row.keys()
+    pixels = matplotlib.image.imread(picture)
+    assert pixels.shape[:2] == (600, 800)
+    # Something is drawn.
+    assert pixels.std() > 0.05
+
+
+def test_the_size_is_that_given_or_the_sources_or_imagenets():
+    config = schedule.load_config(R50)
+    assert schedule.train_size_of(config, 7) == 7
+    config.data.source = "fake:10:64"
+    assert schedule.train_size_of(config, None) == 64
+    config.data.shots = 2
+    assert schedule.train_size_of(config, None) == 20
+    config = schedule.load_config(R50)
+    assert schedule.train_size_of(config, None) == 1_281_167
+
+
+def test_data_that_are_not_there_are_told_with_the_way_out(tmp_path):
+    config = schedule.load_config(R50)
+    config.data.source = f"folder:{tmp_path}"
+    with pytest.raises(UserError, match=r"Or give --train_size\."):
+        schedule.train_size_of(config, None)
+
+
+def test_a_config_may_take_an_argument(tmp_path):
+    file = tmp_path / "config.py"
+    file.write_text(
+        "from configs import common\n"
+        "def get_config(rate):\n"
+        "    config = common.get_config()\n"
+        "    config.optim.learning_rate = float(rate)\n"
+        "    return config\n"
+    )
+    assert schedule.load_config(f"{file}:0.7").optim.learning_rate == 0.7
+    with pytest.raises(UserError, match="no config"):
+        schedule.load_config(str(tmp_path / "other.py"))

@@ -1,0 +1,61 @@
+"""Batch-norm statistics over training batches, after training."""
+
+import jax
+import numpy as np
+import pytest
+
+from resnet_jax.errors import UserError
+from resnet_jax.recompute import pool, recompute_statistics
+from resnet_jax.step import normalize
+from tests import keyed, tiny
+
+
+def test_pooled_statistics_are_those_of_all_values():
+    values = 3 + keyed.generator("values").standard_normal((5, 100, 4))
+    batches = [{"norm": {"mean": x.mean(axis=0), "var": x.var(axis=0)}} for x in values]
+    got = pool(batches)["norm"]
+    # One float32 rounding.
+    np.testing.assert_allclose(got["mean"], values.mean(axis=(0, 1)), rtol=1e-6)
+    np.testing.assert_allclose(got["var"], values.var(axis=(0, 1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_the_statistics_are_those_of_the_batches_behind_the_last_step(ema_decay):
+    changes = {"bn_recompute": 3, "model.bn_group_size": "global"}
+    setup = tiny.setup(changes | {"ema_decay": ema_decay})
+    state = tiny.state(setup)
+    before = jax.device_get(state)
+    seen = []
+    after = recompute_statistics(setup, state, after_batch=lambda: seen.append(1))
+    assert len(seen) == 3
+    jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
+
+    # By hand: the stem's convolution of the images, whose input no norm has changed.
+    data = setup.config.data
+    with setup.train_batches(4, 7) as batches:
+        images = np.concatenate([batch["image"] for batch in batches])
+    images = normalize(jax.numpy.asarray(images), data.mean, data.std, np.float32)
+    pairs = [(before.params, after.batch_stats)]
+    if ema_decay:
+        pairs.append((before.ema["params"], after.ema["batch_stats"]))
+    for params, statistics in pairs:
+        outputs = jax.lax.conv_general_dilated(
+            images,
+            params["stem_conv1"]["kernel"],
+            (1, 1),
+            ((1, 1), (1, 1)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        outputs = np.asarray(outputs, np.float64).reshape(3, -1, outputs.shape[-1])
+        n = outputs.shape[1]
+        within = outputs.var(axis=1).mean(axis=0) * n / (n - 1)
+        var = within + outputs.mean(axis=1).var(axis=0)
+        stem = statistics["stem_norm1"]
+        # Float32 sums of 3072 numbers.
+        np.testing.assert_allclose(stem["mean"], outputs.mean((0, 1)), atol=1e-5)
+        np.testing.assert_allclose(stem["var"], var, rtol=1e-5)
+
+
+def test_a_network_without_batch_norm_is_refused():
+    with pytest.raises(UserError, match=r"bn_recompute=2 .* model\.name="):
+        tiny.setup({"bn_recompute": 2, "model.overrides.norm": "none"})
