@@ -50,5 +50,5 @@ def get_config(network: str = "resnet50") -> ConfigDict:
     # Of 0.99998, scaled by images * steps between two averages / epochs.
     config.ema_every = 32
     config.ema_decay = 1 - (1 - 0.99998) * 1024 * 32 / 600
-    config.ema_warmup = "none"
+    config.ema_warmup = "copy"
     return config

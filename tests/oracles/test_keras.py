@@ -79,7 +79,7 @@ def values(network: keras.Model) -> dict[str, np.ndarray]:
     return {variable.path: np.asarray(variable.value) for variable in network.variables}
 
 
-def tutorial(size: int) -> keras.Model:
+def tutorial(size: int, stage_sizes=(3, 4, 6, 3)) -> keras.Model:
     """The ResNet-50 of the course's notebook: 64x64 pictures of hand signs."""
     layers = keras.layers
 
@@ -107,9 +107,9 @@ def tutorial(size: int) -> keras.Model:
     x = conv(layers.ZeroPadding2D(3)(inputs), "conv1", 64, 7, strides=2)
     x = layers.ReLU()(norm(x, "bn_conv1"))
     x = layers.MaxPooling2D(3, strides=2)(x)
-    stages = [("abc", 64, 1), ("abcd", 128, 2), ("abcdef", 256, 2), ("abc", 512, 2)]
-    for i, (letters, width, stride) in enumerate(stages, 2):
-        for letter in letters:
+    stages = zip(stage_sizes, (64, 128, 256, 512), (1, 2, 2, 2), strict=True)
+    for i, (blocks, width, stride) in enumerate(stages, 2):
+        for letter in "abcdef"[:blocks]:
             widths = (width, width, 4 * width)
             x = block(x, f"{i}{letter}", widths, stride if letter == "a" else None)
     x = layers.Flatten()(layers.AveragePooling2D(2)(x))

@@ -1,0 +1,423 @@
+"""Twenty steps of published recipes beside the code that they come from.
+
+Both sides start from the same weights and see the same real pictures, in the same order
+and without random augmentation. Our side is the recipe of `configs/`, only shortened,
+and its compiled step; the other side's numbers stand here a second time, as its source
+has them.
+
+Both compute in float64. In float32 a rectifier whose input rounds to the other side of
+zero passes or stops its whole gradient, and training makes that larger: the losses of
+torch's own float32 run of ResNet-18 are 1e-4 from those of its float64 run at the
+second step and 8e-2 at the twentieth, so that a bound on them could not tell a wrong
+decay from rounding.
+"""
+
+import dataclasses
+import functools
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import timm
+import timm.data
+import timm.loss
+import timm.optim
+import timm.scheduler
+import torch
+import torchvision
+from ml_collections import ConfigDict
+from torch import nn
+from torch.optim import lr_scheduler
+from torch.optim.swa_utils import AveragedModel
+from torchvision.ops._utils import split_normalization_params
+from torchvision.transforms import v2
+
+# Before anything else imports keras: it chooses the backend.
+from tests.oracles import test_keras as of_keras  # isort: skip
+import keras
+
+from resnet_jax import config as config_lib
+from resnet_jax import sharding, step
+from resnet_jax.mix import Drawn, Mix
+from resnet_jax.models import ZOO
+from resnet_jax.setup import Setup, set_up
+from resnet_jax.step import TrainState
+from resnet_jax.weights import SCHEMES
+from resnet_jax.weights.naming import to_theirs
+from tests import tiny
+from tests.oracles import networks
+from tests.real_data import ROOT, real_data
+
+STEPS = 20
+SIZE = 32
+CLASSES = BATCH = 20
+
+# Float64 rounds at 1e-16; 5e-14 of a loss was measured after twenty steps. A decay of
+# 1e-4 in the wrong place makes more than 1e-6.
+LOSS_BOUND = 1e-10
+
+keras_in_float64 = of_keras.keras_in_float64
+
+
+@pytest.fixture(scope="module")
+def tiny_imagenet(tmp_path_factory) -> Path:
+    """Real pictures of 20 classes, 64x64."""
+    return unpack("tiny-imagenet-20", tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def sign_digits(tmp_path_factory) -> Path:
+    """Real pictures of 6 classes, 100x100."""
+    return unpack("sign-digits", tmp_path_factory)
+
+
+def unpack(name: str, tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("data")
+    shutil.unpack_archive(real_data(f"{name}.zip"), directory)
+    return directory / name
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Lets a batch be of any size."""
+    monkeypatch.setattr(sharding, "make_mesh", lambda: tiny.mesh_of(1))
+
+
+@pytest.fixture
+def torch_in_float64(in_float64, one_device):
+    """Lets torch's libraries make what they make in float64, too."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+class SetupInFloat64(Setup):
+    """A run whose parameters are float64; only tests have such."""
+
+    def _init(self) -> TrainState:
+        return jax.tree.map(
+            lambda x: x.astype(jnp.float64) if x.dtype == np.float32 else x,
+            super()._init(),
+        )
+
+
+def shorten(recipe: str, changes: dict) -> Setup:
+    """A recipe for twenty steps on one device, on pictures as they are."""
+    config = config_lib.load(str(ROOT / "configs" / recipe))
+    with config.ignore_type():
+        config.model.dtype = "float32"  # which the fixture makes float64
+        config.model.bn_group_size = "global"
+        config.data.num_workers = 0
+        config.data.image_size, config.data.eval_size = SIZE, 0
+        config.data.train_crop, config.data.crop_fraction = "center", 1.0
+        config.data.flip, config.data.policy = False, ""
+        config.data.erase, config.data.repeats = 0.0, 1
+        for key, value in changes.items():
+            section, _, last = key.rpartition(".")
+            place = config
+            for part in filter(None, section.split(".")):
+                place = place[part]
+            place[last] = ConfigDict(value) if isinstance(value, dict) else value
+    setup = set_up(config)
+    assert setup.total_steps == STEPS
+    model = setup.model.clone(dtype=jnp.float64)
+    return SetupInFloat64(**vars(setup) | {"model": model})
+
+
+def shorten_epochs(recipe: str, pictures: Path, epochs: int, changes: dict) -> Setup:
+    """The same with so many epochs, each of which shows every picture once."""
+    changes = {
+        "batch_size": BATCH,
+        "total": {"epochs": epochs},
+        "data.source": f"folder:{pictures}",
+        "data.eval_split": "val",
+        "data.shots": STEPS // epochs,  # batches of one picture of each class
+        **changes,
+    }
+    return shorten(recipe, changes)
+
+
+@dataclasses.dataclass
+class Run:
+    """What twenty steps of ours gave.
+
+    Attributes:
+      setup: of the run.
+      losses: of each step.
+      first, last: the state before and behind them.
+      batches: what they saw, as the input pipeline gave it.
+    """
+
+    setup: Setup
+    losses: list[float]
+    first: TrainState
+    last: TrainState
+    batches: list[dict]
+
+    @classmethod
+    def of(cls, setup: Setup) -> "Run":
+        first = jax.device_get(setup.init_state())
+        state = jax.device_put(first, sharding.replicated(setup.mesh))
+        train_step = setup.compile_train_step()
+        losses, seen = [], []
+        with setup.train_batches(0) as batches:
+            for batch in batches:
+                state, metrics = train_step(state, setup.to_devices(batch))
+                losses.append(float(metrics["loss"]))
+                seen.append(batch)
+        return cls(setup, losses, first, jax.device_get(state), seen)
+
+    def tensors(self, variables: dict) -> dict[str, np.ndarray]:
+        """Variables under their names."""
+        scheme = SCHEMES[ZOO[self.setup.config.model.name].scheme]
+        return to_theirs(variables, self.setup.model.spec, scheme)
+
+    def images(self, batch: dict) -> np.ndarray:
+        """A batch as networks take it: float64, `b h w c`."""
+        mean, std = self.setup.config.data.mean, self.setup.config.data.std
+        return (batch["image"] / 255 - np.array(mean)) / np.array(std)
+
+    def drawn(self, number: int) -> Drawn:
+        """What the step of this number drew to mix its batch."""
+        key = jax.random.fold_in(jax.random.key(self.setup.config.seed), number)
+        key = jax.random.fold_in(key, step.MIXING)
+        return Mix.of(self.setup.config.mix).draw(key, 1, SIZE, SIZE)
+
+    def assert_equals(self, losses: Sequence[float], tensors: dict) -> None:
+        """Compares the losses, and the state behind the last step."""
+        assert len(losses) == len(self.losses) == STEPS
+        assert max(self.losses) > 1.1 * min(self.losses)
+        np.testing.assert_allclose(self.losses, losses, rtol=LOSS_BOUND)
+        state = {"params": self.last.params, "batch_stats": self.last.batch_stats}
+        assert_tensors_equal(self.tensors(state), tensors)
+
+
+def assert_tensors_equal(ours: dict, theirs: dict) -> None:
+    assert ours.keys() <= theirs.keys()
+    for name, value in ours.items():
+        # As of the losses.
+        error = np.abs(value - theirs[name]).max() / np.abs(theirs[name]).max()
+        assert error <= LOSS_BOUND, f"{name}: {error:.1e}"
+
+
+def train_torch(
+    run: Run,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler,
+    *,
+    epochs: int,
+    loss: Callable,
+    mix: Callable = lambda images, labels, number: (images, labels),
+    after_step: Callable[[int, int], None] = lambda epoch, i: None,
+) -> list[float]:
+    """The loop of the sources, which step their schedulers once an epoch."""
+    losses = []
+    network.train()
+    for number, batch in enumerate(run.batches):
+        epoch, i = divmod(number, STEPS // epochs)
+        images = networks.nchw(run.images(batch))
+        images, labels = mix(images, torch.from_numpy(batch["label"]).long(), number)
+        value = loss(network(images), labels)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        losses.append(value.item())
+        after_step(epoch, i)
+        if i + 1 == STEPS // epochs:
+            scheduler(epoch + 1)
+    return losses
+
+
+def load(network: nn.Module, run: Run) -> nn.Module:
+    """Gives a network the weights that our run started from."""
+    first = {"params": run.first.params, "batch_stats": run.first.batch_stats}
+    networks.load(network, run.tensors(first))
+    return network
+
+
+def test_torchvision_v1(tiny_imagenet, torch_in_float64):
+    # 90 epochs with decays at 30 and 60.
+    changes = {"optim.decay_at": ({"epochs": 2}, {"epochs": 4})}
+    recipe = "torchvision_v1.py:resnet18"
+    run = Run.of(shorten_epochs(recipe, tiny_imagenet, 5, changes))
+
+    network = load(torchvision.models.resnet18(num_classes=CLASSES), run)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=0.1 * BATCH / 256, momentum=0.9, weight_decay=1e-4
+    )
+    scheduler = lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.1)
+    losses = train_torch(
+        run,
+        network,
+        optimizer,
+        lambda epoch: scheduler.step(),
+        epochs=5,
+        loss=nn.CrossEntropyLoss(),
+    )
+    run.assert_equals(losses, networks.arrays(network))
+
+
+def mix_as_torchvision(run: Run, images, labels, number: int):
+    """torchvision's transforms with what our step drew."""
+    drawn = run.drawn(number)
+    mixup, cutmix = v2.MixUp(alpha=0.2), v2.CutMix(alpha=1.0)
+    y1, y2, x1, x2 = drawn.box[0].tolist()
+    area = (x2 - x1) * (y2 - y1) / SIZE**2
+    mixup.make_params = lambda _: {"lam": drawn.own.item()}
+    cutmix.make_params = lambda _: {"box": (x1, y1, x2, y2), "lam_adjusted": 1 - area}
+    # One-hot, since it would make them float32.
+    labels = nn.functional.one_hot(labels, CLASSES).double()
+    return (cutmix if drawn.cut.item() else mixup)(images, labels)
+
+
+def test_torchvision_v2(tiny_imagenet, torch_in_float64):
+    rate = 0.5 * BATCH / 1024
+    changes = {
+        "model.overrides.stage_sizes": (1, 1, 1, 1),
+        # 600 epochs of which 5 warm up, an average every 32 steps.
+        "optim.warmup": {"epochs": 2},
+        "optim.warmup_from": 0.01 * rate,
+        "ema_every": 2,
+        # So that the average moves in so few of its steps.
+        "ema_decay": 0.6,
+    }
+    recipe = "torchvision_v2.py:resnet50"
+    run = Run.of(shorten_epochs(recipe, tiny_imagenet, 5, changes))
+    assert {run.drawn(number).cut.item() for number in range(STEPS)} == {True, False}
+
+    bottleneck = torchvision.models.resnet.Bottleneck
+    network = torchvision.models.ResNet(bottleneck, [1, 1, 1, 1], num_classes=CLASSES)
+    network = load(network, run)
+    norms, others = split_normalization_params(network)
+    groups = [
+        {"params": norms, "weight_decay": 0.0},
+        {"params": others, "weight_decay": 2e-5},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9)
+    warmup = lr_scheduler.LinearLR(optimizer, start_factor=0.01, total_iters=2)
+    cosine = lr_scheduler.CosineAnnealingLR(optimizer, T_max=5 - 2, eta_min=0.0)
+    scheduler = lr_scheduler.SequentialLR(optimizer, [warmup, cosine], milestones=[2])
+    average = AveragedModel(
+        network, avg_fn=lambda old, new, n: 0.6 * old + 0.4 * new, use_buffers=True
+    )
+
+    def update_average(epoch: int, i: int) -> None:
+        # As references/classification/train.py of torchvision.
+        if i % 2 == 0:
+            average.update_parameters(network)
+            if epoch < 2:
+                average.n_averaged.fill_(0)
+
+    losses = train_torch(
+        run,
+        network,
+        optimizer,
+        lambda epoch: scheduler.step(),
+        epochs=5,
+        loss=nn.CrossEntropyLoss(label_smoothing=0.1),
+        mix=functools.partial(mix_as_torchvision, run),
+        after_step=update_average,
+    )
+    run.assert_equals(losses, networks.arrays(network))
+    assert_tensors_equal(run.tensors(run.last.ema), networks.arrays(average.module))
+
+
+def mix_as_timm(run: Run, monkeypatch, images, labels, number: int):
+    """timm's Mixup with what our step drew."""
+    drawn = run.drawn(number)
+    mixup = timm.data.Mixup(
+        mixup_alpha=0.1, cutmix_alpha=1.0, label_smoothing=0.0, num_classes=CLASSES
+    )
+    mixup._params_per_batch = lambda: (drawn.own.item(), drawn.cut.item())
+    box = drawn.box[0].tolist()
+    # It finds the part of the pixels itself.
+    monkeypatch.setattr(timm.data.mixup, "rand_bbox", lambda *_, **__: box)
+    return mixup(images, labels)
+
+
+def test_resnet_strikes_back_a2(tiny_imagenet, torch_in_float64, monkeypatch):
+    changes = {
+        "model.overrides.stage_sizes": (1, 1, 1, 1),
+        "model.overrides.drop_path": 0.0,
+        # 300 epochs of which 5 warm up, at the rate of the whole batch.
+        "optim.warmup": {"epochs": 2},
+        "optim.learning_rate_batch": 0,
+    }
+    run = Run.of(shorten_epochs("rsb.py:a2", tiny_imagenet, 5, changes))
+    assert {run.drawn(number).cut.item() for number in range(STEPS)} == {True, False}
+
+    network = timm.create_model("resnet50", num_classes=CLASSES, layers=(1, 1, 1, 1))
+    network = load(network, run)
+    optimizer = timm.optim.create_optimizer_v2(
+        network, opt="lamb", lr=5e-3, weight_decay=0.02
+    )
+    scheduler, _ = timm.scheduler.create_scheduler_v2(
+        optimizer, "cosine", 5, warmup_epochs=2, warmup_lr=1e-4, min_lr=1e-6
+    )
+    losses = train_torch(
+        run,
+        network,
+        optimizer,
+        scheduler.step,
+        epochs=5,
+        loss=timm.loss.BinaryCrossEntropy(smoothing=0.0, target_threshold=0.2),
+        mix=functools.partial(mix_as_timm, run, monkeypatch),
+    )
+    run.assert_equals(losses, networks.arrays(network))
+
+
+def test_wide_resnet(tiny_imagenet, torch_in_float64):
+    changes = {
+        # WRN-16-1.
+        "model.overrides.stage_sizes": (2, 2, 2),
+        "model.overrides.widths": (16, 32, 64),
+        # 200 epochs with decays at 60, 120 and 160.
+        "optim.decay_at": ({"epochs": 3}, {"epochs": 6}, {"epochs": 8}),
+    }
+    run = Run.of(shorten_epochs("wrn_28_10.py", tiny_imagenet, 10, changes))
+
+    network = networks.Preact((2, 2, 2), (16, 32, 64), False, "projection")
+    network.head.fc = nn.Conv2d(64, CLASSES, 1)
+    network = load(network, run)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
+    )
+    scheduler = lr_scheduler.MultiStepLR(optimizer, [3, 6, 8], gamma=0.2)
+    losses = train_torch(
+        run,
+        network,
+        optimizer,
+        lambda epoch: scheduler.step(),
+        epochs=10,
+        loss=nn.CrossEntropyLoss(),
+    )
+    run.assert_equals(losses, networks.arrays(network))
+
+
+def test_the_tutorial_in_keras(sign_digits, keras_in_float64, one_device):
+    changes = {
+        "model.overrides.stage_sizes": (1, 1, 1, 1),
+        "data.source": f"folder:{sign_digits}",
+        # The network's pooling leaves a pixel of these.
+        "data.image_size": 64,
+        "total": {"steps": STEPS},
+    }
+    run = Run.of(shorten("tutorial.py:20", changes))
+
+    network = of_keras.tutorial(64, stage_sizes=(1, 1, 1, 1))
+    first = {"params": run.first.params, "batch_stats": run.first.batch_stats}
+    of_keras.fill(network, run.tensors(first))
+    network.compile(
+        optimizer=keras.optimizers.Adam(),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    losses = []
+    for batch in run.batches:
+        network.reset_metrics()
+        losses.append(network.train_on_batch(run.images(batch), batch["label"]))
+    run.assert_equals(losses, of_keras.values(network))
