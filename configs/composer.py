@@ -41,6 +41,7 @@ def get_config(recipe: str = "mild") -> ConfigDict:
     config.optim.decay = "schedule"
 
     config.loss = "binary_cross_entropy"
+    config.bce_sum_classes = True
     config.label_smoothing = 0.08
     # Half of what was is forgotten after 100 batches.
     config.ema_every = 20

@@ -37,6 +37,7 @@ def get_config(procedure: str = "a2") -> ConfigDict:
     config.optim.learning_rate_batch = 2048
     config.optim.warmup_from = 1e-4
     config.optim.warmup_prefix = False
+    config.optim.warmup_prefix = False
     config.optim.end_learning_rate = 1e-6
     config.optim.per_epoch = True
     config.optim.weight_decay = 0.02
