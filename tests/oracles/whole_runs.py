@@ -131,7 +131,7 @@ def make_torch(network: str, classes: int) -> nn.Module:
 def run_torch(network: str, data: Data, folder: Path, seed: int) -> dict:
     """The same in torch and torchvision alone."""
     torch.manual_seed(seed)
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(1)
     as_input = [
         v2.PILToTensor(),
         v2.ToDtype(torch.float32, scale=True),
