@@ -56,9 +56,10 @@ STEPS = 20
 SIZE = 32
 CLASSES = BATCH = 20
 
-# Float64 rounds at 1e-16; 5e-14 of a loss was measured after twenty steps. A decay of
-# 1e-4 in the wrong place makes more than 1e-6.
-LOSS_BOUND = 1e-10
+# Float64 rounds at 1e-16. After twenty steps 5e-14 of a loss was measured where it falls,
+# 1e-10 where the rate is so high that it rises, and 2e-10 of a tensor. Another form of
+# Adam's eps makes 1e-4 in the second step, and a rate in float32 1e-8.
+BOUND = 1e-9
 
 keras_in_float64 = of_keras.keras_in_float64
 
@@ -191,7 +192,7 @@ class Run:
         """Compares the losses, and the state behind the last step."""
         assert len(losses) == len(self.losses) == STEPS
         assert max(self.losses) > 1.1 * min(self.losses)
-        np.testing.assert_allclose(self.losses, losses, rtol=LOSS_BOUND)
+        np.testing.assert_allclose(self.losses, losses, rtol=BOUND)
         state = {"params": self.last.params, "batch_stats": self.last.batch_stats}
         assert_tensors_equal(self.tensors(state), tensors)
 
@@ -202,7 +203,7 @@ def assert_tensors_equal(ours: dict, theirs: dict) -> None:
         # As of the losses. A bias before a norm stays at zero, but for rounding.
         scale = max(np.abs(theirs[name]).max(), 0.1)
         error = np.abs(value - theirs[name]).max() / scale
-        assert error <= LOSS_BOUND, f"{name}: {error:.1e}"
+        assert error <= BOUND, f"{name}: {error:.1e}"
 
 
 def train_torch(
