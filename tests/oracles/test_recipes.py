@@ -56,9 +56,9 @@ STEPS = 20
 SIZE = 32
 CLASSES = BATCH = 20
 
-# Float64 rounds at 1e-16. After twenty steps 5e-14 of a loss was measured where it falls,
-# 1e-10 where the rate is so high that it rises, and 2e-10 of a tensor. Another form of
-# Adam's eps makes 1e-4 in the second step, and a rate in float32 1e-8.
+# Float64 rounds at 1e-16. After twenty steps 5e-14 of a loss was measured where losses
+# fall, 1e-10 where the rate is so high that they rise, and 2e-10 of a tensor. Another
+# form of Adam's eps makes 1e-4 in the second step, and a rate in float32 1e-8.
 BOUND = 1e-9
 
 keras_in_float64 = of_keras.keras_in_float64
