@@ -8,7 +8,8 @@ BiT-M R50x1.
 
 Small images (an area below 96 x 96) are brought to 160 pixels and cropped to 128,
 others to 512 and 480; above 20,000 examples mixup of 0.1; 500, 10,000 or 20,000 steps
-for less than 20,000, less than 500,000 or more examples.
+for less than 20,000, less than 500,000 or more examples. The authors resize to a
+square; here the short side, and the shape stays.
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,8 @@
 python -m resnet_jax.main --config=configs/flax_example.py --workdir=runs/flax
 
 Source: the README of examples/imagenet of github.com/google/flax: 76.54 % on 32 TPU v3
-cores, 76.37 % on 8, 76.72 % on 8 V100 in float32. It evaluates crops that are cut before
-they are resized; here they are resized before.
+cores, 76.37 % on 8, 76.72 % on 8 V100 in float32. Random crops are drawn as torchvision
+draws them.
 """
 
 from ml_collections import ConfigDict

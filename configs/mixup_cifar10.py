@@ -2,8 +2,8 @@
 
 python -m resnet_jax.main --config=configs/mixup_cifar10.py --workdir=runs/mixup
 
-Argument: mixup, or none, which it is compared with. Source: table 3; 200 epochs, a tenth
-of the rate at 100 and at 150, one mixing weight a batch.
+Argument: mixup, or none, which it is compared with. Source: table 3; 200 epochs, a
+tenth of the rate at 100 and at 150, one mixing weight a batch.
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,8 @@
 python -m resnet_jax.main --config=configs/mlperf_lars.py:4096 --workdir=runs/lars
 
 Argument: a batch size of 4096 or 32768. Source: the reference convergence points of
-MLPerf training (mlcommons/logging, 4.0.0): 75.9 % is reached after 39 to 42 and 55 to 57
-epochs.
+MLPerf training (mlcommons/logging, 4.0.0): 75.9 % is reached after 39 to 42 and 55 to
+57 epochs.
 """
 
 from ml_collections import ConfigDict

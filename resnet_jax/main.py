@@ -6,7 +6,6 @@ python -m resnet_jax.main --config=configs/quickstart.py --workdir=runs/quicksta
 import errno
 import inspect
 import logging
-import os
 import pathlib
 import shlex
 import sys
@@ -18,7 +17,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from resnet_jax.config import check_keys, for_dry_run, load, rewrite_durations
-from resnet_jax.errors import UserError, nearest
+from resnet_jax.errors import UserError
 
 # What a file system may refuse, and a user can mend.
 REFUSALS = (

@@ -2,8 +2,8 @@
 
 python -m resnet_jax.recipes [PATTERN] [--markdown]
 
-A config file may have `PUBLISHED`, the published top-1 in % by variant (its argument, ""
-where it takes none), and `REACHED`, what this project reached.
+A config file may have `PUBLISHED`, the published top-1 in % by variant (its argument,
+or "" where it takes none), and `REACHED`, what this project reached.
 """
 
 import argparse

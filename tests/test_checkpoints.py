@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from resnet_jax import sharding
 from resnet_jax.checkpoints import Checkpoints, Progress, fingerprint
 from resnet_jax.step import TrainState
+from tests import tiny
 
 
 def mesh_of(count: int) -> Mesh:
@@ -120,3 +121,38 @@ def test_a_fingerprint_changes_with_any_bit_and_with_places(dtype):
 
 def test_a_fingerprint_does_not_depend_on_the_devices():
     assert fingerprint(state_of(5, 8)) == fingerprint(state_of(5, 1))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "lars", "layer_decay": 0.9},
+        {"name": "lamb", "weight_decay_exclude": "norm+bias"},
+        {"name": "adamw", "decay": "decoupled"},
+        {"name": "rmsprop_tf", "schedule": "plateau"},
+        {"decay": "schedule", "agc": 0.01},
+    ],
+    ids=str,
+)
+def test_the_state_of_every_optimiser_comes_back(changes, tmp_path):
+    # Stacked blocks: some of these keep their state by single ones.
+    more = {"model.scan_blocks": True, "model.overrides.stage_sizes": (3, 1)}
+    changes = {f"optim.{key}": value for key, value in changes.items()}
+    setup = tiny.setup(changes | more, devices=2)
+    shapes = setup.state_like()
+    # Values of which none is where an optimiser starts.
+    state = jax.tree.map(
+        lambda x: (
+            np.full(x.shape, 3, x.dtype)
+            + np.arange(x.size, dtype=x.dtype).reshape(x.shape)
+        ),
+        shapes,
+    )
+    state = jax.device_put(state, sharding.replicated(setup.mesh))
+    with open_at(tmp_path) as saved:
+        saved.save(state, progress_at(1))
+        saved.wait()
+    with open_at(tmp_path) as saved:
+        restored, _ = saved.restore_latest(shapes)
+    assert_equal(restored, state)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)

@@ -50,7 +50,7 @@ def test_a_file_without_its_argument_is_one_of_its_variants(path):
 
 
 def test_a_variant_that_is_none_is_answered_with_the_nearest():
-    with pytest.raises(UserError, match="no variant 'a4'.*a1, a2, a3"):
+    with pytest.raises(UserError, match=r"no variant 'a4'.*a1, a2, a3"):
         load("rsb:a4")
 
 

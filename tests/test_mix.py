@@ -109,20 +109,28 @@ def update(microbatches: int, devices: int, step: int = 0, group=2) -> dict:
     return jax.device_get({**vars(state), **metrics})
 
 
-@pytest.mark.parametrize(("microbatches", "devices"), [(1, 8), (2, 8), (4, 1)])
+@pytest.mark.parametrize(
+    ("microbatches", "devices"),
+    [
+        (2, 8),
+        pytest.param(1, 8, marks=pytest.mark.slow),
+        pytest.param(4, 1, marks=pytest.mark.slow),
+    ],
+)
 def test_neither_devices_nor_microbatches_change_what_is_mixed(microbatches, devices):
     whole, parts = update(1, 1), update(microbatches, devices)
     # The same float32 sums in another order, as in test_sharding.py.
     assert tiny.difference(parts, whole) < 2e-5
 
 
+@pytest.mark.slow
 def test_each_step_mixes_otherwise():
     first, later = update(1, 1), update(1, 1, step=1)
     assert abs(later["loss"] - first["loss"]) > 1e-3
     assert tiny.difference(later["opt_state"], first["opt_state"]) > 1e-2
 
 
-@pytest.mark.parametrize("microbatches", [1, 2])
+@pytest.mark.parametrize("microbatches", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_mixing_needs_no_communication(microbatches):
     changes = {"batch_size": 32, "optim.microbatches": microbatches}
     setup = tiny.setup(ONE_BLOCK | BOTH | changes | {"model.bn_group_size": 2})
@@ -134,6 +142,7 @@ def test_mixing_needs_no_communication(microbatches):
     assert sum(one.elements for one in found) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy"])
 def test_a_group_of_all_images_trains_with_either_loss(loss):
     changes = {"model.bn_group_size": "global", "loss": loss}

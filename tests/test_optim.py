@@ -450,8 +450,8 @@ def test_a_tenth_block_is_behind_the_ninth():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"name": "lars"},
-        {"name": "lamb"},
+        pytest.param({"name": "lars"}, marks=pytest.mark.slow),
+        pytest.param({"name": "lamb"}, marks=pytest.mark.slow),
         {"agc": 0.01},
         {"layer_decay": 0.8},
         {"weight_decay_exclude": "ndim<=1", "weight_decay": 0.1},

@@ -289,6 +289,7 @@ def test_every_second_step_is_sharp():
     assert tiny.difference(sharp["batch_stats"], plain["batch_stats"]) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("microbatches", "devices"), [(4, 1), (2, 8)])
 def test_microbatches_climb_together(microbatches, devices):
     whole, parts = sharp_update(1, 1, 1), sharp_update(microbatches, devices, 1)
