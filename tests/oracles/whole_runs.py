@@ -72,8 +72,8 @@ RECIPES = {
 }
 
 
-def run_ours(network: str, data: Data, folder: Path, seed: int) -> dict:
-    """One run of the program, of the same recipe as `run_torch`."""
+def make_config(network: str, data: Data, folder: Path, seed: int) -> ConfigDict:
+    """What the program is told: the same recipe as `run_torch`."""
     config = config_lib.load(str(ROOT / "configs" / RECIPES[network]))
     with config.ignore_type():
         config.model.bn_group_size = "global"
@@ -102,6 +102,12 @@ def run_ours(network: str, data: Data, folder: Path, seed: int) -> dict:
     config.optim.weight_decay = WEIGHT_DECAY
     for section in (config.evaluate, config.checkpoint):
         section.every = ConfigDict({"epochs": data.epochs})
+    return config
+
+
+def run_ours(network: str, data: Data, folder: Path, seed: int) -> dict:
+    """One run of the program."""
+    config = make_config(network, data, folder, seed)
     with (
         tempfile.TemporaryDirectory() as directory,
         contextlib.redirect_stdout(sys.stderr),
