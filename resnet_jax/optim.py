@@ -207,7 +207,7 @@ def _by_epoch(
         to_steps({"epochs": epoch}, batch_size, train_size, "epoch")
         for epoch in range(epochs)
     ]
-    starts = np.array(starts, np.int32)
+    starts = np.array(starts)
 
     def constant_in_epochs(step):
         epoch = jnp.searchsorted(starts, step, side="right") - 1

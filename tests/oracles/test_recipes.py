@@ -56,9 +56,10 @@ STEPS = 20
 SIZE = 32
 CLASSES = BATCH = 20
 
-# Float64 rounds at 1e-16; 5e-14 of a loss was measured after twenty steps. A decay of
-# 1e-4 in the wrong place makes more than 1e-6.
-LOSS_BOUND = 1e-10
+# Float64 rounds at 1e-16. After twenty steps 5e-14 of a loss was measured where losses
+# fall, 1e-10 where the rate is so high that they rise, and 2e-10 of a tensor. Another
+# form of Adam's eps makes 1e-4 in the second step, and a rate in float32 1e-8.
+BOUND = 1e-9
 
 keras_in_float64 = of_keras.keras_in_float64
 
@@ -96,12 +97,12 @@ def torch_in_float64(in_float64, one_device):
 
 
 class SetupInFloat64(Setup):
-    """A run whose parameters are float64; only tests have such."""
+    """A run whose state has 64 bits; rates, too, follow from the steps in it."""
 
     def _init(self) -> TrainState:
+        wide = {"float32": "float64", "int32": "int64"}
         return jax.tree.map(
-            lambda x: x.astype(jnp.float64) if x.dtype == np.float32 else x,
-            super()._init(),
+            lambda x: x.astype(wide.get(x.dtype.name, x.dtype)), super()._init()
         )
 
 
@@ -191,7 +192,7 @@ class Run:
         """Compares the losses, and the state behind the last step."""
         assert len(losses) == len(self.losses) == STEPS
         assert max(self.losses) > 1.1 * min(self.losses)
-        np.testing.assert_allclose(self.losses, losses, rtol=LOSS_BOUND)
+        np.testing.assert_allclose(self.losses, losses, rtol=BOUND)
         state = {"params": self.last.params, "batch_stats": self.last.batch_stats}
         assert_tensors_equal(self.tensors(state), tensors)
 
@@ -199,9 +200,10 @@ class Run:
 def assert_tensors_equal(ours: dict, theirs: dict) -> None:
     assert ours.keys() <= theirs.keys()
     for name, value in ours.items():
-        # As of the losses.
-        error = np.abs(value - theirs[name]).max() / np.abs(theirs[name]).max()
-        assert error <= LOSS_BOUND, f"{name}: {error:.1e}"
+        # As of the losses. A bias before a norm stays at zero, but for rounding.
+        scale = max(np.abs(theirs[name]).max(), 0.1)
+        error = np.abs(value - theirs[name]).max() / scale
+        assert error <= BOUND, f"{name}: {error:.1e}"
 
 
 def train_torch(
@@ -399,9 +401,22 @@ def test_wide_resnet(tiny_imagenet, torch_in_float64):
     run.assert_equals(losses, networks.arrays(network))
 
 
-def test_the_tutorial_in_keras(sign_digits, keras_in_float64, one_device):
+@pytest.fixture
+def keras_takes_float64(keras_in_float64):
+    """Lets Keras's training loop leave its input as it is, too."""
+    keras.config.set_floatx("float64")
+    yield
+    keras.config.set_floatx("float32")
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="Keras's Adam adds eps before it corrects the second moment's bias",
+)
+def test_the_tutorial_in_keras(sign_digits, keras_takes_float64, one_device):
     changes = {
         "model.overrides.stage_sizes": (1, 1, 1, 1),
+        "batch_size": 8,
         "data.source": f"folder:{sign_digits}",
         # The network's pooling leaves a pixel of these.
         "data.image_size": 64,

@@ -1,0 +1,98 @@
+"""Training and test error of several runs, as He et al. 2015 draw them in figure 6.
+
+python -m resnet_jax.analysis.degradation --runs=DIR,DIR,... --save=errors.png
+
+Deeper plain networks have a higher training error than shallower ones: the degradation,
+which residual networks do not have (arXiv:1512.03385, section 4.2). Dashed lines are
+errors on what was trained on, as it went, and bold lines errors on the test split.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from resnet_jax.errors import UserError
+from resnet_jax.writers import read_metrics
+
+SPLITS = {"train": {"linestyle": "--", "linewidth": 0.8}, "eval": {"linewidth": 2}}
+
+
+def errors(workdir: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
+    """The errors of a run: of `train` and `eval`, pairs (step, error in %).
+
+    A training error is the mean over the steps since the one before it, of images as
+    they were augmented.
+
+    Raises UserError if the workdir holds no metrics.
+    """
+    rows = read_metrics(workdir)
+    if not rows:
+        raise UserError(f"{workdir} holds no metrics.jsonl; --runs takes workdirs.")
+    return {
+        split: [
+            (row["step"], 100 * (1 - row[f"{split}/top1"]))
+            for row in rows
+            if f"{split}/top1" in row
+        ]
+        for split in SPLITS
+    }
+
+
+def name_of(workdir: pathlib.Path) -> str:
+    """The network that a run trains, and the workdir's own name."""
+    config = workdir / "config.json"
+    if not config.exists():
+        return workdir.name
+    return f"{json.loads(config.read_text())['model']['name']} ({workdir.name})"
+
+
+def draw(workdirs: Sequence[pathlib.Path], path: pathlib.Path) -> pathlib.Path:
+    """Draws the errors of runs by step, a colour a run."""
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    axes = figure.subplots()
+    for number, workdir in enumerate(workdirs):
+        for split, points in errors(workdir).items():
+            label = name_of(workdir) if split == "eval" else None
+            style = SPLITS[split] | {"color": f"C{number}", "label": label}
+            # A single point would be no line.
+            marker = "o" if len(points) == 1 else None
+            axes.plot(*zip(*points, strict=True), **style, marker=marker)
+    title = "Error: dashed in training, bold in the test"
+    axes.set(xlabel="step", ylabel="error (%)", title=title, ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=100)
+    return path
+
+
+def main(argv: list[str]) -> None:
+    """Command line: see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m resnet_jax.analysis.degradation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--runs", required=True, help="workdirs, with commas between")
+    parser.add_argument("--save", type=pathlib.Path, required=True, help="a .png")
+    args = parser.parse_args(argv[1:])
+    workdirs = [pathlib.Path(run) for run in args.runs.split(",")]
+    for workdir in workdirs:
+        last = {split: points[-1:] for split, points in errors(workdir).items()}
+        told = [
+            f"{split} error {error:.2f} % at step {step}"
+            for split, points in last.items()
+            for step, error in points
+        ]
+        print(f"{name_of(workdir)}: {', '.join(told)}")
+    print(draw(workdirs, args.save))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv)
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,198 @@
+"""How large the gradient is at each depth of a network.
+
+python -m resnet_jax.analysis.gradients --config=configs/quickstart.py \
+    [--workdir=DIR] [--batches=4] --save=norms.png [--config.KEY=VALUE ...]
+
+Draws the L2 norm of the loss's gradient with respect to each block's first convolution,
+and writes the numbers beside it, as norms.json. Of the newest checkpoint of DIR, or
+without it of the initial weights. He et al. 2015 (arXiv:1512.03385), section 4.1, argue
+from such norms that the plain networks' trouble is not that gradients vanish.
+"""
+
+import argparse
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+
+from resnet_jax import losses, sharding, step
+from resnet_jax.bench.augment import override
+from resnet_jax.checkpoints import Checkpoints
+from resnet_jax.config import load
+from resnet_jax.errors import UserError
+from resnet_jax.models import build
+from resnet_jax.models.cost import init_shapes
+from resnet_jax.models.scan import unstack_blocks
+from resnet_jax.models.zoo import Spec
+from resnet_jax.setup import Setup, set_up
+from resnet_jax.step import TrainState, Tree
+from resnet_jax.train import first_state
+from resnet_jax.writers import write_json
+
+
+def first_convolutions(params: Mapping) -> dict[str, Tree]:
+    """The kernel of each block's first convolution, by the block's name, in order.
+
+    `params` has a tree for each block, as `unstack_blocks` gives it.
+
+    Raises UserError if the network has no such blocks.
+    """
+    found = {}
+    for name, tree in params.items():
+        match = re.fullmatch(r"stage(\d+)_block(\d+)", name)
+        if match and "conv1" in tree:
+            place = int(match[1]), int(match[2])
+            found[place] = name, tree["conv1"]["kernel"]
+    if not found:
+        raise UserError(
+            "model.name is a network without blocks, whose gradients have no depth to"
+            " be drawn over; take a residual or a plain one."
+        )
+    return dict(found[place] for place in sorted(found))
+
+
+def block_names(spec: Spec) -> list[str]:
+    """The blocks of a network from the input on; raises as `first_convolutions`."""
+    return list(first_convolutions(init_shapes(build(spec), image_size=64)["params"]))
+
+
+def _by_block(model: nn.Module, params: Tree) -> Tree:
+    if not model.scan_blocks:
+        return params
+    return unstack_blocks({"params": params}, model.spec)["params"]
+
+
+def compile_norms(setup: Setup) -> Callable[..., Float[Array, "blocks"]]:
+    """The compiled `norms(state, batch)`: float32, one for each of `block_names`.
+
+    The loss is that of a train step, over a whole batch, without mixing, a teacher and
+    weight decay.
+    """
+    config, model = setup.config, setup.model
+    loss_of = losses.make_loss(config)
+
+    def norms(state: TrainState, batch: dict) -> Float[Array, "blocks"]:
+        data = config.data
+        image = step.normalize(batch["image"], data.mean, data.std, model.dtype)
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+
+        def loss(params: Tree) -> jax.Array:
+            logits, _ = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                image,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": key},
+            )
+            return loss_of(logits, batch["label"]).mean()
+
+        grads = _by_block(model, jax.grad(loss)(state.params))
+        kernels = first_convolutions(grads).values()
+        return jnp.stack([jnp.linalg.norm(kernel.ravel()) for kernel in kernels])
+
+    like = setup.state_like()
+    batch = setup.batch_like(setup.config.batch_size, "image", "label")
+    placed = sharding.replicated(setup.mesh)
+    return jax.jit(norms, out_shardings=placed).lower(like, batch).compile()
+
+
+def newest_state(setup: Setup, workdir: pathlib.Path) -> TrainState:
+    """The newest checkpoint of a run; raises UserError if there is none."""
+    if not (workdir / "checkpoints").exists():
+        raise UserError(
+            f"{workdir} holds no checkpoint; leave --workdir out for initial weights."
+        )
+    with Checkpoints.open(setup, workdir) as saved:
+        restored = saved.restore_latest(setup.state_like())
+    if not restored:
+        raise UserError(f"{workdir} holds no checkpoint yet.")
+    return restored[0]
+
+
+def measure(
+    config: ConfigDict, workdir: pathlib.Path | None = None, batches: int = 4
+) -> dict:
+    """Norms on the first batches of the training split.
+
+    Args:
+      config: of the run; its augmentation counts.
+      workdir: of the run whose newest checkpoint is taken; None: the initial weights.
+      batches: how many.
+
+    Returns:
+      `model`, `step`, and `norms`: of each block's name, a list of one norm a batch.
+
+    Raises:
+      UserError: there is no checkpoint, or the network has no blocks.
+    """
+    if batches < 1:
+        raise UserError(f"--batches={batches} must be at least 1.")
+    setup = set_up(config)
+    state = newest_state(setup, workdir) if workdir else first_state(setup)
+    names, norms_of = block_names(setup.model.spec), compile_norms(setup)
+    with setup.train_batches(0, batches) as made:
+        found = [np.asarray(norms_of(state, setup.to_devices(batch))) for batch in made]
+    return {
+        "model": config.model.name,
+        "step": int(state.step),
+        "norms": dict(zip(names, np.array(found).T.tolist(), strict=True)),
+    }
+
+
+def draw(measured: dict, path: pathlib.Path) -> pathlib.Path:
+    """Draws the mean over the batches, and their range, by block."""
+    norms = np.array(list(measured["norms"].values()))
+    depth = np.arange(1, len(norms) + 1)
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.fill_between(depth, norms.min(axis=1), norms.max(axis=1), alpha=0.2)
+    axes.semilogy(depth, norms.mean(axis=1), "o-", markersize=3)
+    # Where stages begin.
+    for place, name in zip(depth, measured["norms"], strict=True):
+        if name.endswith("_block1"):
+            axes.axvline(place, color="grey", linewidth=0.5)
+    axes.set(
+        xlabel="block, from the input on (a line where a stage begins)",
+        ylabel="|gradient| of its first convolution",
+        title=f"{measured['model']} at step {measured['step']},"
+        f" {norms.shape[1]} batches",
+    )
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)
+    return path
+
+
+def main(argv: list[str]) -> None:
+    """Command line: see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m resnet_jax.analysis.gradients",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT")
+    parser.add_argument("--workdir", type=pathlib.Path, help="of the run")
+    parser.add_argument("--batches", type=int, default=4)
+    parser.add_argument("--save", type=pathlib.Path, required=True, help="a .png")
+    args, overrides = parser.parse_known_args(argv[1:])
+    config = load(args.config)
+    override(config, overrides)
+    measured = measure(config, args.workdir, args.batches)
+    for name, values in measured["norms"].items():
+        print(f"{name}: {np.mean(values):.4g}")
+    write_json(args.save.with_suffix(".json"), measured)
+    print(draw(measured, args.save))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv)
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,52 @@
+"""`python -m resnet_jax.analysis.degradation`: the errors of several runs."""
+
+import matplotlib.image
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from resnet_jax.analysis import degradation
+from resnet_jax.errors import UserError
+from resnet_jax.train import train
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def workdirs(tmp_path_factory):
+    """Two real runs, of a residual and of a plain network."""
+    root = tmp_path_factory.mktemp("runs")
+    for name, shortcut in (("residual", "projection"), ("plain", "none")):
+        config = tiny.config({"model.overrides.shortcut": shortcut})
+        config.log_every = ConfigDict({"steps": 2})
+        train(config, root / name)
+    return root / "residual", root / "plain"
+
+
+def test_errors_are_what_is_not_right_in_percent(workdirs):
+    for workdir in workdirs:
+        found = degradation.errors(workdir)
+        assert [step for step, _ in found["train"]] == [2, 4]
+        assert [step for step, _ in found["eval"]] == [4]
+        # Of two batches of 16 images.
+        wrong = np.array([error for _, error in found["train"]]) * 32 / 100
+        np.testing.assert_allclose(wrong, np.round(wrong), atol=1e-4)
+        assert (wrong > 0).all()
+
+
+def test_the_command_draws_all_runs(workdirs, tmp_path, capsys):
+    pictures = []
+    for count in (1, 2):
+        path = tmp_path / f"{count}.png"
+        runs = ",".join(map(str, workdirs[:count]))
+        degradation.main(["degradation", f"--runs={runs}", f"--save={path}"])
+        pictures.append(matplotlib.image.imread(path))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(" (")[2][:5] for line in lines[2:4]] == ["resid", "plain"]
+    assert "eval error" in lines[3]
+    # The second run's lines are drawn, too.
+    assert (pictures[0] != pictures[1]).any()
+
+
+def test_a_directory_without_metrics_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"holds no metrics\.jsonl"):
+        degradation.errors(tmp_path)

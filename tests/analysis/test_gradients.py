@@ -1,0 +1,105 @@
+"""`python -m resnet_jax.analysis.gradients`: the gradient's size by depth."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import matplotlib.image
+import numpy as np
+import pytest
+
+from resnet_jax import losses, step
+from resnet_jax.analysis import gradients
+from resnet_jax.errors import UserError
+from resnet_jax.models.scan import stack_blocks
+from resnet_jax.train import train
+from tests import keyed, tiny
+
+# More than nine blocks: by name, the tenth would be before the second.
+DEEP = {"model.overrides.stage_sizes": (11, 1)}
+
+
+def loss_along(setup, state, batch, block: str):
+    """The loss by how far a block's first kernel is from where it was."""
+    config = setup.config
+    loss_of = losses.make_loss(config)
+    image = step.normalize(
+        jnp.asarray(batch["image"]), config.data.mean, config.data.std, jnp.float32
+    )
+
+    @jax.jit
+    def loss(change):
+        params = jax.tree.map(jnp.asarray, state.params)
+        moved = {"conv1": {"kernel": params[block]["conv1"]["kernel"] + change}}
+        params = params | {block: params[block] | moved}
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        logits, _ = setup.model.apply(
+            variables, image, train=True, mutable=["batch_stats"]
+        )
+        return loss_of(logits, jnp.asarray(batch["label"])).mean()
+
+    return loss
+
+
+def test_a_norm_is_the_slope_of_the_loss():
+    setup = tiny.setup(devices=1)
+    state, batch = tiny.state(setup), tiny.batch(setup)
+    norms = gradients.compile_norms(setup)(state, setup.to_devices(batch))
+    state = tiny.state(setup)
+    blocks = gradients.block_names(setup.model.spec)
+    assert blocks == ["stage1_block1", "stage2_block1"]
+    for block, norm in zip(blocks, norms.tolist(), strict=True):
+        # Along normal directions, slopes are normal, with the norm as their deviation.
+        shape = state.params[block]["conv1"]["kernel"].shape
+        chosen = np.random.default_rng(0).standard_normal((400, *shape), np.float32)
+        losses_at = loss_along(setup, state, batch, block)
+        slopes = [
+            float(losses_at(3e-3 * direction) - losses_at(-3e-3 * direction)) / 6e-3
+            for direction in chosen
+        ]
+        # Of 400 such slopes the deviation is known to 1 / sqrt(800) = 3.5 %.
+        assert norm == pytest.approx(np.std(slopes), rel=0.14)
+
+
+def test_blocks_are_in_the_order_of_depth_scanned_or_not():
+    expected = [*(f"stage1_block{i}" for i in range(1, 12)), "stage2_block1"]
+    found = []
+    for scan in (False, True):
+        setup = tiny.setup(DEEP | {"model.scan_blocks": scan}, devices=1)
+        spec = setup.model.spec
+        assert gradients.block_names(spec) == expected
+        variables = keyed.variables(spec)
+        state = setup.state_from(stack_blocks(variables, spec) if scan else variables)
+        batch = setup.to_devices(tiny.batch(setup))
+        found.append(gradients.compile_norms(setup)(state, batch))
+    # The same float32 sums in another order, through eleven blocks.
+    np.testing.assert_allclose(*found, rtol=1e-3)
+    assert np.ptp(found[0]) > 0.1 * np.max(found[0])
+
+
+def test_the_command_draws_the_newest_checkpoint(tmp_path, monkeypatch, capsys):
+    config = tiny.config()
+    train(config, tmp_path / "run")
+    monkeypatch.setattr(gradients, "load", lambda path: tiny.config())
+    command = ["gradients", "--config=x", "--batches=2", "--config.data.pad=3"]
+    files = {}
+    for name, more in (("end", [f"--workdir={tmp_path / 'run'}"]), ("start", [])):
+        picture = tmp_path / f"{name}.png"
+        gradients.main([*command, *more, f"--save={picture}"])
+        files[name] = json.loads(picture.with_suffix(".json").read_text())
+        # Something is drawn.
+        assert matplotlib.image.imread(picture).std() > 0.05
+    assert "stage2_block1: " in capsys.readouterr().out
+    assert [files[name]["step"] for name in ("start", "end")] == [0, 4]
+    start, end = (np.array(list(files[name]["norms"].values())) for name in files)
+    assert start.shape == end.shape == (2, 2)
+    assert not np.isclose(start, end, rtol=1e-3).any()
+
+
+def test_what_cannot_be_measured_is_told(tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoint; leave --workdir out"):
+        gradients.measure(tiny.config(), tmp_path)
+    with pytest.raises(UserError, match="without blocks"):
+        gradients.first_convolutions({"stem_conv1": {}, "head": {}})
+    with pytest.raises(UserError, match="--batches=0"):
+        gradients.measure(tiny.config(), batches=0)

@@ -1,0 +1,248 @@
+"""Whole runs of this program and of a plain torch loop, with the same recipe.
+
+python -m tests.oracles.whole_runs --network=resnet20 --data=signs --seeds=3 --json=FILE
+
+Prints the top-1 of each run, mean and standard deviation of each side, and whether the
+means differ by no more than two standard errors. FILE gets a line a run. The pictures
+are unpacked from $RESNET_JAX_DATA, or from ../shared/data beside the repository.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from ml_collections import ConfigDict
+from torch import nn
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from configs.common import IMAGENET_MEAN, IMAGENET_STD
+from resnet_jax import config as config_lib
+from resnet_jax.train import train
+from tests.oracles.networks import Cifar
+
+ROOT = Path(__file__).parents[2]
+SHARED = Path(os.environ.get("RESNET_JAX_DATA") or ROOT.parent / "shared" / "data")
+
+SIZE = 32
+# Of either side; only what both read here is shared.
+RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4
+WIDTHS = (32, 64, 128, 256)  # of the slim ResNet-18
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Pictures in folders, and how long networks see them.
+
+    Attributes:
+      archive: name of the ZIP file and of its folder.
+      test: name of the split to evaluate.
+      batch_size, epochs: of training.
+      scale: least and most part of a picture's area in a random crop.
+    """
+
+    archive: str
+    test: str
+    batch_size: int
+    epochs: int
+    scale: tuple[float, float]
+
+
+DATA = {
+    "signs": Data("sign-digits", "test", 64, 15, (0.5, 1.0)),
+    "tiny": Data("tiny-imagenet-20", "val", 128, 4, (0.25, 1.0)),
+}
+RECIPES = {
+    "resnet20": "he2015_cifar.py:20",
+    "plain20": "he2015_cifar.py:plain20",
+    "resnet18": "signs.py",
+}
+
+
+def make_config(network: str, data: Data, folder: Path, seed: int) -> ConfigDict:
+    """What the program is told: the same recipe as `run_torch`."""
+    config = config_lib.load(str(ROOT / "configs" / RECIPES[network]))
+    with config.ignore_type():
+        config.model.bn_group_size = "global"
+    if network == "resnet18":
+        # Of the width that timm leaves to it.
+        config.model.overrides.stem = ((7, 2, 64),)
+    config.seed, config.batch_size = seed, data.batch_size
+    config.total = ConfigDict({"epochs": data.epochs})
+    config.log_every = ConfigDict({"epochs": 1})
+
+    config.data.source = f"folder:{folder}"
+    config.data.eval_split = data.test
+    config.data.image_size = SIZE
+    config.data.mean, config.data.std = IMAGENET_MEAN, IMAGENET_STD
+    config.data.train_crop, config.data.scale = "random_resized", data.scale
+    config.data.flip = True
+    config.data.decode = "exact"
+    config.data.crop_fraction = 1.0
+    config.data.cache = "ram"
+    config.data.num_workers = 0
+
+    config.optim.learning_rate, config.optim.learning_rate_batch = RATE, 0
+    config.optim.schedule, config.optim.decay_at = "cosine", ()
+    config.optim.warmup = ConfigDict({"epochs": 0})
+    config.optim.momentum, config.optim.nesterov = MOMENTUM, False
+    config.optim.weight_decay = WEIGHT_DECAY
+    for section in (config.evaluate, config.checkpoint):
+        section.every = ConfigDict({"epochs": data.epochs})
+    return config
+
+
+def run_ours(network: str, data: Data, folder: Path, seed: int) -> dict:
+    """One run of the program."""
+    config = make_config(network, data, folder, seed)
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        contextlib.redirect_stdout(sys.stderr),
+    ):
+        result = train(config, Path(directory) / "run")
+    return {key: result[key] for key in ("top1", "loss", "n_seen", "params")}
+
+
+def make_torch(network: str, classes: int) -> nn.Module:
+    """The network with its libraries' initial weights, or the paper's."""
+    if network == "resnet18":
+        return timm.models.ResNet(
+            timm.models.resnet.BasicBlock,
+            layers=(2, 2, 2, 2),
+            channels=WIDTHS,
+            num_classes=classes,
+        )
+    shortcut = "none" if network == "plain20" else "pad"
+    module = Cifar((3, 3, 3), shortcut, pad="end")
+    module.fc = nn.Linear(64, classes)
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+    return module
+
+
+def run_torch(network: str, data: Data, folder: Path, seed: int) -> dict:
+    """The same in torch and torchvision alone."""
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)
+    as_input = [
+        v2.PILToTensor(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+    ]
+    train_transform = [
+        v2.RandomResizedCrop(SIZE, data.scale),
+        v2.RandomHorizontalFlip(),
+    ]
+    test_transform = [v2.Resize(SIZE), v2.CenterCrop(SIZE)]
+    seen = ImageFolder(folder / "train", v2.Compose(train_transform + as_input))
+    unseen = ImageFolder(folder / data.test, v2.Compose(test_transform + as_input))
+
+    # One epoch follows the other without a gap; every batch is full.
+    steps = round(data.epochs * len(seen) / data.batch_size)
+    orders = [torch.randperm(len(seen)) for _ in range(data.epochs + 1)]
+    batches = torch.cat(orders)[: steps * data.batch_size].view(steps, -1)
+    module = make_torch(network, len(seen.classes))
+    optimizer = torch.optim.SGD(
+        module.parameters(), lr=RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
+    )
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    module.train()
+    for images, labels in DataLoader(seen, batch_sampler=batches.tolist()):
+        loss = nn.functional.cross_entropy(module(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+
+    module.eval()
+    right, total = 0, 0.0
+    with torch.no_grad():
+        for images, labels in DataLoader(unseen, batch_size=data.batch_size):
+            logits = module(images)
+            right += (logits.argmax(dim=1) == labels).sum().item()
+            total += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+    return {
+        "top1": right / len(unseen),
+        "loss": total / len(unseen),
+        "n_seen": len(unseen),
+        "params": sum(parameter.numel() for parameter in module.parameters()),
+    }
+
+
+SIDES = {"resnet_jax": run_ours, "torch": run_torch}
+
+
+def verdict(ours: list[float], theirs: list[float]) -> str:
+    """Whether the difference of the means is within two standard errors."""
+    difference = statistics.mean(ours) - statistics.mean(theirs)
+    error = math.sqrt(
+        statistics.variance(ours) / len(ours)
+        + statistics.variance(theirs) / len(theirs)
+    )
+    within = "within" if abs(difference) <= 2 * error else "NOT within"
+    return (
+        f"difference {100 * difference:+.2f}, {within} two standard errors"
+        f" ({100 * 2 * error:.2f})"
+    )
+
+
+def main() -> None:
+    """Command line: see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.oracles.whole_runs",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--network", choices=RECIPES, required=True)
+    parser.add_argument("--data", choices=DATA, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, help="default: the data's")
+    parser.add_argument("--json", type=Path, help="gets a line a run")
+    args = parser.parse_args()
+    data = DATA[args.data]
+    data = dataclasses.replace(data, epochs=args.epochs or data.epochs)
+    found: dict[str, list[float]] = {side: [] for side in SIDES}
+    with tempfile.TemporaryDirectory() as directory:
+        shutil.unpack_archive(SHARED / f"{data.archive}.zip", directory)
+        for seed in range(args.seeds):
+            for side, run in SIDES.items():
+                started = time.perf_counter()
+                row = run(args.network, data, Path(directory) / data.archive, seed)
+                row |= {"seconds": round(time.perf_counter() - started, 1)}
+                row = {
+                    **{"network": args.network, "data": args.data, "side": side},
+                    **{"seed": seed, "epochs": data.epochs, **row},
+                }
+                found[side].append(row["top1"])
+                print(
+                    f"{args.network} {args.data} {data.epochs} epochs, seed {seed},"
+                    f" {side}: top-1 {100 * row['top1']:.2f} %, loss {row['loss']:.4f},"
+                    f" {row['params']:,} parameters, {row['seconds']:.0f} s",
+                    flush=True,
+                )
+                if args.json:
+                    with args.json.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+    for side, top1 in found.items():
+        spread = f" +- {100 * statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
+        print(f"{side}: mean {100 * np.mean(top1):.2f}{spread} %")
+    if args.seeds > 1:
+        print(verdict(*found.values()))
+
+
+if __name__ == "__main__":
+    main()
