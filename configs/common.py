@@ -77,7 +77,7 @@ def get_config() -> ConfigDict:
     config.data.on_bad_image = "stop"  # or skip, which counts them
 
     config.optim = ConfigDict()
-    config.optim.name = "sgd"  # or lars, lamb, adam, adamw, rmsprop_tf
+    config.optim.name = "sgd"  # or lars, lamb, adam, adamw, keras_adam, rmsprop_tf
     config.optim.learning_rate = 0.1  # for a batch of learning_rate_batch
     config.optim.learning_rate_batch = 256  # scaled linearly; 0: not scaled
     # Or step, constant, polynomial, triangular, plateau.
@@ -98,9 +98,9 @@ def get_config() -> ConfigDict:
     # The rate is outside of the momentum (torch) or inside (caffe); empty: outside for
     # sgd, inside for others.
     config.optim.momentum_form = ""
-    config.optim.betas = (0.9, 0.999)  # adam, adamw, lamb: of the two moments
+    config.optim.betas = (0.9, 0.999)  # adam and its like, lamb: of the two moments
     config.optim.rms_decay = 0.9  # rmsprop_tf: of the squares
-    config.optim.eps = 0.0  # in the divisor; 0: 1e-8, lamb 1e-6, rmsprop_tf 1e-10
+    config.optim.eps = 0.0  # in the divisor; 0: 1e-8, or the optimiser's own
     config.optim.trust_coefficient = 0.001  # lars
     config.optim.weight_decay = 1e-4
     # Or decoupled (scaled by the rate), schedule (by the rate / its peak).

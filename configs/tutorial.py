@@ -28,10 +28,9 @@ def get_config(epochs: str = "20") -> ConfigDict:
     config.data.train_crop = "center"
     config.data.flip = False
 
-    config.optim.name = "adam"
+    config.optim.name = "keras_adam"
     config.optim.learning_rate = 1e-3
     config.optim.learning_rate_batch = 0
-    config.optim.eps = 1e-7
     config.optim.schedule = "constant"
     config.optim.warmup = ConfigDict({"epochs": 0})
     config.optim.weight_decay = 0.0

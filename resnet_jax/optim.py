@@ -16,7 +16,7 @@ from resnet_jax.errors import UserError, nearest
 from resnet_jax.models.scan import stack_blocks, unstack_blocks
 from resnet_jax.models.zoo import Spec
 
-OPTIMIZERS = ("sgd", "lars", "lamb", "adam", "adamw", "rmsprop_tf")
+OPTIMIZERS = ("sgd", "lars", "lamb", "adam", "adamw", "keras_adam", "rmsprop_tf")
 SCHEDULES = ("cosine", "step", "constant", "polynomial", "triangular", "plateau")
 DECAYS = ("coupled", "decoupled", "schedule")
 MOMENTUM_FORMS = ("", "torch", "caffe")
@@ -29,7 +29,10 @@ DECAY_EXCLUDES = {
     "ndim<=1": ("bias",),
 }
 # What each optimiser takes for optim.eps=0: torch's, timm's, and MLPerf's of LARS.
-EPS = {"adam": 1e-8, "adamw": 1e-8, "lamb": 1e-6, "rmsprop_tf": 1e-10, "lars": 0.0}
+EPS = {
+    **{"adam": 1e-8, "adamw": 1e-8, "keras_adam": 1e-7},
+    **{"lamb": 1e-6, "rmsprop_tf": 1e-10, "lars": 0.0},
+}
 
 
 def check(config: ConfigDict) -> None:
@@ -271,6 +274,27 @@ def set_rate_factor(opt_state, factor: float):
 # Optimisers.
 
 
+def scale_by_keras_adam(
+    b1: float, b2: float, eps: float
+) -> optax.GradientTransformation:
+    """Adam that adds eps before the second moment is corrected for its bias.
+
+    Kingma & Ba 2014 (arXiv:1412.6980), end of section 2. Keras has this form; torch and
+    `optax.scale_by_adam` correct first, which makes a difference in the first steps.
+    """
+
+    def update(updates, state: optax.ScaleByAdamState, params=None):
+        del params
+        count = optax.safe_increment(state.count)
+        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+        nu = optax.tree.update_moment(updates, state.nu, b2, 2)
+        scale = jnp.sqrt(1 - b2**count) / (1 - b1**count)
+        updates = jax.tree.map(lambda m, v: scale * m / (jnp.sqrt(v) + eps), mu, nu)
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(optax.scale_by_adam(b1, b2).init, update)
+
+
 def make_optimizer(
     config: ConfigDict, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
@@ -285,6 +309,7 @@ def make_optimizer(
         norm is clipped at 1 (or `clip_norm`), moments are corrected for their bias, and
         what decay leaves alone has no trust ratio.
       adam, adamw: torch's; the latter's decay is not coupled.
+      keras_adam: Keras's, see `scale_by_keras_adam`.
       rmsprop_tf: TensorFlow's and timm's: eps inside the root, squares start at 1.
 
     `optim.decay` is `coupled` (L2: added to the gradient; LAMB's is added behind the
@@ -322,6 +347,8 @@ def make_optimizer(
                 optax.add_decayed_weights(weight_decay), optax.scale_by_trust_ratio()
             )
             parts.append(optax.masked(adapted, mask))
+    elif name == "keras_adam":
+        parts.append(scale_by_keras_adam(*optim.betas, eps))
     elif name == "rmsprop_tf":
         parts.append(optax.scale_by_rms(optim.rms_decay, eps, initial_scale=1.0))
 

@@ -409,10 +409,6 @@ def keras_takes_float64(keras_in_float64):
     keras.config.set_floatx("float32")
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="Keras's Adam adds eps before it corrects the second moment's bias",
-)
 def test_the_tutorial_in_keras(sign_digits, keras_takes_float64, one_device):
     changes = {
         "model.overrides.stage_sizes": (1, 1, 1, 1),
