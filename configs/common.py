@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
     config.data.eval_split = "validation"
     config.data.shots = 0  # training images of each class, drawn by the seed; 0: all
     config.data.image_size = 224
-    # Progressive resizing: {"from": 160, "to": 192, "start": {"epochs": 65}, "end":
+    # Progressive resizing: {"first": 160, "last": 192, "start": {"epochs": 65}, "end":
     # {"epochs": 76}, "multiple": 32}; empty: none.
     config.data.resize_schedule = ConfigDict()
     config.data.channels = 3

@@ -67,8 +67,8 @@ def get_config(recipe: str = "mild") -> ConfigDict:
     epochs = config.total.epochs
     config.data.resize_schedule = ConfigDict(
         {
-            "from": round(176 * smallest),
-            "to": 176,
+            "first": round(176 * smallest),
+            "last": 176,
             "start": {"epochs": delay * epochs},
             "end": {"epochs": (1 - finetune) * epochs},
             "multiple": 16,

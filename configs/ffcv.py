@@ -36,8 +36,8 @@ def get_config(epochs: str = "88") -> ConfigDict:
     config.data.image_size = 192
     config.data.resize_schedule = ConfigDict(
         {
-            "from": 160,
-            "to": 192,
+            "first": 160,
+            "last": 192,
             "start": {"epochs": round(length * 65 / 88)},
             "end": {"epochs": round(length * 76 / 88)},
             "multiple": 32,

@@ -187,7 +187,7 @@ def for_dry_run(config: ConfigDict, devices: int) -> ConfigDict:
             # A step of either size.
             size = config.data.image_size
             times = {"start": {"steps": 0}, "end": {"steps": 1}}
-            sizes = {"from": max(size // 2, 1), "to": size}
+            sizes = {"first": max(size // 2, 1), "last": size}
             config.data.resize_schedule = ConfigDict(times | sizes)
         config.init_from = ""
         config.bn_recompute = min(config.bn_recompute, 1)

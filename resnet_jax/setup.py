@@ -480,22 +480,22 @@ def _make_resize(config: ConfigDict, train_size: int) -> ResizeSchedule | None:
     schedule, name = config.data.resize_schedule, "data.resize_schedule"
     if not schedule:
         return None
-    known = ("from", "to", "start", "end", "multiple")
+    known = ("first", "last", "start", "end", "multiple")
     for key in schedule:
         if key not in known:
             raise UserError(f"There is no {name}.{key}.{nearest(key, known)}")
     for key in known[:-1]:
         if key not in schedule:
             raise UserError(f"{name} must have {', '.join(known[:-1])}, but no {key}.")
-    if schedule.to != config.data.image_size:
+    if schedule.last != config.data.image_size:
         raise UserError(
-            f"{name}.to={schedule.to} must be"
+            f"{name}.last={schedule.last} must be"
             f" data.image_size={config.data.image_size}, the size at the end."
         )
-    first, multiple = schedule["from"], schedule.get("multiple", 1)
+    first, multiple = schedule.first, schedule.get("multiple", 1)
     if min(first, multiple) < 1:
         raise UserError(
-            f"{name}.from={first} and .multiple={multiple} must be above 0."
+            f"{name}.first={first} and .multiple={multiple} must be above 0."
         )
     start, end = (
         in_steps(schedule[key], config.batch_size, train_size, f"{name}.{key}")
@@ -509,7 +509,7 @@ def _make_resize(config: ConfigDict, train_size: int) -> ResizeSchedule | None:
     # Refuses a crop that cannot be of that size.
     dataclasses.replace(train_augment(config), size=first)
     return ResizeSchedule(
-        first=first, last=schedule.to, start=start, end=end, multiple=multiple
+        first=first, last=schedule.last, start=start, end=end, multiple=multiple
     )
 
 

@@ -6,6 +6,7 @@ import matplotlib.image
 import pytest
 
 from resnet_jax.bench import schedule
+from resnet_jax.config import load
 from resnet_jax.errors import UserError
 from tests import runs
 
@@ -35,18 +36,18 @@ def test_a_config_is_drawn_without_its_data(tmp_path):
 
 
 def test_the_size_is_that_given_or_the_sources_or_imagenets():
-    config = schedule.load_config(R50)
+    config = load(R50)
     assert schedule.train_size_of(config, 7) == 7
     config.data.source = "fake:10:64"
     assert schedule.train_size_of(config, None) == 64
     config.data.shots = 2
     assert schedule.train_size_of(config, None) == 20
-    config = schedule.load_config(R50)
+    config = load(R50)
     assert schedule.train_size_of(config, None) == 1_281_167
 
 
 def test_data_that_are_not_there_are_told_with_the_way_out(tmp_path):
-    config = schedule.load_config(R50)
+    config = load(R50)
     config.data.source = f"folder:{tmp_path}"
     with pytest.raises(UserError, match=r"Or give --train_size\."):
         schedule.train_size_of(config, None)
@@ -61,6 +62,6 @@ def test_a_config_may_take_an_argument(tmp_path):
         "    config.optim.learning_rate = float(rate)\n"
         "    return config\n"
     )
-    assert schedule.load_config(f"{file}:0.7").optim.learning_rate == 0.7
+    assert load(f"{file}:0.7").optim.learning_rate == 0.7
     with pytest.raises(UserError, match="no config"):
-        schedule.load_config(str(tmp_path / "other.py"))
+        load(str(tmp_path / "other.py"))

@@ -62,8 +62,8 @@ def test_fetching_while_the_devices_work_is_no_waiting():
 
 
 SCHEDULE = {
-    "from": 4,
-    "to": 8,
+    "first": 4,
+    "last": 8,
     "start": {"steps": 1},
     "end": {"steps": 5},
     "multiple": 2,
@@ -106,10 +106,10 @@ def test_a_run_of_growing_images_ends_the_same_when_it_was_stopped(
     ("changes", "message"),
     [
         ({"until": 3}, r"There is no data\.resize_schedule\.until"),
-        ({"to": 12}, r"resize_schedule\.to=12 must be data\.image_size=8"),
+        ({"last": 12}, r"resize_schedule\.last=12 must be data\.image_size=8"),
         ({"end": {"steps": 1}}, r"resize_schedule\.end=.* must be behind its start"),
         ({"end": {"days": 1}}, r"data\.resize_schedule\.end=.* is not a duration"),
-        ({"from": 0}, r"resize_schedule\.from=0"),
+        ({"first": 0}, r"resize_schedule\.first=0"),
     ],
 )
 def test_a_wrong_schedule_of_sizes_is_told(changes, message, tmp_path):
@@ -120,5 +120,5 @@ def test_a_wrong_schedule_of_sizes_is_told(changes, message, tmp_path):
 def test_a_schedule_of_sizes_lacks_nothing(tmp_path):
     config = growing()
     del config.data.resize_schedule["start"]
-    with pytest.raises(UserError, match="from, to, start, end, but no start"):
+    with pytest.raises(UserError, match="first, last, start, end, but no start"):
         train(config, tmp_path)
