@@ -10,6 +10,7 @@ from tests import runs
 from tests.test_config import CONFIGS, load
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_key_can_be_set_on_the_command_line(path, tmp_path):
     """Sets each key to its own value, and some to others of another type."""
