@@ -10,7 +10,7 @@ runs and of all epochs. An epoch shows each image that it takes four times.
 from ml_collections import ConfigDict
 
 from configs import common
-from resnet_jax.config import choose
+from resnet_jax.config import choose, rescaled_ema_decay
 
 PUBLISHED = {
     **{"resnet50": "80.858", "resnet101": "81.886", "resnet152": "82.284"},
@@ -47,8 +47,9 @@ def get_config(network: str = "resnet50") -> ConfigDict:
     config.mix.mixup_alpha = 0.2
     config.mix.cutmix_alpha = 1.0
     config.mix.rule = "torchvision"
-    # Of 0.99998, scaled by images * steps between two averages / epochs.
     config.ema_every = 32
-    config.ema_decay = 1 - (1 - 0.99998) * 1024 * 32 / 600
+    config.ema_decay = rescaled_ema_decay(
+        0.99998, batch_size=1024, every=32, epochs=600
+    )
     config.ema_warmup = "copy"
     return config

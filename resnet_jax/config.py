@@ -1,5 +1,6 @@
 """Configs: variants, durations, comparison, and what may change when a run goes on."""
 
+import ast
 import json
 import pathlib
 import runpy
@@ -25,18 +26,24 @@ MAY_CHANGE = (
 )
 
 
-def load(path: str) -> ConfigDict:
-    """The config that a file describes, `FILE.py` or `FILE.py:VARIANT`.
-
-    Raises UserError if there is no such file, or variant.
-    """
-    file, _, variant = path.partition(":")
+def file_of(path: str) -> str:
+    """The file of `FILE.py` or `FILE.py:VARIANT`; raises UserError if there is none."""
+    file = path.partition(":")[0]
     if not pathlib.Path(file).is_file():
         folder = pathlib.Path(file).parent
         known = [str(file) for file in sorted(folder.glob("*.py"))]
         hint = nearest(file, known) if known else ""
         raise UserError(f"There is no config {file}.{hint}")
-    get_config = runpy.run_path(file)["get_config"]
+    return file
+
+
+def load(path: str) -> ConfigDict:
+    """The config that a file describes, `FILE.py` or `FILE.py:VARIANT`.
+
+    Raises UserError if there is no such file, or variant.
+    """
+    get_config = runpy.run_path(file_of(path))["get_config"]
+    variant = path.partition(":")[2]
     return get_config(variant) if variant else get_config()
 
 
@@ -168,6 +175,29 @@ def check_keys(config: ConfigDict, argv: list[str]) -> None:
             node = node[part]
 
 
+def override(config: ConfigDict, arguments: list[str]) -> None:
+    """Carries out `--config.KEY=VALUE` arguments.
+
+    Raises UserError for any other argument, and for a key that there is not.
+    """
+    for argument in arguments:
+        name, equals, text = argument.partition("=")
+        if not (name.startswith("--config.") and equals):
+            raise UserError(f"What is {argument!r}? Overrides are --config.KEY=VALUE.")
+        check_keys(config, [argument])
+        key = name.removeprefix("--config.")
+        value = flatten(config)[key]
+        if not isinstance(value, str):
+            try:
+                text = ast.literal_eval(text)
+            except (ValueError, SyntaxError):
+                raise UserError(f"{argument!r} is not a value as {value!r}.") from None
+        try:
+            config.update_from_flattened_dict({key: text})
+        except TypeError as error:
+            raise UserError(f"{argument!r}: {error}.") from None
+
+
 def for_dry_run(config: ConfigDict, devices: int) -> ConfigDict:
     """A config that does two steps of everything on fake data at a small size."""
     config = ConfigDict(config.to_dict())
@@ -196,7 +226,6 @@ def for_dry_run(config: ConfigDict, devices: int) -> ConfigDict:
             config.optim.warmup = ConfigDict({"steps": 1})
         config.optim.decay_at = tuple({"steps": 1} for _ in config.optim.decay_at[:1])
         config.optim.schedule_length = ConfigDict()
-        config.bn_recompute = min(config.bn_recompute, 1)
         if config.distill.teacher:
             config.distill.teacher_init = "drawn"
         for section in (config.evaluate, config.checkpoint):

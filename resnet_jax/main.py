@@ -16,7 +16,7 @@ import absl.logging
 from absl import flags
 from ml_collections import config_flags
 
-from resnet_jax.config import check_keys, for_dry_run, load, rewrite_durations
+from resnet_jax.config import check_keys, file_of, for_dry_run, load, rewrite_durations
 from resnet_jax.errors import UserError
 
 # What a file system may refuse, and a user can mend.
@@ -61,7 +61,7 @@ def parse(argv: list[str]) -> None:
     sys.argv = argv
     path = _config_path(argv)
     if path is not None:
-        load(path)  # for its errors
+        file_of(path)
     try:
         rest = flags.FLAGS(argv)[1:]
     except flags.Error as error:

@@ -247,13 +247,20 @@ class Setup:
         of_plateau = self.config.optim.schedule == "plateau"
         return optim.Plateau(self.config.optim) if of_plateau else None
 
+    @functools.cached_property
+    def _held(self) -> Source:
+        """The training split, in memory where `data.cache` wants it.
+
+        Not in `set_up`: an evaluation alone would decode what it never reads.
+        """
+        data = self.config.data
+        return cached(self.train.source, data.channels, data.cache)
+
     def train_batches(self, first_step: int, last_step: int | None = None) -> Batches:
         """Batches from a step to another, or to the end of the run."""
         config = self.config
-        # Here, so that an evaluation alone does not decode what it never reads.
-        held = cached(self.train.source, config.data.channels, config.data.cache)
         return train_batches(
-            dataclasses.replace(self.train, source=held),
+            dataclasses.replace(self.train, source=self._held),
             seed=config.seed,
             batch_size=config.batch_size,
             steps=range(first_step, last_step or self.total_steps),

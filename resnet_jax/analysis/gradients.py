@@ -24,9 +24,8 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from resnet_jax import losses, sharding, step
-from resnet_jax.bench.augment import override
 from resnet_jax.checkpoints import Checkpoints
-from resnet_jax.config import load
+from resnet_jax.config import load, override
 from resnet_jax.errors import UserError
 from resnet_jax.models import build
 from resnet_jax.models.cost import init_shapes

@@ -13,7 +13,7 @@ from resnet_jax.bench import augment as augment_bench
 from resnet_jax.bench import input as input_bench
 from resnet_jax.bench import schedule as schedule_bench
 from resnet_jax.bench.training import compile_time, overhead
-from resnet_jax.config import load
+from resnet_jax.config import load, override
 from resnet_jax.errors import UserError
 
 
@@ -41,7 +41,7 @@ def save_sheet(args: argparse.Namespace, overrides: list[str]) -> None:
     if args.save.suffix.lower() not in Image.registered_extensions():
         raise UserError(f"--save={args.save} must be the name of a picture: sheet.png.")
     config = load(args.config)
-    augment_bench.override(config, overrides)
+    override(config, overrides)
     found = augment_bench.pictures(config, args.images)
     sheet = augment_bench.draw_sheet(
         config, found, rows=args.rows, columns=args.columns

@@ -1,6 +1,5 @@
 """A contact sheet of what a config does to the pictures that it trains on."""
 
-import ast
 import itertools
 import pathlib
 from collections.abc import Iterable, Iterator
@@ -10,38 +9,13 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
 from resnet_jax.bench.input import read_jpegs
-from resnet_jax.config import check_keys, flatten
 from resnet_jax.data.crops import mix
 from resnet_jax.data.decode import Picture
 from resnet_jax.data.ops import to_image
 from resnet_jax.data.sources import open_source
-from resnet_jax.errors import UserError
 from resnet_jax.setup import train_augment
 
 GAP = 4  # pixels between pictures
-
-
-def override(config: ConfigDict, arguments: list[str]) -> None:
-    """Carries out `--config.KEY=VALUE` arguments.
-
-    Raises UserError for any other argument, and for a key that there is not.
-    """
-    for argument in arguments:
-        name, equals, text = argument.partition("=")
-        if not (name.startswith("--config.") and equals):
-            raise UserError(f"What is {argument!r}? Overrides are --config.KEY=VALUE.")
-        check_keys(config, [argument])
-        key = name.removeprefix("--config.")
-        value = flatten(config)[key]
-        if not isinstance(value, str):
-            try:
-                text = ast.literal_eval(text)
-            except (ValueError, SyntaxError):
-                raise UserError(f"{argument!r} is not a value as {value!r}.") from None
-        try:
-            config.update_from_flattened_dict({key: text})
-        except TypeError as error:
-            raise UserError(f"{argument!r}: {error}.") from None
 
 
 def pictures(config: ConfigDict, images: pathlib.Path | None) -> Iterator[Picture]:
