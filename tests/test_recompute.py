@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from resnet_jax.data.cache import cached
 from resnet_jax.errors import UserError
 from resnet_jax.recompute import pool, recompute_statistics
 from resnet_jax.step import normalize
@@ -59,3 +60,20 @@ def test_the_statistics_are_those_of_the_batches_behind_the_last_step(ema_decay)
 def test_a_network_without_batch_norm_is_refused():
     with pytest.raises(UserError, match=r"bn_recompute=2 .* model\.name="):
         tiny.setup({"bn_recompute": 2, "model.overrides.norm": "none"})
+
+
+def test_the_training_split_is_decoded_once(monkeypatch):
+    splits = []
+
+    def spy(source, *args):
+        splits.append(source.where)
+        return cached(source, *args)
+
+    monkeypatch.setattr("resnet_jax.setup.cached", spy)
+    setup = tiny.setup({"bn_recompute": 1})
+    train = setup.train.source.where
+    assert train not in splits  # an evaluation alone does not read it
+    for first in range(2):
+        with setup.train_batches(first, first + 1) as batches:
+            next(batches)
+    assert splits.count(train) == 1
