@@ -1,0 +1,79 @@
+"""Speed of every form of a network's convolutions on this CPU, side by side."""
+
+import collections
+import functools
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnet_jax.models import create_model
+from resnet_jax.models.cost import init_shapes, inner_jaxprs
+from resnet_jax.models.cpu_conv import FORMS, Geometry, forms_of
+
+# Image height, width and channels, kernel side, features, and where.
+Shape = tuple[int, int, int, int, int, Geometry]
+
+
+def shapes_of(name: str, image_size: int) -> collections.Counter[Shape]:
+    """The convolutions without groups of a network of the zoo, and how many of each."""
+    model = create_model(name)
+    image = jnp.zeros((1, image_size, image_size, model.spec.in_channels))
+    variables = init_shapes(model, image_size)
+    found: collections.Counter[Shape] = collections.Counter()
+
+    def collect(jaxpr) -> None:
+        for equation in jaxpr.eqns:
+            params = equation.params
+            if equation.primitive.name == "conv_general_dilated":
+                x, kernel = (variable.aval.shape for variable in equation.invars)
+                if params["feature_group_count"] == 1:
+                    where = Geometry(
+                        params["window_strides"][0],
+                        tuple(params["padding"]),
+                        params["rhs_dilation"][0],
+                    )
+                    found[*x[1:], kernel[0], kernel[3], where] += 1
+            for inner in inner_jaxprs(equation):
+                collect(inner)
+
+    collect(jax.make_jaxpr(model.apply)(variables, image).jaxpr)
+    return found
+
+
+def measure(
+    shape: Shape, direction: str, batch_size: int, dtype: str, repeats: int
+) -> dict[str, list[float]]:
+    """Seconds that each form takes, in turn."""
+    h, w, c, k, f, where = shape
+    rng = np.random.default_rng(0)
+
+    def draw(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(shape, np.float32), dtype)
+
+    x, kernel = draw(batch_size, h, w, c), draw(k, k, c, f)
+    g = draw(batch_size, where.output(h, 0, k), where.output(w, 1, k), f)
+    like = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    args, more = {
+        "forward": ((x, kernel), (where,)),
+        "input": ((g, kernel), (where, like)),
+        "kernel": ((x, g), (where, k)),
+    }[direction]
+    calls = {}
+    for form in forms_of(direction, k, where):
+        function = functools.partial(_with, FORMS[direction][form], more)
+        calls[form] = jax.jit(function).lower(*args).compile(), args
+    seconds = {form: [] for form in calls}
+    for repeat in range(repeats + 1):
+        for form, (call, args) in calls.items():
+            started = time.perf_counter()
+            jax.block_until_ready(call(*args))
+            if repeat:
+                seconds[form].append(time.perf_counter() - started)
+    return seconds
+
+
+def _with(function: Callable, more: tuple, *args: jax.Array) -> jax.Array:
+    return function(*args, *more)
