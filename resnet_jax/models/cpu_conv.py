@@ -70,7 +70,7 @@ def convolution(x: Image, kernel: Kernel, where: Geometry, groups: int = 1) -> O
 
 def product(x: Image, kernel: Kernel, where: Geometry) -> Output:
     """A 1x1 kernel applied to the pixels that it sees."""
-    return _dot(_taps(x, kernel.shape, where)[0], kernel[0, 0])
+    return _dot(taps(x, kernel.shape[0], where)[0], kernel[0, 0])
 
 
 def product_input(g: Output, kernel: Kernel, where: Geometry, like: Shape) -> Image:
@@ -80,14 +80,14 @@ def product_input(g: Output, kernel: Kernel, where: Geometry, like: Shape) -> Im
 
 def product_kernel(x: Image, g: Output, where: Geometry, k: int) -> Kernel:
     """The gradient of `product` by the kernel."""
-    (seen,) = _taps(x, (k, k), where)
+    (seen,) = taps(x, k, where)
     return _outer(seen, g)[None, None]
 
 
 def patches(x: Image, kernel: Kernel, where: Geometry) -> Output:
     """All pixels that an output sees, side by side, times the kernel."""
     f = kernel.shape[-1]
-    side_by_side = lax.concatenate(_taps(x, kernel.shape, where), 3)
+    side_by_side = lax.concatenate(taps(x, kernel.shape[0], where), 3)
     return _dot(side_by_side, kernel.reshape(-1, f))
 
 
@@ -98,7 +98,7 @@ def patches_input(g: Output, kernel: Kernel, where: Geometry, like: Shape) -> Im
 
 def patches_kernel(x: Image, g: Output, where: Geometry, k: int) -> Kernel:
     """The gradient of `patches` by the kernel."""
-    side_by_side = lax.concatenate(_taps(x, (k, k), where), 3)
+    side_by_side = lax.concatenate(taps(x, k, where), 3)
     return _outer(side_by_side, g).reshape(k, k, x.shape[-1], g.shape[-1])
 
 
@@ -170,11 +170,11 @@ def convolution_kernel(x: Image, g: Output, where: Geometry, k: int) -> Kernel:
     return dk
 
 
-def _taps(x: Image, kernel: tuple[int, ...], where: Geometry) -> list[Other]:
-    """What each tap of the kernel sees, row by row."""
-    k, s, d = kernel[0], where.stride, where.dilation
+def taps(x: Image, k: int, where: Geometry, fill: float = 0) -> list[Other]:
+    """What each of k*k taps sees, row by row; `fill` is what the padding holds."""
+    s, d = where.stride, where.dilation
     h, w = (where.output(x.shape[1 + i], i, k) for i in range(2))
-    x = _pad(x, where.padding)
+    x = _pad(x, where.padding, fill)
     b, _, _, c = x.shape
     return [
         lax.slice(
@@ -195,9 +195,9 @@ def _columns(x: Image, k: int, where: Geometry) -> Float[Array, "b h2 w2 c2"]:
     return lax.concatenate([x[:, :, j * d : j * d + w] for j in range(k)], 3)
 
 
-def _pad(x: Image, padding: Padding) -> Other:
+def _pad(x: Image, padding: Padding, fill: float = 0) -> Other:
     config = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
-    return lax.pad(x, jnp.zeros((), x.dtype), config)
+    return lax.pad(x, jnp.array(fill, x.dtype), config)
 
 
 def _spread(x: Image, like: Shape, where: Geometry) -> Other:
@@ -276,9 +276,12 @@ def _dot_transposed(g: Output, kernel: Float[Array, "c f"]) -> Image:
 
 
 def _outer(x: Image, g: Output) -> Float[Array, "c f"]:
-    """The sum over all pixels of x[c] g[f]; the left side is transposed."""
+    """The sum over all pixels of x[c] g[f]."""
+    c, f = x.shape[-1], g.shape[-1]
+    if x.dtype != jnp.bfloat16:
+        return x.reshape(-1, c).T @ g.reshape(-1, f)
     every = (0, 1, 2)
-    if x.shape[-1] <= g.shape[-1]:
+    if c <= f:
         return lax.dot_general(x, g, ((every, every), ((), ())))
     # The barrier keeps XLA from transposing the large side instead.
     return lax.optimization_barrier(lax.dot_general(g, x, ((every, every), ((), ())))).T
@@ -337,7 +340,8 @@ def form_of(
         return "product"
     # So few channels side by side are slow to gather.
     if c < 8:
-        return "convolution"
+        strided = where.stride > 1 and where.dilation == 1
+        return "rows" if direction == "kernel" and strided else "convolution"
     half = jnp.dtype(dtype) == jnp.bfloat16
     if where.stride > 1:
         if direction == "kernel":

@@ -11,6 +11,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from resnet_jax.models import cpu_pool
 from resnet_jax.models.cpu_conv import Geometry, Padding, convolve
 
 CONV_INITS = {
@@ -90,8 +91,8 @@ class Conv(nn.Module):
             learned = self.param("gain", self.gain_init, (self.features,), jnp.float32)
             kernel = kernel * (learned * (self.gain * np.prod(shape[:3]) ** -0.5))
         where = Geometry(self.stride, self.padding(x.shape[1:3]), self.dilation)
-        kernel = kernel.astype(self.dtype)
-        x = convolve(x.astype(self.dtype), kernel, where, self.groups)
+        x, kernel = jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype)
+        x = convolve(x, kernel, where, self.groups)
         if self.bias:
             shape = (self.features,)
             bias = self.param("bias", self.bias_init, shape, jnp.float32)
@@ -184,11 +185,10 @@ def max_pool(
       border: `max`: one pixel of -inf around, as torchvision; `max_zero_pad`: one
         pixel of zeros, as Keras and BiT; `max_valid`: nothing.
     """
-    around = ((0, 0), (0, 0)) if border == "max_valid" else ((1, 1), (1, 1))
+    around = ((1, 1), (1, 1)) if border == "max" else ((0, 0), (0, 0))
     if border == "max_zero_pad":
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        around = ((0, 0), (0, 0))
-    return nn.max_pool(x, (3, 3), strides=(stride, stride), padding=around)
+    return cpu_pool.max_pool(x, 3, Geometry(stride, around))
 
 
 @jax.jit
