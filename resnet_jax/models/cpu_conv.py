@@ -280,11 +280,13 @@ def _outer(x: Image, g: Output) -> Float[Array, "c f"]:
     c, f = x.shape[-1], g.shape[-1]
     if x.dtype != jnp.bfloat16:
         return x.reshape(-1, c).T @ g.reshape(-1, f)
-    every = (0, 1, 2)
+    every = (((0, 1, 2), (0, 1, 2)), ((), ()))
+    # The barriers keep XLA from fusing what made the left side into its transposition,
+    # which reads across the lines of memory, and from transposing the right one.
     if c <= f:
-        return lax.dot_general(x, g, ((every, every), ((), ())))
-    # The barrier keeps XLA from transposing the large side instead.
-    return lax.optimization_barrier(lax.dot_general(g, x, ((every, every), ((), ())))).T
+        return lax.dot_general(lax.optimization_barrier(x), g, every)
+    g = lax.optimization_barrier(g)
+    return lax.optimization_barrier(lax.dot_general(g, x, every)).T
 
 
 FORMS = {
