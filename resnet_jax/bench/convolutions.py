@@ -2,19 +2,63 @@
 
 import collections
 import functools
+import itertools
+import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resnet_jax import host
 from resnet_jax.models import create_model
 from resnet_jax.models.cost import init_shapes, inner_jaxprs
-from resnet_jax.models.cpu_conv import FORMS, Geometry, forms_of
+from resnet_jax.models.cpu_conv import FORMS, Geometry, form_of, forms_of
 
 # Image height, width and channels, kernel side, features, and where.
 Shape = tuple[int, int, int, int, int, Geometry]
+
+
+def rows(
+    name: str, image_size: int, batch_sizes: list[int], dtypes: list[str], repeats: int
+) -> Iterator[dict]:
+    """One row a convolution and direction: the chosen form against XLA's.
+
+    All forms are printed to the terminal, with a star where another than the chosen one
+    was faster.
+    """
+    host.keep_freed_memory()
+    for batch, dtype in itertools.product(batch_sizes, dtypes):
+        for shape in shapes_of(name, image_size):
+            h, w, c, k, f, where = shape
+            out = where.output(h, 0, k)
+            pixels = batch * out * where.output(w, 1, k)
+            gflop = 2e-9 * pixels * k * k * c * f
+            for direction in FORMS:
+                found = measure(shape, direction, batch, dtype, repeats)
+                median = {form: statistics.median(x) for form, x in found.items()}
+                chosen = form_of(direction, out, c, k, where, dtype)
+                best = min(median, key=median.get)
+                title = f"{k}x{k}/{where.stride} {c}->{f} {h} px {direction} {dtype}"
+                rates = [f"{form} {gflop / x:.0f}" for form, x in median.items()]
+                star = " " if best == chosen else "*"
+                print(
+                    star, title, *rates, chosen, sep="  ", file=sys.stderr, flush=True
+                )
+                yield {
+                    "name": title,
+                    "value": gflop / median[chosen],
+                    "unit": "GFLOP/s",
+                    "peer": "convolution",
+                    "peer_value": gflop / median["convolution"],
+                    "ratio": median["convolution"] / median[chosen],
+                    "spread": {
+                        form: [gflop / max(found[form]), gflop / min(found[form])]
+                        for form in (chosen, "convolution")
+                    },
+                }
 
 
 def shapes_of(name: str, image_size: int) -> collections.Counter[Shape]:
