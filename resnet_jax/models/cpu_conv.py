@@ -170,7 +170,7 @@ def convolution_kernel(x: Image, g: Output, where: Geometry, k: int) -> Kernel:
     return dk
 
 
-def taps(x: Image, k: int, where: Geometry, fill: float = 0) -> list[Other]:
+def taps(x: Image, k: int, where: Geometry, fill: float = 0.0) -> list[Other]:
     """What each of k*k taps sees, row by row; `fill` is what the padding holds."""
     s, d = where.stride, where.dilation
     h, w = (where.output(x.shape[1 + i], i, k) for i in range(2))
@@ -195,7 +195,7 @@ def _columns(x: Image, k: int, where: Geometry) -> Float[Array, "b h2 w2 c2"]:
     return lax.concatenate([x[:, :, j * d : j * d + w] for j in range(k)], 3)
 
 
-def _pad(x: Image, padding: Padding, fill: float = 0) -> Other:
+def _pad(x: Image, padding: Padding, fill: float = 0.0) -> Other:
     config = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
     return lax.pad(x, jnp.array(fill, x.dtype), config)
 
@@ -379,11 +379,12 @@ def convolve(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve(x: Image, kernel: Kernel, where: Geometry) -> Output:
-    return _by_platform("forward", x, kernel, x.shape, kernel.shape, where)
+    return _convolve_forward(x, kernel, where)[0]
 
 
 def _convolve_forward(x: Image, kernel: Kernel, where: Geometry):
-    return _convolve(x, kernel, where), (x, kernel)
+    y = _by_platform("forward", x, kernel, x.shape, kernel.shape, where)
+    return y, (x, kernel)
 
 
 def _convolve_backward(where: Geometry, saved, g: Output):
