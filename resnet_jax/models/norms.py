@@ -3,6 +3,7 @@
 Batch norm's groups are counted in examples; the other norms look at one example.
 """
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -11,6 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from resnet_jax.models import cpu_norm
 
 
 class BatchNorm(nn.Module):
@@ -62,22 +65,25 @@ class BatchNorm(nn.Module):
         size = self.group_size or b
         if b % size:
             raise ValueError(f"a batch of {b} cannot be cut into groups of {size}")
-        groups = x.reshape(b // size, size, h, w, c).astype(jnp.float32)
-        mean = groups.mean(axis=(1, 2, 3), keepdims=True)
-        var = jnp.square(groups - mean).mean(axis=(1, 2, 3), keepdims=True)
-        out = _normalize(groups, mean, var, scale, bias, self.epsilon)
+        options = {"size": size, "epsilon": self.epsilon}
+        options |= {"activation": self.activation, "dtype": self.dtype}
+        out, mean, var = lax.platform_dependent(
+            *map(jnp.asarray, (x, scale, bias)),
+            cpu=functools.partial(cpu_norm.normalize_groups, **options),
+            default=functools.partial(_normalize_groups, **options),
+        )
 
         if not self.is_initializing():
             n = size * h * w
             correction = n / max(n - 1, 1) if self.unbiased else 1.0
             keep = self.momentum
             running_mean.value = keep * running_mean.value + (1 - keep) * (
-                mean.mean(axis=0).reshape(c)
+                mean.mean(axis=0)
             )
             running_var.value = keep * running_var.value + (1 - keep) * (
-                correction * var.mean(axis=0).reshape(c)
+                correction * var.mean(axis=0)
             )
-        return _activate(out.reshape(b, h, w, c), self.activation, self.dtype)
+        return out
 
 
 class GroupNorm(nn.Module):
@@ -186,6 +192,17 @@ def with_activation(
 ) -> nn.Module:
     """Makes a norm, with the activation or (`act=False`) without."""
     return norm(activation=activation if act else None, **more)
+
+
+def _normalize_groups(x, scale, bias, *, size, epsilon, activation, dtype):
+    """The normalised groups, and their means and variances [groups, c]."""
+    b, h, w, c = x.shape
+    groups = x.reshape(b // size, size, h, w, c).astype(jnp.float32)
+    mean = groups.mean(axis=(1, 2, 3), keepdims=True)
+    var = jnp.square(groups - mean).mean(axis=(1, 2, 3), keepdims=True)
+    out = _normalize(groups, mean, var, scale, bias, epsilon)
+    out = _activate(out.reshape(x.shape), activation, dtype)
+    return out, mean.reshape(-1, c), var.reshape(-1, c)
 
 
 @jax.jit

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.models.norms import BatchNorm
-from tests import keyed
+from resnet_jax.models import cpu_norm
+from resnet_jax.models.norms import BatchNorm, _normalize_groups
+from tests import keyed, tiny
 
 EPSILON = 1e-3  # large enough to be seen in the outputs
 # Each output is some ten float32 operations on numbers below 10: 10 x 10 x 2^-24.
@@ -171,3 +172,33 @@ def test_gradients_equal_those_of_a_plain_formula(size):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, expected
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("activation", [None, jax.nn.relu, jax.nn.silu])
+def test_gradients_on_cpus_are_those_of_the_definition(activation, dtype):
+    x = jnp.asarray(3 + 2 * draw("x", 6, 5, 3, 4), dtype)
+    g = jnp.asarray(draw("g", 6, 5, 3, 4), dtype)
+    scale, bias = map(jnp.asarray, draw_variables(4)["params"].values())
+
+    def pulled(normalize, *arguments):
+        def outputs(*arguments):
+            return normalize(
+                *arguments, size=3, epsilon=EPSILON, activation=activation, dtype=kind
+            )
+
+        kind = arguments[0].dtype
+        (out, mean, var), pull = jax.vjp(outputs, *arguments)
+        zeros = jnp.zeros_like(mean), jnp.zeros_like(var)
+        return out, mean, var, *pull((g.astype(kind), *zeros))
+
+    got = pulled(cpu_norm.normalize_groups, x, scale, bias)
+    assert got[0].dtype == got[3].dtype == dtype
+    expected = pulled(_normalize_groups, x.astype(jnp.float32), scale, bias)
+    # Some thirty float32 operations; or the output and its gradient rounded once to
+    # bfloat16's 8 digits, as parts of their largest values.
+    bounds = [30 * 2**-24] * 6
+    if dtype == "bfloat16":
+        bounds[0] = bounds[3] = 2**-8
+    for one, other, bound in zip(got, expected, bounds, strict=True):
+        assert tiny.difference(one.astype(jnp.float32), other) < bound
