@@ -75,11 +75,7 @@ class Setup:
 
     def state_like(self) -> TrainState:
         """Shapes, types and shardings of the train state."""
-        shapes = jax.eval_shape(self._init)
-        placed = sharding.replicated(self.mesh)
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), shapes
-        )
+        return self._replicated(jax.eval_shape(self._init))
 
     def init_state(self) -> TrainState:
         """The state before the first step, on the devices."""
@@ -127,6 +123,14 @@ class Setup:
 
         `teacher` are the variables of `config.distill.teacher`, on the devices.
         """
+        compiled = self.lower_train_step(teacher).compile()
+        return functools.partial(compiled, teacher=teacher) if teacher else compiled
+
+    def lower_train_step(self, teacher: dict | None = None) -> jax.stages.Lowered:
+        """`train_step(state, batch)`, or `(state, batch, teacher=)`, to be compiled.
+
+        `teacher` are the variables of `config.distill.teacher`, or their shapes.
+        """
         config = self.config
         warmup = to_steps(
             config.optim.warmup,
@@ -155,10 +159,9 @@ class Setup:
         jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(placed, placed))
         batch = self.batch_like(config.batch_size, "image", "label")
         if not teacher:
-            return jitted.lower(self.state_like(), batch).compile()
+            return jitted.lower(self.state_like(), batch)
         # An argument, since constants would be compiled into the program.
-        compiled = jitted.lower(self.state_like(), batch, teacher=teacher).compile()
-        return functools.partial(compiled, teacher=teacher)
+        return jitted.lower(self.state_like(), batch, teacher=teacher)
 
     def teacher(self) -> step.Teacher | None:
         """The network of `config.distill.teacher`, if there is one."""
@@ -177,6 +180,20 @@ class Setup:
             temperature=distill.temperature,
         )
 
+    def teacher_like(self) -> dict | None:
+        """Shapes, types and shardings of the teacher's variables, if there is one."""
+        teacher = self.teacher()
+        if not teacher:
+            return None
+        shapes = init_shapes(teacher.model, self.config.data.image_size)
+        return self._replicated(shapes)
+
+    def _replicated(self, shapes):
+        placed = sharding.replicated(self.mesh)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), shapes
+        )
+
     def compile_statistics_step(self) -> Callable:
         """The compiled `statistics_step(variables, batch)`."""
         config, data = self.config, self.config.data
@@ -191,6 +208,10 @@ class Setup:
 
     def compile_eval_step(self) -> Callable:
         """The compiled `eval_step(variables, batch, allowed)`."""
+        return self.lower_eval_step().compile()
+
+    def lower_eval_step(self) -> jax.stages.Lowered:
+        """`eval_step(variables, batch, allowed)`, to be compiled."""
         data = self.config.data
         flip = self.config.evaluate.views != "one"
         eval_step = step.make_eval_step(self.model, data.mean, data.std, flip)
@@ -202,7 +223,7 @@ class Setup:
             (self.model.spec.num_classes,), jnp.bool_, sharding=placed[0]
         )
         jitted = jax.jit(eval_step, out_shardings=placed)
-        return jitted.lower(variables, batch, allowed).compile()
+        return jitted.lower(variables, batch, allowed)
 
     def compile_eval_steps(self) -> dict[tuple, Callable]:
         """Those of the test split and of all sets, by the shape of an image's label."""
@@ -286,12 +307,17 @@ class Setup:
         return sharding.to_devices(needed, self.mesh, self.eval_batch_size)
 
 
-def set_up(config: ConfigDict) -> Setup:
-    """Opens the data, makes mesh, network and optimiser; computes nothing.
+def set_up(config: ConfigDict, mesh: Mesh | None = None) -> Setup:
+    """Opens the data, makes network and optimiser; computes nothing.
 
-    Raises UserError for whatever in the config cannot be.
+    Args:
+      config: see `configs/common.py`.
+      mesh: of devices that need not be there; None: all of the run.
+
+    Raises:
+      UserError: something in the config cannot be.
     """
-    mesh = sharding.make_mesh()
+    mesh = mesh or sharding.make_mesh()
     _check_values(config, mesh)
     train, test, sets = _open_examples(config)
     train_size = len(train.source)
