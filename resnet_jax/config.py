@@ -186,16 +186,27 @@ def override(config: ConfigDict, arguments: list[str]) -> None:
             raise UserError(f"What is {argument!r}? Overrides are --config.KEY=VALUE.")
         check_keys(config, [argument])
         key = name.removeprefix("--config.")
-        value = flatten(config)[key]
-        if not isinstance(value, str):
+        value, kind = flatten(config)[key], _type_of(config, key)
+        if kind is not str:
             try:
                 text = ast.literal_eval(text)
             except (ValueError, SyntaxError):
-                raise UserError(f"{argument!r} is not a value as {value!r}.") from None
+                # Of any type: a word needs no quotes.
+                if kind is not object:
+                    raise UserError(
+                        f"{argument!r} is not a value as {value!r}."
+                    ) from None
         try:
             config.update_from_flattened_dict({key: text})
         except TypeError as error:
             raise UserError(f"{argument!r}: {error}.") from None
+
+
+def _type_of(config: ConfigDict, key: str) -> type:
+    *path, last = key.split(".")
+    for part in path:
+        config = config[part]
+    return config.get_type(last)
 
 
 def for_dry_run(config: ConfigDict, devices: int) -> ConfigDict:

@@ -1,0 +1,156 @@
+"""What the text of a compiled program says: cycles, and what crosses the network."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+KINDS = (
+    *("all-reduce", "all-gather", "reduce-scatter", "all-to-all"),
+    *("collective-permute", "collective-broadcast"),
+)
+# Of an operation: the shapes of its result, what it is, and the rest.
+OPERATION = re.compile(
+    r"^\s+(?:ROOT )?%?[\w.\-]+ = (?P<shapes>.*?) (?P<kind>[a-z][\w\-]*)\((?P<rest>.*)"
+)
+CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+SHAPE = re.compile(r"\b(pred|[a-z]+\d\w*)\[([\d,]*)\]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """An operation between devices.
+
+    Attributes:
+      kind: such as `all-reduce`.
+      elements: how many numbers each device gets out of it.
+      bytes: of these.
+      devices: how many devices take part in one group of it; 0: all.
+      times: how often a step does it.
+    """
+
+    kind: str
+    elements: int
+    bytes: int
+    devices: int
+    times: int = 1
+
+
+def estimated_cycles(text: str) -> int:
+    """The compiler's own estimate of a program: the sum over its entry computation.
+
+    A loop that has no estimate counts as its body times its known trips, a branch as
+    the longest of its kind. 0 for compilers that estimate nothing, as XLA's for CPUs.
+    """
+    computations = _computations(text)
+
+    def total(name: str) -> int:
+        found = 0
+        for line in computations[name]:
+            if estimate := CYCLES.search(line):
+                found += int(estimate[1])
+            elif loop := _loop(line):
+                body, trips = loop
+                found += trips * total(body)
+            elif branches := _branches(line):
+                found += max(map(total, branches))
+        return found
+
+    return total(_entry(text))
+
+
+def collectives(text: str) -> list[Collective]:
+    """All operations between devices of a program, one that loops repeat once."""
+    computations = _computations(text)
+
+    def lines(name: str, times: int) -> Iterator[tuple[str, int]]:
+        for line in computations[name]:
+            yield line, times
+            if loop := _loop(line):
+                body, trips = loop
+                yield from lines(body, times * trips)
+            elif called := _branches(line) or re.findall(r"calls=%?([\w.\-]+)", line):
+                for inner in called:
+                    yield from lines(inner, times)
+
+    found = []
+    for line, times in lines(_entry(text), 1):
+        operation = OPERATION.match(line)
+        if not operation:
+            continue
+        kind = operation["kind"].removesuffix("-start")
+        if kind not in KINDS:
+            continue
+        sizes = [_size(*shape) for shape in SHAPE.findall(operation["shapes"])]
+        if operation["kind"].endswith("-start") and kind != "all-reduce":
+            # The result of these starts with the operand, and may end with flags.
+            sizes = [max(sizes, key=lambda size: size[1])]
+        elements, size = map(sum, zip(*sizes, strict=True))
+        devices = group_size(operation["rest"])
+        found.append(Collective(kind, elements, size, devices, times))
+    return found
+
+
+def group_size(text: str) -> int:
+    """Size of the groups in any of XLA's ways to write `replica_groups`; 0: all.
+
+    Operations that name pairs of devices, such as permutes, have groups of two.
+    """
+    # {{0,1},{2,3}}: the groups themselves.
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
+        return len(listed[1].split(","))
+    # [4,2]<=[8]: four groups of two.
+    if tiled := re.search(r"replica_groups=\[\d+,(\d+)\]<=", text):
+        return int(tiled[1])
+    # mesh['x'=4,'y'=2] {'y'} or mesh['x'=8] {'x':(4)2}: along axes, or parts of them.
+    if mesh := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", text):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        along = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in along)
+    if "source_target_pairs" in text:
+        return 2
+    if "replica_groups={}" in text:
+        return 0
+    raise ValueError(f"no known form of replica_groups: {text}")
+
+
+def _size(dtype: str, shape: str) -> tuple[int, int]:
+    """Elements and bytes of an array such as `bf16[3,64]`."""
+    elements = math.prod(int(n) for n in shape.split(",") if n)
+    bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
+    return elements, math.ceil(elements * bits / 8)
+
+
+def _computations(text: str) -> dict[str, list[str]]:
+    """The lines of each computation by its name."""
+    found: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in text.splitlines():
+        if head := re.match(r"(?:ENTRY )?%?([\w.\-]+) .*\{$", line):
+            lines = found.setdefault(head[1], [])
+        elif line.startswith(" "):
+            lines.append(line)
+    return found
+
+
+def _entry(text: str) -> str:
+    return re.search(r"^ENTRY %?([\w.\-]+) ", text, re.MULTILINE)[1]
+
+
+def _loop(line: str) -> tuple[str, int] | None:
+    """Body and trips (1 where they are not known) of a loop, if this is one."""
+    body = re.search(r" while\(.*body=%?([\w.\-]+)", line)
+    if not body:
+        return None
+    trips = TRIPS.search(line)
+    return body[1], int(trips[1]) if trips else 1
+
+
+def _branches(line: str) -> list[str]:
+    """The computations that a conditional chooses from, if this is one."""
+    if " conditional(" not in line:
+        return []
+    if listed := re.search(r"branch_computations=\{(.*?)\}", line):
+        return re.findall(r"[\w.\-]+", listed[1])
+    return re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", line)
