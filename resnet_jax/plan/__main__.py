@@ -50,12 +50,8 @@ def main(argv: list[str]) -> None:
         "--input_rate", type=float, default=0, help="images/s/core of `bench input`"
     )
     parser.add_argument("--price", type=float, default=0, help="of a chip-hour")
-    parser.add_argument(
-        "--fresh", action="store_true", help="compile even what is known"
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="one JSON array of the plans"
-    )
+    parser.add_argument("--fresh", action="store_true", help="compile anew")
+    parser.add_argument("--json", action="store_true", help="an array of plans")
     args, overrides = parser.parse_known_args(argv[1:])
     config = load(args.config)
     override(config, overrides)

@@ -7,7 +7,6 @@ its environment before JAX is imported, and keeps what it has loaded.
 
 import ast
 import json
-import platform
 import re
 import sys
 import time
@@ -28,7 +27,10 @@ from resnet_jax.setup import Setup, set_up
 
 # How XLA tells that a program does not fit, and how much it wanted of how much.
 NO_MEMORY = "RESOURCE_EXHAUSTED"
-WANTED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?)")
+WANTED = re.compile(
+    r"(?:Used |\()([\d.]+)([KMGT]?)\)?(?: of | exceeds available HBM \()"
+    r"([\d.]+)([KMGT]?)"
+)
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -175,8 +177,9 @@ def of_step(lower, parts: dict, batch: dict, mesh: Mesh) -> dict:
     Returns:
       `seconds` of compiling, and either `wanted` and `limit` (bytes of a device,
       where told), if the program does not fit, or `memory` (bytes of a device by
-      part), `flops`, `bytes` (read and written) and `cycles` of a device, 0 where the
-      compiler does not tell, and `collectives`.
+      part), of a device `flops`, `bytes` (read and written), `hbm_bytes` (of these,
+      in its main memory) and `cycles` (0 where the compiler does not tell), and
+      `collectives`.
     """
     started = time.perf_counter()
     lowered = lower()
@@ -206,6 +209,7 @@ def of_step(lower, parts: dict, batch: dict, mesh: Mesh) -> dict:
         "memory": memory,
         "flops": cost.get("flops", 0.0),
         "bytes": cost.get("bytes accessed", 0.0),
+        "hbm_bytes": hlo.hbm_bytes(text),
         "cycles": hlo.estimated_cycles(text),
         "collectives": [
             {

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 KINDS = (
     *("all-reduce", "all-gather", "reduce-scatter", "all-to-all"),
@@ -15,7 +15,14 @@ OPERATION = re.compile(
 )
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-SHAPE = re.compile(r"\b(pred|[a-z]+\d\w*)\[([\d,]*)\]")
+SHAPE = re.compile(r"\b(pred|[a-z]+\d\w*)\[([\d,]*)\](\{[^}]*\})?")
+# A layout says so of what does not lie in the main memory.
+ELSEWHERE = re.compile(r"S\([1-9]\d*\)")
+# These move nothing themselves.
+STILL = (
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota"),
+    *("after-all", "partition-id", "replica-id", "while", "conditional"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,19 +50,74 @@ def estimated_cycles(text: str) -> int:
     A loop that has no estimate counts as its body times its known trips, a branch as
     the longest of its kind. 0 for compilers that estimate nothing, as XLA's for CPUs.
     """
+
+    def cycles(lines: list[str]) -> list[int]:
+        return [int(found[1]) if (found := CYCLES.search(x)) else 0 for x in lines]
+
+    return _total(text, cycles)
+
+
+def hbm_bytes(text: str) -> int:
+    """Bytes that a program reads from the main memory and writes to it.
+
+    The operands and results of all operations of the entry computation, but for what
+    the compiler keeps in memories on the chip, which the `bytes accessed` of
+    `cost_analysis` include; that can be most of a small network's. An operation that
+    reads a part of an operand counts as if it read all.
+    """
+    return _total(text, _moved)
+
+
+def _moved(lines: list[str]) -> list[int]:
+    operations = [
+        (line.split(" = ")[0].split()[-1].lstrip("%"), OPERATION.match(line))
+        for line in lines
+    ]
+    sizes = {
+        name: _arrays(operation["shapes"])
+        for name, operation in operations
+        if operation
+    }
+    found = []
+    for name, operation in operations:
+        kind = operation["kind"] if operation else "parameter"
+        if kind in STILL or kind.endswith("-done"):
+            found.append(0)
+        elif kind in ("copy-start", "slice-start"):
+            # From one memory to another: both are in the result, and then flags.
+            one, other = sizes[name][:2]
+            found.append(min(one[0], other[0]) * (one[1] + other[1]))
+        else:
+            names = re.findall(r"%([\w.\-]+)", operation["rest"].partition(")")[0])
+            arrays = [array for each in (name, *names) for array in sizes.get(each, [])]
+            found.append(sum(size for size, main in arrays if main))
+    return found
+
+
+def _arrays(shapes: str) -> list[tuple[int, bool]]:
+    """Bytes of each array of a type, and whether it lies in the main memory."""
+    return [
+        (_size(dtype, shape)[1], not ELSEWHERE.search(layout))
+        for dtype, shape, layout in SHAPE.findall(shapes)
+    ]
+
+
+def _total(text: str, of_lines: Callable[[list[str]], list[int]]) -> int:
+    """The sum of a figure over the entry computation, and over what it repeats."""
     computations = _computations(text)
 
     def total(name: str) -> int:
-        found = 0
-        for line in computations[name]:
-            if estimate := CYCLES.search(line):
-                found += int(estimate[1])
-            elif loop := _loop(line):
+        lines = computations[name]
+        found = of_lines(lines)
+        for i, line in enumerate(lines):
+            if found[i]:
+                continue
+            if loop := _loop(line):
                 body, trips = loop
-                found += trips * total(body)
+                found[i] = trips * total(body)
             elif branches := _branches(line):
-                found += max(map(total, branches))
-        return found
+                found[i] = max(map(total, branches))
+        return sum(found)
 
     return total(_entry(text))
 
@@ -82,7 +144,10 @@ def collectives(text: str) -> list[Collective]:
         kind = operation["kind"].removesuffix("-start")
         if kind not in KINDS:
             continue
-        sizes = [_size(*shape) for shape in SHAPE.findall(operation["shapes"])]
+        sizes = [
+            _size(dtype, shape)
+            for dtype, shape, _ in SHAPE.findall(operation["shapes"])
+        ]
         if operation["kind"].endswith("-start") and kind != "all-reduce":
             # The result of these starts with the operand, and may end with flags.
             sizes = [max(sizes, key=lambda size: size[1])]

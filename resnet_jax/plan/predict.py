@@ -24,7 +24,7 @@ def seconds_of(step: dict, chip: Chip, devices_per_chip: int) -> dict[str, float
     """
     return {
         "compute": step["flops"] * devices_per_chip / chip.flops,
-        "memory": step["bytes"] * devices_per_chip / chip.hbm_bandwidth,
+        "memory": step["hbm_bytes"] * devices_per_chip / chip.hbm_bandwidth,
         "cycles": step["cycles"] / chip.clock,
     }
 

@@ -79,6 +79,7 @@ def _column(facts: dict, found: dict) -> dict[str, str]:
         "SPEED": "",
         "operations / image": f"{train['flops'] / here / 1e9:.2f} G",
         "bytes / image": f"{train['bytes'] / here / 1e6:.1f} MB",
+        "  of main memory": f"{train['hbm_bytes'] / here / 1e6:.1f} MB",
     }
     if train["cycles"]:
         column["cycles / image"] = f"{train['cycles'] / here / 1e3:.1f} k"
