@@ -112,7 +112,7 @@ def _total(text: str, of_lines: Callable[[list[str]], list[int]]) -> int:
         for i, line in enumerate(lines):
             if found[i]:
                 continue
-            if loop := _loop(line):
+            if loop := _loop(line, computations):
                 body, trips = loop
                 found[i] = trips * total(body)
             elif branches := _branches(line):
@@ -129,7 +129,7 @@ def collectives(text: str) -> list[Collective]:
     def lines(name: str, times: int) -> Iterator[tuple[str, int]]:
         for line in computations[name]:
             yield line, times
-            if loop := _loop(line):
+            if loop := _loop(line, computations):
                 body, trips = loop
                 yield from lines(body, times * trips)
             elif called := _branches(line) or re.findall(r"calls=%?([\w.\-]+)", line):
@@ -203,13 +203,19 @@ def _entry(text: str) -> str:
     return re.search(r"^ENTRY %?([\w.\-]+) ", text, re.MULTILINE)[1]
 
 
-def _loop(line: str) -> tuple[str, int] | None:
-    """Body and trips (1 where they are not known) of a loop, if this is one."""
-    body = re.search(r" while\(.*body=%?([\w.\-]+)", line)
-    if not body:
+def _loop(line: str, computations: dict[str, list[str]]) -> tuple[str, int] | None:
+    """Body and trips (1 where they cannot be told) of a loop, if this is one."""
+    called = re.search(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)", line)
+    if not called:
         return None
-    trips = TRIPS.search(line)
-    return body[1], int(trips[1]) if trips else 1
+    condition, body = called.groups()
+    if trips := TRIPS.search(line):
+        return body, int(trips[1])
+    # Compilers for TPUs do not tell; what `scan` makes counts from 0 to a constant.
+    text = "\n".join(computations[condition])
+    limits = re.findall(r" [su]32\[\]\S* constant\((\d+)\)", text)
+    counts = len(limits) == 1 and "direction=LT" in text
+    return body, int(limits[0]) if counts else 1
 
 
 def _branches(line: str) -> list[str]:

@@ -31,8 +31,9 @@ def largest(
       unit: of the numbers.
 
     Returns:
-      Both numbers; 0 for the first if not even one unit fits. Memory is taken to
-      grow with the images along a line through the last two tries.
+      Both numbers; 0 for the first if not even one unit fits, and for the second if
+      none of the tries was too large. Memory is taken to grow with the images along a
+      line through the last two tries.
     """
     fits, fails = 0, math.inf
     tries: list[tuple[int, int]] = []
@@ -47,16 +48,17 @@ def largest(
         step = max(round(fits * PRECISION / unit), 1) * unit
         if fails - fits <= step:
             break
-        number = _next(tries, limit, fits, fails, unit)
-    return fits, int(fails)
+        guess = _guess(tries, limit, fits, fails) // unit * unit
+        number = int(min(max(guess, fits + step), fails - step))
+    return fits, int(fails) if fails < math.inf else 0
 
 
-def _next(tries: list, limit: int, fits: int, fails: float, unit: int) -> int:
+def _guess(tries: list, limit: int, fits: int, fails: float | int) -> float | int:
+    """The number that would just fit, by a line through the last two tries."""
     (one, its), (other, others) = tries[-1], tries[-2] if len(tries) > 1 else (0, 0)
     slope = (its - others) / (one - other)
-    # Not told, or no line: halfway.
-    guess = one + (limit - its) / slope if slope > 0 else (fits + fails) / 2
-    # At most eight-fold, since what looks small may be no part of the images.
-    guess = min(guess, 8 * one) // unit * unit
-    above = fails - unit if fails < math.inf else math.inf
-    return int(min(max(guess, fits + unit), above))
+    # What looks small may be no part of the images, so at most eight times as many.
+    most = 8 * one if fails == math.inf else fails
+    if slope <= 0:
+        return most if its <= limit else (fits + most) / 2
+    return min(one + (limit - its) / slope, most)

@@ -61,7 +61,9 @@ def _column(facts: dict, found: dict) -> dict[str, str]:
     }
     if "largest" in found:
         fits, fails = found["largest"]
-        column["largest batch that fits"] = f"{fits} a chip (not {fails})"
+        column["largest batch that fits"] = (
+            f"{fits} a chip (not {fails})" if fails else f"at least {fits} a chip"
+        )
     for name, of_step in (("train", "training"), ("eval", "evaluation")):
         step = facts.get(name, {})
         if "memory" in step:
