@@ -17,7 +17,8 @@ from resnet_jax.models.scan import stack_blocks, unstack_blocks
 from resnet_jax.models.zoo import Spec
 
 OPTIMIZERS = ("sgd", "lars", "lamb", "adam", "adamw", "keras_adam", "rmsprop_tf")
-SCHEDULES = ("cosine", "step", "constant", "polynomial", "triangular", "plateau")
+FALLING = ("cosine", "polynomial", "triangular")  # to `schedule_length`
+SCHEDULES = (*FALLING, "step", "constant", "plateau")
 DECAYS = ("coupled", "decoupled", "schedule")
 MOMENTUM_FORMS = ("", "torch", "caffe")
 EMA_WARMUPS = ("tf", "timm", "copy", "none")
@@ -161,6 +162,17 @@ def make_schedule(
             raise UserError(
                 f"optim.schedule_length takes {length} steps, all of which are"
                 f" optim.warmup ({warmup}); lengthen the one or shorten the other."
+            )
+        if optim.schedule not in FALLING:
+            raise UserError(
+                f"optim.schedule={optim.schedule} has no end, so that"
+                " optim.schedule_length would be passed over; leave it empty."
+            )
+        if length < total_steps and not optim.end_learning_rate:
+            raise UserError(
+                f"optim.schedule_length ends at step {length} with a rate of 0, but the"
+                f" run (config.total) goes on to {total_steps}; lengthen the one,"
+                " shorten the other, or set optim.end_learning_rate."
             )
     begin = warmup if optim.warmup_prefix else 0
     falling = max(length - begin, 1)

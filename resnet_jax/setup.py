@@ -332,7 +332,7 @@ def set_up(config: ConfigDict) -> Setup:
             what: max(in_steps(duration, config.batch_size, train_size, key), 1.0)
             for what, (duration, key) in durations.items()
         },
-        resize=_make_resize(config, train_size),
+        resize=_make_resize(config, train_size, total_steps),
     )
 
 
@@ -482,7 +482,9 @@ def _open_examples(
     )
 
 
-def _make_resize(config: ConfigDict, train_size: int) -> ResizeSchedule | None:
+def _make_resize(
+    config: ConfigDict, train_size: int, total_steps: int
+) -> ResizeSchedule | None:
     """The schedule of `data.resize_schedule`; raises UserError if it cannot be."""
     schedule, name = config.data.resize_schedule, "data.resize_schedule"
     if not schedule:
@@ -512,6 +514,12 @@ def _make_resize(config: ConfigDict, train_size: int) -> ResizeSchedule | None:
         raise UserError(
             f"{name}.end={dict(schedule.end)} must be behind its start,"
             f" {dict(schedule.start)}."
+        )
+    if end > total_steps:
+        raise UserError(
+            f"{name}.end={dict(schedule.end)} is step {end:,.0f}, but the run"
+            f" (config.total) has only {total_steps:,}; let the images grow earlier, or"
+            " lengthen the run."
         )
     # Refuses a crop that cannot be of that size.
     dataclasses.replace(train_augment(config), size=first)

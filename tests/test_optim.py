@@ -411,6 +411,14 @@ def test_a_plateau_is_lowered_when_more_evaluations_than_borne_are_no_better():
             {"schedule_length": ConfigDict({"steps": 9}), "warmup": {"steps": 9}},
             r"schedule_length takes 9 steps.*optim\.warmup \(9\)",
         ),
+        (
+            {"schedule_length": ConfigDict({"steps": 99})},
+            r"schedule_length ends at step 99 .*config\.total.* 100",
+        ),
+        (
+            {"schedule_length": ConfigDict({"steps": 99}), "schedule": "constant"},
+            r"optim\.schedule=constant .*optim\.schedule_length",
+        ),
     ],
 )
 def test_contradictions_are_refused_with_both_keys(changes, message):
