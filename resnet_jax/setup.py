@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from resnet_jax import losses, mix, optim, sharding, step, writers
+from resnet_jax import losses, mix, optim, schedules, sharding, step, writers
 from resnet_jax.config import differences, in_steps, to_steps
 from resnet_jax.data.augment import TRAIN_CROPS, Augment
 from resnet_jax.data.cache import MODES as CACHES
@@ -242,10 +242,10 @@ class Setup:
         return sharding.to_devices(needed, self.mesh, self.config.batch_size)
 
     @property
-    def plateau(self) -> optim.Plateau | None:
+    def plateau(self) -> schedules.Plateau | None:
         """What lowers the rate after evaluations, if anything does."""
         of_plateau = self.config.optim.schedule == "plateau"
-        return optim.Plateau(self.config.optim) if of_plateau else None
+        return schedules.Plateau(self.config.optim) if of_plateau else None
 
     @functools.cached_property
     def _held(self) -> Source:
@@ -298,7 +298,7 @@ def set_up(config: ConfigDict) -> Setup:
     total_steps = to_steps(config.total, config.batch_size, train_size, "total")
     if total_steps < 1:
         raise UserError("The run has no steps; config.total must be more than zero.")
-    schedule = optim.make_schedule(
+    schedule = schedules.make_schedule(
         config, total_steps=total_steps, train_size=train_size
     )
     model = _make_model(config, mesh, train.source)
