@@ -65,7 +65,7 @@ class Data:
 
 DATA = {
     "signs": Data("sign-digits", "test", 64, 15, (0.5, 1.0)),
-    "tiny": Data("tiny-imagenet-20", "val", 128, 4, (0.25, 1.0)),
+    "tiny": Data("tiny-imagenet-20", "val", 128, 2, (0.25, 1.0)),
 }
 RECIPES = {
     "resnet20": "he2015_cifar.py:20",
