@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from resnet_jax import losses, mix, optim, sharding, step, writers
+from resnet_jax import losses, mix, optim, schedules, sharding, step, writers
 from resnet_jax.config import differences, in_steps, to_steps
 from resnet_jax.data.augment import TRAIN_CROPS, Augment
 from resnet_jax.data.cache import MODES as CACHES
@@ -263,10 +263,10 @@ class Setup:
         return sharding.to_devices(needed, self.mesh, self.config.batch_size)
 
     @property
-    def plateau(self) -> optim.Plateau | None:
+    def plateau(self) -> schedules.Plateau | None:
         """What lowers the rate after evaluations, if anything does."""
         of_plateau = self.config.optim.schedule == "plateau"
-        return optim.Plateau(self.config.optim) if of_plateau else None
+        return schedules.Plateau(self.config.optim) if of_plateau else None
 
     @functools.cached_property
     def _held(self) -> Source:
@@ -324,7 +324,7 @@ def set_up(config: ConfigDict, mesh: Mesh | None = None) -> Setup:
     total_steps = to_steps(config.total, config.batch_size, train_size, "total")
     if total_steps < 1:
         raise UserError("The run has no steps; config.total must be more than zero.")
-    schedule = optim.make_schedule(
+    schedule = schedules.make_schedule(
         config, total_steps=total_steps, train_size=train_size
     )
     model = _make_model(config, mesh, train.source)
@@ -358,7 +358,7 @@ def set_up(config: ConfigDict, mesh: Mesh | None = None) -> Setup:
             what: max(in_steps(duration, config.batch_size, train_size, key), 1.0)
             for what, (duration, key) in durations.items()
         },
-        resize=_make_resize(config, train_size),
+        resize=_make_resize(config, train_size, total_steps),
     )
 
 
@@ -508,7 +508,9 @@ def _open_examples(
     )
 
 
-def _make_resize(config: ConfigDict, train_size: int) -> ResizeSchedule | None:
+def _make_resize(
+    config: ConfigDict, train_size: int, total_steps: int
+) -> ResizeSchedule | None:
     """The schedule of `data.resize_schedule`; raises UserError if it cannot be."""
     schedule, name = config.data.resize_schedule, "data.resize_schedule"
     if not schedule:
@@ -538,6 +540,12 @@ def _make_resize(config: ConfigDict, train_size: int) -> ResizeSchedule | None:
         raise UserError(
             f"{name}.end={dict(schedule.end)} must be behind its start,"
             f" {dict(schedule.start)}."
+        )
+    if end > total_steps:
+        raise UserError(
+            f"{name}.end={dict(schedule.end)} is step {end:,.0f}, but the run"
+            f" (config.total) has only {total_steps:,}; let the images grow earlier, or"
+            " lengthen the run."
         )
     # Refuses a crop that cannot be of that size.
     dataclasses.replace(train_augment(config), size=first)

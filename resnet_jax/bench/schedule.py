@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 from resnet_jax.config import to_steps
 from resnet_jax.data.sources import KNOWN, few_shot, open_source
 from resnet_jax.errors import UserError
-from resnet_jax.optim import make_decay, make_schedule
+from resnet_jax.optim import check, make_decay
+from resnet_jax.schedules import make_schedule
 
 # More points than a picture has pixels.
 MOST_POINTS = 4000
@@ -40,6 +41,7 @@ def train_size_of(config: ConfigDict, given: int | None) -> int:
 
 def curves(config: ConfigDict, train_size: int) -> dict[str, np.ndarray]:
     """`step`, and at each the `rate` and, where it is known, the `decay`."""
+    check(config)
     total = to_steps(config.total, config.batch_size, train_size, "total")
     schedule = make_schedule(config, total_steps=total, train_size=train_size)
     steps = np.unique(np.linspace(0, total - 1, min(total, MOST_POINTS)).round())
