@@ -2,12 +2,13 @@
 
 import hashlib
 import logging
-import os
 import pathlib
 import platform
-import stat
 
 import jax
+
+from resnet_jax import user_cache
+from resnet_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -24,17 +25,12 @@ def turn_on() -> pathlib.Path | None:
         return pathlib.Path(given) if given else None
     path = directory()
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = path.stat()
-    except OSError as error:
-        log.warning("Compiled programs are not kept: %s: %s.", path, error.strerror)
-        return None
-    foreign = status.st_uid != os.getuid()
-    if foreign or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        user_cache.claim(path)
+    except UserError as error:
         log.warning(
-            "Compiled programs are not kept: others may write to %s; chmod 700 it, or"
-            " set JAX_COMPILATION_CACHE_DIR to a directory of your own.",
-            path,
+            "Compiled programs are not kept: %s, or set JAX_COMPILATION_CACHE_DIR to a"
+            " directory of your own.",
+            error,
         )
         return None
     jax.config.update("jax_compilation_cache_dir", str(path))
@@ -43,7 +39,6 @@ def turn_on() -> pathlib.Path | None:
 
 def directory() -> pathlib.Path:
     """The directory for programs of this processor, which need not run on others."""
-    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -51,4 +46,4 @@ def directory() -> pathlib.Path:
     abilities = next((x for x in lines if x.startswith(("flags", "Features"))), "")
     kind = f"{platform.machine()} {platform.processor()} {abilities}"
     name = hashlib.sha256(kind.encode()).hexdigest()[:8]
-    return pathlib.Path(home) / "resnet_jax" / "compiled" / name
+    return user_cache.directory() / "compiled" / name

@@ -1,6 +1,7 @@
 """Configs: variants, durations, comparison, and what may change when a run goes on."""
 
 import ast
+import functools
 import json
 import pathlib
 import runpy
@@ -178,15 +179,18 @@ def check_keys(config: ConfigDict, argv: list[str]) -> None:
 def override(config: ConfigDict, arguments: list[str]) -> None:
     """Carries out `--config.KEY=VALUE` arguments.
 
+    A duration may be given in another unit than it has: `--config.total.steps=5`.
+
     Raises UserError for any other argument, and for a key that there is not.
     """
-    for argument in arguments:
+    for argument in rewrite_durations(arguments):
         name, equals, text = argument.partition("=")
         if not (name.startswith("--config.") and equals):
             raise UserError(f"What is {argument!r}? Overrides are --config.KEY=VALUE.")
         check_keys(config, [argument])
-        key = name.removeprefix("--config.")
-        value, kind = flatten(config)[key], _type_of(config, key)
+        *path, last = name.removeprefix("--config.").split(".")
+        node = functools.reduce(ConfigDict.__getitem__, path, config)
+        value, kind = node[last], node.get_type(last)
         if kind is not str:
             try:
                 text = ast.literal_eval(text)
@@ -196,17 +200,13 @@ def override(config: ConfigDict, arguments: list[str]) -> None:
                     raise UserError(
                         f"{argument!r} is not a value as {value!r}."
                     ) from None
+        if isinstance(value, ConfigDict) and isinstance(text, dict):
+            # The whole of it, not what it had besides.
+            text = ConfigDict(text)
         try:
-            config.update_from_flattened_dict({key: text})
+            node[last] = text
         except TypeError as error:
             raise UserError(f"{argument!r}: {error}.") from None
-
-
-def _type_of(config: ConfigDict, key: str) -> type:
-    *path, last = key.split(".")
-    for part in path:
-        config = config[part]
-    return config.get_type(last)
 
 
 def for_dry_run(config: ConfigDict, devices: int) -> ConfigDict:

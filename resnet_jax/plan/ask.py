@@ -13,6 +13,7 @@ from importlib import metadata
 
 from ml_collections import ConfigDict
 
+from resnet_jax import user_cache
 from resnet_jax.errors import UserError
 from resnet_jax.plan.chips import LOCAL, chip_of
 
@@ -63,12 +64,18 @@ def ask(
         "per_chip": per_chip,
         "evaluation": evaluation,
     }
-    known = directory() / f"{key_of(request)}.json"
-    if known.exists() and not fresh:
+    known = user_cache.directory() / "plan" / f"{key_of(request)}.json"
+    try:
+        user_cache.claim(known.parent)
+    except UserError as error:
+        print(f"warning: answers are not kept: {error}", file=sys.stderr)
+        known = None
+    if known and known.exists() and not fresh:
         return json.loads(known.read_text())
     found = _answer(request, FOR_TPU if tpu else {})
     found["versions"] = versions()
-    _keep(known, json.dumps(found))
+    if known:
+        _keep(known, json.dumps(found))
     return found
 
 
@@ -101,16 +108,9 @@ def _answer(request: dict, environment: dict[str, str]) -> dict:
     return found
 
 
-def directory() -> pathlib.Path:
-    """Where answers are kept: in the user's cache directory, readable by the user."""
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(base) / "resnet_jax" / "plan"
-
-
 def _keep(path: pathlib.Path, text: str) -> None:
     """Writes a file whole or not at all; a disk that refuses costs only time."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
             file.write(text)
         os.replace(file.name, path)

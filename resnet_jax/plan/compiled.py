@@ -118,9 +118,7 @@ def _where(topology: str, devices: list) -> dict:
         memory = stats.get("bytes_limit", shared)
     return {
         "topology": topology,
-        "kind": first.device_kind
-        if name
-        else f"{first.device_kind} ({platform.node()})",
+        "kind": first.device_kind,
         "chip": name,
         "devices": len(devices),
         "chips": len(at),

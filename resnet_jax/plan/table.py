@@ -37,7 +37,7 @@ def as_text(plans: list[tuple[dict, dict]]) -> str:
     return "\n".join([*lines, "", *_notes(plans)])
 
 
-def amount(number: float) -> str:
+def amount(number: float | int) -> str:
     """Bytes as `12.3 MiB`."""
     units = ["B", "KiB", "MiB", "GiB", "TiB"]
     while number >= 1024 and len(units) > 1:
