@@ -25,6 +25,7 @@ class Chip:
       network: bytes per second that it sends over all its links.
       pod: most chips in one network.
       axes: of the network's torus.
+      host: most chips of a slice that has one host only.
       outside: bytes per second between pods, for each chip; 0: not published.
       config: how libtpu calls the two cores of a chip as one device.
       source: of the figures.
@@ -39,6 +40,7 @@ class Chip:
     network: float
     pod: int
     axes: int
+    host: int = 4
     outside: float = 0.0
     config: str = "default"
     source: str
@@ -93,6 +95,7 @@ CHIPS = {
         network=51.2e12 / 256,
         pod=256,
         axes=2,
+        host=8,
         outside=6.4e12 / 8 / 256,
         source=DOCS + "v5e",
     ),
@@ -119,6 +122,7 @@ CHIPS = {
         network=102.4e12 / 256,
         pod=256,
         axes=2,
+        host=8,
         outside=25.6e12 / 8 / 256,
         source=DOCS + "v6e",
     ),

@@ -7,6 +7,7 @@ its environment before JAX is imported, and keeps what it has loaded.
 
 import ast
 import json
+import math
 import re
 import sys
 import time
@@ -39,6 +40,9 @@ def facts(
 ) -> dict:
     """What follows from a config on a topology, and what its compiler says.
 
+    Where images grow during a run, its steps are those of the last size; of what is
+    evaluated, only the split is considered (not `evaluate.sets`).
+
     Args:
       config: see `configs/common.py`; data sets of `KNOWN` need not be there.
       topology: `local`, or as `v5e:2x4`; TPUs need libtpu, and no TPU.
@@ -54,7 +58,7 @@ def facts(
       UserError: the config or the topology cannot be.
     """
     devices = devices_of(topology)
-    where = _where(topology, devices)
+    where = where_of(topology, devices)
     config = stand_in(config)
     config.batch_size = per_chip * where["chips"] or config.batch_size
     setup = set_up(config, sharding.make_mesh(devices))
@@ -88,9 +92,11 @@ def devices_of(topology: str) -> list:
     name = chip_of(topology)
     if not name:
         return jax.devices()
-    options = {"chip_config_name": CHIPS[name].config}
-    if topology == f"{name}:1x1":
-        options["chips_per_host_bounds"] = (1, 1, 1)
+    chip = CHIPS[name]
+    options = {"chip_config_name": chip.config}
+    sides = [int(side) for side in topology.partition(":")[2].split("x")]
+    if math.prod(sides) <= chip.host:
+        options["chips_per_host_bounds"] = (*sides, 1)[:3]
     try:
         found = topologies.get_topology_desc(
             platform="tpu", topology_name=topology, **options
@@ -99,12 +105,13 @@ def devices_of(topology: str) -> list:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"libtpu knows no topology {topology} ({reason}); take a shape in which"
-            f" {name} is sold, see {CHIPS[name].source.partition(';')[0]}."
+            f" {name} is sold, see {chip.source.partition(';')[0]}."
         ) from None
     return list(found.devices)
 
 
-def _where(topology: str, devices: list) -> dict:
+def where_of(topology: str, devices: list) -> dict:
+    """The part of `facts` that is of the devices alone."""
     first = devices[0]
     at = {tuple(getattr(device, "coords", (device.id,))) for device in devices}
     hosts = len({device.process_index for device in devices})

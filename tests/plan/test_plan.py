@@ -12,7 +12,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.plan import ask as ask_module
 from resnet_jax.plan import compiled
 from resnet_jax.plan.ask import ask, key_of
-from resnet_jax.plan.chips import LOCAL
+from resnet_jax.plan.chips import CHIPS, LOCAL
 from resnet_jax.plan.predict import predict, total
 from resnet_jax.plan.table import amount, as_text
 from resnet_jax.setup import set_up
@@ -315,7 +315,29 @@ def test_mistakes_get_a_sentence(arguments, message, home):
 
 
 @needs_libtpu
-@pytest.mark.slow
+def test_chips_cores_and_hosts_are_those_of_the_slice(monkeypatch):
+    for name, value in ask_module.FOR_TPU.items():
+        monkeypatch.setenv(name, value)
+    for topology, devices, chips, hosts in (
+        ("v5e:1x1", 1, 1, 1),
+        # Sold with one host; larger ones have four chips a host.
+        ("v5e:2x4", 8, 8, 1),
+        ("v6e:4x4", 16, 16, 4),
+        # The two cores of a chip are one device, but not in v3 and tpu7x.
+        ("v4:2x2x1", 4, 4, 1),
+        ("v5p:2x2x2", 8, 8, 2),
+        ("v3:4x4", 32, 16, 4),
+        ("tpu7x:2x2x1", 8, 4, 1),
+    ):
+        where = compiled.where_of(topology, compiled.devices_of(topology))
+        found = where["devices"], where["chips"], where["hosts"]
+        assert (topology, *found) == (topology, devices, chips, hosts)
+        chip = CHIPS[topology.partition(":")[0]]
+        assert where["memory"] * devices == chip.hbm * chips
+        assert where["kind"] == chip.kind
+
+
+@needs_libtpu
 def test_a_small_run_is_planned_for_tpus_that_are_not_there(cache):
     found = ask(tiny.config(), "v5e:2x2", per_chip=4)
     assert (found["devices"], found["chips"], found["hosts"]) == (4, 4, 1)
@@ -339,7 +361,6 @@ def test_a_slice_that_nobody_sells_is_told(cache):
 
 
 @needs_libtpu
-@pytest.mark.slow
 def test_out_of_memory_is_told_with_its_amount(cache):
     # A megapixel of 2048 channels in float32 takes half of the memory, and there are
     # more than two of them.
