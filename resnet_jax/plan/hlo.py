@@ -9,9 +9,10 @@ KINDS = (
     *("all-reduce", "all-gather", "reduce-scatter", "all-to-all"),
     *("collective-permute", "collective-broadcast"),
 )
-# Of an operation: the shapes of its result, what it is, and the rest.
+# An operation's name, the shapes of its result, what it is, and the rest.
 OPERATION = re.compile(
-    r"^\s+(?:ROOT )?%?[\w.\-]+ = (?P<shapes>.*?) (?P<kind>[a-z][\w\-]*)\((?P<rest>.*)"
+    r"^\s+(?:ROOT )?%?(?P<name>[\w.\-]+) = (?P<shapes>.*?) (?P<kind>[a-z][\w\-]*)"
+    r"\((?P<rest>.*)"
 )
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
@@ -69,28 +70,22 @@ def hbm_bytes(text: str) -> int:
 
 
 def _moved(lines: list[str]) -> list[int]:
-    operations = [
-        (line.split(" = ")[0].split()[-1].lstrip("%"), OPERATION.match(line))
-        for line in lines
-    ]
-    sizes = {
-        name: _arrays(operation["shapes"])
-        for name, operation in operations
-        if operation
-    }
+    """Of each line of a computation, the bytes in and out of the main memory."""
+    operations = [OPERATION.match(line) for line in lines]
+    arrays = {one["name"]: _arrays(one["shapes"]) for one in operations if one}
     found = []
-    for name, operation in operations:
-        kind = operation["kind"] if operation else "parameter"
+    for one in operations:
+        kind = one["kind"] if one else STILL[0]
         if kind in STILL or kind.endswith("-done"):
             found.append(0)
         elif kind in ("copy-start", "slice-start"):
             # From one memory to another: both are in the result, and then flags.
-            one, other = sizes[name][:2]
-            found.append(min(one[0], other[0]) * (one[1] + other[1]))
+            (size, main), (others, other_main) = arrays[one["name"]][:2]
+            found.append(min(size, others) * (main + other_main))
         else:
-            names = re.findall(r"%([\w.\-]+)", operation["rest"].partition(")")[0])
-            arrays = [array for each in (name, *names) for array in sizes.get(each, [])]
-            found.append(sum(size for size, main in arrays if main))
+            operands = re.findall(r"%([\w.\-]+)", one["rest"].partition(")")[0])
+            met = [arrays.get(name, []) for name in (one["name"], *operands)]
+            found.append(sum(size for part in met for size, main in part if main))
     return found
 
 
