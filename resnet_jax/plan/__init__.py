@@ -11,13 +11,17 @@ ImageNet, need not be there; another one can be stood in for by
 `--config.data.source=fake:CLASSES:IMAGES`.
 
 What comes from the compiler: memory, operations, bytes, cycles and collectives. Time is
-an estimate: the longest of operations / peak, bytes / bandwidth and cycles / clock, and
-then that of the collectives, none of which is taken to hide behind computation. The
-clock is that at which a chip's multipliers reach its published peak. A collective goes
-in rings along the axes of a torus: an all-reduce of B bytes over n chips takes
-2 (n - 1) / n B / bandwidth and 2 us for each hop along half of every ring; beyond a
-pod, each chip's share goes once more through the data-centre network.
-`resnet_jax/plan/chips.py` has the peaks and their sources.
+an estimate: the longest of operations / peak, bytes of the main memory / bandwidth and
+cycles / clock, and then that of the collectives, none of which is taken to hide behind
+computation. The clock is that at which a chip's multipliers reach its published peak;
+`resnet_jax/plan/chips.py` has the peaks and their sources. Cycles are cautious: of the
+published bandwidth, libtpu 0.0.52 expects 80 % for sums of float32 arrays, but only
+50 % for bfloat16. So the rate without cycles is told as well; what was measured lies
+between the two where anything is published (ResNet-50 on v3 and v4).
+
+A collective goes in rings along the axes of a torus: an all-reduce of B bytes over n
+chips takes 2 (n - 1) / n B / bandwidth, and 2 us for each hop along half of every ring;
+beyond a pod, each chip's share goes once more through the data-centre network.
 
 A compilation takes minutes; its figures are kept in the user's cache directory, by
 config, topology, versions and code (`--fresh` compiles anew).

@@ -94,12 +94,14 @@ def _column(facts: dict, found: dict) -> dict[str, str]:
             "network, in addition": f"{1e3 * seconds['network']:.2f} ms",
             "bound by": found["bound"],
             "images/s/chip": f"{found['rate']:,.0f}",
+            "  at most, without cycles": f"{found['most']:,.0f}",
             "images/s": f"{found['rate'] * chips:,.0f}",
             "of the peak": f"{100 * found['utilization']:.0f} %",
         }
         if "published" in found:
             column["published images/s/chip"] = f"{found['published']:,.0f}"
-            column["estimate against it"] = f"{100 * found['deviation']:+.0f} %"
+            low, high = found["deviations"]
+            column["  these against it"] = f"{100 * low:+.0f}, {100 * high:+.0f} %"
         column["steps"] = f"{facts['steps']:,}"
         column["hours"] = f"{found['hours']:.2f}"
         if "eval_hours" in found:
