@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
         facts = ask(chosen, topology, per_chip=per_chip, fresh=args.fresh)
         found = predict(facts, input_rate=args.input_rate, price=args.price)
         if args.largest:
-            found["largest"] = _largest(chosen, facts)
+            found["largest"] = search(chosen, facts)
         plans.append((facts, found))
     if args.json:
         rows = [{"compiled": facts, "predicted": found} for facts, found in plans]
@@ -76,15 +76,25 @@ def main(argv: list[str]) -> None:
         print(as_text(plans))
 
 
-def _largest(config: ConfigDict, facts: dict) -> tuple[int, int]:
+def search(config: ConfigDict, facts: dict) -> tuple[int, int]:
+    """The largest batch of a chip that fits: see `largest`; `facts` are of a try."""
+    start = facts["batch_size"] // facts["chips"]
+
     def wanted(per_chip: int) -> tuple[int, int]:
-        tried = ask(config, facts["topology"], per_chip=per_chip, evaluation=False)
-        found = predict(tried)
+        tried = facts
+        if per_chip != start:
+            topology = facts["topology"]
+            tried = ask(config, topology, per_chip=per_chip, evaluation=False)
+        found = predict({k: v for k, v in tried.items() if k != "eval"})
         need, limit = found["memory"], found["limit"]
         if not found["fits"] and not need:
             # Not told by how much.
             need = 2 * limit
-        print(f"  {amount(need)} of {amount(limit)}", file=sys.stderr, flush=True)
+        print(
+            f"{per_chip} images a chip: {amount(need)} of {amount(limit)}",
+            file=sys.stderr,
+            flush=True,
+        )
         return need, limit
 
     group = config.model.bn_group_size
@@ -94,7 +104,7 @@ def _largest(config: ConfigDict, facts: dict) -> tuple[int, int]:
         facts["chips"],
         config.optim.microbatches,
     )
-    return largest(wanted, facts["batch_size"] // facts["chips"], unit)
+    return largest(wanted, start, unit)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 
 from configs import r50
 from resnet_jax.errors import UserError
+from resnet_jax.plan import __main__ as command
 from resnet_jax.plan import ask as ask_module
 from resnet_jax.plan import compiled
 from resnet_jax.plan.ask import ask, key_of
@@ -264,6 +265,30 @@ def test_plans_stand_side_by_side():
 )
 def test_bytes_are_told_in_fitting_units(number, text):
     assert amount(number) == text
+
+
+def test_the_largest_batch_is_searched_from_the_one_that_is_planned(monkeypatch):
+    tried = []
+
+    def answer(config, topology, *, per_chip, evaluation):
+        assert (topology, evaluation) == ("v5e:2x4", False)
+        tried.append(per_chip)
+        if per_chip > 500:
+            # As libtpu refuses: by the temporaries alone, of less than there is.
+            train = {"wanted": per_chip * 2**25, "limit": 15 * 2**30, "seconds": 1.0}
+        else:
+            memory = {"parameters": 2**30, "activations": per_chip * 2**25}
+            train = facts()["train"] | {"memory": memory}
+        return facts(train=train, batch_size=8 * per_chip)
+
+    monkeypatch.setattr(command, "ask", answer)
+    config = r50.get_config()
+    fits, fails = command.search(config, facts())
+    # 448 images and the parameters are 15 GiB of 16, and 480 all.
+    assert 0.9 * 480 < fits <= 480 and fits < fails <= fits * 17 / 16 + 4
+    # What was planned is not asked again, and groups of 32 images stay whole.
+    assert 128 not in tried
+    assert all(number * 8 % 32 == 0 for number in tried)
 
 
 @pytest.fixture(scope="module")
