@@ -6,9 +6,11 @@ import subprocess
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
 from configs import r50
 from resnet_jax.errors import UserError
+from resnet_jax.models.cost import count
 from resnet_jax.plan import __main__ as command
 from resnet_jax.plan import ask as ask_module
 from resnet_jax.plan import compiled
@@ -119,6 +121,25 @@ def test_images_a_chip_take_the_place_of_the_batch_size(monkeypatch):
     found = compiled.facts(tiny.config(), LOCAL, per_chip=6, evaluation=False)
     assert found["batch_size"] == 48
     assert "eval" not in found
+
+
+def test_a_teacher_is_part_of_the_step(monkeypatch):
+    parts = {}
+
+    def of_step(lower, found, *_):
+        lower()
+        parts.update(found)
+        return {"memory": {}}
+
+    monkeypatch.setattr(compiled, "of_step", of_step)
+    changes = {
+        "distill.teacher": "cifar_resnet20",
+        "distill.overrides": ConfigDict(tiny.NETWORK),
+        "distill.teacher_init": "drawn",
+    }
+    compiled.facts(tiny.config(changes), LOCAL, evaluation=False)
+    # Both are the same network.
+    assert count(parts["teacher"]["params"]) == count(parts["parameters"]) > 0
 
 
 def refusing(message: str):
