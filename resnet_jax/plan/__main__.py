@@ -25,6 +25,11 @@ def numbers(text: str) -> list[int]:
     return found
 
 
+def prices(text: str) -> list[float]:
+    """`1.2,3.2` as numbers."""
+    return [float(part) for part in text.split(",")]
+
+
 def main(argv: list[str]) -> None:
     """Command line: see the package's docstring."""
     parser = argparse.ArgumentParser(
@@ -49,7 +54,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--input_rate", type=float, default=0, help="images/s/core of `bench input`"
     )
-    parser.add_argument("--price", type=float, default=0, help="of a chip-hour")
+    parser.add_argument(
+        "--price", type=prices, default=[0.0], help="of a chip-hour; one a topology"
+    )
     parser.add_argument("--fresh", action="store_true", help="compile anew")
     parser.add_argument("--json", action="store_true", help="an array of plans")
     args, overrides = parser.parse_known_args(argv[1:])
@@ -58,14 +65,20 @@ def main(argv: list[str]) -> None:
     topologies = args.topology.split(",")
     for topology in topologies:
         chip_of(topology)
+    if len(args.price) not in (1, len(topologies)):
+        raise UserError(
+            f"--price has {len(args.price)} prices for {len(topologies)} topologies;"
+            " give one for all, or one for each, with commas between them."
+        )
+    priced = itertools.zip_longest(topologies, args.price, fillvalue=args.price[0])
     plans = []
-    for topology, batch_size, per_chip in itertools.product(
-        topologies, args.batch_size, args.per_chip
+    for (topology, price), batch_size, per_chip in itertools.product(
+        priced, args.batch_size, args.per_chip
     ):
         chosen = ConfigDict(config.to_dict())
         chosen.batch_size = batch_size or config.batch_size
         facts = ask(chosen, topology, per_chip=per_chip, fresh=args.fresh)
-        found = predict(facts, input_rate=args.input_rate, price=args.price)
+        found = predict(facts, input_rate=args.input_rate, price=price)
         if args.largest:
             found["largest"] = search(chosen, facts)
         plans.append((facts, found))

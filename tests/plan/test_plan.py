@@ -312,6 +312,28 @@ def test_the_largest_batch_is_searched_from_the_one_that_is_planned(monkeypatch)
     assert all(number * 8 % 32 == 0 for number in tried)
 
 
+def test_topologies_and_sizes_are_compared_in_one_call(monkeypatch, capsys):
+    def answer(config, topology, *, per_chip, fresh):
+        assert not fresh
+        chip = topology.partition(":")[0]
+        return facts(topology=topology, chip=chip, batch_size=8 * per_chip)
+
+    monkeypatch.setattr(command, "ask", answer)
+    arguments = ["--config=configs/r50.py", "--topology=v5e:2x4,v4:2x2x2", "--json"]
+    arguments += ["--per_chip=64,128", "--price=1.5,4", "--input_rate=600"]
+    command.main(["plan", *arguments])
+    rows = json.loads(capsys.readouterr().out)
+    found = [
+        (row["compiled"]["topology"], row["compiled"]["batch_size"]) for row in rows
+    ]
+    small, large = 512, 1024
+    assert found == [(t, b) for t in ("v5e:2x4", "v4:2x2x2") for b in (small, large)]
+    for row, price in zip(rows, (1.5, 1.5, 4, 4), strict=True):
+        predicted = row["predicted"]
+        assert predicted["cost"] == pytest.approx(predicted["hours"] * 8 * price)
+        assert predicted["cores"] >= predicted["host_rate"] / 600
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> dict[str, str]:
     return {
@@ -348,6 +370,7 @@ def test_a_small_run_is_planned_for_this_machine(home):
         (("--per_chip=3", "--config.model.bn_group_size=5"), "does not divide"),
         (("--batch_size=0",), "invalid numbers value: '0'"),
         (("--config.batch=1",), "The config has no key 'batch'. Did you mean"),
+        (("--topology=local,v5e:2x4", "--price=1,2,3"), "3 prices for 2 topologies"),
         (("--topologies=local",), "What is '--topologies=local'?"),
     ],
 )
