@@ -60,6 +60,7 @@ def planned() -> dict:
     return compiled.facts(tiny.config({"ema_decay": 0.9}), LOCAL)
 
 
+@pytest.mark.slow
 def test_the_steps_are_those_that_training_compiles(planned):
     setup = tiny.setup({"ema_decay": 0.9})
     stats = setup.compile_train_step().memory_analysis()
@@ -346,6 +347,7 @@ def plan(*arguments: str, **environment: str) -> tuple[int, str]:
     return runs.run_python("-m", "resnet_jax.plan", *arguments, **environment)
 
 
+@pytest.mark.slow
 def test_a_small_run_is_planned_for_this_machine(home):
     code, output = plan(*TINY, **home)
     assert code == 0, output
