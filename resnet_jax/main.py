@@ -108,12 +108,14 @@ def run(command: str) -> None:
     # Imported here so that a wrong flag is told at once.
     import jax
 
-    from resnet_jax import compile_cache
+    from resnet_jax import compile_cache, host
     from resnet_jax.evaluate import evaluate_workdir
     from resnet_jax.train import train
     from resnet_jax.writers import describe, say
 
     compile_cache.turn_on()
+    if jax.default_backend() == "cpu":
+        host.keep_freed_memory()
     config = _CONFIG.value
     if _MODE.value == "dry_run":
         with tempfile.TemporaryDirectory() as directory:

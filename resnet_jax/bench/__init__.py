@@ -1,5 +1,12 @@
 """Measures, side by side in one run: `python -m resnet_jax.bench WHAT`.
 
+step: images/s of the train step on this machine's CPUs, against a network of stock
+Linen layers and torchvision (or the CIFAR network in torch), eager in channels_last;
+`--torch=PYTHON` is an interpreter that has torch, if this one does not; `--profile=DIR`
+writes a trace and prints the ten costliest operations.
+inference: images/s of the forward pass, against torch eager and torch.compile.
+convolutions: GFLOP/s of every form that a network's convolutions can take on CPUs,
+against XLA's own; the choice in models/cpu_conv.py is made by it.
 overhead: images/s of the whole program on the fake source (loading, logging, progress)
 against the same compiled step called again and again on one batch.
 compile: seconds that tracing and compiling the train step take with scanned blocks,

@@ -5,35 +5,17 @@ import json
 import pathlib
 import sys
 
-from ml_collections import ConfigDict
 from PIL import Image
 
 from resnet_jax import bench
 from resnet_jax.bench import augment as augment_bench
+from resnet_jax.bench import convolutions as convolutions_bench
 from resnet_jax.bench import input as input_bench
 from resnet_jax.bench import schedule as schedule_bench
-from resnet_jax.bench.training import compile_time, overhead
+from resnet_jax.bench import speed as speed_bench
+from resnet_jax.bench.training import compile_time, overhead, training_config
 from resnet_jax.config import load, override
 from resnet_jax.errors import UserError
-
-
-def training_config(args: argparse.Namespace) -> ConfigDict:
-    """A short run on fake data at the size of the arguments."""
-    config = load(args.config)
-    config.model.name = args.model or config.model.name
-    config.batch_size = args.batch_size
-    config.model.dtype = args.dtype
-    config.data.image_size = args.image_size
-    # Few images in the second split: only training is measured.
-    config.data.source = f"fake:10:{args.batch_size}"
-    config.data.train_split, config.data.eval_split = "train", "validation"
-    config.total = ConfigDict({"steps": args.steps})
-    config.log_every = ConfigDict({"steps": max(args.steps // 4, 1)})
-    config.optim.warmup = ConfigDict({"steps": 0})
-    config.optim.schedule = "constant"
-    for section in (config.evaluate, config.checkpoint):
-        section.every = ConfigDict({"steps": args.steps})
-    return config
 
 
 def save_sheet(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -48,6 +30,10 @@ def save_sheet(args: argparse.Namespace, overrides: list[str]) -> None:
     )
     sheet.save(args.save)
     print(f"{args.save}: {sheet.width}x{sheet.height}, originals on the left")
+
+
+def _list(of: type):
+    return lambda text: [of(part) for part in text.split(",")]
 
 
 def main(argv: list[str]) -> None:
@@ -82,6 +68,21 @@ def main(argv: list[str]) -> None:
     kind.add_argument("images", type=pathlib.Path, help="a folder or .zip of JPEGs")
     kind.add_argument("--cores", type=int, default=2)
     kind.add_argument("--batches", type=int, default=16, help="of 128, in each repeat")
+    for name in ("step", "inference", "convolutions"):
+        kind = kinds.add_parser(name, parents=[common])
+        kind.add_argument("--model", default="resnet50", help="of the zoo")
+        kind.add_argument("--image_size", type=int, default=224)
+        kind.add_argument("--batch_size", type=_list(int), default=[32], help="a,b,..")
+        types = ["float32", "bfloat16"]
+        kind.add_argument("--dtype", type=_list(str), default=types, help="a,b,..")
+        if name != "convolutions":
+            kind.add_argument(
+                "--torch", default=sys.executable, help="the Python that has torch"
+            )
+        if name == "step":
+            kind.add_argument(
+                "--profile", type=pathlib.Path, help="writes a trace to this folder"
+            )
     kind = kinds.add_parser("schedule")
     kind.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT")
     kind.add_argument("--save", type=pathlib.Path, help="draws there, such as lr.png")
@@ -101,6 +102,21 @@ def main(argv: list[str]) -> None:
             schedule_bench.draw(args.config, config, size, args.save)
     elif args.what == "input":
         rows = input_bench.rows(args.images, args.cores, args.batches, args.repeats)
+    elif args.what == "convolutions":
+        rows = convolutions_bench.rows(
+            args.model, args.image_size, args.batch_size, args.dtype, args.repeats
+        )
+    elif args.what in ("step", "inference"):
+        rows = speed_bench.rows(
+            args.what,
+            args.model,
+            args.image_size,
+            args.batch_size,
+            args.dtype,
+            args.repeats,
+            args.torch,
+            getattr(args, "profile", None),
+        )
     else:
         measure = overhead if args.what == "overhead" else compile_time
         rows = [measure(training_config(args), args.repeats)]
@@ -110,7 +126,7 @@ def main(argv: list[str]) -> None:
         else:
             peer = ""
             if row["peer"]:
-                peer = f", {row['peer']} {row['peer_value']:.1f}"
+                peer = f", {row['peer']} {row['peer_value']:.4g}"
                 peer += f", ratio {row['ratio']:.3f}"
             print(f"{row['name']}: {row['value']:.4g} {row['unit']}{peer}", flush=True)
 

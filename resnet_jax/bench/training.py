@@ -1,5 +1,6 @@
 """Speed of training and of compiling."""
 
+import argparse
 import contextlib
 import pathlib
 import statistics
@@ -12,8 +13,28 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import writers
+from resnet_jax.config import load
 from resnet_jax.setup import Setup, set_up
 from resnet_jax.train import teacher_variables, train
+
+
+def training_config(args: argparse.Namespace) -> ConfigDict:
+    """A short run on fake data at the size of the arguments."""
+    config = load(args.config)
+    config.model.name = args.model or config.model.name
+    config.batch_size = args.batch_size
+    config.model.dtype = args.dtype
+    config.data.image_size = args.image_size
+    # Few images in the second split: only training is measured.
+    config.data.source = f"fake:10:{args.batch_size}"
+    config.data.train_split, config.data.eval_split = "train", "validation"
+    config.total = ConfigDict({"steps": args.steps})
+    config.log_every = ConfigDict({"steps": max(args.steps // 4, 1)})
+    config.optim.warmup = ConfigDict({"steps": 0})
+    config.optim.schedule = "constant"
+    for section in (config.evaluate, config.checkpoint):
+        section.every = ConfigDict({"steps": args.steps})
+    return config
 
 
 def overhead(config: ConfigDict, repeats: int) -> dict:

@@ -75,6 +75,13 @@ def _cost_of_jaxpr(jaxpr) -> Cost:
             total += Cost(output * math.prod(left[axis] for axis in contracted))
         else:
             times = equation.params["length"] if name == "scan" else 1
-            for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            for inner in inner_jaxprs(equation):
                 total += _cost_of_jaxpr(inner) * times
     return total
+
+
+def inner_jaxprs(equation: jax.extend.core.JaxprEqn) -> list[jax.extend.core.Jaxpr]:
+    """The functions inside of an equation; of those for each platform, the last."""
+    if equation.primitive.name == "cond":
+        return [equation.params["branches"][-1].jaxpr]
+    return list(jax.extend.core.jaxprs_in_params(equation.params))

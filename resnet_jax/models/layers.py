@@ -11,6 +11,9 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from resnet_jax.models import cpu_pool
+from resnet_jax.models.cpu_conv import Geometry, Padding, convolve
+
 CONV_INITS = {
     # He et al. 2015 (arXiv:1502.01852), as torchvision draws it: normal, fan out.
     "he_fan_out": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
@@ -87,21 +90,23 @@ class Conv(nn.Module):
         if self.standardization == "scaled":
             learned = self.param("gain", self.gain_init, (self.features,), jnp.float32)
             kernel = kernel * (learned * (self.gain * np.prod(shape[:3]) ** -0.5))
-        pad = self.dilation * (self.kernel - 1) // 2
-        x = lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            window_strides=(self.stride, self.stride),
-            padding="SAME" if self.same_padding else ((pad, pad), (pad, pad)),
-            rhs_dilation=(self.dilation, self.dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.groups,
-        )
+        where = Geometry(self.stride, self.padding(x.shape[1:3]), self.dilation)
+        x, kernel = jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype)
+        x = convolve(x, kernel, where, self.groups)
         if self.bias:
             shape = (self.features,)
             bias = self.param("bias", self.bias_init, shape, jnp.float32)
             x = x + bias.astype(self.dtype)
         return x
+
+    def padding(self, sizes: tuple[int, int]) -> Padding:
+        """Pixels before and behind along height and width, whose lengths are given."""
+        if not self.same_padding:
+            pad = self.dilation * (self.kernel - 1) // 2
+            return ((pad, pad), (pad, pad))
+        side = self.dilation * (self.kernel - 1) + 1
+        window, stride = (side, side), (self.stride, self.stride)
+        return tuple(lax.padtype_to_pads(sizes, window, stride, "SAME"))
 
 
 @jax.jit
@@ -183,11 +188,10 @@ def max_pool(
       border: `max`: one pixel of -inf around, as torchvision; `max_zero_pad`: one
         pixel of zeros, as Keras and BiT; `max_valid`: nothing.
     """
-    around = ((0, 0), (0, 0)) if border == "max_valid" else ((1, 1), (1, 1))
+    around = ((1, 1), (1, 1)) if border == "max" else ((0, 0), (0, 0))
     if border == "max_zero_pad":
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        around = ((0, 0), (0, 0))
-    return nn.max_pool(x, (3, 3), strides=(stride, stride), padding=around)
+    return cpu_pool.max_pool(x, 3, Geometry(stride, around))
 
 
 @jax.jit

@@ -1,0 +1,123 @@
+"""Speed of every form of a network's convolutions on this CPU, side by side."""
+
+import collections
+import functools
+import itertools
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnet_jax import host
+from resnet_jax.models import create_model
+from resnet_jax.models.cost import init_shapes, inner_jaxprs
+from resnet_jax.models.cpu_conv import FORMS, Geometry, form_of, forms_of
+
+# Image height, width and channels, kernel side, features, and where.
+Shape = tuple[int, int, int, int, int, Geometry]
+
+
+def rows(
+    name: str, image_size: int, batch_sizes: list[int], dtypes: list[str], repeats: int
+) -> Iterator[dict]:
+    """One row a convolution and direction: the chosen form against XLA's.
+
+    All forms are printed to the terminal, with a star where another than the chosen one
+    was faster.
+    """
+    host.keep_freed_memory()
+    for batch, dtype in itertools.product(batch_sizes, dtypes):
+        for shape in shapes_of(name, image_size):
+            h, w, c, k, f, where = shape
+            out = where.output(h, 0, k)
+            pixels = batch * out * where.output(w, 1, k)
+            gflop = 2e-9 * pixels * k * k * c * f
+            for direction in FORMS:
+                found = measure(shape, direction, batch, dtype, repeats)
+                median = {form: statistics.median(x) for form, x in found.items()}
+                chosen = form_of(direction, out, c, k, where, dtype)
+                best = min(median, key=median.get)
+                title = f"{k}x{k}/{where.stride} {c}->{f} {h} px {direction} {dtype}"
+                rates = [f"{form} {gflop / x:.0f}" for form, x in median.items()]
+                star = " " if best == chosen else "*"
+                print(
+                    star, title, *rates, chosen, sep="  ", file=sys.stderr, flush=True
+                )
+                yield {
+                    "name": title,
+                    "value": gflop / median[chosen],
+                    "unit": "GFLOP/s",
+                    "peer": "convolution",
+                    "peer_value": gflop / median["convolution"],
+                    "ratio": median["convolution"] / median[chosen],
+                    "spread": {
+                        form: [gflop / max(found[form]), gflop / min(found[form])]
+                        for form in (chosen, "convolution")
+                    },
+                }
+
+
+def shapes_of(name: str, image_size: int) -> collections.Counter[Shape]:
+    """The convolutions without groups of a network of the zoo, and how many of each."""
+    model = create_model(name)
+    image = jnp.zeros((1, image_size, image_size, model.spec.in_channels))
+    variables = init_shapes(model, image_size)
+    found: collections.Counter[Shape] = collections.Counter()
+
+    def collect(jaxpr) -> None:
+        for equation in jaxpr.eqns:
+            params = equation.params
+            if equation.primitive.name == "conv_general_dilated":
+                x, kernel = (variable.aval.shape for variable in equation.invars)
+                if params["feature_group_count"] == 1:
+                    where = Geometry(
+                        params["window_strides"][0],
+                        tuple(params["padding"]),
+                        params["rhs_dilation"][0],
+                    )
+                    found[*x[1:], kernel[0], kernel[3], where] += 1
+            for inner in inner_jaxprs(equation):
+                collect(inner)
+
+    collect(jax.make_jaxpr(model.apply)(variables, image).jaxpr)
+    return found
+
+
+def measure(
+    shape: Shape, direction: str, batch_size: int, dtype: str, repeats: int
+) -> dict[str, list[float]]:
+    """Seconds that each form takes, in turn."""
+    h, w, c, k, f, where = shape
+    rng = np.random.default_rng(0)
+
+    def draw(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(shape, np.float32), dtype)
+
+    x, kernel = draw(batch_size, h, w, c), draw(k, k, c, f)
+    g = draw(batch_size, where.output(h, 0, k), where.output(w, 1, k), f)
+    like = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    args, more = {
+        "forward": ((x, kernel), (where,)),
+        "input": ((g, kernel), (where, like)),
+        "kernel": ((x, g), (where, k)),
+    }[direction]
+    calls = {}
+    for form in forms_of(direction, k, where):
+        function = functools.partial(_with, FORMS[direction][form], more)
+        calls[form] = jax.jit(function).lower(*args).compile(), args
+    seconds = {form: [] for form in calls}
+    for repeat in range(repeats + 1):
+        for form, (call, args) in calls.items():
+            started = time.perf_counter()
+            jax.block_until_ready(call(*args))
+            if repeat:
+                seconds[form].append(time.perf_counter() - started)
+    return seconds
+
+
+def _with(function: Callable, more: tuple, *args: jax.Array) -> jax.Array:
+    return function(*args, *more)

@@ -1,0 +1,235 @@
+"""Every form of a convolution gives what XLA's convolution does, on any devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from resnet_jax.models import cpu_pool
+from resnet_jax.models.cpu_conv import FORMS, Geometry, convolve, form_of, forms_of
+from tests import keyed, tiny
+from tests.test_sharding import collectives
+
+
+def same(pad: int) -> tuple:
+    return ((pad, pad), (pad, pad))
+
+
+# Kernel, stride, padding, dilation, height, width, channels, features: the layers of
+# the zoo at even and odd sizes, 'SAME' at an even size, and windows that leave pixels.
+KINDS = [
+    (1, Geometry(), 5, 6, 4, 6),
+    (1, Geometry(), 5, 6, 6, 3),
+    (1, Geometry(2), 5, 6, 6, 8),
+    (1, Geometry(2), 6, 5, 3, 2),
+    (3, Geometry(1, same(1)), 5, 6, 8, 6),
+    (3, Geometry(1, same(0)), 6, 5, 8, 8),
+    (3, Geometry(2, same(1)), 7, 6, 8, 4),
+    (3, Geometry(2, ((0, 1), (0, 1))), 6, 8, 4, 8),
+    (3, Geometry(2, ((0, 1), (1, 1))), 6, 7, 8, 8),
+    (3, Geometry(1, same(2), 2), 9, 8, 8, 4),
+    (3, Geometry(2, same(2), 2), 9, 8, 4, 8),
+    (5, Geometry(3, same(2)), 13, 11, 8, 8),
+    (7, Geometry(2, same(3)), 16, 13, 3, 8),
+    (3, Geometry(1, same(1)), 4, 5, 3, 8),
+]
+CASES = [
+    pytest.param(direction, form, *kind, id=f"{direction}-{form}-{i}")
+    for i, kind in enumerate(KINDS)
+    for direction in FORMS
+    for form in forms_of(direction, *kind[:2])
+]
+
+
+def draw(dtype, *shape: int) -> jax.Array:
+    values = keyed.generator(str(shape)).standard_normal(shape, np.float32)
+    return jnp.asarray(values, dtype)
+
+
+def inputs(k, where, h, w, c, f, dtype):
+    """An image, a kernel and a gradient of the output."""
+    x, kernel = draw(dtype, 8, h, w, c), draw(dtype, k, k, c, f)
+    return x, kernel, draw(dtype, 8, where.output(h, 0, k), where.output(w, 1, k), f)
+
+
+def call(direction, form, x, kernel, g, where):
+    function = FORMS[direction][form]
+    if direction == "forward":
+        return function(x, kernel, where)
+    if direction == "input":
+        return function(g, kernel, where, jax.ShapeDtypeStruct(x.shape, x.dtype))
+    return function(x, g, where, len(kernel))
+
+
+def exact(direction, x, kernel, g, where) -> tuple[np.ndarray, np.ndarray]:
+    """The result in float64, and the sum of the sizes of what is added."""
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(np.asarray(a, np.float64)) for a in (x, kernel, g)]
+        value = call(direction, "convolution", *wide, where)
+        return np.asarray(value), np.asarray(
+            call(direction, "convolution", *map(jnp.abs, wide), where)
+        )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("direction", "form", "k", "where", "h", "w", "c", "f"), CASES)
+def test_every_form_is_the_convolution_to_rounding(
+    direction, form, k, where, h, w, c, f, dtype
+):
+    x, kernel, g = inputs(k, where, h, w, c, f, dtype)
+    got = call(direction, form, x, kernel, g, where)
+    assert got.dtype == dtype
+    expected, size = exact(direction, x, kernel, g, where)
+    assert got.shape == expected.shape
+    # A float32 sum of at most 8 x 8 x 13 terms in any order: 832 roundings at worst,
+    # and some 30 as they come. The result is rounded once more to bfloat16's 8 digits.
+    bound = 64 * 2**-24 * size
+    if dtype == "bfloat16":
+        bound = bound + 2**-8 * np.abs(expected)
+    assert (np.abs(np.asarray(got, np.float64) - expected) <= bound).all()
+
+
+@pytest.mark.parametrize("direction", ["forward", "input", "kernel"])
+def test_bfloat16_is_summed_in_float32(direction):
+    where = Geometry(1, same(1))
+    x, kernel, g = inputs(3, where, 14, 14, 128, 128, "bfloat16")
+    expected, size = exact(direction, x, kernel, g, where)
+    for form in forms_of(direction, 3, where):
+        got = np.asarray(call(direction, form, x, kernel, g, where), np.float64)
+        # A bfloat16 sum of 1152 terms would be off by some sqrt(1152) x 2^-9 of a
+        # term's size, an eighth of the values.
+        bound = 2**-8 * np.abs(expected) + 64 * 2**-24 * size
+        assert (np.abs(got - expected) <= bound).all(), form
+
+
+@pytest.mark.parametrize(("k", "where", "h", "w", "c", "f"), KINDS)
+def test_gradients_are_those_of_the_convolution(k, where, h, w, c, f):
+    x, kernel, g = inputs(k, where, h, w, c, f, "float32")
+
+    def plain(x, kernel):
+        return FORMS["forward"]["convolution"](x, kernel, where)
+
+    out, pull = jax.vjp(lambda x, kernel: convolve(x, kernel, where), x, kernel)
+    expected, pull_plain = jax.vjp(plain, x, kernel)
+    # As above: a few roundings of sums of at most 832 terms of size 1.
+    difference = tiny.difference((out, *pull(g)), (expected, *pull_plain(g)))
+    assert difference < 1e-5
+
+
+def test_groups_are_left_to_xla():
+    x, kernel = draw("float32", 2, 5, 5, 8), draw("float32", 3, 3, 2, 8)
+    where = Geometry(1, same(1))
+    expected = lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        where.padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=4,
+    )
+    np.testing.assert_array_equal(convolve(x, kernel, where, 4), expected)
+
+
+def test_the_hessian_is_at_hand():
+    # Forward over reverse, as the curvature of a loss is computed.
+    x, kernel, _ = inputs(3, Geometry(1, same(1)), 5, 6, 8, 6, "float32")
+
+    def loss(convolution, kernel):
+        return jnp.square(convolution(x, kernel, Geometry(1, same(1)))).sum()
+
+    def product(convolution):
+        grad = jax.grad(functools.partial(loss, convolution))
+        return jax.jvp(grad, (kernel,), (kernel,))[1]
+
+    plain = product(FORMS["forward"]["convolution"])
+    assert tiny.difference(product(convolve), plain) < 1e-5
+
+
+# What is compiled.
+
+
+def train_like(x, kernel, where):
+    """A convolution, a pooling and their gradients."""
+
+    def loss(x, kernel):
+        y = convolve(x, kernel, where)
+        y = cpu_pool.max_pool(y, 3, Geometry(2, same(1)))
+        return jnp.square(y.astype(jnp.float32)).sum()
+
+    return jax.grad(loss, (0, 1))(x, kernel)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("k", [1, 3])
+def test_other_platforms_keep_the_convolution(k, dtype):
+    where = Geometry(1, same(k // 2))
+    x, kernel, _ = inputs(k, where, 8, 8, 8, 8, dtype)
+    traced = jax.jit(train_like, static_argnums=2).trace(x, kernel, where)
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("stablehlo.convolution") == 3
+    assert text.count("stablehlo.reduce_window") == 1
+    assert text.count("stablehlo.select_and_scatter") == 1
+    for other in ("dot_general", "concatenate", "barrier"):
+        assert other not in text
+    text = traced.lower(lowering_platforms=("cpu",)).as_text()
+    assert "select_and_scatter" not in text
+    assert "dot_general" in text
+
+
+def test_one_export_serves_all_platforms():
+    where = Geometry(1, same(1))
+    x, kernel, _ = inputs(3, where, 8, 8, 8, 8, "float32")
+    function = jax.jit(functools.partial(train_like, where=where))
+    exported = jax.export.export(function, platforms=("cpu", "tpu"))(x, kernel)
+    difference = tiny.difference(exported.call(x, kernel), function(x, kernel))
+    assert difference < 1e-5
+
+
+@pytest.mark.parametrize("direction", ["forward", "input", "kernel"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("k", "where"),
+    [(1, Geometry(2)), (3, Geometry(1, same(1))), (3, Geometry(2, same(1)))],
+)
+def test_the_batch_stays_on_its_devices(k, where, dtype, direction):
+    x, kernel, g = inputs(k, where, 8, 8, 8, 8, dtype)
+    mesh = tiny.mesh_of(8)
+    cut, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+    for form in forms_of(direction, k, where):
+
+        def function(x, kernel, g, form=form):
+            return call(direction, form, x, kernel, g, where)
+
+        compiled = (
+            jax.jit(
+                function,
+                in_shardings=(cut, whole, cut),
+                out_shardings=whole if direction == "kernel" else cut,
+            )
+            .lower(x, kernel, g)
+            .compile()
+        )
+        kinds = {one.kind for one in collectives(compiled)}
+        assert kinds == ({"all-reduce"} if direction == "kernel" else set()), form
+        one = jax.jit(function)(x, kernel, g).astype(jnp.float32)
+        placed = [
+            jax.device_put(a, s) for a, s in ((x, cut), (kernel, whole), (g, cut))
+        ]
+        many = compiled(*placed).astype(jnp.float32)
+        # Sums of eight parts, each rounded to the type.
+        bound = 1e-5 if dtype == "float32" else 2**-6
+        assert tiny.difference(many, one) < bound
+
+
+def test_the_choice_is_a_form_that_can_compute_it():
+    for k, where, h, _, c, _ in KINDS:
+        for direction in FORMS:
+            for dtype in ("float32", "bfloat16"):
+                size = where.output(h, 0, k)
+                chosen = form_of(direction, size, c, k, where, dtype)
+                assert chosen in forms_of(direction, k, where)

@@ -1,0 +1,34 @@
+"""Max pooling on CPUs is XLA's, ties included."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax.models.cpu_conv import Geometry
+from resnet_jax.models.cpu_pool import max_pool
+from tests import keyed
+
+SHAPES = [(3, 2, 1, 9, 8), (3, 2, 0, 10, 11), (3, 1, 1, 7, 6), (2, 2, 0, 8, 9)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("side", "stride", "pad", "h", "w"), SHAPES)
+def test_output_and_gradient_are_xlas_where_values_are_equal(
+    side, stride, pad, h, w, dtype
+):
+    padding = ((pad, pad), (pad, pad))
+    rng = keyed.generator("pool")
+    # Five levels, so that most windows have their greatest value more than once.
+    x = jnp.asarray(rng.integers(-2, 3, (2, h, w, 4)), dtype)
+
+    def plain(x):
+        return nn.max_pool(x, (side, side), (stride, stride), padding)
+
+    expected, pull_plain = jax.vjp(plain, x)
+    out, pull = jax.vjp(lambda x: max_pool(x, side, Geometry(stride, padding)), x)
+    np.testing.assert_array_equal(out, expected)
+    # Whole numbers below 256, which both types add without rounding.
+    g = jnp.asarray(rng.integers(-9, 10, out.shape), dtype)
+    np.testing.assert_array_equal(pull(g)[0], pull_plain(g)[0])
