@@ -41,7 +41,7 @@ class Progress:
       best: result of the best evaluation, or None.
       seconds: time spent in training steps, in this and earlier processes.
       bad_images: indices of the training images that were passed over.
-      plateau: what `optim.Plateau` remembers, or None.
+      plateau: what `schedules.Plateau` remembers, or None.
       recomputed: whether the batch-norm statistics are those of `bn_recompute`.
     """
 

@@ -1,6 +1,7 @@
 """Configs: variants, durations, comparison, and what may change when a run goes on."""
 
 import ast
+import functools
 import json
 import pathlib
 import runpy
@@ -178,22 +179,32 @@ def check_keys(config: ConfigDict, argv: list[str]) -> None:
 def override(config: ConfigDict, arguments: list[str]) -> None:
     """Carries out `--config.KEY=VALUE` arguments.
 
+    A duration may be given in another unit than it has: `--config.total.steps=5`.
+
     Raises UserError for any other argument, and for a key that there is not.
     """
-    for argument in arguments:
+    for argument in rewrite_durations(arguments):
         name, equals, text = argument.partition("=")
         if not (name.startswith("--config.") and equals):
             raise UserError(f"What is {argument!r}? Overrides are --config.KEY=VALUE.")
         check_keys(config, [argument])
-        key = name.removeprefix("--config.")
-        value = flatten(config)[key]
-        if not isinstance(value, str):
+        *path, last = name.removeprefix("--config.").split(".")
+        node = functools.reduce(ConfigDict.__getitem__, path, config)
+        value, kind = node[last], node.get_type(last)
+        if kind is not str:
             try:
                 text = ast.literal_eval(text)
             except (ValueError, SyntaxError):
-                raise UserError(f"{argument!r} is not a value as {value!r}.") from None
+                # Of any type: a word needs no quotes.
+                if kind is not object:
+                    raise UserError(
+                        f"{argument!r} is not a value as {value!r}."
+                    ) from None
+        if isinstance(value, ConfigDict) and isinstance(text, dict):
+            # The whole of it, not what it had besides.
+            text = ConfigDict(text)
         try:
-            config.update_from_flattened_dict({key: text})
+            node[last] = text
         except TypeError as error:
             raise UserError(f"{argument!r}: {error}.") from None
 

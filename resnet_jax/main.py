@@ -11,6 +11,7 @@ import shlex
 import sys
 import tempfile
 import threading
+import time
 
 import absl.logging
 from absl import flags
@@ -18,6 +19,8 @@ from ml_collections import config_flags
 
 from resnet_jax.config import check_keys, file_of, for_dry_run, load, rewrite_durations
 from resnet_jax.errors import UserError
+
+_BEGAN = time.perf_counter()  # jax and what stands on it are imported later
 
 # What a file system may refuse, and a user can mend.
 REFUSALS = (
@@ -105,25 +108,27 @@ def run(command: str) -> None:
     # Imported here so that a wrong flag is told at once.
     import jax
 
-    from resnet_jax import host
+    from resnet_jax import compile_cache, host
     from resnet_jax.evaluate import evaluate_workdir
     from resnet_jax.train import train
     from resnet_jax.writers import describe, say
 
+    compile_cache.turn_on()
     if jax.default_backend() == "cpu":
         host.keep_freed_memory()
     config = _CONFIG.value
     if _MODE.value == "dry_run":
         with tempfile.TemporaryDirectory() as directory:
             small = for_dry_run(config, jax.device_count())
-            result = train(small, pathlib.Path(directory) / "run", command)
+            workdir = pathlib.Path(directory) / "run"
+            result = train(small, workdir, command, began=_BEGAN)
         say(f"dry run: 2 steps, then {result['n_seen']} images evaluated; all is well")
         return
     workdir = pathlib.Path(_WORKDIR.value)
     if _MODE.value == "eval":
         result = evaluate_workdir(config, workdir, _CHECKPOINT.value, command)
     else:
-        result = train(config, workdir, command)
+        result = train(config, workdir, command, began=_BEGAN)
     if jax.process_index() == 0:
         if _MODE.value == "train":
             say(f"report: {workdir / 'report.png'}")

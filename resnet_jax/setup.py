@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from resnet_jax import losses, mix, optim, sharding, step, writers
+from resnet_jax import losses, mix, optim, schedules, sharding, step, writers
 from resnet_jax.config import differences, in_steps, to_steps
 from resnet_jax.data.augment import TRAIN_CROPS, Augment
 from resnet_jax.data.cache import MODES as CACHES
@@ -75,11 +75,7 @@ class Setup:
 
     def state_like(self) -> TrainState:
         """Shapes, types and shardings of the train state."""
-        shapes = jax.eval_shape(self._init)
-        placed = sharding.replicated(self.mesh)
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), shapes
-        )
+        return self._replicated(jax.eval_shape(self._init))
 
     def init_state(self) -> TrainState:
         """The state before the first step, on the devices."""
@@ -127,6 +123,14 @@ class Setup:
 
         `teacher` are the variables of `config.distill.teacher`, on the devices.
         """
+        compiled = self.lower_train_step(teacher).compile()
+        return functools.partial(compiled, teacher=teacher) if teacher else compiled
+
+    def lower_train_step(self, teacher: dict | None = None) -> jax.stages.Lowered:
+        """`train_step(state, batch)`, or `(state, batch, teacher=)`, to be compiled.
+
+        `teacher` are the variables of `config.distill.teacher`, or their shapes.
+        """
         config = self.config
         warmup = to_steps(
             config.optim.warmup,
@@ -155,10 +159,9 @@ class Setup:
         jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(placed, placed))
         batch = self.batch_like(config.batch_size, "image", "label")
         if not teacher:
-            return jitted.lower(self.state_like(), batch).compile()
+            return jitted.lower(self.state_like(), batch)
         # An argument, since constants would be compiled into the program.
-        compiled = jitted.lower(self.state_like(), batch, teacher=teacher).compile()
-        return functools.partial(compiled, teacher=teacher)
+        return jitted.lower(self.state_like(), batch, teacher=teacher)
 
     def teacher(self) -> step.Teacher | None:
         """The network of `config.distill.teacher`, if there is one."""
@@ -177,6 +180,20 @@ class Setup:
             temperature=distill.temperature,
         )
 
+    def teacher_like(self) -> dict | None:
+        """Shapes, types and shardings of the teacher's variables, if there is one."""
+        teacher = self.teacher()
+        if not teacher:
+            return None
+        shapes = init_shapes(teacher.model, self.config.data.image_size)
+        return self._replicated(shapes)
+
+    def _replicated(self, shapes):
+        placed = sharding.replicated(self.mesh)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), shapes
+        )
+
     def compile_statistics_step(self) -> Callable:
         """The compiled `statistics_step(variables, batch)`."""
         config, data = self.config, self.config.data
@@ -191,6 +208,10 @@ class Setup:
 
     def compile_eval_step(self) -> Callable:
         """The compiled `eval_step(variables, batch, allowed)`."""
+        return self.lower_eval_step().compile()
+
+    def lower_eval_step(self) -> jax.stages.Lowered:
+        """`eval_step(variables, batch, allowed)`, to be compiled."""
         data = self.config.data
         flip = self.config.evaluate.views != "one"
         eval_step = step.make_eval_step(self.model, data.mean, data.std, flip)
@@ -202,7 +223,7 @@ class Setup:
             (self.model.spec.num_classes,), jnp.bool_, sharding=placed[0]
         )
         jitted = jax.jit(eval_step, out_shardings=placed)
-        return jitted.lower(variables, batch, allowed).compile()
+        return jitted.lower(variables, batch, allowed)
 
     def compile_eval_steps(self) -> dict[tuple, Callable]:
         """Those of the test split and of all sets, by the shape of an image's label."""
@@ -242,10 +263,10 @@ class Setup:
         return sharding.to_devices(needed, self.mesh, self.config.batch_size)
 
     @property
-    def plateau(self) -> optim.Plateau | None:
+    def plateau(self) -> schedules.Plateau | None:
         """What lowers the rate after evaluations, if anything does."""
         of_plateau = self.config.optim.schedule == "plateau"
-        return optim.Plateau(self.config.optim) if of_plateau else None
+        return schedules.Plateau(self.config.optim) if of_plateau else None
 
     @functools.cached_property
     def _held(self) -> Source:
@@ -286,19 +307,24 @@ class Setup:
         return sharding.to_devices(needed, self.mesh, self.eval_batch_size)
 
 
-def set_up(config: ConfigDict) -> Setup:
-    """Opens the data, makes mesh, network and optimiser; computes nothing.
+def set_up(config: ConfigDict, mesh: Mesh | None = None) -> Setup:
+    """Opens the data, makes network and optimiser; computes nothing.
 
-    Raises UserError for whatever in the config cannot be.
+    Args:
+      config: see `configs/common.py`.
+      mesh: of devices that need not be there; None: all of the run.
+
+    Raises:
+      UserError: something in the config cannot be.
     """
-    mesh = sharding.make_mesh()
+    mesh = mesh or sharding.make_mesh()
     _check_values(config, mesh)
     train, test, sets = _open_examples(config)
     train_size = len(train.source)
     total_steps = to_steps(config.total, config.batch_size, train_size, "total")
     if total_steps < 1:
         raise UserError("The run has no steps; config.total must be more than zero.")
-    schedule = optim.make_schedule(
+    schedule = schedules.make_schedule(
         config, total_steps=total_steps, train_size=train_size
     )
     model = _make_model(config, mesh, train.source)
@@ -332,7 +358,7 @@ def set_up(config: ConfigDict) -> Setup:
             what: max(in_steps(duration, config.batch_size, train_size, key), 1.0)
             for what, (duration, key) in durations.items()
         },
-        resize=_make_resize(config, train_size),
+        resize=_make_resize(config, train_size, total_steps),
     )
 
 
@@ -482,7 +508,9 @@ def _open_examples(
     )
 
 
-def _make_resize(config: ConfigDict, train_size: int) -> ResizeSchedule | None:
+def _make_resize(
+    config: ConfigDict, train_size: int, total_steps: int
+) -> ResizeSchedule | None:
     """The schedule of `data.resize_schedule`; raises UserError if it cannot be."""
     schedule, name = config.data.resize_schedule, "data.resize_schedule"
     if not schedule:
@@ -512,6 +540,12 @@ def _make_resize(config: ConfigDict, train_size: int) -> ResizeSchedule | None:
         raise UserError(
             f"{name}.end={dict(schedule.end)} must be behind its start,"
             f" {dict(schedule.start)}."
+        )
+    if end > total_steps:
+        raise UserError(
+            f"{name}.end={dict(schedule.end)} is step {end:,.0f}, but the run"
+            f" (config.total) has only {total_steps:,}; let the images grow earlier, or"
+            " lengthen the run."
         )
     # Refuses a crop that cannot be of that size.
     dataclasses.replace(train_augment(config), size=first)

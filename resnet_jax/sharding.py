@@ -1,5 +1,7 @@
 """The mesh of devices, and what lies where on it."""
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -9,9 +11,12 @@ from jax.sharding import PartitionSpec as P
 from resnet_jax.errors import UserError, nearest_numbers
 
 
-def make_mesh() -> Mesh:
-    """All devices of all processes along one axis, `data`."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Devices along one axis, `data`; those of all processes unless told otherwise."""
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh(
+        (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

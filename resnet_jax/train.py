@@ -33,6 +33,23 @@ log = logging.getLogger(__name__)
 MOST_WAITING = 0.05
 
 
+class Start:
+    """Seconds from the command to the first step, in parts."""
+
+    def __init__(self, began: float):
+        self._began = self._last = began
+        self._parts: dict[str, float] = {}
+
+    def done(self, part: str) -> None:
+        """Notes what took the time since the part before."""
+        now = time.perf_counter()
+        self._parts[part], self._last = now - self._last, now
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{part} {took:.1f}" for part, took in self._parts.items())
+        return f"first step after {self._last - self._began:.1f} s: {parts}"
+
+
 class Meter:
     """Collects the metrics of steps on the devices until they are wanted."""
 
@@ -124,18 +141,27 @@ def _finite(values: dict) -> bool:
     return bool(np.isfinite(values["loss"]) and np.isfinite(values["grad_norm"]))
 
 
-def train(config: ConfigDict, workdir: pathlib.Path, command: str = "") -> dict:
+def train(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    command: str = "",
+    *,
+    began: float | None = None,
+) -> dict:
     """Trains from where the workdir stands to the end; returns the result.
 
     Args:
       config: see `configs/common.py`.
       workdir: of this one run; it holds all that the run leaves behind.
       command: what repeats the run, for the result.
+      began: the time of `time.perf_counter` when the command was given.
 
     Raises:
       UserError: the config, the data or the disk; the message says what to do.
       PreemptedError: SIGTERM or Ctrl-C came; everything is saved.
     """
+    start = Start(time.perf_counter() if began is None else began)
+    start.done("imports")
     with Preemption() as preemption, contextlib.ExitStack() as stack:
         # Set up.
         setup = set_up(config)
@@ -144,6 +170,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, command: str = "") -> dict:
         say = writers.say if chief else lambda text: None
         claim_workdir(workdir, config)
         say(summary(setup, workdir))
+        start.done("data")
 
         # Restore.
         saved = stack.enter_context(Checkpoints.open(setup, workdir))
@@ -160,12 +187,12 @@ def train(config: ConfigDict, workdir: pathlib.Path, command: str = "") -> dict:
             writers.Writer(workdir, step=progress.step, total_steps=last, active=chief)
         )
         meter = Meter(setup, progress, writer)
+        start.done("state")
 
         try:
             # Compile, while the first batches are made.
             preemption.check()
             say("compiling")
-            started = time.perf_counter()
             if progress.step < last:
                 batches = stack.enter_context(setup.train_batches(progress.step))
                 teacher = teacher_variables(setup)
@@ -174,8 +201,9 @@ def train(config: ConfigDict, workdir: pathlib.Path, command: str = "") -> dict:
                 preemption.check()
             eval_steps = setup.compile_eval_steps()
             preemption.check()
-            say(f"compiled in {time.perf_counter() - started:.1f} s")
+            start.done("compiling")
 
+            first = progress.step
             meter.restart()
             while True:
                 # Evaluate and save where the run stands. A restart begins here too,
@@ -232,6 +260,10 @@ def train(config: ConfigDict, workdir: pathlib.Path, command: str = "") -> dict:
                 progress.step += 1
                 progress.examples += config.batch_size
                 meter.add(metrics)
+                if progress.step == first + 1:
+                    jax.block_until_ready(metrics)
+                    start.done("step")
+                    say(str(start))
 
                 # Log.
                 writer.tick(progress.step)

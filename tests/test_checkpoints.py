@@ -56,6 +56,7 @@ def assert_equal(state, other):
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
+@pytest.mark.slow
 def test_a_state_comes_back_with_the_same_bits_on_other_numbers_of_devices(tmp_path):
     state, devices = state_of(1, 8), (1, 4)
     with open_at(tmp_path) as saved:

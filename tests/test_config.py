@@ -156,3 +156,46 @@ def test_an_averages_decay_is_rescaled_as_torchvisions():
         0.99998, batch_size=1024, every=32, epochs=600
     )
     assert 1 - decay == pytest.approx(2e-5 * 8 * 128 * 32 / 600)
+
+
+@pytest.mark.parametrize(
+    ("argument", "key", "value"),
+    [
+        ("--config.batch_size=512", "batch_size", 512),
+        ("--config.model.name=resnet18", "model.name", "resnet18"),
+        # What may be a number or a word is either, and needs no quotes.
+        ("--config.model.bn_group_size=64", "model.bn_group_size", 64),
+        ("--config.model.bn_group_size=device", "model.bn_group_size", "device"),
+        # A duration in another unit, and a whole section, take the place of the old.
+        ("--config.total.steps=5", "total.steps", 5),
+        (
+            "--config.model.overrides={'drop_path': 0.1}",
+            "model.overrides.drop_path",
+            0.1,
+        ),
+    ],
+)
+def test_an_override_takes_the_place_of_what_was_there(argument, key, value):
+    before, changed = load("r50"), load("r50")
+    config_lib.override(changed, [argument])
+    path = key.rpartition(".")[0]
+    others = {
+        name: old
+        for name, old in config_lib.flatten(before).items()
+        if name != key and not (path in ("total", "model.overrides") and path in name)
+    }
+    assert config_lib.flatten(changed) == others | {key: value}
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.batch_size=many", "is not a value as 1024"),
+        ("--config.total=90", "--config.total=90'"),
+        ("--config.batch=5", "Did you mean batch_size"),
+        ("batch_size=5", "Overrides are --config.KEY=VALUE"),
+    ],
+)
+def test_an_override_that_cannot_be_is_told(argument, message):
+    with pytest.raises(UserError, match=message):
+        config_lib.override(load("r50"), [argument])

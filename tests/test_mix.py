@@ -109,14 +109,8 @@ def update(microbatches: int, devices: int, step: int = 0, group=2) -> dict:
     return jax.device_get({**vars(state), **metrics})
 
 
-@pytest.mark.parametrize(
-    ("microbatches", "devices"),
-    [
-        (2, 8),
-        pytest.param(1, 8, marks=pytest.mark.slow),
-        pytest.param(4, 1, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("microbatches", "devices"), [(2, 8), (1, 8), (4, 1)])
 def test_neither_devices_nor_microbatches_change_what_is_mixed(microbatches, devices):
     whole, parts = update(1, 1), update(microbatches, devices)
     # The same float32 sums in another order, as in test_sharding.py.

@@ -1,9 +1,6 @@
 """What lies where; the number of devices changes neither result nor group."""
 
-import dataclasses
 import functools
-import math
-import re
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +10,8 @@ import pytest
 from resnet_jax import sharding
 from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
+from resnet_jax.plan import hlo
+from resnet_jax.plan.hlo import Collective
 from resnet_jax.setup import Setup
 from tests import tiny
 
@@ -34,7 +33,7 @@ def two_steps(group: int | str, devices: int) -> dict:
 
 # Of 16 images, 8 devices hold two each: groups of one inside a device, of two as a
 # device holds them, of four over two devices, and one over all.
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 8])
 @pytest.mark.parametrize("group", [1, 2, 4, "global"])
 def test_a_step_gives_the_same_on_any_number_of_devices(group, devices):
     alone, together = two_steps(group, 1), two_steps(group, devices)
@@ -52,67 +51,8 @@ def test_the_group_size_does_change_the_step():
 # Communication, as the compiler planned it.
 
 
-@dataclasses.dataclass(frozen=True)
-class Collective:
-    """An operation between devices.
-
-    Attributes:
-      kind: such as `all-reduce`.
-      elements: how many numbers each device gets out of it.
-      devices: how many devices take part in one group of it.
-    """
-
-    kind: str
-    elements: int
-    devices: int
-
-
 def collectives(compiled) -> list[Collective]:
-    """All operations between devices of a compiled function."""
-    pattern = re.compile(
-        r" = (?P<shapes>.*?) (?P<kind>all-reduce|all-gather|all-to-all|reduce-scatter"
-        r"|collective-permute|collective-broadcast)(?:-start)?\((?P<rest>.*)"
-    )
-    found = []
-    for match in filter(None, map(pattern.search, compiled.as_text().splitlines())):
-        shapes = re.findall(r"\w+\[([\d,]*)\]", match["shapes"])
-        elements = sum(
-            math.prod(int(n) for n in shape.split(",") if n) for shape in shapes
-        )
-        devices = group_of_replicas(match["rest"])
-        found.append(Collective(match["kind"], elements, devices))
-    return found
-
-
-def group_of_replicas(text: str) -> int:
-    """Size of the groups in any of XLA's three ways to write `replica_groups`."""
-    # {{0,1},{2,3}}: the groups themselves.
-    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
-        return len(listed[1].split(","))
-    # [4,2]<=[8]: four groups of two.
-    if tiled := re.search(r"replica_groups=\[\d+,(\d+)\]<=", text):
-        return int(tiled[1])
-    # mesh['x'=4,'y'=2] {'y'} or mesh['x'=8] {'x':(4)2}: along axes, or parts of them.
-    if mesh := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", text):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
-        along = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])
-        return math.prod(int(part or sizes[axis]) for axis, part in along)
-    raise AssertionError(f"no known form of replica_groups: {text}")
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("replica_groups={{0,1},{2,3}}, use", 2),
-        ("replica_groups=[2,4]<=[8], use", 4),
-        ("replica_groups=[2,4]<=[4,2]T(1,0), use", 4),
-        ("replica_groups=mesh['a'=4,'b'=2,'c'=1] {'b','c'}, use", 2),
-        ("replica_groups=mesh['data'=8] {'data'}, use", 8),
-        ("replica_groups=mesh['data'=8] {'data':(2)4}, use", 4),
-    ],
-)
-def test_replica_groups_are_read_in_all_their_forms(text, size):
-    assert group_of_replicas(text) == size
+    return hlo.collectives(compiled.as_text())
 
 
 def compile_forward(setup: Setup):

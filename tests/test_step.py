@@ -279,6 +279,7 @@ def sharp_update(microbatches: int, devices: int, step: int = 0, rho: float = 0.
     return jax.device_get({**vars(state), **metrics})
 
 
+@pytest.mark.slow
 def test_every_second_step_is_sharp():
     plain, sharp = sharp_update(1, 1, step=0), sharp_update(1, 1, step=1)
     assert tiny.difference(plain["params"], update(1, 1)["params"]) < 2e-5
@@ -300,6 +301,7 @@ def test_microbatches_climb_together(microbatches, devices):
 # Distillation.
 
 
+@pytest.mark.slow
 def test_a_teacher_alone_is_learnt_whatever_the_labels():
     changes = {
         "distill.teacher": "cifar_resnet20",

@@ -77,6 +77,7 @@ def growing(**changes) -> ConfigDict:
     return config
 
 
+@pytest.mark.slow
 def test_a_run_of_growing_images_ends_the_same_when_it_was_stopped(
     tmp_path, monkeypatch, capsys
 ):
@@ -108,6 +109,7 @@ def test_a_run_of_growing_images_ends_the_same_when_it_was_stopped(
         ({"until": 3}, r"There is no data\.resize_schedule\.until"),
         ({"last": 12}, r"resize_schedule\.last=12 must be data\.image_size=8"),
         ({"end": {"steps": 1}}, r"resize_schedule\.end=.* must be behind its start"),
+        ({"end": {"steps": 7}}, r"resize_schedule\.end=.* 7, .*config\.total.* only 6"),
         ({"end": {"days": 1}}, r"data\.resize_schedule\.end=.* is not a duration"),
         ({"first": 0}, r"resize_schedule\.first=0"),
     ],

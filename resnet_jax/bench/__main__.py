@@ -92,10 +92,11 @@ def main(argv: list[str]) -> None:
     if args.what == "augment":
         save_sheet(args, overrides)
         return
-    if overrides:
+    if overrides and args.what != "schedule":
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     if args.what == "schedule":
         config = load(args.config)
+        override(config, overrides)
         size = schedule_bench.train_size_of(config, args.train_size)
         rows = [schedule_bench.row(args.config, config, size)]
         if args.save:

@@ -9,17 +9,17 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from resnet_jax.config import to_steps
-from resnet_jax.data.sources import few_shot, open_source
+from resnet_jax.data.sources import KNOWN, few_shot, open_source
 from resnet_jax.errors import UserError
-from resnet_jax.optim import make_decay, make_schedule
+from resnet_jax.optim import check, make_decay
+from resnet_jax.schedules import make_schedule
 
-IMAGENET_SIZE = 1_281_167
 # More points than a picture has pixels.
 MOST_POINTS = 4000
 
 
 def train_size_of(config: ConfigDict, given: int | None) -> int:
-    """Training images a pass: as given, of the source, or of ImageNet by its name.
+    """Training images a pass: as given, of the source, or of a known data set.
 
     Raises UserError if neither is known.
     """
@@ -32,14 +32,16 @@ def train_size_of(config: ConfigDict, given: int | None) -> int:
             data.source, data.train_split, data_dir=data.data_dir, fake_shape=shape
         )
     except UserError as error:
-        if data.source == "tfds:imagenet2012" and data.train_split == "train":
-            return IMAGENET_SIZE
+        _, sizes = KNOWN.get(data.source, (0, {}))
+        if data.train_split in sizes:
+            return sizes[data.train_split]
         raise UserError(f"{error} Or give --train_size.") from None
     return len(few_shot(source, data.shots, config.seed) if data.shots else source)
 
 
 def curves(config: ConfigDict, train_size: int) -> dict[str, np.ndarray]:
     """`step`, and at each the `rate` and, where it is known, the `decay`."""
+    check(config)
     total = to_steps(config.total, config.batch_size, train_size, "total")
     schedule = make_schedule(config, total_steps=total, train_size=train_size)
     steps = np.unique(np.linspace(0, total - 1, min(total, MOST_POINTS)).round())

@@ -25,7 +25,16 @@ IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".bmp", ".gif"),
     *(".webp", ".ppm", ".pgm", ".tif", ".tiff"),
 )
-FAKE_SIZES = {"train": 1_281_167, "validation": 50_000, "test": 50_000}
+# Classes, and images by split, of data sets that can be planned for without them.
+KNOWN = {
+    "tfds:imagenet2012": (1000, {"train": 1_281_167, "validation": 50_000}),
+    "tfds:cifar10": (10, {"train": 50_000, "test": 10_000}),
+    "tfds:cifar100": (100, {"train": 50_000, "test": 10_000}),
+    "tfds:fashion_mnist": (10, {"train": 60_000, "test": 10_000}),
+    "tfds:mnist": (10, {"train": 60_000, "test": 10_000}),
+}
+IMAGENET = KNOWN["tfds:imagenet2012"][1]
+FAKE_SIZES = IMAGENET | {"test": IMAGENET["validation"]}
 KINDS = (
     *("tfds:NAME[/CONFIG]", "tfds:DIRECTORY", "folder:PATH", "digits"),
     *("fake[:CLASSES[:SIZE]]", "mix:[WEIGHT*]SOURCE[@SPLIT],..."),

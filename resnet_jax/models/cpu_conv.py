@@ -107,10 +107,11 @@ def cross(x: Image, kernel: Kernel, where: Geometry) -> Output:
     k, _, c, f = kernel.shape
     side_by_side = _columns(x, k, where)
     by_row = kernel.transpose(1, 2, 0, 3).reshape(k * c, k * f)
-    product = _dot(side_by_side, by_row, jnp.float32)
+    summed = of_sums(x.dtype)
+    product = _dot(side_by_side, by_row, summed)
     h, d = where.output(x.shape[1], 0, k), where.dilation
     rows = [
-        product[:, i * d : i * d + h, :, i * f : (i + 1) * f].astype(jnp.float32)
+        product[:, i * d : i * d + h, :, i * f : (i + 1) * f].astype(summed)
         for i in range(k)
     ]
     return functools.reduce(jnp.add, rows).astype(x.dtype)
@@ -186,6 +187,11 @@ def taps(x: Image, k: int, where: Geometry, fill: float = 0.0) -> list[Other]:
         for i in range(k)
         for j in range(k)
     ]
+
+
+def of_sums(dtype: DTypeLike) -> jnp.dtype:
+    """The type in which values of a type are added: at least float32."""
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 def _columns(x: Image, k: int, where: Geometry) -> Float[Array, "b h2 w2 c2"]:

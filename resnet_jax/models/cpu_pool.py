@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from resnet_jax.models.cpu_conv import Geometry, taps
+from resnet_jax.models.cpu_conv import Geometry, of_sums, taps
 
 Image = Float[Array, "b h w c"]
 Output = Float[Array, "b h2 w2 c"]
@@ -78,7 +78,8 @@ def _add_up(parts: list[Output], shape: tuple, side: int, where: Geometry) -> Im
         -(-(size + sum(pad)) // s)
         for size, pad in zip(sizes, where.padding, strict=True)
     ]
-    planes = [[jnp.zeros((b, *blocks, c))] * s for _ in range(s)]
+    summed = of_sums(parts[0].dtype)
+    planes = [[jnp.zeros((b, *blocks, c), summed)] * s for _ in range(s)]
     for tap, part in enumerate(parts):
         offsets = [where.dilation * t for t in divmod(tap, side)]
         config = [
@@ -90,7 +91,7 @@ def _add_up(parts: list[Output], shape: tuple, side: int, where: Geometry) -> Im
         row, column = (offset % s for offset in offsets)
         zero = jnp.zeros((), part.dtype)
         moved = lax.pad(part, zero, [(0, 0, 0), *config, (0, 0, 0)])
-        planes[row][column] += moved.astype(jnp.float32)
+        planes[row][column] += moved.astype(summed)
     dtype = parts[0].dtype
     rows = [jnp.stack([p.astype(dtype) for p in row], axis=3) for row in planes]
     x = jnp.stack(rows, axis=2).reshape(b, blocks[0] * s, blocks[1] * s, c)

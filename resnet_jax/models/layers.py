@@ -126,17 +126,20 @@ class Head(nn.Module):
       features: number of outputs.
       kernel_init: initialiser of the kernel [inputs, features].
       dtype: type of the factors of the product.
+      bias: what the bias starts with.
     """
 
     features: int
     kernel_init: Callable
     dtype: DTypeLike = jnp.float32
+    bias: float = 0.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "b c"]) -> Float[Array, "b f"]:
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, shape[1:], jnp.float32)
+        bias_init = nn.initializers.constant(self.bias)
+        bias = self.param("bias", bias_init, shape[1:], jnp.float32)
         product = jnp.dot(
             x.astype(self.dtype),
             kernel.astype(self.dtype),

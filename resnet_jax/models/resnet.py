@@ -79,9 +79,11 @@ class ResNet(nn.Module):
             x = layers.Dropout(name="dropout")(x, spec.dropout, train=train)
         if not spec.num_classes:
             return x.astype(jnp.float32)
-        return layers.Head(spec.num_classes, self.head_init(), self.dtype, name="head")(
-            x
+        init = self.head_init()
+        head = layers.Head(
+            spec.num_classes, init, self.dtype, spec.head_bias, name="head"
         )
+        return head(x)
 
     def stem(self, x, *, train: bool):
         """Returns the stem's output, and `C1`."""

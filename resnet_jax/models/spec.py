@@ -118,6 +118,8 @@ class ResNetSpec:
       conv_init: `he_fan_out` (torchvision), `lecun_fan_in` or `glorot_uniform`.
       head_init_std: standard deviation of the normal distribution that the head's
         kernel starts from; None: torch's uniform(-1, 1) / sqrt(features), or glorot.
+      head_bias: what the head's bias starts with; -log(classes) where the loss asks
+        each class whether it is there, which few are.
       dropout: probability of each feature before the head.
       block_dropout: of each value between a block's 3x3 convolutions (wide ResNets).
       drop_path: highest probability that a block's residual function is left out for
@@ -186,6 +188,7 @@ class ResNetSpec:
     zero_init_last: bool = False
     conv_init: Literal["he_fan_out", "lecun_fan_in", "glorot_uniform"] = "he_fan_out"
     head_init_std: float | None = None
+    head_bias: float = 0.0
     dropout: float = 0.0
     block_dropout: float = 0.0
     drop_path: float = 0.0

@@ -37,7 +37,7 @@ ENDS = ("num_classes", "in_channels")
 # what function of the weights a network is.
 MAY_DIFFER = (
     *(*ENDS, "output_stride"),
-    *("zero_init_last", "conv_init", "head_init_std", "gate_bias"),
+    *("zero_init_last", "conv_init", "head_init_std", "head_bias", "gate_bias"),
     *("norm_momentum", "norm_unbiased"),
     *("dropout", "block_dropout", "drop_path", "drop_path_by"),
 )

@@ -22,6 +22,7 @@ def workdirs(tmp_path_factory):
     return root / "residual", root / "plain"
 
 
+@pytest.mark.slow
 def test_errors_are_what_is_not_right_in_percent(workdirs):
     for workdir in workdirs:
         found = degradation.errors(workdir)
@@ -33,6 +34,7 @@ def test_errors_are_what_is_not_right_in_percent(workdirs):
         assert (wrong > 0).all()
 
 
+@pytest.mark.slow
 def test_the_command_draws_all_runs(workdirs, tmp_path, capsys):
     pictures = []
     for count in (1, 2):

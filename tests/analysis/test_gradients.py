@@ -61,6 +61,7 @@ def test_a_norm_is_the_slope_of_the_loss():
         assert norm == pytest.approx(np.std(slopes), rel=0.14)
 
 
+@pytest.mark.slow
 def test_blocks_are_in_the_order_of_depth_scanned_or_not():
     expected = [*(f"stage1_block{i}" for i in range(1, 12)), "stage2_block1"]
     found = []
@@ -77,6 +78,7 @@ def test_blocks_are_in_the_order_of_depth_scanned_or_not():
     assert np.ptp(found[0]) > 0.1 * np.max(found[0])
 
 
+@pytest.mark.slow
 def test_the_command_draws_the_newest_checkpoint(tmp_path, monkeypatch, capsys):
     config = tiny.config()
     train(config, tmp_path / "run")

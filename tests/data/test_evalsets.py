@@ -203,6 +203,7 @@ def test_a_network_may_have_the_labels_of_imagenet_resized(data_dir):
         assert resized.classes[part.test([index])["label"][0]] == name
 
 
+@pytest.mark.slow
 def test_the_loader_takes_labels_to_workers(setup):
     real = setup.on(setup.sets["imagenet2012_real"].parts[""])
     real.config = real.config.copy_and_resolve_references()

@@ -113,6 +113,7 @@ class Few(FakeSource):
         super().__init__("train", (8, 8, 1), 2, 6)
 
 
+@pytest.mark.slow
 def test_a_mix_is_the_same_on_workers_and_after_a_restart(pets, strays):
     mix = open_source(f"mix:1*{pets},2*{strays}@all", "train")
     whole = batches(mix, steps=range(12))

@@ -94,3 +94,11 @@ def test_a_size_that_the_strides_do_not_divide_is_told():
     model = create_model("resnetaa50")
     with pytest.raises(ValueError, match="image sides that its strides divide"):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 72, 72, 3)))
+
+
+def test_the_head_starts_with_the_bias_of_its_spec():
+    model = create_model("cifar_resnet20", head_bias=-2.5)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    np.testing.assert_array_equal(
+        variables["params"]["head"]["bias"], np.full(10, -2.5)
+    )

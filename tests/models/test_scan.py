@@ -24,6 +24,7 @@ SPECS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SPECS)
 def test_scanned_blocks_are_the_same_function(kind):
     spec = SPECS[kind]

@@ -23,11 +23,14 @@ def test_both_sides_have_the_same_layers(network):
     assert zeros == spec.zero_init_last * sum(spec.stage_sizes)
 
 
-def test_means_within_two_standard_errors_are_told_from_others():
-    # Two deviations of 1 %, of three runs each: an error of sqrt(2 / 3) % = 0.82 %.
-    ours, theirs = [0.79, 0.80, 0.81], [0.80, 0.81, 0.82]
-    assert whole_runs.verdict(ours, theirs) == (
-        "difference -1.00, within two standard errors (1.63)"
+def test_the_table_gives_means_deviations_and_welchs_p():
+    top1 = {"resnet_jax": (0.79, 0.80, 0.81), "torch": (0.80, 0.81, 0.82)}
+    rows = [
+        {"network": "plain20", "data": "tiny", "epochs": 4, "side": side, "top1": value}
+        for side, values in top1.items()
+        for value in values
+    ]
+    # t = 1 / sqrt(2 / 3) = 1.2247 with four degrees of freedom.
+    assert whole_runs.table(rows).splitlines()[2] == (
+        "| plain20 | tiny | 4 | 3 + 3 | 80.00 ± 1.00 | 81.00 ± 1.00 | -1.00 | 0.29 |"
     )
-    far = [top1 + 0.01 for top1 in theirs]
-    assert "-2.00, NOT within two" in whole_runs.verdict(ours, far)

@@ -1,26 +1,28 @@
 """Whole runs of this program and of a plain torch loop, with the same recipe.
 
-python -m tests.oracles.whole_runs --network=resnet20 --data=signs --seeds=3 --json=FILE
+python -m tests.oracles.whole_runs --json=FILE [--networks=resnet20,plain20] \
+    [--data=signs] [--seeds=3]
 
-Prints the top-1 of each run, mean and standard deviation of each side, and whether the
-means differ by no more than two standard errors. FILE gets a line a run. The pictures
-are unpacked from $RESNET_JAX_DATA, or from ../shared/data beside the repository.
+FILE gets a line a run; what it holds is not run again. At the end a table of it: mean
+and standard deviation of top-1 on each side, and the probability of so large a
+difference of the means if there were none (Welch's t-test). The pictures are unpacked
+from $RESNET_JAX_DATA, or from ../shared/data beside the repository.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import json
-import math
 import os
 import shutil
-import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+import scipy.stats
 import timm
 import torch
 from ml_collections import ConfigDict
@@ -63,7 +65,7 @@ class Data:
 
 DATA = {
     "signs": Data("sign-digits", "test", 64, 15, (0.5, 1.0)),
-    "tiny": Data("tiny-imagenet-20", "val", 128, 4, (0.25, 1.0)),
+    "tiny": Data("tiny-imagenet-20", "val", 128, 2, (0.25, 1.0)),
 }
 RECIPES = {
     "resnet20": "he2015_cifar.py:20",
@@ -184,20 +186,39 @@ def run_torch(network: str, data: Data, folder: Path, seed: int) -> dict:
 
 
 SIDES = {"resnet_jax": run_ours, "torch": run_torch}
+KEYS = ("network", "data", "epochs", "seed", "side")  # of a row of FILE
 
 
-def verdict(ours: list[float], theirs: list[float]) -> str:
-    """Whether the difference of the means is within two standard errors."""
-    difference = statistics.mean(ours) - statistics.mean(theirs)
-    error = math.sqrt(
-        statistics.variance(ours) / len(ours)
-        + statistics.variance(theirs) / len(theirs)
-    )
-    within = "within" if abs(difference) <= 2 * error else "NOT within"
-    return (
-        f"difference {100 * difference:+.2f}, {within} two standard errors"
-        f" ({100 * 2 * error:.2f})"
-    )
+def table(rows: list[dict]) -> str:
+    """Markdown: a row for each network and data, over the runs of each side."""
+    lines = [
+        "| network | data | epochs | runs | resnet_jax | torch | difference | p |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    kinds = {(row["network"], row["data"], row["epochs"]): None for row in rows}
+    for kind in kinds:
+        top1 = {
+            side: [
+                100 * row["top1"]
+                for row in rows
+                if (row["network"], row["data"], row["epochs"]) == kind
+                and row["side"] == side
+            ]
+            for side in SIDES
+        }
+        if min(map(len, top1.values())) < 2:
+            continue
+        ours, theirs = top1.values()
+        p = scipy.stats.ttest_ind(ours, theirs, equal_var=False).pvalue
+        runs = f"{len(ours)} + {len(theirs)}"
+        cells = [*map(str, kind), runs]
+        cells += [
+            f"{np.mean(side):.2f} ± {np.std(side, ddof=1):.2f}"
+            for side in (ours, theirs)
+        ]
+        cells += [f"{np.mean(ours) - np.mean(theirs):+.2f}", f"{p:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -207,41 +228,38 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--network", choices=RECIPES, required=True)
-    parser.add_argument("--data", choices=DATA, required=True)
+    parser.add_argument("--networks", default=",".join(RECIPES))
+    parser.add_argument("--data", default=",".join(DATA))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, help="default: the data's")
-    parser.add_argument("--json", type=Path, help="gets a line a run")
+    parser.add_argument("--json", type=Path, required=True, help="gets a line a run")
     args = parser.parse_args()
-    data = DATA[args.data]
-    data = dataclasses.replace(data, epochs=args.epochs or data.epochs)
-    found: dict[str, list[float]] = {side: [] for side in SIDES}
+    rows = []
+    if args.json.exists():
+        rows = [json.loads(line) for line in args.json.read_text().splitlines()]
+    done = {tuple(row[key] for key in KEYS) for row in rows}
+
     with tempfile.TemporaryDirectory() as directory:
-        shutil.unpack_archive(SHARED / f"{data.archive}.zip", directory)
-        for seed in range(args.seeds):
-            for side, run in SIDES.items():
-                started = time.perf_counter()
-                row = run(args.network, data, Path(directory) / data.archive, seed)
-                row |= {"seconds": round(time.perf_counter() - started, 1)}
-                row = {
-                    **{"network": args.network, "data": args.data, "side": side},
-                    **{"seed": seed, "epochs": data.epochs, **row},
-                }
-                found[side].append(row["top1"])
-                print(
-                    f"{args.network} {args.data} {data.epochs} epochs, seed {seed},"
-                    f" {side}: top-1 {100 * row['top1']:.2f} %, loss {row['loss']:.4f},"
-                    f" {row['params']:,} parameters, {row['seconds']:.0f} s",
-                    flush=True,
-                )
-                if args.json:
-                    with args.json.open("a") as file:
-                        file.write(json.dumps(row) + "\n")
-    for side, top1 in found.items():
-        spread = f" +- {100 * statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
-        print(f"{side}: mean {100 * np.mean(top1):.2f}{spread} %")
-    if args.seeds > 1:
-        print(verdict(*found.values()))
+        for name in args.data.split(","):
+            shutil.unpack_archive(SHARED / f"{DATA[name].archive}.zip", directory)
+        wanted = itertools.product(
+            *(args.data.split(","), args.networks.split(","), range(args.seeds), SIDES)
+        )
+        for name, network, seed, side in wanted:
+            data = DATA[name]
+            data = dataclasses.replace(data, epochs=args.epochs or data.epochs)
+            key = (network, name, data.epochs, seed, side)
+            if key in done:
+                continue
+            started = time.perf_counter()
+            row = dict(zip(KEYS, key, strict=True))
+            row |= SIDES[side](network, data, Path(directory) / data.archive, seed)
+            row["seconds"] = round(time.perf_counter() - started, 1)
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+            with args.json.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -40,14 +40,9 @@ def go_on(workdir):
 
 
 # Before any checkpoint, while one is being written, behind an evaluation, at the end.
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "line",
-    [
-        "step 10/",
-        pytest.param("step 2/", marks=pytest.mark.slow),
-        pytest.param("step 15/40  eval", marks=pytest.mark.slow),
-        pytest.param("step 39/", marks=pytest.mark.slow),
-    ],
+    "line", ["step 2/", "step 10/", "step 15/40  eval", "step 39/"]
 )
 def test_a_killed_run_ends_with_the_same_parameters(line, undisturbed, tmp_path):
     process = runs.start(tmp_path / "run", *runs.SMALL)
@@ -86,7 +81,7 @@ def test_sigterm_while_compiling_saves_and_exits_with_143(undisturbed, tmp_path)
     process = runs.start(tmp_path / "run", *runs.SMALL, **fresh)
     code, output = runs.send_when(process, "compiling", signal.SIGTERM)
     assert code == 143, output
-    assert "compiled in" not in output
+    assert "first step after" not in output
     assert runs.checkpoint_steps(tmp_path / "run") == [0]
     go_on(tmp_path / "run")
     runs.assert_same_end(tmp_path / "run", undisturbed)

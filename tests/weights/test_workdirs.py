@@ -53,6 +53,7 @@ def state_of(setup: Setup, seed: int) -> TrainState:
     return jax.device_put(state, sharding.replicated(setup.mesh))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "seed"),
     [
@@ -109,6 +110,7 @@ def weights_for(tmp_path, setup: Setup, **fields) -> tuple[str, dict]:
     return path, variables
 
 
+@pytest.mark.slow
 def test_the_first_loss_of_a_run_is_that_of_the_weights_it_starts_from(tmp_path):
     setup = tiny.setup({"ema_decay": 0.9, "model.bn_group_size": "global"}, devices=2)
     path, variables = weights_for(tmp_path, setup)

@@ -45,6 +45,7 @@ def test_the_input_benchmark_gives_a_row_a_measurement(jpegs, monkeypatch, capsy
             assert row["ratio"] == row["value"] / row["peer_value"]
 
 
+@pytest.mark.slow
 def test_workers_are_counted_and_their_memory_is_constant(jpegs, monkeypatch):
     monkeypatch.setattr(input_bench, "BATCH", 8)
     found = input_bench._memory(input_bench.read_jpegs(jpegs))

@@ -5,6 +5,7 @@ import json
 import matplotlib.image
 import pytest
 
+from resnet_jax.bench import __main__ as command
 from resnet_jax.bench import schedule
 from resnet_jax.config import load
 from resnet_jax.errors import UserError
@@ -33,6 +34,18 @@ def test_a_config_is_drawn_without_its_data(tmp_path):
     assert pixels.shape[:2] == (600, 800)
     # Something is drawn.
     assert pixels.std() > 0.05
+
+
+def test_overrides_are_drawn_and_their_contradictions_told(capsys):
+    def main(*flags):
+        given = ("bench", "schedule", f"--config={R50}", "--train_size=12800", *flags)
+        command.main(list(given))
+        return capsys.readouterr().out
+
+    assert "0.4 peak" in main()
+    assert "0.8 peak" in main("--config.optim.learning_rate=0.2")
+    with pytest.raises(UserError, match=r"optim\.warmup .*config\.total"):
+        main("--config.optim.warmup.epochs=90")
 
 
 def test_the_size_is_that_given_or_the_sources_or_imagenets():

@@ -1,0 +1,28 @@
+"""Whether a run fits and how fast it will be, before a machine is rented.
+
+python -m resnet_jax.plan --config=configs/r50.py --topology=v5e:16x16
+
+compiles the train and the evaluation step of a config for a TPU slice, with no TPU
+there (`pip install -r requirements-plan.txt`), or for this machine's own devices
+(`--topology=local`, the default), and tells what the compiler says of them. Several
+topologies and batch sizes, with commas between them, stand side by side. Overrides are
+those of the program: `--config.model.name=resnet101`. Data sets of known size, such as
+ImageNet, need not be there; another one can be stood in for by
+`--config.data.source=fake:CLASSES:IMAGES`.
+
+What comes from the compiler: memory, operations, bytes, cycles and collectives. Time is
+an estimate: the longest of operations / peak, bytes of the main memory / bandwidth and
+cycles / clock, and then that of the collectives, none of which is taken to hide behind
+computation. The clock is that at which a chip's multipliers reach its published peak;
+`resnet_jax/plan/chips.py` has the peaks and their sources. Cycles are cautious: of the
+published bandwidth, libtpu 0.0.52 expects 80 % for sums of float32 arrays, but only
+50 % for bfloat16. So the rate without cycles is told as well; both are held against
+what was published of ResNet-50 where there is anything (v3, v4).
+
+A collective goes in rings along the axes of a torus: an all-reduce of B bytes over n
+chips takes 2 (n - 1) / n B / bandwidth, and 2 us for each hop along half of every ring;
+beyond a pod, each chip's share goes once more through the data-centre network.
+
+A compilation takes minutes; its figures are kept in the user's cache directory, by
+config, topology, versions and code (`--fresh` compiles anew).
+"""

@@ -1,0 +1,127 @@
+"""The command; see the package's docstring."""
+
+import argparse
+import itertools
+import json
+import sys
+
+from ml_collections import ConfigDict
+
+from resnet_jax import plan
+from resnet_jax.config import load, override
+from resnet_jax.errors import UserError
+from resnet_jax.plan.ask import ask
+from resnet_jax.plan.chips import LOCAL, chip_of
+from resnet_jax.plan.largest import largest, unit_of
+from resnet_jax.plan.predict import predict
+from resnet_jax.plan.table import amount, as_text
+
+
+def numbers(text: str) -> list[int]:
+    """`128,256` as numbers above 0."""
+    found = [int(part) for part in text.split(",")]
+    if min(found) < 1:
+        raise ValueError
+    return found
+
+
+def prices(text: str) -> list[float]:
+    """`1.2,3.2` as numbers."""
+    return [float(part) for part in text.split(",")]
+
+
+def main(argv: list[str]) -> None:
+    """Command line: see the package's docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m resnet_jax.plan",
+        description=plan.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT")
+    parser.add_argument(
+        "--topology", default=LOCAL, help="such as v5e:2x4,v4:2x2x1 (default: local)"
+    )
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument(
+        "--batch_size", type=numbers, default=[0], help="images a step; default: config"
+    )
+    sizes.add_argument(
+        "--per_chip", type=numbers, default=[0], help="images a step and chip"
+    )
+    parser.add_argument(
+        "--largest", action="store_true", help="search the largest batch that fits"
+    )
+    parser.add_argument(
+        "--input_rate", type=float, default=0, help="images/s/core of `bench input`"
+    )
+    parser.add_argument(
+        "--price", type=prices, default=[0.0], help="of a chip-hour; one a topology"
+    )
+    parser.add_argument("--fresh", action="store_true", help="compile anew")
+    parser.add_argument("--json", action="store_true", help="an array of plans")
+    args, overrides = parser.parse_known_args(argv[1:])
+    config = load(args.config)
+    override(config, overrides)
+    topologies = args.topology.split(",")
+    for topology in topologies:
+        chip_of(topology)
+    if len(args.price) not in (1, len(topologies)):
+        raise UserError(
+            f"--price has {len(args.price)} prices for {len(topologies)} topologies;"
+            " give one for all, or one for each, with commas between them."
+        )
+    priced = itertools.zip_longest(topologies, args.price, fillvalue=args.price[0])
+    plans = []
+    for (topology, price), batch_size, per_chip in itertools.product(
+        priced, args.batch_size, args.per_chip
+    ):
+        chosen = ConfigDict(config.to_dict())
+        chosen.batch_size = batch_size or config.batch_size
+        facts = ask(chosen, topology, per_chip=per_chip, fresh=args.fresh)
+        found = predict(facts, input_rate=args.input_rate, price=price)
+        if args.largest:
+            found["largest"] = search(chosen, facts)
+        plans.append((facts, found))
+    if args.json:
+        rows = [{"compiled": facts, "predicted": found} for facts, found in plans]
+        print(json.dumps(rows, indent=1))
+    else:
+        print(as_text(plans))
+
+
+def search(config: ConfigDict, facts: dict) -> tuple[int, int]:
+    """The largest batch of a chip that fits: see `largest`; `facts` are of a try."""
+    start = facts["batch_size"] // facts["chips"]
+
+    def wanted(per_chip: int) -> tuple[int, int]:
+        tried = facts
+        if per_chip != start:
+            topology = facts["topology"]
+            tried = ask(config, topology, per_chip=per_chip, evaluation=False)
+        found = predict({k: v for k, v in tried.items() if k != "eval"})
+        need, limit = found["memory"], found["limit"]
+        if not found["fits"] and not need:
+            # Not told by how much.
+            need = 2 * limit
+        print(
+            f"{per_chip} images a chip: {amount(need)} of {amount(limit)}",
+            file=sys.stderr,
+            flush=True,
+        )
+        return need, limit
+
+    group = config.model.bn_group_size
+    unit = unit_of(
+        group if isinstance(group, int) else 1,
+        facts["devices"],
+        facts["chips"],
+        config.optim.microbatches,
+    )
+    return largest(wanted, start, unit)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv)
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,149 @@
+"""Asks a compiler in a process of its own, once: answers are kept on disk."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+
+from ml_collections import ConfigDict
+
+from resnet_jax import user_cache
+from resnet_jax.errors import UserError
+from resnet_jax.plan.chips import LOCAL, chip_of
+
+PACKAGE = pathlib.Path(__file__).parents[1]
+# What cannot change a compiled step; of this package, only what asks the compiler can.
+ASIDE = ("analysis/", "bench/", "weights/", "plan/")
+ASKING = ("plan/compiled.py", "plan/hlo.py", "plan/chips.py")
+# libtpu must neither look for a TPU nor be kept from compiling by one that is in use.
+FOR_TPU = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_LOG_DIR": "disabled",
+}
+
+
+def ask(
+    config: ConfigDict,
+    topology: str,
+    *,
+    per_chip: int = 0,
+    evaluation: bool = True,
+    fresh: bool = False,
+) -> dict:
+    """What a compiler says of a config on a topology: see `compiled.facts`.
+
+    Args:
+      config: see `configs/common.py`.
+      topology: see `chips.chip_of`.
+      per_chip: images a step and chip, in place of `config.batch_size`; 0: as there.
+      evaluation: whether the evaluation step is compiled as well.
+      fresh: compiles even if the answer is known.
+
+    Raises:
+      UserError: the config or the topology cannot be, or there is no libtpu.
+    """
+    tpu = bool(chip_of(topology))
+    if tpu and not importlib.util.find_spec("libtpu"):
+        raise UserError(
+            f"Compiling for {topology} needs libtpu, the compiler for TPUs (no TPU is"
+            " needed): pip install -r requirements-plan.txt."
+        )
+    request = {
+        "config": config.to_dict(),
+        "topology": topology,
+        "per_chip": per_chip,
+        "evaluation": evaluation,
+    }
+    known = user_cache.directory() / "plan" / f"{key_of(request)}.json"
+    try:
+        user_cache.claim(known.parent)
+    except UserError as error:
+        print(f"warning: answers are not kept: {error}", file=sys.stderr)
+        known = None
+    if known and known.exists() and not fresh:
+        return json.loads(known.read_text())
+    found = _answer(request, FOR_TPU if tpu else {})
+    found["versions"] = versions()
+    if known:
+        _keep(known, json.dumps(found))
+    return found
+
+
+def _answer(request: dict, environment: dict[str, str]) -> dict:
+    config, batch = request["config"], request["per_chip"]
+    images = f"{batch} images a chip" if batch else f"{config['batch_size']} images"
+    print(
+        f"compiling {config['model']['name']} for {request['topology']}, {images}"
+        " (minutes for a large network)",
+        file=sys.stderr,
+        flush=True,
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "resnet_jax.plan.compiled"],
+        input=repr(request),
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    try:
+        found = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise UserError(
+            f"The compiler failed for {request['topology']} (exit code"
+            f" {done.returncode}): {last}"
+        ) from None
+    if "error" in found:
+        raise UserError(found["error"])
+    return found
+
+
+def _keep(path: pathlib.Path, text: str) -> None:
+    """Writes a file whole or not at all; a disk that refuses costs only time."""
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            file.write(text)
+        os.replace(file.name, path)
+    except OSError as error:
+        print(f"warning: {path}: {error.strerror}; not kept", file=sys.stderr)
+
+
+def key_of(request: dict) -> str:
+    """Names an answer by all that it depends on."""
+    prefixes = ("JAX_", "XLA_", "LIBTPU_")
+    environment = {k: v for k, v in os.environ.items() if k.startswith(prefixes)}
+    parts = [repr(request), versions(), code(), sorted(environment.items())]
+    if request["topology"] == LOCAL:
+        parts.append(platform.node())
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def versions() -> dict[str, str]:
+    """Of what has a say in how a program is compiled."""
+    found = {"python": platform.python_version()}
+    for name in ("jax", "jaxlib", "flax", "optax", "libtpu"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = ""
+    return found
+
+
+def code() -> str:
+    """A digest of the code that a compiled step comes from."""
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).as_posix()
+        if name in ASKING or not name.startswith(ASIDE):
+            digest.update(name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()

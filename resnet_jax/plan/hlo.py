@@ -1,0 +1,222 @@
+"""What the text of a compiled program says: cycles, and what crosses the network."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator
+
+KINDS = (
+    *("all-reduce", "all-gather", "reduce-scatter", "all-to-all"),
+    *("collective-permute", "collective-broadcast"),
+)
+# An operation's name, the shapes of its result, what it is, and the rest.
+OPERATION = re.compile(
+    r"^\s+(?:ROOT )?%?(?P<name>[\w.\-]+) = (?P<shapes>.*?) (?P<kind>[a-z][\w\-]*)"
+    r"\((?P<rest>.*)"
+)
+CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+SHAPE = re.compile(r"\b(pred|[a-z]+\d\w*)\[([\d,]*)\](\{[^}]*\})?")
+# A layout says so of what does not lie in the main memory.
+ELSEWHERE = re.compile(r"S\([1-9]\d*\)")
+# These move nothing themselves.
+STILL = (
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota"),
+    *("after-all", "partition-id", "replica-id", "while", "conditional"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """An operation between devices.
+
+    Attributes:
+      kind: such as `all-reduce`.
+      elements: how many numbers each device gets out of it.
+      bytes: of these.
+      devices: how many devices take part in one group of it; 0: all.
+      times: how often a step does it.
+    """
+
+    kind: str
+    elements: int
+    bytes: int
+    devices: int
+    times: int = 1
+
+
+def estimated_cycles(text: str) -> int:
+    """The compiler's own estimate of a program: the sum over its entry computation.
+
+    A loop that has no estimate counts as its body times its known trips, a branch as
+    the longest of its kind. 0 for compilers that estimate nothing, as XLA's for CPUs.
+    """
+
+    def cycles(lines: list[str]) -> list[int]:
+        return [int(found[1]) if (found := CYCLES.search(x)) else 0 for x in lines]
+
+    return _total(text, cycles)
+
+
+def hbm_bytes(text: str) -> int:
+    """Bytes that a program reads from the main memory and writes to it.
+
+    The operands and results of all operations of the entry computation, but for what
+    the compiler keeps in memories on the chip, which the `bytes accessed` of
+    `cost_analysis` include; that can be most of a small network's. An operation that
+    reads a part of an operand counts as if it read all.
+    """
+    return _total(text, _moved)
+
+
+def _moved(lines: list[str]) -> list[int]:
+    """Of each line of a computation, the bytes in and out of the main memory."""
+    operations = [OPERATION.match(line) for line in lines]
+    arrays = {one["name"]: _arrays(one["shapes"]) for one in operations if one}
+    found = []
+    for one in operations:
+        kind = one["kind"] if one else STILL[0]
+        if kind in STILL or kind.endswith("-done"):
+            found.append(0)
+        elif kind in ("copy-start", "slice-start"):
+            # From one memory to another: both are in the result, and then flags.
+            (size, main), (others, other_main) = arrays[one["name"]][:2]
+            found.append(min(size, others) * (main + other_main))
+        else:
+            operands = re.findall(r"%([\w.\-]+)", one["rest"].partition(")")[0])
+            met = [arrays.get(name, []) for name in (one["name"], *operands)]
+            found.append(sum(size for part in met for size, main in part if main))
+    return found
+
+
+def _arrays(shapes: str) -> list[tuple[int, bool]]:
+    """Bytes of each array of a type, and whether it lies in the main memory."""
+    return [
+        (_size(dtype, shape)[1], not ELSEWHERE.search(layout))
+        for dtype, shape, layout in SHAPE.findall(shapes)
+    ]
+
+
+def _total(text: str, of_lines: Callable[[list[str]], list[int]]) -> int:
+    """The sum of a figure over the entry computation, and over what it repeats."""
+    computations = _computations(text)
+
+    def total(name: str) -> int:
+        lines = computations[name]
+        found = of_lines(lines)
+        for i, line in enumerate(lines):
+            if found[i]:
+                continue
+            if loop := _loop(line, computations):
+                body, trips = loop
+                found[i] = trips * total(body)
+            elif branches := _branches(line):
+                found[i] = max(map(total, branches))
+        return sum(found)
+
+    return total(_entry(text))
+
+
+def collectives(text: str) -> list[Collective]:
+    """All operations between devices of a program, one that loops repeat once."""
+    computations = _computations(text)
+
+    def lines(name: str, times: int) -> Iterator[tuple[str, int]]:
+        for line in computations[name]:
+            yield line, times
+            if loop := _loop(line, computations):
+                body, trips = loop
+                yield from lines(body, times * trips)
+            elif called := _branches(line) or re.findall(r"calls=%?([\w.\-]+)", line):
+                for inner in called:
+                    yield from lines(inner, times)
+
+    found = []
+    for line, times in lines(_entry(text), 1):
+        operation = OPERATION.match(line)
+        if not operation:
+            continue
+        kind = operation["kind"].removesuffix("-start")
+        if kind not in KINDS:
+            continue
+        sizes = [
+            _size(dtype, shape)
+            for dtype, shape, _ in SHAPE.findall(operation["shapes"])
+        ]
+        if operation["kind"].endswith("-start") and kind != "all-reduce":
+            # The result of these starts with the operand, and may end with flags.
+            sizes = [max(sizes, key=lambda size: size[1])]
+        elements, size = map(sum, zip(*sizes, strict=True))
+        devices = group_size(operation["rest"])
+        found.append(Collective(kind, elements, size, devices, times))
+    return found
+
+
+def group_size(text: str) -> int:
+    """Size of the groups in any of XLA's ways to write `replica_groups`; 0: all.
+
+    Operations that name pairs of devices, such as permutes, have groups of two.
+    """
+    # {{0,1},{2,3}}: the groups themselves.
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
+        return len(listed[1].split(","))
+    # [4,2]<=[8]: four groups of two.
+    if tiled := re.search(r"replica_groups=\[\d+,(\d+)\]<=", text):
+        return int(tiled[1])
+    # mesh['x'=4,'y'=2] {'y'} or mesh['x'=8] {'x':(4)2}: along axes, or parts of them.
+    if mesh := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", text):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        along = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in along)
+    if "source_target_pairs" in text:
+        return 2
+    if "replica_groups={}" in text:
+        return 0
+    raise ValueError(f"no known form of replica_groups: {text}")
+
+
+def _size(dtype: str, shape: str) -> tuple[int, int]:
+    """Elements and bytes of an array such as `bf16[3,64]`."""
+    elements = math.prod(int(n) for n in shape.split(",") if n)
+    bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
+    return elements, math.ceil(elements * bits / 8)
+
+
+def _computations(text: str) -> dict[str, list[str]]:
+    """The lines of each computation by its name."""
+    found: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in text.splitlines():
+        if head := re.match(r"(?:ENTRY )?%?([\w.\-]+) .*\{$", line):
+            lines = found.setdefault(head[1], [])
+        elif line.startswith(" "):
+            lines.append(line)
+    return found
+
+
+def _entry(text: str) -> str:
+    return re.search(r"^ENTRY %?([\w.\-]+) ", text, re.MULTILINE)[1]
+
+
+def _loop(line: str, computations: dict[str, list[str]]) -> tuple[str, int] | None:
+    """Body and trips (1 where they cannot be told) of a loop, if this is one."""
+    called = re.search(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)", line)
+    if not called:
+        return None
+    condition, body = called.groups()
+    if trips := TRIPS.search(line):
+        return body, int(trips[1])
+    # Compilers for TPUs do not tell; what `scan` makes counts from 0 to a constant.
+    text = "\n".join(computations[condition])
+    limits = re.findall(r" [su]32\[\]\S* constant\((\d+)\)", text)
+    counts = len(limits) == 1 and "direction=LT" in text
+    return body, int(limits[0]) if counts else 1
+
+
+def _branches(line: str) -> list[str]:
+    """The computations that a conditional chooses from, if this is one."""
+    if " conditional(" not in line:
+        return []
+    if listed := re.search(r"branch_computations=\{(.*?)\}", line):
+        return re.findall(r"[\w.\-]+", listed[1])
+    return re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", line)

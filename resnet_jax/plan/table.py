@@ -1,0 +1,178 @@
+"""The table that `plan` prints: a row a figure, a column a plan."""
+
+from resnet_jax.plan.chips import CHIPS
+from resnet_jax.plan.predict import total
+
+PARTS = {
+    "parameters": "parameters",
+    "statistics": "running statistics",
+    "optimiser": "optimiser",
+    "average": "averaged parameters",
+    "teacher": "teacher",
+    "batch": "batch",
+    "padding": "padding of these",
+    "results": "results",
+    "activations": "activations and the rest",
+    "program": "program",
+}
+
+
+def as_text(plans: list[tuple[dict, dict]]) -> str:
+    """The table of plans: what the compiler says of each, and what follows."""
+    columns = [_column(facts, found) for facts, found in plans]
+    # In the order of the column that has most; what others lack stays empty.
+    labels = list(max(columns, key=len))
+    labels += [key for column in columns for key in column if key not in labels]
+    table = [
+        [label, *(column.get(label, "") for column in columns)] for label in labels
+    ]
+    widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
+    lines = []
+    for label, *cells in table:
+        if not any(cells):
+            lines.append("")
+        texts = [label.ljust(widths[0])]
+        texts += [c.rjust(w) for c, w in zip(cells, widths[1:], strict=True)]
+        lines.append("  ".join(texts).rstrip())
+    return "\n".join([*lines, "", *_notes(plans)])
+
+
+def amount(number: float | int) -> str:
+    """Bytes as `12.3 MiB`."""
+    units = ["B", "KiB", "MiB", "GiB", "TiB"]
+    while number >= 1024 and len(units) > 1:
+        number, units = number / 1024, units[1:]
+    return f"{number:.0f} {units[0]}" if units[0] == "B" else f"{number:.1f} {units[0]}"
+
+
+def _column(facts: dict, found: dict) -> dict[str, str]:
+    devices, chips, batch = facts["devices"], facts["chips"], facts["batch_size"]
+    column = {
+        "topology": facts["topology"],
+        "devices": f"{devices} x {facts['kind']}",
+        "chips, hosts": f"{chips}, {facts['hosts']}",
+        "model": f"{facts['model']}, {facts['dtype']}",
+        "images": f"{facts['image_size']} px",
+        "batch": f"{batch}, {batch / chips:g} a chip",
+        "parameters, MACs": f"{facts['params'] / 1e6:.2f} M,"
+        f" {facts['macs'] / 1e9:.3f} G",
+        "MEMORY OF A DEVICE": "",
+        "fits": _fits(facts, found),
+    }
+    if "largest" in found:
+        fits, fails = found["largest"]
+        column["largest batch that fits"] = (
+            f"{fits} a chip (not {fails})" if fails else f"at least {fits} a chip"
+        )
+    for name, of_step in (("train", "training"), ("eval", "evaluation")):
+        step = facts.get(name, {})
+        if "memory" in step:
+            column[of_step] = amount(total(step["memory"]))
+            for part, label in PARTS.items():
+                if part in step["memory"] and name == "train":
+                    column[f"  {label}"] = amount(step["memory"][part])
+        elif step:
+            column[of_step] = _wanted(step)
+    train = facts["train"]
+    if "memory" not in train:
+        return column
+    here = batch / devices
+    column |= {
+        "SPEED": "",
+        "operations / image": f"{train['flops'] / here / 1e9:.2f} G",
+        "bytes / image": f"{train['bytes'] / here / 1e6:.1f} MB",
+        "  of main memory": f"{train['hbm_bytes'] / here / 1e6:.1f} MB",
+    }
+    if train["cycles"]:
+        column["cycles / image"] = f"{train['cycles'] / here / 1e3:.1f} k"
+    if "rate" in found:
+        seconds = found["seconds"]
+        column |= {
+            "step by operations": f"{1e3 * seconds['compute']:.2f} ms",
+            "step by bytes": f"{1e3 * seconds['memory']:.2f} ms",
+            "step by cycles": f"{1e3 * seconds['cycles']:.2f} ms",
+            "network, in addition": f"{1e3 * seconds['network']:.2f} ms",
+            "bound by": found["bound"],
+            "images/s/chip": f"{found['rate']:,.0f}",
+            "  at most, without cycles": f"{found['most']:,.0f}",
+            "images/s": f"{found['rate'] * chips:,.0f}",
+            "of the peak": f"{100 * found['utilization']:.0f} %",
+        }
+        if "published" in found:
+            column["published images/s/chip"] = f"{found['published']:,.0f}"
+            low, high = found["deviations"]
+            column["  these against it"] = f"{100 * low:+.0f}, {100 * high:+.0f} %"
+        column["steps"] = f"{facts['steps']:,}"
+        column["hours"] = f"{found['hours']:.2f}"
+        if "eval_hours" in found:
+            column["  of evaluation"] = f"{found['eval_hours']:.2f}"
+        if "cost" in found:
+            column["cost"] = f"{found['cost']:,.2f}"
+    column |= {"NETWORK, A STEP": ""}
+    by_kind: dict[tuple, list[dict]] = {}
+    for one in train["collectives"]:
+        by_kind.setdefault((one["kind"], one["devices"]), []).append(one)
+    for (kind, over), same in sorted(by_kind.items()):
+        every = "all" if over == devices else str(over)
+        times = sum(one["times"] for one in same)
+        size = sum(one["times"] * one["bytes"] for one in same)
+        column[f"{kind} over {every}"] = f"{times} x, {amount(size)}"
+    for over, efficiency in found.get("efficiency", {}).items():
+        label = f"efficiency, {over:,} chip{'s' if over > 1 else ''}"
+        column[label] = f"{100 * efficiency:.1f} %" if efficiency else "not known"
+    if "rate" in found:
+        column |= {
+            "HOST": "",
+            "images/s/host": f"{found['host_rate']:,.0f}",
+        }
+        if "cores" in found:
+            column["cores for input, a host"] = str(found["cores"])
+    return column
+
+
+def _fits(facts: dict, found: dict) -> str:
+    if found["fits"]:
+        return f"yes: {amount(found['memory'])} of {amount(found['limit'])}"
+    return "no"
+
+
+def _wanted(step: dict) -> str:
+    if not step["wanted"]:
+        return "out of memory"
+    return f"{amount(step['wanted'])} of {amount(step['limit'])}"
+
+
+def _notes(plans: list[tuple[dict, dict]]) -> list[str]:
+    lines = []
+    for facts, found in plans:
+        where = f"{facts['topology']}, batch {facts['batch_size']}:"
+        if not found["fits"]:
+            amounts = f"{amount(found['memory'])} of {amount(found['limit'])}"
+            wants = (
+                f"wants {amounts}" if found["memory"] else "wants more than there is"
+            )
+            lines.append(
+                f"{where} does not fit: a device {wants}. Take a smaller batch_size,"
+                " more chips, optim.microbatches=2, or model.dtype=bfloat16."
+            )
+        elif not facts["chip"]:
+            lines.append(
+                f"{where} no speed, since no peaks of {facts['kind']} are known;"
+                " measure it: python -m resnet_jax.bench overhead."
+            )
+    chips = dict.fromkeys(f["chip"] for f, p in plans if "rate" in p)
+    lines += [
+        f"{name}: {chip.flops / 1e12:g} Tflop/s in bf16, {amount(chip.hbm)} at"
+        f" {chip.hbm_bandwidth / 1e9:g} GB/s, network {chip.network / 1e9:.0f} GB/s,"
+        f" {chip.clock / 1e9:.2f} GHz ({chip.source})"
+        for name, chip in CHIPS.items()
+        if name in chips
+    ]
+    if chips:
+        lines.append(
+            "Times are estimates: the longest of the first three, and the network, none"
+            " of it hidden; see python -m resnet_jax.plan --help."
+        )
+    found = plans[0][0]["versions"]
+    lines.append(", ".join(f"{name} {version}" for name, version in found.items()))
+    return lines

@@ -1,0 +1,137 @@
+"""What is read from the text of compiled programs."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from resnet_jax import sharding
+from resnet_jax.plan import hlo
+from resnet_jax.plan.hlo import Collective
+from tests import tiny
+
+# libtpu's for v5e:2x2: three gradients in a loop, another one behind it, and a maximum.
+SAMPLE = (pathlib.Path(__file__).parent / "v5e_2x2.hlo").read_text()
+# An array of float32 [256, 256].
+SQUARE = 256 * 256 * 4
+
+
+def test_cycles_are_summed_over_the_entry_and_over_what_it_repeats():
+    # Of the entry, then three times the loop's; fused computations are in neither.
+    assert hlo.estimated_cycles(SAMPLE) == 2930 + 1722 + 3527 + 3039 + 3 * 850
+
+
+def test_collectives_are_found_with_their_bytes_and_devices():
+    assert hlo.collectives(SAMPLE) == [
+        Collective("all-reduce", elements=2 * 256 * 256, bytes=2 * SQUARE, devices=4),
+        Collective("all-reduce", elements=1, bytes=2, devices=4),
+    ]
+
+
+def test_bytes_of_the_main_memory_leave_out_what_stays_on_the_chip():
+    # The matrix is converted, fetched and written, the images (bfloat16) are fetched.
+    # Scalars: 16 bytes, and 24 in each of the loop's three rounds.
+    images = 3 * 128 * 256 * 2
+    assert hlo.hbm_bytes(SAMPLE) == 3 * SQUARE + images + 16 + 3 * 24
+
+
+@pytest.mark.parametrize(
+    ("condition", "trips"),
+    [
+        ("known", 7),
+        # Where a loop starts and ends cannot be told from this.
+        ("direction=GT", 1),
+    ],
+)
+def test_a_loop_runs_as_often_as_is_known(condition, trips):
+    if condition == "known":
+        body = "body=%wide.region_0.1_spmd.clone.sunk"
+        config = ', backend_config={"known_trip_count":{"n":"7"}}'
+        text = SAMPLE.replace(body, body + config)
+    else:
+        text = SAMPLE.replace("direction=LT", condition)
+    assert text != SAMPLE
+    expected = 2930 + 1722 + 3527 + 3039 + trips * 850
+    assert hlo.estimated_cycles(text) == expected
+
+
+def test_a_collective_inside_a_loop_counts_once_a_round():
+    mesh = tiny.mesh_of(4)
+
+    def round_of(carried, _):
+        total = jax.lax.psum(jnp.sin(carried), "data")
+        return jax.lax.pcast(total, "data", to="varying"), None
+
+    def repeated(x):
+        return jax.lax.scan(round_of, x, length=5)[0]
+
+    spec = sharding.batch_sharding(mesh).spec
+    both = jax.shard_map(repeated, mesh=mesh, in_specs=spec, out_specs=spec)
+    x = jax.ShapeDtypeStruct(
+        (8, 3), jnp.float32, sharding=sharding.batch_sharding(mesh)
+    )
+    text = jax.jit(both).lower(x).compile().as_text()
+    found = hlo.collectives(text)
+    # Two rows of three numbers on each device.
+    assert sum(one.times * one.bytes for one in found) == 5 * 2 * 3 * 4
+    assert {one.devices for one in found} == {4}
+    assert hlo.estimated_cycles(text) == 0, "XLA's compiler for CPUs estimates nothing"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "%g = bf16[8,64]{1,0} all-gather(%x), replica_groups=[1,4]<=[4],"
+            " dimensions={0}",
+            Collective("all-gather", 512, 1024, 4),
+        ),
+        (
+            "%g = (f32[2,64]{1,0}, f32[8,64]{1,0}) all-gather-start(%x),"
+            " replica_groups={{0,1,2,3}}, dimensions={0}",
+            Collective("all-gather", 512, 2048, 4),
+        ),
+        (
+            "%p = (f32[5]{0}, f32[5]{0}, u32[]{:S(2)}, u32[]{:S(2)})"
+            " collective-permute-start(%x), source_target_pairs={{0,1},{1,0}}",
+            Collective("collective-permute", 5, 20, 2),
+        ),
+        (
+            "%r = (f32[3]{0}, pred[]) all-reduce-start(%x, %y), replica_groups={}",
+            Collective("all-reduce", 4, 13, 0),
+        ),
+    ],
+)
+def test_every_form_of_a_collective_counts_its_result_once(line, expected):
+    done = "  %d = f32[3]{0} all-reduce-done(%r)"
+    text = f"ENTRY %main (x: f32[3]) -> f32[3] {{\n  {line}\n{done}\n}}\n"
+    assert hlo.collectives(text) == [expected]
+
+
+def test_of_branches_the_longest_counts():
+    step = '  %f = f32[] fusion(%x), backend_config={{"estimated_cycles":"{}"}}\n'
+    branches = [
+        f"%branch{i} (x: f32[]) -> f32[] {{\n{step.format(cycles)}}}\n"
+        for i, cycles in enumerate((40, 70))
+    ]
+    entry = (
+        "ENTRY %main (x: f32[]) -> f32[] {\n  %c = f32[] conditional(%i, %x, %x),"
+        " branch_computations={%branch0, %branch1}\n}\n"
+    )
+    assert hlo.estimated_cycles("\n".join([*branches, entry])) == 70
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("replica_groups={{0,1},{2,3}}, use", 2),
+        ("replica_groups=[2,4]<=[8], use", 4),
+        ("replica_groups=[2,4]<=[4,2]T(1,0), use", 4),
+        ("replica_groups=mesh['a'=4,'b'=2,'c'=1] {'b','c'}, use", 2),
+        ("replica_groups=mesh['data'=8] {'data'}, use", 8),
+        ("replica_groups=mesh['data'=8] {'data':(2)4}, use", 4),
+    ],
+)
+def test_replica_groups_are_read_in_all_their_forms(text, size):
+    assert hlo.group_size(text) == size

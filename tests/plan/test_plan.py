@@ -1,0 +1,442 @@
+"""`python -m resnet_jax.plan`: what it asks, what it keeps, what it tells."""
+
+import importlib.util
+import json
+import subprocess
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from configs import r50
+from resnet_jax.errors import UserError
+from resnet_jax.models.cost import count
+from resnet_jax.plan import __main__ as command
+from resnet_jax.plan import ask as ask_module
+from resnet_jax.plan import compiled
+from resnet_jax.plan.ask import ask, key_of
+from resnet_jax.plan.chips import CHIPS, LOCAL
+from resnet_jax.plan.predict import predict, total
+from resnet_jax.plan.table import amount, as_text
+from resnet_jax.setup import set_up
+from tests import runs, tiny
+from tests.plan.test_predict import facts
+
+TINY = (
+    "--config=configs/quickstart.py",
+    "--config.batch_size=16",
+    "--config.model.bn_group_size=2",
+    "--config.model.overrides={'stage_sizes': (1, 1), 'widths': (8, 16), 'stem':"
+    " ((3, 1, 8),), 'shortcut': 'projection'}",
+)
+needs_libtpu = pytest.mark.skipif(
+    not importlib.util.find_spec("libtpu"),
+    reason="needs libtpu: pip install -r requirements-plan.txt",
+)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache directory of the user."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "resnet_jax" / "plan"
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """Fails if a compiler is asked."""
+
+    def run(*_, **__):
+        raise AssertionError("a compiler was asked")
+
+    monkeypatch.setattr(subprocess, "run", run)
+
+
+# What the compiler is asked.
+
+
+@pytest.fixture(scope="module")
+def planned() -> dict:
+    return compiled.facts(tiny.config({"ema_decay": 0.9}), LOCAL)
+
+
+@pytest.mark.slow
+def test_the_steps_are_those_that_training_compiles(planned):
+    setup = tiny.setup({"ema_decay": 0.9})
+    stats = setup.compile_train_step().memory_analysis()
+    # As XLA counts them: arguments, results that are no arguments, the rest, code.
+    assert total(planned["train"]["memory"]) == (
+        stats.argument_size_in_bytes
+        + stats.output_size_in_bytes
+        - stats.alias_size_in_bytes
+        + stats.temp_size_in_bytes
+        + stats.generated_code_size_in_bytes
+    )
+    stats = setup.compile_eval_step().memory_analysis()
+    assert planned["eval"]["memory"]["activations"] == stats.temp_size_in_bytes
+
+
+def test_memory_is_told_by_part(planned):
+    memory, params = planned["train"]["memory"], planned["params"]
+    assert memory["parameters"] == 4 * params
+    # A momentum each, and the number of steps.
+    assert memory["optimiser"] == 4 * params + 4
+    assert memory["average"] == memory["parameters"] + memory["statistics"]
+    # Two images of eight by eight grey pixels, and their labels.
+    assert memory["batch"] == 2 * (8 * 8 + 4)
+    assert memory["activations"] > 0
+
+
+def test_a_run_is_described(planned):
+    expected = {"batch_size": 16, "devices": 8, "chips": 8, "hosts": 1, "steps": 4}
+    expected |= {"train_images": 64, "eval_images": 64, "evaluations": 1, "chip": ""}
+    assert planned | expected == planned
+    gradients = [one["bytes"] for one in planned["train"]["collectives"]]
+    # Gradients, running statistics and two metrics, in float32.
+    statistics = planned["train"]["memory"]["statistics"]
+    assert sum(gradients) == 4 * planned["params"] + statistics + 2 * 4
+
+
+def test_known_data_need_not_be_there():
+    config = r50.get_config()
+    setup = set_up(compiled.stand_in(config))
+    assert len(setup.train.source) == 1_281_167
+    assert len(setup.test.source) == 50_000
+    assert setup.model.spec.num_classes == 1000
+    # 90 epochs of 1251.1 steps.
+    assert setup.total_steps == 112_603
+    # Whoever asked keeps the config.
+    assert config.data.source == "tfds:imagenet2012"
+
+
+def test_a_part_of_known_data_is_that_part():
+    config = r50.get_config()
+    config.data.train_split, config.data.eval_split = "train[:10%]", "train[90%:]"
+    setup = set_up(compiled.stand_in(config))
+    assert len(setup.train.source) == 128_117
+    assert len(setup.test.source) == 128_117
+
+
+def test_images_a_chip_take_the_place_of_the_batch_size(monkeypatch):
+    monkeypatch.setattr(compiled, "of_step", lambda *_: {"memory": {}})
+    found = compiled.facts(tiny.config(), LOCAL, per_chip=6, evaluation=False)
+    assert found["batch_size"] == 48
+    assert "eval" not in found
+
+
+def test_a_teacher_is_part_of_the_step(monkeypatch):
+    parts = {}
+
+    def of_step(lower, found, *_):
+        lower()
+        parts.update(found)
+        return {"memory": {}}
+
+    monkeypatch.setattr(compiled, "of_step", of_step)
+    changes = {
+        "distill.teacher": "cifar_resnet20",
+        "distill.overrides": ConfigDict(tiny.NETWORK),
+        "distill.teacher_init": "drawn",
+    }
+    compiled.facts(tiny.config(changes), LOCAL, evaluation=False)
+    # Both are the same network.
+    assert count(parts["teacher"]["params"]) == count(parts["parameters"]) > 0
+
+
+def refusing(message: str):
+    """A step that the compiler refuses."""
+
+    class Lowered:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError(message)
+
+    return Lowered
+
+
+@pytest.mark.parametrize(
+    ("message", "wanted", "limit"),
+    [
+        # libtpu 0.0.52, and before it; GPUs do not tell.
+        (
+            "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM,"
+            " the total memory required for HLO temporaries (24.50G) exceeds available"
+            " HBM (15.75G). HLO module: jit_train_step.",
+            24.5,
+            15.75,
+        ),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.25G of"
+            " 15.75G hbm. Exceeded hbm capacity by 1.50G.",
+            17.25,
+            15.75,
+        ),
+        ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate.", 0, 0),
+    ],
+)
+def test_out_of_memory_is_an_answer(message, wanted, limit):
+    found = compiled.of_step(refusing(message), {}, {}, tiny.mesh_of(8))
+    assert found.pop("seconds") >= 0
+    assert found == {"wanted": wanted * 2**30, "limit": limit * 2**30}
+
+
+def test_other_failures_of_a_compiler_are_not_swallowed():
+    lower = refusing("INTERNAL: something broke")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something broke"):
+        compiled.of_step(lower, {}, {}, tiny.mesh_of(8))
+
+
+# What is kept.
+
+
+def test_an_answer_is_asked_for_once(cache, monkeypatch):
+    asked = []
+
+    def run(command, *, input, **_):
+        asked.append(input)
+        return subprocess.CompletedProcess(command, 0, '{"devices": 8}\n', "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    config = tiny.config()
+    first = ask(config, LOCAL)
+    assert ask(config, LOCAL) == first
+    assert len(asked) == 1
+    assert first["versions"]["jax"] == jax.__version__
+    (kept,) = cache.iterdir()
+    assert kept.stat().st_mode & 0o077 == cache.stat().st_mode & 0o077 == 0
+    ask(config, LOCAL, fresh=True)
+    assert len(asked) == 2
+    ask(config, LOCAL, per_chip=2)
+    assert len(asked) == 3
+
+
+def test_another_question_has_another_name(monkeypatch):
+    request = {"config": tiny.config().to_dict(), "topology": LOCAL}
+    names = {key_of(request)}
+    names.add(key_of(request | {"topology": "v5e:2x4"}))
+    names.add(key_of(request | {"config": tiny.config({"seed": 1}).to_dict()}))
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_scoped_vmem_limit_kib=65536")
+    names.add(key_of(request))
+    monkeypatch.setattr(ask_module, "versions", lambda: {"jax": "99"})
+    names.add(key_of(request))
+    monkeypatch.setattr(ask_module, "code", lambda: "other")
+    names.add(key_of(request))
+    assert len(names) == 6
+
+
+def test_the_code_that_counts_is_what_steps_are_made_of(tmp_path, monkeypatch):
+    for name in ("step.py", "plan/hlo.py", "plan/table.py", "bench/input.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    monkeypatch.setattr(ask_module, "PACKAGE", tmp_path)
+    before = ask_module.code()
+    for name, counts in (
+        ("plan/table.py", False),
+        ("bench/input.py", False),
+        ("step.py", True),
+        ("plan/hlo.py", True),
+    ):
+        (tmp_path / name).write_text("changed")
+        assert (ask_module.code() != before) == counts
+        before = ask_module.code()
+
+
+def test_a_compiler_that_breaks_is_told_in_a_sentence(cache, monkeypatch):
+    def run(command, **_):
+        return subprocess.CompletedProcess(
+            command, -6, "", "I: loading\nCheck failed\n"
+        )
+
+    monkeypatch.setattr(subprocess, "run", run)
+    message = r"compiler failed for local \(exit code -6\): Check failed"
+    with pytest.raises(UserError, match=message):
+        ask(tiny.config(), LOCAL)
+    assert not list(cache.iterdir())
+
+
+def test_without_libtpu_the_way_to_it_is_told(monkeypatch, no_compiler):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install -r requirements-plan\.txt"):
+        ask(tiny.config(), "v5e:2x4")
+    assert "libtpu" in (runs.ROOT / "requirements-plan.txt").read_text()
+
+
+# What is told.
+
+
+def test_plans_stand_side_by_side():
+    # Four of these: half of the cycles, and no limit is reached.
+    other = facts(topology="v4:2x2x1", chip="v4", kind="TPU v4", devices=4, chips=4)
+    unfit = {"wanted": 2**34, "limit": 15 * 2**30, "seconds": 1.0}
+    plans = [facts(), other, facts(train=unfit, batch_size=4096)]
+    text = as_text([(one, predict(one, price=2.0)) for one in plans])
+    rows = {line.strip()[:24].strip(): line.split() for line in text.splitlines()}
+    assert rows["topology"][1:] == ["v5e:2x4", "v4:2x2x1", "v5e:2x4"]
+    assert rows["parameters"][1:] == ["3.0", "GiB", "3.0", "GiB"]
+    assert rows["bound by"][2:] == ["memory", "memory"]
+    # 128 images in 100.9 ms.
+    assert rows["images/s/chip"][1] == "1,269"
+    assert "v5e:2x4, batch 4096: does not fit: a device wants 16.0 GiB of 15.0" in text
+    assert "optim.microbatches=2" in text
+    assert "cloud.google.com/tpu/docs/v4" in text
+    assert text.endswith("jax 1.2.3")
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (16 * 2**30, "16.0 GiB")],
+)
+def test_bytes_are_told_in_fitting_units(number, text):
+    assert amount(number) == text
+
+
+def test_the_largest_batch_is_searched_from_the_one_that_is_planned(monkeypatch):
+    tried = []
+
+    def answer(config, topology, *, per_chip, evaluation):
+        assert (topology, evaluation) == ("v5e:2x4", False)
+        tried.append(per_chip)
+        if per_chip > 500:
+            # As libtpu refuses: by the temporaries alone, of less than there is.
+            train = {"wanted": per_chip * 2**25, "limit": 15 * 2**30, "seconds": 1.0}
+        else:
+            memory = {"parameters": 2**30, "activations": per_chip * 2**25}
+            train = facts()["train"] | {"memory": memory}
+        return facts(train=train, batch_size=8 * per_chip)
+
+    monkeypatch.setattr(command, "ask", answer)
+    config = r50.get_config()
+    fits, fails = command.search(config, facts())
+    # 448 images and the parameters are 15 GiB of 16, and 480 all.
+    assert 0.9 * 480 < fits <= 480 and fits < fails <= fits * 17 / 16 + 4
+    # What was planned is not asked again, and groups of 32 images stay whole.
+    assert 128 not in tried
+    assert all(number * 8 % 32 == 0 for number in tried)
+
+
+def test_topologies_and_sizes_are_compared_in_one_call(monkeypatch, capsys):
+    def answer(config, topology, *, per_chip, fresh):
+        assert not fresh
+        chip = topology.partition(":")[0]
+        return facts(topology=topology, chip=chip, batch_size=8 * per_chip)
+
+    monkeypatch.setattr(command, "ask", answer)
+    arguments = ["--config=configs/r50.py", "--topology=v5e:2x4,v4:2x2x2", "--json"]
+    arguments += ["--per_chip=64,128", "--price=1.5,4", "--input_rate=600"]
+    command.main(["plan", *arguments])
+    rows = json.loads(capsys.readouterr().out)
+    found = [
+        (row["compiled"]["topology"], row["compiled"]["batch_size"]) for row in rows
+    ]
+    small, large = 512, 1024
+    assert found == [(t, b) for t in ("v5e:2x4", "v4:2x2x2") for b in (small, large)]
+    for row, price in zip(rows, (1.5, 1.5, 4, 4), strict=True):
+        predicted = row["predicted"]
+        assert predicted["cost"] == pytest.approx(predicted["hours"] * 8 * price)
+        assert predicted["cores"] >= predicted["host_rate"] / 600
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> dict[str, str]:
+    return {
+        "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),
+        "JAX_NUM_CPU_DEVICES": "8",
+    }
+
+
+def plan(*arguments: str, **environment: str) -> tuple[int, str]:
+    return runs.run_python("-m", "resnet_jax.plan", *arguments, **environment)
+
+
+@pytest.mark.slow
+def test_a_small_run_is_planned_for_this_machine(home):
+    code, output = plan(*TINY, **home)
+    assert code == 0, output
+    assert "8 x cpu" in output
+    assert "fits" in output and "yes" in output
+    assert "all-reduce over all" in output
+    # No figures are made up for what nobody has published.
+    assert "images/s/chip" not in output and "no speed" in output
+    code, output = plan(*TINY, "--json", **home)
+    assert code == 0, output
+    # What is known is not compiled again, which is told on the same pipe.
+    (row,) = json.loads(output)
+    assert row["predicted"]["fits"] and row["compiled"]["devices"] == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--topology=v5z:2x4",), "Did you mean v5p or v5e?"),
+        (("--topology=local,v5e",), "has no shape of a slice"),
+        (("--batch_size=15",), "batch_size=15 cannot be divided over 8 devices"),
+        (("--per_chip=3", "--config.model.bn_group_size=5"), "does not divide"),
+        (("--batch_size=0",), "invalid numbers value: '0'"),
+        (("--config.batch=1",), "The config has no key 'batch'. Did you mean"),
+        (("--topology=local,v5e:2x4", "--price=1,2,3"), "3 prices for 2 topologies"),
+        (("--topologies=local",), "What is '--topologies=local'?"),
+    ],
+)
+def test_mistakes_get_a_sentence(arguments, message, home):
+    code, output = plan(*TINY, *arguments, **home)
+    assert code != 0
+    assert message in output and "Traceback" not in output
+
+
+# With libtpu, and no TPU.
+
+
+@needs_libtpu
+def test_chips_cores_and_hosts_are_those_of_the_slice(monkeypatch):
+    for name, value in ask_module.FOR_TPU.items():
+        monkeypatch.setenv(name, value)
+    for topology, devices, chips, hosts in (
+        ("v5e:1x1", 1, 1, 1),
+        # Sold with one host; larger ones have four chips a host.
+        ("v5e:2x4", 8, 8, 1),
+        ("v6e:4x4", 16, 16, 4),
+        # The two cores of a chip are one device, but not in v3 and tpu7x.
+        ("v4:2x2x1", 4, 4, 1),
+        ("v5p:2x2x2", 8, 8, 2),
+        ("v3:4x4", 32, 16, 4),
+        ("tpu7x:2x2x1", 8, 4, 1),
+    ):
+        where = compiled.where_of(topology, compiled.devices_of(topology))
+        found = where["devices"], where["chips"], where["hosts"]
+        assert (topology, *found) == (topology, devices, chips, hosts)
+        chip = CHIPS[topology.partition(":")[0]]
+        assert where["memory"] * devices == chip.hbm * chips
+        assert where["kind"] == chip.kind
+
+
+@needs_libtpu
+def test_a_small_run_is_planned_for_tpus_that_are_not_there(cache):
+    found = ask(tiny.config(), "v5e:2x2", per_chip=4)
+    assert (found["devices"], found["chips"], found["hosts"]) == (4, 4, 1)
+    assert (found["chip"], found["batch_size"]) == ("v5e", 16)
+    predicted = predict(found, price=1.0)
+    assert predicted["fits"]
+    assert found["train"]["cycles"] > found["eval"]["cycles"] > 0
+    assert 0 < predicted["utilization"] < 1
+    # Gradients may be reduced in bfloat16, but none is left out.
+    reduced = sum(one["bytes"] for one in found["train"]["collectives"])
+    assert reduced >= 2 * found["params"]
+    assert 0 < predicted["efficiency"][256] < predicted["efficiency"][4] < 1
+
+
+@needs_libtpu
+def test_a_slice_that_nobody_sells_is_told(cache):
+    with pytest.raises(
+        UserError, match=r"libtpu knows no topology v5e:3x5 \(.*docs/v5e"
+    ):
+        ask(tiny.config(), "v5e:3x5")
+
+
+@needs_libtpu
+def test_out_of_memory_is_told_with_its_amount(cache):
+    # A megapixel of 2048 channels in float32 takes half of the memory, and there are
+    # more than two of them.
+    changes = {"data.image_size": 1024, "model.overrides.stem": ((3, 1, 2048),)}
+    found = ask(tiny.config(changes), "v5e:2x2", per_chip=4, evaluation=False)
+    predicted = predict(found)
+    assert not predicted["fits"]
+    assert predicted["memory"] > predicted["limit"] > 15 * 2**30

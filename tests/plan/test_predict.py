@@ -1,0 +1,209 @@
+"""The arithmetic of predictions, against numbers worked out by hand."""
+
+import math
+
+import pytest
+
+from resnet_jax.plan.chips import CHIPS, HOP, chip_of
+from resnet_jax.plan.predict import (
+    network_seconds,
+    predict,
+    ring_seconds,
+    seconds_of,
+)
+
+V5E, V6E, V4, V5P = (CHIPS[name] for name in ("v5e", "v6e", "v4", "v5p"))
+GIB = 2**30
+
+
+def facts(**changes) -> dict:
+    """Eight chips of v5e on two hosts: a step of 1024 images in 100 ms."""
+    all_reduce = {"kind": "all-reduce", "bytes": 10**8, "devices": 8, "times": 1}
+    step = {
+        "memory": {"parameters": 3 * GIB, "activations": 5 * GIB},
+        # A tenth of a second each would be 1.97e13, 8.19e10 and 1.5e8.
+        "flops": 1.97e12,
+        "bytes": 9e10,
+        "hbm_bytes": 4.095e10,
+        "cycles": V5E.clock / 10,
+        "collectives": [all_reduce],
+    }
+    evaluation = step | {"cycles": V5E.clock / 50, "collectives": []}
+    found = {
+        "topology": "v5e:2x4",
+        "chip": "v5e",
+        "kind": V5E.kind,
+        "devices": 8,
+        "chips": 8,
+        "hosts": 2,
+        "memory": 16 * GIB,
+        "model": "resnet50",
+        "dtype": "bfloat16",
+        "image_size": 224,
+        "batch_size": 1024,
+        "eval_batch_size": 1024,
+        "steps": 36_000,
+        "evaluations": 36,
+        "eval_images": 50_000,
+        "params": 25_557_032,
+        "macs": 1_000_000,
+        "versions": {"jax": "1.2.3"},
+        "train": step,
+        "eval": evaluation,
+    }
+    return found | changes
+
+
+@pytest.mark.parametrize(
+    ("name", "gigahertz"),
+    # As published elsewhere: v3 940 MHz, v4 1050 MHz (Jouppi et al. 2023,
+    # arXiv:2304.01433, table 4), v5p 1750 MHz.
+    [("v3", 0.94), ("v4", 1.05), ("v5p", 1.75), ("v5e", 1.5), ("v6e", 1.75)],
+)
+def test_the_clock_follows_from_the_peak(name, gigahertz):
+    # Published peaks have three digits.
+    assert CHIPS[name].clock == pytest.approx(gigahertz * 1e9, rel=5e-3)
+
+
+def test_a_step_is_timed_by_operations_by_bytes_and_by_cycles():
+    step = {"flops": 1.97e12, "hbm_bytes": 8.19e9, "cycles": V5E.clock}
+    assert seconds_of(step, V5E, 1) == pytest.approx(
+        {"compute": 0.01, "memory": 0.01, "cycles": 1.0}
+    )
+    # Two devices share the peaks of a chip, and each has its own clock.
+    assert seconds_of(step, V5E, 2) == pytest.approx(
+        {"compute": 0.02, "memory": 0.02, "cycles": 1.0}
+    )
+
+
+def test_an_all_reduce_goes_round_twice_and_others_once():
+    # 4 x 4 chips: 15/16 of the bytes, and two rings of four with two hops each.
+    size = 2_000_000_000
+    once = 15 / 16 * size / 200e9 + 4 * HOP
+    assert ring_seconds("reduce-scatter", size, 16, V5E) == pytest.approx(once)
+    assert ring_seconds("all-reduce", size, 16, V5E) == pytest.approx(2 * once)
+    # A torus of three axes: 4 x 4 x 4 chips, three rings with two hops each.
+    sent = 63 / 64 * size / (1.1e15 / 4096)
+    expected = 2 * (sent + 6 * HOP)
+    assert ring_seconds("all-reduce", size, 64, V4) == pytest.approx(expected)
+
+
+def test_one_chip_sends_nothing():
+    assert ring_seconds("all-reduce", 10**9, 1, V5E) == 0
+
+
+def test_beyond_a_pod_what_a_chip_holds_goes_round_outside():
+    size = 2_560_000_000
+    inside = ring_seconds("all-reduce", size, 256, V5E)
+    # Four pods: each chip's 10 MB, three quarters of it twice, at 3.125 GB/s.
+    outside = 2 * 3 / 4 * 10e6 / 3.125e9
+    both = ring_seconds("all-reduce", size, 1024, V5E)
+    assert both == pytest.approx(inside + outside)
+    # Where nothing is published, nothing is told.
+    assert ring_seconds("all-reduce", size, 8192, V4) == math.inf
+
+
+def test_only_collectives_over_all_devices_grow_with_the_slice():
+    over = {"kind": "all-reduce", "bytes": 10**6, "times": 3}
+    groups = [over | {"devices": 4}]
+    every = [over | {"devices": 8}]
+    of_four, of_eight, of_many = (
+        3 * ring_seconds("all-reduce", 10**6, chips, V5E) for chips in (4, 8, 256)
+    )
+    assert network_seconds(groups, 8, 8, 256, V5E) == pytest.approx(of_four)
+    assert network_seconds(every, 8, 8, 8, V5E) == pytest.approx(of_eight)
+    assert network_seconds(every, 8, 8, 256, V5E) == pytest.approx(of_many)
+    # Four of eight devices, two a chip, are two chips.
+    of_two = 3 * ring_seconds("all-reduce", 10**6, 2, V5E)
+    assert network_seconds(groups, 4, 8, 256, V5E) == pytest.approx(of_two)
+
+
+def test_a_run_is_predicted_from_its_longest_measure():
+    found = predict(facts(), input_rate=600.0, price=1.2)
+    # By cycles 100 ms; 1e8 bytes at 200 GB/s, 7/8 twice: 0.9 ms, and hops.
+    hops = 2 * 2 * (8**0.5) / 2 * HOP
+    network = 2 * 7 / 8 * 1e8 / 200e9 + hops
+    step = 0.1 + network
+    assert found["seconds"] == pytest.approx(
+        {"compute": 0.01, "memory": 0.05, "cycles": 0.1, "network": network}
+    )
+    assert found["bound"] == "memory"
+    assert found["rate"] == pytest.approx(128 / step)
+    # Without the cycles, the bytes' 50 ms.
+    assert found["most"] == pytest.approx(128 / (0.05 + network))
+    assert found["utilization"] == pytest.approx(1.97e12 / step / 197e12)
+    assert found["efficiency"][1] == 1
+    by_network = 2 * 255 / 256 * 1e8 / 200e9 + 2 * 2 * 8 * HOP
+    assert found["efficiency"][256] == pytest.approx(0.1 / (0.1 + by_network))
+    # 50,000 images are 49 batches of 1024, by bytes of 50 ms each, 36 times.
+    evaluation = 36 * 49 * 0.05 / 3600
+    assert found["eval_hours"] == pytest.approx(evaluation)
+    assert found["hours"] == pytest.approx(36_000 * step / 3600 + evaluation)
+    assert found["cost"] == pytest.approx(found["hours"] * 8 * 1.2)
+    # Half of the chips' images, 5.1e3 a second, at 600 a core.
+    assert found["host_rate"] == pytest.approx(4 * 128 / step)
+    assert found["cores"] == 9
+
+
+@pytest.mark.parametrize(
+    ("slower", "bound"),
+    [
+        ({"flops": 1.97e14}, "compute"),
+        ({"hbm_bytes": 8.19e11}, "memory"),
+        (
+            {
+                "collectives": [
+                    {"kind": "all-reduce", "bytes": 10**11, "devices": 8, "times": 1}
+                ]
+            },
+            "network",
+        ),
+    ],
+)
+def test_the_bound_is_what_takes_longest(slower, bound):
+    assert predict(facts(train=facts()["train"] | slower))["bound"] == bound
+
+
+def test_loops_do_not_hide_operations():
+    # Of a network of 1e10 MACs an image, three passes are made of two operations each.
+    found = predict(facts(macs=10**10))
+    assert found["seconds"]["compute"] == pytest.approx(6 * 10**10 * 128 / 197e12)
+
+
+def test_a_rate_is_held_against_what_was_published_of_the_chip():
+    found = predict(facts(chip="v4"))
+    # MLPerf Training 1.0: 208,500 images/s on 64 chips.
+    assert found["published"] == pytest.approx(3258, abs=1)
+    low, high = found["deviations"]
+    assert low == pytest.approx(found["rate"] / (208_500 / 64) - 1)
+    assert high == pytest.approx(found["most"] / (208_500 / 64) - 1)
+    for other in (facts(), facts(chip="v4", model="resnet18")):
+        assert "deviations" not in predict(other)
+    assert "deviations" not in predict(facts(chip="v4", image_size=160))
+
+
+def test_what_does_not_fit_gets_no_speed():
+    train = {"wanted": 20 * GIB, "limit": 15 * GIB, "seconds": 1.0}
+    assert predict(facts(train=train)) == {
+        "fits": False,
+        "memory": 20 * GIB,
+        "limit": 15 * GIB,
+    }
+    # As of a machine whose compiler does not refuse.
+    found = predict(facts(chip="", memory=7 * GIB))
+    assert found == {"fits": False, "memory": 8 * GIB, "limit": 7 * GIB}
+
+
+def test_unknown_chips_get_no_speed():
+    found = predict(facts(chip=""))
+    assert found == {"fits": True, "memory": 8 * GIB, "limit": 16 * GIB}
+
+
+def test_a_program_for_one_device_says_nothing_of_scaling():
+    assert predict(facts(devices=1, chips=1, hosts=1))["efficiency"] == {}
+
+
+def test_every_chip_can_be_named():
+    for name in CHIPS:
+        assert chip_of(f"{name}:2x2x1") == name
+    assert chip_of("local") == ""
