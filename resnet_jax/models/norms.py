@@ -65,12 +65,12 @@ class BatchNorm(nn.Module):
         size = self.group_size or b
         if b % size:
             raise ValueError(f"a batch of {b} cannot be cut into groups of {size}")
-        options = {"size": size, "epsilon": self.epsilon}
-        options |= {"activation": self.activation, "dtype": self.dtype}
-        out, mean, var = lax.platform_dependent(
+        out, mean, var = _normalize_on_platform(
             *map(jnp.asarray, (x, scale, bias)),
-            cpu=functools.partial(cpu_norm.normalize_groups, **options),
-            default=functools.partial(_normalize_groups, **options),
+            size=size,
+            epsilon=self.epsilon,
+            activation=self.activation,
+            dtype=self.dtype,
         )
 
         if not self.is_initializing():
@@ -192,6 +192,19 @@ def with_activation(
 ) -> nn.Module:
     """Makes a norm, with the activation or (`act=False`) without."""
     return norm(activation=activation if act else None, **more)
+
+
+# Equal norms are traced once.
+@functools.partial(jax.jit, static_argnames=("size", "epsilon", "activation", "dtype"))
+def _normalize_on_platform(x, scale, bias, **options):
+    """`_normalize_groups`, in the way that suits the platform."""
+    return lax.platform_dependent(
+        x,
+        scale,
+        bias,
+        cpu=functools.partial(cpu_norm.normalize_groups, **options),
+        default=functools.partial(_normalize_groups, **options),
+    )
 
 
 def _normalize_groups(x, scale, bias, *, size, epsilon, activation, dtype):
