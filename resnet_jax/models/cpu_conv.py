@@ -404,8 +404,8 @@ def _convolve_backward(where: Geometry, saved, g: Output):
 _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
-# Equal convolutions are traced once.
-@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))
+# Equal convolutions are traced once; inlined, since calls make other TPU programs.
+@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5), inline=True)
 def _by_platform(direction: str, one, other, x_shape, kernel_shape, where: Geometry):
     k, _, c, _ = kernel_shape
     size = where.output(x_shape[1], 0, k)

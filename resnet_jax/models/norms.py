@@ -194,8 +194,10 @@ def with_activation(
     return norm(activation=activation if act else None, **more)
 
 
-# Equal norms are traced once.
-@functools.partial(jax.jit, static_argnames=("size", "epsilon", "activation", "dtype"))
+# Equal norms are traced once; inlined, since calls make other TPU programs.
+@functools.partial(
+    jax.jit, static_argnames=("size", "epsilon", "activation", "dtype"), inline=True
+)
 def _normalize_on_platform(x, scale, bias, **options):
     """`_normalize_groups`, in the way that suits the platform."""
     return lax.platform_dependent(
