@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax import host
 from resnet_jax.models import create_model
 from resnet_jax.models.cost import init_shapes, inner_jaxprs
 from resnet_jax.models.cpu_conv import FORMS, Geometry, form_of, forms_of
@@ -29,7 +28,6 @@ def rows(
     All forms are printed to the terminal, with a star where another than the chosen one
     was faster.
     """
-    host.keep_freed_memory()
     for batch, dtype in itertools.product(batch_sizes, dtypes):
         for shape in shapes_of(name, image_size):
             h, w, c, k, f, where = shape

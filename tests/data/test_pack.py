@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 IMAGES = 60
 # Packs a folder into shards of a few images, as `python -m resnet_jax.prepare` does.
 PACK = """
-import sys, time
+import signal, sys, time
 from resnet_jax.data import pack
 from resnet_jax import prepare
 
@@ -33,6 +33,8 @@ def read_slowly(file, read=pack._read):
     return read(file)
 
 if __name__ == "__main__":
+    # Whoever runs tests in the background has them ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     pack.SHARD_BYTES = 20_000
     if "slow" in sys.argv:
         sys.argv.remove("slow")
@@ -158,7 +160,10 @@ def test_two_packings_do_not_write_the_same_directory(source, tmp_path):
     out = f"--out={tmp_path / 'out'}"
     first = start(source, out, "--num_workers=1", "slow")
     wait_for(lambda: shards(tmp_path / "out.incomplete"))
+    # Else it may be done before the second one has begun.
+    first.send_signal(signal.SIGSTOP)
     code, output = run(source, out)
+    first.send_signal(signal.SIGCONT)
     assert code == 1
     assert "Another process is writing" in output.splitlines()[-1]
     code, output = runs.finish(first)

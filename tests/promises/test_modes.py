@@ -69,6 +69,7 @@ def test_a_dry_run_needs_no_data_and_leaves_nothing(tmp_path):
 DRY_RUNS = [path.stem for path in CONFIGS] + [
     *("bag_of_tricks:distill", "composer:hot", "he2015_cifar:1202", "rsb:a3"),
 ]
+PARTS = 8  # processes, each of which has five minutes
 DRY_RUN = """
 import pathlib, sys, tempfile
 from resnet_jax.config import for_dry_run
@@ -89,9 +90,9 @@ for name in sys.argv[1:]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", range(PARTS))
 def test_a_dry_run_of_every_recipe_ends(part):
-    names = DRY_RUNS[part::4]
+    names = DRY_RUNS[part::PARTS]
     code, output = runs.run_python(
         *("-c", DRY_RUN, *names), XLA_FLAGS="--xla_backend_optimization_level=0"
     )
