@@ -24,8 +24,10 @@ class BatchNorm(nn.Module):
     a number of examples, so the result does not depend on the number of devices; as
     long as no group spans two devices, the statistics need no communication.
 
-    Statistics are float32, the variance is computed in two passes (one pass cancels
-    when the mean is large), and the running statistics follow the mean over groups.
+    Statistics are float32. The variance is the mean square of distances to the mean,
+    or, but on CPUs, to the running mean, less what these differ by: mean squares of
+    the values themselves would cancel where the mean is large. The running statistics
+    follow the mean over groups.
 
     Attributes:
       group_size: examples that share statistics; None: the whole batch. The batch
@@ -66,7 +68,7 @@ class BatchNorm(nn.Module):
         if b % size:
             raise ValueError(f"a batch of {b} cannot be cut into groups of {size}")
         out, mean, var = _normalize_on_platform(
-            *map(jnp.asarray, (x, scale, bias)),
+            *map(jnp.asarray, (x, scale, bias, lax.stop_gradient(running_mean.value))),
             size=size,
             epsilon=self.epsilon,
             activation=self.activation,
@@ -198,26 +200,63 @@ def with_activation(
 @functools.partial(
     jax.jit, static_argnames=("size", "epsilon", "activation", "dtype"), inline=True
 )
-def _normalize_on_platform(x, scale, bias, **options):
-    """`_normalize_groups`, in the way that suits the platform."""
+def _normalize_on_platform(x, scale, bias, near, **options):
+    """`normalize_groups`, in the way that suits the platform."""
     return lax.platform_dependent(
         x,
         scale,
         bias,
-        cpu=functools.partial(cpu_norm.normalize_groups, **options),
-        default=functools.partial(_normalize_groups, **options),
+        near,
+        cpu=lambda x, scale, bias, near: cpu_norm.normalize_groups(
+            x, scale, bias, **options
+        ),
+        default=functools.partial(normalize_groups, **options),
     )
 
 
-def _normalize_groups(x, scale, bias, *, size, epsilon, activation, dtype):
-    """The normalised groups, and their means and variances [groups, c]."""
-    b, h, w, c = x.shape
-    groups = x.reshape(b // size, size, h, w, c).astype(jnp.float32)
-    mean = groups.mean(axis=(1, 2, 3), keepdims=True)
-    var = jnp.square(groups - mean).mean(axis=(1, 2, 3), keepdims=True)
-    out = _normalize(groups, mean, var, scale, bias, epsilon)
-    out = _activate(out.reshape(x.shape), activation, dtype)
-    return out, mean.reshape(-1, c), var.reshape(-1, c)
+def normalize_groups(
+    x: Float[Array, "b h w c"],
+    scale: Float[Array, "c"],
+    bias: Float[Array, "c"],
+    near: Float[Array, "c"],
+    *,
+    size: int,
+    epsilon: float,
+    activation: Callable | None,
+    dtype: DTypeLike,
+) -> tuple[Float[Array, "b h w c"], Float[Array, "g c"], Float[Array, "g c"]]:
+    """Normalises each `size` consecutive examples and applies the activation.
+
+    Both sums are taken in one pass, which compilers for accelerators make part of the
+    convolution that gave `x`; and first over each example's pixels, for which no axis
+    of `x` has to be cut into groups.
+
+    Args:
+      x: the batch.
+      scale, bias: of each channel.
+      near: what the means are expected to be. The variance is found from squares of
+        distances to it; those to zero could hide it in what float32 rounds.
+      size, epsilon, activation, dtype: see `BatchNorm`.
+
+    Returns:
+      The output, and the groups' means and variances, float32.
+    """
+    _, h, w, c = x.shape
+
+    def of_groups(examples: Float[Array, "b c"]) -> Float[Array, "g c"]:
+        return examples.reshape(-1, size, c).sum(axis=1) / (size * h * w)
+
+    def of_examples(groups: Float[Array, "g c"]) -> Float[Array, "b 1 1 c"]:
+        return jnp.repeat(groups, size, axis=0)[:, None, None]
+
+    x = x.astype(jnp.float32)
+    distance = x - near
+    offset = of_groups(distance.sum(axis=(1, 2)))
+    square = of_groups(jnp.square(distance).sum(axis=(1, 2)))
+    mean, var = near + offset, jnp.maximum(square - jnp.square(offset), 0)
+    factor = scale / jnp.sqrt(var + epsilon)
+    out = (x - of_examples(mean)) * of_examples(factor) + bias
+    return _activate(out, activation, dtype), mean, var
 
 
 @jax.jit

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from resnet_jax.models import cpu_norm
-from resnet_jax.models.norms import BatchNorm, _normalize_groups
+from resnet_jax.models.norms import BatchNorm, normalize_groups
 from tests import keyed, tiny
 
 EPSILON = 1e-3  # large enough to be seen in the outputs
@@ -174,12 +174,30 @@ def test_gradients_equal_those_of_a_plain_formula(size):
     )
 
 
+def by_definition(x, scale, bias, *, size, epsilon, activation, dtype):
+    """`normalize_groups`, in two passes over groups cut out of the batch."""
+    groups = x.reshape(-1, size, *x.shape[1:])
+    mean = groups.mean((1, 2, 3), keepdims=True)
+    var = jnp.square(groups - mean).mean((1, 2, 3), keepdims=True)
+    out = (groups - mean) / jnp.sqrt(var + epsilon) * scale + bias
+    out = (activation(out) if activation else out).reshape(x.shape).astype(dtype)
+    return out, mean[:, 0, 0, 0], var[:, 0, 0, 0]
+
+
+def on_cpus(x, scale, bias, near, **options):
+    return cpu_norm.normalize_groups(x, scale, bias, **options)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("activation", [None, jax.nn.relu, jax.nn.silu])
-def test_gradients_on_cpus_are_those_of_the_definition(activation, dtype):
+@pytest.mark.parametrize("ours", [on_cpus, normalize_groups])
+def test_each_platforms_norm_and_gradients_are_those_of_the_definition(
+    ours, activation, dtype
+):
     x = jnp.asarray(3 + 2 * draw("x", 6, 5, 3, 4), dtype)
     g = jnp.asarray(draw("g", 6, 5, 3, 4), dtype)
     scale, bias = map(jnp.asarray, draw_variables(4)["params"].values())
+    near = jnp.asarray(3 + draw("near", 4))
 
     def pulled(normalize, *arguments):
         def outputs(*arguments):
@@ -190,11 +208,11 @@ def test_gradients_on_cpus_are_those_of_the_definition(activation, dtype):
         kind = arguments[0].dtype
         (out, mean, var), pull = jax.vjp(outputs, *arguments)
         zeros = jnp.zeros_like(mean), jnp.zeros_like(var)
-        return out, mean, var, *pull((g.astype(kind), *zeros))
+        return out, mean, var, *pull((g.astype(kind), *zeros))[:3]
 
-    got = pulled(cpu_norm.normalize_groups, x, scale, bias)
+    got = pulled(ours, x, scale, bias, near)
     assert got[0].dtype == got[3].dtype == dtype
-    expected = pulled(_normalize_groups, x.astype(jnp.float32), scale, bias)
+    expected = pulled(by_definition, x.astype(jnp.float32), scale, bias)
     # Some thirty float32 operations; or the output and its gradient rounded once to
     # bfloat16's 8 digits, as parts of their largest values.
     bounds = [30 * 2**-24] * 6
@@ -202,3 +220,16 @@ def test_gradients_on_cpus_are_those_of_the_definition(activation, dtype):
         bounds[0] = bounds[3] = 2**-8
     for one, other, bound in zip(got, expected, bounds, strict=True):
         assert tiny.difference(one.astype(jnp.float32), other) < bound
+
+
+def test_a_large_offset_near_the_running_mean_does_not_cancel_the_variance():
+    offset = 4096.0
+    x, (scale, bias) = draw("x", 8, 5, 5, 3), (np.ones(3), np.zeros(3))
+    _, mean, var = normalize_groups(
+        *map(jnp.float32, (x + offset, scale, bias, np.full(3, offset + 1))),
+        **{"size": 4, "epsilon": EPSILON, "activation": None, "dtype": jnp.float32},
+    )
+    groups = by_group(x + np.float32(offset), 4)
+    np.testing.assert_allclose(mean, groups.mean(axis=(1, 2, 3)), rtol=1e-6)
+    # Squares of 1 and less, not of 4096: their sum of 100 rounds at 1e-6.
+    np.testing.assert_allclose(var, groups.var(axis=(1, 2, 3)), rtol=1e-5)
