@@ -46,6 +46,8 @@ def start_python(
     environment = {
         # One device, as a new user has; the tests themselves see eight.
         "JAX_NUM_CPU_DEVICES": "1",
+        # Compiled as for a user; the tests themselves compile faster, see conftest.py.
+        "XLA_FLAGS": "",
         "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": str(ROOT),
