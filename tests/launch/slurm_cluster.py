@@ -38,7 +38,7 @@ SwitchType=switch/none
 MpiDefault=none
 MailProg=/bin/true
 SelectType=select/cons_tres
-SchedulerParameters=sched_min_interval=100000
+SchedulerParameters=bf_interval=1,sched_interval=1
 ReturnToService=2
 KillWait=30
 NodeName={host} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1
