@@ -143,9 +143,7 @@ def _start(here: Cluster, daemons: list[subprocess.Popen]) -> None:
     for command in commands:
         with open(root / "daemons.log", "ab") as log:
             daemons.append(
-                subprocess.Popen(
-                    command, env=here.environment, stdout=log, stderr=log
-                )
+                subprocess.Popen(command, env=here.environment, stdout=log, stderr=log)
             )
         if command[0] == "munged":
             _wait_until((root / "munge/socket").exists, 10)
