@@ -1,7 +1,7 @@
-"""Plays gcloud: records each call, keeps a queued resource, runs what goes to workers.
+"""Plays gcloud: records calls, keeps a queued resource, runs what goes to workers.
 
-$FAKE holds: `calls` (one JSON list a line), `states` (what the next requests become, one
-a line; then ACTIVE), `state`, and a home for each of two workers.
+$FAKE holds: `calls` (one JSON list a line), `states` (what the next looks at the
+request see, one a line; then ACTIVE), `state`, and a home for each of two workers.
 """
 
 import json

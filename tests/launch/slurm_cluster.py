@@ -1,4 +1,4 @@
-"""A Slurm of one controller and two nodes on this machine, for as long as it is used."""
+"""A Slurm of one controller and two nodes on this machine, while it is used."""
 
 import contextlib
 import getpass

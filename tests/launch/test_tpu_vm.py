@@ -108,7 +108,7 @@ def test_a_dry_run_prints_each_call_and_makes_none(fake):
     assert code == 0, output
     assert calls(fake) == []
     verbs = [line.split()[4] for line in output.splitlines() if "gcloud" in line]
-    assert verbs == "describe create ssh scp ssh ssh ssh ssh delete".split()
+    assert " ".join(verbs) == "describe create ssh scp ssh ssh ssh ssh delete"
 
 
 def test_a_run_that_was_stopped_is_started_again_on_the_same_tpu(fake):
