@@ -17,9 +17,11 @@ PATH = os.environ["PATH"] + ":/usr/sbin:/usr/local/sbin"
 HOST = socket.gethostname().split(".")[0]
 
 # JAX connects to the first node of a job by its name, so that is this machine's.
+# The port of JAX's coordinator follows from the number of the job, so these differ.
 # `cred_expire`: a job that is queued again waits until its credentials expire.
 CONFIG = """
 ClusterName=test
+FirstJobId={ports[0]}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 AuthType=auth/munge
