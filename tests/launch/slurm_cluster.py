@@ -1,6 +1,7 @@
 """A Slurm of one controller and two nodes on this machine, while it is used."""
 
 import contextlib
+import ctypes
 import getpass
 import os
 import pathlib
@@ -101,11 +102,12 @@ def cluster():
         here = Cluster(root)
         _configure(root)
         _start(here, daemons)
-        yield here
-    finally:
-        with contextlib.suppress(Exception):
+        try:
+            yield here
+        finally:
             here.run("scancel", f"--user={getpass.getuser()}")
-            _wait_until(lambda: not here.run("squeue", "--noheader"), 20)
+            _wait_until(lambda: not here.run("squeue", "--noheader"), 60)
+    finally:
         # The controller and the nodes before munged, which they speak through.
         for daemon in reversed(daemons):
             daemon.send_signal(signal.SIGTERM)
@@ -144,13 +146,20 @@ def _start(here: Cluster, daemons: list[subprocess.Popen]) -> None:
     ]
     for command in commands:
         with open(root / "daemons.log", "ab") as log:
-            daemons.append(
-                subprocess.Popen(command, env=here.environment, stdout=log, stderr=log)
+            daemon = subprocess.Popen(
+                command,
+                env=here.environment,
+                stdout=log,
+                stderr=log,
+                preexec_fn=_end_with_parent,
             )
+        daemons.append(daemon)
         if command[0] == "munged":
             _wait_until((root / "munge/socket").exists, 10)
 
     def idle() -> bool:
+        if any(daemon.poll() is not None for daemon in daemons):
+            raise TimeoutError
         states = here.run("sinfo", "--noheader", "--Node", "--format=%T").split()
         return states == ["idle", "idle"]
 
@@ -158,8 +167,15 @@ def _start(here: Cluster, daemons: list[subprocess.Popen]) -> None:
         _wait_until(idle, 30)
     except TimeoutError:
         lines = (root / "daemons.log").read_text().splitlines()
-        said = [line for line in lines if "error" in line.lower()] or lines or ["?"]
-        raise NoSlurmError(f"Slurm does not start: {said[-1]}") from None
+        said = [line for line in lines if "fatal" in line or "error" in line]
+        said.sort(key=lambda line: "fatal" in line)
+        raise NoSlurmError(f"Slurm does not start: {[*lines, *said][-1]}") from None
+
+
+def _end_with_parent() -> None:
+    """Where the tests are killed, their daemons end too."""
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
 def _wait_until(true, seconds: float) -> None:

@@ -42,7 +42,7 @@ exit "${code:-0}"
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
     for name, text in (
-        ("gcloud", f'#!/bin/sh\nexec {sys.executable} {__file__} "$@"\n'),
+        ("gcloud", f'#!/bin/sh\nexec {sys.executable} -I -S {__file__} "$@"\n'),
         ("python3", PYTHON3),
         ("run", PYTHON),
     ):
