@@ -1,5 +1,6 @@
 """launch/gke: the manifest against Kubernetes' schemas, run.py with a fake kubectl."""
 
+import importlib.metadata
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from tests import runs
 
@@ -53,7 +55,6 @@ def launch(*arguments, **environment):
 
 def jobset(*arguments):
     """The manifest that `--dry_run` prints."""
-    yaml = pytest.importorskip("yaml")
     code, output = launch("--dry_run", *NAME, *arguments)
     assert code == 0, output
     return yaml.safe_load(output)
@@ -174,3 +175,16 @@ def test_what_cannot_be_is_told(arguments, told):
     code, output = launch("--dry_run", *arguments)
     assert code == 2
     assert told in output.splitlines()[-1]
+
+
+def test_the_image_holds_what_a_run_needs_and_lets_signals_through():
+    lines = (runs.ROOT / "launch/gke/Dockerfile").read_text().splitlines()
+    copied = [line.split()[1] for line in lines if line.startswith("COPY ")]
+    assert copied == ["requirements.txt", "configs", "resnet_jax"]
+    assert all((runs.ROOT / path).exists() for path in copied)
+    # What the comment and the README offer for PLATFORM.
+    extras = importlib.metadata.metadata("jax").get_all("Provides-Extra")
+    assert {"tpu", "cuda12", "cuda13"} <= set(extras)
+    # A list: no shell as process 1, which would keep SIGTERM from Python.
+    (entry,) = [line for line in lines if line.startswith("ENTRYPOINT ")]
+    assert json.loads(entry.split(" ", 1)[1])[-2:] == ["-m", "resnet_jax.main"]

@@ -4,13 +4,13 @@ import os
 import subprocess
 
 import pytest
+import yaml
 
 from tests import runs
 
 
 @pytest.fixture
 def task():
-    yaml = pytest.importorskip("yaml")
     return yaml.safe_load((runs.ROOT / "launch/sky.yaml").read_text())
 
 
