@@ -1,5 +1,6 @@
 """launch/slurm.sbatch on a real Slurm: one controller, two nodes, this machine."""
 
+import re
 import sys
 import time
 
@@ -72,8 +73,10 @@ def test_a_job_that_got_sigterm_is_queued_again_and_ends_with_its_result(
     job = end_of(slurm, number, log, 180)
     text = log.read_text()
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), text
-    # Both processes of both starts told of themselves: srun labels their lines.
-    assert "0: " in text and "1: " in text
+    (saved,) = re.findall(r"saved step (\d+);", text)
+    assert f"going on from the checkpoint of step {saved}" in text
+    # Both processes took part and stopped: srun tells of each that does not end with 0.
+    assert text.count("Exited with exit code 143") == 2
     assert runs.result(workdir)["step"] == 40
 
 
