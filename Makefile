@@ -1,6 +1,7 @@
 # make demo: install and train on a small data set that needs no download.
 # make test: all tests that need no torch; test-fast: the two-minute part;
 # make test-oracles: the networks against torchvision, timm and Keras.
+# make slurm: what the tests of launch/slurm.sbatch take; as root, on Debian or Ubuntu.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +11,7 @@ PYTEST = -m pytest -q -n 2 --dist worksteal
 # Large pages: the tests that draw hundreds of networks take half the time.
 export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 
-.PHONY: demo test test-fast test-oracles lint
+.PHONY: demo test test-fast test-oracles lint slurm
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python -m resnet_jax.main --config=configs/quickstart.py --workdir=$(DEMO)
@@ -28,6 +29,9 @@ test-oracles: $(ORACLES)/.installed
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+slurm:
+	apt-get install -y --no-install-recommends slurm-wlm munge
 
 $(VENV)/.installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -3,14 +3,21 @@
 python launch/local.py N --config=... --workdir=...
 
 Prefixes each line with its process, passes SIGTERM and Ctrl-C on, and returns the first
-exit code that is not 0.
+exit code that is not 0. Where one process fails, the others get two minutes to notice
+and to say so. With GPUs, each process takes one.
 """
 
+import ctypes
+import math
+import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
+
+PATIENCE = 120  # seconds
 
 
 def main(argv: list[str]) -> int:
@@ -23,17 +30,7 @@ def main(argv: list[str]) -> int:
         port = free.getsockname()[1]
     command = [sys.executable, "-u", "-m", "resnet_jax.main", *argv[2:]]
     command += [f"--coordinator=localhost:{port}", f"--num_processes={count}"]
-    processes = [
-        subprocess.Popen(
-            [*command, f"--process_id={i}"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            # Ctrl-C in a terminal reaches only this launcher, which passes it on.
-            start_new_session=True,
-        )
-        for i in range(count)
-    ]
+    processes = []
 
     def pass_on(number: int, _) -> None:
         for process in processes:
@@ -43,17 +40,62 @@ def main(argv: list[str]) -> int:
         for line in processes[i].stdout:
             print(f"[{i}] {line}", end="", flush=True)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    # No signal may come between the first start and the handlers.
+    numbers = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    processes += [
+        subprocess.Popen(
+            [*command, f"--process_id={i}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            # Which of the machine's GPUs JAX takes.
+            env={"JAX_LOCAL_DEVICE_IDS": str(i), **os.environ},
+            # Ctrl-C in a terminal reaches only this launcher, which passes it on.
+            start_new_session=True,
+            preexec_fn=_prepare,
+        )
+        for i in range(count)
+    ]
+    for number in numbers:
         signal.signal(number, pass_on)
-    readers = [threading.Thread(target=show, args=(i,)) for i in range(count)]
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+    readers = [
+        threading.Thread(target=show, args=(i,), daemon=True) for i in range(count)
+    ]
     for reader in readers:
         reader.start()
-    codes = [process.wait() for process in processes]
+    _wait(processes)
     for reader in readers:
-        reader.join()
+        # Not for ever: a process that outlived its parent may hold the pipe open.
+        reader.join(10)
     # A process that a signal killed has a negative code; shells say 128 + signal.
+    codes = [process.returncode for process in processes]
     codes = [128 - code if code < 0 else code for code in codes]
     return next((code for code in codes if code), 0)
+
+
+def _prepare() -> None:
+    """In each process: takes signals again, and ends when this launcher is killed."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def _wait(processes: list[subprocess.Popen]) -> None:
+    """Waits for all; some time after one has failed, kills those that are left."""
+    end = math.inf
+    while any(process.poll() is None for process in processes):
+        if end == math.inf and any(process.returncode for process in processes):
+            end = time.monotonic() + PATIENCE
+        if time.monotonic() > end:
+            for i, process in enumerate(processes):
+                if process.poll() is None:
+                    print(f"[{i}] killed: it ran on after another had failed")
+                    process.kill()
+                    process.wait()
+        time.sleep(0.1)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,114 @@
+"""launch/slurm.sbatch on a real Slurm: one controller, two nodes, this machine."""
+
+import re
+import sys
+import time
+
+import pytest
+
+from tests import runs
+from tests.launch.slurm_cluster import NoSlurmError, cluster
+
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+
+
+@pytest.fixture(scope="module")
+def slurm():
+    try:
+        with cluster() as started:
+            yield started
+    except NoSlurmError as reason:
+        pytest.skip(str(reason))
+
+
+def submit(slurm, directory, *arguments, python=sys.executable, nodes=2):
+    """Submits launch/slurm.sbatch; returns the job's number and its log."""
+    directory.mkdir(exist_ok=True)
+    slurm.environment |= {
+        "PYTHON": str(python),
+        "JAX_NUM_CPU_DEVICES": "2",
+        "JAX_COMPILATION_CACHE_DIR": runs.COMPILED.name,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    log = directory / "log"
+    options = (f"--nodes={nodes}", f"--output={log}", "--parsable")
+    script = "launch/slurm.sbatch"
+    number = slurm.run("sbatch", *options, script, *arguments, cwd=runs.ROOT)
+    return number.strip(), log
+
+
+def wait_for(condition, seconds, log):
+    """Waits until a condition holds; fails with the log of the job."""
+    end = time.monotonic() + seconds
+    while not condition():
+        text = log.read_text() if log.exists() else "(no log)"
+        assert time.monotonic() < end, text
+        time.sleep(0.2)
+
+
+def end_of(slurm, number, log, seconds=60):
+    """The fields of a job once it has ended."""
+    wait_for(lambda: slurm.job(number)["JobState"] in ENDED, seconds, log)
+    return slurm.job(number)
+
+
+def stand_in(tmp_path, body):
+    """A program to run instead of Python; `$0.started` counts its starts."""
+    path = tmp_path / "program"
+    path.write_text(f'#!/bin/bash\necho >> "$0.started"\n{body}\n')
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.slow
+def test_a_job_that_got_sigterm_is_queued_again_and_ends_with_its_result(
+    slurm, tmp_path
+):
+    workdir = tmp_path / "run"
+    # Checkpoints only at the end and when told: what it goes on from is SIGTERM's.
+    flags = (*runs.SMALL, "--config.checkpoint.every.steps=1000")
+    number, log = submit(slurm, tmp_path, f"--workdir={workdir}", *flags)
+    wait_for(lambda: log.exists() and "step 8/" in log.read_text(), 120, log)
+    slurm.run("scancel", "--signal=TERM", number)
+    job = end_of(slurm, number, log, 180)
+    text = log.read_text()
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), text
+    (saved,) = re.findall(r"saved step (\d+);", text)
+    assert f"going on from the checkpoint of step {saved}" in text
+    # Both processes took part and stopped: srun tells of each that does not end with 0.
+    assert text.count("Exited with exit code 143") == 2
+    assert runs.result(workdir)["step"] == 40
+
+
+def test_a_run_stopped_by_sigterm_is_queued_again_with_the_same_arguments(
+    slurm, tmp_path
+):
+    program = stand_in(
+        tmp_path,
+        'echo "arguments: $*"; (( $(wc -l < "$0.started") > 1 )) || exit 143',
+    )
+    number, log = submit(slurm, tmp_path, "--a", "b c", python=program, nodes=1)
+    job = end_of(slurm, number, log)
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), log.read_text()
+    told = "0: arguments: -u -m resnet_jax.main --distributed --a b c\n"
+    assert log.read_text().count(told) == 2
+
+
+def test_a_run_that_failed_is_not_queued_again(slurm, tmp_path):
+    program = stand_in(tmp_path, "exit 3")
+    number, log = submit(slurm, tmp_path, python=program, nodes=1)
+    job = end_of(slurm, number, log)
+    assert (job["JobState"], job["ExitCode"]) == ("FAILED", "3:0"), log.read_text()
+    assert job["Restarts"] == "0"
+
+
+def test_scancel_ends_a_run_for_good(slurm, tmp_path):
+    # As a run does: it saves, and then exits with 143.
+    program = stand_in(
+        tmp_path, "trap 'sleep 1; exit 143' TERM; echo up; sleep 60 & wait"
+    )
+    number, log = submit(slurm, tmp_path, python=program, nodes=1)
+    wait_for(lambda: log.exists() and "up" in log.read_text(), 20, log)
+    slurm.run("scancel", number)
+    job = end_of(slurm, number, log)
+    assert (job["JobState"], job["Restarts"]) == ("CANCELLED", "0"), log.read_text()
