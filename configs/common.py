@@ -29,6 +29,9 @@ def get_config() -> ConfigDict:
     # Examples that share batch-norm statistics, or 'global', or 'device'.
     config.model.bn_group_size = literal(32)
 
+    # Options of XLA's compiler for the steps, or 'chip': those of configs/compiler/.
+    config.compiler_options = literal("chip")
+
     # Weights to start from: a file, a workdir or timm:NAME.TAG; empty: drawn.
     config.init_from = ""
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from resnet_jax import losses, mix, optim, schedules, sharding, step, writers
+from resnet_jax.compiler import compile_step
 from resnet_jax.config import differences, in_steps, to_steps
 from resnet_jax.data.augment import TRAIN_CROPS, Augment
 from resnet_jax.data.cache import MODES as CACHES
@@ -123,8 +124,13 @@ class Setup:
 
         `teacher` are the variables of `config.distill.teacher`, on the devices.
         """
-        compiled = self.lower_train_step(teacher).compile()
+        compiled = self.compile(self.lower_train_step(teacher))
         return functools.partial(compiled, teacher=teacher) if teacher else compiled
+
+    def compile(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+        """Compiles a step with the options of the config; raises UserError for them."""
+        kind = self.mesh.devices.flat[0].device_kind
+        return compile_step(lowered, kind, self.config.compiler_options)
 
     def lower_train_step(self, teacher: dict | None = None) -> jax.stages.Lowered:
         """`train_step(state, batch)`, or `(state, batch, teacher=)`, to be compiled.
@@ -204,11 +210,11 @@ class Setup:
         batch = self.batch_like(config.batch_size, "image", "label")
         like = self.state_like()
         variables = {"params": like.params, "batch_stats": like.batch_stats}
-        return jitted.lower(variables, batch).compile()
+        return self.compile(jitted.lower(variables, batch))
 
     def compile_eval_step(self) -> Callable:
         """The compiled `eval_step(variables, batch, allowed)`."""
-        return self.lower_eval_step().compile()
+        return self.compile(self.lower_eval_step())
 
     def lower_eval_step(self) -> jax.stages.Lowered:
         """`eval_step(variables, batch, allowed)`, to be compiled."""

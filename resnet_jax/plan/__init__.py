@@ -23,6 +23,9 @@ A collective goes in rings along the axes of a torus: an all-reduce of B bytes o
 chips takes 2 (n - 1) / n B / bandwidth, and 2 us for each hop along half of every ring;
 beyond a pod, each chip's share goes once more through the data-centre network.
 
+`--sweep` compiles the train step with one option of the compiler after the other and
+keeps what saves cycles in `configs/compiler/CHIP.py`, which training on the chip reads.
+
 A compilation takes minutes; its figures are kept in the user's cache directory, by
 config, topology, versions and code (`--fresh` compiles anew).
 """

@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import json
+import shlex
 import sys
 
 from ml_collections import ConfigDict
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 from resnet_jax import plan
 from resnet_jax.config import load, override
 from resnet_jax.errors import UserError
+from resnet_jax.plan import sweep
 from resnet_jax.plan.ask import ask
 from resnet_jax.plan.chips import LOCAL, chip_of
 from resnet_jax.plan.largest import largest, unit_of
@@ -57,6 +59,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--price", type=prices, default=[0.0], help="of a chip-hour; one a topology"
     )
+    parser.add_argument(
+        "--sweep",
+        action="store_true",
+        help="try options of the compiler; keep the best in configs/compiler/",
+    )
     parser.add_argument("--fresh", action="store_true", help="compile anew")
     parser.add_argument("--json", action="store_true", help="an array of plans")
     args, overrides = parser.parse_known_args(argv[1:])
@@ -70,6 +77,12 @@ def main(argv: list[str]) -> None:
             f"--price has {len(args.price)} prices for {len(topologies)} topologies;"
             " give one for all, or one for each, with commas between them."
         )
+    if args.sweep:
+        if len(topologies) > 1 or len(args.per_chip) > 1 or not args.per_chip[0]:
+            raise UserError("--sweep takes one --topology and one --per_chip.")
+        command = "python -m resnet_jax.plan " + shlex.join(argv[1:])
+        sweep.run(config, topologies[0], args.per_chip[0], command)
+        return
     priced = itertools.zip_longest(topologies, args.price, fillvalue=args.price[0])
     plans = []
     for (topology, price), batch_size, per_chip in itertools.product(

@@ -11,6 +11,7 @@ import math
 import re
 import sys
 import time
+from collections.abc import Callable
 
 import jax
 import psutil
@@ -72,7 +73,7 @@ def facts(
     teacher = setup.teacher_like()
     batch = setup.batch_like(config.batch_size, "image", "label")
     train = of_step(
-        lambda: setup.lower_train_step(teacher),
+        lambda: setup.compile(setup.lower_train_step(teacher)),
         parts | {"teacher": teacher},
         batch,
         setup.mesh,
@@ -82,8 +83,8 @@ def facts(
         keys = "image", "label", "mask"
         batch = setup.batch_like(setup.eval_batch_size, *keys, examples=setup.test)
         evaluated = {"parameters": state.params, "statistics": state.batch_stats}
-        lower = setup.lower_eval_step
-        found["eval"] = of_step(lower, evaluated, batch, setup.mesh)
+        step = setup.compile_eval_step
+        found["eval"] = of_step(step, evaluated, batch, setup.mesh)
     return found
 
 
@@ -170,11 +171,13 @@ def stand_in(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def of_step(lower, parts: dict, batch: dict, mesh: Mesh) -> dict:
+def of_step(
+    step: Callable[[], jax.stages.Compiled], parts: dict, batch: dict, mesh: Mesh
+) -> dict:
     """What the compiler says of a step.
 
     Args:
-      lower: gives the step, ready to be compiled.
+      step: compiles it.
       parts: trees of shapes that every device holds whole, by what they are.
       batch: shapes that are divided over the devices.
       mesh: of the devices.
@@ -187,9 +190,8 @@ def of_step(lower, parts: dict, batch: dict, mesh: Mesh) -> dict:
       `collectives`.
     """
     started = time.perf_counter()
-    lowered = lower()
     try:
-        compiled = lowered.compile()
+        compiled = step()
     except jax.errors.JaxRuntimeError as error:
         if NO_MEMORY not in str(error):
             raise

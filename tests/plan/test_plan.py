@@ -18,7 +18,7 @@ from resnet_jax.plan.ask import ask, key_of
 from resnet_jax.plan.chips import CHIPS, LOCAL
 from resnet_jax.plan.predict import predict, total
 from resnet_jax.plan.table import amount, as_text
-from resnet_jax.setup import set_up
+from resnet_jax.setup import Setup, set_up
 from tests import runs, tiny
 from tests.plan.test_predict import facts
 
@@ -127,12 +127,13 @@ def test_images_a_chip_take_the_place_of_the_batch_size(monkeypatch):
 def test_a_teacher_is_part_of_the_step(monkeypatch):
     parts = {}
 
-    def of_step(lower, found, *_):
-        lower()
+    def of_step(step, found, *_):
+        step()
         parts.update(found)
         return {"memory": {}}
 
     monkeypatch.setattr(compiled, "of_step", of_step)
+    monkeypatch.setattr(Setup, "compile", lambda setup, lowered: lowered)
     changes = {
         "distill.teacher": "cifar_resnet20",
         "distill.overrides": ConfigDict(tiny.NETWORK),
@@ -146,11 +147,10 @@ def test_a_teacher_is_part_of_the_step(monkeypatch):
 def refusing(message: str):
     """A step that the compiler refuses."""
 
-    class Lowered:
-        def compile(self):
-            raise jax.errors.JaxRuntimeError(message)
+    def step():
+        raise jax.errors.JaxRuntimeError(message)
 
-    return Lowered
+    return step
 
 
 @pytest.mark.parametrize(
@@ -180,9 +180,9 @@ def test_out_of_memory_is_an_answer(message, wanted, limit):
 
 
 def test_other_failures_of_a_compiler_are_not_swallowed():
-    lower = refusing("INTERNAL: something broke")
+    step = refusing("INTERNAL: something broke")
     with pytest.raises(jax.errors.JaxRuntimeError, match="something broke"):
-        compiled.of_step(lower, {}, {}, tiny.mesh_of(8))
+        compiled.of_step(step, {}, {}, tiny.mesh_of(8))
 
 
 # What is kept.

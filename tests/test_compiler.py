@@ -1,0 +1,28 @@
+"""Options of the compiler: those of the chip, those of the config."""
+
+import jax
+import pytest
+
+from resnet_jax import compiler
+from resnet_jax.errors import UserError
+from tests import tiny
+
+
+def lowered():
+    return jax.jit(lambda x: x + 1).lower(1.0)
+
+
+def test_a_chip_has_the_options_of_its_file():
+    options = compiler.options_for("TPU v5 lite")
+    assert options["xla_tpu_scoped_vmem_limit_kib"] == 65536
+
+
+def test_devices_without_a_file_have_none():
+    assert compiler.options_for("cpu") == {}
+    assert compiler.compile_step(lowered(), "cpu", "chip")(1.0) == 2
+
+
+def test_options_of_the_config_reach_the_compiler():
+    changes = {"compiler_options": {"xla_no_such_option": 1}}
+    with pytest.raises(UserError, match=r"compiler_options=.*'xla_no_such_option'"):
+        tiny.setup(changes).compile_train_step()
