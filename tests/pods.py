@@ -17,21 +17,25 @@ def start(
     devices: int = 2,
     of_each: dict[int, list[str]] | None = None,
     main: tuple[str, ...] = MAIN,
+    environments: dict[int, dict[str, str]] | None = None,
 ) -> list[subprocess.Popen]:
-    """Starts the processes of one run; `of_each` has more flags by process."""
+    """Starts the processes of one run.
+
+    `of_each` and `environments` have more flags and variables, by process.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    told = [f"--workdir={workdir}", f"--coordinator=localhost:{port}"]
+    told = [f"--workdir={workdir}"]
+    told += [f"--coordinator=localhost:{port}"] if number > 1 else []
     return [
         runs.start_python(
             *main,
             *told,
-            f"--num_processes={number}",
-            f"--process_id={i}",
+            *((f"--num_processes={number}", f"--process_id={i}")[: 2 * (number > 1)]),
             *flags,
             *(of_each or {}).get(i, []),
-            JAX_NUM_CPU_DEVICES=str(devices),
+            **{"JAX_NUM_CPU_DEVICES": str(devices)} | (environments or {}).get(i, {}),
         )
         for i in range(number)
     ]
@@ -41,7 +45,11 @@ def finish(
     processes: list[subprocess.Popen], timeout: float = 300
 ) -> list[tuple[int, str]]:
     """Waits for all; returns exit code and output of each."""
-    return [runs.finish(process, timeout) for process in processes]
+    try:
+        return [runs.finish(process, timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def run(number: int, workdir: pathlib.Path, *flags: str, **options) -> list[str]:
