@@ -139,11 +139,11 @@ def test_other_processes_and_devices_go_on_with_the_same_images(tmp_path):
             environments=flagged,
         )
         if until < 30:
-            read = pods.wait_for(processes[0], f"step {until}/")
+            pods.wait_for(processes[0], f"step {until}/")
             processes[-1].send_signal(signal.SIGTERM)
         ends = pods.finish(processes)
         expected = 143 if until < 30 else 0
-        assert [code for code, _ in ends] == [expected] * number, (read, ends)
+        assert [code for code, _ in ends] == [expected] * number, ends
     by_step: dict[int, list[int]] = {}
     for file in tmp_path.glob("* processes*"):
         for line in file.read_text().splitlines():
@@ -195,7 +195,7 @@ def test_when_one_process_is_killed_the_others_stop_and_the_restart_is_the_same_
     assert "The same command goes on from the last checkpoint" in error
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
-    pods.run(2, tmp_path / "run", *FLAGS)
+    pods.run(2, tmp_path / "run", *flags)
     runs.assert_same_end(tmp_path / "run", two)
 
 
@@ -241,7 +241,6 @@ def test_a_run_that_stalls_says_where_and_stops(tmp_path):
         assert "that of step 5" in error
         # Of the thread that hangs.
         assert "in hang" in output
-    _, output = ends[0]
 
 
 @pytest.mark.slow
