@@ -30,7 +30,7 @@ from resnet_jax.config import (
     load,
     rewrite_durations,
 )
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, refusal_of_store
 
 _BEGAN = time.perf_counter()  # jax and what stands on it are imported later
 
@@ -250,6 +250,11 @@ def main(argv: list[str]) -> int:
         where = error.filename or _WORKDIR.value
         return processes.give_up(f"{where}: {error.strerror}.")
     except Exception as error:
+        if said := refusal_of_store(error):
+            return processes.give_up(
+                f"The object store refuses {_WORKDIR.value} or the data ({said}); give"
+                " this host's account the right to read and write there, or log in."
+            )
         return processes.give_up_after(error)
     return 0
 

@@ -153,7 +153,7 @@ def count() -> int:
 def me(number: int | None = None) -> str:
     """This process in words."""
     who = index() if number is None else number
-    return f"Process {who} (host {socket.gethostname()}, pid {os.getpid()})"
+    return f"process {who} (host {socket.gethostname()}, pid {os.getpid()})"
 
 
 # Agreeing.
@@ -173,7 +173,7 @@ def check_same(what: str, facts: Mapping[str, Any]) -> None:
 
 
 def _difference(first: str, theirs: dict, ours: dict) -> str:
-    for name in sorted(theirs.keys() | ours.keys(), key=list(theirs).index):
+    for name in dict.fromkeys((*theirs, *ours)):
         one, other = (facts.get(name, "nothing") for facts in (theirs, ours))
         if one != other:
             return (
@@ -205,8 +205,10 @@ def first_does(what: str, function: Callable[[], str]) -> str:
     if index() == 0:
         try:
             result = function()
-        except (UserError, OSError) as error:
+        except UserError as error:
             problem = str(error)
+        except OSError as error:
+            problem = f"{error.filename}: {error.strerror}."
     agree(what, problem)
     return _from_first(f"{what}, done", lambda: result)
 

@@ -32,10 +32,11 @@ LONG = tuple(
     for key in ("total", "evaluate.every", "checkpoint.every")
 )
 
-# Calls the program with a step that waits for images for ever.
+# Calls the program with a step that waits for images for ever, or a save for the disk.
 HANGING = """
-import sys, time
+import os, sys, time
 from resnet_jax import main
+from resnet_jax.checkpoints import Checkpoints
 from resnet_jax.data.loader import Batches
 before, count = Batches.__next__, 0
 
@@ -44,7 +45,10 @@ def hang(batches):
     count += 1
     if count == 6:
         print("hanging", flush=True)
-        time.sleep(1000)
+        if os.environ.get("HANGS") == "save":
+            Checkpoints.save = lambda *_: time.sleep(1000)
+        else:
+            time.sleep(1000)
     return before(batches)
 
 Batches.__next__ = hang
@@ -211,10 +215,19 @@ def test_a_process_that_hangs_is_noticed_and_the_others_stop(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [1, 2])
-def test_what_hangs_when_a_signal_came_is_ended_within_the_grace(number, tmp_path):
+@pytest.mark.parametrize(("number", "hangs"), [(1, "batch"), (2, "batch"), (1, "save")])
+def test_what_hangs_when_a_signal_came_is_ended_within_the_grace(
+    number, hangs, tmp_path
+):
     flags = (*FLAGS, "--config.checkpoint.every.steps=2", "--grace=4s")
-    processes = pods.start(number, tmp_path / "run", *flags, main=("-c", HANGING))
+    processes = pods.start(
+        number,
+        tmp_path / "run",
+        *flags,
+        "--config.total.steps=9000",
+        main=("-c", HANGING),
+        environments={i: {"HANGS": hangs} for i in range(number)},
+    )
     pods.wait_for(processes[0], "hanging")
     time.sleep(1)
     processes[-1].send_signal(signal.SIGTERM)
