@@ -242,6 +242,10 @@ def main(argv: list[str]) -> int:
     except PreemptedError as stop:
         print(stop, file=sys.stderr)
         return processes.leave(stop.exit_code)
+    except KeyboardInterrupt:
+        if processes.count() == 1:
+            raise
+        return processes.leave(130)  # JAX would wait for the others
     except UserError as error:
         return processes.give_up(str(error))
     except OSError as error:

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import time
 from collections.abc import Callable, Iterator
 
 import flax.linen as nn
@@ -50,6 +51,8 @@ from resnet_jax.models.cost import cost_of_image, count, init_shapes
 from resnet_jax.step import TrainState
 
 VIEWS = ("one", "flip", "ten_crop")
+# Seconds after which NFS shows a new file on all hosts: its cache keeps names so long.
+VISIBLE_WITHIN = 60.0
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -643,10 +646,13 @@ def claimed(workdir: pathlib.Path, config: ConfigDict) -> Iterator[None]:
             return lock.token
 
         token = processes.first_does("workdir", claim)
+        deadline = time.monotonic() + VISIBLE_WITHIN
+        while not (seen := token_of(workdir) == token) and time.monotonic() < deadline:
+            time.sleep(0.5)
         processes.agree(
             "shared workdir",
             ""
-            if token_of(workdir) == token
+            if seen
             else f"{processes.me()} does not see in {workdir.absolute()} what process 0"
             " wrote there: --workdir must be on storage that all processes share.",
         )

@@ -54,9 +54,16 @@ def hang(batches):
 Batches.__next__ = hang
 sys.exit(main.main(sys.argv))
 """
+# Calls the program, which does not wait for what a file server shows late.
+IMPATIENT = """
+import sys
+from resnet_jax import main, setup
+setup.VISIBLE_WITHIN = 1.0
+sys.exit(main.main(sys.argv))
+"""
 # Calls the program, and notes which images each step has.
 NOTING = """
-import json, os, sys
+import json, os, sys, time
 from resnet_jax import main
 from resnet_jax.setup import Setup
 batches, place = Setup.train_batches, Setup.to_devices
@@ -72,6 +79,7 @@ def to_devices(setup, batch):
     with open(os.environ["NOTES"], "a") as file:
         print(json.dumps([step, batch["index"].tolist()]), file=file)
     step += 1
+    time.sleep(float(os.environ["PAUSE"]))
     return place(setup, batch)
 
 Setup.train_batches, Setup.to_devices = train_batches, to_devices
@@ -128,10 +136,12 @@ def test_processes_train_as_one_does(number, two, tmp_path):
 @pytest.mark.slow
 def test_other_processes_and_devices_go_on_with_the_same_images(tmp_path):
     """Two processes of 4 devices, one of 1, four of 1, each stopped but the last."""
-    flags = (*FLAGS, "--config.total.steps=30")
-    for number, devices, until in ((2, 4, 8), (1, 1, 16), (4, 1, 30)):
-        flagged = {
-            i: {"NOTES": str(tmp_path / f"{number} processes, {i}")}
+    flags = (*FLAGS, "--config.total.steps=60")
+    for number, devices, until in ((2, 4, 8), (1, 1, 30), (4, 1, 60)):
+        # JAX looks for a signal once a second, and must find one before the end.
+        pause = "0.3" if until < 60 else "0"
+        environments = {
+            i: {"NOTES": str(tmp_path / f"{number} processes, {i}"), "PAUSE": pause}
             for i in range(number)
         }
         processes = pods.start(
@@ -140,22 +150,22 @@ def test_other_processes_and_devices_go_on_with_the_same_images(tmp_path):
             *flags,
             devices=devices,
             main=("-c", NOTING),
-            environments=flagged,
+            environments=environments,
         )
-        if until < 30:
+        if until < 60:
             pods.wait_for(processes[0], f"step {until}/")
             processes[-1].send_signal(signal.SIGTERM)
         ends = pods.finish(processes)
-        expected = 143 if until < 30 else 0
+        expected = 143 if until < 60 else 0
         assert [code for code, _ in ends] == [expected] * number, ends
     by_step: dict[int, list[int]] = {}
     for file in tmp_path.glob("* processes*"):
         for line in file.read_text().splitlines():
             step, indices = json.loads(line)
             by_step.setdefault(step, []).extend(indices)
-    assert sorted(by_step) == list(range(30))
+    assert sorted(by_step) == list(range(60))
     # Rows of a batch lie where the devices are, so that their order is not compared.
-    order = np.concatenate([permutation(0, epoch, 1437) for epoch in (0, 1)])
+    order = np.concatenate([permutation(0, epoch, 1437) for epoch in range(3)])
     for step, indices in by_step.items():
         expected = order[64 * step : 64 * (step + 1)]
         assert sorted(indices) == sorted(expected.tolist()), step
@@ -263,7 +273,10 @@ def test_a_run_that_stalls_says_where_and_stops(tmp_path):
         ({"flags": ["--config.seed=4"]}, "differ in config.seed: process 0 (host"),
         ({"flags": ["--num_processes=3"]}, "differ in the number of processes"),
         ({"flags": ["--coordinator=localhost:9"]}, "within 5 s. Check that all"),
-        ({"flags": ["--workdir={}/elsewhere"]}, "storage that all processes share"),
+        (
+            {"flags": ["--workdir={}/elsewhere"], "main": ("-c", IMPATIENT)},
+            "storage that all processes share",
+        ),
         ({"environment": {"JAX_NUM_CPU_DEVICES": "1"}}, "differ in their devices"),
     ],
 )
@@ -280,6 +293,7 @@ def test_a_wrong_start_is_one_sentence_on_each_log(changes, text, tmp_path):
             f"--initialization_timeout={timeout}",
             of_each={1: flags},
             environments={1: changes.get("environment", {})},
+            main=changes.get("main", pods.MAIN),
         )
     )
     assert time.monotonic() - before < 120
