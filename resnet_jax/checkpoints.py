@@ -249,6 +249,12 @@ class Checkpoints:
             self._manager.close()
 
 
+def newest_step(workdir: pathlib.Path) -> int | None:
+    """Step of the newest finished checkpoint of a workdir, by the names of files."""
+    names = [path.name for path in (workdir / "checkpoints").glob("*")]
+    return max((int(name) for name in names if name.isdigit()), default=None)
+
+
 class DamagedError(UserError):
     """A checkpoint that is not as it was saved."""
 

@@ -12,6 +12,32 @@ class BadImageError(UserError):
     """An image that cannot be decoded; the message names it."""
 
 
+# What object stores' clients raise or say where credentials are missing or not enough:
+# google.auth, gcsfs and botocore by class, TensorStore and services in the text.
+_REFUSALS = (
+    "DefaultCredentialsError",
+    "RefreshError",
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "AccessDenied",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+)
+
+
+def refusal_of_store(error: BaseException | None) -> str:
+    """What an object store said when it let nobody in; empty for any other error."""
+    while error is not None:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        if any(sign in said for sign in _REFUSALS):
+            return said[:300]
+        error = error.__cause__ or error.__context__
+    return ""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Returns ' Did you mean ...?' with the nearest known words, or all if none."""
     known = list(known)

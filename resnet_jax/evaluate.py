@@ -178,7 +178,11 @@ def evaluate_sets(
 
 
 def evaluate_workdir(
-    config: ConfigDict, workdir: pathlib.Path, which: str, command: str = ""
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    which: str,
+    command: str = "",
+    **limits: float,
 ) -> dict:
     """Evaluates a checkpoint of a workdir; writes `eval_SPLIT.json` there.
 
@@ -187,6 +191,7 @@ def evaluate_workdir(
       workdir: of the run.
       which: `best` or `last`.
       command: what repeats the evaluation, for the result.
+      limits: `grace` and `stall_timeout` of `Preemption`.
 
     Raises:
       UserError: there is no such checkpoint, or it holds another network.
@@ -203,7 +208,7 @@ def evaluate_workdir(
     ]
     if changed:
         raise UserError(f"{workdir} holds another network ({'; '.join(changed)}).")
-    with Preemption() as preemption:
+    with Preemption(workdir, **limits) as preemption:
         setup = set_up(config)
         with Checkpoints.open(setup, workdir) as saved:
             steps = saved.steps()

@@ -3,22 +3,34 @@
 python -m resnet_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
+import contextlib
 import errno
 import inspect
+import json
 import logging
 import pathlib
 import shlex
+import shutil
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 
 import absl.logging
 from absl import flags
 from ml_collections import config_flags
 
-from resnet_jax.config import check_keys, file_of, for_dry_run, load, rewrite_durations
-from resnet_jax.errors import UserError
+from resnet_jax.config import (
+    as_json,
+    check_keys,
+    file_of,
+    flatten,
+    for_dry_run,
+    load,
+    rewrite_durations,
+)
+from resnet_jax.errors import UserError, refusal_of_store
 
 _BEGAN = time.perf_counter()  # jax and what stands on it are imported later
 
@@ -56,6 +68,21 @@ _DISTRIBUTED = flags.DEFINE_boolean(
     "distributed", False, "Several processes; a TPU pod, Slurm or Open MPI tells which."
 )
 
+_INITIALIZATION_TIMEOUT = flags.DEFINE_string(
+    "initialization_timeout", "100s", "In which all processes must have come."
+)
+_GRACE = flags.DEFINE_string(
+    "grace",
+    "25s",
+    "From SIGTERM until the scheduler kills; the run exits with 143 before. 0: never.",
+)
+_STALL_TIMEOUT = flags.DEFINE_string(
+    "stall_timeout",
+    "30m",
+    "Without the end of a step, a batch of evaluation or a program's compilation, after"
+    " which the run says where it hangs, and exits. 0: never.",
+)
+
 
 def parse(argv: list[str]) -> None:
     """Parses the flags; raises UserError for what they cannot be."""
@@ -91,16 +118,67 @@ def _config_path(argv: list[str]) -> str | None:
     return None
 
 
+def _seconds(text: str, flag: str) -> float:
+    """Of 25, 25s, 5m or 1h."""
+    scale = {"s": 1, "m": 60, "h": 3600}.get(text[-1:], 0)
+    try:
+        return float(text[:-1]) * scale if scale else float(text)
+    except ValueError:
+        raise UserError(f"--{flag}={text} is no time, such as 25s or 30m.") from None
+
+
 def connect() -> None:
     """Connects the processes of a run, if there are several; JAX's first call."""
+    from resnet_jax import processes
+    from resnet_jax.checkpoints import find_versions
+
+    if not (_COORDINATOR.value or _DISTRIBUTED.value):
+        return
+    processes.connect(
+        _COORDINATOR.value,
+        _NUM_PROCESSES.value,
+        _PROCESS_ID.value,
+        _seconds(_INITIALIZATION_TIMEOUT.value, "initialization_timeout"),
+    )
+    told = {name: flags.FLAGS[name].value for name in ("mode", "checkpoint")}
+    config = json.loads(as_json(_CONFIG.value))
+    processes.check_same(
+        "start",
+        {
+            "the number of processes": processes.count(),
+            "the code of resnet_jax": processes.code_version(),
+            **{f"the version of {k}": v for k, v in find_versions().items()},
+            **{f"--{name}": value for name, value in told.items()},
+            **{f"config.{key}": value for key, value in flatten(config).items()},
+        },
+    )
     import jax
 
-    if _COORDINATOR.value:
-        jax.distributed.initialize(
-            _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    kinds = sorted({device.device_kind for device in jax.local_devices()})
+    devices = f"{jax.local_device_count()} x {', '.join(kinds)}"
+    processes.check_same("devices", {"their devices": devices})
+    processes.check_clocks()
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[pathlib.Path]:
+    """A workdir for a dry run, which goes."""
+    from resnet_jax import processes
+
+    if processes.count() == 1:
+        with tempfile.TemporaryDirectory() as directory:
+            yield pathlib.Path(directory) / "run"
+        return
+    if not _WORKDIR.value:
+        raise UserError(
+            "A dry run of several processes needs a --workdir that all share; it leaves"
+            " nothing there."
         )
-    elif _DISTRIBUTED.value:
-        jax.distributed.initialize()
+    workdir = pathlib.Path(_WORKDIR.value + ".dry_run")
+    yield workdir
+    processes.agree("end of the dry run", "")
+    if processes.index() == 0:
+        shutil.rmtree(workdir)
 
 
 def run(command: str) -> None:
@@ -117,18 +195,23 @@ def run(command: str) -> None:
     if jax.default_backend() == "cpu":
         host.keep_freed_memory()
     config = _CONFIG.value
+    limits = {
+        "grace": _seconds(_GRACE.value, "grace"),
+        "stall_timeout": _seconds(_STALL_TIMEOUT.value, "stall_timeout"),
+    }
     if _MODE.value == "dry_run":
-        with tempfile.TemporaryDirectory() as directory:
-            small = for_dry_run(config, jax.device_count())
-            workdir = pathlib.Path(directory) / "run"
-            result = train(small, workdir, command, began=_BEGAN)
-        say(f"dry run: 2 steps, then {result['n_seen']} images evaluated; all is well")
+        small = for_dry_run(config, jax.device_count())
+        with _scratch() as workdir:
+            result = train(small, workdir, command, began=_BEGAN, **limits)
+        seen = result["n_seen"]
+        if jax.process_index() == 0:
+            say(f"dry run: 2 steps, then {seen} images evaluated; all is well")
         return
     workdir = pathlib.Path(_WORKDIR.value)
     if _MODE.value == "eval":
-        result = evaluate_workdir(config, workdir, _CHECKPOINT.value, command)
+        result = evaluate_workdir(config, workdir, _CHECKPOINT.value, command, **limits)
     else:
-        result = train(config, workdir, command, began=_BEGAN)
+        result = train(config, workdir, command, began=_BEGAN, **limits)
     if jax.process_index() == 0:
         if _MODE.value == "train":
             say(f"report: {workdir / 'report.png'}")
@@ -146,23 +229,37 @@ def main(argv: list[str]) -> int:
         return 0
     try:
         parse(argv)
-        connect()
-        from resnet_jax.preemption import PreemptedError
-
-        try:
-            run(command)
-        except PreemptedError as stop:
-            print(stop, file=sys.stderr)
-            return stop.exit_code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    # Imports jax, so that a wrong flag is told before.
+    from resnet_jax import processes
+    from resnet_jax.preemption import PreemptedError
+
+    try:
+        connect()
+        run(command)
+    except PreemptedError as stop:
+        print(stop, file=sys.stderr)
+        return processes.leave(stop.exit_code)
+    except KeyboardInterrupt:
+        if processes.count() == 1:
+            raise
+        return processes.leave(130)  # JAX would wait for the others
+    except UserError as error:
+        return processes.give_up(str(error))
     except OSError as error:
         if errno.errorcode.get(error.errno) not in REFUSALS:
-            raise
+            return processes.give_up_after(error)
         where = error.filename or _WORKDIR.value
-        print(f"error: {where}: {error.strerror}.", file=sys.stderr)
-        return 1
+        return processes.give_up(f"{where}: {error.strerror}.")
+    except Exception as error:
+        if said := refusal_of_store(error):
+            return processes.give_up(
+                f"The object store refuses {_WORKDIR.value} or the data ({said}); give"
+                " this host's account the right to read and write there, or log in."
+            )
+        return processes.give_up_after(error)
     return 0
 
 

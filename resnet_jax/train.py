@@ -22,7 +22,7 @@ from resnet_jax.models.scan import stack_blocks
 from resnet_jax.optim import set_rate_factor
 from resnet_jax.preemption import PreemptedError, Preemption
 from resnet_jax.recompute import recompute_statistics
-from resnet_jax.setup import Setup, claim_workdir, set_up, summary
+from resnet_jax.setup import Setup, claimed, set_up, summary
 from resnet_jax.step import TrainState
 from resnet_jax.weights.load import load
 from resnet_jax.writers import Writer
@@ -147,6 +147,7 @@ def train(
     command: str = "",
     *,
     began: float | None = None,
+    **limits: float,
 ) -> dict:
     """Trains from where the workdir stands to the end; returns the result.
 
@@ -155,6 +156,7 @@ def train(
       workdir: of this one run; it holds all that the run leaves behind.
       command: what repeats the run, for the result.
       began: the time of `time.perf_counter` when the command was given.
+      limits: `grace` and `stall_timeout` of `Preemption`.
 
     Raises:
       UserError: the config, the data or the disk; the message says what to do.
@@ -162,13 +164,13 @@ def train(
     """
     start = Start(time.perf_counter() if began is None else began)
     start.done("imports")
-    with Preemption() as preemption, contextlib.ExitStack() as stack:
+    with Preemption(workdir, **limits) as preemption, contextlib.ExitStack() as stack:
         # Set up.
         setup = set_up(config)
         last = setup.total_steps
         chief = jax.process_index() == 0
         say = writers.say if chief else lambda text: None
-        claim_workdir(workdir, config)
+        stack.enter_context(claimed(workdir, config))
         say(summary(setup, workdir))
         start.done("data")
 

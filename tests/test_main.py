@@ -1,6 +1,7 @@
 """What a user does wrong gets one sentence, an exit code of 1, and loses nothing."""
 
 import signal
+import types
 
 import pytest
 
@@ -63,6 +64,9 @@ for line in open(sys.argv[1]).read().splitlines():
         ([QUICK, work, "--config.data.channels=2"], "1 (grey) or 3 (RGB)"),
         ([QUICK, work, "--config.data.mean=(0.5,0.5)"], "data.channels=1"),
         ([QUICK, work, "--config.total.steps=2"], "optim.warmup"),
+        ([QUICK, work, "--grace=soon"], "such as 25s or 30m"),
+        ([QUICK, work, "--coordinator=host:1"], "--num_processes=N"),
+        ([QUICK, work, "--distributed"], "no TPU pod, Slurm or Open MPI"),
         ([QUICK, work, "--config.total.epochs=0"], "config.total"),
         (
             [
@@ -129,3 +133,39 @@ def test_ctrl_c_saves_too(tmp_path):
     code, output = runs.send_when(process, r"step 6/", signal.SIGINT)
     assert code == 128 + signal.SIGINT, output
     assert runs.checkpoint_steps(tmp_path / "run")[-1] >= 6
+
+
+def test_an_object_store_that_refuses_is_one_sentence(monkeypatch, capsys):
+    from resnet_jax import main
+
+    class DefaultCredentialsError(Exception):
+        """As google.auth has it."""
+
+    class ClientError(Exception):
+        """As botocore has it."""
+
+    raised: list[Exception] = [
+        DefaultCredentialsError("Your default credentials were not found."),
+        ClientError("An error occurred (AccessDenied) when calling PutObject"),
+        ValueError("PERMISSION_DENIED: storage.objects.create [gs://bucket/run]"),
+    ]
+    monkeypatch.setattr(main, "parse", lambda argv: None)
+    monkeypatch.setattr(main, "connect", lambda: None)
+    workdir = types.SimpleNamespace(value="gs://bucket/run")
+    monkeypatch.setattr(main, "_WORKDIR", workdir)
+    for error in raised:
+
+        def run(command, error=error):
+            try:
+                raise error
+            except Exception as inner:
+                raise RuntimeError("while saving") from inner
+
+        monkeypatch.setattr(main, "run", run)
+        assert main.main(["main"]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("error: The object store refuses gs://bucket/run ")
+        assert str(error) in said and said.count("\n") == 1
+    monkeypatch.setattr(main, "run", lambda command: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main.main(["main"])

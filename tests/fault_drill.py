@@ -1,0 +1,221 @@
+"""Breaks a run in every way that a machine has, in random order.
+
+python -m tests.fault_drill --faults=200 --seed=7
+
+The end must be that of a run that nothing happened to, bit for bit. A full and a
+read-only file system take root, to mount one; without it these two are left out.
+"""
+
+import argparse
+import contextlib
+import os
+import pathlib
+import random
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+
+from tests import runs
+
+# A checkpoint every other step: most faults strike near one or in one.
+FLAGS = (
+    *runs.SMALL,
+    "--config.checkpoint.every.steps=2",
+    "--config.checkpoint.keep_last=3",
+    "--config.evaluate.every.steps=25",
+)
+
+
+class Drill:
+    """Faults of one run.
+
+    Args:
+      workdir: of the run; its parent is `disk` if that is a file system of its own.
+      faults: how many there will be, which makes the length of the run.
+      seed: of their order.
+      disk: a small file system that can be filled and made read-only, if there is one.
+    """
+
+    def __init__(
+        self, workdir: pathlib.Path, faults: int, seed: int, disk: pathlib.Path | None
+    ):
+        self.flags = (*FLAGS, f"--config.total.steps={20 + 3 * faults}")
+        self.done: list[str] = []
+        self._workdir, self._faults, self._disk = workdir, faults, disk
+        self._random = random.Random(seed)
+        # Checkpoints that nothing was done to.
+        self._whole: set[int] = set()
+
+    def run(self) -> None:
+        """Lets all faults happen, then the run end."""
+        ends = [self.kill, self.terminate]
+        if self._disk:
+            ends += [self.fill_the_disk, self.make_it_read_only]
+        harms = [self.corrupt, self.remove_a_shard]
+        while len(self.done) < self._faults:
+            fault = self._random.choice([*ends, *harms])
+            # Without a whole checkpoint, a run says so and does not go on.
+            if fault in harms and len(self._whole) < 2:
+                continue
+            happened = fault()
+            if happened:
+                self.done.append(f"{fault.__name__}: {happened}")
+                print(f"{len(self.done):4} {self.done[-1]}", flush=True)
+        code, output = runs.run(self._workdir, *self.flags)
+        assert code == 0, output
+
+    def _start(self) -> subprocess.Popen:
+        return runs.start(self._workdir, *self.flags)
+
+    def _ended(self, output: str) -> None:
+        assert "Traceback" not in output, output
+        restored = re.search(r"going on from the checkpoint of step (\d+)", output)
+        names = self._steps()
+        if restored:
+            # What is older was written before, what is newer by this run.
+            assert int(restored[1]) in self._whole, output
+        self._whole = set(names)
+
+    def _steps(self) -> list[int]:
+        if not (self._workdir / "checkpoints").exists():
+            return []
+        return runs.checkpoint_steps(self._workdir)
+
+    def _strike(self, number: signal.Signals, expected: int) -> str:
+        """Sends a signal some lines behind the start, and a moment behind the line."""
+        process, lines = self._start(), []
+        left = self._random.randint(1, 5)
+        for line in process.stdout:
+            lines.append(line)
+            left -= line.startswith(("step ", "compiling"))
+            if left == 0:
+                break
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(self._random.choice((0.0, 0.01, 0.05, 0.2)))
+        process.send_signal(number)
+        code, rest = runs.finish(process)
+        output = "".join(lines) + rest
+        assert code in (expected, 0), output
+        self._ended(output)
+        # The run was at its end, or in its exit.
+        return "" if code == 0 else f"behind {lines[-1].split('  ')[0].strip()!r}"
+
+    def kill(self) -> str:
+        """With a signal that nothing can be done about."""
+        return self._strike(signal.SIGKILL, -signal.SIGKILL)
+
+    def terminate(self) -> str:
+        """As a scheduler does."""
+        return self._strike(signal.SIGTERM, 128 + signal.SIGTERM)
+
+    def fill_the_disk(self) -> str:
+        """Leaves less room than a checkpoint needs."""
+        filler = self._disk / "filler"
+        room = shutil.disk_usage(self._disk).free - self._random.randint(0, 100_000)
+        with filler.open("wb") as file, contextlib.suppress(OSError):
+            os.posix_fallocate(file.fileno(), 0, room)
+        try:
+            code, output = runs.finish(self._start())
+        finally:
+            filler.unlink()
+        if code == 0:
+            self._ended(output)
+            return ""
+        assert code == 1 and "No space left on device" in output, output
+        self._ended(output)
+        return "1 and a sentence"
+
+    def make_it_read_only(self) -> str:
+        """Before a start."""
+        remount(self._disk, "ro")
+        try:
+            code, output = runs.finish(self._start())
+        finally:
+            remount(self._disk, "rw")
+        assert code == 1 and "Read-only file system" in output, output
+        self._ended(output)
+        return "1 and a sentence"
+
+    def _data_files(self) -> list[pathlib.Path]:
+        state = self._workdir / "checkpoints" / str(max(self._steps())) / "state"
+        files = [file for file in state.rglob("*") if file.is_file()]
+        # Metadata beside the arrays may be derived from others.
+        return sorted(file for file in files if "/d/" in str(file))
+
+    def _harm(self, harm: Callable[[pathlib.Path], None]) -> str:
+        step = max(self._steps())
+        if step not in self._whole:
+            return ""
+        file = max(self._data_files(), key=lambda file: file.stat().st_size)
+        harm(file)
+        self._whole.remove(step)
+        return f"the checkpoint of step {step}"
+
+    def corrupt(self) -> str:
+        """Changes one bit of the newest checkpoint."""
+
+        def flip(file: pathlib.Path) -> None:
+            content = bytearray(file.read_bytes())
+            content[self._random.randrange(len(content))] ^= 1
+            file.write_bytes(content)
+
+        return self._harm(flip)
+
+    def remove_a_shard(self) -> str:
+        """Of the newest checkpoint."""
+        return self._harm(pathlib.Path.unlink)
+
+
+def remount(disk: pathlib.Path, options: str) -> None:
+    """Mounts a file system in another way."""
+    subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
+
+
+@contextlib.contextmanager
+def small_disk(directory: pathlib.Path) -> Iterator[pathlib.Path | None]:
+    """A file system in memory; None where none can be mounted."""
+    disk = directory / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        yield None
+        return
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def drill(directory: pathlib.Path, faults: int, seed: int) -> list[str]:
+    """A run with faults, and one without; returns what happened.
+
+    Raises AssertionError if a fault is not told, or the two end differently.
+    """
+    print(f"python -m tests.fault_drill --faults={faults} --seed={seed}", flush=True)
+    with small_disk(directory) as disk:
+        if disk is None:
+            print("no full and no read-only disk: to mount one takes root")
+        broken = Drill((disk or directory) / "broken", faults, seed, disk)
+        broken.run()
+        code, output = runs.run(directory / "undisturbed", *broken.flags)
+        assert code == 0, output
+        runs.assert_same_end(broken._workdir, directory / "undisturbed")
+    return broken.done
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--faults", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        done = drill(pathlib.Path(directory), options.faults, options.seed)
+    print(f"{len(done)} faults, and the same end as without, bit for bit")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Processes agree before they begin; a mistake is one sentence on each one's log."""
+
+import socket
+
+import pytest
+
+from resnet_jax import processes
+from resnet_jax.errors import UserError
+from tests import pods, runs
+
+# Two processes without a run: each does what the case says, and prints what came.
+SCRIPT = """
+import os, sys, time
+from resnet_jax import processes
+from resnet_jax.errors import UserError
+case, port, index = sys.argv[1], sys.argv[2], int(sys.argv[3])
+processes.connect(f"localhost:{port}", 2, index, 60)
+
+def asked(function, *arguments):
+    try:
+        print("got", function(*arguments), flush=True)
+    except UserError as error:
+        print("told", error, flush=True)
+
+def refuse():
+    raise UserError("The workdir is another one's.")
+
+def lost():
+    raise OSError(28, "No space left on device", "/work")
+
+now = time.time
+time.time = lambda: now() + 300 * index
+facts = {"code": "a", "jax": "1", "seed": 0}
+asked(processes.check_same, "same", facts)
+asked(processes.check_same, "one", facts | {"jax": str(index), "seed": index})
+asked(processes.check_same, "more", facts | ({"new": True} if index else {}))
+asked(processes.first_does, "work", lambda: f"of {index}")
+asked(processes.first_does, "work", refuse)
+asked(processes.first_does, "work", lost)
+asked(processes.agree, "problems", f"that of {index}")
+processes.check_clocks()
+if case == "stop" and index == 1:
+    sys.exit(processes.give_up("The disk is full.", 3))
+if case == "stop":
+    time.sleep(60)
+if case == "bug" and index == 1:
+    try:
+        1 / 0
+    except ZeroDivisionError as error:
+        processes.give_up_after(error)
+if case == "bug":
+    time.sleep(60)
+"""
+
+
+def pair(case: str) -> list[tuple[int, str]]:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    return pods.finish(
+        [runs.start_python("-c", SCRIPT, case, port, str(i)) for i in range(2)], 60
+    )
+
+
+def test_what_differs_first_is_named_on_all_processes():
+    ends = pair("fine")
+    assert [code for code, _ in ends] == [0, 0], ends
+    for _, output in ends:
+        lines = [x for x in output.splitlines() if x.startswith(("got", "told"))]
+        same, one, more, made, refused, lost, problem = lines
+        assert same == "got None"
+        assert one.startswith("told The processes of the run differ in jax: process 0")
+        assert " has '0', process 1 " in one
+        assert one.endswith("'1'; make them equal, and run the same command on all.")
+        assert "differ in new:" in more and "'nothing'" in more
+        assert made == "got of 0"
+        assert refused == "told The workdir is another one's."
+        assert lost == "told /work: No space left on device."
+        assert problem == "told that of 0"
+    clocks = [output.count("300 s ahead of that of process 0") for _, output in ends]
+    assert clocks == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("case", "code", "text"),
+    [
+        ("stop", 3, "The disk is full."),
+        ("bug", 1, "failed: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_the_error_of_one_process_stops_all_with_its_words(case, code, text):
+    ends = pair(case)
+    assert [code for code, _ in ends] == [code, code], ends
+    for _, output in ends:
+        (line,) = pods.errors(output)
+        assert text in line
+    assert f"stopped: {text}" in ends[0][1] or "process 1 (host" in ends[0][1]
+    assert "Traceback" not in ends[0][1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("localhost:1", None, 0), "--num_processes=N"),
+        (("localhost:1", 2, 2), "from 0 to N - 1"),
+        (("localhost", 2, 1), "HOST:PORT"),
+        ((None, None, None), "no TPU pod, Slurm or Open MPI"),
+    ],
+)
+def test_a_wrong_address_or_number_is_told_at_once(arguments, text, monkeypatch):
+    monkeypatch.setattr(processes, "_say_when_aborted", lambda text: None)
+    with pytest.raises(UserError, match=text):
+        processes.connect(*arguments, 1.0)
+
+
+def test_a_process_alone_agrees_with_itself():
+    processes.check_same("anything", {"a": 1})
+    processes.check_clocks()
+    processes.agree("anything", "")
+    assert processes.first_does("anything", lambda: "made") == "made"
+    assert (processes.index(), processes.count()) == (0, 1)
+    with pytest.raises(UserError, match="a problem"):
+        processes.agree("anything", "a problem")
+    assert processes.leave(143) == 143
+
+
+def test_an_edited_file_is_another_code_version(monkeypatch, tmp_path):
+    version = processes.code_version.__wrapped__
+    here = version()
+    assert here == version()
+    copy = tmp_path / "resnet_jax"
+    copy.mkdir()
+    monkeypatch.setattr(processes, "__file__", str(copy / "processes.py"))
+    (copy / "a.py").write_text("x = 1")
+    first = version()
+    (copy / "a.py").write_text("x = 2")
+    assert len({here, first, version()}) == 3
