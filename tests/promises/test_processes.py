@@ -243,8 +243,8 @@ def test_what_hangs_when_a_signal_came_is_ended_within_the_grace(
     processes[-1].send_signal(signal.SIGTERM)
     before = time.monotonic()
     ends = pods.finish(processes)
-    # And a second for what else the machine does.
-    assert time.monotonic() - before < 5
+    # And some for what else the machine does.
+    assert time.monotonic() - before < 10
     assert [code for code, _ in ends] == [143] * number, ends
     for _, output in ends:
         (error,) = pods.errors(output)
