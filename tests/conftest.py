@@ -1,7 +1,10 @@
 """Eight CPU devices, and shapes in signatures checked, for every test."""
 
 import os
+import signal
 
+# Whoever runs tests in the background has them, and what they start, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Before jax is imported anywhere.
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ["JAX_PLATFORMS"] = "cpu"

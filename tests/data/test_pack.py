@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 IMAGES = 60
 # Packs a folder into shards of a few images, as `python -m resnet_jax.prepare` does.
 PACK = """
-import signal, sys, time
+import sys, time
 from resnet_jax.data import pack
 from resnet_jax import prepare
 
@@ -33,8 +33,6 @@ def read_slowly(file, read=pack._read):
     return read(file)
 
 if __name__ == "__main__":
-    # Whoever runs tests in the background has them ignore Ctrl-C.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     pack.SHARD_BYTES = 20_000
     if "slow" in sys.argv:
         sys.argv.remove("slow")
