@@ -7,7 +7,8 @@ PYTHON ?= python3
 VENV ?= .venv
 ORACLES ?= .venv-oracles
 DEMO ?= runs/quickstart
-PYTEST = -m pytest -q -n 2 --dist worksteal
+# Three at a time on two cores, since some only wait.
+PYTEST = -m pytest -q -n 3 --dist worksteal
 # Large pages: the tests that draw hundreds of networks take half the time.
 export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 
