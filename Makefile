@@ -1,5 +1,6 @@
 # make demo: install and train on a small data set that needs no download.
-# make test: all tests that need no torch; test-fast: the two-minute part;
+# make test: the tests that need no torch; test-fast: the two-minute part; test-long:
+# what takes minutes of several processes, and of faults.
 # make test-oracles: the networks against torchvision, timm and Keras.
 # make slurm: what the tests of launch/slurm.sbatch take; as root, on Debian or Ubuntu.
 
@@ -12,17 +13,20 @@ PYTEST = -m pytest -q -n 3 --dist worksteal
 # Large pages: the tests that draw hundreds of networks take half the time.
 export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 
-.PHONY: demo test test-fast test-oracles lint slurm
+.PHONY: demo test test-fast test-long test-oracles lint slurm
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python -m resnet_jax.main --config=configs/quickstart.py --workdir=$(DEMO)
 	@echo "The report of the run: $(DEMO)/report.png"
 
 test: $(VENV)/.installed-test
-	$(VENV)/bin/python $(PYTEST) --ignore=tests/oracles
+	$(VENV)/bin/python $(PYTEST) --ignore=tests/oracles -m "not long"
 
 test-fast: $(VENV)/.installed-test
-	$(VENV)/bin/python $(PYTEST) --ignore=tests/oracles -m "not slow"
+	$(VENV)/bin/python $(PYTEST) --ignore=tests/oracles -m "not slow and not long"
+
+test-long: $(VENV)/.installed-test
+	$(VENV)/bin/python $(PYTEST) --ignore=tests/oracles -m long
 
 test-oracles: $(ORACLES)/.installed
 	$(ORACLES)/bin/python $(PYTEST) tests/oracles

@@ -60,7 +60,7 @@ def stand_in(tmp_path, body):
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_job_that_got_sigterm_is_queued_again_and_ends_with_its_result(
     slurm, tmp_path
 ):

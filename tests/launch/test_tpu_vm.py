@@ -11,6 +11,8 @@ import pytest
 
 from tests import runs
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = runs.ROOT / "launch/tpu_vm.sh"
 WHICH = ("--name=r50", "--zone=us-central2-b")
 TPU = (*WHICH, "--accelerator=v4-16")

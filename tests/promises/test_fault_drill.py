@@ -7,7 +7,7 @@ import pytest
 from tests import fault_drill
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_with_twenty_faults_ends_with_the_same_bits(tmp_path):
     # Another order each time; a failure prints the command that repeats it.
     done = fault_drill.drill(tmp_path, faults=20, seed=secrets.randbelow(10**6))

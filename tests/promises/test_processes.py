@@ -12,6 +12,8 @@ import pytest
 from resnet_jax.data.loader import permutation
 from tests import pods, runs
 
+pytestmark = pytest.mark.long
+
 FLAGS = (
     "--config=configs/quickstart.py",
     "--config.model.overrides={'stage_sizes': (1, 1, 1)}",
@@ -107,7 +109,6 @@ def losses(workdir):
     return np.array([row["train/loss"] for row in rows if "train/loss" in row])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [2, 4])
 def test_processes_train_as_one_does(number, two, tmp_path):
     if number == 2:
@@ -133,7 +134,6 @@ def test_processes_train_as_one_does(number, two, tmp_path):
     assert runs.result(several)["n_seen"] == 360
 
 
-@pytest.mark.slow
 def test_other_processes_and_devices_go_on_with_the_same_images(tmp_path):
     """Two processes of 4 devices, one of 1, four of 1, each stopped but the last."""
     flags = (*FLAGS, "--config.total.steps=60")
@@ -172,7 +172,6 @@ def test_other_processes_and_devices_go_on_with_the_same_images(tmp_path):
     assert runs.result(tmp_path / "run")["n_seen"] == 360
 
 
-@pytest.mark.slow
 def test_sigterm_stops_all_processes_at_the_same_step(tmp_path):
     process = launch(tmp_path / "run", *FLAGS, *LONG)
     code, output = runs.send_when(process, "step 8/", signal.SIGTERM)
@@ -183,7 +182,6 @@ def test_sigterm_stops_all_processes_at_the_same_step(tmp_path):
 
 # Process 0 holds JAX's coordination service: when it dies, JAX aborts the others; when
 # another one does, the others' collectives break.
-@pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_when_one_process_is_killed_the_others_stop_and_the_restart_is_the_same_run(
     killed, two, tmp_path
@@ -213,7 +211,6 @@ def test_when_one_process_is_killed_the_others_stop_and_the_restart_is_the_same_
     runs.assert_same_end(tmp_path / "run", two)
 
 
-@pytest.mark.slow
 def test_a_process_that_hangs_is_noticed_and_the_others_stop(tmp_path):
     processes = pods.start(2, tmp_path / "run", *FLAGS, *LONG)
     pods.wait_for(processes[0], "step 3/")
@@ -224,7 +221,6 @@ def test_a_process_that_hangs_is_noticed_and_the_others_stop(tmp_path):
     assert "another one died" in pods.errors(output)[0]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("number", "hangs"), [(1, "batch"), (2, "batch"), (1, "save")])
 def test_what_hangs_when_a_signal_came_is_ended_within_the_grace(
     number, hangs, tmp_path
@@ -252,7 +248,6 @@ def test_what_hangs_when_a_signal_came_is_ended_within_the_grace(
         assert "the last checkpoint is that of step 4" in error
 
 
-@pytest.mark.slow
 def test_a_run_that_stalls_says_where_and_stops(tmp_path):
     flags = (*FLAGS, "--stall_timeout=15s")
     processes = pods.start(2, tmp_path / "run", *flags, main=("-c", HANGING))
@@ -266,7 +261,6 @@ def test_a_run_that_stalls_says_where_and_stops(tmp_path):
         assert "in hang" in output
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
@@ -305,7 +299,6 @@ def test_a_wrong_start_is_one_sentence_on_each_log(changes, text, tmp_path):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-@pytest.mark.slow
 def test_a_second_run_in_a_workdir_stops_and_the_first_goes_on(tmp_path):
     first = runs.start(tmp_path / "run", *FLAGS, *LONG)
     pods.wait_for(first, "step 2/")
