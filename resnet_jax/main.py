@@ -129,7 +129,7 @@ def _seconds(text: str, flag: str) -> float:
 
 def connect() -> None:
     """Connects the processes of a run, if there are several; JAX's first call."""
-    from resnet_jax import processes
+    from resnet_jax import processes, source
     from resnet_jax.checkpoints import find_versions
 
     if not (_COORDINATOR.value or _DISTRIBUTED.value):
@@ -146,7 +146,7 @@ def connect() -> None:
         "start",
         {
             "the number of processes": processes.count(),
-            "the code of resnet_jax": processes.code_version(),
+            "the code of resnet_jax": source.digest(),
             **{f"the version of {k}": v for k, v in find_versions().items()},
             **{f"--{name}": value for name, value in told.items()},
             **{f"config.{key}": value for key, value in flatten(config).items()},

@@ -9,12 +9,9 @@ import atexit
 import collections
 import contextlib
 import ctypes
-import functools
-import hashlib
 import json
 import logging
 import os
-import pathlib
 import signal
 import socket
 import sys
@@ -252,43 +249,33 @@ def _topic(what: str) -> str:
     return f"resnet_jax/{what}/turn {_turns[what]}"
 
 
-@functools.cache
-def code_version() -> str:
-    """A checksum of this package's source, in its place or edited."""
-    package = pathlib.Path(__file__).parent
-    digest = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
-        digest.update(str(file.relative_to(package)).encode() + file.read_bytes())
-    return digest.hexdigest()[:12]
-
-
 # Stopping.
 
 
-def give_up(text: str, code: int = 1) -> int:
+def give_up(text: str) -> int:
     """Prints an error, also on the other processes, which stop; returns the exit code.
 
     With other processes it does not return: JAX would wait for them at the exit.
     """
     if client() is not None:
-        end_all(text, code)
+        end_all(text)
     print(f"error: {text}", file=sys.stderr)
-    return code
+    return 1
 
 
-def end_all(text: str, code: int = 1) -> NoReturn:
+def end_all(text: str) -> NoReturn:
     """Prints an error on all processes and ends them, whatever else they do."""
     with _ending:
-        _told["code"] = code
+        _told["code"] = 1
         print(f"error: {text}", file=sys.stderr, flush=True)
         if client() is not None:
-            reason = json.dumps({"who": me(), "text": text, "code": code})
+            reason = json.dumps({"who": me(), "text": text})
             # Another process may have been first.
             with contextlib.suppress(Exception):
                 client().key_value_set(_STOP, reason)
             if index() == 0:
                 time.sleep(3)  # the others read it from here
-        _leave(code)
+        _leave(1)
 
 
 def give_up_after(error: BaseException) -> int:
@@ -318,7 +305,7 @@ def _is_broken_collective(error: BaseException) -> bool:
 
 def leave(code: int) -> int:
     """Ends a process that stops as all do: together, or after some seconds alone."""
-    if client() is None or code == 0:
+    if client() is None:
         return code
     with _ending:
         _told["code"] = code
@@ -355,7 +342,7 @@ def _watch() -> None:
             if "DEADLINE_EXCEEDED" in str(error):
                 continue
             return  # the run has ended, or JAX aborts this process
-        end_now(reason["code"], f"{reason['who']} stopped: {reason['text']}")
+        end_now(1, f"{reason['who']} stopped: {reason['text']}")
 
 
 def _say_when_aborted(text: str) -> None:

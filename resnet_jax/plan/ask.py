@@ -13,14 +13,13 @@ from importlib import metadata
 
 from ml_collections import ConfigDict
 
-from resnet_jax import user_cache
+from resnet_jax import source, user_cache
 from resnet_jax.errors import UserError
 from resnet_jax.plan.chips import LOCAL, chip_of
 
-PACKAGE = pathlib.Path(__file__).parents[1]
 # What cannot change a compiled step; of this package, only what asks the compiler can.
-ASIDE = ("analysis/", "bench/", "weights/", "plan/")
-ASKING = ("plan/compiled.py", "plan/hlo.py", "plan/chips.py")
+ASIDE = tuple(f"resnet_jax/{n}/" for n in ("analysis", "bench", "weights", "plan"))
+ASKING = tuple(f"resnet_jax/plan/{n}.py" for n in ("compiled", "hlo", "chips"))
 # libtpu must neither look for a TPU nor be kept from compiling by one that is in use.
 FOR_TPU = {
     "JAX_PLATFORMS": "cpu",
@@ -141,9 +140,4 @@ def versions() -> dict[str, str]:
 
 def code() -> str:
     """A digest of the code that a compiled step comes from."""
-    digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = path.relative_to(PACKAGE).as_posix()
-        if name in ASKING or not name.startswith(ASIDE):
-            digest.update(name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
+    return source.digest(lambda name: name.startswith(ASIDE) and name not in ASKING)
