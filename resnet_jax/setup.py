@@ -1,12 +1,9 @@
 """What follows from a config on these devices, before anything is computed."""
 
-import contextlib
 import dataclasses
 import functools
-import json
 import pathlib
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -19,14 +16,12 @@ from resnet_jax import (
     losses,
     mix,
     optim,
-    processes,
     schedules,
     sharding,
     step,
-    writers,
 )
 from resnet_jax.compiler import compile_step
-from resnet_jax.config import differences, in_steps, to_steps
+from resnet_jax.config import in_steps, to_steps
 from resnet_jax.data.augment import TRAIN_CROPS, Augment
 from resnet_jax.data.cache import MODES as CACHES
 from resnet_jax.data.cache import cached
@@ -46,14 +41,11 @@ from resnet_jax.data.sources import (
     with_classes,
 )
 from resnet_jax.errors import UserError, nearest
-from resnet_jax.lock import Lock, token_of
 from resnet_jax.models import create_model, get_spec
 from resnet_jax.models.cost import cost_of_image, count, init_shapes
 from resnet_jax.step import TrainState
 
 VIEWS = ("one", "flip", "ten_crop")
-# Seconds after which NFS shows a new file on all hosts: its cache keeps names so long.
-VISIBLE_WITHIN = 60.0
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -633,53 +625,3 @@ def summary(setup: Setup, workdir: pathlib.Path) -> str:
         sides = setup.resize.sides(range(setup.total_steps))
         rows["sizes"] = ", ".join(map(str, sides)) + " px, in this order"
     return "\n".join(f"{key + ':':<12}{value}" for key, value in rows.items())
-
-
-@contextlib.contextmanager
-def claimed(workdir: pathlib.Path, config: ConfigDict) -> Iterator[None]:
-    """Holds the workdir for this run, or raises UserError if it is another one's.
-
-    Process 0 does; the other processes must see what it wrote there.
-    """
-    with contextlib.ExitStack() as held:
-
-        def claim() -> str:
-            _check_workdir(workdir, config)
-            workdir.mkdir(parents=True, exist_ok=True)
-            lock = held.enter_context(Lock(workdir))
-            if not (workdir / "config.json").exists():
-                writers.write_json(workdir / "config.json", config.to_dict())
-            return lock.token
-
-        token = processes.first_does("workdir", claim)
-        deadline = time.monotonic() + VISIBLE_WITHIN
-        while not (seen := token_of(workdir) == token) and time.monotonic() < deadline:
-            time.sleep(0.5)
-        processes.agree(
-            "shared workdir",
-            ""
-            if seen
-            else f"{processes.me()} does not see in {workdir.absolute()} what process 0"
-            " wrote there: --workdir must be on storage that all processes share.",
-        )
-        yield
-
-
-def _check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Raises UserError if a workdir is another run's, or another program's."""
-    ours = ("checkpoints", "metrics.jsonl", "result.json", "report.png", "tensorboard")
-    found = [name for name in ours if (workdir / name).exists()]
-    saved = workdir / "config.json"
-    if saved.exists():
-        changed = differences(json.loads(saved.read_text()), config)
-        if changed:
-            raise UserError(
-                f"{workdir} holds a run with another config ({'; '.join(changed[:3])}"
-                f"{' ...' if len(changed) > 3 else ''}); choose another --workdir, or"
-                " the old settings to go on with that run."
-            )
-    elif found:
-        raise UserError(
-            f"{workdir} already holds a {found[0]} but no config.json, so it is not"
-            " this program's; choose another --workdir."
-        )

@@ -22,9 +22,10 @@ from resnet_jax.models.scan import stack_blocks
 from resnet_jax.optim import set_rate_factor
 from resnet_jax.preemption import PreemptedError, Preemption
 from resnet_jax.recompute import recompute_statistics
-from resnet_jax.setup import Setup, claimed, set_up, summary
+from resnet_jax.setup import Setup, set_up, summary
 from resnet_jax.step import TrainState
 from resnet_jax.weights.load import load
+from resnet_jax.workdir import claimed
 from resnet_jax.writers import Writer
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""One run at a time in a workdir."""
+"""A workdir is one run's, and one run at a time holds it."""
 
 import contextlib
 import json
@@ -8,15 +8,70 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Iterator
 
 import psutil
+from ml_collections import ConfigDict
 
-from resnet_jax import processes
+from resnet_jax import processes, writers
+from resnet_jax.config import differences
 from resnet_jax.errors import UserError
 
 # Seconds between two signs of life, and after which a run without one is dead. A file
 # server answers in a second or so; a new machine takes longer than that to start.
 BEAT, DEAD = 5.0, 30.0
+# Seconds after which NFS shows a new file on all hosts: its cache keeps names so long.
+VISIBLE_WITHIN = 60.0
+
+
+@contextlib.contextmanager
+def claimed(workdir: pathlib.Path, config: ConfigDict) -> Iterator[None]:
+    """Holds the workdir for this run, or raises UserError if it is another one's.
+
+    Process 0 does; the other processes must see what it wrote there.
+    """
+    with contextlib.ExitStack() as held:
+
+        def claim() -> str:
+            _check(workdir, config)
+            workdir.mkdir(parents=True, exist_ok=True)
+            lock = held.enter_context(Lock(workdir))
+            if not (workdir / "config.json").exists():
+                writers.write_json(workdir / "config.json", config.to_dict())
+            return lock.token
+
+        token = processes.first_does("workdir", claim)
+        deadline = time.monotonic() + VISIBLE_WITHIN
+        while not (seen := token_of(workdir) == token) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        processes.agree(
+            "shared workdir",
+            ""
+            if seen
+            else f"{processes.me()} does not see in {workdir.absolute()} what process 0"
+            " wrote there: --workdir must be on storage that all processes share.",
+        )
+        yield
+
+
+def _check(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Raises UserError if a workdir is another run's, or another program's."""
+    ours = ("checkpoints", "metrics.jsonl", "result.json", "report.png", "tensorboard")
+    found = [name for name in ours if (workdir / name).exists()]
+    saved = workdir / "config.json"
+    if saved.exists():
+        changed = differences(json.loads(saved.read_text()), config)
+        if changed:
+            raise UserError(
+                f"{workdir} holds a run with another config ({'; '.join(changed[:3])}"
+                f"{' ...' if len(changed) > 3 else ''}); choose another --workdir, or"
+                " the old settings to go on with that run."
+            )
+    elif found:
+        raise UserError(
+            f"{workdir} already holds a {found[0]} but no config.json, so it is not"
+            " this program's; choose another --workdir."
+        )
 
 
 class Lock:

@@ -12,16 +12,16 @@ import time
 import psutil
 import pytest
 
-from resnet_jax import lock, processes
+from resnet_jax import processes, workdir
 from resnet_jax.errors import UserError
-from resnet_jax.lock import Lock
+from resnet_jax.workdir import Lock
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """A tenth of a second for one of a second, about."""
-    monkeypatch.setattr(lock, "BEAT", 0.1)
-    monkeypatch.setattr(lock, "DEAD", 1.0)
+    monkeypatch.setattr(workdir, "BEAT", 0.1)
+    monkeypatch.setattr(workdir, "DEAD", 1.0)
 
 
 def write(workdir: pathlib.Path, age: float = 0.0, **changes) -> pathlib.Path:
@@ -39,7 +39,7 @@ def write(workdir: pathlib.Path, age: float = 0.0, **changes) -> pathlib.Path:
 
 
 def here() -> str:
-    return lock.socket.gethostname()
+    return workdir.socket.gethostname()
 
 
 @contextlib.contextmanager
@@ -52,7 +52,7 @@ def sleeper():
 
 def test_a_lock_is_there_while_it_is_held_and_nothing_stays(tmp_path):
     with Lock(tmp_path) as held:
-        assert lock.token_of(tmp_path) == held.token
+        assert workdir.token_of(tmp_path) == held.token
         assert held.release in processes.at_end
     assert list(tmp_path.iterdir()) == []
     assert held.release not in processes.at_end
@@ -77,7 +77,7 @@ def test_a_killed_run_on_this_host_does_not_delay_the_next_one(tmp_path):
         write(tmp_path, host=here(), pid=other.pid, started=started)
         before = time.monotonic()
         with Lock(tmp_path):
-            assert time.monotonic() - before < lock.BEAT
+            assert time.monotonic() - before < workdir.BEAT
 
 
 def test_another_process_that_got_the_number_of_a_dead_one_is_not_taken_for_it(
@@ -98,7 +98,7 @@ def test_a_run_on_another_host_keeps_the_workdir_while_it_lives(tmp_path, quick)
     done = threading.Event()
 
     def beat():
-        while not done.wait(lock.BEAT):
+        while not done.wait(workdir.BEAT):
             os.utime(path)
 
     thread = threading.Thread(target=beat)
@@ -127,7 +127,7 @@ def test_a_lock_that_was_cut_off_is_one_of_an_unknown_host(tmp_path, quick):
     path = write(tmp_path)
     path.write_text("")
     with Lock(tmp_path) as held:
-        assert lock.token_of(tmp_path) == held.token
+        assert workdir.token_of(tmp_path) == held.token
 
 
 def test_a_run_whose_workdir_was_taken_over_stops(tmp_path, quick, monkeypatch):
@@ -139,4 +139,4 @@ def test_a_run_whose_workdir_was_taken_over_stops(tmp_path, quick, monkeypatch):
         while not said and time.monotonic() < deadline:
             time.sleep(0.05)
     assert "taken over by a run on host elsewhere" in said[0]
-    assert lock.token_of(tmp_path) == "theirs"
+    assert workdir.token_of(tmp_path) == "theirs"

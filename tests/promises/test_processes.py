@@ -59,8 +59,8 @@ sys.exit(main.main(sys.argv))
 # Calls the program, which does not wait for what a file server shows late.
 IMPATIENT = """
 import sys
-from resnet_jax import main, setup
-setup.VISIBLE_WITHIN = 1.0
+from resnet_jax import main, workdir
+workdir.VISIBLE_WITHIN = 1.0
 sys.exit(main.main(sys.argv))
 """
 # Calls the program, and notes which images each step has.
@@ -239,8 +239,8 @@ def test_what_hangs_when_a_signal_came_is_ended_within_the_grace(
     processes[-1].send_signal(signal.SIGTERM)
     before = time.monotonic()
     ends = pods.finish(processes)
-    # And some for what else the machine does.
-    assert time.monotonic() - before < 10
+    # And a second for what else the machine does.
+    assert time.monotonic() - before < 5
     assert [code for code, _ in ends] == [143] * number, ends
     for _, output in ends:
         (error,) = pods.errors(output)
@@ -249,13 +249,13 @@ def test_what_hangs_when_a_signal_came_is_ended_within_the_grace(
 
 
 def test_a_run_that_stalls_says_where_and_stops(tmp_path):
-    flags = (*FLAGS, "--stall_timeout=15s")
+    flags = (*FLAGS, "--stall_timeout=30s")
     processes = pods.start(2, tmp_path / "run", *flags, main=("-c", HANGING))
     ends = pods.finish(processes)
     assert [code for code, _ in ends] == [1, 1], ends
     for _, output in ends:
         (error,) = pods.errors(output)
-        assert "no step ended for --stall_timeout=15s" in error
+        assert "no step ended for --stall_timeout=30s" in error
         assert "that of step 5" in error
         # Of the thread that hangs.
         assert "in hang" in output

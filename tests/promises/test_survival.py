@@ -244,6 +244,7 @@ def test_a_killed_worker_stops_the_run_with_a_sentence_and_leaves_nothing(tmp_pa
     # Of this run only: others share memory meanwhile.
     maps = [one.path for child in workers for one in child.memory_maps()]
     shared = {path for path in maps if path.startswith("/dev/shm/")}
+    assert shared
     workers[0].kill()
     rest, _ = process.communicate(timeout=60)
     assert process.returncode == 1
