@@ -1,7 +1,7 @@
 # make demo: install and train on a small data set that needs no download.
 # make test: the tests that need no torch; test-fast: the two-minute part; test-long:
 # what takes minutes of several processes, and of faults.
-# make test-oracles: the networks against torchvision, timm and Keras.
+# make test-oracles: against torchvision, timm, Keras, TensorFlow and the TPU compiler.
 # make slurm: what the tests of launch/slurm.sbatch take; as root, on Debian or Ubuntu.
 
 PYTHON ?= python3
@@ -29,7 +29,8 @@ test-long: $(VENV)/.installed-test
 	$(VENV)/bin/python $(PYTEST) --ignore=tests/oracles -m long
 
 test-oracles: $(ORACLES)/.installed
-	$(ORACLES)/bin/python $(PYTEST) tests/oracles
+	$(ORACLES)/bin/python $(PYTEST) tests/oracles tests/plan \
+		tests/test_prepare.py::test_tfrecords_become_arrayrecord
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .
@@ -47,7 +48,7 @@ $(VENV)/.installed-test: $(VENV)/.installed requirements-test.txt
 	$(VENV)/bin/pip install -q -r requirements-test.txt
 	touch $@
 
-$(ORACLES)/.installed: requirements.txt requirements-test.txt requirements-oracles.txt
+$(ORACLES)/.installed: $(wildcard requirements*.txt)
 	$(PYTHON) -m venv $(ORACLES)
 	$(ORACLES)/bin/pip install -q -r requirements-oracles.txt
 	touch $@

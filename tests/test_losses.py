@@ -125,7 +125,9 @@ def test_the_gradient_of_a_hot_teacher_does_not_shrink():
     teacher = jnp.asarray(logits[::-1].copy())
 
     def size(temperature: float) -> float:
-        loss = lambda x: distillation(x, teacher, temperature).sum()  # noqa: E731
+        def loss(logits: jax.Array) -> jax.Array:
+            return distillation(logits, teacher, temperature).sum()
+
         return float(jnp.abs(jax.grad(loss)(jnp.asarray(logits))).mean())
 
     # At high temperature the gradient is (z - v) / classes, without T.

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import yaml
+from kubernetes_validate import validate
 
 from tests import runs
 
@@ -67,7 +68,6 @@ def container(manifest):
 
 @pytest.mark.parametrize("kind", [TPU, GPU], ids=["tpu", "gpu"])
 def test_the_manifest_is_what_kubernetes_and_jobset_accept(kind):
-    validate = pytest.importorskip("kubernetes_validate").validate
     manifest = jobset(*kind, *TRAIN)
     assert manifest["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
     assert manifest["kind"] == "JobSet"
