@@ -42,7 +42,7 @@ def start(
 
 
 def finish(
-    processes: list[subprocess.Popen], timeout: float = 300
+    processes: list[subprocess.Popen], timeout: float = 900
 ) -> list[tuple[int, str]]:
     """Waits for all; returns exit code and output of each."""
     try:

@@ -63,7 +63,7 @@ def start_python(
     )
 
 
-def finish(process: subprocess.Popen, timeout: float = 300) -> tuple[int, str]:
+def finish(process: subprocess.Popen, timeout: float = 900) -> tuple[int, str]:
     """Waits for a run; returns its exit code and what it still printed."""
     output, _ = process.communicate(timeout=timeout)
     return process.returncode, output

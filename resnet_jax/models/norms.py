@@ -37,6 +37,8 @@ class BatchNorm(nn.Module):
       unbiased: whether the running variance is multiplied by n / (n - 1).
       scale_init: initialiser of the scale.
       activation: applied to the output, or None.
+      pool: max pooling of the output, or None; with it, the activation must not
+        decrease anywhere.
       dtype: type of the output.
     """
 
@@ -46,12 +48,13 @@ class BatchNorm(nn.Module):
     unbiased: bool = True
     scale_init: nn.initializers.Initializer = nn.initializers.ones
     activation: Callable | None = None
+    pool: Callable | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b h w c"], *, train: bool
-    ) -> Float[Array, "b h w c"]:
+    ) -> Float[Array, "b h2 w2 c"]:
         b, h, w, c = x.shape
         scale = self.param("scale", self.scale_init, (c,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
@@ -62,7 +65,8 @@ class BatchNorm(nn.Module):
             x = _normalize(
                 x, running_mean.value, running_var.value, scale, bias, self.epsilon
             )
-            return _activate(x, self.activation, self.dtype)
+            x = _activate(x, self.activation, self.dtype)
+            return self.pool(x) if self.pool else x
 
         size = self.group_size or b
         if b % size:
@@ -72,6 +76,7 @@ class BatchNorm(nn.Module):
             size=size,
             epsilon=self.epsilon,
             activation=self.activation,
+            pool=self.pool,
             dtype=self.dtype,
         )
 
@@ -198,20 +203,19 @@ def with_activation(
 
 # Equal norms are traced once; inlined, since calls make other TPU programs.
 @functools.partial(
-    jax.jit, static_argnames=("size", "epsilon", "activation", "dtype"), inline=True
+    jax.jit,
+    static_argnames=("size", "epsilon", "activation", "pool", "dtype"),
+    inline=True,
 )
-def _normalize_on_platform(x, scale, bias, near, **options):
+def _normalize_on_platform(x, scale, bias, near, *, pool, **options):
     """`normalize_groups`, in the way that suits the platform."""
-    return lax.platform_dependent(
-        x,
-        scale,
-        bias,
-        near,
-        cpu=lambda x, scale, bias, near: cpu_norm.normalize_groups(
-            x, scale, bias, **options
-        ),
-        default=functools.partial(normalize_groups, **options),
-    )
+
+    def on_cpu(x, scale, bias, near):
+        out, mean, var = cpu_norm.normalize_groups(x, scale, bias, **options)
+        return pool(out) if pool else out, mean, var
+
+    default = functools.partial(normalize_groups, pool=pool, **options)
+    return lax.platform_dependent(x, scale, bias, near, cpu=on_cpu, default=default)
 
 
 def normalize_groups(
@@ -224,8 +228,9 @@ def normalize_groups(
     epsilon: float,
     activation: Callable | None,
     dtype: DTypeLike,
-) -> tuple[Float[Array, "b h w c"], Float[Array, "g c"], Float[Array, "g c"]]:
-    """Normalises each `size` consecutive examples and applies the activation.
+    pool: Callable | None = None,
+) -> tuple[Float[Array, "b h2 w2 c"], Float[Array, "g c"], Float[Array, "g c"]]:
+    """Normalises each `size` consecutive examples and applies activation and pooling.
 
     Both sums are taken in one pass, which compilers for accelerators make part of the
     convolution that gave `x`; and first over each example's pixels, for which no axis
@@ -236,7 +241,8 @@ def normalize_groups(
       scale, bias: of each channel.
       near: what the means are expected to be. The variance is found from squares of
         distances to it; those to zero could hide it in what float32 rounds.
-      size, epsilon, activation, dtype: see `BatchNorm`.
+      size, epsilon, activation, dtype, pool: see `BatchNorm`. What is pooled is `x`:
+        a quarter of it is left to normalise, and the output is never as large.
 
     Returns:
       The output, and the groups' means and variances, float32.
@@ -249,14 +255,21 @@ def normalize_groups(
     def of_examples(groups: Float[Array, "g c"]) -> Float[Array, "b 1 1 c"]:
         return jnp.repeat(groups, size, axis=0)[:, None, None]
 
-    x = x.astype(jnp.float32)
-    distance = x - near
+    if pool:
+        # The greatest output is that of the greatest input, or, by a negative scale,
+        # of the least.
+        sign = jnp.where(scale < 0, -1.0, 1.0)
+        x, near, scale = x * sign.astype(x.dtype), near * sign, scale * sign
+    wide = x.astype(jnp.float32)
+    distance = wide - near
     offset = of_groups(distance.sum(axis=(1, 2)))
     square = of_groups(jnp.square(distance).sum(axis=(1, 2)))
     mean, var = near + offset, jnp.maximum(square - jnp.square(offset), 0)
     factor = scale / jnp.sqrt(var + epsilon)
-    out = (x - of_examples(mean)) * of_examples(factor) + bias
-    return _activate(out, activation, dtype), mean, var
+    if pool:
+        wide = pool(x).astype(jnp.float32)
+    out = (wide - of_examples(mean)) * of_examples(factor) + bias
+    return _activate(out, activation, dtype), mean * sign if pool else mean, var
 
 
 @jax.jit

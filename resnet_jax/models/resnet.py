@@ -56,7 +56,7 @@ class ResNet(nn.Module):
                 f" {x.shape[-1]}"
             )
         conv = self.conv()
-        x, outputs = self.stem(x, train=train)
+        x, outputs = self.stem(x, train=train, features=features)
         for i, stage in enumerate(plan_blocks(spec), 1):
             x = self.stage(x, i, stage, train=train)
             outputs[f"C{i + 1}"] = x
@@ -85,9 +85,16 @@ class ResNet(nn.Module):
         )
         return head(x)
 
-    def stem(self, x, *, train: bool):
-        """Returns the stem's output, and `C1`."""
+    def stem(self, x, *, train: bool, features: bool):
+        """Returns the stem's output, and `C1` if the features are wanted."""
         spec, conv, norm = self.spec, self.conv(), self.norm()
+        pool = functools.partial(layers.max_pool, stride=2, border=spec.stem_pool)
+        # The last norm can pool before it normalises; but then there is no `C1`.
+        norm_pools = (
+            (spec.norm, spec.activation, spec.anti_alias) == ("batch", "relu", None)
+            and spec.stem_pool in ("max", "max_valid")
+            and not (spec.preact or features)
+        )
         stride, c1 = 1, None
         for k, (kernel, step, width) in enumerate(spec.stem, 1):
             stride *= step
@@ -98,7 +105,8 @@ class ResNet(nn.Module):
                 c1 = x
             # A pre-activation network's blocks start with the norm and activation.
             if not (last and spec.preact):
-                x = norm(name=f"stem_norm{k}")(x, train=train)
+                more = {"pool": pool} if last and norm_pools else {}
+                x = norm(name=f"stem_norm{k}", **more)(x, train=train)
             if stride <= 2 and not spec.preact:
                 c1 = x
 
@@ -108,14 +116,12 @@ class ResNet(nn.Module):
             if spec.anti_alias:
                 x = layers.anti_alias(x, spec.anti_alias, 2)
             x = norm(name="stem_pool_norm")(x, train=train)
-        elif spec.stem_pool != "none":
+        elif spec.stem_pool != "none" and not norm_pools:
             if spec.anti_alias == "blur":
                 x = layers.max_pool(x, 1, spec.stem_pool)
-            if spec.anti_alias:
-                x = layers.anti_alias(x, spec.anti_alias, 2)
-            else:
-                x = layers.max_pool(x, 2, spec.stem_pool)
-        return x, {"C1": c1}
+            blur = functools.partial(layers.anti_alias, kind=spec.anti_alias, stride=2)
+            x = blur(x) if spec.anti_alias else pool(x)
+        return x, {"C1": c1} if features else {}
 
     def stage(self, x, number: int, plans: tuple[BlockPlan, ...], *, train: bool):
         """Applies the blocks of one stage, scanned where `scan_blocks` says so."""

@@ -1,11 +1,15 @@
 """Batch norm by groups of examples, against numpy in float64."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.models import cpu_norm
+from resnet_jax.models import ZOO, build, cpu_norm
+from resnet_jax.models.layers import max_pool
 from resnet_jax.models.norms import BatchNorm, normalize_groups
 from tests import keyed, tiny
 
@@ -220,6 +224,58 @@ def test_each_platforms_norm_and_gradients_are_those_of_the_definition(
         bounds[0] = bounds[3] = 2**-8
     for one, other, bound in zip(got, expected, bounds, strict=True):
         assert tiny.difference(one.astype(jnp.float32), other) < bound
+
+
+@pytest.mark.parametrize("border", ["max", "max_valid"])
+@pytest.mark.parametrize("activation", [None, jax.nn.relu])
+def test_pooling_before_the_norm_is_pooling_behind_it(activation, border):
+    pool = functools.partial(max_pool, border=border)
+    x, g = jnp.asarray(3 + 2 * draw("x", 6, 9, 8, 4)), draw("g", 6, 5, 4, 4)
+    _, bias = draw_variables(4)["params"].values()
+    # By a negative scale the least input is the greatest output.
+    scale = jnp.asarray([1.5, -0.7, 0.1, -2.0])
+    near = jnp.asarray(3 + draw("near", 4))
+
+    def pulled(normalize, *arguments, **more):
+        def outputs(*arguments):
+            out, mean, var = normalize(
+                *arguments,
+                size=3,
+                epsilon=EPSILON,
+                activation=activation,
+                dtype=jnp.float32,
+                **more,
+            )
+            return out if more else pool(out), mean, var
+
+        (out, mean, var), pull = jax.vjp(outputs, *arguments)
+        h, w = out.shape[1:3]
+        zeros = jnp.zeros_like(mean), jnp.zeros_like(var)
+        return out, mean, var, *pull((jnp.asarray(g[:, :h, :w]), *zeros))[:3]
+
+    got = pulled(normalize_groups, x, scale, bias, near, pool=pool)
+    expected = pulled(by_definition, x, scale, bias)
+    # Some forty float32 operations, as parts of the largest values.
+    for one, other in zip(got, expected, strict=True):
+        assert tiny.difference(one, other) < 40 * 2**-24
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_a_network_that_pools_in_its_norm_is_one_that_does_not(train):
+    changes = {"stage_sizes": (1, 1), "widths": (8, 16), "num_classes": 0}
+    spec = dataclasses.replace(ZOO["resnet18"].spec, **changes)
+    model, variables = build(spec, bn_group_size=2), keyed.variables(spec)
+    apply = functools.partial(
+        model.apply,
+        variables,
+        jnp.asarray(draw("x", 4, 65, 65, 3)),
+        train=train,
+        mutable=["batch_stats"],
+    )
+    # With `C1`, pooling has the norm's output before it.
+    (pooled, stats), (features, expected) = apply(), apply(features=True)
+    np.testing.assert_array_equal(pooled, features["C3"].mean(axis=(1, 2)))
+    jax.tree.map(np.testing.assert_array_equal, stats, expected)
 
 
 def test_a_large_offset_near_the_running_mean_does_not_cancel_the_variance():
