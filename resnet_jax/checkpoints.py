@@ -10,9 +10,7 @@ import dataclasses
 import importlib.metadata
 import json
 import logging
-import pathlib
 import platform
-import shutil
 from typing import Any
 
 import jax
@@ -21,10 +19,12 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from resnet_jax import orbax_s3, storage
 from resnet_jax.config import as_json
 from resnet_jax.errors import UserError
 from resnet_jax.setup import Setup
 from resnet_jax.step import TrainState
+from resnet_jax.storage import Path
 
 log = logging.getLogger(__name__)
 policies = ocp.checkpoint_managers
@@ -64,10 +64,8 @@ class Checkpoints:
       about: what is written beside the state: config, spec, versions.
     """
 
-    def __init__(
-        self, directory: pathlib.Path, options: ConfigDict, about: dict[str, Any]
-    ):
-        self.directory = directory.absolute()
+    def __init__(self, directory: Path, options: ConfigDict, about: dict[str, Any]):
+        self.directory = storage.absolute(directory)
         self.about = about
         self._saving: int | None = None
         kept = [policies.LatestN(options.keep_last)]
@@ -84,11 +82,12 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy(kept),
             # Without it Orbax forgets the metrics when the process ends.
             best_fn=lambda metrics: metrics["top1"],
+            **orbax_options(directory),
         )
         self._open()
 
     @classmethod
-    def open(cls, setup: Setup, workdir: pathlib.Path) -> "Checkpoints":
+    def open(cls, setup: Setup, workdir: Path) -> "Checkpoints":
         """The checkpoints of a workdir, to be closed by `with`."""
         about = {
             "config": json.loads(as_json(setup.config)),
@@ -224,7 +223,7 @@ class Checkpoints:
             )
         return restored.state, Progress(**restored.run["progress"])
 
-    def _set_aside(self, step: int) -> pathlib.Path:
+    def _set_aside(self, step: int) -> Path:
         aside = self.directory.parent / "damaged"
         target = aside / str(step)
         count = 1
@@ -232,8 +231,7 @@ class Checkpoints:
             count += 1
             target = aside / f"{step}-{count}"
         if jax.process_index() == 0:
-            aside.mkdir(exist_ok=True)
-            shutil.move(self.directory / str(step), target)
+            storage.move_tree(self.directory / str(step), target)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("set aside")
         self._manager.close()
@@ -249,8 +247,14 @@ class Checkpoints:
             self._manager.close()
 
 
-def newest_step(workdir: pathlib.Path) -> int | None:
-    """Step of the newest finished checkpoint of a workdir, by the names of files."""
+def orbax_options(path: Path) -> dict[str, Any]:
+    """What Orbax must be told to write at a path."""
+    in_s3 = str(path).startswith("s3://")
+    return {"atomicity_options": orbax_s3.ATOMICITY} if in_s3 else {}
+
+
+def newest_step(workdir: Path) -> int | None:
+    """Step of the newest finished checkpoint of a local workdir, by names of files."""
     names = [path.name for path in (workdir / "checkpoints").glob("*")]
     return max((int(name) for name in names if name.isdigit()), default=None)
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 import re
 from collections.abc import Callable, Collection, Mapping
 
@@ -19,6 +18,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.preemption import Preemption
 from resnet_jax.setup import Setup, set_up
 from resnet_jax.step import TrainState
+from resnet_jax.storage import Path
 
 
 @dataclasses.dataclass
@@ -179,7 +179,7 @@ def evaluate_sets(
 
 def evaluate_workdir(
     config: ConfigDict,
-    workdir: pathlib.Path,
+    workdir: Path,
     which: str,
     command: str = "",
     **limits: float,
