@@ -41,12 +41,15 @@ def _with_driver(spec: Any) -> Any:
     return spec
 
 
-def _where() -> dict[str, str]:
+def _where() -> dict[str, Any]:
     """What TensorStore does not look up where the AWS tools do."""
     found = os.environ.get
-    endpoint = found("AWS_ENDPOINT_URL_S3") or found("AWS_ENDPOINT_URL")
-    region = found("AWS_REGION") or found("AWS_DEFAULT_REGION")
-    if not endpoint:
-        # TensorStore asks the bucket for its region.
-        return {}
-    return {"endpoint": endpoint, "aws_region": region or "us-east-1"}
+    where = {}
+    # TensorStore asks the bucket of AWS for its region, and no other.
+    if endpoint := found("AWS_ENDPOINT_URL_S3") or found("AWS_ENDPOINT_URL"):
+        region = found("AWS_REGION") or found("AWS_DEFAULT_REGION") or "us-east-1"
+        where = {"endpoint": endpoint, "aws_region": region}
+    if found("AWS_ACCESS_KEY_ID"):
+        # Else it says of each file of credentials that there is none.
+        where["aws_credentials"] = {"type": "environment"}
+    return where

@@ -6,8 +6,11 @@ moved, only its whole content has a time, and folders are only what names begin 
 """
 
 import contextlib
+import fcntl
+import functools
 import importlib.util
 import io
+import logging
 import os
 import pathlib
 import shutil
@@ -18,7 +21,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from etils import epath
 
+from resnet_jax import user_cache
 from resnet_jax.errors import UserError, problem_of_store
+
+log = logging.getLogger(__name__)
 
 Path = pathlib.Path | epath.Path
 
@@ -27,6 +33,8 @@ CLIENTS = {"gs": "gcsfs", "s3": "s3fs"}
 INSTALL = "pip install -r requirements-cloud.txt"
 # Seconds between two writings of an object that grows: GCS takes one a second.
 EVERY = 5.0
+# Bytes, of what is always fetched again: tables of contents, lists of classes.
+SMALL = 2**17
 
 # Before epath first looks: with TensorFlow installed, it would ask that, which is not
 # to be in a training process and reads no s3://.
@@ -245,6 +253,65 @@ def local_folder(path: Path) -> Iterator[pathlib.Path]:
         for file in pathlib.Path(directory).iterdir():
             with file.open("rb") as source, (path / file.name).open("wb") as target:
                 shutil.copyfileobj(source, target, 2**20)
+
+
+@functools.cache
+def kept_copy(folder: Path) -> pathlib.Path:
+    """A copy of a folder of an object store, kept in the user's cache directory.
+
+    Made once on a host, whose other processes wait; later, what has another size there
+    is fetched again, and what is small, since it tells of the rest. A local folder is
+    its own copy.
+
+    Raises UserError if there is no such folder, no room, or the store refuses.
+    """
+    if not is_remote(folder):
+        return folder
+    scheme, _, place = os.fspath(folder).partition("://")
+    target = user_cache.directory() / "data" / scheme / place
+    try:
+        user_cache.claim(user_cache.directory() / "data")
+        target.mkdir(parents=True, exist_ok=True)
+    except (UserError, OSError) as error:
+        raise UserError(
+            f"{folder} cannot be copied to this host: {error}; XDG_CACHE_HOME says"
+            " where else."
+        ) from None
+    with (
+        telling(folder),
+        (target / ".lock").open("w") as lock,
+        ThreadPoolExecutor(16) as pool,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        files = list(files_of(folder))
+        if not files:
+            raise UserError(f"There is no folder {folder}.")
+        sizes = list(pool.map(lambda file: file.stat().length, files))
+        copies = [target / file.relative_to(folder) for file in files]
+        missing = [
+            (size, file, copy)
+            for size, file, copy in zip(sizes, files, copies, strict=True)
+            if size < SMALL or not copy.exists() or copy.stat().st_size != size
+        ]
+        total = sum(size for size, *_ in missing)
+        if total > (free := shutil.disk_usage(target).free):
+            raise UserError(
+                f"{folder} takes {total / 1e9:.1f} GB more on this host, and {target}"
+                f" has {free / 1e9:.1f} GB; XDG_CACHE_HOME says where else."
+            )
+        if total > SMALL * len(missing):
+            log.warning("Copying %.1f GB of %s to %s.", total / 1e9, folder, target)
+        for copy in {copy.parent for copy in copies}:
+            copy.mkdir(parents=True, exist_ok=True)
+        list(pool.map(lambda found: _fetch(*found[1:]), missing))
+    return target
+
+
+def _fetch(path: Path, target: pathlib.Path) -> None:
+    """Copies a file so that it is there whole or not at all."""
+    partial = target.with_name(f".partial-{target.name}")
+    _download(path, partial)
+    os.replace(partial, target)
 
 
 def _download(path: Path, target: pathlib.Path) -> None:

@@ -57,10 +57,10 @@ def _not_shared(workdir: Path, token: str) -> str:
         with storage.telling(workdir):
             while token_of(workdir) != token:
                 if time.monotonic() > deadline:
+                    where = storage.absolute(workdir)
                     return (
-                        f"{processes.me()} does not see in {storage.absolute(workdir)} what"
-                        " process 0 wrote there: --workdir must be on storage that all"
-                        " processes share."
+                        f"{processes.me()} does not see in {where} what process 0 wrote"
+                        " there: --workdir must be on storage that all processes share."
                     )
                 time.sleep(0.5)
     except UserError as error:
