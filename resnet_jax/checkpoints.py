@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax import orbax_s3, storage
 from resnet_jax.config import as_json
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, problem_of_store
 from resnet_jax.setup import Setup
 from resnet_jax.step import TrainState
 from resnet_jax.storage import Path
@@ -152,10 +152,12 @@ class Checkpoints:
         except Exception as error:
             steps = [step for step in self.steps() if step != self._saving]
             last = f"that of step {steps[-1]} is whole" if steps else "it was the first"
+            in_store = storage.is_remote(self.directory) and problem_of_store(error)
             raise UserError(
                 f"The checkpoint of step {self._saving} could not be written to"
-                f" {self.directory} ({_reason(error)}); {last}. Make room, or mend what"
-                " is named, and run the same command again: it goes on from there."
+                f" {self.directory} ({in_store or _reason(error)}); {last}."
+                f" {'Mend that' if in_store else 'Make room, or mend what is named'},"
+                " and run the same command again: it goes on from there."
             ) from error
 
     def steps(self) -> list[int]:

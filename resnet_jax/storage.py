@@ -283,9 +283,9 @@ def kept_copy(folder: Path) -> pathlib.Path:
         ThreadPoolExecutor(16) as pool,
     ):
         fcntl.flock(lock, fcntl.LOCK_EX)
-        files = list(files_of(folder))
-        if not files:
+        if not folder.is_dir():
             raise UserError(f"There is no folder {folder}.")
+        files = list(files_of(folder))
         sizes = list(pool.map(lambda file: file.stat().length, files))
         copies = [target / file.relative_to(folder) for file in files]
         missing = [
