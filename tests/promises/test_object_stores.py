@@ -11,6 +11,10 @@ from resnet_jax.weights.load import load
 from tests import pods, runs, stores
 
 STORES = {"s3": stores.s3, "gs": stores.gcs}
+# Where they differ is held in tests/test_storage.py.
+both = pytest.mark.parametrize(
+    "store", ["s3", pytest.param("gs", marks=pytest.mark.long)]
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +42,7 @@ def rows(workdir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("store", STORES)
+@both
 def test_a_killed_run_ends_with_the_same_parameters(store, undisturbed, tmp_path):
     environment = STORES[store]()
     workdir = f"{store}://bucket/killed"
@@ -66,8 +70,8 @@ def test_a_killed_run_ends_with_the_same_parameters(store, undisturbed, tmp_path
     assert evaluated["top1"] == runs.result(copy)["best"]["top1"]
 
 
-@pytest.mark.slow
-def test_sigterm_saves_in_a_store_and_gives_the_workdir_back(undisturbed):
+@pytest.mark.long
+def test_sigterm_saves_in_a_store_and_gives_the_workdir_back():
     environment = stores.s3()
     workdir = "s3://bucket/stopped"
     process = runs.start(workdir, *runs.SMALL, **environment)
@@ -81,8 +85,8 @@ def test_sigterm_saves_in_a_store_and_gives_the_workdir_back(undisturbed):
     assert len(steps) == saved >= 7
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("store", STORES)
+@pytest.mark.long
+@both
 def test_processes_share_a_workdir_in_a_store(store, tmp_path):
     environment = STORES[store]()
     each = dict.fromkeys(range(2), environment)
