@@ -15,6 +15,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,8 @@ CLIENTS = {"gs": "gcsfs", "s3": "s3fs"}
 INSTALL = "pip install -r requirements-cloud.txt"
 # Seconds between two writings of an object that grows: GCS takes one a second.
 EVERY = 5.0
+# Seconds; gcsfs takes 35 to say that credentials are not valid.
+ANSWERS_WITHIN = 60.0
 # Bytes, of what is always fetched again: tables of contents, lists of classes.
 SMALL = 2**17
 
@@ -105,23 +108,50 @@ def telling(path: Path) -> Iterator[None]:
     """Tells what an object store or its client refuses as a UserError.
 
     Args:
-      path: what is read and written; objects that may be missing are no error inside.
+      path: what is read or written inside; a local one changes nothing.
     """
+    if not is_remote(path):
+        yield
+        return
     try:
+        _ask(path)
         yield
     except UserError:
         raise
     except Exception as error:
-        if not is_remote(path):
-            raise
         if isinstance(error, FileNotFoundError):
             bucket = "/".join(os.fspath(path).split("/")[:3])
             raise UserError(
-                f"There is no bucket {bucket} for {path}; make it, or mend the name."
+                f"There is no {path}, or not even a bucket {bucket}; make that, or mend"
+                " the name."
             ) from error
         if why := problem_of_store(error):
             raise UserError(f"{path} cannot be used: {why}.") from error
         raise
+
+
+def _ask(path: Path) -> None:
+    """Raises what a client says of a path, or UserError if it says nothing in time."""
+    problems = []
+
+    def ask():
+        try:
+            path.exists()
+        except Exception as error:
+            problems.append(error)
+
+    # Clients try again for half an hour.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(ANSWERS_WITHIN)
+    if asking.is_alive():
+        raise UserError(
+            f"{path} cannot be used: the store did not answer within"
+            f" {ANSWERS_WITHIN:g} s; check the network of this host, and the endpoint"
+            " if one is set."
+        )
+    for problem in problems:
+        raise problem
 
 
 def write(path: Path, content: str | bytes) -> None:
@@ -251,7 +281,11 @@ def local_folder(path: Path) -> Iterator[pathlib.Path]:
     with tempfile.TemporaryDirectory() as directory:
         yield pathlib.Path(directory)
         for file in pathlib.Path(directory).iterdir():
-            with file.open("rb") as source, (path / file.name).open("wb") as target:
+            with (
+                telling(path),
+                file.open("rb") as source,
+                (path / file.name).open("wb") as target,
+            ):
                 shutil.copyfileobj(source, target, 2**20)
 
 

@@ -24,7 +24,9 @@ def read_metrics(workdir: Path) -> list[dict]:
     """The rows of `metrics.jsonl`; a last line that was cut off is left out."""
     rows = []
     path = workdir / "metrics.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else ():
+    with storage.telling(workdir):
+        lines = path.read_text().splitlines() if path.exists() else ()
+    for line in lines:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

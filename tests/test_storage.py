@@ -4,6 +4,8 @@ import functools
 import itertools
 import json
 import pathlib
+import pickle
+import socket
 import threading
 import time
 
@@ -29,6 +31,7 @@ from resnet_jax.storage import path_of
 from resnet_jax.weights import load as weights
 from resnet_jax.workdir import Lock, claimed
 from tests import stores
+from tests.data.prepared import prepare
 from tests.test_checkpoints import assert_equal, like, open_at, progress_at, state_of
 from tests.test_writers import VALUES
 
@@ -261,6 +264,31 @@ def test_a_data_set_of_a_store_is_copied_once_to_the_host(
     assert [path.name for path in fetched] == ["1.png"]
 
 
+def test_a_data_set_of_tfds_is_read_from_a_store(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    prepare(tmp_path / "data", "imagenet_v2/topimages", {"test": [7, 3, 7]})
+    for file in (tmp_path / "data").rglob("*.*"):
+        if file.is_file():
+            (folder / file.relative_to(tmp_path / "data")).write_bytes(
+                file.read_bytes()
+            )
+    (prepared,) = (tmp_path / "data" / "imagenet_v2" / "topimages").iterdir()
+    expected = sources.open_source(f"tfds:{prepared}", "test")
+    directory = folder / "imagenet_v2" / "topimages" / prepared.name
+    for source in (
+        sources.open_source(f"tfds:{directory}", "test"),
+        sources.open_source("tfds:imagenet_v2/topimages", "test", data_dir=str(folder)),
+    ):
+        assert [source[index] for index in range(3)] == [
+            expected[index] for index in range(3)
+        ]
+        # Workers, which get it by pickle, need no way to the store.
+        monkeypatch.setattr(storage, "kept_copy", None)
+        assert pickle.loads(pickle.dumps(source))[1] == expected[1]
+        monkeypatch.undo()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 def test_a_data_set_that_is_not_in_a_store_or_too_large_is_told(
     folder, tmp_path, monkeypatch
 ):
@@ -295,7 +323,7 @@ def refusal(where: str, environment: dict[str, str]) -> str:
 @pytest.mark.parametrize("store", STORES)
 def test_a_bucket_that_is_not_there_is_told(store):
     told = refusal(f"{store}://nobody/run", STORES[store]())
-    assert f"There is no bucket {store}://nobody" in told
+    assert f"not even a bucket {store}://nobody;" in told
 
 
 def test_missing_credentials_of_s3_are_told():
@@ -322,10 +350,37 @@ def test_what_gcs_refuses_is_told(status, said, told):
         assert told in refusal("gs://bucket/run", environment)
 
 
-def test_a_store_that_does_not_answer_is_told():
-    # Nothing listens at the port that tells how many bytes to discard.
+def test_a_store_that_does_not_answer_is_told(monkeypatch):
+    monkeypatch.setattr(storage, "ANSWERS_WITHIN", 2.0)
+    # It takes connections, and nothing from them.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = "http://{}:{}".format(*silent.getsockname())
+        for where, environment in {
+            "s3://bucket/run": {**stores.s3(), "AWS_ENDPOINT_URL": address},
+            "gs://bucket/run": stores.at_gcs(address),
+        }.items():
+            assert "did not answer within 2 s" in refusal(where, environment)
+
+
+def test_a_store_that_nothing_leads_to_is_told():
+    # Nothing listens at the port for bytes to be discarded.
     nothing = {**stores.s3(), "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
     assert "does not answer" in refusal("s3://bucket/run", nothing)
+
+
+def test_weights_and_images_that_s3_does_not_give_are_told(tmp_path):
+    with stores.known(stores.s3()):
+        path_of("s3://bucket/secret/w.npz").write_bytes(b"1")
+        with stores.s3_that_asks(allowed="iam:*") as environment:
+            weights_file, image = "s3://bucket/secret/w.npz", "s3://bucket/secret/i.png"
+            with stores.known(environment):
+                with pytest.raises(UserError, match=f"{weights_file} cannot be used"):
+                    weights.load(weights_file)
+                card, _ = small_weights()
+                with pytest.raises(UserError, match=f"{image} cannot be used"):
+                    card.read_image(path_of(image))
+                with pytest.raises(UserError, match="s3://bucket/secret cannot be"):
+                    report.draw(path_of("s3://bucket/secret"))
 
 
 def test_a_checkpoint_that_a_store_refuses_is_told():

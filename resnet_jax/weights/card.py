@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 from numpy import ndarray
 
+from resnet_jax import storage
 from resnet_jax.data.augment import Augment
 from resnet_jax.data.decode import MODES, Picture
 from resnet_jax.data.resize import INTERPOLATIONS
@@ -145,7 +146,8 @@ class Card:
             interpolation=self.interpolation,
         )
         try:
-            content = path.read_bytes()
+            with storage.telling(path):
+                content = path.read_bytes()
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}.") from None
         return augment(Picture(content, channels, str(path)), None)

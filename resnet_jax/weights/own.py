@@ -52,6 +52,11 @@ def write(path: Path, variables: dict, card: Card) -> None:
 
     Raises UserError if there is something else, or the file system refuses.
     """
+    with storage.telling(path):
+        _write(path, variables, card)
+
+
+def _write(path: Path, variables: dict, card: Card) -> None:
     empty = path.is_dir() and not any(path.iterdir())
     if path.exists() and not empty and not is_weights_directory(path):
         raise UserError(f"{path} is already there, and no weights directory.")
@@ -65,6 +70,8 @@ def write(path: Path, variables: dict, card: Card) -> None:
             checkpointer.save(storage.absolute(path) / "variables", variables)
         (path / "card.json").write_text(card.to_json())
     except OSError as error:
+        if storage.is_remote(path):
+            raise
         raise UserError(f"{path} cannot be written: {error.strerror}.") from None
 
 
