@@ -44,7 +44,7 @@ $(VENV)/.installed: requirements.txt
 	$(VENV)/bin/pip install -q -r requirements.txt
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed requirements-test.txt
+$(VENV)/.installed-test: $(VENV)/.installed requirements-test.txt requirements-cloud.txt
 	$(VENV)/bin/pip install -q -r requirements-test.txt
 	touch $@
 

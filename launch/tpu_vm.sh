@@ -119,7 +119,8 @@ if [ ! -d .venv ]; then
     python3 -m pip install -q --user uv
     python3 -m uv venv -q --python=3.12 .venv
 fi
-python3 -m uv pip install -q --python=.venv/bin/python -r requirements.txt "jax[tpu]"'
+python3 -m uv pip install -q --python=.venv/bin/python \
+    -r requirements-cloud.txt "jax[tpu]"'
 run='.venv/bin/python -u -m resnet_jax.main --distributed'
 (($#)) && run+=$(printf ' %q' "$@")
 start="cd resnet_jax
@@ -137,7 +138,8 @@ fi
 directory=$(mktemp -d)
 trap 'rm -rf "$directory"' EXIT
 code_file=$directory/resnet_jax.tar.gz
-tar -czf "$code_file" --exclude=__pycache__ requirements.txt resnet_jax configs
+tar -czf "$code_file" --exclude=__pycache__ requirements.txt requirements-cloud.txt \
+    resnet_jax configs
 
 failures=0
 while true; do

@@ -10,9 +10,7 @@ import dataclasses
 import importlib.metadata
 import json
 import logging
-import pathlib
 import platform
-import shutil
 from typing import Any
 
 import jax
@@ -21,10 +19,12 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from resnet_jax import orbax_s3, storage
 from resnet_jax.config import as_json
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, problem_of_store
 from resnet_jax.setup import Setup
 from resnet_jax.step import TrainState
+from resnet_jax.storage import Path
 
 log = logging.getLogger(__name__)
 policies = ocp.checkpoint_managers
@@ -64,10 +64,8 @@ class Checkpoints:
       about: what is written beside the state: config, spec, versions.
     """
 
-    def __init__(
-        self, directory: pathlib.Path, options: ConfigDict, about: dict[str, Any]
-    ):
-        self.directory = directory.absolute()
+    def __init__(self, directory: Path, options: ConfigDict, about: dict[str, Any]):
+        self.directory = storage.absolute(directory)
         self.about = about
         self._saving: int | None = None
         kept = [policies.LatestN(options.keep_last)]
@@ -84,11 +82,12 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy(kept),
             # Without it Orbax forgets the metrics when the process ends.
             best_fn=lambda metrics: metrics["top1"],
+            **orbax_options(directory),
         )
         self._open()
 
     @classmethod
-    def open(cls, setup: Setup, workdir: pathlib.Path) -> "Checkpoints":
+    def open(cls, setup: Setup, workdir: Path) -> "Checkpoints":
         """The checkpoints of a workdir, to be closed by `with`."""
         about = {
             "config": json.loads(as_json(setup.config)),
@@ -153,10 +152,12 @@ class Checkpoints:
         except Exception as error:
             steps = [step for step in self.steps() if step != self._saving]
             last = f"that of step {steps[-1]} is whole" if steps else "it was the first"
+            in_store = storage.is_remote(self.directory) and problem_of_store(error)
             raise UserError(
                 f"The checkpoint of step {self._saving} could not be written to"
-                f" {self.directory} ({_reason(error)}); {last}. Make room, or mend what"
-                " is named, and run the same command again: it goes on from there."
+                f" {self.directory} ({in_store or _reason(error)}); {last}."
+                f" {'Mend that' if in_store else 'Make room, or mend what is named'},"
+                " and run the same command again: it goes on from there."
             ) from error
 
     def steps(self) -> list[int]:
@@ -224,7 +225,7 @@ class Checkpoints:
             )
         return restored.state, Progress(**restored.run["progress"])
 
-    def _set_aside(self, step: int) -> pathlib.Path:
+    def _set_aside(self, step: int) -> Path:
         aside = self.directory.parent / "damaged"
         target = aside / str(step)
         count = 1
@@ -232,8 +233,7 @@ class Checkpoints:
             count += 1
             target = aside / f"{step}-{count}"
         if jax.process_index() == 0:
-            aside.mkdir(exist_ok=True)
-            shutil.move(self.directory / str(step), target)
+            storage.move_tree(self.directory / str(step), target)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("set aside")
         self._manager.close()
@@ -249,8 +249,14 @@ class Checkpoints:
             self._manager.close()
 
 
-def newest_step(workdir: pathlib.Path) -> int | None:
-    """Step of the newest finished checkpoint of a workdir, by the names of files."""
+def orbax_options(path: Path) -> dict[str, Any]:
+    """What Orbax must be told to write at a path."""
+    in_s3 = str(path).startswith("s3://")
+    return {"atomicity_options": orbax_s3.ATOMICITY} if in_s3 else {}
+
+
+def newest_step(workdir: Path) -> int | None:
+    """Step of the newest finished checkpoint of a local workdir, by names of files."""
     names = [path.name for path in (workdir / "checkpoints").glob("*")]
     return max((int(name) for name in names if name.isdigit()), default=None)
 

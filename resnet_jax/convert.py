@@ -8,10 +8,10 @@ without one it is a weights directory.
 import argparse
 import dataclasses
 import logging
-import pathlib
 import sys
 
 from resnet_jax.errors import UserError, nearest
+from resnet_jax.storage import Path, path_of
 from resnet_jax.weights import files, own
 from resnet_jax.weights.card import Card
 from resnet_jax.weights.load import load, schemes_of
@@ -30,7 +30,7 @@ def save(target: str, variables: dict, card: Card, to: str | None = None) -> Car
     Raises:
       UserError: the network has no such names, or the file system refuses.
     """
-    path = pathlib.Path(target)
+    path = path_of(target)
     if is_directory(target):
         scheme = own.OWN
         if to not in (None, scheme.name):
@@ -49,11 +49,11 @@ def save(target: str, variables: dict, card: Card, to: str | None = None) -> Car
 
 def is_directory(target: str) -> bool:
     """Whether a name is that of a weights directory, not of a file."""
-    path = pathlib.Path(target)
+    path = path_of(target)
     return target.endswith("/") or path.is_dir() or not path.suffix
 
 
-def _choose(path: pathlib.Path, card: Card, to: str | None) -> Scheme:
+def _choose(path: Path, card: Card, to: str | None) -> Scheme:
     schemes = {x.name: x for x in schemes_of(card.network, path.suffix)}
     if not schemes:
         raise UserError(
@@ -87,7 +87,7 @@ def main(argv: list[str]) -> None:
     # Some library has set its own format before.
     logging.basicConfig(format="%(message)s", force=True)
     if not is_directory(args.target):
-        files.check_suffix(pathlib.Path(args.target))
+        files.check_suffix(path_of(args.target))
     card, variables = load(args.source, model=args.model)
     card = save(args.target, variables, card, args.to)
     print(f"{args.source}: {card.network} -> {args.target} (names of {card.scheme})")

@@ -12,28 +12,65 @@ class BadImageError(UserError):
     """An image that cannot be decoded; the message names it."""
 
 
-# What object stores' clients raise or say where credentials are missing or not enough:
+# What is wrong where object stores' clients raise or say one of these, and what helps:
 # google.auth, gcsfs and botocore by class, TensorStore and services in the text.
-_REFUSALS = (
-    "DefaultCredentialsError",
-    "RefreshError",
-    "NoCredentialsError",
-    "PartialCredentialsError",
-    "PERMISSION_DENIED",
-    "UNAUTHENTICATED",
-    "AccessDenied",
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "ExpiredToken",
+_STORE_PROBLEMS = (
+    (
+        (
+            "DefaultCredentialsError",
+            "RefreshError",
+            "NoCredentialsError",
+            "PartialCredentialsError",
+            "InvalidAccessKeyId",
+            "InvalidClientTokenId",
+            "SignatureDoesNotMatch",
+            "ExpiredToken",
+            "UNAUTHENTICATED",
+            "Invalid Credentials",
+            "Anonymous caller",
+        ),
+        "no valid credentials were found on this host; log in (gcloud auth"
+        " application-default login, aws configure), or give the host a service account"
+        " or a role",
+    ),
+    (
+        (
+            "PERMISSION_DENIED",
+            "PermissionError",
+            "AccessDenied",
+            "Access Denied",
+            "Forbidden",
+        ),
+        "this host's account is not allowed to; give it the right to list, read, write"
+        " and delete there, and at gs:// storage.buckets.get too",
+    ),
+    (
+        ("NoSuchBucket", "bucket does not exist"),
+        "there is no such bucket; make it, or mend the name",
+    ),
+    (
+        (
+            "EndpointConnectionError",
+            "ConnectTimeoutError",
+            "ReadTimeoutError",
+            "ClientConnectorError",
+            "ClientConnectorDNSError",
+            "ServerTimeoutError",
+            "FSTimeoutError",
+        ),
+        "the store does not answer; check the network of this host, and the endpoint if"
+        " one is set",
+    ),
 )
 
 
-def refusal_of_store(error: BaseException | None) -> str:
-    """What an object store said when it let nobody in; empty for any other error."""
+def problem_of_store(error: BaseException | None) -> str:
+    """What is wrong with an object store, and what to do; empty for other errors."""
     while error is not None:
         said = " ".join(f"{type(error).__name__}: {error}".split())
-        if any(sign in said for sign in _REFUSALS):
-            return said[:300]
+        for signs, problem in _STORE_PROBLEMS:
+            if any(sign in said for sign in signs):
+                return f"{problem} ({said[:200]})"
         error = error.__cause__ or error.__context__
     return ""
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 import re
 from collections.abc import Callable, Collection, Mapping
 
@@ -11,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
-from resnet_jax import sharding, writers
+from resnet_jax import sharding, storage, writers
 from resnet_jax.checkpoints import Checkpoints
 from resnet_jax.data.evalsets import summarize
 from resnet_jax.data.loader import bad_indices
@@ -19,6 +18,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.preemption import Preemption
 from resnet_jax.setup import Setup, set_up
 from resnet_jax.step import TrainState
+from resnet_jax.storage import Path
 
 
 @dataclasses.dataclass
@@ -179,7 +179,7 @@ def evaluate_sets(
 
 def evaluate_workdir(
     config: ConfigDict,
-    workdir: pathlib.Path,
+    workdir: Path,
     which: str,
     command: str = "",
     **limits: float,
@@ -198,7 +198,9 @@ def evaluate_workdir(
       PreemptedError: SIGTERM or Ctrl-C came.
     """
     saved_config = workdir / "config.json"
-    if not saved_config.exists():
+    with storage.telling(workdir):
+        there = saved_config.exists()
+    if not there:
         raise UserError(f"{workdir} holds no run to evaluate (no config.json).")
     old = json.loads(saved_config.read_text())
     changed = [

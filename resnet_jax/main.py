@@ -10,7 +10,6 @@ import json
 import logging
 import pathlib
 import shlex
-import shutil
 import sys
 import tempfile
 import threading
@@ -30,7 +29,7 @@ from resnet_jax.config import (
     load,
     rewrite_durations,
 )
-from resnet_jax.errors import UserError, refusal_of_store
+from resnet_jax.errors import UserError, problem_of_store
 
 _BEGAN = time.perf_counter()  # jax and what stands on it are imported later
 
@@ -161,9 +160,9 @@ def connect() -> None:
 
 
 @contextlib.contextmanager
-def _scratch() -> Iterator[pathlib.Path]:
+def _scratch() -> Iterator["Path"]:
     """A workdir for a dry run, which goes."""
-    from resnet_jax import processes
+    from resnet_jax import processes, storage
 
     if processes.count() == 1:
         with tempfile.TemporaryDirectory() as directory:
@@ -174,11 +173,11 @@ def _scratch() -> Iterator[pathlib.Path]:
             "A dry run of several processes needs a --workdir that all share; it leaves"
             " nothing there."
         )
-    workdir = pathlib.Path(_WORKDIR.value + ".dry_run")
+    workdir = storage.path_of(_WORKDIR.value.rstrip("/") + ".dry_run")
     yield workdir
     processes.agree("end of the dry run", "")
     if processes.index() == 0:
-        shutil.rmtree(workdir)
+        storage.remove_tree(workdir)
 
 
 def run(command: str) -> None:
@@ -188,6 +187,7 @@ def run(command: str) -> None:
 
     from resnet_jax import compile_cache, host
     from resnet_jax.evaluate import evaluate_workdir
+    from resnet_jax.storage import path_of
     from resnet_jax.train import train
     from resnet_jax.writers import describe, say
 
@@ -207,7 +207,7 @@ def run(command: str) -> None:
         if jax.process_index() == 0:
             say(f"dry run: 2 steps, then {seen} images evaluated; all is well")
         return
-    workdir = pathlib.Path(_WORKDIR.value)
+    workdir = path_of(_WORKDIR.value)
     if _MODE.value == "eval":
         result = evaluate_workdir(config, workdir, _CHECKPOINT.value, command, **limits)
     else:
@@ -248,18 +248,15 @@ def main(argv: list[str]) -> int:
         return processes.leave(130)  # JAX would wait for the others
     except UserError as error:
         return processes.give_up(str(error))
-    except OSError as error:
+    except Exception as error:
+        workdir = _WORKDIR.value or ""
+        if "://" in workdir and (why := problem_of_store(error)):
+            return processes.give_up(f"{workdir} cannot be used: {why}.")
+        if not isinstance(error, OSError):
+            return processes.give_up_after(error)
         if errno.errorcode.get(error.errno) not in REFUSALS:
             return processes.give_up_after(error)
-        where = error.filename or _WORKDIR.value
-        return processes.give_up(f"{where}: {error.strerror}.")
-    except Exception as error:
-        if said := refusal_of_store(error):
-            return processes.give_up(
-                f"The object store refuses {_WORKDIR.value} or the data ({said}); give"
-                " this host's account the right to read and write there, or log in."
-            )
-        return processes.give_up_after(error)
+        return processes.give_up(f"{error.filename or workdir}: {error.strerror}.")
     return 0
 
 
@@ -271,6 +268,8 @@ def quiet_libraries() -> None:
         lambda record: "orbax" not in record.pathname
     )
 
+    # gcsfs, each time that it may not ask what kind of bucket it has.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     # As does asyncio, of tasks that Orbax did not wait for.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     # When a worker fails, Python's tracker frees what it shared, and need not say so.

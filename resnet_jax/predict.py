@@ -7,7 +7,6 @@ weights directory or `timm:NAME.TAG`. Its card says how images are prepared.
 import argparse
 import json
 import logging
-import pathlib
 import sys
 
 import jax
@@ -15,8 +14,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 
+from resnet_jax import storage
 from resnet_jax.errors import UserError
 from resnet_jax.models import build
+from resnet_jax.storage import Path
 from resnet_jax.weights.card import Card
 from resnet_jax.weights.load import load
 
@@ -60,9 +61,7 @@ def top(card: Card, logits: Float[np.ndarray, " classes"], k: int = 5) -> list[d
     ]
 
 
-def draw(
-    path: pathlib.Path, pixels: UInt8[np.ndarray, "n h w c"], images: list[dict]
-) -> None:
+def draw(path: Path, pixels: UInt8[np.ndarray, "n h w c"], images: list[dict]) -> None:
     """Draws what the network saw of each image, and what it took it for.
 
     Raises UserError if the picture cannot be written.
@@ -82,7 +81,7 @@ def draw(
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
     try:
-        figure.savefig(path, dpi=100)
+        storage.save_figure(figure, path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be written: {error}.") from None
 
@@ -94,12 +93,12 @@ def main(argv: list[str]) -> None:
         description="Classifies image files with any weights.",
     )
     parser.add_argument("weights", help="file, workdir, directory or timm:NAME.TAG")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", type=pathlib.Path)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", type=storage.path_of)
     parser.add_argument("--model", help="the network, where the weights do not say it")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--logits", action="store_true", help="print all logits")
     parser.add_argument(
-        "--save", metavar="FILE.png", type=pathlib.Path, help="draw the predictions"
+        "--save", metavar="FILE.png", type=storage.path_of, help="draw the predictions"
     )
     args = parser.parse_args(argv[1:])
     # Some library has set its own format before.

@@ -6,7 +6,6 @@ grace of a signal is over, and when it stalls.
 
 import faulthandler
 import os
-import pathlib
 import signal
 import socket
 import sys
@@ -17,6 +16,7 @@ from jax.experimental import multihost_utils
 
 from resnet_jax import processes
 from resnet_jax.checkpoints import newest_step
+from resnet_jax.storage import Path, is_remote
 
 # Seconds: of a GKE pod's and a spot machine's thirty, five are left for the exit; and
 # what neither compiling nor saving a large network should take.
@@ -54,7 +54,7 @@ class Preemption:
 
     def __init__(
         self,
-        workdir: pathlib.Path,
+        workdir: Path,
         grace: float = GRACE,
         stall_timeout: float = STALL_TIMEOUT,
     ):
@@ -156,6 +156,9 @@ class Preemption:
         )
 
     def _last_checkpoint(self) -> str:
+        if is_remote(self._workdir):
+            # There is no time to ask, perhaps in vain.
+            return "the same command goes on from the last checkpoint"
         step = newest_step(self._workdir)
         if step is None:
             return "there is no checkpoint yet, and the same command starts anew"

@@ -30,6 +30,7 @@ import tensorflow_datasets as tfds
 import tqdm
 from tensorflow_datasets.core.download import downloader
 
+from resnet_jax import storage
 from resnet_jax.data import pack
 from resnet_jax.data.pack import DataSet, ImageFile, PreparedFile, Reencode
 from resnet_jax.data.sources import (
@@ -353,8 +354,12 @@ class Options:
         return _absolute(self.out) if self.out else default
 
 
+def _local(path: str) -> pathlib.Path:
+    return storage.local_path_of(path, "What prepare reads and writes")
+
+
 def _absolute(path: str) -> pathlib.Path:
-    return pathlib.Path(path).expanduser().absolute()
+    return _local(path).expanduser().absolute()
 
 
 def _pack(data: DataSet, out: pathlib.Path, options: Options) -> pathlib.Path:
@@ -385,6 +390,7 @@ def _prepare_tfds(options: Options) -> pathlib.Path:
             " smaller images of --max_side or --quality."
         )
     dataset = options.source.removeprefix("tfds:")
+    _local(options.data_dir)
     path = prepare(dataset, options.data_dir, options.manual_dir)
     return _reencode(path, options) if options.reencode else path
 

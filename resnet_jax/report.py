@@ -1,27 +1,29 @@
 """Draws a run: `python -m resnet_jax.report WORKDIR` writes WORKDIR/report.png."""
 
+import io
 import json
-import pathlib
 import sys
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from resnet_jax import storage
 from resnet_jax.errors import UserError
 from resnet_jax.evaluate import Gallery
+from resnet_jax.storage import Path
 from resnet_jax.writers import describe, read_metrics
 
 
-def save_gallery(
-    workdir: pathlib.Path, gallery: Gallery, classes: tuple[str, ...]
-) -> None:
+def save_gallery(workdir: Path, gallery: Gallery, classes: tuple[str, ...]) -> None:
     """Keeps a gallery as `predictions.npz` in the workdir."""
     rows = gallery.rows
     columns = {key: np.array([row[key] for row in rows]) for key in rows[0]}
-    np.savez_compressed(workdir / "predictions.npz", classes=classes, **columns)
+    content = io.BytesIO()
+    np.savez_compressed(content, classes=classes, **columns)
+    storage.write(workdir / "predictions.npz", content.getvalue())
 
 
-def draw(workdir: pathlib.Path) -> pathlib.Path:
+def draw(workdir: Path) -> Path:
     """Draws loss and accuracy by step, and some right and wrong predictions.
 
     Raises UserError if the workdir holds no metrics.
@@ -42,7 +44,7 @@ def draw(workdir: pathlib.Path) -> pathlib.Path:
     _gallery(below, workdir / "predictions.npz")
     figure.suptitle(_title(workdir))
     path = workdir / "report.png"
-    figure.savefig(path, dpi=100)
+    storage.save_figure(figure, path)
     return path
 
 
@@ -57,10 +59,10 @@ def _curves(axes, rows: list[dict], key: str, scale: float) -> None:
             axes.plot(*zip(*points, strict=True), style, label=split, markersize=3)
 
 
-def _gallery(figure, path: pathlib.Path) -> None:
+def _gallery(figure, path: Path) -> None:
     if not path.exists():
         return
-    with np.load(path) as saved:
+    with np.load(io.BytesIO(path.read_bytes())) as saved:
         data = dict(saved)
     classes = data["classes"]
     grid = figure.subplots(2, 8)
@@ -85,7 +87,7 @@ def _gallery(figure, path: pathlib.Path) -> None:
         )
 
 
-def _title(workdir: pathlib.Path) -> str:
+def _title(workdir: Path) -> str:
     path = workdir / "result.json"
     if not path.exists():
         return workdir.name
@@ -97,7 +99,7 @@ def main(argv: list[str]) -> None:
     """Command line: one workdir."""
     if len(argv) != 2 or argv[1].startswith("-"):
         raise UserError("Usage: python -m resnet_jax.report WORKDIR")
-    print(draw(pathlib.Path(argv[1])))
+    print(draw(storage.path_of(argv[1])))
 
 
 if __name__ == "__main__":

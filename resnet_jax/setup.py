@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -44,6 +43,7 @@ from resnet_jax.errors import UserError, nearest
 from resnet_jax.models import create_model, get_spec
 from resnet_jax.models.cost import cost_of_image, count, init_shapes
 from resnet_jax.step import TrainState
+from resnet_jax.storage import Path
 
 VIEWS = ("one", "flip", "ten_crop")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -594,7 +594,7 @@ def _make_model(config: ConfigDict, mesh: Mesh, source: Source) -> nn.Module:
     )
 
 
-def summary(setup: Setup, workdir: pathlib.Path) -> str:
+def summary(setup: Setup, workdir: Path) -> str:
     """What a user wants to check before a long run."""
     config, mesh, model = setup.config, setup.mesh, setup.model
     size = config.data.image_size

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import pathlib
 import time
 
 import jax
@@ -24,6 +23,7 @@ from resnet_jax.preemption import PreemptedError, Preemption
 from resnet_jax.recompute import recompute_statistics
 from resnet_jax.setup import Setup, set_up, summary
 from resnet_jax.step import TrainState
+from resnet_jax.storage import Path
 from resnet_jax.weights.load import load
 from resnet_jax.workdir import claimed
 from resnet_jax.writers import Writer
@@ -144,7 +144,7 @@ def _finite(values: dict) -> bool:
 
 def train(
     config: ConfigDict,
-    workdir: pathlib.Path,
+    workdir: Path,
     command: str = "",
     *,
     began: float | None = None,
@@ -240,6 +240,7 @@ def train(
                     if chief:
                         report.save_gallery(workdir, gallery, setup.classes)
                 if to_evaluate or to_save:
+                    writer.flush()
                     saved.save(state, progress)
                     on_disk = now
                     meter.restart()
@@ -276,6 +277,7 @@ def train(
                 preemption.check()
         except PreemptedError:
             meter.flush()
+            writer.flush()
             if on_disk != progress.step:
                 saved.save(state, progress)
             saved.wait()

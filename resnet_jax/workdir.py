@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import pathlib
 import secrets
 import socket
 import threading
@@ -13,19 +12,24 @@ from collections.abc import Iterator
 import psutil
 from ml_collections import ConfigDict
 
-from resnet_jax import processes, writers
+from resnet_jax import processes, storage, writers
 from resnet_jax.config import differences
 from resnet_jax.errors import UserError
+from resnet_jax.storage import Path, is_remote
 
 # Seconds between two signs of life, and after which a run without one is dead. A file
 # server answers in a second or so; a new machine takes longer than that to start.
 BEAT, DEAD = 5.0, 30.0
 # Seconds after which NFS shows a new file on all hosts: its cache keeps names so long.
 VISIBLE_WITHIN = 60.0
+# Seconds after which the last of several runs that wrote one object at once has done.
+SETTLED = 2.0
+# Seconds in which an object store must take a lock back from a run that ends.
+GIVEN_BACK = 5.0
 
 
 @contextlib.contextmanager
-def claimed(workdir: pathlib.Path, config: ConfigDict) -> Iterator[None]:
+def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
     """Holds the workdir for this run, or raises UserError if it is another one's.
 
     Process 0 does; the other processes must see what it wrote there.
@@ -33,28 +37,38 @@ def claimed(workdir: pathlib.Path, config: ConfigDict) -> Iterator[None]:
     with contextlib.ExitStack() as held:
 
         def claim() -> str:
-            _check(workdir, config)
-            workdir.mkdir(parents=True, exist_ok=True)
-            lock = held.enter_context(Lock(workdir))
-            if not (workdir / "config.json").exists():
-                writers.write_json(workdir / "config.json", config.to_dict())
+            with storage.telling(workdir):
+                _check(workdir, config)
+                storage.make_directory(workdir)
+                lock = held.enter_context(Lock(workdir))
+                if not (workdir / "config.json").exists():
+                    writers.write_json(workdir / "config.json", config.to_dict())
             return lock.token
 
         token = processes.first_does("workdir", claim)
-        deadline = time.monotonic() + VISIBLE_WITHIN
-        while not (seen := token_of(workdir) == token) and time.monotonic() < deadline:
-            time.sleep(0.5)
-        processes.agree(
-            "shared workdir",
-            ""
-            if seen
-            else f"{processes.me()} does not see in {workdir.absolute()} what process 0"
-            " wrote there: --workdir must be on storage that all processes share.",
-        )
+        processes.agree("shared workdir", _not_shared(workdir, token))
         yield
 
 
-def _check(workdir: pathlib.Path, config: ConfigDict) -> None:
+def _not_shared(workdir: Path, token: str) -> str:
+    """Why this process does not see the lock of process 0; empty if it does."""
+    deadline = time.monotonic() + VISIBLE_WITHIN
+    try:
+        with storage.telling(workdir):
+            while token_of(workdir) != token:
+                if time.monotonic() > deadline:
+                    where = storage.absolute(workdir)
+                    return (
+                        f"{processes.me()} does not see in {where} what process 0 wrote"
+                        " there: --workdir must be on storage that all processes share."
+                    )
+                time.sleep(0.5)
+    except UserError as error:
+        return f"{processes.me()}: {error}"
+    return ""
+
+
+def _check(workdir: Path, config: ConfigDict) -> None:
     """Raises UserError if a workdir is another run's, or another program's."""
     ours = ("checkpoints", "metrics.jsonl", "result.json", "report.png", "tensorboard")
     found = [name for name in ours if (workdir / name).exists()]
@@ -82,6 +96,10 @@ class Lock:
     `DEAD` seconds ago, the rest of them is waited for. By times of the file system
     only, since the clocks of hosts differ.
 
+    In an object store the sign of life is another content; of a run on another host,
+    `DEAD` seconds without one are always waited for. Nothing there is made only if it
+    is not there yet: of several runs that begin at once, the last to write has it.
+
     Args:
       workdir: to be held; it exists.
 
@@ -89,38 +107,50 @@ class Lock:
       UserError: another run holds it.
     """
 
-    def __init__(self, workdir: pathlib.Path):
+    def __init__(self, workdir: Path):
         self._path = workdir / "running.json"
         self.token = secrets.token_hex(8)
-        self._done = threading.Event()
-
-    def __enter__(self) -> "Lock":
-        me = {
+        self._me = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "started": psutil.Process().create_time(),
             "token": self.token,
         }
-        while True:
-            try:
-                # Only if there is none; and not by a link, which gcsfuse has not.
-                with self._path.open("x") as file:
-                    file.write(json.dumps(me) + "\n")
-                break
-            except FileExistsError:
-                self._remove_dead()
+        self._beats = 0
+        self._writing = threading.Lock()
+        self._done = threading.Event()
+
+    def __enter__(self) -> "Lock":
+        while not self._taken():
+            self._remove_dead()
         processes.at_end.append(self.release)
         threading.Thread(target=self._live, daemon=True).start()
         return self
 
+    def _taken(self) -> bool:
+        """Takes the workdir if there is no lock; returns whether it did."""
+        if is_remote(self._path):
+            if self._path.exists():
+                return False
+            self._path.write_text(json.dumps(self._me))
+            time.sleep(SETTLED)
+            return token_of(self._path.parent) == self.token
+        try:
+            # Only if there is none; and not by a link, which gcsfuse has not.
+            with self._path.open("x") as file:
+                file.write(json.dumps(self._me) + "\n")
+        except FileExistsError:
+            return False
+        return True
+
     def _remove_dead(self) -> None:
         """Removes the lock of a dead run, as soon as that is known."""
-        first = None
+        first, began = None, time.monotonic()
         while True:
             try:
                 # Opened before its time is asked for: then NFS asks the server.
                 other = _read(self._path)
-                seen = self._path.stat().st_mtime
+                seen = other if is_remote(self._path) else self._path.stat().st_mtime
             except FileNotFoundError:
                 return
             first = first or seen
@@ -131,7 +161,11 @@ class Lock:
                     f" {other.get('host')}, pid {other.get('pid')}; stop that one, or"
                     " choose another --workdir."
                 )
-            if here or self._now() - seen > DEAD:
+            if is_remote(self._path):
+                silent = time.monotonic() - began
+            else:
+                silent = self._now() - seen
+            if here or silent > DEAD:
                 self._path.unlink(missing_ok=True)
                 return
             time.sleep(min(1.0, BEAT))
@@ -148,22 +182,42 @@ class Lock:
     def _live(self) -> None:
         while not self._done.wait(BEAT):
             try:
-                # No space is needed for it, where a disk is full.
-                os.utime(self._path)
-                owner = _read(self._path)
-            except OSError:
-                continue  # a file system that fails is told where it matters
+                with self._writing:
+                    owner = self._beat()
+            except Exception:
+                continue  # storage that fails is told where it matters
             if owner.get("token") != self.token and not self._done.is_set():
                 processes.end_all(
                     f"{self._path.parent} was taken over by a run on host"
                     f" {owner.get('host')}, pid {owner.get('pid')}; this one stops."
                 )
 
+    def _beat(self) -> dict:
+        """Gives a sign of life; returns whose lock it is."""
+        if not is_remote(self._path):
+            # No space is needed for it, where a disk is full.
+            os.utime(self._path)
+            return _read(self._path)
+        owner = _read(self._path)
+        if owner.get("token") == self.token and not self._done.is_set():
+            self._beats += 1
+            self._path.write_text(json.dumps(self._me | {"beats": self._beats}))
+        return owner
+
     def release(self) -> None:
         """Gives the workdir back."""
         self._done.set()
+        if not is_remote(self._path):
+            self._remove()
+            return
+        # A store that does not answer must not keep the process.
+        removal = threading.Thread(target=self._remove, daemon=True)
+        removal.start()
+        removal.join(GIVEN_BACK)
+
+    def _remove(self) -> None:
         # On a read-only file system, the next run sees that this one is dead.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception), self._writing:
             if _read(self._path).get("token") == self.token:
                 self._path.unlink()
 
@@ -172,15 +226,19 @@ class Lock:
         processes.at_end.remove(self.release)
 
 
-def token_of(workdir: pathlib.Path) -> str:
+def token_of(workdir: Path) -> str:
     """Of the run that holds a workdir; empty if there is none."""
     try:
         return _read(workdir / "running.json").get("token", "")
+    except FileNotFoundError:
+        return ""
     except OSError:
+        if is_remote(workdir):
+            raise
         return ""
 
 
-def _read(path: pathlib.Path) -> dict:
+def _read(path: Path) -> dict:
     """What a lock says; nothing while it is being written."""
     try:
         return json.loads(path.read_text())

@@ -1,35 +1,74 @@
 """What a run tells: lines or a progress bar, metrics.jsonl, TensorBoard files."""
 
+import io
 import json
-import os
-import pathlib
+import logging
 import sys
 
 import tensorboardX
 import tqdm
+from tensorboardX import record_writer
+
+from resnet_jax import storage
+from resnet_jax.storage import Path
+
+log = logging.getLogger(__name__)
 
 
-def write_json(path: pathlib.Path, content: dict) -> None:
+def write_json(path: Path, content: dict) -> None:
     """Writes a JSON file so that it is there whole or not at all."""
-    _replace(path, json.dumps(content, indent=2) + "\n")
+    storage.write(path, json.dumps(content, indent=2) + "\n")
 
 
-def _replace(path: pathlib.Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
-def read_metrics(workdir: pathlib.Path) -> list[dict]:
+def read_metrics(workdir: Path) -> list[dict]:
     """The rows of `metrics.jsonl`; a last line that was cut off is left out."""
     rows = []
     path = workdir / "metrics.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else ():
+    with storage.telling(workdir):
+        lines = path.read_text().splitlines() if path.exists() else ()
+    for line in lines:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
             break
     return rows
+
+
+class _Events:
+    """A file of TensorBoard's events in an object store, written anew at each flush."""
+
+    def __init__(self, path: str):
+        self._path, self._events = storage.path_of(path), io.BytesIO()
+
+    def write(self, event: bytes) -> None:
+        self._events.write(event)
+
+    def flush(self) -> None:
+        # They are dispensable; the next flush writes what this one could not.
+        try:
+            storage.write(self._path, self._events.getvalue())
+        except Exception as error:
+            log.warning("%s cannot be written: %s", self._path, error)
+
+    def close(self) -> None:
+        self.flush()
+
+
+class _InStore:
+    """What tensorboardX asks where paths begin with `gs:` or `s3:`.
+
+    Its own way takes a client of its own, which may have other settings.
+    """
+
+    open = _Events
+
+    @staticmethod
+    def directory_check(path: str) -> None:
+        """There are no directories."""
+
+
+for _scheme in storage.CLIENTS:
+    record_writer.register_writer_factory(_scheme, _InStore)
 
 
 def say(text: str) -> None:
@@ -48,18 +87,16 @@ class Writer:
       active: whether this process writes at all.
     """
 
-    def __init__(
-        self, workdir: pathlib.Path, *, step: int, total_steps: int, active: bool
-    ):
+    def __init__(self, workdir: Path, *, step: int, total_steps: int, active: bool):
         self._active = active
         self._total = total_steps
         self._bar = None
         if not active:
             return
         rows = [row for row in read_metrics(workdir) if row["step"] <= step]
-        path = workdir / "metrics.jsonl"
-        _replace(path, "".join(json.dumps(row) + "\n" for row in rows))
-        self._metrics = path.open("a")
+        self._metrics = storage.Lines(
+            workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
+        )
         self._board = tensorboardX.SummaryWriter(
             str(workdir / "tensorboard"), purge_step=step + 1 if step else None
         )
@@ -105,10 +142,17 @@ class Writer:
         say(f"step {step}/{self._total}  evaluated{on}: {describe(values)}")
 
     def _write(self, step: int, values: dict[str, float]) -> None:
-        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
-        self._metrics.flush()
+        self._metrics.add(json.dumps({"step": step, **values}) + "\n")
         for key, value in values.items():
             self._board.add_scalar(key, value, step)
+
+    def flush(self) -> None:
+        """Returns when all rows are written; called before a checkpoint of their step.
+
+        Those behind it may be lost with the process: it makes them again.
+        """
+        if self._active:
+            self._metrics.flush()
 
     def close(self) -> None:
         """Finishes the files; the bar goes."""

@@ -9,19 +9,20 @@ errors on what was trained on, as it went, and bold lines errors on the test spl
 
 import argparse
 import json
-import pathlib
 import sys
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from resnet_jax import storage
 from resnet_jax.errors import UserError
+from resnet_jax.storage import Path
 from resnet_jax.writers import read_metrics
 
 SPLITS = {"train": {"linestyle": "--", "linewidth": 0.8}, "eval": {"linewidth": 2}}
 
 
-def errors(workdir: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
+def errors(workdir: Path) -> dict[str, list[tuple[int, float]]]:
     """The errors of a run: of `train` and `eval`, pairs (step, error in %).
 
     A training error is the mean over the steps since the one before it, of images as
@@ -42,7 +43,7 @@ def errors(workdir: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def name_of(workdir: pathlib.Path) -> str:
+def name_of(workdir: Path) -> str:
     """The network that a run trains, and the workdir's own name."""
     config = workdir / "config.json"
     if not config.exists():
@@ -50,7 +51,7 @@ def name_of(workdir: pathlib.Path) -> str:
     return f"{json.loads(config.read_text())['model']['name']} ({workdir.name})"
 
 
-def draw(workdirs: Sequence[pathlib.Path], path: pathlib.Path) -> pathlib.Path:
+def draw(workdirs: Sequence[Path], path: Path) -> Path:
     """Draws the errors of runs by step, a colour a run."""
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     axes = figure.subplots()
@@ -65,7 +66,7 @@ def draw(workdirs: Sequence[pathlib.Path], path: pathlib.Path) -> pathlib.Path:
     axes.set(xlabel="step", ylabel="error (%)", title=title, ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=100)
+    storage.save_figure(figure, path)
     return path
 
 
@@ -77,9 +78,9 @@ def main(argv: list[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--runs", required=True, help="workdirs, with commas between")
-    parser.add_argument("--save", type=pathlib.Path, required=True, help="a .png")
+    parser.add_argument("--save", type=storage.path_of, required=True, help="a .png")
     args = parser.parse_args(argv[1:])
-    workdirs = [pathlib.Path(run) for run in args.runs.split(",")]
+    workdirs = [storage.path_of(run) for run in args.runs.split(",")]
     for workdir in workdirs:
         last = {split: points[-1:] for split, points in errors(workdir).items()}
         told = [

@@ -10,7 +10,6 @@ from such norms that the plain networks' trouble is not that gradients vanish.
 """
 
 import argparse
-import pathlib
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -23,7 +22,7 @@ from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from resnet_jax import losses, sharding, step
+from resnet_jax import losses, sharding, step, storage
 from resnet_jax.checkpoints import Checkpoints
 from resnet_jax.config import load, override
 from resnet_jax.errors import UserError
@@ -33,6 +32,7 @@ from resnet_jax.models.scan import unstack_blocks
 from resnet_jax.models.zoo import Spec
 from resnet_jax.setup import Setup, set_up
 from resnet_jax.step import TrainState, Tree
+from resnet_jax.storage import Path
 from resnet_jax.train import first_state
 from resnet_jax.writers import write_json
 
@@ -103,7 +103,7 @@ def compile_norms(setup: Setup) -> Callable[..., Float[Array, "blocks"]]:
     return jax.jit(norms, out_shardings=placed).lower(like, batch).compile()
 
 
-def newest_state(setup: Setup, workdir: pathlib.Path) -> TrainState:
+def newest_state(setup: Setup, workdir: Path) -> TrainState:
     """The newest checkpoint of a run; raises UserError if there is none."""
     if not (workdir / "checkpoints").exists():
         raise UserError(
@@ -116,9 +116,7 @@ def newest_state(setup: Setup, workdir: pathlib.Path) -> TrainState:
     return restored[0]
 
 
-def measure(
-    config: ConfigDict, workdir: pathlib.Path | None = None, batches: int = 4
-) -> dict:
+def measure(config: ConfigDict, workdir: Path | None = None, batches: int = 4) -> dict:
     """Norms on the first batches of the training split.
 
     Args:
@@ -146,7 +144,7 @@ def measure(
     }
 
 
-def draw(measured: dict, path: pathlib.Path) -> pathlib.Path:
+def draw(measured: dict, path: Path) -> Path:
     """Draws the mean over the batches, and their range, by block."""
     norms = np.array(list(measured["norms"].values()))
     depth = np.arange(1, len(norms) + 1)
@@ -165,7 +163,7 @@ def draw(measured: dict, path: pathlib.Path) -> pathlib.Path:
         f" {norms.shape[1]} batches",
     )
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
+    storage.save_figure(figure, path)
     return path
 
 
@@ -177,9 +175,9 @@ def main(argv: list[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT")
-    parser.add_argument("--workdir", type=pathlib.Path, help="of the run")
+    parser.add_argument("--workdir", type=storage.path_of, help="of the run")
     parser.add_argument("--batches", type=int, default=4)
-    parser.add_argument("--save", type=pathlib.Path, required=True, help="a .png")
+    parser.add_argument("--save", type=storage.path_of, required=True, help="a .png")
     args, overrides = parser.parse_known_args(argv[1:])
     config = load(args.config)
     override(config, overrides)

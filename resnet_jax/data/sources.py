@@ -18,6 +18,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from resnet_jax import storage
 from resnet_jax.data.shards import damage, read_record, repair
 from resnet_jax.errors import BadImageError, UserError, nearest
 
@@ -455,7 +456,7 @@ class FolderSource:
     """
 
     def __init__(self, path: str, split: str):
-        root = pathlib.Path(path).expanduser()
+        root = _root(path)
         _check_split(split, folder_splits(path))
         self.root = root / split
         self.where = str(self.root)
@@ -500,7 +501,7 @@ class FolderSource:
 
 def folder_splits(path: str) -> list[str]:
     """Names of the splits of an image folder; raises UserError if there are none."""
-    root = pathlib.Path(path).expanduser()
+    root = _root(path)
     if not root.is_dir():
         raise UserError(f"There is no folder {root}.")
     splits = [folder.name for folder in _folders(root)]
@@ -510,6 +511,10 @@ def folder_splits(path: str) -> list[str]:
             f" {root}/SPLIT/CLASS/IMAGE.jpg."
         )
     return splits
+
+
+def _root(path: str) -> pathlib.Path:
+    return storage.kept_copy(storage.path_of(path)).expanduser()
 
 
 def _folders(path: pathlib.Path) -> list[pathlib.Path]:
@@ -528,6 +533,7 @@ def tfds_builder(dataset: str, data_dir: str = "", file_format: str | None = Non
     # Imported here: users and workers of other sources need not pay for it.
     import tensorflow_datasets as tfds
 
+    dataset, data_dir = _on_disk(dataset, data_dir)
     directory = pathlib.Path(dataset).expanduser()
     if (directory / "dataset_info.json").is_file():
         return tfds.builder_from_directory(directory)
@@ -555,6 +561,17 @@ def tfds_builder(dataset: str, data_dir: str = "", file_format: str | None = Non
         ) from None
 
 
+def _on_disk(dataset: str, data_dir: str) -> tuple[str, str]:
+    """Where a data set of tfds is on this host, after it was copied from a store."""
+    if "://" in dataset:
+        return str(storage.kept_copy(storage.path_of(dataset))), ""
+    if "://" in data_dir:
+        name = dataset.partition(":")[0]
+        copy = storage.kept_copy(storage.path_of(data_dir) / name)
+        return dataset, str(copy.parents[name.count("/")])
+    return dataset, data_dir
+
+
 class TfdsSource:
     """A data set prepared by tensorflow-datasets as ArrayRecord, read without TF.
 
@@ -569,9 +586,10 @@ class TfdsSource:
     def __init__(
         self, dataset: str, split: str, data_dir: str = "", most_labels: int = 0
     ):
+        self.where = f"tfds:{dataset}/{split}"
+        dataset, data_dir = _on_disk(dataset, data_dir)
         self.dataset, self.split, self.data_dir = dataset, split, data_dir
         self.most_labels = most_labels
-        self.where = f"tfds:{dataset}/{split}"
         where = f" --data_dir={data_dir}" if data_dir else ""
         self._prepare = f"python -m resnet_jax.prepare tfds:{dataset}{where}"
         builder = tfds_builder(dataset, data_dir)

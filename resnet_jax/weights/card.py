@@ -13,12 +13,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 from numpy import ndarray
 
+from resnet_jax import storage
 from resnet_jax.data.augment import Augment
 from resnet_jax.data.decode import MODES, Picture
 from resnet_jax.data.resize import INTERPOLATIONS
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models.zoo import ALIASES, Spec, get_entry, get_spec, resolve
 from resnet_jax.step import normalize
+from resnet_jax.storage import Path
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
@@ -128,7 +130,7 @@ class Card:
         """What to call a class: its name, or its number where it has none."""
         return self.classes[index] if index < len(self.classes) else f"class {index}"
 
-    def read_image(self, path: pathlib.Path) -> UInt8[ndarray, "h w c"]:
+    def read_image(self, path: Path) -> UInt8[ndarray, "h w c"]:
         """Returns those pixels of an image file that the network sees.
 
         Raises UserError for what is no image, or a network whose input is none.
@@ -144,7 +146,8 @@ class Card:
             interpolation=self.interpolation,
         )
         try:
-            content = path.read_bytes()
+            with storage.telling(path):
+                content = path.read_bytes()
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}.") from None
         return augment(Picture(content, channels, str(path)), None)

@@ -12,14 +12,16 @@ import pathlib
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
+from resnet_jax import storage
 from resnet_jax.errors import UserError
 from resnet_jax.models.zoo import Spec
+from resnet_jax.storage import Path
 from resnet_jax.weights import SCHEMES, keras_files
 from resnet_jax.weights.card import Card, from_json, timm_card
 from resnet_jax.weights.naming import Scheme
@@ -79,12 +81,16 @@ def read_card(path: pathlib.Path) -> Card | None:
     return None
 
 
-def write(path: pathlib.Path, tensors: Tensors, card: Card) -> None:
+def write(path: Path, tensors: Tensors, card: Card) -> None:
     """Writes tensors, named by the card's scheme, so that the file is whole or not.
 
     Raises UserError if the file system refuses.
     """
     check_suffix(path)
+    if storage.is_remote(path):
+        with storage.local_folder(path.parent) as folder:
+            write(folder / path.name, tensors, card)
+        return
     if not path.parent.is_dir():
         raise UserError(f"There is no directory {path.parent}.")
     torch = _import_torch(path, "Writing") if path.suffix in TORCH else None
@@ -115,18 +121,30 @@ def write(path: pathlib.Path, tensors: Tensors, card: Card) -> None:
         partial.unlink(missing_ok=True)
 
 
-def card_path(path: pathlib.Path) -> pathlib.Path:
+@contextlib.contextmanager
+def local(path: Path) -> Iterator[pathlib.Path]:
+    """A file with what tells of it beside it, copied if it is in an object store.
+
+    Raises UserError if there is no such file.
+    """
+    _check(path)
+    beside = (card_path(path), path.with_name("config.json"))
+    with storage.local_files(path, *beside) as (copy, *_):
+        yield copy
+
+
+def card_path(path: Path) -> Path:
     """Where the card lies of a file whose format has no room for it."""
     return path.with_name(path.name + ".card.json")
 
 
-def _check(path: pathlib.Path) -> None:
+def _check(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"There is no file {path}.")
     check_suffix(path)
 
 
-def check_suffix(path: pathlib.Path) -> None:
+def check_suffix(path: Path) -> None:
     """Raises UserError if no format has the suffix of a file."""
     if path.suffix not in SUFFIXES:
         raise UserError(

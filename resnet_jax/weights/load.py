@@ -18,6 +18,7 @@ from resnet_jax.models import zoo
 from resnet_jax.models.relatives import HighwaySpec, VGGSpec
 from resnet_jax.models.spec import ResNetSpec
 from resnet_jax.models.zoo import ZOO, Spec, build, get_entry, get_spec, resolve
+from resnet_jax.storage import path_of, telling
 from resnet_jax.weights import SCHEMES, files, hub, own
 from resnet_jax.weights.bit import BIT
 from resnet_jax.weights.card import Card, default_card
@@ -96,23 +97,25 @@ def _scheme_of(card: Card) -> Scheme:
 
 def _read(where: str, model: str | None, overrides: dict) -> tuple[Card, Tensors]:
     """Returns tensors as they are kept, with the card of the network that has them."""
-    path = hub.fetch(where) if where.startswith(hub.PREFIX) else pathlib.Path(where)
-    if (path / hub.WEIGHTS).is_file():
-        path /= hub.WEIGHTS
-    if own.is_weights_directory(path):
-        tensors, card = own.read(path)
-    elif own.is_workdir(path):
-        tensors, card = own.read_workdir(path)
-    elif path.is_dir():
-        raise UserError(
-            f"{path} is neither a workdir (config.json, checkpoints/) nor a weights"
-            f" directory (card.json) nor one of the hub's ({hub.WEIGHTS})."
-        )
-    else:
-        card = files.read_card(path)
-        if not card:
-            return _read_without_card(path, model, overrides)
-        tensors = files.read(path, card.make_spec(), _scheme_of(card))
+    path = hub.fetch(where) if where.startswith(hub.PREFIX) else path_of(where)
+    with telling(path):
+        if (path / hub.WEIGHTS).is_file():
+            path /= hub.WEIGHTS
+        if own.is_weights_directory(path):
+            tensors, card = own.read(path)
+        elif own.is_workdir(path):
+            tensors, card = own.read_workdir(path)
+        elif path.is_dir():
+            raise UserError(
+                f"{path} is neither a workdir (config.json, checkpoints/) nor a weights"
+                f" directory (card.json) nor one of the hub's ({hub.WEIGHTS})."
+            )
+        else:
+            with files.local(path) as path:
+                card = files.read_card(path)
+                if not card:
+                    return _read_without_card(path, model, overrides)
+                tensors = files.read(path, card.make_spec(), _scheme_of(card))
     return _check_card(card, where, model, overrides), tensors
 
 

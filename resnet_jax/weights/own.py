@@ -3,9 +3,8 @@
 A weights directory holds `card.json` and the variables as an Orbax checkpoint.
 """
 
+import io
 import json
-import pathlib
-import shutil
 
 import jax
 import numpy as np
@@ -13,10 +12,17 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from resnet_jax.checkpoints import Checkpoints, DamagedError, fingerprint
+from resnet_jax import storage
+from resnet_jax.checkpoints import (
+    Checkpoints,
+    DamagedError,
+    fingerprint,
+    orbax_options,
+)
 from resnet_jax.errors import UserError
 from resnet_jax.models.scan import unstack_blocks
 from resnet_jax.models.zoo import get_spec, resolve
+from resnet_jax.storage import Path
 from resnet_jax.weights import timm
 from resnet_jax.weights.card import Card, as_tuples, default_card, from_json
 from resnet_jax.weights.naming import Layout, Scheme
@@ -31,37 +37,45 @@ OWN = Scheme(
 )
 
 
-def is_weights_directory(path: pathlib.Path) -> bool:
+def is_weights_directory(path: Path) -> bool:
     """Whether `write` has written a directory."""
     return (path / "card.json").is_file()
 
 
-def is_workdir(path: pathlib.Path) -> bool:
+def is_workdir(path: Path) -> bool:
     """Whether a directory is that of a run."""
     return (path / "config.json").is_file() and (path / "checkpoints").is_dir()
 
 
-def write(path: pathlib.Path, variables: dict, card: Card) -> None:
+def write(path: Path, variables: dict, card: Card) -> None:
     """Writes a weights directory, or replaces one.
 
     Raises UserError if there is something else, or the file system refuses.
     """
+    with storage.telling(path):
+        _write(path, variables, card)
+
+
+def _write(path: Path, variables: dict, card: Card) -> None:
     empty = path.is_dir() and not any(path.iterdir())
     if path.exists() and not empty and not is_weights_directory(path):
         raise UserError(f"{path} is already there, and no weights directory.")
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        storage.make_directory(path)
         # The card goes first and comes last: with it, the directory is whole.
         (path / "card.json").unlink(missing_ok=True)
-        shutil.rmtree(path / "variables", ignore_errors=True)
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(path.absolute() / "variables", variables)
+        if (path / "variables").exists():
+            storage.remove_tree(path / "variables")
+        with ocp.StandardCheckpointer(**orbax_options(path)) as checkpointer:
+            checkpointer.save(storage.absolute(path) / "variables", variables)
         (path / "card.json").write_text(card.to_json())
     except OSError as error:
+        if storage.is_remote(path):
+            raise
         raise UserError(f"{path} cannot be written: {error.strerror}.") from None
 
 
-def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], Card]:
+def read(path: Path) -> tuple[dict[str, np.ndarray], Card]:
     """Returns the variables of a weights directory by `OWN`'s names, and its card."""
     card = from_json((path / "card.json").read_text(), str(path))
     try:
@@ -71,7 +85,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], Card]:
     return _flatten(variables), card
 
 
-def read_workdir(path: pathlib.Path) -> tuple[dict[str, np.ndarray], Card]:
+def read_workdir(path: Path) -> tuple[dict[str, np.ndarray], Card]:
     """Returns what evaluates best of a run: its averaged variables if it has any.
 
     Raises UserError if there is no checkpoint that is whole.
@@ -98,7 +112,7 @@ def read_workdir(path: pathlib.Path) -> tuple[dict[str, np.ndarray], Card]:
     return _flatten(variables), card
 
 
-def _card_of_run(path: pathlib.Path, config: ConfigDict, run: dict) -> Card:
+def _card_of_run(path: Path, config: ConfigDict, run: dict) -> Card:
     name, data = resolve(config.model.name), config.data
     evaluation = run["progress"]["evaluation"] or {}
     top1 = evaluation.get("top1")
@@ -118,18 +132,18 @@ def _card_of_run(path: pathlib.Path, config: ConfigDict, run: dict) -> Card:
     )
 
 
-def _classes(path: pathlib.Path) -> tuple[str, ...]:
+def _classes(path: Path) -> tuple[str, ...]:
     # An evaluation leaves them; the data set itself may be far away.
     predictions = path / "predictions.npz"
     if not predictions.exists():
         return ()
-    with np.load(predictions) as saved:
+    with np.load(io.BytesIO(predictions.read_bytes())) as saved:
         return tuple(saved["classes"].tolist())
 
 
-def _restore(path: pathlib.Path, wanted: tuple[str, ...]) -> dict:
+def _restore(path: Path, wanted: tuple[str, ...]) -> dict:
     """Restores some of the trees of a checkpoint, as numpy arrays on any device."""
-    path = path.absolute()
+    path = storage.absolute(path)
     # The handler, since a checkpointer warns of what a run's checkpoints do not have.
     handler = ocp.PyTreeCheckpointHandler()
     there = handler.metadata(path).tree

@@ -179,8 +179,10 @@ def test_what_cannot_be_is_told(arguments, told):
 
 def test_the_image_holds_what_a_run_needs_and_lets_signals_through():
     lines = (runs.ROOT / "launch/gke/Dockerfile").read_text().splitlines()
-    copied = [line.split()[1] for line in lines if line.startswith("COPY ")]
-    assert copied == ["requirements.txt", "configs", "resnet_jax"]
+    copies = [line.split()[1:-1] for line in lines if line.startswith("COPY ")]
+    copied = [path for paths in copies for path in paths]
+    needed = ["requirements.txt", "requirements-cloud.txt", "configs", "resnet_jax"]
+    assert copied == needed
     assert all((runs.ROOT / path).exists() for path in copied)
     # What the comment and the README offer for PLATFORM.
     extras = importlib.metadata.metadata("jax").get_all("Provides-Extra")
