@@ -112,8 +112,7 @@ class Report:
         """A table: the command that makes it, `machine`'s answer, and its rows."""
         table = {"command": command, **where, "rows": []}
         self.tables.append(table)
-        _say(f"`{command}`, on {describe(where)}. Medians; in brackets the least and")
-        _say(f"the most of the repeats.\n\n{HEAD}")
+        _say(f"`{command}`\n\n{describe(where)}\n\n{HEAD}")
         for found in rows:
             table["rows"].append(found)
             _say(as_markdown(found))
@@ -158,12 +157,12 @@ def machine(benchmark: Benchmark, peers_python: str = sys.executable) -> dict:
 
 
 def describe(where: dict) -> str:
-    """`machine`'s answer in a line."""
+    """`machine`'s answer, in a sentence that also says what the table's numbers are."""
     text = f"{where['cpu']}, {where['cores']} cores, {where['memory'] / 2**30:.0f} GiB"
     text += f", load {where['load']:.1f} at the start; {_listed(where['versions'])}"
     if "peers_versions" in where:
         text += f"; peers in {_listed(where['peers_versions']) or 'no Python'}"
-    return text
+    return f"{text}. Medians, and the least and most of the repeats."
 
 
 def _listed(versions: dict[str, str]) -> str:
