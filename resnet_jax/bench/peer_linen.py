@@ -35,7 +35,7 @@ class Bottleneck(nn.Module):
 
 
 class StockResNet(nn.Module):
-    """ResNet-50, -101 or -152 as one writes it with Linen's layers."""
+    """ResNet-26, -50, -101 or -152 as one writes it with Linen's layers."""
 
     stage_sizes: Sequence[int]
     dtype: jnp.dtype
@@ -62,7 +62,7 @@ def train_step(model: str, size: int, batch: int, dtype: str):
     The state (donated) are parameters, running statistics and momentum; a batch has
     `image` and `label`. Raises LookupError for networks that are no `StockResNet`.
     """
-    if model not in ("resnet50", "resnet101", "resnet152"):
+    if model not in ("resnet26", "resnet50", "resnet101", "resnet152"):
         raise LookupError(f"stock Linen has no {model} here")
     network = StockResNet(get_spec(model).stage_sizes, jnp.dtype(dtype))
     optimizer = optax.chain(
