@@ -93,33 +93,42 @@ def inference_rows(args: argparse.Namespace) -> Iterator[dict]:
 
 
 def _compare(what: str, case: tuple, args: argparse.Namespace) -> Iterator[dict]:
-    children, left_out = {}, {}
+    ours, *peers = CONTENDERS[what]
+    children: dict[str, Child] = {}
+    rates: dict[str, list[float]] = {who: [] for who in CONTENDERS[what]}
+    left_out: dict[str, str] = {}
+
+    def ask(who: str, line: str) -> float:
+        """Seconds; 0 where a peer cannot run, which is then left out."""
+        try:
+            return children[who].ask(line)
+        except LeftOutError as error:
+            if who == ours:
+                message = f"The {what} of {name_of(*case)}: {error}."
+                raise UserError(message) from None
+            del children[who]
+            left_out[who] = str(error)
+            rates[who] = []
+            return 0.0
+
     for who in CONTENDERS[what]:
         python = args.torch if who.startswith("torch") else sys.executable
-        child = Child(python, what, who, *case)
-        try:
-            child.ask("warm")
-            children[who] = child
-        except LeftOutError as error:
-            left_out[who] = str(error)
-    ours, *peers = CONTENDERS[what]
-    if ours in left_out:
-        raise UserError(f"The {what} of {name_of(*case)}: {left_out[ours]}.")
-    rates: dict[str, list[float]] = {who: [] for who in children}
+        children[who] = Child(python, what, who, *case)
+        ask(who, "warm")
     for _ in range(args.repeats):
-        for who, child in children.items():
-            rates[who].append(case[2] / child.ask("run"))
-            print(f"{who}: {rates[who][-1]:.2f}", file=sys.stderr, flush=True)
+        for who in list(children):
+            if seconds := ask(who, "run"):
+                rates[who].append(case[2] / seconds)
+                print(f"{who}: {rates[who][-1]:.2f}", file=sys.stderr, flush=True)
     if profile := getattr(args, "profile", None):
-        children[ours].ask(f"profile {profile}")
+        ask(ours, f"profile {profile}")
     for child in children.values():
         child.close()
     task = "train step" if what == "step" else what
     name = f"{task} of {name_of(*case)}"
     for peer in peers:
-        peers_rates = rates.get(peer, ())
         out = left_out.get(peer, "")
-        yield row(name, "images/s", rates[ours], peer, peers_rates, out)
+        yield row(name, "images/s", rates[ours], peer, rates[peer], out)
 
 
 def _add_step(parser: argparse.ArgumentParser) -> None:

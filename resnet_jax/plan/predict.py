@@ -1,5 +1,6 @@
 """The arithmetic from what a compiler says to seconds, hours, cores and money."""
 
+import dataclasses
 import math
 
 from resnet_jax.plan import calibration
@@ -31,6 +32,7 @@ def predict(
       there are), and, for chips of known peaks, if it fits: `seconds` of a train step
       by `compute`, `memory`, `cycles` and `network`, their `bound`, `rate` (images per
       second and chip), calibrated by `factor` (None: not, see `calibration`),
+      of what was `published` (each rate with its `deviation` from the estimate),
       `uncalibrated` (the rate without), `most` (that by the published peaks alone),
       `utilization` (operations per second as part of the peak), `efficiency` by chips,
       `hours`, of which `eval_hours`, `host_rate` (images per second and host), `cores`
@@ -71,6 +73,10 @@ def predict(
         "bound": max(bounds, key=bounds.get),
         "rate": rate,
         "factor": factor,
+        "published": [
+            dataclasses.asdict(one) | {"deviation": deviation}
+            for one, deviation in calibration.deviations(facts["chip"])
+        ],
         "uncalibrated": images / (plain + seconds["network"]),
         "most": most,
         "utilization": flops_per_second / chip.flops,

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from configs import r50
 from resnet_jax import source
+from resnet_jax.bench import input, table
 from resnet_jax.errors import UserError
 from resnet_jax.models import create_model
 from resnet_jax.models.cost import cost_of_image, count
@@ -350,6 +351,22 @@ def test_topologies_and_sizes_are_compared_in_one_call(monkeypatch, capsys):
         assert predicted["cores"] >= predicted["host_rate"] / 600
 
 
+def test_the_rate_of_the_input_is_read_from_its_benchmark(tmp_path):
+    path = tmp_path / "input.json"
+    rows = [
+        table.row("resident memory", "MiB", [7.0]),
+        table.row("random resized crop", "images/s/core", [600.0, 619.0, 620.0]),
+        table.row("evaluation", "images/s/core", [400.0]),
+    ]
+    table.Report(path).add("bench input", table.machine(input.BENCHMARK), rows)
+    assert command.input_rate(str(path)) == 619
+    assert command.input_rate("500.5") == 500.5
+    path.write_text("{}")
+    for wrong in (str(path), "no such file"):
+        with pytest.raises(UserError, match="neither a number nor a file"):
+            command.input_rate(wrong)
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> dict[str, str]:
     return {
@@ -448,6 +465,13 @@ def test_the_stock_step_is_compiled_for_one_device(monkeypatch):
     macs = cost_of_image(create_model("resnet26"), 32).macs
     assert 0.9 < found.flops / (3 * 2 * macs * 8) < 1.5
     assert found.cycles > 0 and found.hbm_bytes > 0
+
+
+@needs_libtpu
+def test_an_option_that_the_compiler_does_not_know_is_told(cache):
+    changes = {"compiler_options": {"xla_tpu_no_such_option": 1}}
+    with pytest.raises(UserError, match=r"compiler_options=.*xla_tpu_no_such_option"):
+        ask(tiny.config(changes), "v5e:2x2", evaluation=False)
 
 
 @needs_libtpu

@@ -177,6 +177,10 @@ def test_computation_is_calibrated_where_rates_were_published():
     assert found["factor"] == factor
     assert found["rate"] == pytest.approx(128 / (0.1 / factor + network))
     assert found["uncalibrated"] == pytest.approx(128 / (0.1 + network))
+    for told, (one, deviation) in zip(
+        found["published"], calibration.deviations("v4"), strict=True
+    ):
+        assert (told["rate"], told["deviation"]) == (one.rate, deviation)
     hours = 36_000 * 128 / found["rate"] / 3600
     assert found["hours"] == pytest.approx(hours + found["eval_hours"])
     # Of v5e nothing was published, and nothing of float32.
