@@ -56,7 +56,9 @@ def make_parser() -> argparse.ArgumentParser:
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of every table."""
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also there")
+    parser.add_argument(
+        "--json", type=pathlib.Path, metavar="FILE", help="keeps them there"
+    )
 
 
 def part_of_all(name: str, given: argparse.Namespace) -> list[str]:

@@ -74,7 +74,7 @@ def _compare(case: tuple, args: argparse.Namespace) -> Iterator[dict]:
 
 def _seconds(task: str, who: str, case: tuple, cache: str) -> float:
     child = Child(sys.executable, task, who, *case, JAX_COMPILATION_CACHE_DIR=cache)
-    seconds = child.ask("run")
+    seconds = child.ask("once")
     child.close()
     print(f"{who}: {seconds:.2f} s", file=sys.stderr, flush=True)
     return seconds

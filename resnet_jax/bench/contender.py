@@ -15,7 +15,7 @@ import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from resnet_jax.bench import table
 from resnet_jax.bench.table import Benchmark, row
@@ -27,12 +27,12 @@ CONTENDERS = {
     "step": {
         "resnet_jax": "ours.step",
         "stock Linen": "peer_linen.step",
-        "torch eager": "peer_torch.step",
+        "torch eager, channels_last": "peer_torch.step",
     },
     "inference": {
         "resnet_jax": "ours.inference",
-        "torch eager": "peer_torch.inference",
-        "torch.compile": "peer_torch.compiled_inference",
+        "torch eager, channels_last": "peer_torch.inference",
+        "torch.compile, channels_last": "peer_torch.compiled_inference",
     },
     "compile": {
         "resnet_jax": "ours.compile_step",
@@ -50,6 +50,8 @@ CASES = {
     "compile": (("resnet50", [32]),),
 }
 TYPES = ("float32", "bfloat16")
+# The least calls and seconds of what a contender can be asked for.
+CALLS = {"once": (1, 0.0), "warm": (2, 0.0), "run": (1, 1.0)}
 
 
 def add_network(parser: argparse.ArgumentParser) -> None:
@@ -210,8 +212,7 @@ def prepared(what: str, who: str, model: str, size: int, batch: int, dtype: str)
 def main(argv: list[str]) -> None:
     """Answers each line of the input with the seconds of a call; see `Child`.
 
-    `run` is one call, `warm` are the preparation and two, `profile DIR` is one whose
-    trace is written.
+    See `CALLS`; `profile DIR` is a call whose trace is written.
     """
     what, who, model, size, batch, dtype = argv[1:]
     answers = os.dup(1)
@@ -231,14 +232,20 @@ def main(argv: list[str]) -> None:
         return
     for line in sys.stdin:
         verb, _, argument = line.strip().partition(" ")
-        started = time.perf_counter()
         if verb == "profile":
             importlib.import_module("resnet_jax.bench.ours").profile(run, argument)
+            answer(0.0)
         else:
-            run()
-            if verb == "warm":
-                run()
-        answer(time.perf_counter() - started)
+            answer(_timed(run, *CALLS[verb]))
+
+
+def _timed(run: Callable[[], None], calls: int, seconds: float) -> float:
+    """Seconds of a call, of at least so many calls and seconds."""
+    started, made, passed = time.perf_counter(), 0, 0.0
+    while made < calls or passed < seconds:
+        run()
+        made, passed = made + 1, time.perf_counter() - started
+    return passed / made
 
 
 if __name__ == "__main__":
