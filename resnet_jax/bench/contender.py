@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 
 from resnet_jax.bench import table
 from resnet_jax.bench.table import Benchmark, row
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, nearest
 
 # By task and contender: the function that takes model, image size, batch size and type
 # and gives what is called; ours first.
@@ -64,13 +64,19 @@ def add_network(parser: argparse.ArgumentParser) -> None:
 
 
 def cases_of(what: str, args: argparse.Namespace) -> Iterator[tuple]:
-    """Model, image size, batch size and type of each case; see `add_network`."""
+    """Model, image size, batch size and type of each case; see `add_network`.
+
+    Raises UserError for what there is not.
+    """
     from resnet_jax.models import get_spec
     from resnet_jax.models.zoo import ZOO
 
+    for dtype in args.dtype:
+        if dtype not in TYPES:
+            raise UserError(f"There is no --dtype={dtype}.{nearest(dtype, TYPES)}")
     cases = ((args.model, [32]),) if args.model else CASES[what]
     for model, batch_sizes in cases:
-        get_spec(model)  # which tells the nearest name of one that is not there
+        get_spec(model)
         size = args.image_size or ZOO[model].image_size
         batches = args.batch_size or batch_sizes
         for batch, dtype in itertools.product(batches, args.dtype):
@@ -227,8 +233,8 @@ def main(argv: list[str]) -> None:
     except ModuleNotFoundError as error:
         answer(f"{error.name} is not installed")
         return
-    except (ImportError, LookupError) as error:
-        answer(str(error).strip("'"))
+    except (ImportError, LookupError, UserError) as error:
+        answer(str(error).strip("'."))
         return
     for line in sys.stdin:
         verb, _, argument = line.strip().partition(" ")

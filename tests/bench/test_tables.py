@@ -107,7 +107,8 @@ def test_an_interrupted_benchmark_keeps_what_it_has_measured(made_up, tmp_path):
     [
         (["--repeats=0"], "--repeats=0 must be at least 1"),
         (["--json=/no/such/folder/x.json"], "--json=/no/such/folder/x.json: No such"),
-        (["--model=resnet5O"], "Did you mean"),
+        (["--model=resnet5O"], "no network 'resnet5O'. Did you mean"),
+        (["--dtype=float32,bfloat"], "no --dtype=bfloat. Did you mean bfloat16"),
     ],
 )
 def test_mistakes_get_a_sentence(arguments, message):
