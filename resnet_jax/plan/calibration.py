@@ -52,8 +52,16 @@ class Published:
 
 
 EPOCH = 1_281_167
-# Printed by `python -m resnet_jax.plan.stock v4`.
+# Printed by `python -m resnet_jax.plan.stock v3 v4`.
 STOCK = {
+    "v3": Stock(
+        images=128,
+        devices=2,
+        flops=3.0862e12,
+        hbm_bytes=34.066e9,
+        cycles=129.096e6,
+        source="libtpu 0.0.52, jax 0.10.2",
+    ),
     "v4": Stock(
         images=128,
         devices=1,
