@@ -456,6 +456,7 @@ def test_a_small_run_is_planned_for_tpus_that_are_not_there(cache):
 
 
 @needs_libtpu
+@pytest.mark.slow
 def test_the_stock_step_is_compiled_for_one_device(monkeypatch):
     for name, value in ask_module.FOR_TPU.items():
         monkeypatch.setenv(name, value)
