@@ -65,10 +65,10 @@ STOCK = {
     "v4": Stock(
         images=128,
         devices=1,
-        flops=3.07e12,
-        hbm_bytes=28.2e9,
-        cycles=878e3 / 2 * 128,
-        source="libtpu 0.0.52, jax 0.12.0",
+        flops=3.0851e12,
+        hbm_bytes=28.556e9,
+        cycles=54.898e6,
+        source="libtpu 0.0.52, jax 0.10.2",
     ),
 }
 PUBLISHED = {

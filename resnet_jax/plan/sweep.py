@@ -125,7 +125,7 @@ def _verdict(row: dict, plain: dict, best: dict) -> str:
     if row is best:
         return "kept"
     if row["variant"]:
-        return f"{row['cycles'] / best['cycles'] - 1:+.1%} of what is kept"
+        return f"{row['cycles'] / best['cycles'] - 1:+.1%} against what is kept"
     figures = ("cycles", "bytes", "temp")
     if row is not plain and all(row[key] == plain[key] for key in figures):
         return "the same program"

@@ -52,9 +52,9 @@ def test_what_helps_is_kept_together(compiler):
     kept = "`a=2`, `b=1`"
     assert table[-3:] == [
         f"| {kept}, model.scan_blocks=True | 2.6 | 0 | 5.00 GB |"
-        " +10.0% of what is kept |",
-        f"| {kept}, 2 images a chip | 2.4 | 1 | 5.00 GB | +0.0% of what is kept |",
-        f"| {kept}, 8 images a chip | 2.3 | 0 | 5.00 GB | -5.0% of what is kept |",
+        " +10.0% against what is kept |",
+        f"| {kept}, 2 images a chip | 2.4 | 1 | 5.00 GB | +0.0% against what is kept |",
+        f"| {kept}, 8 images a chip | 2.3 | 0 | 5.00 GB | -5.0% against what is kept |",
     ]
 
 
