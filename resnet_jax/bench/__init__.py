@@ -1,22 +1,29 @@
 """Measures, side by side in one run: `python -m resnet_jax.bench WHAT`.
 
+A table each, without arguments those of README.md:
 step: images/s of the train step on this machine's CPUs, against a network of stock
 Linen layers and torchvision (or the CIFAR network in torch), eager in channels_last;
-`--torch=PYTHON` is an interpreter that has torch, if this one does not; `--profile=DIR`
-writes a trace and prints the ten costliest operations.
+`--profile=DIR` writes a trace and prints the ten costliest operations.
 inference: images/s of the forward pass, against torch eager and torch.compile.
-convolutions: GFLOP/s of every form that a network's convolutions can take on CPUs,
-against XLA's own; the choice in models/cpu_conv.py is made by it.
+input: images/s/core of the input pipeline on JPEGs of yours (or two photographs that
+come with scikit-learn), against tf.data and torch.
+compile: seconds until the train step is compiled, fresh and from the cache of compiled
+programs, against stock Linen; with `--scan`, scanned blocks (`model.scan_blocks`)
+against a tree of its own for each; and `main --help` against importing jax.
 overhead: images/s of the whole program on the fake source (loading, logging, progress)
 against the same compiled step called again and again on one batch.
-compile: seconds that tracing and compiling the train step take with scanned blocks,
-against a tree of its own for each block (`model.scan_blocks`).
-schedule: learning rate and weight decay over a run of a config (`--save=lr.png` draws
-them); runs nothing, and needs no data if `--train_size` is given; takes overrides.
-input: images/s/core of the input pipeline on JPEGs of yours, against tf.data and torch.
-augment: measures nothing, but draws what a config does to its training pictures, or to
-JPEGs of yours; it takes overrides as the program does: --config.data.policy=augmix.
+all: these five.
+convolutions: GFLOP/s of every form that a network's convolutions can take on CPUs,
+against XLA's own; the choice in models/cpu_conv.py is made by it.
 
-`--json` prints a row a measurement: `name`, `value`, `unit`, `peer`, `peer_value`,
-`ratio` (value / peer_value) and `spread`, the least and most of the repeats.
+Pictures, which take overrides as the program does: --config.data.policy=augmix.
+schedule: learning rate and weight decay over a run of a config (`--save=lr.png` draws
+them); runs nothing, and needs no data if `--train_size` is given.
+augment: what a config does to its training pictures, or to JPEGs of yours.
+
+Tables are Markdown: medians, and the least and most of the repeats, in which all
+contenders run in turn. A peer that is not installed is left out, and the table says so;
+`--torch=PYTHON` is an interpreter that has torch, if this one does not. `--json=FILE`
+keeps what is printed: a list of tables, each with `command`, the machine, `versions`
+and `rows` (see `table.row`).
 """

@@ -1,5 +1,6 @@
 """A contact sheet of what a config does to the pictures that it trains on."""
 
+import argparse
 import itertools
 import pathlib
 from collections.abc import Iterable, Iterator
@@ -9,13 +10,38 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
 from resnet_jax.bench.input import read_jpegs
+from resnet_jax.config import load, override
 from resnet_jax.data.crops import mix
 from resnet_jax.data.decode import Picture
 from resnet_jax.data.ops import to_image
 from resnet_jax.data.sources import open_source
+from resnet_jax.errors import UserError
 from resnet_jax.setup import train_augment
 
 GAP = 4  # pixels between pictures
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of `bench augment`."""
+    parser.add_argument("--config", required=True)
+    parser.add_argument(
+        "--images", type=pathlib.Path, help="a folder or .zip of JPEGs, not the data"
+    )
+    parser.add_argument("--save", type=pathlib.Path, required=True, help="a .png")
+    parser.add_argument("--rows", type=int, default=8, help="pictures")
+    parser.add_argument("--columns", type=int, default=8, help="versions of each")
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Draws the contact sheet of the arguments."""
+    if args.save.suffix.lower() not in Image.registered_extensions():
+        raise UserError(f"--save={args.save} must be the name of a picture: sheet.png.")
+    config = load(args.config)
+    override(config, overrides)
+    found = pictures(config, args.images)
+    sheet = draw_sheet(config, found, rows=args.rows, columns=args.columns)
+    sheet.save(args.save)
+    print(f"{args.save}: {sheet.width}x{sheet.height}, originals on the left")
 
 
 def pictures(config: ConfigDict, images: pathlib.Path | None) -> Iterator[Picture]:

@@ -1,5 +1,6 @@
 """Speed of every form of a network's convolutions on this CPU, side by side."""
 
+import argparse
 import collections
 import functools
 import itertools
@@ -12,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resnet_jax.bench import table
+from resnet_jax.bench.table import Benchmark, row
 from resnet_jax.models import create_model
 from resnet_jax.models.cost import init_shapes, inner_jaxprs
 from resnet_jax.models.cpu_conv import FORMS, Geometry, form_of, forms_of
@@ -20,43 +23,40 @@ from resnet_jax.models.cpu_conv import FORMS, Geometry, form_of, forms_of
 Shape = tuple[int, int, int, int, int, Geometry]
 
 
-def rows(
-    name: str, image_size: int, batch_sizes: list[int], dtypes: list[str], repeats: int
-) -> Iterator[dict]:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of `bench convolutions`."""
+    parser.add_argument("--model", default="resnet50", help="of the zoo")
+    parser.add_argument("--image_size", type=int, default=224)
+    batch_sizes = {"type": table.list_of(int), "default": [32], "help": "a,b,.."}
+    parser.add_argument("--batch_size", **batch_sizes)
+    types = ["float32", "bfloat16"]
+    parser.add_argument("--dtype", type=table.list_of(str), default=types)
+
+
+def rows(args: argparse.Namespace) -> Iterator[dict]:
     """One row a convolution and direction: the chosen form against XLA's.
 
     All forms are printed to the terminal, with a star where another than the chosen one
     was faster.
     """
-    for batch, dtype in itertools.product(batch_sizes, dtypes):
-        for shape in shapes_of(name, image_size):
+    for batch, dtype in itertools.product(args.batch_size, args.dtype):
+        for shape in shapes_of(args.model, args.image_size):
             h, w, c, k, f, where = shape
             out = where.output(h, 0, k)
             pixels = batch * out * where.output(w, 1, k)
             gflop = 2e-9 * pixels * k * k * c * f
             for direction in FORMS:
-                found = measure(shape, direction, batch, dtype, repeats)
-                median = {form: statistics.median(x) for form, x in found.items()}
+                found = measure(shape, direction, batch, dtype, args.repeats)
+                rates = {form: [gflop / x for x in found[form]] for form in found}
+                median = {form: statistics.median(x) for form, x in rates.items()}
                 chosen = form_of(direction, out, c, k, where, dtype)
-                best = min(median, key=median.get)
-                title = f"{k}x{k}/{where.stride} {c}->{f} {h} px {direction} {dtype}"
-                rates = [f"{form} {gflop / x:.0f}" for form, x in median.items()]
-                star = " " if best == chosen else "*"
-                print(
-                    star, title, *rates, chosen, sep="  ", file=sys.stderr, flush=True
-                )
-                yield {
-                    "name": title,
-                    "value": gflop / median[chosen],
-                    "unit": "GFLOP/s",
-                    "peer": "convolution",
-                    "peer_value": gflop / median["convolution"],
-                    "ratio": median["convolution"] / median[chosen],
-                    "spread": {
-                        form: [gflop / max(found[form]), gflop / min(found[form])]
-                        for form in (chosen, "convolution")
-                    },
-                }
+                star = " " if max(median, key=median.get) == chosen else "*"
+                name = f"{k}x{k}/{where.stride} {c}->{f} {h} px {direction} {dtype}"
+                told = [f"{form} {rate:.0f}" for form, rate in median.items()]
+                print(star, name, *told, chosen, sep="  ", file=sys.stderr, flush=True)
+                name += f": {chosen}"
+                peer = "convolution"
+                yield row(name, "GFLOP/s", rates[chosen], peer, rates[peer])
 
 
 def shapes_of(name: str, image_size: int) -> collections.Counter[Shape]:
@@ -119,3 +119,6 @@ def measure(
 
 def _with(function: Callable, more: tuple, *args: jax.Array) -> jax.Array:
     return function(*args, *more)
+
+
+BENCHMARK = Benchmark(add_arguments, rows, table.JAX)

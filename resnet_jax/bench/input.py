@@ -5,6 +5,7 @@ uint8 batches of 128 in memory from JPEGs in memory; what it costs to start is n
 counted.
 """
 
+import argparse
 import dataclasses
 import io
 import itertools
@@ -17,10 +18,12 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 
 import numpy as np
 from PIL import Image
 
+from resnet_jax.bench.table import TORCH, Benchmark, row
 from resnet_jax.data.augment import Augment
 from resnet_jax.data.cache import MemorySource
 from resnet_jax.data.decode import Picture
@@ -28,6 +31,8 @@ from resnet_jax.data.loader import Examples, eval_batches, train_batches
 from resnet_jax.errors import UserError
 
 BATCH = 128
+# What comes with scikit-learn, which need not be imported for it.
+SAMPLE = pathlib.Path(find_spec("sklearn").origin).parent / "datasets" / "images"
 CROP = Augment(size=224, crop="random_resized", flip=True, decode="fast")
 CENTER = Augment(size=224)
 UNITS = {
@@ -51,21 +56,29 @@ MEASUREMENTS = (
 )
 
 
-def rows(
-    images: pathlib.Path, cores: int, batches: int, repeats: int
-) -> Iterator[dict]:
-    """One row a measurement, as soon as it is there; see the package's docstring.
+def add_images(parser: argparse.ArgumentParser) -> None:
+    """Adds what the pipeline is measured on."""
+    parser.add_argument(
+        "--images",
+        type=pathlib.Path,
+        default=SAMPLE,
+        help="a folder or .zip of JPEGs; default: two photographs of scikit-learn's",
+    )
 
-    Args:
-      images: a folder, searched to its depths, or a .zip, that holds JPEGs.
-      cores: on how many cores each contender runs.
-      batches: batches of 128 that each contender makes in each repeat.
-      repeats: times that every contender runs, in turn; medians are told.
 
-    Raises:
-      UserError: there are no JPEGs.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of `bench input`."""
+    add_images(parser)
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--batches", type=int, default=16, help="of 128, a repeat")
+
+
+def rows(args: argparse.Namespace) -> Iterator[dict]:
+    """One row a measurement; raises UserError if there are no JPEGs.
+
+    Every contender makes `--batches` of 128 images on `--cores` cores in each repeat.
     """
-    read_jpegs(images)
+    read_jpegs(args.images)
     contenders = list(
         dict.fromkeys(
             (who, "originals" if who == peer else what)
@@ -75,24 +88,21 @@ def rows(
         )
     )
     found: dict[tuple[str, str], list[float]] = {key: [] for key in contenders}
-    for _ in range(repeats):
+    left_out: dict[str, str] = {}
+    for _ in range(args.repeats):
         for who, what in contenders:
-            value = _run(who, what, images, cores, batches)
-            if value is not None:
+            value = _run(who, what, args.images, args.cores, args.batches)
+            if isinstance(value, str):
+                left_out[who] = value
+            else:
                 found[who, what].append(value)
     for name, who, peer, what in MEASUREMENTS:
         ours, theirs = found[who, what], found.get((peer, "originals"), [])
         if not ours:
             continue
         unit = UNITS.get(who, "images/s/core")
-        row = {"name": name, "value": statistics.median(ours), "unit": unit}
-        row |= {"peer": "", "peer_value": None, "ratio": None}
-        row["spread"] = {who: [min(ours), max(ours)]}
-        if theirs:
-            median = statistics.median(theirs)
-            row |= {"peer": peer, "peer_value": median, "ratio": row["value"] / median}
-            row["spread"][peer] = [min(theirs), max(theirs)]
-        yield row
+        out = left_out.get(peer, "")
+        yield row(name, unit, ours, peer, theirs, out)
 
 
 def read_jpegs(images: pathlib.Path) -> list[bytes]:
@@ -110,7 +120,8 @@ def read_jpegs(images: pathlib.Path) -> list[bytes]:
     return found
 
 
-def _run(who: str, what: str, images, cores: int, batches: int) -> float | None:
+def _run(who: str, what: str, images, cores: int, batches: int) -> float | str:
+    """The figure of a contender, or why it has none."""
     command = [sys.executable, "-m", "resnet_jax.bench.input"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(
@@ -120,10 +131,11 @@ def _run(who: str, what: str, images, cores: int, batches: int) -> float | None:
         text=True,
     )
     if done.returncode:
-        print(f"{who} did not run and is left out.", file=sys.stderr)
-        return None
-    value = json.loads(done.stdout.splitlines()[-1])
-    print(f"{who} on {what}: {value:.1f}", file=sys.stderr, flush=True)
+        value = f"it ended with exit code {done.returncode}"
+    else:
+        value = json.loads(done.stdout.splitlines()[-1])
+    told = f"left out: {value}" if isinstance(value, str) else f"{value:.1f}"
+    print(f"{who} on {what}: {told}", file=sys.stderr, flush=True)
     return value
 
 
@@ -309,6 +321,11 @@ def _torch(jpegs: list[bytes], cores: int, number: int, augment: Augment) -> flo
     return _rate(iter(loader), number, cores)
 
 
+PACKAGES = ("numpy", "simplejpeg", "nvidia-nvimgcodec-cu12", "opencv-python-headless")
+PEERS = ("pillow", "tensorflow-cpu", "tensorflow", *TORCH)
+BENCHMARK = Benchmark(add_arguments, rows, PACKAGES, PEERS)
+
+
 def main(argv: list[str]) -> None:
     """Runs one contender and prints its figure; see `_run`."""
     who, what, images, cores, number = argv[1:]
@@ -330,7 +347,10 @@ def main(argv: list[str]) -> None:
         "torch": lambda: _torch(jpegs, cores, number, CROP),
         "torch eval": lambda: _torch(jpegs, cores, number, CENTER),
     }
-    print(json.dumps(contenders[who]()))
+    try:
+        print(json.dumps(contenders[who]()))
+    except ModuleNotFoundError as error:
+        print(json.dumps(f"{error.name} is not installed"))
 
 
 if __name__ == "__main__":

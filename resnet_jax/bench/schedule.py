@@ -1,5 +1,7 @@
 """Learning rate and weight decay over a run, without running it."""
 
+import argparse
+import json
 import pathlib
 
 import jax
@@ -8,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from resnet_jax.config import to_steps
+from resnet_jax.config import load, override, to_steps
 from resnet_jax.data.sources import KNOWN, few_shot, open_source
 from resnet_jax.errors import UserError
 from resnet_jax.optim import check, make_decay
@@ -16,6 +18,34 @@ from resnet_jax.schedules import make_schedule
 
 # More points than a picture has pixels.
 MOST_POINTS = 4000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of `bench schedule`."""
+    parser.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT")
+    parser.add_argument("--save", type=pathlib.Path, help="draws there, such as lr.png")
+    parser.add_argument("--train_size", type=int, help="images; default: the source's")
+    parser.add_argument("--json", action="store_true", help="an object, no text")
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Tells the range of the curves, and draws them."""
+    config = load(args.config)
+    override(config, overrides)
+    size = train_size_of(config, args.train_size)
+    found = ranges(config, size)
+    if args.save:
+        draw(args.config, config, size, args.save)
+    if args.json:
+        print(json.dumps({"config": args.config, **found}))
+        return
+    told = [f"{found['steps']} steps of {found['batch_size']} images"]
+    told += [
+        f"{what} from {found[key][0]:.4g} to {found[key][1]:.4g}"
+        for key, what in (("rate", "learning rate"), ("decay", "decay a step"))
+        if key in found
+    ]
+    print(f"{args.config}: {', '.join(told)}")
 
 
 def train_size_of(config: ConfigDict, given: int | None) -> int:
@@ -52,19 +82,21 @@ def curves(config: ConfigDict, train_size: int) -> dict[str, np.ndarray]:
     return {key: np.asarray(values) for key, values in found.items()}
 
 
-def row(name: str, config: ConfigDict, train_size: int) -> dict:
-    """The rate's range over a run, as a row of the benchmarks."""
+def ranges(config: ConfigDict, train_size: int) -> dict:
+    """`steps` and `batch_size` of a run; least and most `rate` and, if known, `decay`.
+
+    The rate is the schedule's, the decay the part of a weight that a step takes.
+    """
     found = curves(config, train_size)
-    values = {key: found[key] for key in ("rate", "decay") if key in found}
     total = to_steps(config.total, config.batch_size, train_size, "total")
     return {
-        "name": f"schedule {name}, {total} steps of {config.batch_size} images",
-        "value": float(values["rate"].max()),
-        "unit": "peak learning rate",
-        "peer": None,
-        "peer_value": None,
-        "ratio": None,
-        "spread": {key: [float(x.min()), float(x.max())] for key, x in values.items()},
+        "steps": total,
+        "batch_size": config.batch_size,
+        **{
+            key: [float(found[key].min()), float(found[key].max())]
+            for key in ("rate", "decay")
+            if key in found
+        },
     }
 
 

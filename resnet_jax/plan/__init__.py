@@ -16,8 +16,10 @@ cycles / clock, and then that of the collectives, none of which is taken to hide
 computation. The clock is that at which a chip's multipliers reach its published peak;
 `resnet_jax/plan/chips.py` has the peaks and their sources. Cycles are cautious: of the
 published bandwidth, libtpu 0.0.52 expects 80 % for sums of float32 arrays, but only
-50 % for bfloat16. So the rate without cycles is told as well; both are held against
-what was published of ResNet-50 where there is anything (v3, v4).
+50 % for bfloat16. So in bfloat16 the time of computation is divided by a factor for
+chips of which rates of ResNet-50 were published (v3, v4), but never below what the
+peaks allow; the rates without the factor and by the peaks alone stand below, and how
+far each published rate is from the estimate (`resnet_jax/plan/calibration.py`).
 
 A collective goes in rings along the axes of a torus: an all-reduce of B bytes over n
 chips takes 2 (n - 1) / n B / bandwidth, and 2 us for each hop along half of every ring;

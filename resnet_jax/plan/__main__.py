@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import json
+import pathlib
 import shlex
 import sys
 
@@ -32,6 +33,23 @@ def prices(text: str) -> list[float]:
     return [float(part) for part in text.split(",")]
 
 
+def input_rate(text: str) -> float:
+    """Images/s/core: `619`, or the file of `bench input --json=FILE`, its first row."""
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        tables = json.loads(pathlib.Path(text).read_text())
+        rows = [row for table in tables for row in table["rows"]]
+        return next(row["value"] for row in rows if row["unit"] == "images/s/core")
+    except (OSError, ValueError, TypeError, LookupError, StopIteration):
+        raise UserError(
+            f"--input_rate={text} is neither a number nor a file that python -m"
+            " resnet_jax.bench input --json=FILE has written."
+        ) from None
+
+
 def main(argv: list[str]) -> None:
     """Command line: see the package's docstring."""
     parser = argparse.ArgumentParser(
@@ -54,7 +72,10 @@ def main(argv: list[str]) -> None:
         "--largest", action="store_true", help="search the largest batch that fits"
     )
     parser.add_argument(
-        "--input_rate", type=float, default=0, help="images/s/core of `bench input`"
+        "--input_rate",
+        type=input_rate,
+        default=0,
+        help="images/s/core of `bench input`, or what its --json=FILE has written",
     )
     parser.add_argument(
         "--price", type=prices, default=[0.0], help="of a chip-hour; one a topology"

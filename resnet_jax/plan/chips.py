@@ -142,29 +142,6 @@ CHIPS = {
 LOCAL = "local"
 
 
-@dataclasses.dataclass(frozen=True)
-class Published:
-    """How fast somebody trained ResNet-50 on images of 224 px.
-
-    Attributes:
-      rate: images per second and chip.
-      chips: of the whole slice.
-      source: of the figures.
-    """
-
-    rate: float
-    chips: int
-    source: str
-
-
-RESNET50 = {
-    "v3": Published(
-        8090 / 4, 4, "Flax's ImageNet README, v3-8, batch 1024, with its evaluations"
-    ),
-    "v4": Published(208_500 / 64, 64, "MLPerf Training 1.0, TensorFlow, v4-128"),
-}
-
-
 def chip_of(topology: str) -> str:
     """The chip of a topology such as `v5e:2x4`; '' for `local`.
 

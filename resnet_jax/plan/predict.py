@@ -1,73 +1,20 @@
 """The arithmetic from what a compiler says to seconds, hours, cores and money."""
 
+import dataclasses
 import math
-from collections.abc import Iterable
 
-from resnet_jax.plan.chips import CHIPS, HOP, RESNET50, Chip
+from resnet_jax.plan import calibration
+from resnet_jax.plan.chips import CHIPS
+from resnet_jax.plan.seconds import network_seconds, seconds_of
 
 # Chips whose scaling is told.
 SLICES = (1, 4, 16, 64, 256, 1024, 4096)
-# Parts of what a collective's bytes each chip of a ring sends, times (n - 1) / n.
-ROUNDS = {"all-reduce": 2}
+DTYPE = "bfloat16"
 
 
 def total(memory: dict[str, int]) -> int:
     """Bytes of all parts."""
     return sum(memory.values())
-
-
-def seconds_of(step: dict, chip: Chip, devices_per_chip: int) -> dict[str, float]:
-    """How long a step takes by each measure, without its collectives.
-
-    `compute`: operations at the peak; `memory`: bytes at the bandwidth of the HBM;
-    `cycles`: the compiler's own estimate, which has both and what holds them up.
-    """
-    return {
-        "compute": step["flops"] * devices_per_chip / chip.flops,
-        "memory": step["hbm_bytes"] * devices_per_chip / chip.hbm_bandwidth,
-        "cycles": step["cycles"] / chip.clock,
-    }
-
-
-def ring_seconds(kind: str, size: int, chips: int, chip: Chip) -> float:
-    """How long a collective of `size` bytes takes over so many chips.
-
-    Rings along all axes of a torus, in both directions, so that every link is in use:
-    each chip sends (n - 1) / n of the bytes, twice for an all-reduce, and a message
-    passes half of the ring of each axis. Beyond a pod, what a chip holds of the pod's
-    sum goes round once more between the pods.
-    """
-    rounds = ROUNDS.get(kind, 1)
-    inside = min(chips, chip.pod)
-    side = inside ** (1 / chip.axes)
-    hops = chip.axes * max(side, 2) / 2 if inside > 1 else 0
-    seconds = rounds * ((inside - 1) / inside * size / chip.network + hops * HOP)
-    if chips > chip.pod:
-        if not chip.outside:
-            return math.inf
-        pods = math.ceil(chips / chip.pod)
-        seconds += rounds * (pods - 1) / pods * size / chip.pod / chip.outside
-    return seconds
-
-
-def network_seconds(
-    collectives: Iterable[dict], planned: int, devices: int, chips: int, chip: Chip
-) -> float:
-    """How long the collectives of a step take on a slice of any size.
-
-    Args:
-      collectives: of the program as it was compiled.
-      planned: chips that it was compiled for.
-      devices: of these.
-      chips: of the slice; collectives over all devices grow with it, others do not.
-      chip: its kind.
-    """
-    found = 0.0
-    for one in collectives:
-        group = one["devices"] * planned / devices
-        over = chips if one["devices"] == devices else min(math.ceil(group), chips)
-        found += one["times"] * ring_seconds(one["kind"], one["bytes"], over, chip)
-    return found
 
 
 def predict(
@@ -84,11 +31,12 @@ def predict(
       `fits` and `memory` (bytes of a device that the larger step wants; `limit`: that
       there are), and, for chips of known peaks, if it fits: `seconds` of a train step
       by `compute`, `memory`, `cycles` and `network`, their `bound`, `rate` (images per
-      second and chip), `most` (that rate if the compiler's cycles are left out),
+      second and chip), calibrated by `factor` (None: not, see `calibration`),
+      of what was `published` (each rate with its `deviation` from the estimate),
+      `uncalibrated` (the rate without), `most` (that by the published peaks alone),
       `utilization` (operations per second as part of the peak), `efficiency` by chips,
       `hours`, of which `eval_hours`, `host_rate` (images per second and host), `cores`
-      (of a host), `cost`, and `published` (see `RESNET50`) with the `deviations` of
-      `rate` and `most` from it.
+      (of a host) and `cost`.
     """
     steps = [facts[name] for name in ("train", "eval") if name in facts]
     wanted = [
@@ -105,8 +53,10 @@ def predict(
     # The compiler counts what loops repeat once; forward and twice backward.
     least = 3 * 2 * facts["macs"] * facts["batch_size"] / devices
     train = facts["train"] | {"flops": max(facts["train"]["flops"], least)}
+    # What was published is of this type, and the compiler's caution depends on it.
+    factor = calibration.factor_of(facts["chip"]) if facts["dtype"] == DTYPE else None
     seconds = seconds_of(train, chip, devices // chips)
-    alone = max(seconds.values())
+    plain, alone = max(seconds.values()), calibration.calibrated(seconds, factor)
 
     def network(step: dict, over: int) -> float:
         return network_seconds(step["collectives"], chips, devices, over, chip)
@@ -122,6 +72,12 @@ def predict(
         "seconds": seconds,
         "bound": max(bounds, key=bounds.get),
         "rate": rate,
+        "factor": factor,
+        "published": [
+            dataclasses.asdict(one) | {"deviation": deviation}
+            for one, deviation in calibration.deviations(facts["chip"])
+        ],
+        "uncalibrated": images / (plain + seconds["network"]),
         "most": most,
         "utilization": flops_per_second / chip.flops,
         # Nothing is known of what a program for one device would exchange.
@@ -133,7 +89,7 @@ def predict(
     }
     if "eval" in facts:
         by = seconds_of(facts["eval"], chip, devices // chips)
-        one = max(by.values()) + network(facts["eval"], chips)
+        one = calibration.calibrated(by, factor) + network(facts["eval"], chips)
         batches = math.ceil(facts["eval_images"] / facts["eval_batch_size"])
         found["eval_hours"] = facts["evaluations"] * batches * one / 3600
         found["hours"] += found["eval_hours"]
@@ -141,9 +97,4 @@ def predict(
         found["cores"] = math.ceil(found["host_rate"] / input_rate)
     if price:
         found["cost"] = found["hours"] * chips * price
-    if facts["image_size"] == 224 and facts["model"].endswith("resnet50"):
-        published = RESNET50.get(facts["chip"])
-        if published:
-            found["published"] = published.rate
-            found["deviations"] = [rate / published.rate - 1, most / published.rate - 1]
     return found

@@ -1,5 +1,6 @@
 """The table that `plan` prints: a row a figure, a column a plan."""
 
+from resnet_jax.plan import calibration
 from resnet_jax.plan.chips import CHIPS
 from resnet_jax.plan.predict import total
 
@@ -94,14 +95,12 @@ def _column(facts: dict, found: dict) -> dict[str, str]:
             "network, in addition": f"{1e3 * seconds['network']:.2f} ms",
             "bound by": found["bound"],
             "images/s/chip": f"{found['rate']:,.0f}",
-            "  at most, without cycles": f"{found['most']:,.0f}",
+            "  by the compiler alone": f"{found['uncalibrated']:,.0f}",
+            "  at most, by the peaks": f"{found['most']:,.0f}",
+            "  calibrated by": f"{found['factor']:.2f}" if found["factor"] else "none",
             "images/s": f"{found['rate'] * chips:,.0f}",
             "of the peak": f"{100 * found['utilization']:.0f} %",
         }
-        if "published" in found:
-            column["published images/s/chip"] = f"{found['published']:,.0f}"
-            low, high = found["deviations"]
-            column["  these against it"] = f"{100 * low:+.0f}, {100 * high:+.0f} %"
         column["steps"] = f"{facts['steps']:,}"
         column["hours"] = f"{found['hours']:.2f}"
         if "eval_hours" in found:
@@ -128,6 +127,31 @@ def _column(facts: dict, found: dict) -> dict[str, str]:
         if "cores" in found:
             column["cores for input, a host"] = str(found["cores"])
     return column
+
+
+def _calibration(chip: str) -> list[str]:
+    """What the rates of a chip are calibrated by."""
+    if published := calibration.deviations(chip):
+        return [
+            f"{chip}: in bfloat16 {calibration.factor_of(chip):.2f} times as fast as"
+            " the compiler expects, by the fastest of what was published of ResNet-50"
+            " (each against the calibrated estimate of a stock step,"
+            f" {calibration.STOCK[chip].source}):",
+            *(
+                f"  {one.rate:,.0f} images/s/chip ({100 * deviation:+.0f} %) on"
+                f" {one.chips:,} chips, {one.per_chip} images each: {one.source}"
+                for one, deviation in published
+            ),
+        ]
+    known = [
+        f"{name} was {factor:.2f} times as fast"
+        for name in CHIPS
+        if (factor := calibration.factor_of(name))
+    ]
+    return [
+        f"{chip}: not calibrated, since no rate of ResNet-50 was published;"
+        f" {', '.join(known)} as the compiler expects."
+    ]
 
 
 def _fits(facts: dict, found: dict) -> str:
@@ -170,9 +194,12 @@ def _notes(plans: list[tuple[dict, dict]]) -> list[str]:
     ]
     if chips:
         lines.append(
-            "Times are estimates: the longest of the first three, and the network, none"
-            " of it hidden; see python -m resnet_jax.plan --help."
+            "Times are estimates: the longest of the first three, calibrated where"
+            " something was published, and the network, none of it hidden; see python"
+            " -m resnet_jax.plan --help."
         )
+        for chip in chips:
+            lines += _calibration(chip)
     found = plans[0][0]["versions"]
     lines.append(", ".join(f"{name} {version}" for name, version in found.items()))
     return lines

@@ -10,11 +10,13 @@ from ml_collections import ConfigDict
 
 from configs import r50
 from resnet_jax import source
+from resnet_jax.bench import input, table
 from resnet_jax.errors import UserError
-from resnet_jax.models.cost import count
+from resnet_jax.models import create_model
+from resnet_jax.models.cost import cost_of_image, count
 from resnet_jax.plan import __main__ as command
 from resnet_jax.plan import ask as ask_module
-from resnet_jax.plan import compiled
+from resnet_jax.plan import calibration, compiled, stock
 from resnet_jax.plan.ask import ask, key_of
 from resnet_jax.plan.chips import CHIPS, LOCAL
 from resnet_jax.plan.predict import predict, total
@@ -279,6 +281,16 @@ def test_plans_stand_side_by_side():
     assert rows["bound by"][2:] == ["memory", "memory"]
     # 128 images in 100.9 ms.
     assert rows["images/s/chip"][1] == "1,269"
+    assert rows["by the compiler alone"][4] == "1,269"
+    assert rows["calibrated by"][2] == "none"
+    assert float(rows["calibrated by"][3]) == pytest.approx(
+        calibration.factor_of("v4"), abs=0.005
+    )
+    # Each published rate stands there with its deviation.
+    for one, deviation in calibration.deviations("v4"):
+        told = f"{one.rate:,.0f} images/s/chip ({100 * deviation:+.0f} %)"
+        assert f"{told} on {one.chips:,} chips" in text and one.source in text
+    assert "v5e: not calibrated" in text
     assert "v5e:2x4, batch 4096: does not fit: a device wants 16.0 GiB of 15.0" in text
     assert "optim.microbatches=2" in text
     assert "cloud.google.com/tpu/docs/v4" in text
@@ -337,6 +349,22 @@ def test_topologies_and_sizes_are_compared_in_one_call(monkeypatch, capsys):
         predicted = row["predicted"]
         assert predicted["cost"] == pytest.approx(predicted["hours"] * 8 * price)
         assert predicted["cores"] >= predicted["host_rate"] / 600
+
+
+def test_the_rate_of_the_input_is_read_from_its_benchmark(tmp_path):
+    path = tmp_path / "input.json"
+    rows = [
+        table.row("resident memory", "MiB", [7.0]),
+        table.row("random resized crop", "images/s/core", [600.0, 619.0, 620.0]),
+        table.row("evaluation", "images/s/core", [400.0]),
+    ]
+    table.Report(path).add("bench input", table.machine(input.BENCHMARK), rows)
+    assert command.input_rate(str(path)) == 619
+    assert command.input_rate("500.5") == 500.5
+    path.write_text("{}")
+    for wrong in (str(path), "no such file"):
+        with pytest.raises(UserError, match="neither a number nor a file"):
+            command.input_rate(wrong)
 
 
 @pytest.fixture(scope="module")
@@ -425,6 +453,26 @@ def test_a_small_run_is_planned_for_tpus_that_are_not_there(cache):
     reduced = sum(one["bytes"] for one in found["train"]["collectives"])
     assert reduced >= 2 * found["params"]
     assert 0 < predicted["efficiency"][256] < predicted["efficiency"][4] < 1
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_the_stock_step_is_compiled_for_one_device(monkeypatch):
+    for name, value in ask_module.FOR_TPU.items():
+        monkeypatch.setenv(name, value)
+    found = stock.figures("v4", model="resnet26", image_size=32, images=8)
+    assert (found.images, found.devices) == (8, 1)
+    # Three passes of two operations a MAC; padding may count for more.
+    macs = cost_of_image(create_model("resnet26"), 32).macs
+    assert 0.9 < found.flops / (3 * 2 * macs * 8) < 1.5
+    assert found.cycles > 0 and found.hbm_bytes > 0
+
+
+@needs_libtpu
+def test_an_option_that_the_compiler_does_not_know_is_told(cache):
+    changes = {"compiler_options": {"xla_tpu_no_such_option": 1}}
+    with pytest.raises(UserError, match=r"compiler_options=.*xla_tpu_no_such_option"):
+        ask(tiny.config(changes), "v5e:2x2", evaluation=False)
 
 
 @needs_libtpu

@@ -4,13 +4,10 @@ import math
 
 import pytest
 
+from resnet_jax.plan import calibration
 from resnet_jax.plan.chips import CHIPS, HOP, chip_of
-from resnet_jax.plan.predict import (
-    network_seconds,
-    predict,
-    ring_seconds,
-    seconds_of,
-)
+from resnet_jax.plan.predict import predict
+from resnet_jax.plan.seconds import network_seconds, ring_seconds, seconds_of
 
 V5E, V6E, V4, V5P = (CHIPS[name] for name in ("v5e", "v6e", "v4", "v5p"))
 GIB = 2**30
@@ -170,16 +167,34 @@ def test_loops_do_not_hide_operations():
     assert found["seconds"]["compute"] == pytest.approx(6 * 10**10 * 128 / 197e12)
 
 
-def test_a_rate_is_held_against_what_was_published_of_the_chip():
-    found = predict(facts(chip="v4"))
-    # MLPerf Training 1.0: 208,500 images/s on 64 chips.
-    assert found["published"] == pytest.approx(3258, abs=1)
-    low, high = found["deviations"]
-    assert low == pytest.approx(found["rate"] / (208_500 / 64) - 1)
-    assert high == pytest.approx(found["most"] / (208_500 / 64) - 1)
-    for other in (facts(), facts(chip="v4", model="resnet18")):
-        assert "deviations" not in predict(other)
-    assert "deviations" not in predict(facts(chip="v4", image_size=160))
+def test_computation_is_calibrated_where_rates_were_published():
+    by_cycles = facts()["train"] | {"cycles": V4.clock / 10}
+    found = predict(facts(chip="v4", train=by_cycles))
+    factor = calibration.factor_of("v4")
+    # Not the network, and not below the peaks: 4.095e10 bytes at 1200 GB/s.
+    network = found["seconds"]["network"]
+    assert 0.1 / factor > 4.095e10 / 1200e9
+    assert found["factor"] == factor
+    assert found["rate"] == pytest.approx(128 / (0.1 / factor + network))
+    assert found["uncalibrated"] == pytest.approx(128 / (0.1 + network))
+    for told, (one, deviation) in zip(
+        found["published"], calibration.deviations("v4"), strict=True
+    ):
+        assert (told["rate"], told["deviation"]) == (one.rate, deviation)
+    hours = 36_000 * 128 / found["rate"] / 3600
+    assert found["hours"] == pytest.approx(hours + found["eval_hours"])
+    # Of v5e nothing was published, and nothing of float32.
+    for other in (facts(), facts(chip="v4", train=by_cycles, dtype="float32")):
+        found = predict(other)
+        assert found["factor"] is None
+        assert found["rate"] == found["uncalibrated"]
+
+
+def test_no_calibration_goes_beyond_the_published_peaks():
+    # 35 ms of cycles, but 34.1 ms of bytes.
+    train = facts()["train"] | {"cycles": 0.035 * V4.clock}
+    found = predict(facts(chip="v4", train=train))
+    assert found["rate"] == found["most"] > found["uncalibrated"]
 
 
 def test_what_does_not_fit_gets_no_speed():

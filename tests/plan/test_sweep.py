@@ -1,14 +1,17 @@
 """The search for options of the compiler, with a compiler that is made up."""
 
+import os
 import runpy
+import subprocess
+import sys
 
 import pytest
 
 from resnet_jax.errors import UserError
 from resnet_jax.plan import sweep
-from tests import tiny
+from tests import runs, tiny
 
-SAVED = {"a": 100, "b": 300, "c": -50}
+SAVED = {"a": 100, "b": 300, "c": -50, "e": 0}
 
 
 @pytest.fixture
@@ -21,12 +24,15 @@ def compiler(monkeypatch, tmp_path):
             raise UserError("no such option")
         saved = sum(SAVED[name] * options[name] for name in options)
         memory = {"activations": 5e9}
-        train = {"cycles": 10_000 - saved, "bytes": 2e6, "memory": memory}
-        return {"batch_size": 8, "devices": 2, "train": train}
+        # Scanning costs a tenth; twice the images cost less than twice the cycles.
+        cycles = (10_000 - saved) * (1.1 if config.model.scan_blocks else 1)
+        cycles *= {2: 0.5, 4: 1, 8: 1.9}[per_chip]
+        train = {"cycles": cycles, "bytes": 2e6, "memory": memory}
+        return {"batch_size": 2 * per_chip, "devices": 2, "train": train}
 
     monkeypatch.setattr(sweep, "ask", ask)
     monkeypatch.setattr(sweep, "KEPT", tmp_path)
-    candidates = ({"a": 1}, {"a": 2}, {"b": 1}, {"c": 1}, {"d": 1})
+    candidates = ({"a": 1}, {"a": 2}, {"b": 1}, {"c": 1}, {"d": 1}, {"e": 1})
     monkeypatch.setattr(sweep, "CANDIDATES", candidates)
     return tmp_path
 
@@ -40,13 +46,35 @@ def test_what_helps_is_kept_together(compiler):
     table = said[0].splitlines()
     assert "| `a=2`, `b=1` | 2.4 | 0 | 5.00 GB | kept |" in table
     assert "| `c=1` | 2.5 | 0 | 5.00 GB | +0.5% |" in table
-    assert "| `d=1` | | | | refused |" in table
+    assert "| `d=1` | | | | refused: no such option |" in table
+    assert "| `e=1` | 2.5 | 0 | 5.00 GB | the same program |" in table
+    # Variants of the step come with what is kept, and are not kept themselves.
+    kept = "`a=2`, `b=1`"
+    assert table[-3:] == [
+        f"| {kept}, model.scan_blocks=True | 2.6 | 0 | 5.00 GB |"
+        " +10.0% against what is kept |",
+        f"| {kept}, 2 images a chip | 2.4 | 1 | 5.00 GB | +0.0% against what is kept |",
+        f"| {kept}, 8 images a chip | 2.3 | 0 | 5.00 GB | -5.0% against what is kept |",
+    ]
 
 
 def test_where_nothing_helps_nothing_is_kept(compiler, monkeypatch):
     monkeypatch.setattr(sweep, "CANDIDATES", ({"c": 1}, {"d": 1}))
     sweep.run(tiny.config(), "v5e:2x2", 4, "the command", lambda _: None)
     assert runpy.run_path(compiler / "v5e.py")["OPTIONS"] == {}
+
+
+def test_training_reads_what_is_kept(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    sweep.keep("v6e", {"xla_some_option": 7}, "the command")
+    code = "from resnet_jax.compiler import options_for as f; print(f('TPU v6 lite'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(runs.ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert done.stdout == "{'xla_some_option': 7}\n"
 
 
 def test_only_compilers_that_tell_cycles_can_be_compared(compiler):

@@ -1,0 +1,133 @@
+"""What this library does in the benchmarks: its step, its inference, its compiling."""
+
+import collections
+import pathlib
+import sys
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from resnet_jax import compile_cache, host
+from resnet_jax.config import load
+from resnet_jax.models import create_model
+from resnet_jax.models.cost import init_shapes
+from resnet_jax.setup import Setup, set_up
+from resnet_jax.train import teacher_variables
+
+
+def short_config(
+    config: str, model: str, size: int, batch: int, dtype: str, steps: int = 4
+) -> ConfigDict:
+    """A short run of a config on fake data; `model` may be empty: the config's."""
+    found = load(config)
+    found.model.name = model or found.model.name
+    found.batch_size = batch
+    found.model.dtype = dtype
+    found.data.image_size = size
+    # Few images in the second split: only training is measured.
+    found.data.source = f"fake:10:{batch}"
+    found.data.train_split, found.data.eval_split = "train", "validation"
+    found.total = ConfigDict({"steps": steps})
+    found.log_every = ConfigDict({"steps": max(steps // 4, 1)})
+    found.optim.warmup = ConfigDict({"steps": 0})
+    found.optim.schedule = "constant"
+    for section in (found.evaluate, found.checkpoint):
+        section.every = ConfigDict({"steps": steps})
+    return found
+
+
+def fake_batch(setup: Setup) -> dict:
+    """A batch of noise, on the devices."""
+    rng = np.random.default_rng(0)
+    like = setup.batch_like(setup.config.batch_size, "image", "label")
+    image = rng.integers(0, 256, like["image"].shape, np.uint8)
+    label = rng.integers(0, 10, like["label"].shape, np.int32)
+    return setup.to_devices({"image": image, "label": label})
+
+
+def _step_config(model: str, size: int, batch: int, dtype: str) -> ConfigDict:
+    name = "configs/r50.py" if size >= 96 else "configs/cifar10.py"
+    config = short_config(name, model, size, batch, dtype)
+    # As the peers have it.
+    config.model.bn_group_size = "global"
+    return config
+
+
+def step(model: str, size: int, batch: int, dtype: str) -> Callable[[], None]:
+    """The train step that `main` runs, of a config for images of that size."""
+    host.keep_freed_memory()
+    setup = set_up(_step_config(model, size, batch, dtype))
+    train_step = setup.compile_train_step()
+    state = setup.init_state()
+    placed = fake_batch(setup)
+
+    def run() -> None:
+        nonlocal state
+        state, _ = train_step(state, placed)
+        jax.block_until_ready(state)
+
+    return run
+
+
+def compile_step(model: str, size: int, batch: int, dtype: str) -> Callable[[], None]:
+    """From the config to the compiled train step, once."""
+    return _compiling(_step_config(model, size, batch, dtype))
+
+
+def compile_scanned_step(
+    model: str, size: int, batch: int, dtype: str
+) -> Callable[[], None]:
+    """The same with scanned blocks."""
+    config = _step_config(model, size, batch, dtype)
+    config.model.scan_blocks = True
+    return _compiling(config)
+
+
+def _compiling(config: ConfigDict) -> Callable[[], None]:
+    compile_cache.turn_on()
+
+    def run() -> None:
+        setup = set_up(config)
+        setup.compile_train_step(teacher_variables(setup))
+
+    return run
+
+
+def inference(model: str, size: int, batch: int, dtype: str) -> Callable[[], None]:
+    """Logits of float32 images."""
+    host.keep_freed_memory()
+    network = create_model(model, dtype=jnp.dtype(dtype))
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda x: jnp.asarray(rng.uniform(0.01, 0.02, x.shape), x.dtype),
+        init_shapes(network, size),
+    )
+    shape = (batch, size, size, network.spec.in_channels)
+    image = jnp.asarray(rng.standard_normal(shape, np.float32))
+    logits_of = jax.jit(network.apply).lower(variables, image).compile()
+    return lambda: jax.block_until_ready(logits_of(variables, image))
+
+
+def profile(run: Callable[[], None], folder: str) -> None:
+    """Writes a trace of a call, and prints the operations that take longest."""
+    with jax.profiler.trace(folder):
+        run()
+    print(f"costliest operations of the trace in {folder}:", file=sys.stderr)
+    for name, seconds in costliest(pathlib.Path(folder)):
+        print(f"{seconds:8.3f} s  {name}", file=sys.stderr, flush=True)
+
+
+def costliest(trace: pathlib.Path, count: int = 10) -> list[tuple[str, float]]:
+    """The operations of the newest trace in a folder that take longest, in seconds."""
+    files = sorted(trace.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
+    seconds: collections.Counter[str] = collections.Counter()
+    for plane in jax.profiler.ProfileData.from_file(str(files[-1])).planes:
+        for line in plane.lines:
+            for event in line.events:
+                operation = dict(event.stats).get("hlo_op")
+                if operation:
+                    seconds[operation] += event.duration_ns / 1e9
+    return seconds.most_common(count)

@@ -1,0 +1,70 @@
+"""Speed of the whole program against its bare compiled step."""
+
+import argparse
+import contextlib
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+
+import jax
+
+from resnet_jax import writers
+from resnet_jax.bench import table
+from resnet_jax.bench.ours import fake_batch, short_config
+from resnet_jax.bench.table import Benchmark, row
+from resnet_jax.setup import Setup, set_up
+from resnet_jax.train import teacher_variables, train
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of `bench overhead`."""
+    parser.add_argument("--config", default="configs/cifar10.py")
+    parser.add_argument("--model", default="", help="of the zoo; default: the config's")
+    parser.add_argument("--image_size", type=int, default=32)
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--dtype", default="float32")
+
+
+def rows(args: argparse.Namespace) -> Iterator[dict]:
+    """Images per second of a run and of its bare step, in turn.
+
+    The first steps of either, where threads and caches warm up, are not counted.
+    """
+    case = args.model, args.image_size, args.batch_size, args.dtype
+    config = short_config(args.config, *case, steps=args.steps)
+    setup = set_up(config)
+    bare, run = [], []
+    for _ in range(args.repeats):
+        bare.append(_bare_rate(setup))
+        with tempfile.TemporaryDirectory() as directory:
+            workdir = pathlib.Path(directory) / "run"
+            with contextlib.redirect_stdout(sys.stderr):
+                train(config, workdir)
+            logged = writers.read_metrics(workdir)
+        key = "train/images_per_second"
+        rates = [found[key] for found in logged if key in found]
+        run.append(statistics.harmonic_mean(rates[1:]))
+    size = f"{args.image_size} px, batch {args.batch_size}, {args.dtype}"
+    name = f"whole program, {config.model.name}, {size}"
+    yield row(name, "images/s", run, "bare compiled step", bare)
+
+
+def _bare_rate(setup: Setup) -> float:
+    train_step = setup.compile_train_step(teacher_variables(setup))
+    state, batch = setup.init_state(), fake_batch(setup)
+    warm = setup.total_steps // 4
+    for i in range(setup.total_steps):
+        if i == warm:
+            jax.block_until_ready(state)
+            started = time.perf_counter()
+        state, _ = train_step(state, batch)
+    jax.block_until_ready(state)
+    images = (setup.total_steps - warm) * setup.config.batch_size
+    return images / (time.perf_counter() - started)
+
+
+BENCHMARK = Benchmark(add_arguments, rows, (*table.JAX, "optax", "orbax-checkpoint"))

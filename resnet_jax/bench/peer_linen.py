@@ -1,0 +1,132 @@
+"""The same networks in stock Linen, as the Flax ImageNet example trains them."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from resnet_jax.models import get_spec
+
+LEARNING_RATE, MOMENTUM, DECAY = 0.1, 0.9, 1e-4
+
+
+class Bottleneck(nn.Module):
+    """A bottleneck of `nn.Conv` and `nn.BatchNorm`, as in the Flax ImageNet example."""
+
+    width: int
+    stride: int
+    conv: Callable
+    norm: Callable
+
+    @nn.compact
+    def __call__(self, x):
+        y = nn.relu(self.norm()(self.conv(self.width, (1, 1))(x)))
+        y = self.conv(self.width, (3, 3), (self.stride, self.stride))(y)
+        y = nn.relu(self.norm()(y))
+        y = self.norm()(self.conv(4 * self.width, (1, 1))(y))
+        if x.shape != y.shape:
+            x = self.conv(4 * self.width, (1, 1), (self.stride, self.stride))(x)
+            x = self.norm()(x)
+        return nn.relu(x + y)
+
+
+class StockResNet(nn.Module):
+    """ResNet-26, -50, -101 or -152 as one writes it with Linen's layers."""
+
+    stage_sizes: Sequence[int]
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        conv = partial(nn.Conv, use_bias=False, dtype=self.dtype)
+        norm = partial(
+            nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype
+        )
+        x = nn.relu(norm()(conv(64, (7, 7), (2, 2), padding=[(3, 3), (3, 3)])(x)))
+        x = nn.max_pool(x, (3, 3), (2, 2), padding="SAME")
+        for i, size in enumerate(self.stage_sizes):
+            for j in range(size):
+                stride = 2 if i and not j else 1
+                x = Bottleneck(64 * 2**i, stride, conv, norm)(x)
+        x = nn.Dense(1000, dtype=self.dtype)(x.mean(axis=(1, 2)))
+        return x.astype(jnp.float32)
+
+
+def train_step(model: str, size: int, batch: int, dtype: str):
+    """The jitted train step of `StockResNet`, and shapes of its two arguments.
+
+    The state (donated) are parameters, running statistics and momentum; a batch has
+    `image` and `label`. Raises LookupError for networks that are no `StockResNet`.
+    """
+    if model not in ("resnet26", "resnet50", "resnet101", "resnet152"):
+        raise LookupError(f"stock Linen has no {model} here")
+    network = StockResNet(get_spec(model).stage_sizes, jnp.dtype(dtype))
+    optimizer = optax.chain(
+        optax.add_decayed_weights(DECAY),
+        optax.sgd(LEARNING_RATE, MOMENTUM, nesterov=True),
+    )
+    shapes = {
+        "image": jax.ShapeDtypeStruct((batch, size, size, 3), jnp.dtype(dtype)),
+        "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
+    }
+
+    def init(image):
+        variables = network.init(jax.random.key(0), image, train=False)
+        params = variables["params"]
+        return params, variables["batch_stats"], optimizer.init(params)
+
+    def loss_of(params, stats, batch):
+        logits, new = network.apply(
+            {"params": params, "batch_stats": stats},
+            batch["image"],
+            train=True,
+            mutable=["batch_stats"],
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return losses.mean(), new["batch_stats"]
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(state, batch):
+        params, stats, momentum = state
+        grads, stats = jax.grad(loss_of, has_aux=True)(params, stats, batch)
+        updates, momentum = optimizer.update(grads, momentum, params)
+        return optax.apply_updates(params, updates), stats, momentum
+
+    return step, jax.eval_shape(init, shapes["image"]), shapes
+
+
+def step(model: str, size: int, batch: int, dtype: str) -> Callable[[], None]:
+    """A train step on noise."""
+    jitted, state_like, shapes = train_step(model, size, batch, dtype)
+    compiled = jitted.lower(state_like, shapes).compile()
+    rng = np.random.default_rng(0)
+    image = rng.standard_normal(shapes["image"].shape, np.float32)
+    placed = {
+        "image": jnp.asarray(image, dtype),
+        "label": jnp.asarray(rng.integers(10, size=batch), jnp.int32),
+    }
+    # Values do not change the speed, as long as they stay finite.
+    state = jax.tree.map(
+        lambda x: jnp.asarray(rng.uniform(0.01, 0.02, x.shape), x.dtype), state_like
+    )
+
+    def run() -> None:
+        nonlocal state
+        state = jax.block_until_ready(compiled(state, placed))
+
+    return run
+
+
+def compile_step(model: str, size: int, batch: int, dtype: str) -> Callable[[], None]:
+    """From the network's definition to the compiled train step, once."""
+
+    def run() -> None:
+        jitted, state_like, shapes = train_step(model, size, batch, dtype)
+        jitted.lower(state_like, shapes).compile()
+
+    train_step(model, size, batch, dtype)
+    return run

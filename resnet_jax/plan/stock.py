@@ -1,0 +1,56 @@
+"""What libtpu says of the stock step of ResNet-50 on one device of a TPU.
+
+`python -m resnet_jax.plan.stock v3 v4` prints the figures of `calibration.STOCK`; a
+compilation takes minutes.
+"""
+
+import os
+import sys
+
+from resnet_jax.plan.ask import FOR_TPU, versions
+from resnet_jax.plan.calibration import Stock
+from resnet_jax.plan.chips import CHIPS
+
+
+def figures(
+    chip: str, *, model: str = "resnet50", image_size: int = 224, images: int = 128
+) -> Stock:
+    """Compiles the step of `bench/peer_linen.py` in bfloat16 for one device.
+
+    The environment must be that of `ask.FOR_TPU` before JAX is imported.
+    """
+    import jax
+
+    from resnet_jax import sharding
+    from resnet_jax.bench import peer_linen
+    from resnet_jax.plan import compiled
+
+    topology = chip + ":" + "x".join("221"[: CHIPS[chip].axes])
+    devices = compiled.devices_of(topology)
+    mesh = sharding.make_mesh(devices[:1])
+    step, state, batch = peer_linen.train_step(model, image_size, images, "bfloat16")
+
+    def on_one(tree):
+        placed = sharding.replicated(mesh)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), tree
+        )
+
+    lowered = step.lower(on_one(state), on_one(batch))
+    found = compiled.of_step(lowered.compile, {}, batch, mesh)
+    where = compiled.where_of(topology, devices)
+    named = versions()
+    return Stock(
+        images=images,
+        devices=where["devices"] // where["chips"],
+        flops=float(found["flops"]),
+        hbm_bytes=float(found["hbm_bytes"]),
+        cycles=float(found["cycles"]),
+        source=f"libtpu {named['libtpu']}, jax {named['jax']}",
+    )
+
+
+if __name__ == "__main__":
+    os.environ.update(FOR_TPU)
+    for name in sys.argv[1:]:
+        print(f'"{name}": {figures(name)},', flush=True)
