@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
@@ -280,7 +281,7 @@ def fingerprint(tree: Any) -> dict[str, int]:
     """A 32-bit checksum of each array of a tree, by name: any changed bit shows.
 
     Computed on the devices, over the bits in their places modulo 2**32, so that
-    it does not depend on how an array is sharded.
+    it does not depend on how an array is sharded, and no array has to be whole.
     """
     names = [
         jax.tree_util.keystr(path, simple=True, separator="/")
@@ -298,10 +299,13 @@ def _checksums(leaves: list[jax.Array]) -> list[jax.Array]:
 def _checksum(x: jax.Array) -> jax.Array:
     if x.dtype != jnp.bool_:
         x = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
-    bits = x.astype(jnp.uint32).reshape(-1)
+    bits, place = x.astype(jnp.uint32), jnp.uint32(0)
+    # The number of each element, in the order of rows.
+    for axis, length in enumerate(x.shape):
+        place = place * np.uint32(length)
+        place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
     # An odd factor is invertible modulo 2**32: every place and every bit counts.
-    factor = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1
-    return jnp.sum(bits * factor, dtype=jnp.uint32)
+    return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
 
 
 def find_versions() -> dict[str, str]:
