@@ -20,6 +20,12 @@ NETWORK = {
     "stem": ((3, 1, 8),),
     "shortcut": "projection",
 }
+# Two blocks wide enough that devices keep parts of their kernels, and do so.
+IN_PARTS = {
+    "sharding.params": "fsdp",
+    "model.overrides.widths": (64, 64),
+    "model.overrides.stem": ((3, 1, 64),),
+}
 
 
 def config(changes: Mapping | None = None) -> ConfigDict:
