@@ -149,7 +149,7 @@ UPDATES = {
     "agc": {
         "optim.agc": 0.01,
         "model.scan_blocks": True,
-        "model.overrides.stage_sizes": (3,),
+        "model.overrides.stage_sizes": (2,),
     },
 }
 

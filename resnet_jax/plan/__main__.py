@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
         "--largest", action="store_true", help="search the largest batch that fits"
     )
     parser.add_argument(
-        "--input_rate", type=float, default=0, help="images/s/core of `bench input`"
+        "--input_rate", type=float, default=0.0, help="images/s/core of `bench input`"
     )
     parser.add_argument(
         "--price", type=prices, default=[0.0], help="of a chip-hour; one a topology"
