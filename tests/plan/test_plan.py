@@ -363,7 +363,8 @@ def test_topologies_and_sizes_are_compared_in_one_call(monkeypatch, capsys):
         assert predicted["cores"] >= predicted["host_rate"] / 600
     assert asked == 4 * ["replicated"]
     asked.clear()
-    command.main(["plan", "--config=configs/r50.py", "--sharding=replicated,fsdp"])
+    arguments = ["--config=configs/r50.py", "--topology=v5e:2x4", "--per_chip=64"]
+    command.main(["plan", *arguments, "--sharding=replicated,fsdp"])
     assert asked == ["replicated", "fsdp"]
 
 
