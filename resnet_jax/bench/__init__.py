@@ -11,6 +11,9 @@ overhead: images/s of the whole program on the fake source (loading, logging, pr
 against the same compiled step called again and again on one batch.
 compile: seconds that tracing and compiling the train step take with scanned blocks,
 against a tree of its own for each block (`model.scan_blocks`).
+scale: 1 to 8 processes on this machine at equal work for each: bytes of collectives,
+share of time in them, start-up, stall of a save, restore; save and restore of a large
+network; with `--topology=v5e:2x4`, the share that `plan` expects on 8 to 4096 chips.
 schedule: learning rate and weight decay over a run of a config (`--save=lr.png` draws
 them); runs nothing, and needs no data if `--train_size` is given; takes overrides.
 input: images/s/core of the input pipeline on JPEGs of yours, against tf.data and torch.

@@ -11,6 +11,7 @@ from resnet_jax import bench, host
 from resnet_jax.bench import augment as augment_bench
 from resnet_jax.bench import convolutions as convolutions_bench
 from resnet_jax.bench import input as input_bench
+from resnet_jax.bench import scale as scale_bench
 from resnet_jax.bench import schedule as schedule_bench
 from resnet_jax.bench import speed as speed_bench
 from resnet_jax.bench.training import compile_time, overhead, training_config
@@ -83,6 +84,16 @@ def main(argv: list[str]) -> None:
             kind.add_argument(
                 "--profile", type=pathlib.Path, help="writes a trace to this folder"
             )
+    kind = kinds.add_parser("scale", parents=[common])
+    kind.add_argument("--config", default="configs/r50.py")
+    kind.add_argument("--model", default="resnet18", help="that is trained here")
+    kind.add_argument("--saved", default="resnet152", help="whose state is saved")
+    kind.add_argument("--processes", type=_list(int), default=[1, 2, 4, 8])
+    kind.add_argument("--image_size", type=int, default=64)
+    kind.add_argument("--batch_size", type=int, default=8, help="of a process")
+    kind.add_argument("--steps", type=int, default=20, help="between two saves")
+    kind.add_argument("--dtype", default="float32")
+    kind.add_argument("--topology", help="of `plan`, for predictions: v5e:2x4")
     kind = kinds.add_parser("schedule")
     kind.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT")
     kind.add_argument("--save", type=pathlib.Path, help="draws there, such as lr.png")
@@ -103,6 +114,16 @@ def main(argv: list[str]) -> None:
             schedule_bench.draw(args.config, config, size, args.save)
     elif args.what == "input":
         rows = input_bench.rows(args.images, args.cores, args.batches, args.repeats)
+    elif args.what == "scale":
+        rows = scale_bench.rows(
+            training_config(args),
+            args.processes,
+            steps=args.steps,
+            repeats=args.repeats,
+            saved=args.saved,
+            topology=args.topology,
+            planned=load(args.config),
+        )
     elif args.what == "convolutions":
         rows = convolutions_bench.rows(
             args.model, args.image_size, args.batch_size, args.dtype, args.repeats

@@ -146,7 +146,9 @@ def test_processes_that_share_parameters_train_as_those_that_each_have_all(
         scale = np.abs(array).max() + 1e-6
         assert np.abs(array - others[name]).max() <= 2e-5 * scale, name
     # One process that has all of it takes up what two left in parts.
-    code, output = runs.run(tmp_path / "run", *FLAGS, "--mode=eval", "--checkpoint=last")
+    code, output = runs.run(
+        tmp_path / "run", *FLAGS, "--mode=eval", "--checkpoint=last"
+    )
     assert code == 0, output
     evaluated = runs.read_json(tmp_path / "run" / "eval_test.json")
     for key in ("n_seen", "top1", "top5"):
