@@ -29,6 +29,11 @@ def get_config() -> ConfigDict:
     # Examples that share batch-norm statistics, or 'global', or 'device'.
     config.model.bn_group_size = literal(32)
 
+    config.sharding = ConfigDict()
+    # Or fsdp: each device keeps a part of parameters, optimiser and average only, and
+    # gets the others when it needs them: for networks that else do not fit.
+    config.sharding.params = "replicated"
+
     # Options of XLA's compiler for the steps, or 'chip': those of configs/compiler/.
     config.compiler_options = literal("chip")
 

@@ -21,6 +21,7 @@ MAY_CHANGE = (
     "evaluate.",
     "init_from",  # only a fresh run reads it
     "log_every.",
+    "sharding.",
     "data.num_workers",
     "data.num_threads",
     "data.data_dir",

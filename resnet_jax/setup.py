@@ -82,11 +82,38 @@ class Setup:
 
     def state_like(self) -> TrainState:
         """Shapes, types and shardings of the train state."""
-        return self._replicated(jax.eval_shape(self._init))
+        return self._placed(jax.eval_shape(self._init))
+
+    def shardings(self) -> TrainState:
+        """How the train state lies on the devices."""
+        return jax.tree.map(lambda x: x.sharding, self.state_like())
+
+    def _placed(self, state: TrainState) -> TrainState:
+        """Shapes of a state with the shardings of `config.sharding.params`."""
+
+        def cut(shapes):
+            kind = sharding.PARAMS[self.config.sharding.params]
+            return _with_sharding(shapes, functools.partial(kind, self.mesh))
+
+        ema = state.ema
+        if ema:
+            of_stats = self._replicated(ema["batch_stats"])
+            ema = {"params": cut(ema["params"]), "batch_stats": of_stats}
+        return TrainState(
+            step=self._replicated(state.step),
+            params=cut(state.params),
+            batch_stats=self._replicated(state.batch_stats),
+            opt_state=cut(state.opt_state),
+            ema=ema,
+        )
+
+    def whole(self, params: step.Tree) -> step.Tree:
+        """Parameters to compute with, all of each on every device."""
+        return sharding.whole(params, self.mesh, self.config.sharding.params)
 
     def init_state(self) -> TrainState:
         """The state before the first step, on the devices."""
-        init = jax.jit(self._init, out_shardings=sharding.replicated(self.mesh))
+        init = jax.jit(self._init, out_shardings=self.shardings())
         # Optimising what runs once took most of the start on CPUs.
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
         options = {"xla_backend_optimization_level": 0} if on_cpu else None
@@ -94,11 +121,13 @@ class Setup:
 
     def state_from(self, variables: dict) -> TrainState:
         """The state before the first step with given variables, on the devices."""
-        ema = bool(self.config.ema_decay)
+        ema, like = bool(self.config.ema_decay), vars(self.state_like())
+        # Each device gets its part only: there may be no room for more.
+        placed = sharding.place(variables, {key: like[key] for key in variables})
         return jax.jit(
             lambda variables: step.state_from(variables, self.optimizer, ema=ema),
-            out_shardings=sharding.replicated(self.mesh),
-        )(variables)
+            out_shardings=self.shardings(),
+        )(placed)
 
     def _init(self) -> TrainState:
         return step.init_state(
@@ -166,9 +195,11 @@ class Setup:
             ema_copy_until=warmup,
             seed=config.seed,
             replicate=lambda tree: jax.lax.with_sharding_constraint(tree, placed),
+            whole=self.whole,
         )
         train_step = step.make_train_step(self.model, self.optimizer, options)
-        jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(placed, placed))
+        out = self.shardings(), placed
+        jitted = jax.jit(train_step, donate_argnums=0, out_shardings=out)
         batch = self.batch_like(config.batch_size, "image", "label")
         if not teacher:
             return jitted.lower(self.state_like(), batch)
@@ -201,16 +232,13 @@ class Setup:
         return self._replicated(shapes)
 
     def _replicated(self, shapes):
-        placed = sharding.replicated(self.mesh)
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), shapes
-        )
+        return _with_sharding(shapes, lambda shape: sharding.replicated(self.mesh))
 
     def compile_statistics_step(self) -> Callable:
         """The compiled `statistics_step(variables, batch)`."""
         config, data = self.config, self.config.data
         statistics_step = step.make_statistics_step(
-            self.model, data.mean, data.std, config.seed
+            self.model, data.mean, data.std, config.seed, self.whole
         )
         jitted = jax.jit(statistics_step, out_shardings=sharding.replicated(self.mesh))
         batch = self.batch_like(config.batch_size, "image", "label")
@@ -226,7 +254,9 @@ class Setup:
         """`eval_step(variables, batch, allowed)`, to be compiled."""
         data = self.config.data
         flip = self.config.evaluate.views != "one"
-        eval_step = step.make_eval_step(self.model, data.mean, data.std, flip)
+        eval_step = step.make_eval_step(
+            self.model, data.mean, data.std, flip, self.whole
+        )
         placed = sharding.replicated(self.mesh), sharding.batch_sharding(self.mesh)
         keys = "image", "label", "mask"
         batch = self.batch_like(self.eval_batch_size, *keys, examples=self.test)
@@ -319,6 +349,14 @@ class Setup:
         return sharding.to_devices(needed, self.mesh, self.eval_batch_size)
 
 
+def _with_sharding(shapes, sharding_of: Callable):
+    """Shapes with the sharding of each, which is a function of `shape`."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding_of(x.shape)),
+        shapes,
+    )
+
+
 def set_up(config: ConfigDict, mesh: Mesh | None = None) -> Setup:
     """Opens the data, makes network and optimiser; computes nothing.
 
@@ -387,6 +425,7 @@ def _check_values(config: ConfigDict, mesh: Mesh) -> None:
         ("data.cache", data.cache, CACHES),
         ("data.train_crop", data.train_crop, TRAIN_CROPS),
         ("evaluate.views", config.evaluate.views, VIEWS),
+        ("sharding.params", config.sharding.params, sharding.PARAMS),
     ):
         if value not in known:
             raise UserError(f"There is no {key}={value!r}.{nearest(value, known)}")
@@ -605,7 +644,7 @@ def summary(setup: Setup, workdir: Path) -> str:
     epochs = setup.total_steps * config.batch_size / len(setup.train.source)
     rows = {
         "devices": f"{mesh.size} x {device.device_kind} ({device.platform}),"
-        f" {jax.process_count()} process(es)",
+        f" {jax.process_count()} process(es), parameters {config.sharding.params}",
         "model": f"{config.model.name}, {params:,} parameters,"
         f" {macs / 1e6:,.1f} M MACs at {size}x{size}, {config.model.dtype}",
         "train": f"{setup.train.source.where}, {len(setup.train.source):,} images,"

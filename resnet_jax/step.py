@@ -82,6 +82,7 @@ class StepOptions:
         (seed, step).
       replicate: keeps what is drawn for mixing on every device. Left to themselves,
         the loops that draw from beta would wait for each other.
+      whole: makes parameters whole on every device; see `sharding.whole`.
     """
 
     mean: Sequence[float]
@@ -98,6 +99,7 @@ class StepOptions:
     ema_copy_until: int = 0
     seed: int = 0
     replicate: Callable[[Tree], Tree] = lambda tree: tree
+    whole: Callable[[Tree], Tree] = lambda params: params
 
 
 def normalize(
@@ -206,7 +208,7 @@ def make_train_step(
         else:
             image = normalize(part["image"], options.mean, options.std, model.dtype)
         logits, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats},
+            {"params": options.whole(params), "batch_stats": batch_stats},
             image,
             train=True,
             mutable=["batch_stats"],
@@ -324,16 +326,23 @@ def _cut(x: jax.Array, parts: int, unit: int) -> jax.Array:
 
 
 def make_statistics_step(
-    model: nn.Module, mean: Sequence[float], std: Sequence[float], seed: int
+    model: nn.Module,
+    mean: Sequence[float],
+    std: Sequence[float],
+    seed: int,
+    whole: Callable[[Tree], Tree] = lambda params: params,
 ) -> Callable[[dict, dict], Tree]:
-    """Returns `statistics_step(variables, batch) -> batch_stats` of a batch alone."""
+    """Returns `statistics_step(variables, batch) -> batch_stats` of a batch alone.
+
+    `whole` is as in `StepOptions`.
+    """
     # Without keep-momentum, the running statistics are those of the last batch.
     model = model.clone(spec=dataclasses.replace(model.spec, norm_momentum=0.0))
 
     def statistics_step(variables: dict, batch: dict) -> Tree:
         image = normalize(batch["image"], mean, std, model.dtype)
         _, updated = model.apply(
-            variables,
+            {**variables, "params": whole(variables["params"])},
             image,
             train=True,
             mutable=["batch_stats"],
@@ -345,13 +354,17 @@ def make_statistics_step(
 
 
 def make_eval_step(
-    model: nn.Module, mean: Sequence[float], std: Sequence[float], flip: bool = False
+    model: nn.Module,
+    mean: Sequence[float],
+    std: Sequence[float],
+    flip: bool = False,
+    whole: Callable[[Tree], Tree] = lambda params: params,
 ) -> Callable[[dict, dict, jax.Array], tuple[dict, dict]]:
     """Returns `eval_step(variables, batch, allowed) -> (sums, predictions)`.
 
     `allowed`, bool [classes], says which classes can be predicted. `sums` are those of
     `metrics.evaluation_sums`; `predictions` hold the int32 `label` that the network
-    gives to each row and its float32 `probability`.
+    gives to each row and its float32 `probability`. `whole` is as in `StepOptions`.
 
     Several views of an image, uint8 [b, views, h, w, c], and, with `flip`, the mirror
     image of each, are evaluated by the mean of their logits, as fb.resnet.torch and
@@ -367,6 +380,8 @@ def make_eval_step(
     def eval_step(
         variables: dict, batch: dict, allowed: Bool[Array, "classes"]
     ) -> tuple[dict, dict]:
+        variables = {**variables, "params": whole(variables["params"])}
+
         def logits_of(image: jax.Array) -> jax.Array:
             image = normalize(image, mean, std, model.dtype)
             return model.apply(variables, image, train=False)

@@ -57,6 +57,32 @@ def assert_equal(state, other):
 
 
 @pytest.mark.slow
+def test_a_state_moves_between_whole_and_in_parts_and_numbers_of_devices(tmp_path):
+    setups = [
+        tiny.setup(tiny.IN_PARTS | {"ema_decay": 0.9, "sharding.params": kind}, devices)
+        for kind, devices in (
+            *(("replicated", 8), ("fsdp", 8), ("fsdp", 4), ("replicated", 2)),
+            *(("fsdp", 1), ("fsdp", 8)),
+        )
+    ]
+    first = state = tiny.state(setups[0])
+    for step, setup in enumerate(setups):
+        with open_at(tmp_path) as saved:
+            saved.save(state, progress_at(step))
+            saved.wait()
+        with open_at(tmp_path) as saved:
+            state, _ = saved.restore_latest(setup.state_like())
+        assert_equal(state, first)
+        shardings = jax.tree.map(lambda x: x.sharding, state)
+        assert shardings == setup.shardings()
+        assert fingerprint(state) == fingerprint(first)
+        # The last kernel of 3 x 3 x 64 x 64.
+        kernel = state.opt_state[1].trace["stage2_block1"]["conv2"]["kernel"]
+        parts = setup.mesh.size if setup.config.sharding.params == "fsdp" else 1
+        assert kernel.addressable_shards[0].data.shape == (3, 3, 64 // parts, 64)
+
+
+@pytest.mark.slow
 def test_a_state_comes_back_with_the_same_bits_on_other_numbers_of_devices(tmp_path):
     state, devices = state_of(1, 8), (1, 4)
     with open_at(tmp_path) as saved:

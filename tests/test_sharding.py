@@ -13,6 +13,7 @@ from resnet_jax.models.cost import count
 from resnet_jax.plan import hlo
 from resnet_jax.plan.hlo import Collective
 from resnet_jax.setup import Setup
+from resnet_jax.step import TrainState
 from tests import tiny
 
 # One block: the stem's norm and two more.
@@ -23,12 +24,16 @@ ONE_BLOCK = {"model.overrides.stage_sizes": (1,), "model.overrides.widths": (8,)
 def two_steps(group: int | str, devices: int) -> dict:
     """State and metrics after two steps of 16 images, from a fixed state."""
     setup = tiny.setup(ONE_BLOCK | {"model.bn_group_size": group}, devices)
+    return steps(setup, tiny.state(setup), 2)[0]
+
+
+def steps(setup: Setup, state: TrainState, number: int) -> tuple[dict, TrainState]:
+    """State and metrics after some steps, on the host, and the state as it lies."""
     train_step = setup.compile_train_step()
-    state = tiny.state(setup)
-    for seed in range(2):
+    for seed in range(number):
         batch = setup.to_devices(tiny.batch(setup, seed))
         state, metrics = train_step(state, batch)
-    return jax.device_get({**vars(state), **metrics})
+    return jax.device_get({**vars(state), **metrics}), state
 
 
 # Of 16 images, 8 devices hold two each: groups of one inside a device, of two as a
@@ -99,6 +104,126 @@ def test_a_step_exchanges_gradients_statistics_and_metrics_and_nothing_else(
     # The two metrics are loss and top-1. A loop over microbatches has them once.
     expected = count(state.params) + count(state.batch_stats) + 2
     assert sum(one.elements for one in found) == expected
+
+
+# Parameters in parts.
+
+
+@pytest.mark.parametrize(
+    ("shape", "parts"),
+    [
+        ((3, 3, 64, 128), (3, 3, 64, 16)),
+        # The first of equal ones.
+        ((3, 3, 64, 64), (3, 3, 8, 64)),
+        # 1000 is longer than 512, and 8 divides it; 1001 is not divided.
+        ((512, 1000), (512, 125)),
+        ((512, 1001), (64, 1001)),
+        ((127, 1001), (127, 1001)),
+        # 2^14 numbers, and one less of each pair.
+        ((2**14,), (2**11,)),
+        ((2**13,), (2**13,)),
+        ((), ()),
+    ],
+)
+def test_the_longest_axis_that_devices_divide_is_cut(shape, parts):
+    assert sharding.fully_sharded(tiny.mesh_of(8), shape).shard_shape(shape) == parts
+
+
+def held(tree) -> int:
+    """Numbers of a tree that the first device holds."""
+    first = jax.devices()[0]
+    return sum(
+        shard.data.size
+        for leaf in jax.tree.leaves(tree)
+        for shard in leaf.addressable_shards
+        if shard.device == first
+    )
+
+
+# Sums over images and devices, norms of a gradient and of each parameter, a second
+# gradient, and blocks that are stacked.
+UPDATES = {
+    "sgd": {"optim.microbatches": 2, "optim.clip_norm": 1.0},
+    "lars": {"optim.name": "lars", "optim.sam_rho": 0.05},
+    "lamb": {"optim.name": "lamb", "optim.learning_rate": 0.01},
+    "agc": {
+        "optim.agc": 0.01,
+        "model.scan_blocks": True,
+        "model.overrides.stage_sizes": (2,),
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", UPDATES)
+def test_parameters_in_parts_are_trained_as_whole_ones_are(which):
+    changes = ONE_BLOCK | tiny.IN_PARTS | {"model.overrides.widths": (64,)}
+    in_parts = tiny.setup(changes | {"ema_decay": 0.9} | UPDATES[which])
+    whole = tiny.setup(
+        changes | {"ema_decay": 0.9, "sharding.params": "replicated"} | UPDATES[which]
+    )
+    first = jax.device_get(whole.init_state())
+    ours, state = steps(in_parts, jax.device_put(first, in_parts.shardings()), 2)
+    theirs, _ = steps(whole, jax.device_put(first, whole.shardings()), 2)
+    # As above, but sums of 16 x 64 x 64 terms: sqrt(64) times as long a way.
+    assert tiny.difference(ours, theirs) < 1e-4
+    # A step leaves everything where it was: of each kernel of 64 x 64 an eighth.
+    sizes = [leaf.size for leaf in jax.tree.leaves(state.params)]
+    kernels = sum(size for size in sizes if size >= 9 * 64 * 64)
+    mine = kernels // 8 + sum(sizes) - kernels
+    assert held(state.params) == held(state.ema["params"]) == mine < sum(sizes) / 6
+    moments = 2 if which == "lamb" else 1
+    # And how many steps there were, once or twice.
+    assert 0 < held(state.opt_state) - moments * mine <= 2
+    assert held(state.batch_stats) == count(state.batch_stats)
+
+
+def test_parameters_in_parts_are_drawn_and_placed_as_whole_ones_are():
+    in_parts = tiny.setup(tiny.IN_PARTS)
+    whole = tiny.setup(tiny.IN_PARTS | {"sharding.params": "replicated"})
+    drawn = in_parts.init_state()
+    same = functools.partial(jax.tree.map, np.testing.assert_array_equal)
+    same(jax.device_get(drawn), jax.device_get(whole.init_state()))
+    variables = jax.device_get(drawn.evaluated())
+    started = in_parts.state_from(variables)
+    same(jax.device_get(started.evaluated()), variables)
+    assert held(started.params) == held(drawn.params) < count(drawn.params) / 6
+
+
+def test_of_parts_only_kernels_and_gradients_cross_the_network():
+    setup = tiny.setup(ONE_BLOCK | tiny.IN_PARTS | {"model.overrides.widths": (64,)})
+    state = setup.state_like()
+    cut = [x for x in jax.tree.leaves(state.params) if x.size >= sharding.SMALL]
+    found = collectives(setup.compile_train_step())
+    assert {one.devices for one in found} == {8}
+    elements = {
+        kind: sum(one.elements for one in found if one.kind == kind)
+        for kind in {one.kind for one in found}
+    }
+    # XLA for CPUs has no reduce-scatter of its own. Behind gradients, statistics and
+    # two metrics come the parts' sums of squares, for `grad_norm`.
+    reduced = count(state.params) + count(state.batch_stats) + 2 + len(cut)
+    assert elements == {"all-gather": count(cut), "all-reduce": reduced}
+
+
+def test_parameters_in_parts_are_evaluated_as_whole_ones_are():
+    in_parts = tiny.setup(tiny.IN_PARTS)
+    whole = tiny.setup(tiny.IN_PARTS | {"sharding.params": "replicated"})
+    batch = tiny.batch(whole) | {"mask": np.ones(16, bool)}
+    sums = []
+    for setup in (in_parts, whole):
+        allowed = jax.device_put(np.ones(10, bool), sharding.replicated(setup.mesh))
+        variables = tiny.state(setup).evaluated()
+        placed = setup.eval_to_devices(batch)
+        sums.append(setup.compile_eval_step()(variables, placed, allowed)[0])
+    # The same sums of whole kernels on each device.
+    assert tiny.difference(*map(jax.device_get, sums)) < 1e-6
+
+
+def test_a_way_to_lie_that_there_is_not_is_answered_with_the_nearest():
+    match = r"There is no sharding\.params='fdsp'\. Did you mean fsdp\?"
+    with pytest.raises(UserError, match=match):
+        tiny.setup({"sharding.params": "fdsp"})
 
 
 # Rows of a batch.

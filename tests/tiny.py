@@ -9,7 +9,6 @@ from jax.sharding import AxisType, Mesh
 from ml_collections import ConfigDict
 
 from configs import quickstart
-from resnet_jax import sharding
 from resnet_jax.setup import Setup, set_up
 from resnet_jax.step import TrainState
 from tests import keyed
@@ -20,6 +19,12 @@ NETWORK = {
     "widths": (8, 16),
     "stem": ((3, 1, 8),),
     "shortcut": "projection",
+}
+# Two blocks wide enough that devices keep parts of their kernels, and do so.
+IN_PARTS = {
+    "sharding.params": "fsdp",
+    "model.overrides.widths": (64, 64),
+    "model.overrides.stem": ((3, 1, 64),),
 }
 
 
@@ -67,7 +72,7 @@ def state(setup: Setup, step: int = 0) -> TrainState:
         if setup.config.ema_decay
         else None,
     )
-    return jax.device_put(state, sharding.replicated(setup.mesh))
+    return jax.device_put(state, setup.shardings())
 
 
 def batch(setup: Setup, seed: int = 0) -> dict[str, np.ndarray]:

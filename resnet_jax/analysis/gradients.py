@@ -85,7 +85,7 @@ def compile_norms(setup: Setup) -> Callable[..., Float[Array, "blocks"]]:
 
         def loss(params: Tree) -> jax.Array:
             logits, _ = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
+                {"params": setup.whole(params), "batch_stats": state.batch_stats},
                 image,
                 train=True,
                 mutable=["batch_stats"],

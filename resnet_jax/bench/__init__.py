@@ -13,6 +13,9 @@ against a tree of its own for each; and `main --help` against importing jax.
 overhead: images/s of the whole program on the fake source (loading, logging, progress)
 against the same compiled step called again and again on one batch.
 all: these five.
+scale: 1 to 8 processes on this machine at equal work for each: bytes of collectives,
+share of time in them, start-up, stall of a save, restore; save and restore of a large
+network; with `--topology=v5e:2x4`, the share that `plan` expects on 8 to 4096 chips.
 convolutions: GFLOP/s of every form that a network's convolutions can take on CPUs,
 against XLA's own; the choice in models/cpu_conv.py is made by it.
 

@@ -13,6 +13,7 @@ from resnet_jax.bench import (
     convolutions,
     input,
     overhead,
+    scale,
     schedule,
     table,
 )
@@ -24,6 +25,7 @@ TABLES = {
     "input": input.BENCHMARK,
     "compile": compile.BENCHMARK,
     "overhead": overhead.BENCHMARK,
+    "scale": scale.BENCHMARK,
     "convolutions": convolutions.BENCHMARK,
 }
 # What `all` runs, and what it can be told of these.

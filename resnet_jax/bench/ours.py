@@ -15,6 +15,7 @@ from resnet_jax.config import load
 from resnet_jax.models import create_model
 from resnet_jax.models.cost import init_shapes
 from resnet_jax.setup import Setup, set_up
+from resnet_jax.sharding import local_rows
 from resnet_jax.train import teacher_variables
 
 
@@ -40,11 +41,13 @@ def short_config(
 
 
 def fake_batch(setup: Setup) -> dict:
-    """A batch of noise, on the devices."""
+    """A batch of noise, on the devices; of several processes, each gives its part."""
     rng = np.random.default_rng(0)
-    like = setup.batch_like(setup.config.batch_size, "image", "label")
-    image = rng.integers(0, 256, like["image"].shape, np.uint8)
-    label = rng.integers(0, 10, like["label"].shape, np.int32)
+    size = setup.config.batch_size
+    rows = len(local_rows(setup.mesh, size))
+    like = setup.batch_like(size, "image", "label")
+    image = rng.integers(0, 256, (rows, *like["image"].shape[1:]), np.uint8)
+    label = rng.integers(0, 10, rows, np.int32)
     return setup.to_devices({"image": image, "label": label})
 
 

@@ -69,12 +69,15 @@ def main(argv: list[str]) -> None:
         "--per_chip", type=numbers, default=[0], help="images a step and chip"
     )
     parser.add_argument(
+        "--sharding", help="of parameters: replicated,fsdp or one; default: config"
+    )
+    parser.add_argument(
         "--largest", action="store_true", help="search the largest batch that fits"
     )
     parser.add_argument(
         "--input_rate",
         type=input_rate,
-        default=0,
+        default=0.0,
         help="images/s/core of `bench input`, or what its --json=FILE has written",
     )
     parser.add_argument(
@@ -106,11 +109,13 @@ def main(argv: list[str]) -> None:
         return
     priced = itertools.zip_longest(topologies, args.price, fillvalue=args.price[0])
     plans = []
-    for (topology, price), batch_size, per_chip in itertools.product(
-        priced, args.batch_size, args.per_chip
+    shardings = (args.sharding or config.sharding.params).split(",")
+    for (topology, price), batch_size, per_chip, sharding in itertools.product(
+        priced, args.batch_size, args.per_chip, shardings
     ):
         chosen = ConfigDict(config.to_dict())
         chosen.batch_size = batch_size or config.batch_size
+        chosen.sharding.params = sharding
         facts = ask(chosen, topology, per_chip=per_chip, fresh=args.fresh)
         found = predict(facts, input_rate=args.input_rate, price=price)
         if args.largest:

@@ -140,6 +140,7 @@ def _run(setup: Setup) -> dict:
     return {
         "model": config.model.name,
         "dtype": config.model.dtype,
+        "sharding": config.sharding.params,
         "image_size": config.data.image_size,
         "batch_size": config.batch_size,
         "eval_batch_size": setup.eval_batch_size,
@@ -178,8 +179,8 @@ def of_step(
 
     Args:
       step: compiles it.
-      parts: trees of shapes that every device holds whole, by what they are.
-      batch: shapes that are divided over the devices.
+      parts: trees of shapes with their shardings, by what they are.
+      batch: as these.
       mesh: of the devices.
 
     Returns:
@@ -202,7 +203,7 @@ def of_step(
     seconds = time.perf_counter() - started
     stats, cost = compiled.memory_analysis(), compiled.cost_analysis()
     memory = {name: _bytes(tree) for name, tree in parts.items() if _bytes(tree)}
-    memory["batch"] = _bytes(batch) // mesh.size
+    memory["batch"] = _bytes(batch)
     memory["padding"] = max(stats.argument_size_in_bytes - sum(memory.values()), 0)
     memory["results"] = stats.output_size_in_bytes - stats.alias_size_in_bytes
     memory["activations"] = stats.temp_size_in_bytes
@@ -231,7 +232,11 @@ def of_step(
 
 
 def _bytes(tree) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    """What a device holds of a tree."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def _amounts(numbers: re.Match) -> tuple[int, int]:

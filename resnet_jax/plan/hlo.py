@@ -17,6 +17,7 @@ OPERATION = re.compile(
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 SHAPE = re.compile(r"\b(pred|[a-z]+\d\w*)\[([\d,]*)\](\{[^}]*\})?")
+CHAIN = re.compile(r'chain_id="\d+"')
 # A layout says so of what does not lie in the main memory.
 ELSEWHERE = re.compile(r"S\([1-9]\d*\)")
 # These move nothing themselves.
@@ -32,7 +33,8 @@ class Collective:
 
     Attributes:
       kind: such as `all-reduce`.
-      elements: how many numbers each device gets out of it.
+      elements: how many numbers each device gets out of it; of a reduce-scatter, how
+        many each puts in.
       bytes: of these.
       devices: how many devices take part in one group of it; 0: all.
       times: how often a step does it.
@@ -121,9 +123,11 @@ def collectives(text: str) -> list[Collective]:
     """All operations between devices of a program, one that loops repeat once."""
     computations = _computations(text)
 
-    def lines(name: str, times: int) -> Iterator[tuple[str, int]]:
+    def lines(name: str, times: int) -> Iterator[tuple[str, int, bool]]:
+        # How libtpu writes a reduce-scatter: of its sum each device keeps a part.
+        scatters = name.startswith("all-reduce-scatter")
         for line in computations[name]:
-            yield line, times
+            yield line, times, scatters
             if loop := _loop(line, computations):
                 body, trips = loop
                 yield from lines(body, times * trips)
@@ -131,14 +135,19 @@ def collectives(text: str) -> list[Collective]:
                 for inner in called:
                     yield from lines(inner, times)
 
-    found = []
-    for line, times in lines(_entry(text), 1):
+    found, chains = [], set()
+    for line, times, scatters in lines(_entry(text), 1):
         operation = OPERATION.match(line)
         if not operation:
             continue
         kind = operation["kind"].removesuffix("-start")
         if kind not in KINDS:
             continue
+        # libtpu starts one in a fusion, goes on with it in others, ends it in a last.
+        chain = CHAIN.search(operation["rest"])
+        if chain and chain[0] in chains:
+            continue
+        chains.add(chain and chain[0])
         sizes = [
             _size(dtype, shape)
             for dtype, shape, _ in SHAPE.findall(operation["shapes"])
@@ -148,6 +157,11 @@ def collectives(text: str) -> list[Collective]:
             sizes = [max(sizes, key=lambda size: size[1])]
         elements, size = map(sum, zip(*sizes, strict=True))
         devices = group_size(operation["rest"])
+        if scatters:
+            kind = "reduce-scatter"
+        elif operation["kind"] == "reduce-scatter":
+            # Its result is a device's part.
+            elements, size = elements * devices, size * devices
         found.append(Collective(kind, elements, size, devices, times))
     return found
 

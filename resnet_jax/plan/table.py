@@ -53,6 +53,7 @@ def _column(facts: dict, found: dict) -> dict[str, str]:
         "devices": f"{devices} x {facts['kind']}",
         "chips, hosts": f"{chips}, {facts['hosts']}",
         "model": f"{facts['model']}, {facts['dtype']}",
+        "parameters lie": facts["sharding"],
         "images": f"{facts['image_size']} px",
         "batch": f"{batch}, {batch / chips:g} a chip",
         "parameters, MACs": f"{facts['params'] / 1e6:.2f} M,"
@@ -177,7 +178,8 @@ def _notes(plans: list[tuple[dict, dict]]) -> list[str]:
             )
             lines.append(
                 f"{where} does not fit: a device {wants}. Take a smaller batch_size,"
-                " more chips, optim.microbatches=2, or model.dtype=bfloat16."
+                " more chips, optim.microbatches=2, model.dtype=bfloat16, or"
+                " sharding.params=fsdp."
             )
         elif not facts["chip"]:
             lines.append(

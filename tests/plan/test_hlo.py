@@ -101,12 +101,49 @@ def test_a_collective_inside_a_loop_counts_once_a_round():
             "%r = (f32[3]{0}, pred[]) all-reduce-start(%x, %y), replica_groups={}",
             Collective("all-reduce", 4, 13, 0),
         ),
+        # A device gets a fourth of what it put in.
+        (
+            "%s = f32[2,64]{1,0} reduce-scatter(%x), replica_groups=[1,4]<=[4],"
+            " dimensions={0}",
+            Collective("reduce-scatter", 512, 2048, 4),
+        ),
     ],
 )
 def test_every_form_of_a_collective_counts_its_result_once(line, expected):
     done = "  %d = f32[3]{0} all-reduce-done(%r)"
     text = f"ENTRY %main (x: f32[3]) -> f32[3] {{\n  {line}\n{done}\n}}\n"
     assert hlo.collectives(text) == [expected]
+
+
+def test_what_libtpu_makes_of_a_reduce_scatter_is_one():
+    groups = "replica_groups={{0,1,2,3}}"
+    text = (
+        "%all-reduce-scatter.1 (input: f32[8,5]) -> f32[2,5] {\n"
+        f"  %a = f32[8,5]{{1,0}} all-reduce(%input), {groups}\n"
+        "  ROOT %p = f32[2,5]{1,0} dynamic-slice(%a, %i, %zero)\n}\n"
+        "ENTRY %main (x: f32[8,5]) -> f32[2,5] {\n"
+        "  %f = f32[2,5]{1,0} fusion(%x), calls=%all-reduce-scatter.1\n}\n"
+    )
+    assert hlo.collectives(text) == [Collective("reduce-scatter", 40, 160, 4)]
+
+
+def test_a_gathering_in_several_fusions_counts_once():
+    def gather(name: str, chain: int) -> str:
+        return (
+            f"  %{name} = bf16[8,5]{{1,0}} all-gather(%x), replica_groups={{{{0,1}}}},"
+            f' frontend_attributes={{chain_id="{chain}"}}\n'
+        )
+
+    text = (
+        f"%start (x: bf16[4,5]) -> bf16[8,5] {{\n{gather('a', 7)}}}\n"
+        f"%done (x: bf16[4,5]) -> bf16[8,5] {{\n{gather('b', 7)}}}\n"
+        "ENTRY %main (x: bf16[4,5]) -> bf16[8,5] {\n"
+        "  %s = bf16[8,5]{1,0} fusion(%x), calls=%start\n"
+        "  %d = bf16[8,5]{1,0} fusion(%s), calls=%done\n"
+        f"{gather('other', 8)}}}\n"
+    )
+    # As libtpu 0.0.52 does for v5e, to hide one behind what the fusions compute.
+    assert hlo.collectives(text) == 2 * [Collective("all-gather", 40, 80, 2)]
 
 
 def test_of_branches_the_longest_counts():

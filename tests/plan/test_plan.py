@@ -147,6 +147,27 @@ def test_a_teacher_is_part_of_the_step(monkeypatch):
     assert count(parts["teacher"]["params"]) == count(parts["parameters"]) > 0
 
 
+def test_memory_of_what_lies_in_parts_is_that_of_a_part(monkeypatch):
+    parts = {}
+
+    def of_step(step, found, *_):
+        parts.update({name: compiled._bytes(tree) for name, tree in found.items()})
+        return {"memory": {}}
+
+    monkeypatch.setattr(compiled, "of_step", of_step)
+    changes = tiny.IN_PARTS | {"ema_decay": 0.9}
+    compiled.facts(tiny.config(changes), LOCAL, evaluation=False)
+    state = tiny.setup(changes).state_like()
+    sizes = [leaf.size for leaf in jax.tree.leaves(state.params)]
+    cut = sum(size for size in sizes if size >= 2**14)
+    # Float32; of what is cut, each of eight devices has an eighth.
+    expected = 4 * (cut // 8 + sum(sizes) - cut)
+    assert parts["parameters"] == expected < 4 * sum(sizes) / 6
+    assert parts["optimiser"] == expected + 4
+    assert parts["average"] == expected + parts["statistics"]
+    assert parts["statistics"] == 4 * count(state.batch_stats)
+
+
 def refusing(message: str):
     """A step that the compiler refuses."""
 
@@ -332,8 +353,11 @@ def test_the_largest_batch_is_searched_from_the_one_that_is_planned(monkeypatch)
 def test_topologies_and_sizes_are_compared_in_one_call(monkeypatch, capsys):
     def answer(config, topology, *, per_chip, fresh):
         assert not fresh
+        asked.append(config.sharding.params)
         chip = topology.partition(":")[0]
         return facts(topology=topology, chip=chip, batch_size=8 * per_chip)
+
+    asked = []
 
     monkeypatch.setattr(command, "ask", answer)
     arguments = ["--config=configs/r50.py", "--topology=v5e:2x4,v4:2x2x2", "--json"]
@@ -349,6 +373,11 @@ def test_topologies_and_sizes_are_compared_in_one_call(monkeypatch, capsys):
         predicted = row["predicted"]
         assert predicted["cost"] == pytest.approx(predicted["hours"] * 8 * price)
         assert predicted["cores"] >= predicted["host_rate"] / 600
+    assert asked == 4 * ["replicated"]
+    asked.clear()
+    arguments = ["--config=configs/r50.py", "--topology=v5e:2x4", "--per_chip=64"]
+    command.main(["plan", *arguments, "--sharding=replicated,fsdp"])
+    assert asked == ["replicated", "fsdp"]
 
 
 def test_the_rate_of_the_input_is_read_from_its_benchmark(tmp_path):

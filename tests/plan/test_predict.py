@@ -36,6 +36,7 @@ def facts(**changes) -> dict:
         "memory": 16 * GIB,
         "model": "resnet50",
         "dtype": "bfloat16",
+        "sharding": "replicated",
         "image_size": 224,
         "batch_size": 1024,
         "eval_batch_size": 1024,

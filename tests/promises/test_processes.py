@@ -134,6 +134,27 @@ def test_processes_train_as_one_does(number, two, tmp_path):
     assert runs.result(several)["n_seen"] == 360
 
 
+def test_processes_that_share_parameters_train_as_those_that_each_have_all(
+    two, tmp_path
+):
+    pods.run(2, tmp_path / "run", *FLAGS, "--config.sharding.params=fsdp")
+    # The same sums, of which each device now keeps its part, in the same order but for
+    # what gloo may change; as above.
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(two), rtol=2e-6)
+    ones, others = (runs.final_arrays(path) for path in (two, tmp_path / "run"))
+    for name, array in ones.items():
+        scale = np.abs(array).max() + 1e-6
+        assert np.abs(array - others[name]).max() <= 2e-5 * scale, name
+    # One process that has all of it takes up what two left in parts.
+    code, output = runs.run(
+        tmp_path / "run", *FLAGS, "--mode=eval", "--checkpoint=last"
+    )
+    assert code == 0, output
+    evaluated = runs.read_json(tmp_path / "run" / "eval_test.json")
+    for key in ("n_seen", "top1", "top5"):
+        assert evaluated[key] == runs.result(two)[key]
+
+
 def test_other_processes_and_devices_go_on_with_the_same_images(tmp_path):
     """Two processes of 4 devices, one of 1, four of 1, each stopped but the last."""
     flags = (*FLAGS, "--config.total.steps=60")

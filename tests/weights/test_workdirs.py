@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from resnet_jax import report, sharding, writers
+from resnet_jax import report, writers
 from resnet_jax.checkpoints import Checkpoints, Progress
 from resnet_jax.convert import main, save
 from resnet_jax.errors import UserError
@@ -50,7 +50,7 @@ def state_of(setup: Setup, seed: int) -> TrainState:
         opt_state=setup.optimizer.init(variables["params"]),
         ema=averaged if setup.config.ema_decay else None,
     )
-    return jax.device_put(state, sharding.replicated(setup.mesh))
+    return jax.device_put(state, setup.shardings())
 
 
 @pytest.mark.slow
@@ -60,8 +60,9 @@ def state_of(setup: Setup, seed: int) -> TrainState:
         ({}, 1),
         ({"ema_decay": 0.9}, 11),
         ({"model.scan_blocks": True, "model.overrides.stage_sizes": (3, 1)}, 1),
+        (tiny.IN_PARTS, 1),
     ],
-    ids=["plain", "averaged", "scanned"],
+    ids=["plain", "averaged", "scanned", "in parts"],
 )
 def test_a_workdir_gives_the_variables_that_evaluated_best(tmp_path, changes, seed):
     setup = write_run(tmp_path, changes)
@@ -112,7 +113,8 @@ def weights_for(tmp_path, setup: Setup, **fields) -> tuple[str, dict]:
 
 @pytest.mark.slow
 def test_the_first_loss_of_a_run_is_that_of_the_weights_it_starts_from(tmp_path):
-    setup = tiny.setup({"ema_decay": 0.9, "model.bn_group_size": "global"}, devices=2)
+    changes = {"ema_decay": 0.9, "model.bn_group_size": "global"}
+    setup = tiny.setup(changes | tiny.IN_PARTS, devices=2)
     path, variables = weights_for(tmp_path, setup)
     setup.config.init_from = path
     state = first_state(setup)

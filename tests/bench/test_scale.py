@@ -1,0 +1,91 @@
+"""`bench scale`: what its rows say, and what they are made of."""
+
+import importlib.util
+
+import pytest
+
+from resnet_jax.bench import scale
+from resnet_jax.bench.__main__ import make_parser
+from resnet_jax.errors import UserError
+from resnet_jax.models.cost import count
+from tests import tiny
+from tests.plan.test_predict import facts
+
+
+@pytest.mark.slow
+def test_two_processes_tell_what_they_exchange_and_how_long_all_takes():
+    config = tiny.config({"batch_size": 4, "model.bn_group_size": "device"})
+    (alone,) = scale.run(1, {"config": config.to_dict(), "steps": 2, "repeats": 1})
+    assert alone["bytes"] == 0
+    config.batch_size = 8
+    request = {"config": config.to_dict(), "steps": 2, "repeats": 1}
+    first, second = scale.run(2, request)
+    # Both compiled one program: float32 gradients, statistics and two metrics.
+    state = tiny.setup().state_like()
+    sizes = count(state.params) + count(state.batch_stats) + 2
+    assert first["bytes"] == second["bytes"] == 4 * sizes
+    for found in (alone, first, second):
+        assert found["start"] > 0
+        for key in ("together", "alone", "between", "save", "written"):
+            assert len(found[key]) == 1 and found[key][0] > 0, key
+        # The first one, and the others.
+        assert len(found["restore"]) == 2
+        # A save ends behind its call, and that is part of the steps around it.
+        assert found["written"][0] > found["save"][0]
+
+
+def test_a_process_that_fails_is_told():
+    config = tiny.config({"batch_size": 3, "model.bn_group_size": 2})
+    request = {"config": config.to_dict(), "steps": 1, "repeats": 1}
+    with pytest.raises(UserError, match=r"One of 1 processes failed: .*does not"):
+        scale.run(1, request)
+
+
+def test_the_share_of_collectives_is_what_the_step_takes_longer(monkeypatch):
+    found = {
+        "together": [4.0, 5.0, 4.0],
+        "alone": [3.0, 3.0, 3.0],
+        "bytes": 3_000_000,
+        "start": 7.0,
+        "stall": [0.5, 1.0, 0.1],
+        "between": [10.0, 10.0, 10.0],
+        "save": [0.2, 0.3, 0.4],
+        "written": [1.0, 1.0, 1.0],
+        "restore": [9.0, 2.0, 2.5, 3.0],
+    }
+    asked = []
+
+    def run(number, request):
+        asked.append((number, request["config"]["batch_size"]))
+        return [found | {"start": 7.0 + i} for i in range(number)]
+
+    monkeypatch.setattr(scale, "run", run)
+    command = "scale --processes=1,2 --steps=5 --saved=resnet18 --batch_size=16"
+    made = scale.rows(make_parser().parse_args(command.split()))
+    rows = {row["name"].partition(": ")[2]: row for row in made}
+    # Of the last ones, the large checkpoint has the batch of the config too.
+    assert asked == [(1, 16), (2, 32), (1, 16)]
+    assert rows["in collectives"]["value"] == pytest.approx(1 / 4)
+    assert rows["collectives"]["value"] == 3.0
+    assert rows["start-up"]["value"] == 8.0
+    stall = rows["stall of a save"]
+    assert (stall["value"], stall["peer_value"], stall["ratio"]) == (0.5, 10.0, 0.05)
+    assert (stall["spread"], stall["peer_spread"]) == ([0.1, 1.0], [10.0, 10.0])
+    assert (rows["first restore"]["value"], rows["restore"]["value"]) == (9.0, 2.5)
+
+
+def test_predictions_say_which_part_of_a_step_goes_to_the_network(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(scale, "ask", lambda *_, **__: facts())
+    rows = list(scale.predictions(tiny.config(), "v5e:2x4"))
+    *shares, size = rows
+    assert [row["name"].split()[2] for row in shares] == ["8", "64", "512", "4096"]
+    values = [row["value"] for row in shares]
+    assert values == sorted(values) and 0 < values[0] < values[-1] < 1
+    assert size["value"] == 100.0
+
+
+def test_without_libtpu_predictions_are_left_out_and_said_so(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert list(scale.predictions(tiny.config(), "v5e:2x4")) == []
+    assert "needs libtpu" in capsys.readouterr().err
