@@ -203,7 +203,12 @@ class Checkpoints:
         return None
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, Progress]:
-        """Restores one checkpoint; raises DamagedError if it is not as it was saved."""
+        """Restores one checkpoint.
+
+        Raises:
+          DamagedError: it is not as it was saved.
+          UserError: the object store that it is in does not give it.
+        """
         try:
             restored = self._manager.restore(
                 step,
@@ -212,6 +217,12 @@ class Checkpoints:
                 ),
             )
         except Exception as error:
+            in_store = storage.is_remote(self.directory) and problem_of_store(error)
+            if in_store:
+                raise UserError(
+                    f"The checkpoint of step {step} cannot be read from"
+                    f" {self.directory}: {in_store}."
+                ) from error
             raise DamagedError(
                 f"The checkpoint of step {step} in {self.directory} cannot be read"
                 f" ({_reason(error)})."

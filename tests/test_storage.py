@@ -395,3 +395,19 @@ def test_a_checkpoint_that_a_store_refuses_is_told():
             saved.wait()
         assert path in str(told.value)
         assert "not allowed" in str(told.value)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_a_store_does_not_give_is_not_a_damaged_one():
+    folder = path_of("s3://bucket/kept")
+    with stores.known(stores.s3()):
+        with open_at(folder / "checkpoints") as saved:
+            saved.save(state := state_of(1), progress_at(1))
+            saved.wait()
+            with (
+                stores.s3_that_asks(allowed="s3:List*"),
+                pytest.raises(UserError, match=r"step 1 cannot be read .*not allowed"),
+            ):
+                saved.restore_latest(like(state, devices=1))
+            assert saved.restore_latest(like(state, devices=1))[1].step == 1
+        assert not (folder / "damaged").exists()
