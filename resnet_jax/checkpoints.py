@@ -305,7 +305,8 @@ def fingerprint(tree: Any) -> dict[str, int]:
         for path, _ in jax.tree_util.tree_leaves_with_path(tree)
     ]
     # One program a shape, of which a network has few: all in one compile twice as long.
-    sums = jax.device_get([_checksum(leaf) for leaf in jax.tree.leaves(tree)])
+    # One after the other: CPU devices abort where collectives of many programs wait.
+    sums = [jax.device_get(_checksum(leaf)) for leaf in jax.tree.leaves(tree)]
     return {name: int(value) for name, value in zip(names, sums, strict=True)}
 
 

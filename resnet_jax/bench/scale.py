@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax import processes, sharding
 from resnet_jax.bench import table
-from resnet_jax.bench.ours import short_config
+from resnet_jax.bench.ours import fake_batch, short_config
 from resnet_jax.bench.table import Benchmark
 from resnet_jax.checkpoints import Checkpoints, Progress
 from resnet_jax.config import load
