@@ -1,6 +1,6 @@
 # make demo: install and train on a small data set that needs no download.
 # make test: the tests that need no torch; test-fast: the two-minute part; test-long:
-# what takes minutes of several processes, and of faults.
+# what takes minutes: several processes, many faults, all recipes, the largest networks.
 # make test-oracles: against torchvision, timm, Keras, TensorFlow and the TPU compiler.
 # make slurm: what the tests of launch/slurm.sbatch take; as root, on Debian or Ubuntu.
 

@@ -12,7 +12,7 @@ from tests import tiny
 from tests.plan.test_predict import facts
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_tell_what_they_exchange_and_how_long_all_takes():
     config = tiny.config({"batch_size": 4, "model.bn_group_size": "device"})
     (alone,) = scale.run(1, {"config": config.to_dict(), "steps": 2, "repeats": 1})

@@ -55,7 +55,9 @@ def main(arguments: list[str]) -> int:
         case ["queued-resources", "delete"]:
             STATE.unlink()
             for worker in FAKE.glob("worker*"):
-                shutil.rmtree(worker)
+                # What still ends there may write once more.
+                while worker.exists():
+                    shutil.rmtree(worker, ignore_errors=True)
         case ["tpu-vm", "scp"]:
             for worker in workers(flags):
                 worker.mkdir(exist_ok=True)

@@ -91,7 +91,7 @@ for name in sys.argv[1:]:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("part", range(PARTS))
 def test_a_dry_run_of_every_recipe_ends(part):
     names = DRY_RUNS[part::PARTS]

@@ -12,9 +12,7 @@ from tests import pods, runs, stores
 
 STORES = {"s3": stores.s3, "gs": stores.gcs}
 # Where they differ is held in tests/test_storage.py.
-both = pytest.mark.parametrize(
-    "store", ["s3", pytest.param("gs", marks=pytest.mark.long)]
-)
+both = pytest.mark.parametrize("store", STORES)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +39,7 @@ def rows(workdir):
     return [line.split('"train/images_per_second"')[0] for line in lines]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @both
 def test_a_killed_run_ends_with_the_same_parameters(store, undisturbed, tmp_path):
     environment = STORES[store]()

@@ -26,7 +26,7 @@ def rates(workdir) -> dict[int, float]:
     return {row["step"]: row[key] for row in rows if key in row}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_on_a_plateau_ends_with_the_same_parameters(tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     code, output = runs.run(undisturbed, *FLAGS)

@@ -70,7 +70,7 @@ def test_the_table_of_contents_of_an_image_is_the_order_of_the_files():
         assert (ROOT / path).exists(), name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_table_of_networks_is_what_the_command_prints():
     page = PAGES["README.md"]
     table = page.split("<!-- zoo -->\n\n")[1].split("\n\n<!-- end of zoo -->")[0]

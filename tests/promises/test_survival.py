@@ -53,7 +53,7 @@ def test_a_killed_run_ends_with_the_same_parameters(line, undisturbed, tmp_path)
     assert metric_rows(tmp_path / "run") == metric_rows(undisturbed)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_killed_many_times_ends_with_the_same_parameters(undisturbed, tmp_path):
     for line in ("step 6/", "step 11/", "step 16/", "step 23/", "step 31/", "step 37/"):
         process = runs.start(tmp_path / "run", *runs.SMALL)
