@@ -128,6 +128,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_too(tmp_path):
     process = runs.start(tmp_path / "run", *runs.SMALL)
     code, output = runs.send_when(process, r"step 6/", signal.SIGINT)

@@ -267,6 +267,7 @@ def test_a_tenth_block_is_behind_the_ninth():
     assert [numbers[f"stage1_block{i}"]["kernel"] for i in (2, 9, 10)] == [1, 2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

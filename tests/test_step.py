@@ -65,6 +65,7 @@ def update(microbatches: int, devices: int) -> dict:
     return jax.device_get({**vars(state), **metrics})
 
 
+@pytest.mark.slow
 # On 8 devices four microbatches of 8 images have one image on each, half a group.
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("microbatches", [2, 4])

@@ -35,6 +35,7 @@ from tests.data.prepared import prepare
 from tests.test_checkpoints import assert_equal, like, open_at, progress_at, state_of
 from tests.test_writers import VALUES
 
+pytestmark = pytest.mark.slow
 STORES = {"s3": stores.s3, "gs": stores.gcs}
 _numbers = itertools.count()
 
@@ -398,7 +399,6 @@ def test_a_checkpoint_that_a_store_refuses_is_told():
         assert "not allowed" in str(told.value)
 
 
-@pytest.mark.slow
 def test_a_checkpoint_that_a_store_does_not_give_is_not_a_damaged_one():
     folder = path_of("s3://bucket/kept")
     with stores.known(stores.s3()):

@@ -80,6 +80,7 @@ def test_a_job_that_got_sigterm_is_queued_again_and_ends_with_its_result(
     assert runs.result(workdir)["step"] == 40
 
 
+@pytest.mark.slow
 def test_a_run_stopped_by_sigterm_is_queued_again_with_the_same_arguments(
     slurm, tmp_path
 ):

@@ -76,6 +76,7 @@ def exact(direction, x, kernel, g, where) -> tuple[np.ndarray, np.ndarray]:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("direction", "form", "k", "where", "h", "w", "c", "f"), CASES)
 def test_every_form_is_the_convolution_to_rounding(
@@ -190,6 +191,7 @@ def test_one_export_serves_all_platforms():
     assert difference < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["forward", "input", "kernel"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from tests import keyed
 SHAPES = [(3, 2, 1, 9, 8), (3, 2, 0, 10, 11), (3, 1, 1, 7, 6), (2, 2, 0, 8, 9)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("side", "stride", "pad", "h", "w"), SHAPES)
 def test_output_and_gradient_are_xlas_where_values_are_equal(

@@ -57,6 +57,7 @@ def test_counts_equal_the_reference(name):
         assert abs(macs / 1e6 / float(mega_macs) - 1) < 2e-3, macs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_logits_and_parameters_are_float32_though_the_computation_is_not(name):
     model = create_model(name, dtype="bfloat16", num_classes=7)

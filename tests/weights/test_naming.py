@@ -20,6 +20,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_variables_go_to_their_names_and_back_unchanged(name):
     spec, scheme = ZOO[name].spec, SCHEMES[ZOO[name].scheme]
