@@ -13,6 +13,7 @@ import jax
 
 from resnet_jax import writers
 from resnet_jax.bench import table
+from resnet_jax.bench.contender import name_of
 from resnet_jax.bench.ours import fake_batch, short_config
 from resnet_jax.bench.table import Benchmark, row
 from resnet_jax.setup import Setup, set_up
@@ -48,8 +49,7 @@ def rows(args: argparse.Namespace) -> Iterator[dict]:
         key = "train/images_per_second"
         rates = [found[key] for found in logged if key in found]
         run.append(statistics.harmonic_mean(rates[1:]))
-    size = f"{args.image_size} px, batch {args.batch_size}, {args.dtype}"
-    name = f"whole program, {config.model.name}, {size}"
+    name = "whole program, " + name_of(config.model.name, *case[1:])
     yield row(name, "images/s", run, "bare compiled step", bare)
 
 
