@@ -154,6 +154,19 @@ def _ask(path: Path) -> None:
         raise problem
 
 
+def read(path: Path) -> bytes:
+    """What a file holds; of an object, what it held at one time.
+
+    A file of epath asks for the size first, and fails if another content came since.
+    """
+    if not is_remote(path):
+        return path.read_bytes()
+    import fsspec
+
+    files, name = fsspec.core.url_to_fs(os.fspath(path))
+    return files.cat_file(name)
+
+
 def write(path: Path, content: str | bytes) -> None:
     """Writes a file so that it is there whole or not at all."""
     content = content.encode() if isinstance(content, str) else content

@@ -241,7 +241,7 @@ def token_of(workdir: Path) -> str:
 def _read(path: Path) -> dict:
     """What a lock says; nothing while it is being written."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(storage.read(path))
     except ValueError:
         return {}
 

@@ -158,6 +158,26 @@ def theirs(folder: storage.Path, **changes) -> None:
     (folder / "running.json").write_text(json.dumps(owner | changes))
 
 
+def test_an_object_that_is_written_anew_can_be_read_meanwhile(folder):
+    path, done = folder / "beats", threading.Event()
+    contents = [b"a" * 10, b"b" * 2000]
+    storage.write(path, contents[0])
+
+    def beat():
+        for content in itertools.cycle(contents):
+            if done.is_set():
+                return
+            storage.write(path, content)
+
+    writing = threading.Thread(target=beat)
+    writing.start()
+    try:
+        assert {storage.read(path) for _ in range(100)} == set(contents)
+    finally:
+        done.set()
+        writing.join()
+
+
 def test_a_workdir_of_a_store_is_one_runs(folder, quick, monkeypatch):
     with Lock(folder) as held:
         assert workdir.token_of(folder) == held.token

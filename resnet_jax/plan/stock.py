@@ -36,7 +36,8 @@ def figures(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), tree
         )
 
-    lowered = step.lower(on_one(state), on_one(batch))
+    batch = on_one(batch)
+    lowered = step.lower(on_one(state), batch)
     found = compiled.of_step(lowered.compile, {}, batch, mesh)
     where = compiled.where_of(topology, devices)
     named = versions()
