@@ -82,7 +82,11 @@ class Setup:
 
     def state_like(self) -> TrainState:
         """Shapes, types and shardings of the train state."""
-        return self._placed(jax.eval_shape(self._init))
+        return self._placed(self._state_shapes)
+
+    @functools.cached_property
+    def _state_shapes(self) -> TrainState:
+        return jax.eval_shape(self._init)
 
     def shardings(self) -> TrainState:
         """How the train state lies on the devices."""

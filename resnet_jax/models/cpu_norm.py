@@ -6,13 +6,9 @@ what it reads, and the mean with it, other arrays in XLA's eyes, so that neither
 conversion nor the deviations from the mean are shared.
 """
 
-import functools
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 Image = Float[Array, "b h w c"]
@@ -20,53 +16,34 @@ Vector = Float[Array, "c"]
 Groups = Float[Array, "g c"]
 
 
-def normalize_groups(
-    x: Image,
-    scale: Vector,
-    bias: Vector,
-    *,
-    size: int,
-    epsilon: float,
-    activation: Callable | None,
-    dtype: DTypeLike,
+def forward(
+    x: Image, scale: Vector, bias: Vector, near: Vector, of
 ) -> tuple[Image, Groups, Groups]:
-    """Normalises each `size` consecutive examples and applies the activation.
-
-    Returns:
-      The output, and the groups' means and variances, float32, which carry no gradient.
-    """
-    return _normalize(x, scale, bias, size, epsilon, activation, dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
-def _normalize(x, scale, bias, size, epsilon, activation, dtype):
-    return _forward(x, scale, bias, size, epsilon, activation, dtype)[0]
-
-
-def _forward(x, scale, bias, size, epsilon, activation, dtype):
-    mean = _mean(_groups(x, size))
+    """`norms.forward`; `near` is of no use to it."""
+    mean = _mean(_groups(x, of.size))
     again, mean = lax.optimization_barrier((x, mean))
-    var = _mean(jnp.square(_groups(again, size) - _wide(mean)))
+    var = _mean(jnp.square(_groups(again, of.size) - _wide(mean)))
     again, mean, var = lax.optimization_barrier((again, mean, var))
-    factor = scale / jnp.sqrt(var + epsilon)
-    out = (_groups(again, size) - _wide(mean)) * _wide(factor) + bias
-    out = (activation(out) if activation else out).reshape(x.shape).astype(dtype)
-    return (out, mean, var), (x, scale, bias, mean, var)
+    factor = scale / jnp.sqrt(var + of.epsilon)
+    out = (_groups(again, of.size) - _wide(mean)) * _wide(factor) + bias
+    out = of.activation(out) if of.activation else out
+    return out.reshape(x.shape).astype(of.dtype), mean, var
 
 
-def _backward(size, epsilon, activation, dtype, saved, cotangents):
-    x, scale, bias, mean, var = saved
-    g, _, _ = cotangents
+def backward(
+    x: Image, g: Image, scale: Vector, bias: Vector, mean: Groups, var: Groups, of
+) -> tuple[Image, Vector, Vector]:
+    """`norms.backward`."""
     _, h, w, _ = x.shape
-    inverse = 1 / jnp.sqrt(var + epsilon)
+    inverse = 1 / jnp.sqrt(var + of.epsilon)
 
     def read(x, g, mean):
         """Deviations from the mean, and the gradient before the activation."""
-        deviation = _groups(x, size) - _wide(mean)
-        g = _groups(g, size)
-        if activation:
+        deviation = _groups(x, of.size) - _wide(mean)
+        g = _groups(g, of.size)
+        if of.activation:
             out = deviation * _wide(scale * inverse) + bias
-            (g,) = jax.vjp(activation, out)[1](g)
+            (g,) = jax.vjp(of.activation, out)[1](g)
         return deviation, g
 
     x, g, mean = lax.optimization_barrier((x, g, mean))
@@ -77,14 +54,11 @@ def _backward(size, epsilon, activation, dtype, saved, cotangents):
     along = (of_output * deviation).sum(axis=(1, 2, 3)) * inverse
     x, g, mean, along = lax.optimization_barrier((x, g, mean, along))
     deviation, of_output = read(x, g, mean)
-    n = size * h * w
+    n = of.size * h * w
     # What is left of the gradient without its mean and its part along the deviations.
     rest = of_output - _wide(total / n) - deviation * _wide(along * inverse / n)
     dx = (rest * _wide(scale * inverse)).reshape(x.shape).astype(x.dtype)
     return dx, along.sum(axis=0), total.sum(axis=0)
-
-
-_normalize.defvjp(_forward, _backward)
 
 
 def _groups(x: Image, size: int) -> Float[Array, "g n h w c"]:

@@ -3,6 +3,7 @@
 Batch norm's groups are counted in examples; the other norms look at one example.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -71,25 +72,20 @@ class BatchNorm(nn.Module):
         size = self.group_size or b
         if b % size:
             raise ValueError(f"a batch of {b} cannot be cut into groups of {size}")
-        out, mean, var = _normalize_on_platform(
-            *map(jnp.asarray, (x, scale, bias, lax.stop_gradient(running_mean.value))),
-            size=size,
-            epsilon=self.epsilon,
-            activation=self.activation,
-            pool=self.pool,
-            dtype=self.dtype,
-        )
+        of = Normalization(size, self.epsilon, self.activation, self.dtype)
+        near = lax.stop_gradient(running_mean.value)
+        arrays = map(jnp.asarray, (x, scale, bias, near))
+        if self.pool:
+            out, mean, var = _normalize_and_pool(*arrays, of=of, pool=self.pool)
+        else:
+            out, mean, var = _normalize_groups(*arrays, of)
 
         if not self.is_initializing():
             n = size * h * w
             correction = n / max(n - 1, 1) if self.unbiased else 1.0
-            keep = self.momentum
-            running_mean.value = keep * running_mean.value + (1 - keep) * (
-                mean.mean(axis=0)
-            )
-            running_var.value = keep * running_var.value + (1 - keep) * (
-                correction * var.mean(axis=0)
-            )
+            follow = functools.partial(_follow, keep=self.momentum)
+            running_mean.value = follow(running_mean.value, mean)
+            running_var.value = follow(running_var.value, var, correction)
         return out
 
 
@@ -201,36 +197,87 @@ def with_activation(
     return norm(activation=activation if act else None, **more)
 
 
+@dataclasses.dataclass(frozen=True)
+class Normalization:
+    """What batch norm does to a group; the attributes are those of `BatchNorm`."""
+
+    size: int
+    epsilon: float
+    activation: Callable | None
+    dtype: DTypeLike
+
+
 # Equal norms are traced once; inlined, since calls make other TPU programs.
-@functools.partial(
-    jax.jit,
-    static_argnames=("size", "epsilon", "activation", "pool", "dtype"),
-    inline=True,
-)
-def _normalize_on_platform(x, scale, bias, near, *, pool, **options):
-    """`normalize_groups`, in the way that suits the platform."""
-
-    def on_cpu(x, scale, bias, near):
-        out, mean, var = cpu_norm.normalize_groups(x, scale, bias, **options)
-        return pool(out) if pool else out, mean, var
-
-    default = functools.partial(normalize_groups, pool=pool, **options)
-    return lax.platform_dependent(x, scale, bias, near, cpu=on_cpu, default=default)
+_traced_once = functools.partial(jax.jit, inline=True)
 
 
-def normalize_groups(
+# One derivative for all platforms: JAX is slow at finding that of a choice of them.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _normalize_groups(x, scale, bias, near, of):
+    return _forward_on_platform(x, scale, bias, near, of=of)
+
+
+def _save(x, scale, bias, near, of):
+    out, mean, var = _forward_on_platform(x, scale, bias, near, of=of)
+    return (out, mean, var), (x, scale, bias, mean, var)
+
+
+def _pull(of, saved, cotangents):
+    x, scale, bias, mean, var = saved
+    g, _, _ = cotangents
+    found = _backward_on_platform(x, g, scale, bias, mean, var, of=of)
+    return *found, jnp.zeros_like(scale)
+
+
+_normalize_groups.defvjp(_save, _pull)
+
+
+@functools.partial(_traced_once, static_argnames="of")
+def _forward_on_platform(*arrays, of):
+    return _on_platform(cpu_norm.forward, forward, arrays, of)
+
+
+@functools.partial(_traced_once, static_argnames="of")
+def _backward_on_platform(*arrays, of):
+    return _on_platform(cpu_norm.backward, backward, arrays, of)
+
+
+def _on_platform(cpu, default, arrays, of):
+    cpu, default = (functools.partial(one, of=of) for one in (cpu, default))
+    return lax.platform_dependent(*arrays, cpu=cpu, default=default)
+
+
+@functools.partial(_traced_once, static_argnames=("keep", "factor"))
+def _follow(
+    running: Float[Array, "c"],
+    groups: Float[Array, "g c"],
+    factor: float = 1.0,
+    *,
+    keep: float,
+) -> Float[Array, "c"]:
+    """The running statistic after one of each group, times `factor`."""
+    return keep * running + (1 - keep) * (factor * groups.mean(axis=0))
+
+
+@functools.partial(_traced_once, static_argnames=("of", "pool"))
+def _normalize_and_pool(*arrays, of, pool):
+    def on_cpu(*arrays):
+        out, mean, var = _normalize_groups(*arrays, of)
+        return pool(out), mean, var
+
+    default = functools.partial(forward, of=of, pool=pool)
+    return lax.platform_dependent(*arrays, cpu=on_cpu, default=default)
+
+
+def forward(
     x: Float[Array, "b h w c"],
     scale: Float[Array, "c"],
     bias: Float[Array, "c"],
     near: Float[Array, "c"],
-    *,
-    size: int,
-    epsilon: float,
-    activation: Callable | None,
-    dtype: DTypeLike,
+    of: Normalization,
     pool: Callable | None = None,
 ) -> tuple[Float[Array, "b h2 w2 c"], Float[Array, "g c"], Float[Array, "g c"]]:
-    """Normalises each `size` consecutive examples and applies activation and pooling.
+    """Normalises each `of.size` consecutive examples, with activation and pooling.
 
     Both sums are taken in one pass, which compilers for accelerators make part of the
     convolution that gave `x`; and first over each example's pixels, for which no axis
@@ -241,20 +288,13 @@ def normalize_groups(
       scale, bias: of each channel.
       near: what the means are expected to be. The variance is found from squares of
         distances to it; those to zero could hide it in what float32 rounds.
-      size, epsilon, activation, dtype, pool: see `BatchNorm`. What is pooled is `x`:
-        a quarter of it is left to normalise, and the output is never as large.
+      of: the normalisation.
+      pool: see `BatchNorm`. What is pooled is `x`: a quarter of it is left to
+        normalise, and the output is never as large.
 
     Returns:
       The output, and the groups' means and variances, float32.
     """
-    _, h, w, c = x.shape
-
-    def of_groups(examples: Float[Array, "b c"]) -> Float[Array, "g c"]:
-        return examples.reshape(-1, size, c).sum(axis=1) / (size * h * w)
-
-    def of_examples(groups: Float[Array, "g c"]) -> Float[Array, "b 1 1 c"]:
-        return jnp.repeat(groups, size, axis=0)[:, None, None]
-
     if pool:
         # The greatest output is that of the greatest input, or, by a negative scale,
         # of the least.
@@ -262,14 +302,60 @@ def normalize_groups(
         x, near, scale = x * sign.astype(x.dtype), near * sign, scale * sign
     wide = x.astype(jnp.float32)
     distance = wide - near
-    offset = of_groups(distance.sum(axis=(1, 2)))
-    square = of_groups(jnp.square(distance).sum(axis=(1, 2)))
+    offset = _mean_of_groups(distance, of)
+    square = _mean_of_groups(jnp.square(distance), of)
     mean, var = near + offset, jnp.maximum(square - jnp.square(offset), 0)
-    factor = scale / jnp.sqrt(var + epsilon)
+    factor = scale / jnp.sqrt(var + of.epsilon)
     if pool:
         wide = pool(x).astype(jnp.float32)
-    out = (wide - of_examples(mean)) * of_examples(factor) + bias
-    return _activate(out, activation, dtype), mean * sign if pool else mean, var
+    out = (wide - _of_examples(mean, of)) * _of_examples(factor, of) + bias
+    out = _activate(out, of.activation, of.dtype)
+    return out, mean * sign if pool else mean, var
+
+
+def backward(
+    x: Float[Array, "b h w c"],
+    g: Float[Array, "b h w c"],
+    scale: Float[Array, "c"],
+    bias: Float[Array, "c"],
+    mean: Float[Array, "g c"],
+    var: Float[Array, "g c"],
+    of: Normalization,
+) -> tuple[Float[Array, "b h w c"], Float[Array, "c"], Float[Array, "c"]]:
+    """The gradients by `x`, scale and bias of `forward` without pooling.
+
+    Args:
+      x, scale, bias, of: what `forward` had.
+      g: the gradient by its output.
+      mean, var: what it gave.
+    """
+    inverse = 1 / jnp.sqrt(var + of.epsilon)
+    factor = _of_examples(scale * inverse, of)
+    deviation = x.astype(jnp.float32) - _of_examples(mean, of)
+    g = g.astype(jnp.float32)
+    if of.activation:
+        (g,) = jax.vjp(of.activation, deviation * factor + bias)[1](g)
+    total = _mean_of_groups(g, of)
+    along = _mean_of_groups(g * deviation, of) * inverse
+    # What is left of the gradient without its mean and its part along the deviations.
+    rest = g - _of_examples(total, of) - deviation * _of_examples(along * inverse, of)
+    n = of.size * x.shape[1] * x.shape[2]
+    dx = (rest * factor).astype(x.dtype)
+    return dx, n * along.sum(axis=0), n * total.sum(axis=0)
+
+
+def _mean_of_groups(
+    x: Float[Array, "b h w c"], of: Normalization
+) -> Float[Array, "g c"]:
+    _, h, w, c = x.shape
+    of_examples = x.sum(axis=(1, 2)).reshape(-1, of.size, c)
+    return of_examples.sum(axis=1) / (of.size * h * w)
+
+
+def _of_examples(
+    groups: Float[Array, "g c"], of: Normalization
+) -> Float[Array, "b 1 1 c"]:
+    return jnp.repeat(groups, of.size, axis=0)[:, None, None]
 
 
 @jax.jit

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.models import ZOO, build, cpu_norm
+from resnet_jax.models import ZOO, build, cpu_norm, norms
 from resnet_jax.models.layers import max_pool
-from resnet_jax.models.norms import BatchNorm, normalize_groups
+from resnet_jax.models.norms import BatchNorm, Normalization
 from tests import keyed, tiny
 
 EPSILON = 1e-3  # large enough to be seen in the outputs
@@ -178,23 +178,30 @@ def test_gradients_equal_those_of_a_plain_formula(size):
     )
 
 
-def by_definition(x, scale, bias, *, size, epsilon, activation, dtype):
-    """`normalize_groups`, in two passes over groups cut out of the batch."""
-    groups = x.reshape(-1, size, *x.shape[1:])
+def by_definition(x, scale, bias, of):
+    """`norms.forward`, in two passes over groups cut out of the batch."""
+    groups = x.reshape(-1, of.size, *x.shape[1:])
     mean = groups.mean((1, 2, 3), keepdims=True)
     var = jnp.square(groups - mean).mean((1, 2, 3), keepdims=True)
-    out = (groups - mean) / jnp.sqrt(var + epsilon) * scale + bias
-    out = (activation(out) if activation else out).reshape(x.shape).astype(dtype)
-    return out, mean[:, 0, 0, 0], var[:, 0, 0, 0]
+    out = (groups - mean) / jnp.sqrt(var + of.epsilon) * scale + bias
+    out = of.activation(out) if of.activation else out
+    return out.reshape(x.shape).astype(of.dtype), mean[:, 0, 0, 0], var[:, 0, 0, 0]
 
 
-def on_cpus(x, scale, bias, near, **options):
-    return cpu_norm.normalize_groups(x, scale, bias, **options)
+def pulled_by_definition(g, x, scale, bias, of, pool=None):
+    """What that gives, and the gradients by its arguments."""
+
+    def outputs(*arguments):
+        out, mean, var = by_definition(*arguments, of)
+        return pool(out) if pool else out, mean, var
+
+    (out, mean, var), pull = jax.vjp(outputs, x, scale, bias)
+    return out, mean, var, *pull((g, jnp.zeros_like(mean), jnp.zeros_like(var)))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("activation", [None, jax.nn.relu, jax.nn.silu])
-@pytest.mark.parametrize("ours", [on_cpus, normalize_groups])
+@pytest.mark.parametrize("ours", [cpu_norm, norms])
 def test_each_platforms_norm_and_gradients_are_those_of_the_definition(
     ours, activation, dtype
 ):
@@ -203,20 +210,17 @@ def test_each_platforms_norm_and_gradients_are_those_of_the_definition(
     scale, bias = map(jnp.asarray, draw_variables(4)["params"].values())
     near = jnp.asarray(3 + draw("near", 4))
 
-    def pulled(normalize, *arguments):
-        def outputs(*arguments):
-            return normalize(
-                *arguments, size=3, epsilon=EPSILON, activation=activation, dtype=kind
-            )
-
-        kind = arguments[0].dtype
-        (out, mean, var), pull = jax.vjp(outputs, *arguments)
-        zeros = jnp.zeros_like(mean), jnp.zeros_like(var)
-        return out, mean, var, *pull((g.astype(kind), *zeros))[:3]
-
-    got = pulled(ours, x, scale, bias, near)
+    of = Normalization(3, EPSILON, activation, jnp.dtype(dtype))
+    out, mean, var = ours.forward(x, scale, bias, near, of)
+    got = out, mean, var, *ours.backward(x, g, scale, bias, mean, var, of)
     assert got[0].dtype == got[3].dtype == dtype
-    expected = pulled(by_definition, x.astype(jnp.float32), scale, bias)
+    expected = pulled_by_definition(
+        g.astype(jnp.float32),
+        x.astype(jnp.float32),
+        scale,
+        bias,
+        dataclasses.replace(of, dtype=jnp.float32),
+    )
     # Some thirty float32 operations; or the output and its gradient rounded once to
     # bfloat16's 8 digits, as parts of their largest values.
     bounds = [30 * 2**-24] * 6
@@ -236,25 +240,16 @@ def test_pooling_before_the_norm_is_pooling_behind_it(activation, border):
     scale = jnp.asarray([1.5, -0.7, 0.1, -2.0])
     near = jnp.asarray(3 + draw("near", 4))
 
-    def pulled(normalize, *arguments, **more):
-        def outputs(*arguments):
-            out, mean, var = normalize(
-                *arguments,
-                size=3,
-                epsilon=EPSILON,
-                activation=activation,
-                dtype=jnp.float32,
-                **more,
-            )
-            return out if more else pool(out), mean, var
+    of = Normalization(3, EPSILON, activation, jnp.float32)
 
-        (out, mean, var), pull = jax.vjp(outputs, *arguments)
-        h, w = out.shape[1:3]
-        zeros = jnp.zeros_like(mean), jnp.zeros_like(var)
-        return out, mean, var, *pull((jnp.asarray(g[:, :h, :w]), *zeros))[:3]
+    def outputs(x, scale, bias):
+        return norms.forward(x, scale, bias, near, of, pool)
 
-    got = pulled(normalize_groups, x, scale, bias, near, pool=pool)
-    expected = pulled(by_definition, x, scale, bias)
+    (out, mean, var), pull = jax.vjp(outputs, x, scale, bias)
+    g = jnp.asarray(g[:, : out.shape[1], : out.shape[2]])
+    zeros = jnp.zeros_like(mean), jnp.zeros_like(var)
+    got = out, mean, var, *pull((g, *zeros))
+    expected = pulled_by_definition(g, x, scale, bias, of, pool)
     # Some forty float32 operations, as parts of the largest values.
     for one, other in zip(got, expected, strict=True):
         assert tiny.difference(one, other) < 40 * 2**-24
@@ -281,9 +276,9 @@ def test_a_network_that_pools_in_its_norm_is_one_that_does_not(train):
 def test_a_large_offset_near_the_running_mean_does_not_cancel_the_variance():
     offset = 4096.0
     x, (scale, bias) = draw("x", 8, 5, 5, 3), (np.ones(3), np.zeros(3))
-    _, mean, var = normalize_groups(
+    _, mean, var = norms.forward(
         *map(jnp.float32, (x + offset, scale, bias, np.full(3, offset + 1))),
-        **{"size": 4, "epsilon": EPSILON, "activation": None, "dtype": jnp.float32},
+        Normalization(4, EPSILON, None, jnp.float32),
     )
     groups = by_group(x + np.float32(offset), 4)
     np.testing.assert_allclose(mean, groups.mean(axis=(1, 2, 3)), rtol=1e-6)
