@@ -4,15 +4,20 @@ import io
 import json
 import logging
 import sys
+import time
 
-import tensorboardX
 import tqdm
-from tensorboardX import record_writer
+from tensorboardX import record_writer, summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from resnet_jax import storage
 from resnet_jax.storage import Path
 
 log = logging.getLogger(__name__)
+
+# Seconds between two writings of TensorBoard's events.
+EVERY = 30.0
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -77,6 +82,41 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+class _Board:
+    """Numbers for TensorBoard, each written by who adds it.
+
+    tensorboardX's own writer has a thread; when that dies, at a full disk, the next
+    numbers wait for it for ever.
+    """
+
+    def __init__(self, folder: str, step: int):
+        """Events of `folder` that come behind `step` are to be forgotten."""
+        record_writer.directory_check(folder)
+        self._events = EventsWriter(f"{folder}/events")
+        self._flushed = time.monotonic()
+        if step:
+            start = SessionLog(status=SessionLog.SessionStatus.Value("START"))
+            self._write(Event(step=step + 1, session_log=start))
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        for key, value in values.items():
+            self._write(Event(step=step, summary=summary.scalar(key, value)))
+        if time.monotonic() - self._flushed > EVERY:
+            self._events.flush()
+            self._flushed = time.monotonic()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._events.write_event(event)
+
+    def close(self) -> None:
+        try:
+            self._events.close()
+        except OSError as error:
+            # What ends the run is told, and metrics.jsonl has the numbers too.
+            log.warning("TensorBoard's last numbers are not written: %s", error)
+
+
 class Writer:
     """Tells how a run goes; one process of a run has an active one.
 
@@ -97,9 +137,7 @@ class Writer:
         self._metrics = storage.Lines(
             workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
         )
-        self._board = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=step + 1 if step else None
-        )
+        self._board = _Board(str(workdir / "tensorboard"), step)
         if sys.stderr.isatty():
             self._bar = tqdm.tqdm(
                 total=total_steps, initial=step, unit="step", dynamic_ncols=True
@@ -143,8 +181,7 @@ class Writer:
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         self._metrics.add(json.dumps({"step": step, **values}) + "\n")
-        for key, value in values.items():
-            self._board.add_scalar(key, value, step)
+        self._board.add(step, values)
 
     def flush(self) -> None:
         """Returns when all rows are written; called before a checkpoint of their step.

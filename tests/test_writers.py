@@ -1,7 +1,12 @@
 """Files that are whole whatever happens, and rows that belong to the run."""
 
 import json
+import pathlib
 
+import pytest
+from tensorboardX import record_writer
+
+from resnet_jax import writers
 from resnet_jax.writers import Writer, read_metrics, write_json
 
 VALUES = {
@@ -48,3 +53,11 @@ def test_a_json_file_is_replaced_as_a_whole(tmp_path):
     write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 2}
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_numbers_for_tensorboard_that_find_no_room_are_told(tmp_path, monkeypatch):
+    full = pathlib.Path("/dev/full")
+    monkeypatch.setattr(record_writer, "open_file", lambda _: full.open("wb"))
+    monkeypatch.setattr(writers, "EVERY", 0.0)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path, step=0, rows=range(50))
