@@ -1,13 +1,15 @@
 """Breaks a run in every way that a machine has, in random order.
 
-python -m tests.fault_drill --faults=200 --seed=7
+python -m tests.fault_drill --faults=200 --processes=2 --seed=7
 
-The end must be that of a run that nothing happened to, bit for bit. A full and a
-read-only file system take root, to mount one; without it these two are left out.
+The end must be that of a run that nothing happened to, bit for bit. Of several
+processes, a signal strikes any one. A full and a read-only file system take root, to
+mount one; without it these two are left out.
 """
 
 import argparse
 import contextlib
+import functools
 import os
 import pathlib
 import random
@@ -17,7 +19,10 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+
+import psutil
 
 from tests import runs
 
@@ -28,6 +33,8 @@ FLAGS = (
     "--config.checkpoint.keep_last=3",
     "--config.evaluate.every.steps=25",
 )
+# Seconds in which the processes of a run end when one was killed.
+NOTICED = 60
 
 
 class Drill:
@@ -36,15 +43,23 @@ class Drill:
     Args:
       workdir: of the run; its parent is `disk` if that is a file system of its own.
       faults: how many there will be, which makes the length of the run.
+      processes: of the run.
       seed: of their order.
       disk: a small file system that can be filled and made read-only, if there is one.
     """
 
     def __init__(
-        self, workdir: pathlib.Path, faults: int, seed: int, disk: pathlib.Path | None
+        self,
+        workdir: pathlib.Path,
+        faults: int,
+        processes: int,
+        seed: int,
+        disk: pathlib.Path | None,
     ):
-        self.flags = (*FLAGS, f"--config.total.steps={20 + 3 * faults}")
+        flags = (*FLAGS, f"--config.total.steps={20 + 3 * faults}")
+        self.start = functools.partial(_start, processes, flags)
         self.done: list[str] = []
+        self._processes = processes
         self._workdir, self._faults, self._disk = workdir, faults, disk
         self._random = random.Random(seed)
         # Checkpoints that nothing was done to.
@@ -65,11 +80,11 @@ class Drill:
             if happened:
                 self.done.append(f"{fault.__name__}: {happened}")
                 print(f"{len(self.done):4} {self.done[-1]}", flush=True)
-        code, output = runs.run(self._workdir, *self.flags)
+        code, output = runs.finish(self._start())
         assert code == 0, output
 
     def _start(self) -> subprocess.Popen:
-        return runs.start(self._workdir, *self.flags)
+        return self.start(self._workdir)
 
     def _ended(self, output: str) -> None:
         assert "Traceback" not in output, output
@@ -85,28 +100,46 @@ class Drill:
             return []
         return runs.checkpoint_steps(self._workdir)
 
-    def _strike(self, number: signal.Signals, expected: int) -> str:
+    def _strike(self, number: signal.Signals, *expected: int) -> str:
         """Sends a signal some lines behind the start, and a moment behind the line."""
         process, lines = self._start(), []
         left = self._random.randint(1, 5)
         for line in process.stdout:
             lines.append(line)
-            left -= line.startswith(("step ", "compiling"))
+            # Of several processes, the first one tells, behind its number.
+            said = line.removeprefix("[0] ")
+            left -= said.startswith(("step ", "compiling"))
             if left == 0:
                 break
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(self._random.choice((0.0, 0.01, 0.05, 0.2)))
-        process.send_signal(number)
+        # Processes, and helpers of theirs that end with them.
+        all_of_run = psutil.Process(process.pid).children(recursive=True)
+        struck = self._struck(process)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            struck.send_signal(number)
+        began = time.monotonic()
         code, rest = runs.finish(process)
         output = "".join(lines) + rest
-        assert code in (expected, 0), output
+        assert code in (*expected, 0), output
+        assert time.monotonic() - began < NOTICED, output
+        assert not psutil.wait_procs(all_of_run, timeout=NOTICED)[1], output
         self._ended(output)
         # The run was at its end, or in its exit.
         return "" if code == 0 else f"behind {lines[-1].split('  ')[0].strip()!r}"
 
+    def _struck(self, started: subprocess.Popen) -> psutil.Process:
+        """The process, or of several any one but their launcher."""
+        launcher = psutil.Process(started.pid)
+        if self._processes == 1:
+            return launcher
+        return self._random.choice(sorted(launcher.children(), key=lambda x: x.pid))
+
     def kill(self) -> str:
         """With a signal that nothing can be done about."""
-        return self._strike(signal.SIGKILL, -signal.SIGKILL)
+        # Of several processes the others say so, and end with an error.
+        codes = (1, 128 + signal.SIGKILL) if self._processes > 1 else (-signal.SIGKILL,)
+        return self._strike(signal.SIGKILL, *codes)
 
     def terminate(self) -> str:
         """As a scheduler does."""
@@ -170,6 +203,16 @@ class Drill:
         return self._harm(pathlib.Path.unlink)
 
 
+def _start(
+    processes: int, flags: tuple[str, ...], workdir: pathlib.Path
+) -> subprocess.Popen:
+    """Starts a run of one or several processes."""
+    if processes == 1:
+        return runs.start(workdir, *flags)
+    launcher = "launch/local.py", str(processes)
+    return runs.start_python(*launcher, f"--workdir={workdir}", *flags)
+
+
 def remount(disk: pathlib.Path, options: str) -> None:
     """Mounts a file system in another way."""
     subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
@@ -190,30 +233,35 @@ def small_disk(directory: pathlib.Path) -> Iterator[pathlib.Path | None]:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def drill(directory: pathlib.Path, faults: int, seed: int) -> list[str]:
+def drill(
+    directory: pathlib.Path, faults: int, seed: int, processes: int = 1
+) -> list[str]:
     """A run with faults, and one without; returns what happened.
 
     Raises AssertionError if a fault is not told, or the two end differently.
     """
-    print(f"python -m tests.fault_drill --faults={faults} --seed={seed}", flush=True)
+    flags = f"--faults={faults} --processes={processes} --seed={seed}"
+    print(f"python -m tests.fault_drill {flags}", flush=True)
     with small_disk(directory) as disk:
         if disk is None:
             print("no full and no read-only disk: to mount one takes root")
-        broken = Drill((disk or directory) / "broken", faults, seed, disk)
+        workdir = (disk or directory) / "broken"
+        broken = Drill(workdir, faults, processes, seed, disk)
         broken.run()
-        code, output = runs.run(directory / "undisturbed", *broken.flags)
+        code, output = runs.finish(broken.start(directory / "undisturbed"))
         assert code == 0, output
-        runs.assert_same_end(broken._workdir, directory / "undisturbed")
+        runs.assert_same_end(workdir, directory / "undisturbed")
     return broken.done
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faults", type=int, default=20)
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        done = drill(pathlib.Path(directory), options.faults, options.seed)
+        done = drill(pathlib.Path(directory), **vars(options))
     print(f"{len(done)} faults, and the same end as without, bit for bit")
 
 

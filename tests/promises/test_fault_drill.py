@@ -1,4 +1,4 @@
-"""Twenty faults in one run, and its end is the same."""
+"""Many faults in one run, and its end is the same."""
 
 import secrets
 
@@ -12,3 +12,9 @@ def test_a_run_with_twenty_faults_ends_with_the_same_bits(tmp_path):
     # Another order each time; a failure prints the command that repeats it.
     done = fault_drill.drill(tmp_path, faults=20, seed=secrets.randbelow(10**6))
     assert len(done) == 20
+
+
+@pytest.mark.long
+def test_a_run_of_two_processes_with_five_faults_ends_with_the_same_bits(tmp_path):
+    seed = secrets.randbelow(10**6)
+    assert len(fault_drill.drill(tmp_path, faults=5, seed=seed, processes=2)) == 5
