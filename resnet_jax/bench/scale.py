@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -52,7 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--processes", type=table.list_of(int), default=[1, 2, 4, 8])
     parser.add_argument("--image_size", type=int, default=64)
     parser.add_argument("--batch_size", type=int, default=8, help="of a process")
-    parser.add_argument("--steps", type=int, default=20, help="between two saves")
+    parser.add_argument("--steps", type=int, default=20, help="that are timed at once")
+    parser.add_argument(
+        "--between", type=float, default=20.0, help="seconds from one save to the next"
+    )
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--topology", help="of `plan`, for predictions: v5e:2x4")
 
@@ -62,23 +66,22 @@ def rows(args: argparse.Namespace) -> Iterator[dict]:
     case = args.model, args.image_size, args.batch_size, args.dtype
     config = short_config(args.config, *case, steps=args.steps)
     for number in args.processes:
-        yield from _of_processes(config, number, args.steps, args.repeats)
+        yield from _of_processes(config, number, args)
     yield from _of_checkpoint(config, args.saved, args.repeats)
     if args.topology:
         yield from predictions(load(args.config), args.topology)
 
 
 def _of_processes(
-    config: ConfigDict, number: int, steps: int, repeats: int
+    config: ConfigDict, number: int, args: argparse.Namespace
 ) -> Iterator[dict]:
     config = ConfigDict(config.to_dict())
     config.batch_size *= number
     with config.ignore_type():
         # So that statistics do not depend on the number of processes.
         config.model.bn_group_size = "device"
-    found = run(
-        number, {"config": config.to_dict(), "steps": steps, "repeats": repeats}
-    )
+    request = {key: getattr(args, key) for key in ("steps", "between", "repeats")}
+    found = run(number, {"config": config.to_dict(), **request})
     first = found[0]
     name = f"scale {config.model.name} {number} process{'es' if number > 1 else ''}"
 
@@ -215,10 +218,11 @@ def measure(request: dict) -> dict:
 
     `start`: from the process to the end of the first step. `together` and `alone`: a
     step of all processes, and one of each on its own part of the work, at the same
-    time. `between`: the steps from one save to the next, if none is made; `stall`: how
-    much longer they take with one in their midst, and `save` the part of it in which
-    the loop waits for the call. `written`: until the checkpoint is on disk. `restore`:
-    with its check of all values, the first one with what that compiles.
+    time. `between`: the steps from one save to the next, some `between` of the request,
+    if none is made; `stall`: how much longer they take with one in their midst, and
+    `save` the part of it in which the loop waits for the call. `written`: until the
+    checkpoint is on disk. `restore`: with its check of all values, the first one with
+    what that compiles.
     """
     began = psutil.Process().create_time()
     if request["number"] > 1:
@@ -241,6 +245,9 @@ def measure(request: dict) -> dict:
             found["together"].append(loop.seconds(steps) / steps)
             found["alone"].append(alone.seconds(steps) / steps)
         setup, state = loop.setup, loop.state
+        enough = request["between"] / statistics.median(found["together"])
+        # As many on all processes.
+        steps = int(processes.first_does("steps", lambda: str(round(enough) or 1)))
     else:
         setup = set_up(config)
         state = setup.init_state()

@@ -15,11 +15,11 @@ from tests.plan.test_predict import facts
 @pytest.mark.long
 def test_two_processes_tell_what_they_exchange_and_how_long_all_takes():
     config = tiny.config({"batch_size": 4, "model.bn_group_size": "device"})
-    (alone,) = scale.run(1, {"config": config.to_dict(), "steps": 2, "repeats": 1})
+    request = {"steps": 2, "between": 0.5, "repeats": 1}
+    (alone,) = scale.run(1, {"config": config.to_dict(), **request})
     assert alone["bytes"] == 0
     config.batch_size = 8
-    request = {"config": config.to_dict(), "steps": 2, "repeats": 1}
-    first, second = scale.run(2, request)
+    first, second = scale.run(2, {"config": config.to_dict(), **request})
     # Both compiled one program: float32 gradients, statistics and two metrics.
     state = tiny.setup().state_like()
     sizes = count(state.params) + count(state.batch_stats) + 2
@@ -36,7 +36,7 @@ def test_two_processes_tell_what_they_exchange_and_how_long_all_takes():
 
 def test_a_process_that_fails_is_told():
     config = tiny.config({"batch_size": 3, "model.bn_group_size": 2})
-    request = {"config": config.to_dict(), "steps": 1, "repeats": 1}
+    request = {"config": config.to_dict(), "steps": 1, "between": 0.1, "repeats": 1}
     with pytest.raises(UserError, match=r"One of 1 processes failed: .*does not"):
         scale.run(1, request)
 
