@@ -12,7 +12,7 @@ from resnet_jax.plan.ask import ask
 from resnet_jax.plan.chips import chip_of
 
 KEPT = pathlib.Path("configs", "compiler")
-# Less than this part fewer cycles is no reason for an option.
+# Less than this part fewer cycles, or bytes at as many cycles, is no reason.
 WORTH = 0.002
 # libtpu 0.0.52 takes each of these, and refuses names that it does not know; it
 # documents none. Small steps of convolutions and batch norm change with the cost model
@@ -82,8 +82,7 @@ def sweep(config: ConfigDict, topology: str, per_chip: int) -> Iterator[dict]:
         rows.append(tried(candidate))
         yield rows[-1]
         (name,) = candidate
-        best = helping.get(name, plain)["cycles"]
-        if rows[-1].get("cycles", best) < best * (1 - WORTH):
+        if is_better(rows[-1], helping.get(name, plain)):
             helping[name] = rows[-1]
     if len(helping) > 1:
         together = {k: v for row in helping.values() for k, v in row["options"].items()}
@@ -96,12 +95,21 @@ def sweep(config: ConfigDict, topology: str, per_chip: int) -> Iterator[dict]:
         yield tried(best, f"{images} images a chip", images)
 
 
+def is_better(row: dict, other: dict) -> bool:
+    """Whether a row is worth taking in place of another one, which was not refused."""
+    if "refused" in row:
+        return False
+    cycles, size = (row[key] / other[key] - 1 for key in ("cycles", "bytes"))
+    return cycles < -WORTH or (cycles < WORTH and size < -WORTH)
+
+
 def best_of(rows: list[dict]) -> dict:
-    """The row of fewest cycles; the plain compiler's unless it is worth it."""
-    plain, *others = rows
-    done = [row for row in others if "cycles" in row and not row["variant"]]
-    best = min(done, key=lambda row: row["cycles"], default=plain)
-    return best if best["cycles"] < plain["cycles"] * (1 - WORTH) else plain
+    """The best of the rows without a variant, of which the first is the plain one."""
+    best, *others = rows
+    for row in others:
+        if not row["variant"] and is_better(row, best):
+            best = row
+    return best
 
 
 def as_markdown(rows: list[dict]) -> str:

@@ -58,6 +58,16 @@ def test_what_helps_is_kept_together(compiler):
     ]
 
 
+def test_of_options_with_as_many_cycles_the_one_with_fewest_bytes_is_kept():
+    plain = {"variant": "", "cycles": 1000.0, "bytes": 400.0}
+    first = plain | {"cycles": 990.0, "bytes": 350.0}
+    second = plain | {"cycles": 990.1, "bytes": 330.0}
+    fewer, refused = plain | {"bytes": 399.9}, {"variant": "", "refused": "why"}
+    assert sweep.best_of([plain, first, second, refused]) is second
+    assert sweep.best_of([plain, second, first]) is second
+    assert sweep.best_of([plain, fewer, second | {"variant": "other"}]) is plain
+
+
 def test_where_nothing_helps_nothing_is_kept(compiler, monkeypatch):
     monkeypatch.setattr(sweep, "CANDIDATES", ({"c": 1}, {"d": 1}))
     sweep.run(tiny.config(), "v5e:2x2", 4, "the command", lambda _: None)
