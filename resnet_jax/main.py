@@ -9,6 +9,7 @@ import inspect
 import json
 import logging
 import pathlib
+import secrets
 import shlex
 import sys
 import tempfile
@@ -173,11 +174,16 @@ def _scratch() -> Iterator["Path"]:
             "A dry run of several processes needs a --workdir that all share; it leaves"
             " nothing there."
         )
-    workdir = storage.path_of(_WORKDIR.value.rstrip("/") + ".dry_run")
-    yield workdir
-    processes.agree("end of the dry run", "")
-    if processes.index() == 0:
-        storage.remove_tree(workdir)
+    # Of this run alone, so that none that goes at the same time is removed.
+    token = processes.first_does("dry run", lambda: secrets.token_hex(4))
+    workdir = storage.path_of(f"{_WORKDIR.value.rstrip('/')}.dry_run.{token}")
+    try:
+        yield workdir
+        processes.agree("end of the dry run", "")
+    finally:
+        if processes.index() == 0:
+            with contextlib.suppress(FileNotFoundError):
+                storage.remove_tree(workdir)
 
 
 def run(command: str) -> None:

@@ -201,6 +201,16 @@ def test_sigterm_stops_all_processes_at_the_same_step(tmp_path):
     assert saved and runs.checkpoint_steps(tmp_path / "run")[-1] == int(saved[0])
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_dry_run_of_several_processes_leaves_nothing(stopped, tmp_path):
+    process = launch(tmp_path / "run", *FLAGS, "--mode=dry_run")
+    number = signal.SIGTERM if stopped else signal.SIGCONT
+    code, output = runs.send_when(process, "compiling", number)
+    assert code == (143 if stopped else 0), output
+    assert ("all is well" in output) != stopped
+    assert not list(tmp_path.iterdir())
+
+
 # Process 0 holds JAX's coordination service: when it dies, JAX aborts the others; when
 # another one does, the others' collectives break.
 @pytest.mark.parametrize("killed", [0, 1])
