@@ -21,6 +21,7 @@ WORTH = 0.002
 CANDIDATES = (
     {"xla_tpu_scoped_vmem_limit_kib": 32768},
     {"xla_tpu_scoped_vmem_limit_kib": 65536},
+    {"xla_tpu_scoped_vmem_limit_kib": 81920},
     {"xla_tpu_scoped_vmem_limit_kib": 98304},
     {"xla_tpu_rwb_fusion": False},
     {"xla_tpu_enable_experimental_fusion_cost_model": True},
