@@ -113,11 +113,12 @@ class Drill:
                 break
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(self._random.choice((0.0, 0.01, 0.05, 0.2)))
-        # Processes, and helpers of theirs that end with them.
-        all_of_run = psutil.Process(process.pid).children(recursive=True)
-        struck = self._struck(process)
+        all_of_run = []
+        # It may have ended meanwhile.
         with contextlib.suppress(psutil.NoSuchProcess):
-            struck.send_signal(number)
+            # Processes, and helpers of theirs that end with them.
+            all_of_run = psutil.Process(process.pid).children(recursive=True)
+            self._struck(process).send_signal(number)
         began = time.monotonic()
         code, rest = runs.finish(process)
         output = "".join(lines) + rest
@@ -131,9 +132,10 @@ class Drill:
     def _struck(self, started: subprocess.Popen) -> psutil.Process:
         """The process, or of several any one but their launcher."""
         launcher = psutil.Process(started.pid)
-        if self._processes == 1:
+        processes = sorted(launcher.children(), key=lambda child: child.pid)
+        if self._processes == 1 or not processes:
             return launcher
-        return self._random.choice(sorted(launcher.children(), key=lambda x: x.pid))
+        return self._random.choice(processes)
 
     def kill(self) -> str:
         """With a signal that nothing can be done about."""
