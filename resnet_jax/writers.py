@@ -30,7 +30,7 @@ def read_metrics(workdir: Path) -> list[dict]:
     rows = []
     path = workdir / "metrics.jsonl"
     with storage.telling(workdir):
-        lines = path.read_text().splitlines() if path.exists() else ()
+        lines = storage.read(path).decode().splitlines() if path.exists() else ()
     for line in lines:
         try:
             rows.append(json.loads(line))
