@@ -9,7 +9,6 @@ mount one; without it these two are left out.
 
 import argparse
 import contextlib
-import functools
 import os
 import pathlib
 import random
@@ -56,9 +55,8 @@ class Drill:
         seed: int,
         disk: pathlib.Path | None,
     ):
-        flags = (*FLAGS, f"--config.total.steps={20 + 3 * faults}")
-        self.start = functools.partial(_start, processes, flags)
         self.done: list[str] = []
+        self._flags = (*FLAGS, f"--config.total.steps={20 + 3 * faults}")
         self._processes = processes
         self._workdir, self._faults, self._disk = workdir, faults, disk
         self._random = random.Random(seed)
@@ -82,6 +80,13 @@ class Drill:
                 print(f"{len(self.done):4} {self.done[-1]}", flush=True)
         code, output = runs.finish(self._start())
         assert code == 0, output
+
+    def start(self, workdir: pathlib.Path) -> subprocess.Popen:
+        """Starts the run, or one like it in another workdir."""
+        if self._processes == 1:
+            return runs.start(workdir, *self._flags)
+        launcher = "launch/local.py", str(self._processes)
+        return runs.start_python(*launcher, f"--workdir={workdir}", *self._flags)
 
     def _start(self) -> subprocess.Popen:
         return self.start(self._workdir)
@@ -203,16 +208,6 @@ class Drill:
     def remove_a_shard(self) -> str:
         """Of the newest checkpoint."""
         return self._harm(pathlib.Path.unlink)
-
-
-def _start(
-    processes: int, flags: tuple[str, ...], workdir: pathlib.Path
-) -> subprocess.Popen:
-    """Starts a run of one or several processes."""
-    if processes == 1:
-        return runs.start(workdir, *flags)
-    launcher = "launch/local.py", str(processes)
-    return runs.start_python(*launcher, f"--workdir={workdir}", *flags)
 
 
 def remount(disk: pathlib.Path, options: str) -> None:

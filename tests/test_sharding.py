@@ -39,7 +39,7 @@ def steps(setup: Setup, state: TrainState, number: int) -> tuple[dict, TrainStat
 # Of 16 images, 8 devices hold two each: groups of one inside a device, of two as a
 # device holds them, of four over two devices, and one over all.
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 8])
+@pytest.mark.parametrize("devices", [2, 8])
 @pytest.mark.parametrize("group", [1, 2, 4, "global"])
 def test_a_step_gives_the_same_on_any_number_of_devices(group, devices):
     alone, together = two_steps(group, 1), two_steps(group, devices)
