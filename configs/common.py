@@ -29,6 +29,10 @@ def get_config() -> ConfigDict:
     # Examples that share batch-norm statistics, or 'global', or 'device'.
     config.model.bn_group_size = literal(32)
 
+    # Whether bottlenecks' last convolutions leave no output behind, which saves reads
+    # and writes of memory (models/tpu_norm.py), or 'chip': in bfloat16 on TPUs.
+    config.model.unwritten = literal("chip")
+
     config.sharding = ConfigDict()
     # Or fsdp: each device keeps a part of parameters, optimiser and average only, and
     # gets the others when it needs them: for networks that else do not fit.

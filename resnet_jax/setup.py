@@ -42,10 +42,13 @@ from resnet_jax.data.sources import (
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models import create_model, get_spec
 from resnet_jax.models.cost import cost_of_image, count, init_shapes
+from resnet_jax.models.resnet import ResNet
 from resnet_jax.step import TrainState
 from resnet_jax.storage import Path
 
 VIEWS = ("one", "flip", "ten_crop")
+# Of a device, for `model.unwritten`: each has its own products in the program.
+MOST_GROUPS = 8
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -627,14 +630,31 @@ def _make_model(config: ConfigDict, mesh: Mesh, source: Source) -> nn.Module:
             f"model.overrides.num_classes={fields['num_classes']} is too small:"
             f" {source.where} has {len(source.classes)} classes."
         )
-    dtype = DTYPES[config.model.dtype]
-    return create_model(
+    model = create_model(
         config.model.name,
-        dtype=dtype,
+        dtype=DTYPES[config.model.dtype],
         bn_group_size=group_size,
         scan_blocks=config.model.scan_blocks,
         **fields,
     )
+    if isinstance(model, ResNet) and _leaves_unwritten(config, mesh, group_size):
+        model = model.clone(unwritten=mesh)
+    return model
+
+
+def _leaves_unwritten(config: ConfigDict, mesh: Mesh, group_size: int | None) -> bool:
+    """Whether the network is to have `ResNet.unwritten`."""
+    chosen = config.model.unwritten
+    if chosen not in ("chip", True, False):
+        raise UserError(f"model.unwritten={chosen!r} is not True, False or 'chip'.")
+    if chosen == "chip":
+        on_tpu = mesh.devices.flat[0].platform == "tpu"
+        chosen = on_tpu and config.model.dtype == "bfloat16"
+    images = config.batch_size // config.optim.microbatches
+    if group_size in (None, images):
+        return chosen
+    groups, rest = divmod(images // mesh.size, group_size)
+    return chosen and not rest and groups <= MOST_GROUPS
 
 
 def summary(setup: Setup, workdir: Path) -> str:

@@ -205,7 +205,10 @@ class BottleneckBlock(Block):
             y = self.hierarchical(y, train=train)
         else:
             y = self.spread(y, 2, stride_3x3, plan.dilation[0], train=train)
-        y = self.last_norm(3, self.convolve(y, 3, 1), train=train)
+        # Batch norm may do with the convolution what suits the platform.
+        deferred = spec.norm == "batch" and "conv3" not in spec.biased
+        y = self.convolve(y, 3, 1, deferred=deferred)
+        y = self.last_norm(3, y, train=train)
         return self.add_and_activate(x, y, drop_path, train=train)
 
     def split_attention(self, x, *, train: bool):

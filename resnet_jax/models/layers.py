@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from resnet_jax.models import cpu_pool
 from resnet_jax.models.cpu_conv import Geometry, Padding, convolve
+from resnet_jax.models.tpu_norm import Product
 
 CONV_INITS = {
     # He et al. 2015 (arXiv:1502.01852), as torchvision draws it: normal, fan out.
@@ -63,6 +64,8 @@ class Conv(nn.Module):
       gain_init: initialiser of the learned gain.
       kernel_init, bias_init: initialisers of kernel and bias.
       dtype: type of the computation; parameters are float32.
+      deferred: leaves the convolution to the norm that takes it; only for a 1x1 kernel
+        of stride 1 without groups and bias.
     """
 
     features: int
@@ -79,9 +82,12 @@ class Conv(nn.Module):
     kernel_init: nn.initializers.Initializer = CONV_INITS["he_fan_out"]
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
     dtype: DTypeLike = jnp.float32
+    deferred: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 f"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"]
+    ) -> Float[Array, "b h2 w2 f"] | Product:
         fan_in = x.shape[-1] // self.groups
         shape = (self.kernel, self.kernel, fan_in, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
@@ -92,6 +98,8 @@ class Conv(nn.Module):
             kernel = kernel * (learned * (self.gain * np.prod(shape[:3]) ** -0.5))
         where = Geometry(self.stride, self.padding(x.shape[1:3]), self.dilation)
         x, kernel = jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype)
+        if self.deferred:
+            return Product(x, kernel)
         x = convolve(x, kernel, where, self.groups)
         if self.bias:
             shape = (self.features,)

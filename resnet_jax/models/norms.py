@@ -11,10 +11,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from resnet_jax.models import cpu_norm
+from resnet_jax.models import cpu_norm, tpu_norm
+from resnet_jax.models.tpu_norm import Product
 
 
 class BatchNorm(nn.Module):
@@ -41,6 +43,8 @@ class BatchNorm(nn.Module):
       pool: max pooling of the output, or None; with it, the activation must not
         decrease anywhere.
       dtype: type of the output.
+      unwritten: the devices, where a `Product` is normalised without being evaluated
+        (see `tpu_norm.normalize`); None: it is evaluated.
     """
 
     group_size: int | None = None
@@ -51,11 +55,14 @@ class BatchNorm(nn.Module):
     activation: Callable | None = None
     pool: Callable | None = None
     dtype: DTypeLike = jnp.float32
+    unwritten: Mesh | None = None
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], *, train: bool
-    ) -> Float[Array, "b h2 w2 c"]:
+        self, x: Float[Array, "b h w c"] | Product, *, train: bool
+    ) -> Float[Array, "b h2 w2 f"]:
+        if isinstance(x, Product) and not (train and self.unwritten and x.is_narrow):
+            x = x.evaluate()
         b, h, w, c = x.shape
         scale = self.param("scale", self.scale_init, (c,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
@@ -73,12 +80,16 @@ class BatchNorm(nn.Module):
         if b % size:
             raise ValueError(f"a batch of {b} cannot be cut into groups of {size}")
         of = Normalization(size, self.epsilon, self.activation, self.dtype)
-        near = lax.stop_gradient(running_mean.value)
-        arrays = map(jnp.asarray, (x, scale, bias, near))
-        if self.pool:
-            out, mean, var = _normalize_and_pool(*arrays, of=of, pool=self.pool)
+        if isinstance(x, Product):
+            out, mean, var = tpu_norm.normalize(x, scale, bias, of, self.unwritten)
+            out = _activate(out, self.activation, self.dtype)
         else:
-            out, mean, var = _normalize_groups(*arrays, of)
+            near = lax.stop_gradient(running_mean.value)
+            arrays = map(jnp.asarray, (x, scale, bias, near))
+            if self.pool:
+                out, mean, var = _normalize_and_pool(*arrays, of=of, pool=self.pool)
+            else:
+                out, mean, var = _normalize_groups(*arrays, of)
 
         if not self.is_initializing():
             n = size * h * w

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -23,12 +24,15 @@ class ResNet(nn.Module):
       bn_group_size: examples that share batch-norm statistics in training; None: all.
       scan_blocks: equal consecutive blocks of a stage are one `scan`, which compiles
         as fast as one block. Their parameters are stacked; `models/scan.py` converts.
+      unwritten: the devices of a batch, if the last convolutions of bottlenecks are to
+        leave no output behind in training; see `models/tpu_norm.py`.
     """
 
     spec: ResNetSpec
     dtype: DTypeLike = jnp.float32
     bn_group_size: int | None = None
     scan_blocks: bool = False
+    unwritten: Mesh | None = None
 
     @nn.compact
     def __call__(
@@ -182,6 +186,7 @@ class ResNet(nn.Module):
                 epsilon=spec.norm_epsilon,
                 momentum=spec.norm_momentum,
                 unbiased=spec.norm_unbiased,
+                unwritten=self.unwritten,
             )
         elif spec.norm == "filter_response":
             norm = functools.partial(

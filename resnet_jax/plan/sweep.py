@@ -57,7 +57,7 @@ def sweep(config: ConfigDict, topology: str, per_chip: int) -> Iterator[dict]:
         chosen = ConfigDict(config.to_dict())
         with chosen.ignore_type():
             chosen.compiler_options = options
-        chosen.model.update(changes)
+            chosen.model.update(changes)
         row = {"options": options, "variant": variant}
         try:
             facts = ask(chosen, topology, per_chip=images, evaluation=False)
@@ -92,6 +92,7 @@ def sweep(config: ConfigDict, topology: str, per_chip: int) -> Iterator[dict]:
     best = best_of(rows)["options"]
     scanned = not config.model.scan_blocks
     yield tried(best, f"model.scan_blocks={scanned}", scan_blocks=scanned)
+    yield tried(best, "model.unwritten=False", unwritten=False)
     for images in (per_chip // 2, per_chip * 2):
         yield tried(best, f"{images} images a chip", images)
 

@@ -1,0 +1,194 @@
+"""Batch norm from the input of a convolution: equal to that from its output."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax import setup
+from resnet_jax.errors import UserError
+from resnet_jax.models import create_model, tpu_norm
+from resnet_jax.models.cpu_conv import Geometry, convolution
+from resnet_jax.models.norms import Normalization
+from resnet_jax.models.tpu_norm import Product
+from resnet_jax.plan import hlo
+from tests import keyed, tiny
+
+# A batch of 12: images of a group, and devices; in the last one group is on both.
+GROUPS = [(12, 1), (3, 1), (6, 2), (3, 2), (1, 4), (12, 2)]
+
+
+def draw(name: str, *shape: int) -> jax.Array:
+    """Draws standard normal values."""
+    return jnp.asarray(keyed.generator(name).standard_normal(shape))
+
+
+def arrays():
+    """Images after a ReLU, a kernel, scale, bias, and a gradient by the output."""
+    x = jax.nn.relu(draw("x", 12, 5, 4, 6) + draw("shift", 6))
+    kernel = draw("kernel", 1, 1, 6, 24)
+    return x, kernel, 1 + 0.3 * draw("scale", 24), draw("bias", 24), draw("g", 12, 5, 4)
+
+
+def from_output(x, kernel, scale, bias, of):
+    """The definition: statistics of what the convolution gives."""
+    y = convolution(x, kernel, Geometry())
+    groups = y.reshape(-1, of.size, *y.shape[1:])
+    mean, var = (f(axis=(1, 2, 3), keepdims=True) for f in (groups.mean, groups.var))
+    out = (groups - mean) / jnp.sqrt(var + of.epsilon) * scale + bias
+    return out.reshape(y.shape), mean[:, 0, 0, 0], var[:, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("size", "devices"), GROUPS)
+def test_statistics_output_and_gradients_are_those_of_the_output(size, devices):
+    with jax.enable_x64(True):
+        *args, g = arrays()
+        of = Normalization(size, 1e-3, None, jnp.float64)
+        mesh = tiny.mesh_of(devices)
+
+        def from_input(x, kernel, scale, bias):
+            return tpu_norm.normalize(Product(x, kernel), scale, bias, of, mesh)
+
+        got, pull = jax.vjp(jax.jit(from_input), *args)
+        expected, pull_plain = jax.vjp(lambda *args: from_output(*args, of), *args)
+        zeros = jnp.zeros_like(got[1])
+        cotangents = jnp.broadcast_to(g[..., None], got[0].shape), zeros, zeros
+        pulled = pull(cotangents), pull_plain(cotangents)
+        # Sums of at most 240 numbers below 100 in float64.
+        assert tiny.difference(got, expected) < 1e-11
+        assert tiny.difference(*pulled) < 1e-11
+
+
+def test_a_scale_of_zero_has_gradients():
+    x, kernel, _, bias, g = arrays()
+    of = Normalization(4, 1e-5, None, jnp.float32)
+
+    def loss(scale):
+        product, mesh = Product(x, kernel), tiny.mesh_of(1)
+        out, _, _ = tpu_norm.normalize(product, scale, bias, of, mesh)
+        return (out * g[..., None]).sum()
+
+    def plain(scale):
+        return (from_output(x, kernel, scale, bias, of)[0] * g[..., None]).sum()
+
+    zero = jnp.zeros(24)
+    got, expected = jax.grad(loss)(zero), jax.grad(plain)(zero)
+    assert float(jnp.abs(expected).max()) > 1
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A bottleneck network, its variables, none as initialised, and images."""
+    model = create_model(
+        "resnet26", stage_sizes=(2, 1), widths=(8, 16), num_classes=5, bn_group_size=4
+    )
+    image = jnp.asarray(keyed.generator("image").standard_normal((16, 64, 64, 3)))
+    variables = jax.jit(model.init)(jax.random.key(0), image)
+    drawn = jax.tree_util.tree_map_with_path(
+        lambda path, x: x + 0.1 * draw(jax.tree_util.keystr(path), *x.shape), variables
+    )
+    return model, drawn, image
+
+
+def trained(model, variables, image):
+    """Logits and running statistics in training, and gradients by the parameters."""
+
+    def loss(params):
+        logits, updated = model.apply(
+            variables | {"params": params}, image, train=True, mutable=["batch_stats"]
+        )
+        return jnp.square(logits).mean(), (logits, updated)
+
+    grads, found = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+    return *found, grads
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, {"scan_blocks": True}], ids=str)
+def test_a_network_is_the_same_without_its_last_outputs(network, changes):
+    model, variables, image = network
+    model = model.clone(**changes)
+    if changes:
+        variables = jax.jit(model.init)(jax.random.key(0), image)
+    plain = trained(model, variables, image)
+    got = trained(model.clone(unwritten=tiny.mesh_of(2)), variables, image)
+    assert jax.tree.structure(got) == jax.tree.structure(plain)
+    # float32 sums of 4 x 32 x 32 pixels in another order, through seven blocks' norms.
+    for one, other in zip(got, plain, strict=True):
+        assert tiny.difference(one, other) < 1e-4
+
+
+@pytest.mark.slow
+def test_bfloat16_is_as_near_to_float32_as_with_them(network):
+    model, variables, image = network
+    exact = trained(model, variables, image)
+    half = model.clone(dtype=jnp.bfloat16)
+
+    def distance(model) -> float:
+        """Of all gradients together, as part of their length."""
+        flat = [
+            jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(grads)])
+            for grads in (trained(model, variables, image)[2], exact[2])
+        ]
+        return float(jnp.linalg.norm(flat[0] - flat[1]) / jnp.linalg.norm(flat[1]))
+
+    # Both are drawn from the same roundings: seen to differ by a tenth.
+    assert distance(half.clone(unwritten=tiny.mesh_of(1))) < 1.3 * distance(half)
+
+
+def test_evaluation_and_wide_inputs_take_the_convolution(network):
+    model, variables, image = network
+    unwritten = model.clone(unwritten=tiny.mesh_of(1))
+    np.testing.assert_array_equal(
+        unwritten.apply(variables, image), model.apply(variables, image)
+    )
+    wide = Product(jnp.zeros((2, 3, 3, 512)), jnp.zeros((1, 1, 512, 8)))
+    assert not wide.is_narrow and wide.shape == wide.evaluate().shape
+
+
+BOTTLENECKS = {
+    "model.name": "resnet26",
+    "model.overrides": {"stage_sizes": (1,), "widths": (8,), "stem": ((3, 1, 8),)},
+    "model.bn_group_size": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "devices", "unwritten"),
+    [
+        # On CPUs only where it is asked for.
+        ({"model.unwritten": "chip"}, 8, False),
+        ({}, 8, True),
+        ({"optim.microbatches": 2}, 4, True),
+        # One group of all images.
+        ({"model.bn_group_size": "global"}, 8, True),
+        ({"model.bn_group_size": 16}, 2, True),
+        # Groups over devices, and more of them than are worth a product each.
+        ({"model.bn_group_size": 4}, 8, False),
+        ({"batch_size": 256}, 8, False),
+    ],
+    ids=str,
+)
+def test_each_device_takes_whole_groups(changes, devices, unwritten):
+    config = tiny.config(BOTTLENECKS | {"model.unwritten": True} | changes)
+    mesh, source = tiny.mesh_of(devices), tiny.setup().train.source
+    model = setup._make_model(config, mesh, source)
+    assert model.unwritten == (mesh if unwritten else None)
+
+
+@pytest.mark.slow
+def test_devices_exchange_nothing_more():
+    def exchanged(unwritten):
+        compiled = tiny.setup(
+            BOTTLENECKS | {"model.unwritten": unwritten}
+        ).compile_train_step()
+        found = hlo.collectives(compiled.as_text())
+        return {one.kind for one in found}, sum(one.elements for one in found)
+
+    assert exchanged(True) == exchanged(False)
+
+
+def test_a_wrong_word_is_told():
+    with pytest.raises(UserError, match=r"model\.unwritten='yes'"):
+        tiny.setup({"model.unwritten": "yes"})
