@@ -47,8 +47,6 @@ from resnet_jax.step import TrainState
 from resnet_jax.storage import Path
 
 VIEWS = ("one", "flip", "ten_crop")
-# Of a device, for `model.unwritten`: each has its own products in the program.
-MOST_GROUPS = 8
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -637,12 +635,12 @@ def _make_model(config: ConfigDict, mesh: Mesh, source: Source) -> nn.Module:
         scan_blocks=config.model.scan_blocks,
         **fields,
     )
-    if isinstance(model, ResNet) and _leaves_unwritten(config, mesh, group_size):
+    if isinstance(model, ResNet) and _leaves_unwritten(config, mesh):
         model = model.clone(unwritten=mesh)
     return model
 
 
-def _leaves_unwritten(config: ConfigDict, mesh: Mesh, group_size: int | None) -> bool:
+def _leaves_unwritten(config: ConfigDict, mesh: Mesh) -> bool:
     """Whether the network is to have `ResNet.unwritten`."""
     chosen = config.model.unwritten
     if chosen not in ("chip", True, False):
@@ -650,11 +648,7 @@ def _leaves_unwritten(config: ConfigDict, mesh: Mesh, group_size: int | None) ->
     if chosen == "chip":
         on_tpu = mesh.devices.flat[0].platform == "tpu"
         chosen = on_tpu and config.model.dtype == "bfloat16"
-    images = config.batch_size // config.optim.microbatches
-    if group_size in (None, images):
-        return chosen
-    groups, rest = divmod(images // mesh.size, group_size)
-    return chosen and not rest and groups <= MOST_GROUPS
+    return chosen
 
 
 def summary(setup: Setup, workdir: Path) -> str:

@@ -43,8 +43,8 @@ class BatchNorm(nn.Module):
       pool: max pooling of the output, or None; with it, the activation must not
         decrease anywhere.
       dtype: type of the output.
-      unwritten: the devices, where a `Product` is normalised without being evaluated
-        (see `tpu_norm.normalize`); None: it is evaluated.
+      unwritten: the devices, where a `Product` that `tpu_norm.suits` is normalised
+        without being evaluated; None: it is evaluated.
     """
 
     group_size: int | None = None
@@ -61,9 +61,12 @@ class BatchNorm(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w c"] | Product, *, train: bool
     ) -> Float[Array, "b h2 w2 f"]:
-        if isinstance(x, Product) and not (train and self.unwritten and x.is_narrow):
-            x = x.evaluate()
         b, h, w, c = x.shape
+        size = self.group_size or b
+        if isinstance(x, Product) and not (
+            train and self.unwritten and tpu_norm.suits(x, size, self.unwritten)
+        ):
+            x = x.evaluate()
         scale = self.param("scale", self.scale_init, (c,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,))
@@ -76,7 +79,6 @@ class BatchNorm(nn.Module):
             x = _activate(x, self.activation, self.dtype)
             return self.pool(x) if self.pool else x
 
-        size = self.group_size or b
         if b % size:
             raise ValueError(f"a batch of {b} cannot be cut into groups of {size}")
         of = Normalization(size, self.epsilon, self.activation, self.dtype)

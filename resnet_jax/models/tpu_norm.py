@@ -24,6 +24,8 @@ from resnet_jax.models.cpu_conv import Geometry, convolve, of_sums
 # With more, products of the input with itself take the time that is saved: 512 channels
 # of 7x7 pixels take as many cycles on v5e either way.
 MOST_CHANNELS = 256
+# Of a device: each has its own products in the program.
+MOST_GROUPS = 8
 
 Image = Float[Array, "b h w c"]
 Output = Float[Array, "b h w f"]
@@ -49,14 +51,17 @@ class Product:
         """Of what the convolution gives."""
         return *self.x.shape[:3], self.kernel.shape[-1]
 
-    @property
-    def is_narrow(self) -> bool:
-        """Whether `normalize` is faster than what it replaces."""
-        return self.x.shape[-1] <= MOST_CHANNELS
-
     def evaluate(self) -> Output:
         """The convolution."""
         return convolve(self.x, self.kernel, Geometry())
+
+
+def suits(product: Product, size: int, mesh: Mesh) -> bool:
+    """Whether `normalize` can take groups of `size`, and saves what it is for."""
+    b, _, _, c = product.x.shape
+    groups, rest = divmod(b // mesh.size, size)
+    whole = size == b or (b % mesh.size == rest == 0 and groups <= MOST_GROUPS)
+    return whole and c <= MOST_CHANNELS
 
 
 def normalize(

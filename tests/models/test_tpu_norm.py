@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import setup
 from resnet_jax.errors import UserError
 from resnet_jax.models import create_model, tpu_norm
 from resnet_jax.models.cpu_conv import Geometry, convolution
@@ -160,7 +159,8 @@ def test_evaluation_and_wide_inputs_take_the_convolution(network):
         unwritten.apply(variables, image), model.apply(variables, image)
     )
     wide = Product(jnp.zeros((2, 3, 3, 512)), jnp.zeros((1, 1, 512, 8)))
-    assert not wide.is_narrow and wide.shape == wide.evaluate().shape
+    assert not tpu_norm.suits(wide, 2, tiny.mesh_of(1))
+    assert wide.shape == wide.evaluate().shape
 
 
 BOTTLENECKS = {
@@ -171,26 +171,38 @@ BOTTLENECKS = {
 
 
 @pytest.mark.parametrize(
-    ("changes", "devices", "unwritten"),
+    ("images", "group", "devices", "suits"),
     [
-        # On CPUs only where it is asked for.
-        ({"model.unwritten": "chip"}, 8, False),
-        ({}, 8, True),
-        ({"optim.microbatches": 2}, 4, True),
+        (16, 2, 8, True),
+        (8, 2, 4, True),
         # One group of all images.
-        ({"model.bn_group_size": "global"}, 8, True),
-        ({"model.bn_group_size": 16}, 2, True),
+        (16, 16, 8, True),
+        (16, 16, 2, True),
         # Groups over devices, and more of them than are worth a product each.
-        ({"model.bn_group_size": 4}, 8, False),
-        ({"batch_size": 256}, 8, False),
+        (16, 4, 8, False),
+        (16, 8, 4, False),
+        (256, 2, 8, False),
+        (12, 3, 8, False),
     ],
-    ids=str,
 )
-def test_each_device_takes_whole_groups(changes, devices, unwritten):
-    config = tiny.config(BOTTLENECKS | {"model.unwritten": True} | changes)
-    mesh, source = tiny.mesh_of(devices), tiny.setup().train.source
-    model = setup._make_model(config, mesh, source)
-    assert model.unwritten == (mesh if unwritten else None)
+def test_each_device_takes_whole_groups(images, group, devices, suits):
+    product = Product(jnp.zeros((images, 1, 1, 8)), jnp.zeros((1, 1, 8, 32)))
+    assert tpu_norm.suits(product, group, tiny.mesh_of(devices)) == suits
+
+
+@pytest.mark.parametrize(
+    ("chosen", "unwritten"), [("chip", False), (True, True), (False, False)]
+)
+def test_on_cpus_outputs_are_left_only_where_it_is_asked_for(chosen, unwritten):
+    model = tiny.setup(BOTTLENECKS | {"model.unwritten": chosen}).model
+    assert model.unwritten == (tiny.mesh_of(8) if unwritten else None)
+
+
+def test_statistics_are_recomputed_where_a_microbatch_is_a_group():
+    # Their step takes the whole batch, of which a device holds part of a group.
+    groups = {"optim.microbatches": 2, "model.bn_group_size": 8}
+    setup = tiny.setup(BOTTLENECKS | {"model.unwritten": True} | groups)
+    setup.compile_statistics_step()
 
 
 @pytest.mark.slow
