@@ -177,13 +177,18 @@ def _scratch() -> Iterator["Path"]:
     # Of this run alone, so that none that goes at the same time is removed.
     token = processes.first_does("dry run", lambda: secrets.token_hex(4))
     workdir = storage.path_of(f"{_WORKDIR.value.rstrip('/')}.dry_run.{token}")
-    try:
-        yield workdir
-        processes.agree("end of the dry run", "")
-    finally:
-        if processes.index() == 0:
-            with contextlib.suppress(FileNotFoundError):
-                storage.remove_tree(workdir)
+
+    def remove() -> None:
+        with contextlib.suppress(FileNotFoundError):
+            storage.remove_tree(workdir)
+
+    # Also when the run is stopped or ended, and only after the others have left.
+    if processes.index() == 0:
+        processes.at_end.append(remove)
+    yield workdir
+    processes.agree("end of the dry run", "")
+    if processes.index() == 0:
+        remove()
 
 
 def run(command: str) -> None:

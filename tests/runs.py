@@ -7,16 +7,12 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 ROOT = pathlib.Path(__file__).parent.parent
-
-# Compiled once in a session of tests, not once in each of its runs.
-COMPILED = tempfile.TemporaryDirectory(prefix="resnet_jax_compiled_")
 
 # Seconds of training on the digits, with everything that a long run has.
 SMALL = (
@@ -48,8 +44,6 @@ def start_python(
         "JAX_NUM_CPU_DEVICES": "1",
         # Compiled as for a user; the tests themselves compile faster, see conftest.py.
         "XLA_FLAGS": "",
-        "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": str(ROOT),
         **environment,
     }

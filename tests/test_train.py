@@ -77,7 +77,7 @@ def growing(**changes) -> ConfigDict:
     return config
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_of_growing_images_ends_the_same_when_it_was_stopped(
     tmp_path, monkeypatch, capsys
 ):

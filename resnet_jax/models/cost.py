@@ -56,10 +56,11 @@ def cost_of_image(model: nn.Module, image_size: int) -> Cost:
 
 def cost_of(function: Callable, *args) -> Cost:
     """The cost of what `function(*args)` traces."""
-    return _cost_of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
+    return cost_of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def _cost_of_jaxpr(jaxpr) -> Cost:
+def cost_of_jaxpr(jaxpr: jax.extend.core.Jaxpr) -> Cost:
+    """The cost of what was traced."""
     total = Cost()
     for equation in jaxpr.eqns:
         name = equation.primitive.name
@@ -76,7 +77,7 @@ def _cost_of_jaxpr(jaxpr) -> Cost:
         else:
             times = equation.params["length"] if name == "scan" else 1
             for inner in inner_jaxprs(equation):
-                total += _cost_of_jaxpr(inner) * times
+                total += cost_of_jaxpr(inner) * times
     return total
 
 

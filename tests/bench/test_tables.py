@@ -182,7 +182,7 @@ def test_the_step_is_measured_traced_and_what_has_no_peer_is_told(
     assert [name for name, _ in again] == [name for _, name in costs]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiling_is_measured_fresh_and_from_the_cache(monkeypatch, tmp_path):
     monkeypatch.delenv("JAX_NUM_CPU_DEVICES")
     # What the tests compile with is so fast that jax would not keep it.
@@ -197,7 +197,7 @@ def test_compiling_is_measured_fresh_and_from_the_cache(monkeypatch, tmp_path):
     assert answer["value"] > 0 and answer["peer_value"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_whole_program_is_held_against_its_bare_step(tmp_path):
     size = ("--image_size=16", "--batch_size=16", "--steps=8")
     (found,) = measure(tmp_path, "overhead", *size, "--repeats=1")

@@ -27,8 +27,6 @@ def submit(slurm, directory, *arguments, python=sys.executable, nodes=2):
     slurm.environment |= {
         "PYTHON": str(python),
         "JAX_NUM_CPU_DEVICES": "2",
-        "JAX_COMPILATION_CACHE_DIR": runs.COMPILED.name,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     log = directory / "log"
     options = (f"--nodes={nodes}", f"--output={log}", "--parsable")

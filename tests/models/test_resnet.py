@@ -9,7 +9,7 @@ from resnet_jax.models import ZOO, build, create_model, get_spec
 from resnet_jax.models.relatives import average_to
 from resnet_jax.models.spec import plan_blocks
 from tests import keyed
-from tests.models.names import deep_ones_slow
+from tests.models.names import one_of_each_kind
 
 
 def shapes(name: str, size: int, **call) -> dict:
@@ -23,7 +23,7 @@ def shapes(name: str, size: int, **call) -> dict:
     return jax.tree.map(jnp.shape, out)
 
 
-@pytest.mark.parametrize("name", deep_ones_slow(ZOO))
+@pytest.mark.parametrize("name", one_of_each_kind(ZOO))
 def test_features_are_the_stages_by_name(name):
     entry = ZOO[name]
     size = entry.image_size

@@ -45,7 +45,7 @@ before, count = Batches.__next__, 0
 def hang(batches):
     global count
     count += 1
-    if count == 6:
+    if count == int(os.environ.get("HANGS_AT", 6)):
         print("hanging", flush=True)
         if os.environ.get("HANGS") == "save":
             Checkpoints.save = lambda *_: time.sleep(1000)
@@ -211,6 +211,21 @@ def test_a_dry_run_of_several_processes_leaves_nothing(stopped, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_that_is_ended_within_the_grace_leaves_nothing(tmp_path):
+    processes = pods.start(
+        2,
+        tmp_path / "run",
+        *(*FLAGS, "--mode=dry_run", "--grace=4s"),
+        main=("-c", HANGING),
+        environments={i: {"HANGS_AT": "2"} for i in range(2)},
+    )
+    pods.wait_for(processes[0], "hanging")
+    processes[-1].send_signal(signal.SIGTERM)
+    ends = pods.finish(processes)
+    assert [code for code, _ in ends] == [143, 143], ends
+    assert not list(tmp_path.iterdir())
+
+
 # Process 0 holds JAX's coordination service: when it dies, JAX aborts the others; when
 # another one does, the others' collectives break.
 @pytest.mark.parametrize("killed", [0, 1])
@@ -280,13 +295,13 @@ def test_what_hangs_when_a_signal_came_is_ended_within_the_grace(
 
 
 def test_a_run_that_stalls_says_where_and_stops(tmp_path):
-    flags = (*FLAGS, "--stall_timeout=30s")
+    flags = (*FLAGS, "--stall_timeout=60s")
     processes = pods.start(2, tmp_path / "run", *flags, main=("-c", HANGING))
     ends = pods.finish(processes)
     assert [code for code, _ in ends] == [1, 1], ends
     for _, output in ends:
         (error,) = pods.errors(output)
-        assert "no step ended for --stall_timeout=30s" in error
+        assert "no step ended for --stall_timeout=60s" in error
         assert "that of step 5" in error
         # Of the thread that hangs.
         assert "in hang" in output

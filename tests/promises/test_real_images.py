@@ -27,7 +27,7 @@ def imagenet_folder(tmp_path):
     return root
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_r50_trains_on_imagenet_jpegs_on_eight_devices(imagenet_folder, tmp_path):
     code, output = runs.run(
         tmp_path / "run",

@@ -42,7 +42,13 @@ def go_on(workdir):
 # Before any checkpoint, while one is being written, behind an evaluation, at the end.
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "line", ["step 2/", "step 10/", "step 15/40  eval", "step 39/"]
+    "line",
+    [
+        pytest.param("step 2/", marks=pytest.mark.long),
+        "step 10/",
+        pytest.param("step 15/40  eval", marks=pytest.mark.long),
+        pytest.param("step 39/", marks=pytest.mark.long),
+    ],
 )
 def test_a_killed_run_ends_with_the_same_parameters(line, undisturbed, tmp_path):
     process = runs.start(tmp_path / "run", *runs.SMALL)
@@ -87,7 +93,7 @@ def test_sigterm_while_compiling_saves_and_exits_with_143(undisturbed, tmp_path)
     runs.assert_same_end(tmp_path / "run", undisturbed)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sigterm_in_evaluation_stops_at_the_batch_and_exits_with_143(
     undisturbed, tmp_path
 ):
@@ -112,7 +118,7 @@ def test_eval_mode_stops_with_143_too(undisturbed):
     assert "result:" not in output
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_workers_and_threads_give_the_same_run(undisturbed, tmp_path):
     flags = (*runs.SMALL, "--config.data.num_workers=2")
     process = runs.start(tmp_path / "run", *flags)
@@ -149,7 +155,13 @@ def empty_the_metadata(workdir):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "harm", [cut_off, flip_a_bit, remove_a_file, empty_the_metadata]
+    "harm",
+    [
+        pytest.param(cut_off, marks=pytest.mark.long),
+        flip_a_bit,
+        remove_a_file,
+        pytest.param(empty_the_metadata, marks=pytest.mark.long),
+    ],
 )
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
     harm, undisturbed, tmp_path
@@ -177,7 +189,7 @@ def test_when_no_checkpoint_is_whole_the_run_does_not_start_anew(undisturbed, tm
     assert runs.checkpoint_steps(tmp_path / "run") == [35, 40]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_save_that_does_not_fit_stops_the_run_and_loses_nothing(
     undisturbed, tmp_path
 ):
