@@ -9,13 +9,24 @@ from resnet_jax.models import ZOO, ResNetSpec
 from resnet_jax.models.zoo import Spec
 
 
-def deep_ones_slow(names: Iterable[str]) -> list:
-    """Marks the networks of more than 9 blocks or 12 million parameters as slow."""
-    return [_param(name, pytest.mark.slow if _is_large(name) else ()) for name in names]
+def deep_ones_slow(
+    names: Iterable[str], largest: pytest.MarkDecorator = pytest.mark.slow
+) -> list:
+    """Marks the networks of more than 9 blocks or 12 million parameters as slow.
+
+    Args:
+      largest: marks those of more than 36 blocks or 90 million parameters.
+    """
+    marked = []
+    for name in names:
+        marks = pytest.mark.slow if _exceeds(name, 9, 12e6) else ()
+        marks = largest if _exceeds(name, 36, 90e6) else marks
+        marked.append(pytest.param(name, marks=marks))
+    return marked
 
 
 def one_of_each_kind(names: Iterable[str]) -> list:
-    """Does so, and marks all but the smallest network of each kind as long.
+    """Marks the smallest network of each kind so, and the others as long.
 
     Networks of a kind differ in depths, widths and other numbers only.
     """
@@ -26,18 +37,16 @@ def one_of_each_kind(names: Iterable[str]) -> list:
     for kind in kinds.values():
         smallest, *others = sorted(kind, key=lambda name: ZOO[name].params)
         marked += deep_ones_slow([smallest])
-        marked += [_param(name, pytest.mark.long) for name in others]
+        marked += [pytest.param(name, marks=pytest.mark.long) for name in others]
     return marked
 
 
-def _param(name: str, marks):
-    return pytest.param(name, marks=marks)
-
-
-def _is_large(name: str) -> bool:
+def _exceeds(name: str, most_blocks: int, most_parameters: float) -> bool:
     entry = ZOO[name]
-    is_deep = isinstance(entry.spec, ResNetSpec) and sum(entry.spec.stage_sizes) > 9
-    return is_deep or entry.params > 12e6
+    blocks = 0
+    if isinstance(entry.spec, ResNetSpec):
+        blocks = sum(entry.spec.stage_sizes)
+    return blocks > most_blocks or entry.params > most_parameters
 
 
 def _kind(spec: Spec) -> tuple:

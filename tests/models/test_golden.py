@@ -10,7 +10,7 @@ import pytest
 
 from resnet_jax.models import ZOO, build, list_models
 from tests import keyed
-from tests.models.names import one_of_each_kind
+from tests.models.names import deep_ones_slow
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "logits.json").read_text())
 
@@ -19,7 +19,7 @@ def test_every_network_of_the_zoo_has_golden_logits():
     assert list(GOLDEN) == list_models()
 
 
-@pytest.mark.parametrize("name", one_of_each_kind(GOLDEN))
+@pytest.mark.parametrize("name", deep_ones_slow(GOLDEN, pytest.mark.long))
 def test_logits_equal_the_golden_figures(name):
     spec = ZOO[name].spec
     images = jnp.asarray(keyed.images(1, keyed.sizes(spec)[0]))

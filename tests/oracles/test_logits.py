@@ -11,13 +11,14 @@ import torch
 from resnet_jax.models import ZOO
 from resnet_jax.models.zoo import ALIASES
 from tests import keyed
+from tests.models.names import one_of_each_kind
 from tests.oracles import compare, networks
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "logits.json"
 IN_TORCH = [name for name, entry in ZOO.items() if entry.oracle not in ("", "keras")]
 
 
-@pytest.mark.parametrize("name", IN_TORCH)
+@pytest.mark.parametrize("name", one_of_each_kind(IN_TORCH))
 def test_logits_equal_the_reference_and_the_golden_figures(name):
     variables = keyed.variables(ZOO[name].spec)
     reference = networks.build(name, variables)
@@ -33,7 +34,7 @@ def test_logits_equal_the_reference_and_the_golden_figures(name):
 
 
 @pytest.mark.parametrize("size", [224, 225])
-@pytest.mark.parametrize("depth", [18, 50, 152])
+@pytest.mark.parametrize("depth", [18, 50, pytest.param(152, marks=pytest.mark.long)])
 def test_logits_equal_torchvision_at_full_size(depth, size):
     # At odd sizes, wrong padding goes unnoticed: 'SAME' and torch's padding coincide.
     name = f"torchvision_resnet{depth}"

@@ -277,6 +277,7 @@ def mix_as_torchvision(run: Run, images, labels, number: int):
     return (cutmix if drawn.cut.item() else mixup)(images, labels)
 
 
+@pytest.mark.long
 def test_torchvision_v2(tiny_imagenet, torch_in_float64):
     rate = 0.5 * BATCH / 1024
     changes = {
@@ -373,6 +374,7 @@ def test_resnet_strikes_back_a2(tiny_imagenet, torch_in_float64, monkeypatch):
     run.assert_equals(losses, networks.arrays(network))
 
 
+@pytest.mark.long
 def test_wide_resnet(tiny_imagenet, torch_in_float64):
     changes = {
         # WRN-16-1.
@@ -409,6 +411,7 @@ def keras_takes_float64(keras_in_float64):
     keras.config.set_floatx("float32")
 
 
+@pytest.mark.long
 def test_the_tutorial_in_keras(sign_digits, keras_takes_float64, one_device):
     changes = {
         "model.overrides.stage_sizes": (1, 1, 1, 1),

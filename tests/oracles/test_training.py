@@ -54,7 +54,14 @@ def test_gradients_and_running_statistics_equal_the_reference(name, in_float64):
 # At odd sizes, wrong padding goes unnoticed: 'SAME' and torch's padding coincide.
 @pytest.mark.parametrize(
     ("depth", "size"),
-    [(18, 224), (18, 225), (50, 224), (50, 225), (34, 64), (101, 64), (152, 64)],
+    [
+        (18, 225),
+        (50, 224),
+        *(
+            pytest.param(depth, size, marks=pytest.mark.long)
+            for depth, size in [(18, 224), (34, 64), (50, 225), (101, 64), (152, 64)]
+        ),
+    ],
 )
 def test_training_equals_torchvision(depth, size, in_float64):
     name = f"torchvision_resnet{depth}"
