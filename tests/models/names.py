@@ -15,12 +15,13 @@ def deep_ones_slow(
     """Marks the networks of more than 9 blocks or 12 million parameters as slow.
 
     Args:
-      largest: marks those of more than 36 blocks or 90 million parameters.
+      largest: marks those of more than 16 blocks, as ResNet-50 has, or 50 million
+        parameters.
     """
     marked = []
     for name in names:
         marks = pytest.mark.slow if _exceeds(name, 9, 12e6) else ()
-        marks = largest if _exceeds(name, 36, 90e6) else marks
+        marks = largest if _exceeds(name, 16, 50e6) else marks
         marked.append(pytest.param(name, marks=marks))
     return marked
 
