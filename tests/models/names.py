@@ -27,7 +27,7 @@ def deep_ones_slow(
 
 
 def one_of_each_kind(names: Iterable[str]) -> list:
-    """Marks the smallest network of each kind so, and the others as long.
+    """Marks the smallest network of each kind as `deep_ones_slow`, the others as long.
 
     Networks of a kind differ in depths, widths and other numbers only.
     """
@@ -51,7 +51,7 @@ def _exceeds(name: str, most_blocks: int, most_parameters: float) -> bool:
 
 
 def _kind(spec: Spec) -> tuple:
-    """What is no number in a spec, and which numbers are 0, 1 or more."""
+    """What is no number in a spec, and its numbers, of which all above 2 are alike."""
 
     def kind_of(value):
         if isinstance(value, tuple):
