@@ -4,7 +4,16 @@ import ctypes
 import platform
 
 # Of glibc's malloc.h.
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
+
+
+def use_one_heap() -> None:
+    """Lets threads that start from now on take memory where the first one does.
+
+    XLA's matrix products on CPUs pack what they take into tens of MB, in threads. Heaps
+    of their own, which they would get, return that to the system each time.
+    """
+    _set({M_ARENA_MAX: 1})
 
 
 def keep_freed_memory() -> None:
@@ -12,10 +21,17 @@ def keep_freed_memory() -> None:
 
     A step on CPUs takes gigabytes and frees them. By default they go back to the
     system, which hands them out anew in zeroed pages of 4 KiB: a third of the step.
+
+    Threads that have a heap of their own by then go on with it; JAX's have, once it
+    was asked for its devices. See `use_one_heap`.
     """
+    use_one_heap()
+    _set({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_TOP_PAD: 2**26})
+
+
+def _set(options: dict[int, int]) -> None:
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_MAX, 0)
-    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-    libc.mallopt(M_TOP_PAD, 2**26)
+    for option, value in options.items():
+        libc.mallopt(option, value)

@@ -21,6 +21,7 @@ import absl.logging
 from absl import flags
 from ml_collections import config_flags
 
+from resnet_jax import host
 from resnet_jax.config import (
     as_json,
     check_keys,
@@ -196,7 +197,7 @@ def run(command: str) -> None:
     # Imported here so that a wrong flag is told at once.
     import jax
 
-    from resnet_jax import compile_cache, host
+    from resnet_jax import compile_cache
     from resnet_jax.evaluate import evaluate_workdir
     from resnet_jax.storage import path_of
     from resnet_jax.train import train
@@ -305,4 +306,6 @@ def quiet_libraries() -> None:
 
 
 if __name__ == "__main__":
+    # Of this process alone, and before there are threads.
+    host.use_one_heap()
     sys.exit(main(sys.argv))

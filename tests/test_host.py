@@ -1,0 +1,33 @@
+"""What a process of its own keeps of the memory that it frees."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+# As `main` does: JAX starts its threads when it is asked for its devices.
+PRODUCTS = """
+import resource
+from resnet_jax import host
+host.use_one_heap()
+import jax, jax.numpy as jnp
+assert jax.default_backend() == "cpu"
+host.keep_freed_memory()
+product = jax.jit(lambda x: (x @ x + 1).sum())
+x = jnp.ones((4096, 4096))
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    product(x).block_until_ready()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print([faults() for _ in range(4)][-1])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not glibc's malloc")
+def test_a_product_takes_no_new_memory_from_the_system_a_second_time():
+    told = subprocess.run(
+        [sys.executable, "-c", PRODUCTS], capture_output=True, text=True, check=True
+    )
+    # The factors have 16,384 pages each; XLA packs them many times, in two threads.
+    assert int(told.stdout) < 50_000
