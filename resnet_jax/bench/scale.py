@@ -24,7 +24,7 @@ import psutil
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from resnet_jax import processes, sharding
+from resnet_jax import host, processes, sharding
 from resnet_jax.bench import table
 from resnet_jax.bench.ours import fake_batch, short_config
 from resnet_jax.bench.table import Benchmark
@@ -296,4 +296,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # As `main` does on CPUs.
+    host.keep_freed_memory()
     main()
