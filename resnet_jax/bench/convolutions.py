@@ -49,7 +49,7 @@ def rows(args: argparse.Namespace) -> Iterator[dict]:
                 found = measure(shape, direction, batch, dtype, args.repeats)
                 rates = {form: [gflop / x for x in found[form]] for form in found}
                 median = {form: statistics.median(x) for form, x in rates.items()}
-                chosen = form_of(direction, out, c, k, where, dtype)
+                chosen = form_of(direction, batch, out, c, k, where, dtype)
                 star = " " if max(median, key=median.get) == chosen else "*"
                 name = f"{k}x{k}/{where.stride} {c}->{f} {h} px {direction} {dtype}"
                 told = [f"{form} {rate:.0f}" for form, rate in median.items()]

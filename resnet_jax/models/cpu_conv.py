@@ -332,12 +332,19 @@ def forms_of(direction: str, k: int, where: Geometry) -> list[str]:
 
 
 def form_of(
-    direction: str, size: int, c: int, k: int, where: Geometry, dtype: DTypeLike
+    direction: str,
+    b: int,
+    size: int,
+    c: int,
+    k: int,
+    where: Geometry,
+    dtype: DTypeLike,
 ) -> str:
     """The form that is fastest, by `python -m resnet_jax.bench convolutions`.
 
     Args:
       direction: `forward`, `input` or `kernel`: what is computed.
+      b: number of images.
       size: height of the output.
       c: channels of the input.
       k: side of the kernel.
@@ -346,22 +353,25 @@ def form_of(
     """
     if k == 1:
         return "product"
+    strided, dilated = where.stride > 1, where.dilation > 1
     # So few channels side by side are slow to gather.
     if c < 8:
-        strided = where.stride > 1 and where.dilation == 1
-        return "rows" if direction == "kernel" and strided else "convolution"
+        if direction != "kernel" or (strided and dilated):
+            return "convolution"
+        return "rows" if strided else "cross"
     half = jnp.dtype(dtype) == jnp.bfloat16
-    if where.stride > 1:
+    if strided:
         if direction == "kernel":
             return "patches"
         if direction == "input":
-            return "folded" if half and where.dilation == 1 else "convolution"
-        return "patches" if half else "convolution"
+            return "folded" if half and not dilated else "convolution"
+        return "patches" if half or size <= 14 else "convolution"
     if direction == "kernel":
         return "cross" if size > 14 else "patches"
-    if size <= 7:
+    # XLA's convolution cannot keep all cores busy with so few outputs.
+    if size <= 7 or (size <= 14 and b * size**2 <= 1000):
         return "patches"
-    return "cross" if half else "convolution"
+    return "cross" if half or 32 <= c <= 64 else "convolution"
 
 
 # The convolution.
@@ -409,7 +419,7 @@ _convolve.defvjp(_convolve_forward, _convolve_backward)
 def _by_platform(direction: str, one, other, x_shape, kernel_shape, where: Geometry):
     k, _, c, _ = kernel_shape
     size = where.output(x_shape[1], 0, k)
-    form = form_of(direction, size, c, k, where, one.dtype)
+    form = form_of(direction, x_shape[0], size, c, k, where, one.dtype)
     more = {
         "forward": (where,),
         "input": (where, jax.ShapeDtypeStruct(x_shape, one.dtype)),

@@ -1,6 +1,7 @@
 """Every form of a convolution gives what XLA's convolution does, on any devices."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -229,9 +230,8 @@ def test_the_batch_stays_on_its_devices(k, where, dtype, direction):
 
 
 def test_the_choice_is_a_form_that_can_compute_it():
-    for k, where, h, _, c, _ in KINDS:
-        for direction in FORMS:
-            for dtype in ("float32", "bfloat16"):
-                size = where.output(h, 0, k)
-                chosen = form_of(direction, size, c, k, where, dtype)
-                assert chosen in forms_of(direction, k, where)
+    options = itertools.product(KINDS, FORMS, (1, 64), ("float32", "bfloat16"))
+    for (k, where, h, _, c, _), direction, b, dtype in options:
+        size = where.output(h, 0, k)
+        chosen = form_of(direction, b, size, c, k, where, dtype)
+        assert chosen in forms_of(direction, k, where)
