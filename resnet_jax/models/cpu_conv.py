@@ -368,10 +368,14 @@ def form_of(
         return "patches" if half or size <= 14 else "convolution"
     if direction == "kernel":
         return "cross" if size > 14 else "patches"
-    # XLA's convolution cannot keep all cores busy with so few outputs.
-    if size <= 7 or (size <= 14 and b * size**2 <= 1000):
+    if size <= 7:
         return "patches"
-    return "cross" if half or 32 <= c <= 64 else "convolution"
+    if half:
+        return "cross"
+    # XLA's convolution gains on the products with the number of outputs.
+    if size <= 14 and b * size**2 <= 1000:
+        return "patches"
+    return "cross" if 32 <= c <= 64 else "convolution"
 
 
 # The convolution.
