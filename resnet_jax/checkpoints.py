@@ -158,6 +158,10 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
+    def is_saving(self) -> bool:
+        """Whether the last save is not yet on disk."""
+        return self._manager.is_saving_in_progress()
+
     def check(self) -> None:
         """Raises UserError if a save in the background has failed."""
         with self._telling_failure():

@@ -195,22 +195,44 @@ class Loop:
         self.batch = fake_batch(self.setup)
         self.seconds(1)
 
-    def seconds(
-        self, steps: int, halfway: Callable[[TrainState], None] | None = None
-    ) -> float:
+    def seconds(self, steps: int) -> float:
         """Of some steps, that all processes begin at once."""
         processes.agree("steps", "")
         started = time.perf_counter()
+        for _ in self._take(steps):
+            pass
+        return time.perf_counter() - started
+
+    def seconds_with_save(
+        self, steps: int, save: Callable[[TrainState], None], saved: Checkpoints
+    ) -> tuple[float, float]:
+        """Of some steps without a save, and how much longer it makes those at its time.
+
+        Those just before it tell how long a step is: others differ from each other by
+        more than a save takes.
+        """
+        before = steps // 2 or 1
+        usual = self.seconds(before) / before
+        started = time.perf_counter()
+        save(self.state)
+        stall, saving = 0.0, True
+        # No fewer when it is on disk, which the processes may see at different steps.
+        for ended, _ in enumerate(self._take(steps - before + 1)):
+            if saving:
+                stall = time.perf_counter() - started - ended * usual
+                saving = saved.is_saving()
+        return steps * usual, stall
+
+    def _take(self, steps: int) -> Iterator[None]:
+        """Takes steps; when it yields, all have ended but the one that was begun."""
         last = None
-        for i in range(steps):
+        for _ in range(steps):
             self.state, metrics = self.step(self.state, self.batch)
             # As in training, no more than a step is waiting.
             jax.block_until_ready(last)
             last = metrics
-            if halfway and i == steps // 2:
-                halfway(self.state)
+            yield
         jax.block_until_ready(self.state)
-        return time.perf_counter() - started
 
 
 def measure(request: dict) -> dict:
@@ -219,10 +241,10 @@ def measure(request: dict) -> dict:
     `start`: from the process to the end of the first step. `together` and `alone`: a
     step of all processes, and one of each on its own part of the work, at the same
     time. `between`: the steps from one save to the next, some `between` of the request,
-    if none is made; `stall`: how much longer they take with one in their midst, and
-    `save` the part of it in which the loop waits for the call. `written`: until the
-    checkpoint is on disk. `restore`: with its check of all values, the first one with
-    what that compiles.
+    if none is made; `stall`: how much longer those take until it is on disk, and `save`
+    the part of it in which the loop waits for the call. `written`: until the checkpoint
+    is on disk, if there are no steps. `restore`: with its check of all values, the
+    first one with what that compiles.
     """
     began = psutil.Process().create_time()
     if request["number"] > 1:
@@ -262,15 +284,16 @@ def measure(request: dict) -> dict:
 
     with Checkpoints.open(setup, workdir) as saved:
         for _ in range(repeats + 1):
-            started = time.perf_counter()
             if steps:
-                usual = loop.seconds(steps)
-                found["stall"].append(loop.seconds(steps, save) - usual)
-                found["between"].append(usual)
+                between, stall = loop.seconds_with_save(steps, save, saved)
+                found["between"].append(between)
+                found["stall"].append(stall)
+                saved.wait()
             else:
+                started = time.perf_counter()
                 save(state)
-            saved.wait()
-            found["written"].append(time.perf_counter() - started)
+                saved.wait()
+                found["written"].append(time.perf_counter() - started)
         # The first save compiles.
         for key in ("save", "stall", "between", "written"):
             del found[key][:1]

@@ -26,12 +26,14 @@ def test_two_processes_tell_what_they_exchange_and_how_long_all_takes():
     assert first["bytes"] == second["bytes"] == 4 * sizes
     for found in (alone, first, second):
         assert found["start"] > 0
-        for key in ("together", "alone", "between", "save", "written"):
+        for key in ("together", "alone", "between", "save"):
             assert len(found[key]) == 1 and found[key][0] > 0, key
         # The first one, and the others.
         assert len(found["restore"]) == 2
-        # A save ends behind its call, and that is part of the steps around it.
-        assert found["written"][0] > found["save"][0]
+        # The call is part of it, though steps were a little faster than usual.
+        assert found["stall"][0] > 0.5 * found["save"][0]
+    (saved,) = scale.run(1, {"config": config.to_dict(), **request, "steps": 0})
+    assert saved["written"][0] > saved["save"][0] > 0
 
 
 def test_a_process_that_fails_is_told():
