@@ -29,7 +29,7 @@ test-long: $(VENV)/.installed-test
 	$(VENV)/bin/python $(PYTEST) --ignore=tests/oracles -m long
 
 test-oracles: $(ORACLES)/.installed
-	$(ORACLES)/bin/python $(PYTEST) tests/oracles tests/plan \
+	$(ORACLES)/bin/python $(PYTEST) tests/oracles tests/plan/test_tpu.py \
 		tests/test_prepare.py::test_tfrecords_become_arrayrecord
 
 lint: $(VENV)/.installed-test
