@@ -3,6 +3,7 @@
 import argparse
 import pathlib
 import shlex
+import signal
 import sys
 
 from resnet_jax import bench, host
@@ -98,6 +99,8 @@ if __name__ == "__main__":
     # Of this process alone, which others that call `main` would not expect.
     if sys.argv[1:2] == ["convolutions"]:
         host.keep_freed_memory()
+    # So that what a benchmark started ends with it.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         main(sys.argv)
     except UserError as error:

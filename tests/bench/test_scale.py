@@ -1,14 +1,16 @@
 """`bench scale`: what its rows say, and what they are made of."""
 
 import importlib.util
+import time
 
+import psutil
 import pytest
 
 from resnet_jax.bench import scale
 from resnet_jax.bench.__main__ import make_parser
 from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
-from tests import tiny
+from tests import runs, tiny
 from tests.plan.test_predict import facts
 
 
@@ -41,6 +43,21 @@ def test_a_process_that_fails_is_told():
     request = {"config": config.to_dict(), "steps": 1, "between": 0.1, "repeats": 1}
     with pytest.raises(UserError, match=r"One of 1 processes failed: .*does not"):
         scale.run(1, request)
+
+
+@pytest.mark.slow
+def test_what_a_stopped_benchmark_started_ends_with_it():
+    # Processes that JAX connects do not end by a SIGTERM of their own.
+    process = runs.start_python("-m", "resnet_jax.bench", "scale", "--processes=2")
+    children = []
+    while len(children) < 2 and process.poll() is None:
+        time.sleep(0.1)
+        children = psutil.Process(process.pid).children()
+    process.terminate()
+    code, output = runs.finish(process)
+    assert code == 143, output
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
 
 
 def test_the_share_of_collectives_is_what_the_step_takes_longer(monkeypatch):
