@@ -21,12 +21,10 @@ import psutil
 from resnet_jax.data.sources import open_source
 open_source("digits", "train")  # What is imported for any source is not counted.
 memory = psutil.Process().memory_info().rss
-seconds = []
-for _ in range(3):
-    started = time.perf_counter()
-    source = open_source(sys.argv[1], "train")
-    _, label = source[len(source) - 1]
-    seconds.append(time.perf_counter() - started)
+started = time.perf_counter()
+source = open_source(sys.argv[1], "train")
+_, label = source[len(source) - 1]
+seconds = time.perf_counter() - started
 more = psutil.Process().memory_info().rss - memory
 print(json.dumps([len(source), label, seconds, more / 1e6]))
 """
@@ -77,6 +75,6 @@ def test_opening_a_million_images_takes_two_seconds_and_300_megabytes(tmp_path):
     )
     images, label, seconds, megabytes = json.loads(done.stdout)
     assert (images, label) == (IMAGES, 3)
-    # 0.2 s and 14 MB were seen; other tests may take the cores from one of them.
-    assert min(seconds) < 2
+    # 0.9 s, half of it imports, and 52 MB were seen, 2.4 s beside four busy processes.
+    assert seconds < 2
     assert megabytes < 300
