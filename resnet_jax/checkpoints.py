@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import logging
 import platform
+import sys
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from resnet_jax import orbax_s3, storage
+from resnet_jax import orbax_s3, processes, storage
 from resnet_jax.config import as_json
 from resnet_jax.errors import UserError, problem_of_store
 from resnet_jax.setup import Setup
@@ -29,13 +30,15 @@ from resnet_jax.storage import Path
 
 log = logging.getLogger(__name__)
 policies = ocp.checkpoint_managers
-# By default each process writes its part of every array that all have, however small,
-# and cutting it takes longer than writing it.
+# Of an array that all processes have, each writes a part from this many bytes on. By
+# default all are cut, however small, which takes longer than to write them.
+CUT = 2**20
 ARRAYS = ocp.type_handlers.create_type_handler_registry(
     (
         jax.Array,
-        ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20),
-    )
+        ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=CUT),
+    ),
+    (np.ndarray, ocp.type_handlers.NumpyHandler()),
 )
 
 
@@ -91,8 +94,20 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy(kept),
             # Without it Orbax forgets the metrics when the process ends.
             best_fn=lambda metrics: metrics["top1"],
+            # Else Orbax's barriers are collectives of the devices, which take longer.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                active_processes=set(range(jax.process_count()))
+            ),
+            async_options=ocp.options.AsyncOptions(barrier_sync_fn=_meet),
+            create=False,
             **orbax_options(directory),
         )
+        if jax.process_index() == 0:
+            storage.make_directory(self.directory)
+        if jax.process_count() > 1:
+            # By this the devices connect, too, which they could not if what they have
+            # to compile first took one process much longer than another.
+            multihost_utils.sync_global_devices("checkpoints")
         self._open()
 
     @classmethod
@@ -146,7 +161,8 @@ class Checkpoints:
             self._manager.save(
                 progress.step,
                 args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(state), run=ocp.args.JsonSave(content)
+                    state=ocp.args.PyTreeSave(_written_here(state)),
+                    run=ocp.args.JsonSave(content),
                 ),
                 metrics=evaluation if fresh else None,
                 force=True,
@@ -331,8 +347,36 @@ def fingerprint(tree: Any) -> dict[str, int]:
     return {name: int(value) for name, value in zip(names, sums, strict=True)}
 
 
+def _meet(*, key: str, timeout_ms: int) -> None:
+    """Waits in a save for the other processes, unless the save failed on this one.
+
+    They wait for it elsewhere then, until its error stops them.
+    """
+    failed = sys.exc_info()[0] is not None
+    if processes.count() > 1 and not failed:
+        processes.client().wait_at_barrier(key, timeout_ms)
+
+
 def _in_parts(tree: Any) -> list[jax.Array]:
     return [leaf for leaf in jax.tree.leaves(tree) if not leaf.is_fully_replicated]
+
+
+def _written_here(tree: Any) -> Any:
+    """A tree with what this process has to write; small arrays are left to process 0.
+
+    Orbax takes None for nothing, and NumPy's arrays for what process 0 writes.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    small = [
+        i for i, x in enumerate(leaves) if x.is_fully_replicated and x.nbytes < CUT
+    ]
+    values = [None] * len(small)
+    if jax.process_index() == 0:
+        # Not of the arrays themselves: they would keep a view of what is donated next.
+        values = jax.device_get([leaves[i].addressable_data(0) for i in small])
+    for i, value in zip(small, values, strict=True):
+        leaves[i] = value
+    return structure.unflatten(leaves)
 
 
 def _checksum_of(x: Any) -> jax.Array:

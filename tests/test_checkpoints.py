@@ -1,5 +1,7 @@
 """Checkpoints: whole, on any number of devices, the last few and the best."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from resnet_jax import sharding
+from resnet_jax import checkpoints, processes, sharding
 from resnet_jax.checkpoints import Checkpoints, Progress, fingerprint
 from resnet_jax.step import TrainState
 from tests import tiny
@@ -118,6 +120,35 @@ def test_a_step_can_be_saved_again_with_its_evaluation(tmp_path):
         assert saved.best_step() == 3
         _, progress = saved.restore_latest(like(state_of(3), 1))
     assert progress.evaluation == {"top1": 0.7, "step": 3}
+
+
+@pytest.mark.parametrize(("process", "small"), [(0, np.ndarray), (1, type(None))])
+def test_small_arrays_are_written_by_process_0_alone(process, small, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    placed = jax.sharding.NamedSharding(mesh_of(2), jax.P("data"))
+    tree = {
+        "small": jnp.ones(8),
+        "large": jnp.ones((512, 512)),
+        "in parts": jax.device_put(jnp.ones(8), placed),
+    }
+    written = checkpoints._written_here(tree)
+    assert isinstance(written.pop("small"), small)
+    assert all(written[name] is tree[name] for name in ("large", "in parts"))
+
+
+def test_a_process_whose_save_failed_does_not_wait_for_the_others(monkeypatch):
+    waited = []
+    client = types.SimpleNamespace(wait_at_barrier=lambda *call: waited.append(call))
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "client", lambda: client)
+    with pytest.raises(OSError, match="full"):
+        try:
+            raise OSError("full")
+        finally:
+            checkpoints._meet(key="saved", timeout_ms=1)
+    assert not waited
+    checkpoints._meet(key="saved", timeout_ms=1)
+    assert waited == [("saved", 1)]
 
 
 def test_an_empty_directory_has_nothing_to_restore(tmp_path):
