@@ -105,8 +105,8 @@ class Checkpoints:
         if jax.process_index() == 0:
             storage.make_directory(self.directory)
         if jax.process_count() > 1:
-            # By this the devices connect, too, which they could not if what they have
-            # to compile first took one process much longer than another.
+            # The devices connect by it, too: where they first did so in a step, after
+            # each process had compiled in its own time, runs lost each other.
             multihost_utils.sync_global_devices("checkpoints")
         self._open()
 
