@@ -285,7 +285,8 @@ def _outer(x: Image, g: Output) -> Float[Array, "c f"]:
     """The sum over all pixels of x[c] g[f]."""
     c, f = x.shape[-1], g.shape[-1]
     if x.dtype != jnp.bfloat16:
-        return x.reshape(-1, c).T @ g.reshape(-1, f)
+        x, g = x.reshape(-1, c), g.reshape(-1, f)
+        return x.T @ g if c <= f else lax.optimization_barrier(g.T @ x).T
     every = (((0, 1, 2), (0, 1, 2)), ((), ()))
     # The barriers keep XLA from fusing what made the left side into its transposition,
     # which reads across the lines of memory, and from transposing the right one.
