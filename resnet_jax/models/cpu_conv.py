@@ -376,7 +376,7 @@ def form_of(
     # XLA's convolution gains on the products with the number of outputs.
     if size <= 14 and b * size**2 <= 1000:
         return "patches"
-    return "cross" if 32 <= c <= 64 else "convolution"
+    return "convolution"
 
 
 # The convolution.
