@@ -355,28 +355,26 @@ def form_of(
     if k == 1:
         return "product"
     strided, dilated = where.stride > 1, where.dilation > 1
+    half = jnp.dtype(dtype) == jnp.bfloat16
+    if direction == "kernel":
+        if strided:
+            return "rows" if c < 8 and not dilated else "patches"
+        if c <= 16 and not half:
+            return "convolution"
+        return "cross" if size > 14 else "patches"
     # So few channels side by side are slow to gather.
     if c < 8:
-        if direction != "kernel" or (strided and dilated):
-            return "convolution"
-        return "rows" if strided else "cross"
-    half = jnp.dtype(dtype) == jnp.bfloat16
+        return "convolution"
     if strided:
-        if direction == "kernel":
-            return "patches"
         if direction == "input":
             return "folded" if half and not dilated else "convolution"
         return "patches" if half or size <= 14 else "convolution"
-    if direction == "kernel":
-        return "cross" if size > 14 else "patches"
     if size <= 7:
         return "patches"
     if half:
         return "cross"
     # XLA's convolution gains on the products with the number of outputs.
-    if size <= 14 and b * size**2 <= 1000:
-        return "patches"
-    return "convolution"
+    return "patches" if size <= 14 and b * size**2 <= 1000 else "convolution"
 
 
 # The convolution.
