@@ -365,14 +365,12 @@ def form_of(
     # So few channels side by side are slow to gather.
     if c < 8:
         return "convolution"
-    if strided:
-        if direction == "input":
-            return "folded" if half and not dilated else "convolution"
-        return "patches" if half or size <= 14 else "convolution"
+    if strided and direction == "input":
+        return "folded" if (half or c <= 16) and not dilated else "convolution"
     if size <= 7:
         return "patches"
     if half:
-        return "cross"
+        return "patches" if strided else "cross"
     # XLA's convolution gains on the products with the number of outputs.
     return "patches" if size <= 14 and b * size**2 <= 1000 else "convolution"
 
