@@ -264,12 +264,13 @@ def _fold_kernel(kernel: Kernel, where: Geometry) -> Float[Array, "k2 k2 c2 f"]:
 
 # Products. XLA's bfloat16 product on CPUs is fast for a row-major left side times a
 # row-major right side, and else computed in float32, eight times as slow. It lays out
-# in that way what is contracted over more than one axis.
+# in that way what is contracted over more than one axis. Before jax 0.12 one whose
+# result is bfloat16 is computed in float32 by CPUs with AVX-512 alone.
+_THROUGH_SUMS = jax.__version_info__ < (0, 12)
 
 
 def _dot(x: Image, kernel: Float[Array, "c f"], dtype=None) -> Output:
-    contracted = (((3,), (0,)), ((), ()))
-    return lax.dot_general(x, kernel, contracted, preferred_element_type=dtype)
+    return _multiply(x, kernel, ((3,), (0,)), dtype)
 
 
 def _dot_transposed(g: Output, kernel: Float[Array, "c f"]) -> Image:
@@ -278,7 +279,7 @@ def _dot_transposed(g: Output, kernel: Float[Array, "c f"]) -> Image:
     part = math.gcd(f, 2)
     g = g.reshape(*pixels, part, f // part)
     kernel = kernel.reshape(-1, part, f // part)
-    return lax.dot_general(g, kernel, (((3, 4), (1, 2)), ((), ())))
+    return _multiply(g, kernel, ((3, 4), (1, 2)))
 
 
 def _outer(x: Image, g: Output) -> Float[Array, "c f"]:
@@ -287,13 +288,23 @@ def _outer(x: Image, g: Output) -> Float[Array, "c f"]:
     if x.dtype != jnp.bfloat16:
         x, g = x.reshape(-1, c), g.reshape(-1, f)
         return x.T @ g if c <= f else lax.optimization_barrier(g.T @ x).T
-    every = (((0, 1, 2), (0, 1, 2)), ((), ()))
+    every = ((0, 1, 2), (0, 1, 2))
     # The barriers keep XLA from fusing what made the left side into its transposition,
     # which reads across the lines of memory, and from transposing the right one.
     if c <= f:
-        return lax.dot_general(lax.optimization_barrier(x), g, every)
+        return _multiply(lax.optimization_barrier(x), g, every)
     g = lax.optimization_barrier(g)
-    return lax.optimization_barrier(lax.dot_general(g, x, every)).T
+    return lax.optimization_barrier(_multiply(g, x, every)).T
+
+
+def _multiply(left, right, contracted: tuple, dtype: DTypeLike | None = None):
+    """A product of a type, by default that of its factors."""
+    dtype = dtype or left.dtype
+    found = of_sums(dtype) if _THROUGH_SUMS else dtype
+    axes = (contracted, ((), ()))
+    return lax.dot_general(left, right, axes, preferred_element_type=found).astype(
+        dtype
+    )
 
 
 FORMS = {
