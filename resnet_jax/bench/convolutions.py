@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax import host
 from resnet_jax.bench import table
 from resnet_jax.bench.table import Benchmark, row
 from resnet_jax.models import create_model
@@ -40,7 +39,6 @@ def rows(args: argparse.Namespace) -> Iterator[dict]:
     All forms are printed to the terminal, with a star where another than the chosen one
     was faster.
     """
-    host.keep_freed_memory()
     for batch, dtype in itertools.product(args.batch_size, args.dtype):
         for shape in shapes_of(args.model, args.image_size):
             h, w, c, k, f, where = shape

@@ -300,11 +300,10 @@ def _outer(x: Image, g: Output) -> Float[Array, "c f"]:
 def _multiply(left, right, contracted: tuple, dtype: DTypeLike | None = None):
     """A product of a type, by default that of its factors."""
     dtype = dtype or left.dtype
-    found = of_sums(dtype) if _THROUGH_SUMS else dtype
+    through = of_sums(dtype) if _THROUGH_SUMS else dtype
     axes = (contracted, ((), ()))
-    return lax.dot_general(left, right, axes, preferred_element_type=found).astype(
-        dtype
-    )
+    found = lax.dot_general(left, right, axes, preferred_element_type=through)
+    return found.astype(dtype)
 
 
 FORMS = {
