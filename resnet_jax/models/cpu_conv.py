@@ -264,8 +264,8 @@ def _fold_kernel(kernel: Kernel, where: Geometry) -> Float[Array, "k2 k2 c2 f"]:
 
 # Products. XLA's bfloat16 product on CPUs is fast for a row-major left side times a
 # row-major right side, and else computed in float32, eight times as slow. It lays out
-# in that way what is contracted over more than one axis. Before jax 0.12 one whose
-# result is bfloat16 is computed in float32 by CPUs with AVX-512 alone.
+# in that way what is contracted over more than one axis. Before jax 0.12 it computes in
+# float32 where the result is bfloat16 and the CPU has AVX-512's bfloat16 but no AMX.
 _THROUGH_SUMS = jax.__version_info__ < (0, 12)
 
 
@@ -287,6 +287,7 @@ def _outer(x: Image, g: Output) -> Float[Array, "c f"]:
     c, f = x.shape[-1], g.shape[-1]
     if x.dtype != jnp.bfloat16:
         x, g = x.reshape(-1, c), g.reshape(-1, f)
+        # What is transposed should be narrow; the barrier keeps XLA from swapping back.
         return x.T @ g if c <= f else lax.optimization_barrier(g.T @ x).T
     every = ((0, 1, 2), (0, 1, 2))
     # The barriers keep XLA from fusing what made the left side into its transposition,
