@@ -11,6 +11,8 @@ cross: of stride 1: one product of pixels of a row laid side by side with all ro
 rows, folded: `patches` of a strided convolution seen as one of stride 1, in which
     stride pixels of a row, or of stride rows, are one with as many times the channels.
 
+Convolutions of groups are a batch of such products, each of some of the groups.
+
 `python -m resnet_jax.bench convolutions` measures them side by side.
 """
 
@@ -158,16 +160,22 @@ def folded_input(g: Output, kernel: Kernel, where: Geometry, like: Shape) -> Ima
     return dx
 
 
-def convolution_input(g: Output, kernel: Kernel, where: Geometry, like: Shape) -> Image:
+def convolution_input(
+    g: Output, kernel: Kernel, where: Geometry, like: Shape, groups: int = 1
+) -> Image:
     """The gradient of `convolution` by `x`."""
-    (dx,) = jax.linear_transpose(lambda x: convolution(x, kernel, where), like)(g)
+    forward = functools.partial(convolution, where=where, groups=groups)
+    (dx,) = jax.linear_transpose(lambda x: forward(x, kernel), like)(g)
     return dx
 
 
-def convolution_kernel(x: Image, g: Output, where: Geometry, k: int) -> Kernel:
+def convolution_kernel(
+    x: Image, g: Output, where: Geometry, k: int, groups: int = 1
+) -> Kernel:
     """The gradient of `convolution` by the kernel."""
-    like = jax.ShapeDtypeStruct((k, k, x.shape[-1], g.shape[-1]), x.dtype)
-    (dk,) = jax.linear_transpose(lambda kernel: convolution(x, kernel, where), like)(g)
+    like = Shape((k, k, x.shape[-1] // groups, g.shape[-1]), x.dtype)
+    forward = functools.partial(convolution, where=where, groups=groups)
+    (dk,) = jax.linear_transpose(lambda kernel: forward(x, kernel), like)(g)
     return dk
 
 
@@ -363,10 +371,10 @@ def form_of(
       where: stride, padding and dilation.
       dtype: of the image.
     """
-    if k == 1:
-        return "product"
     strided, dilated = where.stride > 1, where.dilation > 1
     half = jnp.dtype(dtype) == jnp.bfloat16
+    if k == 1:
+        return "product"
     if direction == "kernel":
         if strided:
             return "rows" if c < 8 and not dilated else "patches"
@@ -386,6 +394,76 @@ def form_of(
     return "patches" if size <= 14 and b * size**2 <= 1000 else "convolution"
 
 
+# Groups.
+
+# XLA takes hundreds of times as long for the gradient by a kernel of groups, and in
+# bfloat16 for every direction; wider blocks multiply more zeros.
+_BLOCK = 32
+
+
+def blocks_of(channels: int, groups: int) -> int:
+    """How many blocks of whole groups: as many as have 32 channels each, or one."""
+    counts = (n for n in range(groups, 0, -1) if groups % n == 0)
+    return next((n for n in counts if channels // n >= _BLOCK), 1)
+
+
+def _in_blocks(direction: str, one, other, x: Shape, k: int, where: Geometry, groups):
+    """A direction of a convolution of groups, as a batch of blocks of them.
+
+    A block's kernel is zero between its groups.
+    """
+    n = blocks_of(x.shape[3], groups)
+    x = Shape((*x.shape[:3], x.shape[3] // n), x.dtype)
+    form = _batched_form(direction, k, where)
+    block = functools.partial(_apply, direction, form, x=x, k=k, where=where)
+    if direction == "kernel":
+        kernels = jax.vmap(block)(_apart(one, n), _apart(other, n))
+        return _diagonal(kernels, groups)
+    return _together(jax.vmap(block)(_apart(one, n), _dense(other, n, groups)))
+
+
+def _batched_form(direction: str, k: int, where: Geometry) -> str:
+    """The form that is fastest as one product of all blocks."""
+    if k == 1:
+        return "product"
+    if where.stride == 1:
+        return "cross"
+    if direction == "input":
+        return "folded" if where.dilation == 1 else "convolution"
+    return "patches"
+
+
+def _apart(x: Image, n: int) -> Float[Array, "n b h w c2"]:
+    b, h, w, c = x.shape
+    return x.reshape(b, h, w, n, c // n).transpose(3, 0, 1, 2, 4)
+
+
+def _together(blocks: Float[Array, "n b h w c"]) -> Float[Array, "b h w c2"]:
+    n, b, h, w, c = blocks.shape
+    return blocks.transpose(1, 2, 3, 0, 4).reshape(b, h, w, n * c)
+
+
+def _dense(kernel: Kernel, n: int, groups: int) -> Float[Array, "n k k c f2"]:
+    """A kernel of groups as those of n blocks without groups."""
+    k, _, c, f = kernel.shape
+    m = groups // n
+    kernel = kernel.reshape(k, k, 1, c, n, m, f // groups)
+    same = jnp.eye(m, dtype=bool)[:, None, None, :, None]
+    kernel = jnp.where(same, kernel, jnp.zeros((), kernel.dtype))
+    return kernel.transpose(4, 0, 1, 2, 3, 5, 6).reshape(n, k, k, m * c, f // n)
+
+
+def _diagonal(
+    kernels: Float[Array, "n k k c f2"], groups: int
+) -> Float[Array, "k k i f"]:
+    """The transpose of `_dense`."""
+    n, k, _, c, f = kernels.shape
+    m = groups // n
+    kernels = kernels.reshape(n, k, k, m, c // m, m, f // m)
+    own = jnp.diagonal(kernels, axis1=3, axis2=5)
+    return own.transpose(1, 2, 3, 0, 5, 4).reshape(k, k, c // m, n * f)
+
+
 # The convolution.
 
 
@@ -398,28 +476,26 @@ def convolve(
       x: images.
       kernel: of square windows.
       where: stride, padding and dilation.
-      groups: of channels that do not see each other; more than one are left to XLA.
+      groups: of channels that do not see each other.
     """
-    if groups > 1:
-        return convolution(x, kernel, where, groups)
-    return _convolve(x, kernel, where)
+    return _convolve(x, kernel, where, groups)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _convolve(x: Image, kernel: Kernel, where: Geometry) -> Output:
-    return _convolve_forward(x, kernel, where)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve(x: Image, kernel: Kernel, where: Geometry, groups: int) -> Output:
+    return _convolve_forward(x, kernel, where, groups)[0]
 
 
-def _convolve_forward(x: Image, kernel: Kernel, where: Geometry):
-    y = _by_platform("forward", x, kernel, x.shape, kernel.shape, where)
+def _convolve_forward(x: Image, kernel: Kernel, where: Geometry, groups: int):
+    y = _by_platform("forward", x, kernel, x.shape, len(kernel), where, groups)
     return y, (x, kernel)
 
 
-def _convolve_backward(where: Geometry, saved, g: Output):
+def _convolve_backward(where: Geometry, groups: int, saved, g: Output):
     x, kernel = saved
     return (
-        _by_platform("input", g, kernel, x.shape, kernel.shape, where),
-        _by_platform("kernel", x, g, x.shape, kernel.shape, where),
+        _by_platform("input", g, kernel, x.shape, len(kernel), where, groups),
+        _by_platform("kernel", x, g, x.shape, len(kernel), where, groups),
     )
 
 
@@ -427,20 +503,27 @@ _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 # Equal convolutions are traced once; inlined, since calls make other TPU programs.
-@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5), inline=True)
-def _by_platform(direction: str, one, other, x_shape, kernel_shape, where: Geometry):
-    k, _, c, _ = kernel_shape
-    size = where.output(x_shape[1], 0, k)
-    form = form_of(direction, x_shape[0], size, c, k, where, one.dtype)
-    more = {
-        "forward": (where,),
-        "input": (where, jax.ShapeDtypeStruct(x_shape, one.dtype)),
-        "kernel": (where, k),
-    }[direction]
-    xla, cpu = FORMS[direction]["convolution"], FORMS[direction][form]
-    return lax.platform_dependent(
-        one,
-        other,
-        cpu=lambda one, other: cpu(one, other, *more),
-        default=lambda one, other: xla(one, other, *more),
-    )
+@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5, 6), inline=True)
+def _by_platform(
+    direction: str, one, other, x_shape, k: int, where: Geometry, groups: int
+):
+    x = Shape(x_shape, one.dtype)
+    given = {"x": x, "k": k, "where": where, "groups": groups}
+    xla = functools.partial(_apply, direction, "convolution", **given)
+    cpu = functools.partial(_in_blocks if groups > 1 else _directly, direction, **given)
+    return lax.platform_dependent(one, other, cpu=cpu, default=xla)
+
+
+def _directly(direction: str, one, other, x: Shape, k: int, where: Geometry, groups=1):
+    """A direction of a convolution without groups, of an image like `x`."""
+    b, height, _, c = x.shape
+    size = where.output(height, 0, k)
+    form = form_of(direction, b, size, c, k, where, x.dtype)
+    return _apply(direction, form, one, other, x, k, where)
+
+
+def _apply(
+    direction: str, form: str, one, other, x: Shape, k: int, where: Geometry, **groups
+):
+    last = {"forward": (), "input": (x,), "kernel": (k,)}[direction]
+    return FORMS[direction][form](one, other, where, *last, **groups)

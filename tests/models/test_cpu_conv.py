@@ -7,12 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from resnet_jax.models import cpu_pool
-from resnet_jax.models.cpu_conv import FORMS, Geometry, convolve, form_of, forms_of
+from resnet_jax.models.cpu_conv import (
+    FORMS,
+    Geometry,
+    blocks_of,
+    convolve,
+    form_of,
+    forms_of,
+)
 from tests import keyed, tiny
 from tests.test_sharding import collectives
 
@@ -123,18 +129,38 @@ def test_gradients_are_those_of_the_convolution(k, where, h, w, c, f):
     assert difference < 1e-5
 
 
-def test_groups_are_left_to_xla():
-    x, kernel = draw("float32", 2, 5, 5, 8), draw("float32", 3, 3, 2, 8)
-    where = Geometry(1, same(1))
-    expected = lax.conv_general_dilated(
-        x,
-        kernel,
-        (1, 1),
-        where.padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=4,
-    )
-    np.testing.assert_array_equal(convolve(x, kernel, where, 4), expected)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("groups", "c", "f", "where"),
+    [
+        (4, 8, 8, Geometry(1, same(1))),
+        (32, 128, 64, Geometry(2, same(1))),
+        (2, 64, 128, Geometry(1, same(2), 2)),
+        (6, 72, 12, Geometry(2, ((0, 1), (0, 1)))),
+    ],
+)
+def test_groups_are_those_of_the_convolution(groups, c, f, where, dtype):
+    x, kernel = draw(dtype, 2, 7, 6, c), draw(dtype, 3, 3, c // groups, f)
+
+    def with_gradients(convolution):
+        out, pull = jax.vjp(lambda x, k: convolution(x, k, where, groups), x, kernel)
+        return out, *pull(draw(dtype, *out.shape))
+
+    got = with_gradients(convolve)
+    expected = with_gradients(FORMS["forward"]["convolution"])
+    for one, other in zip(got, expected, strict=True):
+        assert (one.shape, one.dtype) == (other.shape, other.dtype)
+        # Sums of at most 9 x 64 terms, rounded once to the type.
+        bound = 1e-5 if dtype == "float32" else 2**-7
+        assert tiny.difference(one.astype("float32"), other.astype("float32")) < bound
+
+
+def test_blocks_have_32_channels_where_there_are_so_many():
+    assert blocks_of(128, 32) == 4
+    assert blocks_of(1024, 32) == 32
+    assert blocks_of(256, 2) == 2
+    assert blocks_of(72, 6) == 2
+    assert blocks_of(16, 4) == 1
 
 
 def test_the_hessian_is_at_hand():
@@ -155,11 +181,11 @@ def test_the_hessian_is_at_hand():
 # What is compiled.
 
 
-def train_like(x, kernel, where):
+def train_like(x, kernel, where, groups=1):
     """A convolution, a pooling and their gradients."""
 
     def loss(x, kernel):
-        y = convolve(x, kernel, where)
+        y = convolve(x, kernel, where, groups)
         y = cpu_pool.max_pool(y, 3, Geometry(2, same(1)))
         return jnp.square(y.astype(jnp.float32)).sum()
 
@@ -167,11 +193,11 @@ def train_like(x, kernel, where):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("k", [1, 3])
-def test_other_platforms_keep_the_convolution(k, dtype):
+@pytest.mark.parametrize(("k", "groups"), [(1, 1), (3, 1), (3, 4)])
+def test_other_platforms_keep_the_convolution(k, groups, dtype):
     where = Geometry(1, same(k // 2))
-    x, kernel, _ = inputs(k, where, 8, 8, 8, 8, dtype)
-    traced = jax.jit(train_like, static_argnums=2).trace(x, kernel, where)
+    x, kernel = draw(dtype, 8, 8, 8, 8), draw(dtype, k, k, 8 // groups, 8)
+    traced = jax.jit(train_like, static_argnums=(2, 3)).trace(x, kernel, where, groups)
     text = traced.lower(lowering_platforms=("tpu",)).as_text()
     assert text.count("stablehlo.convolution") == 3
     assert text.count("stablehlo.reduce_window") == 1
@@ -227,6 +253,34 @@ def test_the_batch_stays_on_its_devices(k, where, dtype, direction):
         # Sums of eight parts, each rounded to the type.
         bound = 1e-5 if dtype == "float32" else 2**-6
         assert tiny.difference(many, one) < bound
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_batch_of_groups_stays_on_its_devices(stride, dtype):
+    where = Geometry(stride, same(1))
+    x, kernel = draw(dtype, 8, 8, 8, 64), draw(dtype, 3, 3, 8, 64)
+    g = draw(dtype, 8, 8 // stride, 8 // stride, 64)
+
+    def function(x, kernel, g):
+        out, pull = jax.vjp(lambda x, k: convolve(x, k, where, 8), x, kernel)
+        return out, *pull(g)
+
+    mesh = tiny.mesh_of(8)
+    cut, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+    many = jax.jit(
+        function, in_shardings=(cut, whole, cut), out_shardings=(cut, cut, whole)
+    )
+    found = collectives(many.lower(x, kernel, g).compile())
+    assert {one.kind for one in found} == {"all-reduce"}
+    # As above.
+    bound = 1e-5 if dtype == "float32" else 2**-6
+    one, other = (
+        jax.tree.map(lambda a: a.astype(jnp.float32), f(x, kernel, g))
+        for f in (many, jax.jit(function))
+    )
+    assert tiny.difference(one, other) < bound
 
 
 def test_the_choice_is_a_form_that_can_compute_it():
