@@ -10,6 +10,7 @@ cross: of stride 1: one product of pixels of a row laid side by side with all ro
     the kernel, which are then added.
 rows, folded: `patches` of a strided convolution seen as one of stride 1, in which
     stride pixels of a row, or of stride rows, are one with as many times the channels.
+turned: of stride 1: XLA's, of the gradient with the kernel turned.
 
 Convolutions of groups are a batch of such products, each of some of the groups.
 
@@ -19,6 +20,7 @@ Convolutions of groups are a batch of such products, each of some of the groups.
 import dataclasses
 import functools
 import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -167,6 +169,13 @@ def convolution_input(
     forward = functools.partial(convolution, where=where, groups=groups)
     (dx,) = jax.linear_transpose(lambda x: forward(x, kernel), like)(g)
     return dx
+
+
+def turned_input(g: Output, kernel: Kernel, where: Geometry, like: Shape) -> Image:
+    """The gradient of a convolution of stride 1 by `x`, as XLA's."""
+    kernel, where = _turned(kernel, where)
+    # XLA leaves no convolution to oneDNN whose kernel it sees being reversed.
+    return convolution(g, lax.optimization_barrier(kernel), where)
 
 
 def convolution_kernel(
@@ -329,6 +338,7 @@ FORMS = {
         "cross": cross_input,
         "patches": patches_input,
         "folded": folded_input,
+        "turned": turned_input,
     },
     "kernel": {
         "convolution": convolution_kernel,
@@ -342,10 +352,11 @@ FORMS = {
 
 def forms_of(direction: str, k: int, where: Geometry) -> list[str]:
     """The forms that can compute a direction of a convolution."""
+    turned = ["turned"] * (direction == "input" and where.stride == 1)
     if k == 1:
-        return ["convolution", "product"]
+        return ["convolution", "product", *turned]
     if where.stride == 1:
-        return ["convolution", "patches", "cross"]
+        return ["convolution", "patches", "cross", *turned]
     if direction != "input":
         return ["convolution", "patches", *["rows"] * (where.dilation == 1)]
     return ["convolution", *["folded"] * (where.dilation == 1)]
@@ -362,6 +373,8 @@ def form_of(
 ) -> str:
     """The form that is fastest, by `python -m resnet_jax.bench convolutions`.
 
+    It is another one where XLA leaves bfloat16 convolutions to oneDNN (`has_onednn`).
+
     Args:
       direction: `forward`, `input` or `kernel`: what is computed.
       b: number of images.
@@ -373,6 +386,11 @@ def form_of(
     """
     strided, dilated = where.stride > 1, where.dilation > 1
     half = jnp.dtype(dtype) == jnp.bfloat16
+    if half and has_onednn():
+        if direction == "forward" or (direction == "kernel" and k > 1 and c <= 32):
+            return "convolution"
+        if direction == "input" and not strided and (k > 1 or size > 7):
+            return "turned"
     if k == 1:
         return "product"
     if direction == "kernel":
@@ -392,6 +410,21 @@ def form_of(
         return "patches" if strided else "cross"
     # XLA's convolution gains on the products with the number of outputs.
     return "patches" if size <= 14 and b * size**2 <= 1000 else "convolution"
+
+
+@functools.cache
+def has_onednn() -> bool:
+    """Whether XLA leaves bfloat16 convolutions on CPUs to oneDNN.
+
+    With `XLA_FLAGS=--xla_cpu_experimental_onednn_custom_call=true` jax 0.12 does, where
+    the CPU has instructions for bfloat16.
+    """
+    if "onednn" not in os.environ.get("XLA_FLAGS", ""):
+        return False
+    x, kernel = (Shape(s, jnp.bfloat16) for s in ((1, 8, 8, 16), (1, 1, 16, 16)))
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        found = jax.jit(convolution, static_argnums=2).lower(x, kernel, Geometry())
+    return "onednn$convolution" in found.compile().as_text()
 
 
 # Groups.

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from resnet_jax.models import cpu_pool
+from resnet_jax.models import cpu_conv, cpu_pool
 from resnet_jax.models.cpu_conv import (
     FORMS,
     Geometry,
@@ -19,7 +20,7 @@ from resnet_jax.models.cpu_conv import (
     form_of,
     forms_of,
 )
-from tests import keyed, tiny
+from tests import keyed, runs, tiny
 from tests.test_sharding import collectives
 
 
@@ -283,9 +284,55 @@ def test_the_batch_of_groups_stays_on_its_devices(stride, dtype):
     assert tiny.difference(one, other) < bound
 
 
-def test_the_choice_is_a_form_that_can_compute_it():
-    options = itertools.product(KINDS, FORMS, (1, 64), ("float32", "bfloat16"))
-    for (k, where, h, _, c, _), direction, b, dtype in options:
+def test_the_choice_is_a_form_that_can_compute_it(monkeypatch):
+    options = itertools.product(
+        KINDS, FORMS, (1, 64), ("float32", "bfloat16"), (False, True)
+    )
+    for (k, where, h, _, c, _), direction, b, dtype, onednn in options:
+        monkeypatch.setattr(cpu_conv, "has_onednn", lambda found=onednn: found)
         size = where.output(h, 0, k)
         chosen = form_of(direction, b, size, c, k, where, dtype)
         assert chosen in forms_of(direction, k, where)
+
+
+# What `XLA_FLAGS` asks of XLA is read once, at the start of a process.
+ONEDNN = """
+import json
+import jax
+from resnet_jax.models.cpu_conv import Geometry, convolution, convolve, has_onednn
+
+where = Geometry(1, ((1, 1), (1, 1)))
+x, kernel, g = (
+    jax.random.normal(jax.random.key(i), shape, "bfloat16")
+    for i, shape in enumerate([(4, 16, 16, 64), (3, 3, 64, 64), (4, 16, 16, 64)])
+)
+
+def differences(*given):
+    def directions(convolution, *given):
+        x, kernel, g = given
+        out, pull = jax.vjp(lambda x, k: convolution(x, k, where), x, kernel)
+        return out, *pull(g)
+    wide = directions(convolution, *(one.astype("float32") for one in given))
+    for one, other in zip(directions(convolve, *given), wide):
+        yield float(abs(one.astype("float32") - other).max() / abs(other).max())
+
+compiled = jax.jit(lambda x, k: convolve(x, k, where)).lower(x, kernel).compile()
+calls = "onednn$convolution" in compiled.as_text()
+print(json.dumps([has_onednn(), calls, list(differences(x, kernel, g))]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [True, False])
+def test_onednn_computes_what_it_is_asked_to(asked):
+    flag = f"--xla_cpu_experimental_onednn_custom_call={str(asked).lower()}"
+    code, output = runs.run_python("-c", ONEDNN, XLA_FLAGS=flag)
+    assert code == 0, output
+    has, calls, differences = json.loads(output.splitlines()[-1])
+    assert has == calls
+    # Sums of up to 1024 terms in float32, rounded once to bfloat16's 8 digits.
+    assert max(differences) < 2**-8
+    if not asked:
+        assert not has
+    elif not has:
+        pytest.skip("no oneDNN in XLA before jax 0.12, or no bfloat16 in this CPU")
