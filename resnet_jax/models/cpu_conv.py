@@ -387,7 +387,10 @@ def form_of(
     strided, dilated = where.stride > 1, where.dilation > 1
     half = jnp.dtype(dtype) == jnp.bfloat16
     if half and has_onednn():
-        if direction == "forward" or (direction == "kernel" and k > 1 and c <= 32):
+        if direction == "forward":
+            # Of so few pixels a call costs more than the product.
+            return "product" if k == 1 and b * size**2 <= 200 else "convolution"
+        if direction == "kernel" and k > 1 and c <= 32:
             return "convolution"
         if direction == "input" and not strided and (k > 1 or size > 7):
             return "turned"
