@@ -424,8 +424,12 @@ def has_onednn() -> bool:
     """
     if "onednn" not in os.environ.get("XLA_FLAGS", ""):
         return False
+    try:
+        cpu, *_ = jax.local_devices(backend="cpu")
+    except RuntimeError:  # JAX_PLATFORMS leaves CPUs out.
+        return False
     x, kernel = (Shape(s, jnp.bfloat16) for s in ((1, 8, 8, 16), (1, 1, 16, 16)))
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    with jax.default_device(cpu):
         found = jax.jit(convolution, static_argnums=2).lower(x, kernel, Geometry())
     return "onednn$convolution" in found.compile().as_text()
 
@@ -544,13 +548,15 @@ def _by_platform(
     direction: str, one, other, x_shape, k: int, where: Geometry, groups: int
 ):
     x = Shape(x_shape, one.dtype)
-    given = {"x": x, "k": k, "where": where, "groups": groups}
-    xla = functools.partial(_apply, direction, "convolution", **given)
-    cpu = functools.partial(_in_blocks if groups > 1 else _directly, direction, **given)
+    given = {"x": x, "k": k, "where": where}
+    xla = functools.partial(_apply, direction, "convolution", **given, groups=groups)
+    cpu = functools.partial(_directly, direction, **given)
+    if groups > 1:
+        cpu = functools.partial(_in_blocks, direction, **given, groups=groups)
     return lax.platform_dependent(one, other, cpu=cpu, default=xla)
 
 
-def _directly(direction: str, one, other, x: Shape, k: int, where: Geometry, groups=1):
+def _directly(direction: str, one, other, x: Shape, k: int, where: Geometry):
     """A direction of a convolution without groups, of an image like `x`."""
     b, height, _, c = x.shape
     size = where.output(height, 0, k)

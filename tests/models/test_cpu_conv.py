@@ -322,6 +322,15 @@ print(json.dumps([has_onednn(), calls, list(differences(x, kernel, g))]))
 """
 
 
+def test_without_cpus_there_is_no_onednn(monkeypatch):
+    def no_devices(backend):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_onednn_custom_call=true")
+    monkeypatch.setattr(jax, "local_devices", no_devices)
+    assert not cpu_conv.has_onednn.__wrapped__()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("asked", [True, False])
 def test_onednn_computes_what_it_is_asked_to(asked):
