@@ -1,6 +1,7 @@
-"""Options of XLA's compiler for TPU v5e, as this command found them:
+r"""Options of XLA's compiler for TPU v5e, as this command found them:
 
-python -m resnet_jax.plan --sweep --config=configs/r50.py --topology=v5e:2x4 --per_chip=128
+python -m resnet_jax.plan --sweep --config=configs/r50.py --topology=v5e:2x4 \
+    --per_chip=128
 
 README.md says what was tried.
 """

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 
 from ml_collections import ConfigDict
@@ -31,7 +32,7 @@ CANDIDATES = (
     {"xla_jf_conv_output_fusion": False},
 )
 
-FILE = '''"""Options of XLA's compiler for TPU {chip}, as this command found them:
+FILE = '''r"""Options of XLA's compiler for TPU {chip}, as this command found them:
 
 {command}
 
@@ -148,6 +149,8 @@ def keep(chip: str, options: dict, command: str) -> pathlib.Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     items = "".join(f"    {json.dumps(k)}: {v!r},\n" for k, v in options.items())
     body = f"{{\n{items}}}" if options else "{}"
+    lines = textwrap.wrap(command, 80, subsequent_indent="    ", break_on_hyphens=False)
+    command = " \\\n".join(lines)
     path.write_text(FILE.format(chip=chip, command=command, body=body))
     return path
 

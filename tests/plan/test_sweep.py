@@ -94,3 +94,15 @@ def test_training_reads_what_is_kept(monkeypatch, tmp_path):
 def test_only_compilers_that_tell_cycles_can_be_compared(compiler):
     with pytest.raises(UserError, match="only compilers for TPUs"):
         sweep.run(tiny.config(), "local", 4, "the command")
+
+
+def test_a_long_command_is_kept_in_lines_that_a_shell_joins(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    command = "python -m resnet_jax.plan " + "--config.some.thing=word-by-word " * 5
+    path = sweep.keep("v6e", {}, command)
+    lines = path.read_text().splitlines()
+    assert max(map(len, lines)) <= 88
+    _, _, *told = runpy.run_path(path)["__doc__"].splitlines()
+    *told, _, _ = told
+    joined = subprocess.check_output(["sh", "-c", "echo " + "\n".join(told)], text=True)
+    assert joined.split() == command.split()
