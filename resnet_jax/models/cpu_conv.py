@@ -436,8 +436,8 @@ def has_onednn() -> bool:
 
 # Groups.
 
-# XLA takes hundreds of times as long for the gradient by a kernel of groups, and in
-# bfloat16 for every direction; wider blocks multiply more zeros.
+# XLA takes hundreds of times as long for the gradient by a kernel of groups, and some
+# times as long for the rest; wider blocks multiply more zeros.
 _BLOCK = 32
 
 
