@@ -7,7 +7,7 @@ import itertools
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,8 @@ from resnet_jax.bench import table
 from resnet_jax.bench.table import Benchmark, row
 from resnet_jax.models import create_model
 from resnet_jax.models.cost import init_shapes, inner_jaxprs
-from resnet_jax.models.cpu_conv import FORMS, Geometry, form_of, forms_of
+from resnet_jax.models.cpu_conv import form_of
+from resnet_jax.models.cpu_forms import FORMS, Geometry, apply, forms_of
 
 # Image height, width and channels, kernel side, features, and where.
 Shape = tuple[int, int, int, int, int, Geometry]
@@ -98,27 +99,19 @@ def measure(
     x, kernel = draw(batch_size, h, w, c), draw(k, k, c, f)
     g = draw(batch_size, where.output(h, 0, k), where.output(w, 1, k), f)
     like = jax.ShapeDtypeStruct(x.shape, x.dtype)
-    args, more = {
-        "forward": ((x, kernel), (where,)),
-        "input": ((g, kernel), (where, like)),
-        "kernel": ((x, g), (where, k)),
-    }[direction]
+    args = {"forward": (x, kernel), "input": (g, kernel), "kernel": (x, g)}[direction]
     calls = {}
     for form in forms_of(direction, k, where):
-        function = functools.partial(_with, FORMS[direction][form], more)
-        calls[form] = jax.jit(function).lower(*args).compile(), args
+        function = functools.partial(apply, direction, form, x=like, k=k, where=where)
+        calls[form] = jax.jit(function).lower(*args).compile()
     seconds = {form: [] for form in calls}
     for repeat in range(repeats + 1):
-        for form, (call, args) in calls.items():
+        for form, call in calls.items():
             started = time.perf_counter()
             jax.block_until_ready(call(*args))
             if repeat:
                 seconds[form].append(time.perf_counter() - started)
     return seconds
-
-
-def _with(function: Callable, more: tuple, *args: jax.Array) -> jax.Array:
-    return function(*args, *more)
 
 
 BENCHMARK = Benchmark(add_arguments, rows, table.JAX)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from resnet_jax.models.cpu_conv import Geometry, of_sums, taps
+from resnet_jax.models.cpu_forms import Geometry, of_sums, taps
 
 Image = Float[Array, "b h w c"]
 Output = Float[Array, "b h2 w2 c"]

@@ -12,7 +12,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from resnet_jax.models import cpu_pool
-from resnet_jax.models.cpu_conv import Geometry, Padding, convolve
+from resnet_jax.models.cpu_conv import convolve
+from resnet_jax.models.cpu_forms import Geometry, Padding
 from resnet_jax.models.tpu_norm import Product
 
 CONV_INITS = {

@@ -12,14 +12,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from resnet_jax.models import cpu_conv, cpu_pool
-from resnet_jax.models.cpu_conv import (
-    FORMS,
-    Geometry,
-    blocks_of,
-    convolve,
-    form_of,
-    forms_of,
-)
+from resnet_jax.models.cpu_conv import blocks_of, convolve, form_of
+from resnet_jax.models.cpu_forms import FORMS, Geometry, apply, forms_of
 from tests import keyed, runs, tiny
 from tests.test_sharding import collectives
 
@@ -66,12 +60,9 @@ def inputs(k, where, h, w, c, f, dtype):
 
 
 def call(direction, form, x, kernel, g, where):
-    function = FORMS[direction][form]
-    if direction == "forward":
-        return function(x, kernel, where)
-    if direction == "input":
-        return function(g, kernel, where, jax.ShapeDtypeStruct(x.shape, x.dtype))
-    return function(x, g, where, len(kernel))
+    args = {"forward": (x, kernel), "input": (g, kernel), "kernel": (x, g)}[direction]
+    like = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return apply(direction, form, *args, like, len(kernel), where)
 
 
 def exact(direction, x, kernel, g, where) -> tuple[np.ndarray, np.ndarray]:
@@ -299,7 +290,8 @@ def test_the_choice_is_a_form_that_can_compute_it(monkeypatch):
 ONEDNN = """
 import json
 import jax
-from resnet_jax.models.cpu_conv import Geometry, convolution, convolve, has_onednn
+from resnet_jax.models.cpu_conv import convolve, has_onednn
+from resnet_jax.models.cpu_forms import Geometry, convolution
 
 where = Geometry(1, ((1, 1), (1, 1)))
 x, kernel, g = (

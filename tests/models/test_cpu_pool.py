@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.models.cpu_conv import Geometry
+from resnet_jax.models.cpu_forms import Geometry
 from resnet_jax.models.cpu_pool import max_pool
 from tests import keyed
 

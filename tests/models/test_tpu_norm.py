@@ -7,7 +7,7 @@ import pytest
 
 from resnet_jax.errors import UserError
 from resnet_jax.models import create_model, tpu_norm
-from resnet_jax.models.cpu_conv import Geometry, convolution
+from resnet_jax.models.cpu_forms import Geometry, convolution
 from resnet_jax.models.norms import Normalization
 from resnet_jax.models.tpu_norm import Product
 from resnet_jax.plan import hlo

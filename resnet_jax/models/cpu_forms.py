@@ -1,0 +1,375 @@
+"""The forms that a convolution and its gradients can take on a CPU.
+
+convolution: XLA's.
+product: a 1x1 kernel is one product, of the pixels that it sees.
+patches: one product with the k*k pixels that each output sees laid side by side.
+cross: of stride 1: one product of pixels of a row laid side by side with all rows of
+    the kernel, which are then added.
+rows, folded: `patches` of a strided convolution seen as one of stride 1, in which
+    stride pixels of a row, or of stride rows, are one with as many times the channels.
+turned: of stride 1: XLA's, of the gradient with the kernel turned.
+
+`python -m resnet_jax.bench convolutions` measures them side by side.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+Image = Float[Array, "b h w c"]
+Kernel = Float[Array, "k k i f"]
+Output = Float[Array, "b h2 w2 f"]
+Other = Float[Array, "b _ _ _"]
+Shape = jax.ShapeDtypeStruct
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """Where a convolution's outputs lie.
+
+    Attributes:
+      stride: step in pixels along both sides.
+      padding: pixels of zeros before and behind, along height and width.
+      dilation: distance in pixels between two taps.
+    """
+
+    stride: int = 1
+    padding: Padding = ((0, 0), (0, 0))
+    dilation: int = 1
+
+    def output(self, size: int, side: int, kernel: int) -> int:
+        """Length of the output along a side: 0 is the height, 1 the width."""
+        span = self.dilation * (kernel - 1) + 1
+        return (size + sum(self.padding[side]) - span) // self.stride + 1
+
+
+# Forms.
+
+
+def convolution(x: Image, kernel: Kernel, where: Geometry, groups: int = 1) -> Output:
+    """XLA's convolution."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(where.stride, where.stride),
+        padding=where.padding,
+        rhs_dilation=(where.dilation, where.dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def product(x: Image, kernel: Kernel, where: Geometry) -> Output:
+    """A 1x1 kernel applied to the pixels that it sees."""
+    return _dot(taps(x, kernel.shape[0], where)[0], kernel[0, 0])
+
+
+def product_input(g: Output, kernel: Kernel, where: Geometry, like: Shape) -> Image:
+    """The gradient of `product` by `x`, whose shape is that of `like`."""
+    return _spread(_dot_transposed(g, kernel[0, 0]), like, where)
+
+
+def product_kernel(x: Image, g: Output, where: Geometry, k: int) -> Kernel:
+    """The gradient of `product` by the kernel."""
+    (seen,) = taps(x, k, where)
+    return _outer(seen, g)[None, None]
+
+
+def patches(x: Image, kernel: Kernel, where: Geometry) -> Output:
+    """All pixels that an output sees, side by side, times the kernel."""
+    f = kernel.shape[-1]
+    side_by_side = lax.concatenate(taps(x, kernel.shape[0], where), 3)
+    return _dot(side_by_side, kernel.reshape(-1, f))
+
+
+def patches_input(g: Output, kernel: Kernel, where: Geometry, like: Shape) -> Image:
+    """The gradient of a convolution of stride 1 by `x`: one with the kernel turned."""
+    return patches(g, *_turned(kernel, where))
+
+
+def patches_kernel(x: Image, g: Output, where: Geometry, k: int) -> Kernel:
+    """The gradient of `patches` by the kernel."""
+    side_by_side = lax.concatenate(taps(x, k, where), 3)
+    return _outer(side_by_side, g).reshape(k, k, x.shape[-1], g.shape[-1])
+
+
+def cross(x: Image, kernel: Kernel, where: Geometry) -> Output:
+    """Of stride 1: the k pixels of a row side by side times all rows of the kernel."""
+    k, _, c, f = kernel.shape
+    side_by_side = _columns(x, k, where)
+    by_row = kernel.transpose(1, 2, 0, 3).reshape(k * c, k * f)
+    summed = of_sums(x.dtype)
+    product = _dot(side_by_side, by_row, summed)
+    h, d = where.output(x.shape[1], 0, k), where.dilation
+    rows = [
+        product[:, i * d : i * d + h, :, i * f : (i + 1) * f].astype(summed)
+        for i in range(k)
+    ]
+    return functools.reduce(jnp.add, rows).astype(x.dtype)
+
+
+def cross_input(g: Output, kernel: Kernel, where: Geometry, like: Shape) -> Image:
+    """The gradient of `cross` by `x`."""
+    return cross(g, *_turned(kernel, where))
+
+
+def cross_kernel(x: Image, g: Output, where: Geometry, k: int) -> Kernel:
+    """The gradient of `cross` by the kernel."""
+    c, f, d = x.shape[-1], g.shape[-1], where.dilation
+    columns = _columns(x, k, where)
+    more = columns.shape[1] - g.shape[1]
+    rows = lax.concatenate(
+        [_pad(g, ((i * d, more - i * d), (0, 0))) for i in range(k)], 3
+    )
+    return _outer(columns, rows).reshape(k, c, k, f).transpose(2, 0, 1, 3)
+
+
+def rows(x: Image, kernel: Kernel, where: Geometry) -> Output:
+    """`patches` of runs of stride pixels in a row, which lie side by side already."""
+    k, f = kernel.shape[0], kernel.shape[-1]
+    side_by_side = _rows(x, k, where)
+    more = where.stride * -(-k // where.stride) - k
+    no = (0, 0, 0)
+    kernel = lax.pad(kernel, jnp.zeros((), kernel.dtype), [no, (0, more, 0), no, no])
+    return _dot(side_by_side, kernel.reshape(-1, f))
+
+
+def rows_kernel(x: Image, g: Output, where: Geometry, k: int) -> Kernel:
+    """The gradient of `rows` by the kernel."""
+    c, f = x.shape[-1], g.shape[-1]
+    return _outer(_rows(x, k, where), g).reshape(k, -1, c, f)[:, :k]
+
+
+def folded_input(g: Output, kernel: Kernel, where: Geometry, like: Shape) -> Image:
+    """The gradient of `folded` by `x`."""
+    fold = functools.partial(_fold, k=kernel.shape[0], where=where)
+    shape = jax.eval_shape(fold, like)
+    dx = patches_input(g, _fold_kernel(kernel, where), Geometry(), shape)
+    (dx,) = jax.linear_transpose(fold, like)(dx)
+    return dx
+
+
+def convolution_input(
+    g: Output, kernel: Kernel, where: Geometry, like: Shape, groups: int = 1
+) -> Image:
+    """The gradient of `convolution` by `x`."""
+    forward = functools.partial(convolution, where=where, groups=groups)
+    (dx,) = jax.linear_transpose(lambda x: forward(x, kernel), like)(g)
+    return dx
+
+
+def turned_input(g: Output, kernel: Kernel, where: Geometry, like: Shape) -> Image:
+    """The gradient of a convolution of stride 1 by `x`, as XLA's."""
+    kernel, where = _turned(kernel, where)
+    # XLA leaves no convolution to oneDNN whose kernel it sees being reversed.
+    return convolution(g, lax.optimization_barrier(kernel), where)
+
+
+def convolution_kernel(
+    x: Image, g: Output, where: Geometry, k: int, groups: int = 1
+) -> Kernel:
+    """The gradient of `convolution` by the kernel."""
+    like = Shape((k, k, x.shape[-1] // groups, g.shape[-1]), x.dtype)
+    forward = functools.partial(convolution, where=where, groups=groups)
+    (dk,) = jax.linear_transpose(lambda kernel: forward(x, kernel), like)(g)
+    return dk
+
+
+def taps(x: Image, k: int, where: Geometry, fill: float = 0.0) -> list[Other]:
+    """What each of k*k taps sees, row by row; `fill` is what the padding holds."""
+    s, d = where.stride, where.dilation
+    h, w = (where.output(x.shape[1 + i], i, k) for i in range(2))
+    x = _pad(x, where.padding, fill)
+    b, _, _, c = x.shape
+    return [
+        lax.slice(
+            x,
+            (0, i * d, j * d, 0),
+            (b, i * d + (h - 1) * s + 1, j * d + (w - 1) * s + 1, c),
+            (1, s, s, 1),
+        )
+        for i in range(k)
+        for j in range(k)
+    ]
+
+
+def of_sums(dtype: DTypeLike) -> jnp.dtype:
+    """The type in which values of a type are added: at least float32."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _columns(x: Image, k: int, where: Geometry) -> Float[Array, "b h2 w2 c2"]:
+    """The k pixels of its row that each output sees, for all padded rows."""
+    w, d = where.output(x.shape[2], 1, k), where.dilation
+    x = _pad(x, where.padding)
+    return lax.concatenate([x[:, :, j * d : j * d + w] for j in range(k)], 3)
+
+
+def _pad(x: Image, padding: Padding, fill: float = 0.0) -> Other:
+    config = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
+    return lax.pad(x, jnp.array(fill, x.dtype), config)
+
+
+def _spread(x: Image, like: Shape, where: Geometry) -> Other:
+    """The transpose of taking every stride-th pixel of a padded image."""
+    s = where.stride
+    if s == 1 and not any(map(sum, where.padding)):
+        return x
+    config = [
+        (-low, like.shape[1 + i] + low - ((x.shape[1 + i] - 1) * s + 1), s - 1)
+        for i, (low, _) in enumerate(where.padding)
+    ]
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *config, (0, 0, 0)])
+
+
+def _turned(kernel: Kernel, where: Geometry) -> tuple[Array, Geometry]:
+    """The kernel and geometry of the convolution that is the gradient by the input."""
+    reach = where.dilation * (kernel.shape[0] - 1)
+    padding = tuple((reach - low, reach - high) for low, high in where.padding)
+    kernel = lax.rev(kernel, (0, 1)).swapaxes(2, 3)
+    return kernel, Geometry(padding=padding, dilation=where.dilation)
+
+
+def _fold(x: Image, k: int, where: Geometry) -> Other:
+    """Makes blocks of stride x stride pixels one pixel: [b, h/s, w/s, s*s*c]."""
+    s, side = where.stride, -(-k // where.stride)
+    b, *sizes, c = x.shape
+    rows = [where.output(size, i, k) + side - 1 for i, size in enumerate(sizes)]
+    padding = tuple(
+        (low, s * row - size - low)
+        for (low, _), row, size in zip(where.padding, rows, sizes, strict=True)
+    )
+    x = _pad(x, padding).reshape(b, rows[0], s, rows[1], s, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, *rows, s * s * c)
+
+
+def _rows(x: Image, k: int, where: Geometry) -> Float[Array, "b h2 w2 c2"]:
+    """What each output sees in k rows and k columns, rounded up to whole strides."""
+    s, side = where.stride, -(-k // where.stride)
+    b, height, width, c = x.shape
+    h, w = where.output(height, 0, k), where.output(width, 1, k)
+    (top, bottom), (left, _) = where.padding
+    x = _pad(x, ((top, bottom), (left, s * (w + side - 1) - width - left)))
+    x = x.reshape(b, -1, w + side - 1, s * c)
+    x = lax.concatenate([x[:, :, i : i + w] for i in range(side)], 3)
+    return lax.concatenate([x[:, i : i + (h - 1) * s + 1 : s] for i in range(k)], 3)
+
+
+def _fold_kernel(kernel: Kernel, where: Geometry) -> Float[Array, "k2 k2 c2 f"]:
+    k, _, c, f = kernel.shape
+    s, side = where.stride, -(-k // where.stride)
+    more = (0, s * side - k, 0)
+    kernel = lax.pad(
+        kernel, jnp.zeros((), kernel.dtype), [more, more, (0, 0, 0), (0, 0, 0)]
+    )
+    kernel = kernel.reshape(side, s, side, s, c, f).transpose(0, 2, 1, 3, 4, 5)
+    return kernel.reshape(side, side, s * s * c, f)
+
+
+# Products. XLA's bfloat16 product on CPUs is fast for a row-major left side times a
+# row-major right side, and else computed in float32, eight times as slow. It lays out
+# in that way what is contracted over more than one axis. Before jax 0.12 it computes in
+# float32 where the result is bfloat16 and the CPU has AVX-512's bfloat16 but no AMX.
+_THROUGH_SUMS = jax.__version_info__ < (0, 12)
+
+
+def _dot(x: Image, kernel: Float[Array, "c f"], dtype=None) -> Output:
+    return _multiply(x, kernel, ((3,), (0,)), dtype)
+
+
+def _dot_transposed(g: Output, kernel: Float[Array, "c f"]) -> Image:
+    """g @ kernel.T."""
+    *pixels, f = g.shape
+    part = math.gcd(f, 2)
+    g = g.reshape(*pixels, part, f // part)
+    kernel = kernel.reshape(-1, part, f // part)
+    return _multiply(g, kernel, ((3, 4), (1, 2)))
+
+
+def _outer(x: Image, g: Output) -> Float[Array, "c f"]:
+    """The sum over all pixels of x[c] g[f]."""
+    c, f = x.shape[-1], g.shape[-1]
+    if x.dtype != jnp.bfloat16:
+        x, g = x.reshape(-1, c), g.reshape(-1, f)
+        # What is transposed should be narrow; the barrier keeps XLA from swapping back.
+        return x.T @ g if c <= f else lax.optimization_barrier(g.T @ x).T
+    every = ((0, 1, 2), (0, 1, 2))
+    # The barriers keep XLA from fusing what made the left side into its transposition,
+    # which reads across the lines of memory, and from transposing the right one.
+    if c <= f:
+        return _multiply(lax.optimization_barrier(x), g, every)
+    g = lax.optimization_barrier(g)
+    return lax.optimization_barrier(_multiply(g, x, every)).T
+
+
+def _multiply(left, right, contracted: tuple, dtype: DTypeLike | None = None):
+    """A product of a type, by default that of its factors."""
+    dtype = dtype or left.dtype
+    through = of_sums(dtype) if _THROUGH_SUMS else dtype
+    axes = (contracted, ((), ()))
+    found = lax.dot_general(left, right, axes, preferred_element_type=through)
+    return found.astype(dtype)
+
+
+FORMS = {
+    "forward": {
+        "convolution": convolution,
+        "product": product,
+        "cross": cross,
+        "patches": patches,
+        "rows": rows,
+    },
+    "input": {
+        "convolution": convolution_input,
+        "product": product_input,
+        "cross": cross_input,
+        "patches": patches_input,
+        "folded": folded_input,
+        "turned": turned_input,
+    },
+    "kernel": {
+        "convolution": convolution_kernel,
+        "product": product_kernel,
+        "cross": cross_kernel,
+        "patches": patches_kernel,
+        "rows": rows_kernel,
+    },
+}
+
+
+def forms_of(direction: str, k: int, where: Geometry) -> list[str]:
+    """The forms that can compute a direction of a convolution."""
+    turned = ["turned"] * (direction == "input" and where.stride == 1)
+    if k == 1:
+        return ["convolution", "product", *turned]
+    if where.stride == 1:
+        return ["convolution", "patches", "cross", *turned]
+    if direction != "input":
+        return ["convolution", "patches", *["rows"] * (where.dilation == 1)]
+    return ["convolution", *["folded"] * (where.dilation == 1)]
+
+
+def apply(
+    direction: str, form: str, one, other, x: Shape, k: int, where: Geometry, **groups
+) -> Array:
+    """A direction of a convolution in a form.
+
+    Args:
+      direction: `forward`, `input` or `kernel`: what is computed.
+      form: one of `forms_of`.
+      one: the image, or, for its own gradient, that of the output.
+      other: the kernel, or, for its own gradient, that of the output.
+      x: shape and type of the image.
+      k: side of the kernel.
+      where: stride, padding and dilation.
+      **groups: `groups`, which only the form `convolution` has.
+    """
+    last = {"forward": (), "input": (x,), "kernel": (k,)}[direction]
+    return FORMS[direction][form](one, other, where, *last, **groups)
