@@ -64,7 +64,7 @@ def form_of(
     if direction == "kernel":
         if strided:
             return "rows" if c < 8 and not dilated else "patches"
-        if c <= 16 and not half:
+        if c <= 16 or (not half and c <= 64 and size <= 32):
             return "convolution"
         return "cross" if size > 14 else "patches"
     # So few channels side by side are slow to gather.
@@ -226,4 +226,8 @@ def _directly(direction: str, one, other, x: Shape, k: int, where: Geometry):
     b, height, _, c = x.shape
     size = where.output(height, 0, k)
     form = form_of(direction, b, size, c, k, where, x.dtype)
+    if (direction, form) == ("kernel", "convolution"):
+        # XLA transposes both, many times as slowly fused with what made them. Before
+        # jax 0.12 it fuses across barriers.
+        one, other = lax.optimization_barrier((one, other))
     return apply(direction, form, one, other, x, k, where)

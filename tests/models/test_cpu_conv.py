@@ -286,6 +286,23 @@ def test_the_choice_is_a_form_that_can_compute_it(monkeypatch):
         assert chosen in forms_of(direction, k, where)
 
 
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 12), reason="XLA fused across barriers before jax 0.12"
+)
+def test_what_made_an_image_is_not_repeated_in_its_transposition():
+    where = Geometry(1, same(1))
+    x, kernel, g = inputs(3, where, 8, 8, 16, 16, "float32")
+    assert form_of("kernel", *x.shape[:2], 16, 3, where, x.dtype) == "convolution"
+
+    def loss(kernel, x):
+        return jnp.vdot(convolve(jnp.maximum(x, 0.5), kernel, where), g)
+
+    text = jax.jit(jax.grad(loss)).lower(kernel, x).compile().as_text()
+    transposed = [part for part in text.split("\n\n") if " transpose(" in part]
+    assert transposed
+    assert not any(" maximum(" in part for part in transposed)
+
+
 # What `XLA_FLAGS` asks of XLA is read once, at the start of a process.
 ONEDNN = """
 import json
