@@ -20,6 +20,7 @@ from resnet_jax.models.cpu_forms import (
     Kernel,
     Output,
     Shape,
+    apart,
     apply,
     convolution,
 )
@@ -227,7 +228,6 @@ def _directly(direction: str, one, other, x: Shape, k: int, where: Geometry):
     size = where.output(height, 0, k)
     form = form_of(direction, b, size, c, k, where, x.dtype)
     if (direction, form) == ("kernel", "convolution"):
-        # XLA transposes both, many times as slowly fused with what made them. Before
-        # jax 0.12 it fuses across barriers.
-        one, other = lax.optimization_barrier((one, other))
+        # XLA transposes both.
+        one, other = apart(one), apart(other)
     return apply(direction, form, one, other, x, k, where)

@@ -200,6 +200,26 @@ def taps(x: Image, k: int, where: Geometry, fill: float = 0.0) -> list[Other]:
     ]
 
 
+@jax.custom_jvp
+def apart(x: Array) -> Array:
+    """What XLA does not fuse into the transposition that a product makes of it.
+
+    Such a fusion reads across the lines of memory, many times as slowly.
+    """
+    x = lax.optimization_barrier(x)
+    if jax.__version_info__ >= (0, 12):
+        return x
+    # Before, XLA drops barriers ahead of its fusions, but not loops, whose length it
+    # finds only then.
+    once = lax.optimization_barrier(jnp.int32(1))
+    return lax.fori_loop(0, once, lambda _, x: lax.optimization_barrier(x), x)
+
+
+@apart.defjvp
+def _apart_tangent(primals, tangents):
+    return apart(*primals), *tangents
+
+
 def of_sums(dtype: DTypeLike) -> jnp.dtype:
     """The type in which values of a type are added: at least float32."""
     return jnp.promote_types(dtype, jnp.float32)
@@ -301,12 +321,10 @@ def _outer(x: Image, g: Output) -> Float[Array, "c f"]:
         # What is transposed should be narrow; the barrier keeps XLA from swapping back.
         return x.T @ g if c <= f else lax.optimization_barrier(g.T @ x).T
     every = ((0, 1, 2), (0, 1, 2))
-    # The barriers keep XLA from fusing what made the left side into its transposition,
-    # which reads across the lines of memory, and from transposing the right one.
     if c <= f:
-        return _multiply(lax.optimization_barrier(x), g, every)
-    g = lax.optimization_barrier(g)
-    return lax.optimization_barrier(_multiply(g, x, every)).T
+        return _multiply(apart(x), g, every)
+    # The barrier keeps XLA from swapping back.
+    return lax.optimization_barrier(_multiply(apart(g), x, every)).T
 
 
 def _multiply(left, right, contracted: tuple, dtype: DTypeLike | None = None):

@@ -286,9 +286,6 @@ def test_the_choice_is_a_form_that_can_compute_it(monkeypatch):
         assert chosen in forms_of(direction, k, where)
 
 
-@pytest.mark.skipif(
-    jax.__version_info__ < (0, 12), reason="XLA fused across barriers before jax 0.12"
-)
 def test_what_made_an_image_is_not_repeated_in_its_transposition():
     where = Geometry(1, same(1))
     x, kernel, g = inputs(3, where, 8, 8, 16, 16, "float32")
