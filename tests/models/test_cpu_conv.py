@@ -155,8 +155,9 @@ def test_blocks_have_32_channels_where_there_are_so_many():
     assert blocks_of(16, 4) == 1
 
 
-def test_the_hessian_is_at_hand():
-    # Forward over reverse, as the curvature of a loss is computed.
+@pytest.mark.parametrize("over", ["forward", "reverse"])
+def test_the_hessian_is_at_hand(over):
+    # As the curvature of a loss is computed, and a penalty of its gradient.
     x, kernel, _ = inputs(3, Geometry(1, same(1)), 5, 6, 8, 6, "float32")
 
     def loss(convolution, kernel):
@@ -164,6 +165,8 @@ def test_the_hessian_is_at_hand():
 
     def product(convolution):
         grad = jax.grad(functools.partial(loss, convolution))
+        if over == "reverse":
+            return jax.grad(lambda k: jnp.vdot(grad(k), kernel))(kernel)
         return jax.jvp(grad, (kernel,), (kernel,))[1]
 
     plain = product(FORMS["forward"]["convolution"])
