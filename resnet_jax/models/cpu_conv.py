@@ -20,9 +20,9 @@ from resnet_jax.models.cpu_forms import (
     Kernel,
     Output,
     Shape,
-    apart,
     apply,
     convolution,
+    unfused,
 )
 
 # The choice.
@@ -229,5 +229,5 @@ def _directly(direction: str, one, other, x: Shape, k: int, where: Geometry):
     form = form_of(direction, b, size, c, k, where, x.dtype)
     if (direction, form) == ("kernel", "convolution"):
         # XLA transposes both.
-        one, other = apart(one), apart(other)
+        one, other = unfused(one), unfused(other)
     return apply(direction, form, one, other, x, k, where)

@@ -201,23 +201,22 @@ def taps(x: Image, k: int, where: Geometry, fill: float = 0.0) -> list[Other]:
 
 
 @jax.custom_jvp
-def apart(x: Array) -> Array:
+def unfused(x: Array) -> Array:
     """What XLA does not fuse into the transposition that a product makes of it.
 
     Such a fusion reads across the lines of memory, many times as slowly.
     """
-    x = lax.optimization_barrier(x)
     if jax.__version_info__ >= (0, 12):
-        return x
+        return lax.optimization_barrier(x)
     # Before, XLA drops barriers ahead of its fusions, but not loops, whose length it
     # finds only then.
     once = lax.optimization_barrier(jnp.int32(1))
     return lax.fori_loop(0, once, lambda _, x: lax.optimization_barrier(x), x)
 
 
-@apart.defjvp
-def _apart_tangent(primals, tangents):
-    return apart(*primals), *tangents
+@unfused.defjvp
+def _unfused_tangent(primals, tangents):
+    return unfused(*primals), *tangents
 
 
 def of_sums(dtype: DTypeLike) -> jnp.dtype:
@@ -322,9 +321,9 @@ def _outer(x: Image, g: Output) -> Float[Array, "c f"]:
         return x.T @ g if c <= f else lax.optimization_barrier(g.T @ x).T
     every = ((0, 1, 2), (0, 1, 2))
     if c <= f:
-        return _multiply(apart(x), g, every)
+        return _multiply(unfused(x), g, every)
     # The barrier keeps XLA from swapping back.
-    return lax.optimization_barrier(_multiply(apart(g), x, every)).T
+    return lax.optimization_barrier(_multiply(unfused(g), x, every)).T
 
 
 def _multiply(left, right, contracted: tuple, dtype: DTypeLike | None = None):
