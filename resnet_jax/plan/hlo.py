@@ -1,6 +1,7 @@
 """What the text of a compiled program says: cycles, and what crosses the network."""
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -65,13 +66,13 @@ def hbm_bytes(text: str) -> int:
 
     The operands and results of all operations of the entry computation, but for what
     the compiler keeps in memories on the chip, which the `bytes accessed` of
-    `cost_analysis` include; that can be most of a small network's. An operation that
-    reads a part of an operand counts as if it read all.
+    `cost_analysis` include; that can be most of a small network's. What is only sliced
+    counts as its slices, but where a part of an array is written it counts whole.
     """
-    return _total(text, _moved)
+    return _total(text, functools.partial(_moved, computations=_computations(text)))
 
 
-def _moved(lines: list[str]) -> list[int]:
+def _moved(lines: list[str], computations: dict[str, list[str]]) -> list[int]:
     """Of each line of a computation, the bytes in and out of the main memory."""
     operations = [OPERATION.match(line) for line in lines]
     arrays = {one["name"]: _arrays(one["shapes"]) for one in operations if one}
@@ -85,10 +86,45 @@ def _moved(lines: list[str]) -> list[int]:
             (size, main), (others, other_main) = arrays[one["name"]][:2]
             found.append(min(size, others) * (main + other_main))
         else:
-            operands = re.findall(r"%([\w.\-]+)", one["rest"].partition(")")[0])
-            met = [arrays.get(name, []) for name in (one["name"], *operands)]
-            found.append(sum(size for part in met for size, main in part if main))
+            total = sum(size for size, main in arrays[one["name"]] if main)
+            for index, name in enumerate(_operands(one)):
+                size = sum(size for size, main in arrays.get(name, []) if main)
+                if size and kind == "fusion":
+                    size = min(size, _read(_fused(one), index, computations))
+                total += size
+            found.append(total)
     return found
+
+
+def _read(name: str, index: int, computations: dict[str, list[str]]) -> int:
+    """Bytes that a fused computation reads of an operand, of a slice only its own."""
+    operations = [one for line in computations[name] if (one := OPERATION.match(line))]
+    own = next(
+        one
+        for one in operations
+        if one["kind"] == "parameter" and one["rest"].startswith(f"{index})")
+    )
+    total = 0
+    for one in operations:
+        operands = _operands(one)
+        for position, operand in enumerate(operands):
+            if operand != own["name"]:
+                continue
+            if one["kind"] == "fusion":
+                total += _read(_fused(one), position, computations)
+            else:
+                sliced = one["kind"] in ("slice", "dynamic-slice") and not position
+                total += sum(s for s, _ in _arrays((one if sliced else own)["shapes"]))
+    return total
+
+
+def _operands(operation: re.Match) -> list[str]:
+    return re.findall(r"%([\w.\-]+)", operation["rest"].partition(")")[0])
+
+
+def _fused(fusion: re.Match) -> str:
+    """The name of what a fusion computes."""
+    return re.search(r"calls=%?([\w.\-]+)", fusion["rest"])[1]
 
 
 def _arrays(shapes: str) -> list[tuple[int, bool]]:

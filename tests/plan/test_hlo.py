@@ -36,6 +36,37 @@ def test_bytes_of_the_main_memory_leave_out_what_stays_on_the_chip():
     assert hlo.hbm_bytes(SAMPLE) == 3 * SQUARE + images + 16 + 3 * 24
 
 
+def test_what_a_fusion_slices_counts_as_its_slices():
+    text = """
+%sliced.1 (x.1: f32[8,64]) -> f32[2,64] {
+  %x.1 = f32[8,64]{1,0} parameter(0)
+  ROOT %s.1 = f32[2,64]{1,0} slice(%x.1), slice={[2:4], [0:64]}
+}
+
+%fused.1 (x.2: f32[8,64], y.2: f32[8,64], n.2: s32[]) -> f32[2,64] {
+  %y.2 = f32[8,64]{1,0} parameter(1)
+  %x.2 = f32[8,64]{1,0} parameter(0)
+  %n.2 = s32[] parameter(2)
+  %part.2 = f32[2,64]{1,0} fusion(%x.2), kind=kLoop, calls=%sliced.1
+  %part.3 = f32[1,64]{1,0} dynamic-slice(%x.2, %n.2), dynamic_slice_sizes={1,64}
+  %whole.2 = f32[2,64]{1,0} reduce-window(%y.2), window={size=4x1 stride=4x1}
+  ROOT %sum.2 = f32[2,64]{1,0} add(%part.2, %whole.2)
+}
+
+ENTRY %main.1 (x: f32[8,64], y: f32[8,64], n: s32[]) -> f32[2,64] {
+  %x = f32[8,64]{1,0} parameter(0)
+  %y = f32[8,64]{1,0:S(1)} parameter(1)
+  %z = f32[8,64]{1,0} parameter(2)
+  %n = s32[] parameter(3)
+  %f = f32[2,64]{1,0:S(1)} fusion(%x, %y, %n), kind=kLoop, calls=%fused.1
+  ROOT %g = f32[2,64]{1,0} fusion(%x, %z, %n), kind=kLoop, calls=%fused.1
+}
+"""
+    row = 64 * 4
+    # Two rows and one row of x, the number, and, but on the chip, y and the result.
+    assert hlo.hbm_bytes(text) == (3 * row + 4) + (3 * row + 4 + 8 * row + 2 * row)
+
+
 @pytest.mark.parametrize(
     ("condition", "trips"),
     [
