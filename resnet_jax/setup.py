@@ -656,7 +656,8 @@ def summary(setup: Setup, workdir: Path) -> str:
     config, mesh, model = setup.config, setup.mesh, setup.model
     size = config.data.image_size
     group = model.bn_group_size or config.batch_size // config.optim.microbatches
-    params = count(init_shapes(model, size)["params"])
+    variables = init_shapes(model, size)
+    params = count(variables["params"])
     macs = cost_of_image(model, size).macs
     device = mesh.devices.flat[0]
     epochs = setup.total_steps * config.batch_size / len(setup.train.source)
@@ -674,7 +675,9 @@ def summary(setup: Setup, workdir: Path) -> str:
         },
         "batch": f"{config.batch_size} images, {config.batch_size // mesh.size} a"
         f" device, {config.optim.microbatches} microbatch(es)",
-        "batch norm": f"groups of {group} images, {config.batch_size // group} a batch",
+        "batch norm": f"groups of {group} images, {config.batch_size // group} a batch"
+        if "batch_stats" in variables
+        else "none",
         "steps": f"{setup.total_steps:,} ({epochs:.2f} epochs)",
         "workdir": str(workdir),
     }

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import pathlib
+import re
 import signal
 import time
 
@@ -12,6 +14,7 @@ from ml_collections import ConfigDict
 from resnet_jax.checkpoints import Progress
 from resnet_jax.errors import UserError
 from resnet_jax.preemption import PreemptedError
+from resnet_jax.setup import summary
 from resnet_jax.train import Meter, train
 from resnet_jax.writers import Writer
 from tests import tiny
@@ -25,6 +28,15 @@ class Rows(Writer):
 
     def train(self, step, values, eta):
         self.values.append(values)
+
+
+@pytest.mark.parametrize(
+    ("norm", "told"), [("batch", "groups of 2 images, 8 a batch"), ("group", "none")]
+)
+def test_the_summary_tells_the_groups_of_batch_norm_where_there_is_one(norm, told):
+    changes = {"model.overrides.norm": norm, "model.overrides.norm_groups": 8}
+    told_of = summary(tiny.setup(changes), pathlib.Path("runs"))
+    assert re.search(r"^batch norm: +(.*)$", told_of, re.MULTILINE)[1] == told
 
 
 @pytest.mark.parametrize(("fetching", "told"), [(0.2, 1), (0.0, 0)])

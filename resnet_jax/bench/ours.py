@@ -24,7 +24,9 @@ def short_config(
 ) -> ConfigDict:
     """A short run of a config on fake data; `model` may be empty: the config's."""
     found = load(config)
-    found.model.name = model or found.model.name
+    if model not in ("", found.model.name):
+        # What the config overrides is of its own network; another may not have it.
+        found.model.name, found.model.overrides = model, ConfigDict()
     found.batch_size = batch
     found.model.dtype = dtype
     found.data.image_size = size

@@ -16,6 +16,7 @@ from resnet_jax.bench import contender, convolutions, ours, table
 from resnet_jax.bench import input as input_bench
 from resnet_jax.bench.contender import Child, LeftOutError
 from resnet_jax.errors import UserError
+from resnet_jax.setup import set_up
 from tests.data.pictures import encode, noise
 
 NAMES = ("name", "unit", "value", "spread", "peer", "peer_value", "peer_spread")
@@ -117,6 +118,13 @@ def test_mistakes_get_a_sentence(arguments, message):
 
 
 # Contenders.
+
+
+def test_a_network_takes_nothing_from_a_config_of_another():
+    # Its overrides have a field that a VGG lacks.
+    config = ours.short_config("configs/r50.py", "vgg19_bn", 96, 8, "float32")
+    config.model.bn_group_size = "global"
+    assert set_up(config).model.spec.num_classes == 10
 
 
 def test_what_a_contender_lacks_is_told(tmp_path):
