@@ -146,7 +146,9 @@ def _backward(of, saved, cotangents):
     ).sum(axis=0)
     between = _small("cf,gf,df->gcd", wide, slope, wide).astype(x.dtype)
     scaled = (g * _of_examples(factor, of.size)).astype(x.dtype)
-    dx = _dot(scaled, kernel.T) + _dot_by_group(x, between, of.size)
+    # The product that comes first is written to memory: the smaller one, rounded.
+    correction = _dot_by_group(x, between, of.size).astype(x.dtype)
+    dx = _dot(scaled, kernel.T) + lax.optimization_barrier(correction)
     dx = dx + _of_examples(_small("gf,cf->gc", shift, wide), of.size)
     return (
         dx.astype(x.dtype),
