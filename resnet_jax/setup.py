@@ -21,10 +21,10 @@ from resnet_jax import (
 )
 from resnet_jax.compiler import compile_step
 from resnet_jax.config import in_steps, to_steps
-from resnet_jax.data.augment import TRAIN_CROPS, Augment
+from resnet_jax.data.augment import TRAIN_CROPS
 from resnet_jax.data.cache import MODES as CACHES
 from resnet_jax.data.cache import cached
-from resnet_jax.data.evalsets import EvaluationSet, open_set
+from resnet_jax.data.evalsets import EvaluationSet
 from resnet_jax.data.loader import (
     Batches,
     Examples,
@@ -32,14 +32,14 @@ from resnet_jax.data.loader import (
     eval_batches,
     train_batches,
 )
-from resnet_jax.data.sources import (
-    Source,
-    check_same_classes,
-    few_shot,
-    open_source,
-    with_classes,
-)
+from resnet_jax.data.sources import Source
 from resnet_jax.errors import UserError, nearest
+from resnet_jax.examples import (
+    eval_augment,
+    make_resize,
+    open_examples,
+    train_augment,
+)
 from resnet_jax.models import create_model, get_spec
 from resnet_jax.models.cost import cost_of_image, count, init_shapes
 from resnet_jax.models.resnet import ResNet
@@ -374,7 +374,7 @@ def set_up(config: ConfigDict, mesh: Mesh | None = None) -> Setup:
     """
     mesh = mesh or sharding.make_mesh()
     _check_values(config, mesh)
-    train, test, sets = _open_examples(config)
+    train, test, sets = open_examples(config)
     train_size = len(train.source)
     total_steps = to_steps(config.total, config.batch_size, train_size, "total")
     if total_steps < 1:
@@ -413,7 +413,7 @@ def set_up(config: ConfigDict, mesh: Mesh | None = None) -> Setup:
             what: max(in_steps(duration, config.batch_size, train_size, key), 1.0)
             for what, (duration, key) in durations.items()
         },
-        resize=_make_resize(config, train_size, total_steps),
+        resize=make_resize(config, train_size, total_steps),
     )
 
 
@@ -468,146 +468,6 @@ def _check_values(config: ConfigDict, mesh: Mesh) -> None:
     get_spec(config.model.name, **config.model.overrides)
     if config.distill.teacher:
         get_spec(config.distill.teacher, **config.distill.overrides)
-
-
-def train_augment(config: ConfigDict) -> Augment:
-    """What a config does to the images that it trains on."""
-    data = config.data
-    return Augment(
-        size=data.image_size,
-        crop=data.train_crop,
-        scale=tuple(data.scale),
-        ratio=tuple(data.ratio),
-        pad=data.pad,
-        pad_mode=data.pad_mode,
-        short_side=tuple(data.short_side),
-        crop_fraction=data.crop_fraction,
-        interpolation=data.interpolation,
-        flip=data.flip,
-        decode=data.decode,
-        policy=data.policy,
-        color_jitter=tuple(data.color_jitter),
-        lighting=data.lighting,
-        erase=data.erase,
-        erase_mode=data.erase_mode,
-        erase_count=data.erase_count,
-        colout=data.colout,
-        mean=tuple(data.mean),
-        std=tuple(data.std),
-    )
-
-
-def eval_augment(config: ConfigDict, crop_fraction: float) -> Augment:
-    """What a config does to the images that it evaluates."""
-    data = config.data
-    return Augment(
-        size=eval_size(config),
-        crop="five" if config.evaluate.views == "ten_crop" else "center",
-        crop_fraction=crop_fraction,
-        interpolation=data.interpolation,
-    )
-
-
-def eval_size(config: ConfigDict) -> int:
-    """Side of the images that are evaluated, which may differ from the trained ones'.
-
-    Touvron et al. 2019 (arXiv:1906.06423) call what it is for FixRes.
-    """
-    return config.data.eval_size or config.data.image_size
-
-
-def _open_examples(
-    config: ConfigDict,
-) -> tuple[Examples, Examples, dict[str, EvaluationSet]]:
-    """The examples of the two splits, augmented and not, and more to evaluate."""
-    data = config.data
-    fake_shape = (data.image_size, data.image_size, data.channels)
-    train, test = (
-        open_source(source, split, data_dir=data.data_dir, fake_shape=fake_shape)
-        for source, split in (
-            (data.source, data.train_split),
-            (data.eval_source or data.source, data.eval_split),
-        )
-    )
-    if data.eval_source:
-        test = with_classes(test, train.classes)
-    else:
-        check_same_classes(train, test)
-    if data.shots:
-        train = few_shot(train, data.shots, config.seed)
-    test = cached(test, data.channels, data.cache)
-    common = {"channels": data.channels, "skip_bad": data.on_bad_image == "skip"}
-
-    def to_evaluate(source: Source, cropped: bool, most_labels: int) -> Examples:
-        crop_fraction = 1.0 if cropped else data.crop_fraction
-        return Examples(
-            source=source,
-            augment=eval_augment(config, crop_fraction),
-            label_shape=(most_labels,) if most_labels else (),
-            **common,
-        )
-
-    return (
-        Examples(
-            source=train,
-            augment=train_augment(config),
-            repeats=data.repeats,
-            **common,
-        ),
-        to_evaluate(test, cropped=False, most_labels=0),
-        {
-            name: open_set(
-                name, train.classes, data_dir=data.data_dir, examples_of=to_evaluate
-            )
-            for name in config.evaluate.sets
-        },
-    )
-
-
-def _make_resize(
-    config: ConfigDict, train_size: int, total_steps: int
-) -> ResizeSchedule | None:
-    """The schedule of `data.resize_schedule`; raises UserError if it cannot be."""
-    schedule, name = config.data.resize_schedule, "data.resize_schedule"
-    if not schedule:
-        return None
-    known = ("first", "last", "start", "end", "multiple")
-    for key in schedule:
-        if key not in known:
-            raise UserError(f"There is no {name}.{key}.{nearest(key, known)}")
-    for key in known[:-1]:
-        if key not in schedule:
-            raise UserError(f"{name} must have {', '.join(known[:-1])}, but no {key}.")
-    if schedule.last != config.data.image_size:
-        raise UserError(
-            f"{name}.last={schedule.last} must be"
-            f" data.image_size={config.data.image_size}, the size at the end."
-        )
-    first, multiple = schedule.first, schedule.get("multiple", 1)
-    if min(first, multiple) < 1:
-        raise UserError(
-            f"{name}.first={first} and .multiple={multiple} must be above 0."
-        )
-    start, end = (
-        in_steps(schedule[key], config.batch_size, train_size, f"{name}.{key}")
-        for key in ("start", "end")
-    )
-    if not start < end:
-        raise UserError(
-            f"{name}.end={dict(schedule.end)} must be behind its start,"
-            f" {dict(schedule.start)}."
-        )
-    if end > total_steps:
-        raise UserError(
-            f"{name}.end={dict(schedule.end)} is step {end:,.0f}, but the run"
-            f" (config.total) has only {total_steps:,}; let the images grow earlier, or"
-            " lengthen the run."
-        )
-    # Refuses a crop that cannot be of that size.
-    dataclasses.replace(train_augment(config), size=first)
-    return ResizeSchedule(
-        first=first, last=schedule.last, start=start, end=end, multiple=multiple
-    )
 
 
 def _make_model(config: ConfigDict, mesh: Mesh, source: Source) -> nn.Module:

@@ -1,0 +1,159 @@
+"""What a config makes of its data: the examples, and how large they are when."""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from resnet_jax.config import in_steps
+from resnet_jax.data.augment import Augment
+from resnet_jax.data.cache import cached
+from resnet_jax.data.evalsets import EvaluationSet, open_set
+from resnet_jax.data.loader import Examples, ResizeSchedule
+from resnet_jax.data.sources import (
+    Source,
+    check_same_classes,
+    few_shot,
+    open_source,
+    with_classes,
+)
+from resnet_jax.errors import UserError, nearest
+
+
+def train_augment(config: ConfigDict) -> Augment:
+    """What a config does to the images that it trains on."""
+    data = config.data
+    return Augment(
+        size=data.image_size,
+        crop=data.train_crop,
+        scale=tuple(data.scale),
+        ratio=tuple(data.ratio),
+        pad=data.pad,
+        pad_mode=data.pad_mode,
+        short_side=tuple(data.short_side),
+        crop_fraction=data.crop_fraction,
+        interpolation=data.interpolation,
+        flip=data.flip,
+        decode=data.decode,
+        policy=data.policy,
+        color_jitter=tuple(data.color_jitter),
+        lighting=data.lighting,
+        erase=data.erase,
+        erase_mode=data.erase_mode,
+        erase_count=data.erase_count,
+        colout=data.colout,
+        mean=tuple(data.mean),
+        std=tuple(data.std),
+    )
+
+
+def eval_augment(config: ConfigDict, crop_fraction: float) -> Augment:
+    """What a config does to the images that it evaluates."""
+    data = config.data
+    return Augment(
+        size=eval_size(config),
+        crop="five" if config.evaluate.views == "ten_crop" else "center",
+        crop_fraction=crop_fraction,
+        interpolation=data.interpolation,
+    )
+
+
+def eval_size(config: ConfigDict) -> int:
+    """Side of the images that are evaluated, which may differ from the trained ones'.
+
+    Touvron et al. 2019 (arXiv:1906.06423) call what it is for FixRes.
+    """
+    return config.data.eval_size or config.data.image_size
+
+
+def open_examples(
+    config: ConfigDict,
+) -> tuple[Examples, Examples, dict[str, EvaluationSet]]:
+    """The examples of the two splits, augmented and not, and more to evaluate."""
+    data = config.data
+    fake_shape = (data.image_size, data.image_size, data.channels)
+    train, test = (
+        open_source(source, split, data_dir=data.data_dir, fake_shape=fake_shape)
+        for source, split in (
+            (data.source, data.train_split),
+            (data.eval_source or data.source, data.eval_split),
+        )
+    )
+    if data.eval_source:
+        test = with_classes(test, train.classes)
+    else:
+        check_same_classes(train, test)
+    if data.shots:
+        train = few_shot(train, data.shots, config.seed)
+    test = cached(test, data.channels, data.cache)
+    common = {"channels": data.channels, "skip_bad": data.on_bad_image == "skip"}
+
+    def to_evaluate(source: Source, cropped: bool, most_labels: int) -> Examples:
+        crop_fraction = 1.0 if cropped else data.crop_fraction
+        return Examples(
+            source=source,
+            augment=eval_augment(config, crop_fraction),
+            label_shape=(most_labels,) if most_labels else (),
+            **common,
+        )
+
+    return (
+        Examples(
+            source=train,
+            augment=train_augment(config),
+            repeats=data.repeats,
+            **common,
+        ),
+        to_evaluate(test, cropped=False, most_labels=0),
+        {
+            name: open_set(
+                name, train.classes, data_dir=data.data_dir, examples_of=to_evaluate
+            )
+            for name in config.evaluate.sets
+        },
+    )
+
+
+def make_resize(
+    config: ConfigDict, train_size: int, total_steps: int
+) -> ResizeSchedule | None:
+    """The schedule of `data.resize_schedule`; raises UserError if it cannot be."""
+    schedule, name = config.data.resize_schedule, "data.resize_schedule"
+    if not schedule:
+        return None
+    known = ("first", "last", "start", "end", "multiple")
+    for key in schedule:
+        if key not in known:
+            raise UserError(f"There is no {name}.{key}.{nearest(key, known)}")
+    for key in known[:-1]:
+        if key not in schedule:
+            raise UserError(f"{name} must have {', '.join(known[:-1])}, but no {key}.")
+    if schedule.last != config.data.image_size:
+        raise UserError(
+            f"{name}.last={schedule.last} must be"
+            f" data.image_size={config.data.image_size}, the size at the end."
+        )
+    first, multiple = schedule.first, schedule.get("multiple", 1)
+    if min(first, multiple) < 1:
+        raise UserError(
+            f"{name}.first={first} and .multiple={multiple} must be above 0."
+        )
+    start, end = (
+        in_steps(schedule[key], config.batch_size, train_size, f"{name}.{key}")
+        for key in ("start", "end")
+    )
+    if not start < end:
+        raise UserError(
+            f"{name}.end={dict(schedule.end)} must be behind its start,"
+            f" {dict(schedule.start)}."
+        )
+    if end > total_steps:
+        raise UserError(
+            f"{name}.end={dict(schedule.end)} is step {end:,.0f}, but the run"
+            f" (config.total) has only {total_steps:,}; let the images grow earlier, or"
+            " lengthen the run."
+        )
+    # Refuses a crop that cannot be of that size.
+    dataclasses.replace(train_augment(config), size=first)
+    return ResizeSchedule(
+        first=first, last=schedule.last, start=start, end=end, multiple=multiple
+    )
