@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from resnet_jax.models import cpu_norm, tpu_norm
-from resnet_jax.models.tpu_norm import Product
+from resnet_jax.models.tpu_norm import Product, of_examples
 
 
 class BatchNorm(nn.Module):
@@ -321,7 +321,7 @@ def forward(
     factor = scale / jnp.sqrt(var + of.epsilon)
     if pool:
         wide = pool(x).astype(jnp.float32)
-    out = (wide - _of_examples(mean, of)) * _of_examples(factor, of) + bias
+    out = (wide - of_examples(mean, of.size)) * of_examples(factor, of.size) + bias
     out = _activate(out, of.activation, of.dtype)
     return out, mean * sign if pool else mean, var
 
@@ -343,15 +343,16 @@ def backward(
       mean, var: what it gave.
     """
     inverse = 1 / jnp.sqrt(var + of.epsilon)
-    factor = _of_examples(scale * inverse, of)
-    deviation = x.astype(jnp.float32) - _of_examples(mean, of)
+    spread = functools.partial(of_examples, size=of.size)
+    factor = spread(scale * inverse)
+    deviation = x.astype(jnp.float32) - spread(mean)
     g = g.astype(jnp.float32)
     if of.activation:
         (g,) = jax.vjp(of.activation, deviation * factor + bias)[1](g)
     total = _mean_of_groups(g, of)
     along = _mean_of_groups(g * deviation, of) * inverse
     # What is left of the gradient without its mean and its part along the deviations.
-    rest = g - _of_examples(total, of) - deviation * _of_examples(along * inverse, of)
+    rest = g - spread(total) - deviation * spread(along * inverse)
     n = of.size * x.shape[1] * x.shape[2]
     dx = (rest * factor).astype(x.dtype)
     return dx, n * along.sum(axis=0), n * total.sum(axis=0)
@@ -363,12 +364,6 @@ def _mean_of_groups(
     _, h, w, c = x.shape
     of_examples = x.sum(axis=(1, 2)).reshape(-1, of.size, c)
     return of_examples.sum(axis=1) / (of.size * h * w)
-
-
-def _of_examples(
-    groups: Float[Array, "g c"], of: Normalization
-) -> Float[Array, "b 1 1 c"]:
-    return jnp.repeat(groups, of.size, axis=0)[:, None, None]
 
 
 @jax.jit

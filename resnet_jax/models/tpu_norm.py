@@ -119,8 +119,8 @@ def _forward(x: Image, kernel: Matrix, scale: Vector, bias: Vector, of):
     var = jnp.maximum((_small("gcd,df->gcf", cov, wide) * wide).sum(axis=1), 0)
     factor = scale / jnp.sqrt(var + of.epsilon)
     y = _dot(x, kernel)
-    out = y * _of_examples(factor, of.size)
-    out = out + _of_examples(bias - mean * factor, of.size)
+    out = y * of_examples(factor, of.size)
+    out = out + of_examples(bias - mean * factor, of.size)
     found = out.astype(of.dtype), mean, var
     return found, (x, kernel, scale, mean, var, total, gram)
 
@@ -145,11 +145,11 @@ def _backward(of, saved, cotangents):
         + total[:, :, None] * shift[:, None]
     ).sum(axis=0)
     between = _small("cf,gf,df->gcd", wide, slope, wide).astype(x.dtype)
-    scaled = (g * _of_examples(factor, of.size)).astype(x.dtype)
+    scaled = (g * of_examples(factor, of.size)).astype(x.dtype)
     # The product that comes first is written to memory: the smaller one, rounded.
     correction = _dot_by_group(x, between, of.size).astype(x.dtype)
     dx = _dot(scaled, kernel.T) + lax.optimization_barrier(correction)
-    dx = dx + _of_examples(_small("gf,cf->gc", shift, wide), of.size)
+    dx = dx + of_examples(_small("gf,cf->gc", shift, wide), of.size)
     return (
         dx.astype(x.dtype),
         dkernel.astype(kernel.dtype),
@@ -209,5 +209,6 @@ def _dot_by_group(x: Image, kernels: Float[Array, "g c d"], size: int) -> Image:
 _small = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 
-def _of_examples(groups: Statistics, size: int) -> Float[Array, "b 1 1 f"]:
+def of_examples(groups: Statistics, size: int) -> Float[Array, "b 1 1 f"]:
+    """What each example's group has, of groups of `size` consecutive examples."""
     return jnp.repeat(groups, size, axis=0)[:, None, None]
