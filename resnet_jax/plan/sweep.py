@@ -50,8 +50,9 @@ def sweep(config: ConfigDict, topology: str, per_chip: int) -> Iterator[dict]:
     was best, which change the config, not the chip's options.
 
     Yields:
-      `options`, `variant` (in words; '': none), and either `refused` (why) or `cycles`
-      and `bytes` of an image and `temp` (bytes of a device); the plain compiler first.
+      `options`, `variant` (in words; '': none), and either `refused` (why) or of an
+      image `cycles`, `bytes` and `hbm_bytes` (of these, in the main memory), and `temp`
+      (bytes of a device); the plain compiler first.
     """
 
     def tried(options: dict, variant: str = "", images: int = per_chip, **changes):
@@ -71,6 +72,7 @@ def sweep(config: ConfigDict, topology: str, per_chip: int) -> Iterator[dict]:
         return row | {
             "cycles": train["cycles"] / here,
             "bytes": train["bytes"] / here,
+            "hbm_bytes": train["hbm_bytes"] / here,
             "temp": train["memory"]["activations"],
         }
 
@@ -117,16 +119,20 @@ def best_of(rows: list[dict]) -> dict:
 
 def as_markdown(rows: list[dict]) -> str:
     """A table of the rows of `sweep`."""
-    lines = ["| tried | kcycles | MB | temp | verdict |", "|---|---|---|---|---|"]
+    lines = [
+        "| tried | kcycles | MB | main memory | temp | verdict |",
+        "|---" * 6 + "|",
+    ]
     plain, best = rows[0], best_of(rows)
     for row in rows:
         names = [f"`{k}={v}`" for k, v in row["options"].items()] or ["no options"]
         name = ", ".join([*names, *([row["variant"]] if row["variant"] else [])])
         if "refused" in row:
-            lines.append(f"| {name} | | | | refused: {row['refused']} |")
+            lines.append(f"| {name} | | | | | refused: {row['refused']} |")
             continue
         lines.append(
             f"| {name} | {row['cycles'] / 1e3:,.1f} | {row['bytes'] / 1e6:.0f} |"
+            f" {row['hbm_bytes'] / 1e6:.0f} MB |"
             f" {row['temp'] / 1e9:.2f} GB | {_verdict(row, plain, best)} |"
         )
     return "\n".join(lines)

@@ -23,13 +23,13 @@ def compiler(monkeypatch, tmp_path):
         if "d" in options:
             raise UserError("no such option")
         saved = sum(SAVED[name] * options[name] for name in options)
-        memory = {"activations": 5e9}
         # Scanning costs a tenth; twice the images cost less than twice the cycles.
         cycles = (10_000 - saved) * (1.1 if config.model.scan_blocks else 1)
         # So does writing what need not be written, a fifth.
         cycles *= 1 if config.model.unwritten else 1.2
         cycles *= {2: 0.5, 4: 1, 8: 1.9}[per_chip]
-        train = {"cycles": cycles, "bytes": 2e6, "memory": memory}
+        train = {"cycles": cycles, "bytes": 6e6, "hbm_bytes": 4e6}
+        train["memory"] = {"activations": 5e9}
         return {"batch_size": 2 * per_chip, "devices": 2, "train": train}
 
     monkeypatch.setattr(sweep, "ask", ask)
@@ -46,19 +46,21 @@ def test_what_helps_is_kept_together(compiler):
     assert kept["OPTIONS"] == {"a": 2, "b": 1}
     assert "the command" in kept["__doc__"]
     table = said[0].splitlines()
-    assert "| `a=2`, `b=1` | 2.4 | 0 | 5.00 GB | kept |" in table
-    assert "| `c=1` | 2.5 | 0 | 5.00 GB | +0.5% |" in table
-    assert "| `d=1` | | | | refused: no such option |" in table
-    assert "| `e=1` | 2.5 | 0 | 5.00 GB | the same program |" in table
+    assert "| `a=2`, `b=1` | 2.4 | 2 | 1 MB | 5.00 GB | kept |" in table
+    assert "| `c=1` | 2.5 | 2 | 1 MB | 5.00 GB | +0.5% |" in table
+    assert "| `d=1` | | | | | refused: no such option |" in table
+    assert "| `e=1` | 2.5 | 2 | 1 MB | 5.00 GB | the same program |" in table
     # Variants of the step come with what is kept, and are not kept themselves.
     kept = "`a=2`, `b=1`"
     assert table[-4:] == [
-        f"| {kept}, model.scan_blocks=True | 2.6 | 0 | 5.00 GB |"
+        f"| {kept}, model.scan_blocks=True | 2.6 | 2 | 1 MB | 5.00 GB |"
         " +10.0% against what is kept |",
-        f"| {kept}, model.unwritten=False | 2.9 | 0 | 5.00 GB |"
+        f"| {kept}, model.unwritten=False | 2.9 | 2 | 1 MB | 5.00 GB |"
         " +20.0% against what is kept |",
-        f"| {kept}, 2 images a chip | 2.4 | 1 | 5.00 GB | +0.0% against what is kept |",
-        f"| {kept}, 8 images a chip | 2.3 | 0 | 5.00 GB | -5.0% against what is kept |",
+        f"| {kept}, 2 images a chip | 2.4 | 3 | 2 MB | 5.00 GB |"
+        " +0.0% against what is kept |",
+        f"| {kept}, 8 images a chip | 2.3 | 1 | 0 MB | 5.00 GB |"
+        " -5.0% against what is kept |",
     ]
 
 
