@@ -1,12 +1,13 @@
 """Configs: variants, durations, comparison, and what may change when a run goes on."""
 
 import ast
+import contextlib
 import functools
 import json
 import pathlib
 import runpy
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import ml_collections
 from ml_collections import ConfigDict
@@ -167,14 +168,27 @@ def check_keys(config: ConfigDict, argv: list[str]) -> None:
     """Raises UserError for a `--config.KEY=...` that the config does not have."""
     known = flatten(config)
     for argument in argv:
-        name = argument.partition("=")[0]
+        name, _, text = argument.partition("=")
         if not name.startswith("--config."):
             continue
         key, node = name.removeprefix("--config."), config
         for part in key.split("."):
             if not isinstance(node, ConfigDict) or part not in node:
+                if key.endswith(f".overrides.{part}"):
+                    _refuse_override(key, node, text)
                 raise UserError(f"The config has no key {key!r}.{nearest(key, known)}")
             node = node[part]
+
+
+def _refuse_override(key: str, given: ConfigDict, text: str) -> NoReturn:
+    where, _, field = key.rpartition(".")
+    with contextlib.suppress(ValueError, SyntaxError):
+        text = ast.literal_eval(text)
+    whole = given.to_dict() | {field: text}
+    raise UserError(
+        f"The config's {where} sets no {field}; give all that it is to set:"
+        f' --config.{where}="{whole}"'
+    )
 
 
 def override(config: ConfigDict, arguments: list[str]) -> None:

@@ -158,6 +158,20 @@ def test_an_averages_decay_is_rescaled_as_torchvisions():
     assert 1 - decay == pytest.approx(2e-5 * 8 * 128 * 32 / 600)
 
 
+@pytest.mark.parametrize(("text", "value"), [("0.1", 0.1), ("group", "group")])
+def test_a_field_that_is_not_overridden_yet_is_answered_with_what_sets_it(text, value):
+    config = load("r50")
+    flag = f"--config.model.overrides.field={text}"
+    with pytest.raises(
+        UserError, match=r"model\.overrides sets no field; give"
+    ) as told:
+        config_lib.check_keys(config, [flag])
+    (answer,) = re.findall(r'(--config\.[^=]+=)"(.*)"$', str(told.value))
+    before = config.model.overrides.to_dict()
+    config_lib.override(config, ["".join(answer)])
+    assert config.model.overrides.to_dict() == before | {"field": value}
+
+
 @pytest.mark.parametrize(
     ("argument", "key", "value"),
     [
