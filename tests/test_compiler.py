@@ -14,7 +14,7 @@ def lowered():
 
 def test_a_chip_has_the_options_of_its_file():
     options = compiler.options_for("TPU v5 lite")
-    assert options["xla_tpu_scoped_vmem_limit_kib"] == 65536
+    assert options["xla_tpu_scoped_vmem_limit_kib"] == 49152
 
 
 def test_devices_without_a_file_have_none():

@@ -7,5 +7,5 @@ README.md says what was tried.
 """
 
 OPTIONS = {
-    "xla_tpu_scoped_vmem_limit_kib": 65536,
+    "xla_tpu_scoped_vmem_limit_kib": 49152,
 }

@@ -21,6 +21,7 @@ WORTH = 0.002
 # large ones. Options for products and for loops, which the step has not, changed none.
 CANDIDATES = (
     {"xla_tpu_scoped_vmem_limit_kib": 32768},
+    {"xla_tpu_scoped_vmem_limit_kib": 49152},
     {"xla_tpu_scoped_vmem_limit_kib": 65536},
     {"xla_tpu_scoped_vmem_limit_kib": 81920},
     {"xla_tpu_scoped_vmem_limit_kib": 98304},
