@@ -34,12 +34,7 @@ from resnet_jax.data.loader import (
 )
 from resnet_jax.data.sources import Source
 from resnet_jax.errors import UserError, nearest
-from resnet_jax.examples import (
-    eval_augment,
-    make_resize,
-    open_examples,
-    train_augment,
-)
+from resnet_jax.examples import eval_augment, make_resize, open_examples, train_augment
 from resnet_jax.models import create_model, get_spec
 from resnet_jax.models.cost import cost_of_image, count, init_shapes
 from resnet_jax.models.resnet import ResNet
