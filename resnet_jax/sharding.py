@@ -88,6 +88,22 @@ def _gathered(placed: NamedSharding) -> Callable[[jax.Array], jax.Array]:
     return gathered
 
 
+def alike(*arrays: jax.Array) -> list[jax.Array]:
+    """Arrays that differ between the devices of a `jax.shard_map` if one of them does.
+
+    A gradient that is not JAX's own does not tell that each device has its part of what
+    is the same on all. Behind this, JAX adds the parts up.
+    """
+    varying = [jax.typeof(array).manual_axis_type.varying for array in arrays]
+    of_any = frozenset().union(*varying)
+    return [
+        jax.lax.pcast(array, tuple(of_any - own), to="varying")
+        if of_any - own
+        else array
+        for array, own in zip(arrays, varying, strict=True)
+    ]
+
+
 def place(values: Tree, like: Tree) -> Tree:
     """Arrays of the host, the same in all processes, as `like` says where they lie."""
 

@@ -22,8 +22,10 @@ from resnet_jax.models.cpu_forms import (
     Shape,
     apply,
     convolution,
+    like_of,
     unfused,
 )
+from resnet_jax.sharding import alike
 
 # The choice.
 
@@ -119,7 +121,7 @@ def _in_blocks(direction: str, one, other, x: Shape, k: int, where: Geometry, gr
     A block's kernel is zero between its groups.
     """
     n = blocks_of(x.shape[3], groups)
-    x = Shape((*x.shape[:3], x.shape[3] // n), x.dtype)
+    x = x.update(shape=(*x.shape[:3], x.shape[3] // n))
     form = _batched_form(direction, k, where)
     block = functools.partial(apply, direction, form, x=x, k=k, where=where)
     if direction == "kernel":
@@ -184,7 +186,7 @@ def convolve(
       where: stride, padding and dilation.
       groups: of channels that do not see each other.
     """
-    return _convolve(x, kernel, where, groups)
+    return _convolve(*alike(x, kernel), where, groups)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -213,7 +215,7 @@ _convolve.defvjp(_convolve_forward, _convolve_backward)
 def _by_platform(
     direction: str, one, other, x_shape, k: int, where: Geometry, groups: int
 ):
-    x = Shape(x_shape, one.dtype)
+    x = like_of(one, x_shape)
     given = {"x": x, "k": k, "where": where}
     xla = functools.partial(apply, direction, "convolution", **given, groups=groups)
     cpu = functools.partial(_directly, direction, **given)

@@ -19,6 +19,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -176,7 +177,7 @@ def convolution_kernel(
     x: Image, g: Output, where: Geometry, k: int, groups: int = 1
 ) -> Kernel:
     """The gradient of `convolution` by the kernel."""
-    like = Shape((k, k, x.shape[-1] // groups, g.shape[-1]), x.dtype)
+    like = like_of(x, (k, k, x.shape[-1] // groups, g.shape[-1]))
     forward = functools.partial(convolution, where=where, groups=groups)
     (dk,) = jax.linear_transpose(lambda kernel: forward(x, kernel), like)(g)
     return dk
@@ -217,6 +218,17 @@ def unfused(x: Array) -> Array:
 @unfused.defjvp
 def _unfused_tangent(primals, tangents):
     return unfused(*primals), *tangents
+
+
+def like_of(array: Array, shape: tuple[int, ...]) -> Shape:
+    """What is as an array, also to a `jax.shard_map` around it, but for its shape."""
+    aval = jax.typeof(array)
+    return Shape(
+        shape,
+        aval.dtype,
+        sharding=aval.sharding.update(spec=P(*[None] * len(shape))),
+        manual_axis_type=aval.manual_axis_type,
+    )
 
 
 def of_sums(dtype: DTypeLike) -> jnp.dtype:

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from resnet_jax.models import cpu_norm, tpu_norm
 from resnet_jax.models.tpu_norm import Product, of_examples
+from resnet_jax.sharding import alike
 
 
 class BatchNorm(nn.Module):
@@ -87,7 +88,7 @@ class BatchNorm(nn.Module):
             out = _activate(out, self.activation, self.dtype)
         else:
             near = lax.stop_gradient(running_mean.value)
-            arrays = map(jnp.asarray, (x, scale, bias, near))
+            arrays = alike(*map(jnp.asarray, (x, scale, bias, near)))
             if self.pool:
                 out, mean, var = _normalize_and_pool(*arrays, of=of, pool=self.pool)
             else:

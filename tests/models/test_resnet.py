@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from resnet_jax.models import ZOO, build, create_model, get_spec
 from resnet_jax.models.relatives import average_to
 from resnet_jax.models.spec import plan_blocks
-from tests import keyed
+from tests import keyed, tiny
 from tests.models.names import one_of_each_kind
 
 
@@ -102,3 +103,29 @@ def test_the_head_starts_with_the_bias_of_its_spec():
     np.testing.assert_array_equal(
         variables["params"]["head"]["bias"], np.full(10, -2.5)
     )
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet20", "resnet50", "resnext50_32x4d"])
+def test_gradients_within_a_shard_map_are_those_of_the_whole_batch(name):
+    """Of parameters that are the same on all devices, and a batch that is cut."""
+    widths = ZOO[name].spec.widths[:2]
+    spec = get_spec(name, stage_sizes=(1, 1), widths=widths)
+    variables = keyed.variables(spec)
+    model = build(spec, bn_group_size=2)
+    images = jnp.asarray(keyed.images(4, 33))
+
+    def loss(params, images):
+        given = variables | {"params": params}
+        out, _ = model.apply(given, images, train=True, mutable=["batch_stats"])
+        return jnp.square(out).sum()
+
+    def of_part(params, images):
+        return jax.grad(lambda p: jax.lax.psum(loss(p, images), "data"))(params)
+
+    mapped = jax.shard_map(
+        of_part, mesh=tiny.mesh_of(2), in_specs=(P(), P("data")), out_specs=P()
+    )
+    whole = jax.jit(jax.grad(loss))(variables["params"], images)
+    # Two orders of summing in float32, through norms of two images.
+    difference = tiny.difference(jax.jit(mapped)(variables["params"], images), whole)
+    assert difference < 1e-3
