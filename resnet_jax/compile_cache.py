@@ -23,13 +23,13 @@ def turn_on() -> pathlib.Path | None:
     given = jax.config.jax_compilation_cache_dir
     if given or not jax.config.jax_enable_compilation_cache:
         return pathlib.Path(given) if given else None
-    path = directory()
     try:
+        path = directory()
         user_cache.claim(path)
     except UserError as error:
         log.warning(
-            "Compiled programs are not kept: %s, or set JAX_COMPILATION_CACHE_DIR to a"
-            " directory of your own.",
+            "Compiled programs are not kept (%s). JAX_COMPILATION_CACHE_DIR can say"
+            " another directory of your own.",
             error,
         )
         return None
@@ -38,7 +38,10 @@ def turn_on() -> pathlib.Path | None:
 
 
 def directory() -> pathlib.Path:
-    """The directory for programs of this processor, which need not run on others."""
+    """The directory for programs of this processor, which need not run on others.
+
+    Raises UserError; see `user_cache.directory`.
+    """
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

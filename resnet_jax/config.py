@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import functools
+import inspect
 import json
 import pathlib
 import runpy
@@ -43,10 +44,19 @@ def file_of(path: str) -> str:
 def load(path: str) -> ConfigDict:
     """The config that a file describes, `FILE.py` or `FILE.py:VARIANT`.
 
-    Raises UserError if there is no such file, or variant.
+    Raises UserError if there is no such file, or variant, or it is no config.
     """
-    get_config = runpy.run_path(file_of(path))["get_config"]
-    variant = path.partition(":")[2]
+    file, variant = file_of(path), path.partition(":")[2]
+    try:
+        get_config = runpy.run_path(file).get("get_config")
+    except SyntaxError as error:
+        raise UserError(
+            f"{file} is no config in Python: line {error.lineno}: {error.msg}."
+        ) from None
+    if get_config is None:
+        raise UserError(f"{file} is no config: it has no function get_config.")
+    if variant and not inspect.signature(get_config).parameters:
+        raise UserError(f"{file} has no variants: leave :{variant} out.")
     return get_config(variant) if variant else get_config()
 
 

@@ -96,6 +96,9 @@ def parse(argv: list[str]) -> None:
     try:
         rest = flags.FLAGS(argv)[1:]
     except flags.Error as error:
+        if path is not None:
+            # Says what is wrong, if it is the config.
+            load(path)
         raise UserError(
             f"{str(error).splitlines()[0]} (--help lists the flags)"
         ) from None

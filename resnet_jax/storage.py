@@ -315,8 +315,8 @@ def kept_copy(folder: Path) -> pathlib.Path:
     if not is_remote(folder):
         return folder
     scheme, _, place = os.fspath(folder).partition("://")
-    target = user_cache.directory() / "data" / scheme / place
     try:
+        target = user_cache.directory() / "data" / scheme / place
         user_cache.claim(user_cache.directory() / "data")
         target.mkdir(parents=True, exist_ok=True)
     except (UserError, OSError) as error:

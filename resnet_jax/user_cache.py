@@ -8,22 +8,36 @@ from resnet_jax.errors import UserError
 
 
 def directory() -> pathlib.Path:
-    """Where this program keeps such things."""
-    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(home) / "resnet_jax"
+    """Where this program keeps such things.
+
+    Raises UserError, a clause without a stop, if the user has no home.
+    """
+    home = os.environ.get("XDG_CACHE_HOME")
+    try:
+        base = pathlib.Path(home) if home else pathlib.Path.home() / ".cache"
+    except RuntimeError:
+        raise UserError("there is no home directory; set XDG_CACHE_HOME") from None
+    return base / "resnet_jax"
 
 
 def claim(path: pathlib.Path) -> None:
     """Makes a directory for the user alone; what is kept there is trusted.
 
+    Those between it and `directory` are the user's own as well: whoever may write to
+    one could put another in its place.
+
     Raises UserError, a clause without a stop, if it cannot be, or others may write to
     it.
     """
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = path.stat()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    foreign = status.st_uid != os.getuid()
-    if foreign or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise UserError(f"others may write to {path}; chmod 700 it")
+    root = directory()
+    within = [one for one in path.parents if one.is_relative_to(root)]
+    for one in (*reversed(within), path):
+        try:
+            one.mkdir(mode=0o700, parents=True, exist_ok=True)
+            status = one.stat()
+        except OSError as error:
+            raise UserError(f"{one}: {error.strerror}") from None
+        if status.st_uid != os.getuid():
+            raise UserError(f"{one} belongs to another user")
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise UserError(f"others may write to {one}; chmod 700 it")

@@ -1,5 +1,6 @@
 """The cache of compiled programs: on by default, and the user's own."""
 
+import pathlib
 import re
 
 import jax
@@ -46,6 +47,16 @@ def test_without_a_home_it_is_told_and_done_without(home, monkeypatch, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "file"))
     assert compile_cache.turn_on() is None
     assert "not kept" in caplog.text
+
+
+def test_who_has_no_home_does_without(home, monkeypatch, caplog):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(pathlib.Path, "home", nowhere)
+    assert compile_cache.turn_on() is None
+    assert "no home directory; set XDG_CACHE_HOME" in caplog.text
 
 
 @pytest.mark.slow

@@ -54,6 +54,20 @@ def test_a_variant_that_is_none_is_answered_with_the_nearest():
         load("rsb:a4")
 
 
+@pytest.mark.parametrize(
+    ("text", "variant", "message"),
+    [
+        ("def get_config(): ...", ":x", r"c\.py has no variants: leave :x out\.$"),
+        ("x = 1", "", r"c\.py is no config: it has no function get_config\.$"),
+        ("a\nroot:x:0:0", "", r"c\.py is no config in Python: line 2: "),
+    ],
+)
+def test_what_is_no_config_is_told(text, variant, message, tmp_path):
+    (tmp_path / "c.py").write_text(text)
+    with pytest.raises(UserError, match=message):
+        config_lib.load(f"{tmp_path}/c.py{variant}")
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_tells_the_command_that_runs_it(path):
     doc = runpy.run_path(str(path))["__doc__"]

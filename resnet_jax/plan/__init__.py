@@ -21,6 +21,11 @@ chips of which rates of ResNet-50 were published (v3, v4), but never below what 
 peaks allow; the rates without the factor and by the peaks alone stand below, and how
 far each published rate is from the estimate (`resnet_jax/plan/calibration.py`).
 
+Where images grow during a run, all its steps are taken to be those of the last size, and
+of what is evaluated only the split counts, not `evaluate.sets`. A step is bound by the
+network between the chips where that takes longer than computation, else by operations
+or memory, whichever takes longer by the peaks.
+
 A collective goes in rings along the axes of a torus: an all-reduce of B bytes over n
 chips takes 2 (n - 1) / n B / bandwidth, and 2 us for each hop along half of every ring;
 beyond a pod, each chip's share goes once more through the data-centre network.

@@ -3,8 +3,10 @@
 import argparse
 import itertools
 import json
+import math
 import pathlib
 import shlex
+import signal
 import sys
 
 from ml_collections import ConfigDict
@@ -22,32 +24,47 @@ from resnet_jax.plan.table import amount, as_text
 
 def numbers(text: str) -> list[int]:
     """`128,256` as numbers above 0."""
-    found = [int(part) for part in text.split(",")]
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = [0]
     if min(found) < 1:
-        raise ValueError
+        message = f"{text!r} is not one or more whole numbers above 0, such as 128,256"
+        raise argparse.ArgumentTypeError(message)
     return found
 
 
 def prices(text: str) -> list[float]:
-    """`1.2,3.2` as numbers."""
-    return [float(part) for part in text.split(",")]
+    """`1.2,3.2` as numbers above 0."""
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = [0.0]
+    if not all(0 < price < math.inf for price in found):
+        message = f"{text!r} is not one or more prices above 0, such as 1.2,3.2"
+        raise argparse.ArgumentTypeError(message)
+    return found
 
 
 def input_rate(text: str) -> float:
     """Images/s/core: `619`, or the file of `bench input --json=FILE`, its first row."""
     try:
-        return float(text)
+        found = float(text)
     except ValueError:
-        pass
-    try:
-        tables = json.loads(pathlib.Path(text).read_text())
-        rows = [row for table in tables for row in table["rows"]]
-        return next(row["value"] for row in rows if row["unit"] == "images/s/core")
-    except (OSError, ValueError, TypeError, LookupError, StopIteration):
+        try:
+            tables = json.loads(pathlib.Path(text).read_text())
+            rows = [row for table in tables for row in table["rows"]]
+            values = (row["value"] for row in rows if row["unit"] == "images/s/core")
+            found = float(next(values))
+        except (OSError, ValueError, TypeError, LookupError, StopIteration):
+            found = 0.0
+    # Below, more cores than a float holds.
+    if not 1e-3 <= found < math.inf:
         raise UserError(
-            f"--input_rate={text} is neither a number nor a file that python -m"
+            f"--input_rate={text} is neither a number above 0 nor a file that python -m"
             " resnet_jax.bench input --json=FILE has written."
-        ) from None
+        )
+    return found
 
 
 def main(argv: list[str]) -> None:
@@ -123,16 +140,26 @@ def main(argv: list[str]) -> None:
         plans.append((facts, found))
     if args.json:
         rows = [{"compiled": facts, "predicted": found} for facts, found in plans]
-        print(json.dumps(rows, indent=1))
+        print(json.dumps(rows, indent=1, allow_nan=False))
     else:
         print(as_text(plans))
 
 
 def search(config: ConfigDict, facts: dict) -> tuple[int, int]:
-    """The largest batch of a chip that fits: see `largest`; `facts` are of a try."""
-    start = facts["batch_size"] // facts["chips"]
+    """The largest batch of a chip that fits: see `largest`; `facts` are of a try.
+
+    Where the config refuses a larger one, as its data may, it is the largest that was
+    tried.
+    """
+    start, best = facts["batch_size"] // facts["chips"], 0
+
+    # A large batch must not fail for a recipe that it makes too short.
+    config = ConfigDict(config.to_dict())
+    config.total = ConfigDict({"steps": facts["steps"]})
+    config.optim.warmup = ConfigDict({"steps": 0})
 
     def wanted(per_chip: int) -> tuple[int, int]:
+        nonlocal best
         tried = facts
         if per_chip != start:
             topology = facts["topology"]
@@ -142,6 +169,8 @@ def search(config: ConfigDict, facts: dict) -> tuple[int, int]:
         if not found["fits"] and not need:
             # Not told by how much.
             need = 2 * limit
+        if need <= limit:
+            best = max(best, per_chip)
         print(
             f"{per_chip} images a chip: {amount(need)} of {amount(limit)}",
             file=sys.stderr,
@@ -156,11 +185,21 @@ def search(config: ConfigDict, facts: dict) -> tuple[int, int]:
         facts["chips"],
         config.optim.microbatches,
     )
-    return largest(wanted, start, unit)
+    try:
+        return largest(wanted, start, unit)
+    except UserError as error:
+        if not best:
+            raise
+        print(f"no larger batch was tried: {error}", file=sys.stderr, flush=True)
+        return best, 0
 
 
 if __name__ == "__main__":
+    # So that a compiler that was started ends with it.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         main(sys.argv)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -6,6 +6,8 @@ import json
 import os
 import pathlib
 import platform
+import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -63,19 +65,31 @@ def ask(
         "per_chip": per_chip,
         "evaluation": evaluation,
     }
-    known = user_cache.directory() / "plan" / f"{key_of(request)}.json"
     try:
+        known = user_cache.directory() / "plan" / f"{key_of(request)}.json"
         user_cache.claim(known.parent)
     except UserError as error:
         print(f"warning: answers are not kept: {error}", file=sys.stderr)
         known = None
-    if known and known.exists() and not fresh:
-        return json.loads(known.read_text())
+    if known and not fresh and (answer := _kept(known)):
+        return answer
     found = _answer(request, FOR_TPU if tpu else {})
     found["versions"] = versions()
     if known:
         _keep(known, json.dumps(found))
     return found
+
+
+def _kept(path: pathlib.Path) -> dict | None:
+    """The answer of a file, or None if there is none that is whole."""
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        print(f"warning: {path} is damaged ({error}); compiling", file=sys.stderr)
+        return None
+    return found if isinstance(found, dict) and "versions" in found else None
 
 
 def _answer(request: dict, environment: dict[str, str]) -> dict:
@@ -97,14 +111,30 @@ def _answer(request: dict, environment: dict[str, str]) -> dict:
     try:
         found = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise UserError(
-            f"The compiler failed for {request['topology']} (exit code"
-            f" {done.returncode}): {last}"
+            f"The compiler failed for {request['topology']}"
+            f" ({_ending(done.returncode)}): {_reason(done.stderr)}"
         ) from None
     if "error" in found:
         raise UserError(found["error"])
     return found
+
+
+def _ending(code: int) -> str:
+    """How a process ended."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"ended by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"ended by signal {-code}"
+
+
+def _reason(told: str) -> str:
+    """The last exception that a process told, else the last line that it wrote."""
+    lines = [line for line in told.splitlines() if line.strip()]
+    errors = [x for x in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception)\b", x)]
+    return (errors or lines or ["it said nothing"])[-1]
 
 
 def _keep(path: pathlib.Path, text: str) -> None:

@@ -1,6 +1,7 @@
 """Published peaks of TPU chips, and how their slices are named."""
 
 import dataclasses
+import math
 import re
 
 from resnet_jax.errors import UserError, nearest
@@ -157,13 +158,32 @@ def chip_of(topology: str) -> str:
             f" or a chip ({', '.join(CHIPS)}) and the shape of a slice, such as"
             " v5e:2x4 or v4:2x2x1."
         )
+    known = CHIPS[chip]
     if not colon or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", shape):
-        sides = "x".join("224"[: CHIPS[chip].axes])
+        sides = "x".join("224"[: known.axes])
         raise UserError(
             f"The topology {topology!r} has no shape of a slice; write {chip}:{sides},"
             " say."
         )
+    sides = sides_of(topology)
+    chips = math.prod(sides)
+    # Longer shapes of ones at the end are two-dimensional.
+    if len(sides) > known.axes and sides[-1] > 1:
+        raise UserError(
+            f"The topology {topology!r} has three sides, but chips of {chip} lie in"
+            f" two; write {chip}:{sides[0]}x{sides[1] * sides[2]}, say."
+        )
+    if chips > known.pod:
+        raise UserError(
+            f"The topology {topology!r} has {chips:,} chips, but a pod of {chip} has"
+            f" {known.pod:,}; a plan for a part of it tells how it scales beyond."
+        )
     return chip
+
+
+def sides_of(topology: str) -> list[int]:
+    """The sides of a topology such as `v5e:2x4`."""
+    return [int(side) for side in topology.partition(":")[2].split("x")]
 
 
 def chip_of_device(kind: str) -> str:

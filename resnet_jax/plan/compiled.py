@@ -24,7 +24,7 @@ from resnet_jax.data.sources import KNOWN
 from resnet_jax.errors import UserError
 from resnet_jax.models.cost import cost_of_image, count
 from resnet_jax.plan import hlo
-from resnet_jax.plan.chips import CHIPS, chip_of, chip_of_device
+from resnet_jax.plan.chips import CHIPS, chip_of, chip_of_device, sides_of
 from resnet_jax.setup import Setup, set_up
 
 # How XLA tells that a program does not fit, and how much it wanted of how much.
@@ -72,19 +72,23 @@ def facts(
     }
     teacher = setup.teacher_like()
     batch = setup.batch_like(config.batch_size, "image", "label")
+    run = _run(setup)
+    forward = 2 * run["macs"] / where["devices"]
     train = of_step(
         lambda: setup.compile(setup.lower_train_step(teacher)),
         parts | {"teacher": teacher},
         batch,
         setup.mesh,
+        3 * forward * config.batch_size,
     )
-    found = where | _run(setup) | {"train": train}
+    found = where | run | {"train": train}
     if evaluation:
         keys = "image", "label", "mask"
         batch = setup.batch_like(setup.eval_batch_size, *keys, examples=setup.test)
         evaluated = {"parameters": state.params, "statistics": state.batch_stats}
         step = setup.compile_eval_step
-        found["eval"] = of_step(step, evaluated, batch, setup.mesh)
+        least = forward * setup.eval_batch_size
+        found["eval"] = of_step(step, evaluated, batch, setup.mesh, least)
     return found
 
 
@@ -95,7 +99,7 @@ def devices_of(topology: str) -> list:
         return jax.devices()
     chip = CHIPS[name]
     options = {"chip_config_name": chip.config}
-    sides = [int(side) for side in topology.partition(":")[2].split("x")]
+    sides = sides_of(topology)
     if math.prod(sides) <= chip.host:
         options["chips_per_host_bounds"] = (*sides, 1)[:3]
     try:
@@ -173,7 +177,11 @@ def stand_in(config: ConfigDict) -> ConfigDict:
 
 
 def of_step(
-    step: Callable[[], jax.stages.Compiled], parts: dict, batch: dict, mesh: Mesh
+    step: Callable[[], jax.stages.Compiled],
+    parts: dict,
+    batch: dict,
+    mesh: Mesh,
+    least: float = 0.0,
 ) -> dict:
     """What the compiler says of a step.
 
@@ -182,6 +190,8 @@ def of_step(
       parts: trees of shapes with their shardings, by what they are.
       batch: as these.
       mesh: of the devices.
+      least: operations of a device that the network's MACs are, for programs with
+        loops, whose operations compilers count once.
 
     Returns:
       `seconds` of compiling, and either `wanted` and `limit` (bytes of a device,
@@ -189,6 +199,9 @@ def of_step(
       part), of a device `flops`, `bytes` (read and written), `hbm_bytes` (of these,
       in its main memory) and `cycles` (0 where the compiler does not tell), and
       `collectives`.
+
+    Raises:
+      UserError: the compiler cannot tell what it made.
     """
     started = time.perf_counter()
     try:
@@ -208,15 +221,22 @@ def of_step(
     memory["results"] = stats.output_size_in_bytes - stats.alias_size_in_bytes
     memory["activations"] = stats.temp_size_in_bytes
     memory["program"] = stats.generated_code_size_in_bytes
-    text = compiled.as_text()
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(
+            f"This compiler cannot tell what it made ({str(error).splitlines()[0]});"
+            " take a newer jax, which for TPU7x is 0.12 on Python 3.12."
+        ) from None
+    flops = cost.get("flops", 0.0)
     found: dict[hlo.Collective, int] = {}
     for one in hlo.collectives(text):
         found[one] = found.get(one, 0) + 1
     return {
         "seconds": seconds,
         "memory": memory,
-        "flops": cost.get("flops", 0.0),
-        "bytes": cost.get("bytes accessed", 0.0),
+        "flops": max(flops, least) if hlo.repeats_products(text) else flops,
+        "bytes": cost.get("bytes accessed", 0.0) + hlo.repeated_bytes(text),
         "hbm_bytes": hlo.hbm_bytes(text),
         "cycles": hlo.estimated_cycles(text),
         "collectives": [

@@ -72,10 +72,49 @@ def hbm_bytes(text: str) -> int:
     return _total(text, functools.partial(_moved, computations=_computations(text)))
 
 
-def _moved(lines: list[str], computations: dict[str, list[str]]) -> list[int]:
-    """Of each line of a computation, the bytes in and out of the main memory."""
+def repeated_bytes(text: str) -> int:
+    """Bytes that loops move in all memories in each trip but the first.
+
+    The `bytes accessed` of `cost_analysis` count a loop's body once.
+    """
+    moved = functools.partial(_moved, computations=_computations(text), everywhere=True)
+    return _total(text, moved) - _total(text, moved, repeats=False)
+
+
+def repeats_products(text: str) -> bool:
+    """Whether a loop multiplies, whose operations `cost_analysis` counts once."""
+    computations = _computations(text)
+
+    def multiplies(name: str) -> bool:
+        return any(
+            re.search(r" (?:convolution|dot)\(", line)
+            or any(map(multiplies, re.findall(r"calls=%?([\w.\-]+)", line)))
+            for line in computations[name]
+        )
+
+    loops = [
+        loop
+        for lines in computations.values()
+        for line in lines
+        if (loop := _loop(line, computations))
+    ]
+    return any(trips > 1 and multiplies(body) for body, trips in loops)
+
+
+def _moved(
+    lines: list[str], computations: dict[str, list[str]], everywhere: bool = False
+) -> list[int]:
+    """Of each line of a computation, the bytes in and out of the main memory.
+
+    With `everywhere`, of all memories.
+    """
     operations = [OPERATION.match(line) for line in lines]
-    arrays = {one["name"]: _arrays(one["shapes"]) for one in operations if one}
+    arrays = {
+        one["name"]: [(size, main or everywhere) for size, main in found]
+        for one in operations
+        if one
+        for found in [_arrays(one["shapes"])]
+    }
     found = []
     for one in operations:
         kind = one["kind"] if one else STILL[0]
@@ -135,8 +174,13 @@ def _arrays(shapes: str) -> list[tuple[int, bool]]:
     ]
 
 
-def _total(text: str, of_lines: Callable[[list[str]], list[int]]) -> int:
-    """The sum of a figure over the entry computation, and over what it repeats."""
+def _total(
+    text: str, of_lines: Callable[[list[str]], list[int]], repeats: bool = True
+) -> int:
+    """The sum of a figure over the entry computation, and over what it repeats.
+
+    Without `repeats`, loops count as one trip.
+    """
     computations = _computations(text)
 
     def total(name: str) -> int:
@@ -147,7 +191,7 @@ def _total(text: str, of_lines: Callable[[list[str]], list[int]]) -> int:
                 continue
             if loop := _loop(line, computations):
                 body, trips = loop
-                found[i] = trips * total(body)
+                found[i] = (trips if repeats else 1) * total(body)
             elif branches := _branches(line):
                 found[i] = max(map(total, branches))
         return sum(found)

@@ -34,7 +34,8 @@ def predict(
       second and chip), calibrated by `factor` (None: not, see `calibration`),
       of what was `published` (each rate with its `deviation` from the estimate),
       `uncalibrated` (the rate without), `most` (that by the published peaks alone),
-      `utilization` (operations per second as part of the peak), `efficiency` by chips,
+      `utilization` (operations per second as part of the peak), `efficiency` by chips
+      (None: not known),
       `hours`, of which `eval_hours`, `host_rate` (images per second and host), `cores`
       (of a host) and `cost`.
     """
@@ -50,9 +51,7 @@ def predict(
         return found
     chip, chips = CHIPS[facts["chip"]], facts["chips"]
     devices = facts["devices"]
-    # The compiler counts what loops repeat once; forward and twice backward.
-    least = 3 * 2 * facts["macs"] * facts["batch_size"] / devices
-    train = facts["train"] | {"flops": max(facts["train"]["flops"], least)}
+    train = facts["train"]
     # What was published is of this type, and the compiler's caution depends on it.
     factor = calibration.factor_of(facts["chip"]) if facts["dtype"] == DTYPE else None
     seconds = seconds_of(train, chip, devices // chips)
@@ -65,12 +64,12 @@ def predict(
     step = alone + seconds["network"]
     images = facts["batch_size"] / chips
     rate = images / step
-    bounds = {what: seconds[what] for what in ("compute", "memory", "network")}
-    most = images / (max(bounds["compute"], bounds["memory"]) + bounds["network"])
+    peaks = max("compute", "memory", key=seconds.get)
+    most = images / (seconds[peaks] + seconds["network"])
     flops_per_second = train["flops"] * devices / chips / step
     found |= {
         "seconds": seconds,
-        "bound": max(bounds, key=bounds.get),
+        "bound": "network" if seconds["network"] > alone else peaks,
         "rate": rate,
         "factor": factor,
         "published": [
@@ -82,7 +81,10 @@ def predict(
         "utilization": flops_per_second / chip.flops,
         # Nothing is known of what a program for one device would exchange.
         "efficiency": {
-            n: alone / (alone + network(train, n)) for n in SLICES if devices > 1
+            n: alone / (alone + over) if math.isfinite(over) else None
+            for n in SLICES
+            if devices > 1
+            for over in [network(train, n)]
         },
         "hours": facts["steps"] * step / 3600,
         "host_rate": rate * chips / facts["hosts"],

@@ -83,8 +83,10 @@ def _column(facts: dict, found: dict) -> dict[str, str]:
         "SPEED": "",
         "operations / image": f"{train['flops'] / here / 1e9:.2f} G",
         "bytes / image": f"{train['bytes'] / here / 1e6:.1f} MB",
-        "  of main memory": f"{train['hbm_bytes'] / here / 1e6:.1f} MB",
     }
+    # Elsewhere there is no other memory.
+    if facts["chip"]:
+        column["  of main memory"] = f"{train['hbm_bytes'] / here / 1e6:.1f} MB"
     if train["cycles"]:
         column["cycles / image"] = f"{train['cycles'] / here / 1e3:.1f} k"
     if "rate" in found:
@@ -176,10 +178,14 @@ def _notes(plans: list[tuple[dict, dict]]) -> list[str]:
             wants = (
                 f"wants {amounts}" if found["memory"] else "wants more than there is"
             )
+            ways = ["a smaller batch_size", "more chips", "optim.microbatches=2"]
+            if facts["dtype"] != "bfloat16":
+                ways.append("model.dtype=bfloat16")
+            if facts["devices"] > 1 and facts["sharding"] != "fsdp":
+                ways.append("sharding.params=fsdp")
             lines.append(
-                f"{where} does not fit: a device {wants}. Take a smaller batch_size,"
-                " more chips, optim.microbatches=2, model.dtype=bfloat16, or"
-                " sharding.params=fsdp."
+                f"{where} does not fit: a device {wants}. Take"
+                f" {', '.join(ways[:-1])} or {ways[-1]}."
             )
         elif not facts["chip"]:
             lines.append(

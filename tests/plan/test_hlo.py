@@ -36,6 +36,20 @@ def test_bytes_of_the_main_memory_leave_out_what_stays_on_the_chip():
     assert hlo.hbm_bytes(SAMPLE) == 3 * SQUARE + images + 16 + 3 * 24
 
 
+def test_what_loops_repeat_is_known_beside_what_is_counted_once():
+    def looped(x):
+        return jax.lax.fori_loop(0, 5, lambda _, x: jnp.sin(x @ x), x)
+
+    x = jnp.ones((64, 64))
+    texts = [jax.jit(f).lower(x).compile().as_text() for f in (looped, jnp.sin)]
+    assert [hlo.repeats_products(text) for text in texts] == [True, False]
+    repeated, nothing = map(hlo.repeated_bytes, texts)
+    # Four more trips: two factors and a product, and its sine of it, of 16 KiB each.
+    assert 4 * 3 * 2**14 <= repeated <= 4 * 9 * 2**14
+    assert nothing == 0
+    assert not hlo.repeats_products(SAMPLE.replace(" convolution(", " other("))
+
+
 def test_what_a_fusion_slices_counts_as_its_slices():
     text = """
 %sliced.1 (x.1: f32[8,64]) -> f32[2,64] {

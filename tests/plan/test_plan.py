@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import pathlib
 import subprocess
 
 import jax
@@ -156,6 +157,17 @@ def test_memory_of_what_lies_in_parts_is_that_of_a_part(monkeypatch):
     assert parts["statistics"] == 4 * count(state.batch_stats)
 
 
+@pytest.mark.slow
+def test_loops_hide_neither_operations_nor_bytes():
+    plain, looped = (
+        compiled.facts(tiny.config({"optim.microbatches": n}), LOCAL, evaluation=False)
+        for n in (1, 2)
+    )
+    assert 0.7 < looped["train"]["flops"] / plain["train"]["flops"] < 1.6
+    # Each microbatch reads the parameters and adds to their gradients.
+    assert looped["train"]["bytes"] > plain["train"]["bytes"]
+
+
 def refusing(message: str):
     """A step that the compiler refuses."""
 
@@ -262,10 +274,72 @@ def test_a_compiler_that_breaks_is_told_in_a_sentence(cache, monkeypatch):
         )
 
     monkeypatch.setattr(subprocess, "run", run)
-    message = r"compiler failed for local \(exit code -6\): Check failed"
+    message = r"compiler failed for local \(ended by SIGABRT\): Check failed"
     with pytest.raises(UserError, match=message):
         ask(tiny.config(), LOCAL)
     assert not list(cache.iterdir())
+
+
+def test_of_a_traceback_the_exception_is_told(cache, monkeypatch):
+    told = "Traceback:\n  x = y\nValueError: too large\n\nFor simplicity, JAX has\n"
+
+    def run(command, **_):
+        return subprocess.CompletedProcess(command, 1, "", told)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(UserError, match=r"\(exit code 1\): ValueError: too large$"):
+        ask(tiny.config(), LOCAL)
+
+
+@pytest.mark.parametrize("content", ["", '{"devices', "{}", "[]", None])
+def test_a_damaged_answer_is_asked_for_again(cache, monkeypatch, content):
+    def run(command, **_):
+        return subprocess.CompletedProcess(command, 0, '{"devices": 8}\n', "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    first = ask(tiny.config(), LOCAL)
+    (kept,) = cache.iterdir()
+    if content is None:
+        kept.unlink()
+        kept.mkdir()
+    else:
+        kept.write_text(content)
+    assert ask(tiny.config(), LOCAL) == first
+
+
+def test_without_a_home_answers_are_not_kept(monkeypatch, capsys):
+    def run(command, **_):
+        return subprocess.CompletedProcess(command, 0, '{"devices": 8}\n', "")
+
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(pathlib.Path, "home", home)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert ask(tiny.config(), LOCAL)["devices"] == 8
+    assert "answers are not kept: there is no home" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--price=nan", "'nan' is not one or more prices above 0"),
+        ("--price=-3", "'-3' is not one or more prices above 0"),
+        ("--per_chip=1.5", "'1.5' is not one or more whole numbers above 0"),
+        ("--batch_size=", "'' is not one or more whole numbers above 0"),
+    ],
+)
+def test_numbers_that_cannot_be_are_told(flag, message, capsys, no_compiler):
+    with pytest.raises(SystemExit):
+        command.main(["plan", *TINY[:1], flag])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rate", ["nan", "inf", "-5", "1e-320", "0"])
+def test_a_rate_that_cannot_be_is_told(rate, no_compiler):
+    with pytest.raises(UserError, match=rf"--input_rate={rate} is neither a number"):
+        command.main(["plan", *TINY[:1], f"--input_rate={rate}"])
 
 
 def test_without_libtpu_the_way_to_it_is_told(monkeypatch, no_compiler):
@@ -338,6 +412,19 @@ def test_the_largest_batch_is_searched_from_the_one_that_is_planned(monkeypatch)
     assert all(number * 8 % 32 == 0 for number in tried)
 
 
+def test_a_batch_that_the_config_refuses_ends_the_search(monkeypatch, capsys):
+    def answer(config, topology, *, per_chip, evaluation):
+        assert config.optim.warmup.to_dict() == {"steps": 0}
+        if per_chip > 128:
+            raise UserError("The data has 5,000 images.")
+        memory = {"parameters": 2**30, "activations": per_chip}
+        return facts(train=facts()["train"] | {"memory": memory})
+
+    monkeypatch.setattr(command, "ask", answer)
+    assert command.search(r50.get_config(), facts()) == (128, 0)
+    assert "no larger batch was tried: The data has" in capsys.readouterr().err
+
+
 def test_topologies_and_sizes_are_compared_in_one_call(monkeypatch, capsys):
     def answer(config, topology, *, per_chip, fresh):
         assert not fresh
@@ -380,7 +467,7 @@ def test_the_rate_of_the_input_is_read_from_its_benchmark(tmp_path):
     assert command.input_rate("500.5") == 500.5
     path.write_text("{}")
     for wrong in (str(path), "no such file"):
-        with pytest.raises(UserError, match="neither a number nor a file"):
+        with pytest.raises(UserError, match="neither a number above 0 nor a file"):
             command.input_rate(wrong)
 
 
@@ -419,7 +506,7 @@ def test_a_small_run_is_planned_for_this_machine(home):
         (("--topology=local,v5e",), "has no shape of a slice"),
         (("--batch_size=15",), "batch_size=15 cannot be divided over 8 devices"),
         (("--per_chip=3", "--config.model.bn_group_size=5"), "does not divide"),
-        (("--batch_size=0",), "invalid numbers value: '0'"),
+        (("--batch_size=0",), "'0' is not one or more whole numbers above 0"),
         (("--config.batch=1",), "The config has no key 'batch'. Did you mean"),
         (("--topology=local,v5e:2x4", "--price=1,2,3"), "3 prices for 2 topologies"),
         (("--topologies=local",), "What is '--topologies=local'?"),
