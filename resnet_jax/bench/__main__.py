@@ -7,6 +7,7 @@ import signal
 import sys
 
 from resnet_jax import bench, host
+from resnet_jax.arguments import count
 from resnet_jax.bench import (
     augment,
     compile,
@@ -58,7 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of every table."""
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=count, default=3)
     parser.add_argument(
         "--json", type=pathlib.Path, metavar="FILE", help="keeps them there"
     )
@@ -81,8 +82,6 @@ def main(argv: list[str]) -> None:
         return
     if overrides:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
-    if args.repeats < 1:
-        raise UserError(f"--repeats={args.repeats} must be at least 1.")
     report = table.Report(args.json)
     commands = [argv[1:]]
     if args.what == "all":
@@ -105,3 +104,5 @@ if __name__ == "__main__":
         main(sys.argv)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
+from resnet_jax.arguments import count
 from resnet_jax.bench.input import read_jpegs
 from resnet_jax.config import load, override
 from resnet_jax.data.crops import mix
@@ -28,19 +29,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images", type=pathlib.Path, help="a folder or .zip of JPEGs, not the data"
     )
     parser.add_argument("--save", type=pathlib.Path, required=True, help="a .png")
-    parser.add_argument("--rows", type=int, default=8, help="pictures")
-    parser.add_argument("--columns", type=int, default=8, help="versions of each")
+    parser.add_argument("--rows", type=count, default=8, help="pictures")
+    parser.add_argument("--columns", type=count, default=8, help="versions of each")
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Draws the contact sheet of the arguments."""
-    if args.save.suffix.lower() not in Image.registered_extensions():
+    kind = Image.registered_extensions().get(args.save.suffix.lower())
+    if kind not in Image.SAVE:
         raise UserError(f"--save={args.save} must be the name of a picture: sheet.png.")
     config = load(args.config)
     override(config, overrides)
     found = pictures(config, args.images)
     sheet = draw_sheet(config, found, rows=args.rows, columns=args.columns)
-    sheet.save(args.save)
+    try:
+        sheet.save(args.save)
+    except OSError as error:
+        raise UserError(f"--save={args.save}: {error.strerror or error}.") from None
     print(f"{args.save}: {sheet.width}x{sheet.height}, originals on the left")
 
 

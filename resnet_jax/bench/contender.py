@@ -15,8 +15,9 @@ import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
+from resnet_jax.arguments import count, counts, words
 from resnet_jax.bench import table
 from resnet_jax.bench.table import Benchmark, row
 from resnet_jax.errors import UserError, nearest
@@ -57,9 +58,8 @@ CALLS = {"once": (1, 0.0), "warm": (2, 0.0), "run": (1, 1.0)}
 def add_network(parser: argparse.ArgumentParser) -> None:
     """Adds what network is measured, and how."""
     parser.add_argument("--model", help="of the zoo; default: those of README.md")
-    parser.add_argument("--image_size", type=int, help="default: the network's own")
-    integers, words = table.list_of(int), table.list_of(str)
-    parser.add_argument("--batch_size", type=integers, help="a,b,.. (with --model: 32)")
+    parser.add_argument("--image_size", type=count, help="default: the network's own")
+    parser.add_argument("--batch_size", type=counts, help="a,b,.. (with --model: 32)")
     parser.add_argument("--dtype", type=words, default=list(TYPES), help="a,b,..")
 
 
@@ -71,9 +71,7 @@ def cases_of(what: str, args: argparse.Namespace) -> Iterator[tuple]:
     from resnet_jax.models import get_spec
     from resnet_jax.models.zoo import ZOO
 
-    for dtype in args.dtype:
-        if dtype not in TYPES:
-            raise UserError(f"There is no --dtype={dtype}.{nearest(dtype, TYPES)}")
+    check_types(args.dtype)
     cases = ((args.model, [32]),) if args.model else CASES[what]
     for model, batch_sizes in cases:
         get_spec(model)
@@ -83,6 +81,13 @@ def cases_of(what: str, args: argparse.Namespace) -> Iterator[tuple]:
             yield model, size, batch, dtype
 
 
+def check_types(dtypes: Iterable[str]) -> None:
+    """Raises UserError for a type that is not measured."""
+    for dtype in dtypes:
+        if dtype not in TYPES:
+            raise UserError(f"There is no --dtype={dtype}.{nearest(dtype, TYPES)}")
+
+
 def name_of(model: str, size: int, batch: int, dtype: str) -> str:
     """A case in words."""
     return f"{model}, {size} px, batch {batch}, {dtype}"
@@ -90,6 +95,11 @@ def name_of(model: str, size: int, batch: int, dtype: str) -> str:
 
 def step_rows(args: argparse.Namespace) -> Iterator[dict]:
     """Images per second of a train step: a row a peer."""
+    if args.profile:
+        try:
+            args.profile.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--profile={args.profile}: {error.strerror}.") from None
     for case in cases_of("step", args):
         yield from _compare("step", case, args)
 
@@ -128,15 +138,16 @@ def _compare(what: str, case: tuple, args: argparse.Namespace) -> Iterator[dict]
             if seconds := ask(who, "run"):
                 rates[who].append(case[2] / seconds)
                 print(f"{who}: {rates[who][-1]:.2f}", file=sys.stderr, flush=True)
-    if profile := getattr(args, "profile", None):
-        ask(ours, f"profile {profile}")
-    for child in children.values():
-        child.close()
     task = "train step" if what == "step" else what
     name = f"{task} of {name_of(*case)}"
     for peer in peers:
         out = left_out.get(peer, "")
         yield row(name, "images/s", rates[ours], peer, rates[peer], out)
+    # Behind the rows: it takes long, and may fail.
+    if profile := getattr(args, "profile", None):
+        ask(ours, f"profile {profile}")
+    for child in children.values():
+        child.close()
 
 
 def _add_step(parser: argparse.ArgumentParser) -> None:

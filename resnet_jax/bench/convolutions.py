@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resnet_jax.arguments import count, counts, words
 from resnet_jax.bench import table
+from resnet_jax.bench.contender import TYPES, check_types
 from resnet_jax.bench.table import Benchmark, row
 from resnet_jax.models import create_model
 from resnet_jax.models.cost import init_shapes, inner_jaxprs
@@ -27,11 +29,9 @@ Shape = tuple[int, int, int, int, int, Geometry]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of `bench convolutions`."""
     parser.add_argument("--model", default="resnet50", help="of the zoo")
-    parser.add_argument("--image_size", type=int, default=224)
-    batch_sizes = {"type": table.list_of(int), "default": [32], "help": "a,b,.."}
-    parser.add_argument("--batch_size", **batch_sizes)
-    types = ["float32", "bfloat16"]
-    parser.add_argument("--dtype", type=table.list_of(str), default=types)
+    parser.add_argument("--image_size", type=count, default=224)
+    parser.add_argument("--batch_size", type=counts, default=[32], help="a,b,..")
+    parser.add_argument("--dtype", type=words, default=list(TYPES), help="a,b,..")
 
 
 def rows(args: argparse.Namespace) -> Iterator[dict]:
@@ -40,6 +40,7 @@ def rows(args: argparse.Namespace) -> Iterator[dict]:
     All forms are printed to the terminal, with a star where another than the chosen one
     was faster.
     """
+    check_types(args.dtype)
     for batch, dtype in itertools.product(args.batch_size, args.dtype):
         for shape in shapes_of(args.model, args.image_size):
             h, w, c, k, f, where = shape

@@ -23,6 +23,7 @@ from importlib.util import find_spec
 import numpy as np
 from PIL import Image
 
+from resnet_jax.arguments import count
 from resnet_jax.bench.table import TORCH, Benchmark, row
 from resnet_jax.data.augment import Augment
 from resnet_jax.data.cache import MemorySource
@@ -55,6 +56,8 @@ MEASUREMENTS = (
     ("mean difference from torchvision, eval", "eval pixels", "", "originals"),
 )
 
+PEER_CONTENDERS = {peer for _, _, peer, _ in MEASUREMENTS} - {"bare"}
+
 
 def add_images(parser: argparse.ArgumentParser) -> None:
     """Adds what the pipeline is measured on."""
@@ -69,8 +72,8 @@ def add_images(parser: argparse.ArgumentParser) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of `bench input`."""
     add_images(parser)
-    parser.add_argument("--cores", type=int, default=2)
-    parser.add_argument("--batches", type=int, default=16, help="of 128, a repeat")
+    parser.add_argument("--cores", type=count, default=2)
+    parser.add_argument("--batches", type=count, default=16, help="of 128, a repeat")
 
 
 def rows(args: argparse.Namespace) -> Iterator[dict]:
@@ -109,9 +112,12 @@ def read_jpegs(images: pathlib.Path) -> list[bytes]:
     """The JPEGs of a folder or a .zip; raises UserError if there are none."""
     suffixes = (".jpg", ".jpeg")
     if images.suffix == ".zip" and images.is_file():
-        with zipfile.ZipFile(images) as archive:
-            names = sorted(archive.namelist())
-            found = [archive.read(n) for n in names if n.lower().endswith(suffixes)]
+        try:
+            with zipfile.ZipFile(images) as archive:
+                names = sorted(archive.namelist())
+                found = [archive.read(n) for n in names if n.lower().endswith(suffixes)]
+        except (OSError, zipfile.BadZipFile) as error:
+            raise UserError(f"{images} cannot be read: {error}.") from None
     else:
         paths = sorted(images.rglob("*"))
         found = [p.read_bytes() for p in paths if p.name.lower().endswith(suffixes)]
@@ -121,7 +127,10 @@ def read_jpegs(images: pathlib.Path) -> list[bytes]:
 
 
 def _run(who: str, what: str, images, cores: int, batches: int) -> float | str:
-    """The figure of a contender, or why it has none."""
+    """The figure of a contender, or why it has none.
+
+    Raises UserError if one of ours fails.
+    """
     command = [sys.executable, "-m", "resnet_jax.bench.input"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(
@@ -132,6 +141,8 @@ def _run(who: str, what: str, images, cores: int, batches: int) -> float | str:
     )
     if done.returncode:
         value = f"it ended with exit code {done.returncode}"
+        if who not in PEER_CONTENDERS:
+            raise UserError(f"{who} on {what}: {value}; the reason stands above.")
     else:
         value = json.loads(done.stdout.splitlines()[-1])
     told = f"left out: {value}" if isinstance(value, str) else f"{value:.1f}"
@@ -351,6 +362,8 @@ def main(argv: list[str]) -> None:
         print(json.dumps(contenders[who]()))
     except ModuleNotFoundError as error:
         print(json.dumps(f"{error.name} is not installed"))
+    except UserError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

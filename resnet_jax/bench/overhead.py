@@ -12,10 +12,12 @@ from collections.abc import Iterator
 import jax
 
 from resnet_jax import writers
+from resnet_jax.arguments import count
 from resnet_jax.bench import table
 from resnet_jax.bench.contender import name_of
 from resnet_jax.bench.ours import fake_batch, short_config
 from resnet_jax.bench.table import Benchmark, row
+from resnet_jax.errors import UserError
 from resnet_jax.setup import Setup, set_up
 from resnet_jax.train import teacher_variables, train
 
@@ -24,9 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of `bench overhead`."""
     parser.add_argument("--config", default="configs/cifar10.py")
     parser.add_argument("--model", default="", help="of the zoo; default: the config's")
-    parser.add_argument("--image_size", type=int, default=32)
-    parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--image_size", type=count, default=32)
+    parser.add_argument("--batch_size", type=count, default=128)
+    parser.add_argument("--steps", type=count, default=16)
     parser.add_argument("--dtype", default="float32")
 
 
@@ -35,6 +37,8 @@ def rows(args: argparse.Namespace) -> Iterator[dict]:
 
     The first steps of either, where threads and caches warm up, are not counted.
     """
+    if args.steps < 2:
+        raise UserError(f"--steps={args.steps}: the first warms up; take two or more.")
     case = args.model, args.image_size, args.batch_size, args.dtype
     config = short_config(args.config, *case, steps=args.steps)
     setup = set_up(config)

@@ -25,12 +25,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from resnet_jax import host, processes, sharding
+from resnet_jax.arguments import count, counts
 from resnet_jax.bench import table
 from resnet_jax.bench.ours import fake_batch, short_config
 from resnet_jax.bench.table import Benchmark
 from resnet_jax.checkpoints import Checkpoints, Progress
 from resnet_jax.config import load
 from resnet_jax.errors import UserError
+from resnet_jax.models import get_spec
 from resnet_jax.plan import hlo
 from resnet_jax.plan.ask import ask
 from resnet_jax.plan.chips import CHIPS, chip_of
@@ -50,10 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default="configs/r50.py")
     parser.add_argument("--model", default="resnet18", help="that is trained here")
     parser.add_argument("--saved", default="resnet152", help="whose state is saved")
-    parser.add_argument("--processes", type=table.list_of(int), default=[1, 2, 4, 8])
-    parser.add_argument("--image_size", type=int, default=64)
-    parser.add_argument("--batch_size", type=int, default=8, help="of a process")
-    parser.add_argument("--steps", type=int, default=20, help="that are timed at once")
+    parser.add_argument("--processes", type=counts, default=[1, 2, 4, 8])
+    parser.add_argument("--image_size", type=count, default=64)
+    parser.add_argument("--batch_size", type=count, default=8, help="of a process")
+    parser.add_argument("--steps", type=count, default=20, help="timed at once")
     parser.add_argument(
         "--between", type=float, default=20.0, help="seconds from one save to the next"
     )
@@ -63,6 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def rows(args: argparse.Namespace) -> Iterator[dict]:
     """Of all numbers of processes, of a large checkpoint, and of predictions."""
+    # What is wrong is told before anything is measured.
+    for model in (args.model, args.saved):
+        get_spec(model)
+    if args.topology:
+        chip_of(args.topology)
     case = args.model, args.image_size, args.batch_size, args.dtype
     config = short_config(args.config, *case, steps=args.steps)
     for number in args.processes:
@@ -181,6 +188,7 @@ def run(number: int, request: dict) -> list[dict]:
     for process, (_, errors) in zip(started, ends, strict=True):
         if process.returncode:
             last = (errors.strip().splitlines() or ["it said nothing"])[-1]
+            last = last.removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
             raise UserError(f"One of {number} processes failed: {last}")
     return [json.loads(output.splitlines()[-1]) for output, _ in ends]
 

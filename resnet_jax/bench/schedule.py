@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
+from resnet_jax.arguments import count
 from resnet_jax.config import load, override, to_steps
 from resnet_jax.data.sources import KNOWN, few_shot, open_source
 from resnet_jax.errors import UserError
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of `bench schedule`."""
     parser.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT")
     parser.add_argument("--save", type=pathlib.Path, help="draws there, such as lr.png")
-    parser.add_argument("--train_size", type=int, help="images; default: the source's")
+    parser.add_argument("--train_size", type=count, help="images; else the source's")
     parser.add_argument("--json", action="store_true", help="an object, no text")
 
 
@@ -35,7 +36,10 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     size = train_size_of(config, args.train_size)
     found = ranges(config, size)
     if args.save:
-        draw(args.config, config, size, args.save)
+        try:
+            draw(args.config, config, size, args.save)
+        except (OSError, ValueError) as error:
+            raise UserError(f"--save={args.save}: {error}.") from None
     if args.json:
         print(json.dumps({"config": args.config, **found}))
         return

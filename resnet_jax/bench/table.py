@@ -196,11 +196,6 @@ def _versions_of(python: str, names: Sequence[str]) -> dict[str, str]:
 # Arguments of several benchmarks.
 
 
-def list_of(kind: type) -> Callable[[str], list]:
-    """Reads `a,b` of a command line."""
-    return lambda text: [kind(part) for part in text.split(",")]
-
-
 def add_torch(parser: argparse.ArgumentParser) -> None:
     """Adds `--torch`."""
     parser.add_argument(

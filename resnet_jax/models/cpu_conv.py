@@ -180,6 +180,9 @@ def convolve(
 ) -> Float[Array, "b h2 w2 f"]:
     """The convolution of `x` and `kernel`, of `x.dtype`; both are of the same.
 
+    It has gradients, and derivatives of these in both modes, but as for all functions
+    with gradients of their own, `jax.jvp` does not take its first one.
+
     Args:
       x: images.
       kernel: of square windows.
@@ -218,6 +221,10 @@ def _by_platform(
     x = like_of(one, x_shape)
     given = {"x": x, "k": k, "where": where}
     xla = functools.partial(apply, direction, "convolution", **given, groups=groups)
+    sides = [where.output(x.shape[1 + side], side, k) for side in range(2)]
+    if 0 in (*sides, *one.shape, *other.shape):
+        # There is nothing to compute.
+        return xla(one, other)
     cpu = functools.partial(_directly, direction, **given)
     if groups > 1:
         cpu = functools.partial(_in_blocks, direction, **given, groups=groups)

@@ -48,7 +48,7 @@ class Geometry:
     def output(self, size: int, side: int, kernel: int) -> int:
         """Length of the output along a side: 0 is the height, 1 the width."""
         span = self.dilation * (kernel - 1) + 1
-        return (size + sum(self.padding[side]) - span) // self.stride + 1
+        return max((size + sum(self.padding[side]) - span) // self.stride + 1, 0)
 
 
 # Forms.

@@ -21,7 +21,7 @@ chips of which rates of ResNet-50 were published (v3, v4), but never below what 
 peaks allow; the rates without the factor and by the peaks alone stand below, and how
 far each published rate is from the estimate (`resnet_jax/plan/calibration.py`).
 
-Where images grow during a run, all its steps are taken to be those of the last size, and
+Where images grow during a run, all its steps are taken to be those of the last size;
 of what is evaluated only the split counts, not `evaluate.sets`. A step is bound by the
 network between the chips where that takes longer than computation, else by operations
 or memory, whichever takes longer by the peaks.

@@ -12,6 +12,7 @@ import sys
 from ml_collections import ConfigDict
 
 from resnet_jax import plan
+from resnet_jax.arguments import counts
 from resnet_jax.config import load, override
 from resnet_jax.errors import UserError
 from resnet_jax.plan import sweep
@@ -20,18 +21,6 @@ from resnet_jax.plan.chips import LOCAL, chip_of
 from resnet_jax.plan.largest import largest, unit_of
 from resnet_jax.plan.predict import predict
 from resnet_jax.plan.table import amount, as_text
-
-
-def numbers(text: str) -> list[int]:
-    """`128,256` as numbers above 0."""
-    try:
-        found = [int(part) for part in text.split(",")]
-    except ValueError:
-        found = [0]
-    if min(found) < 1:
-        message = f"{text!r} is not one or more whole numbers above 0, such as 128,256"
-        raise argparse.ArgumentTypeError(message)
-    return found
 
 
 def prices(text: str) -> list[float]:
@@ -80,10 +69,10 @@ def main(argv: list[str]) -> None:
     )
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument(
-        "--batch_size", type=numbers, default=[0], help="images a step; default: config"
+        "--batch_size", type=counts, default=[0], help="images a step; default: config"
     )
     sizes.add_argument(
-        "--per_chip", type=numbers, default=[0], help="images a step and chip"
+        "--per_chip", type=counts, default=[0], help="images a step and chip"
     )
     parser.add_argument(
         "--sharding", help="of parameters: replicated,fsdp or one; default: config"

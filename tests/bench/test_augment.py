@@ -90,6 +90,21 @@ def test_a_wrong_override_is_told(argument, message, images):
         draw(images, argument)
 
 
-def test_a_sheet_is_a_picture(images):
+# Of the last, Pillow only reads them.
+@pytest.mark.parametrize("name", ["sheet", "sheet.foo", "sheet.fits"])
+def test_a_sheet_is_a_picture(name, images):
     with pytest.raises(UserError, match="must be the name of a picture"):
-        main(["bench", "augment", CONFIG, f"--images={images}", "--save=sheet"])
+        main(["bench", "augment", CONFIG, f"--images={images}", f"--save={name}"])
+
+
+def test_where_a_sheet_cannot_be_is_told(images):
+    save = f"--save={images}/no/sheet.png"
+    with pytest.raises(UserError, match=r"sheet\.png: No such file or directory\."):
+        main(["bench", "augment", CONFIG, f"--images={images}", save, "--rows=1"])
+
+
+def test_an_archive_that_is_none_is_told(tmp_path):
+    archive = tmp_path / "images.zip"
+    archive.write_text("no archive")
+    with pytest.raises(UserError, match=r"images\.zip cannot be read: File is not a"):
+        main(["bench", "augment", CONFIG, f"--images={archive}", "--save=sheet.png"])

@@ -106,15 +106,52 @@ def test_an_interrupted_benchmark_keeps_what_it_has_measured(made_up, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--repeats=0"], "--repeats=0 must be at least 1"),
         (["--json=/no/such/folder/x.json"], "--json=/no/such/folder/x.json: No such"),
         (["--model=resnet5O"], "no network 'resnet5O'. Did you mean"),
         (["--dtype=float32,bfloat"], "no --dtype=bfloat. Did you mean bfloat16"),
+        (["--profile=/dev/null/x"], "--profile=/dev/null/x: Not a directory."),
     ],
 )
 def test_mistakes_get_a_sentence(arguments, message):
     with pytest.raises(UserError, match=re.escape(message)):
         command.main(["bench", "step", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("convolutions --dtype=half", "no --dtype=half. Known: float32, bfloat16."),
+        ("overhead --steps=1", "--steps=1: the first warms up; take two or more."),
+        ("overhead --config=configs/r50.py:x", "r50.py has no variants"),
+        ("scale --saved=resnet5O", "no network 'resnet5O'. Did you mean"),
+        ("scale --topology=v5z", "no topology 'v5z'. Did you mean"),
+        ("schedule --config=configs/r50.py --save=/no/x.png", "--save=/no/x.png: "),
+        ("schedule --config=configs/r50.py --save=x.foo", "--save=x.foo: Format 'foo'"),
+    ],
+)
+def test_mistakes_of_other_tables_are_told_before_anything_is_measured(line, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        command.main(["bench", *line.split()])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "step --repeats=0",
+        "step --image_size=0",
+        "convolutions --batch_size=8,0",
+        "overhead --batch_size=a",
+        "scale --processes=-1",
+        "input --cores=0",
+        "augment --config=configs/r50.py --save=x.png --rows=0",
+        "schedule --config=configs/r50.py --train_size=-5",
+    ],
+)
+def test_numbers_that_cannot_be_are_told(line, capsys):
+    with pytest.raises(SystemExit):
+        command.main(["bench", *line.split()])
+    wrong = line.rpartition("=")[2].rpartition(",")[2]
+    assert f"'{wrong}' is no whole number above 0" in capsys.readouterr().err
 
 
 # Contenders.
@@ -242,6 +279,12 @@ def test_the_input_benchmark_gives_a_row_a_measurement(jpegs, monkeypatch, tmp_p
         assert row["value"] > 0
         if row["peer"]:
             assert row["ratio"] == row["value"] / row["peer_value"]
+
+
+def test_of_the_input_benchmark_no_row_is_left_out_for_a_failure(tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no JPEG")
+    with pytest.raises(UserError, match="ours on originals: it ended with exit code 1"):
+        measure(tmp_path, "input", "--repeats=1", f"--images={tmp_path}")
 
 
 def test_photographs_are_at_hand_for_the_input_benchmark():

@@ -173,6 +173,33 @@ def test_the_hessian_is_at_hand(over):
     assert tiny.difference(product(convolve), plain) < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("k", "where", "size", "groups", "f"),
+    [
+        (3, Geometry(2), 2, 1, 8),
+        (7, Geometry(1), 2, 4, 8),
+        (1, Geometry(2), 0, 1, 8),
+        (3, Geometry(1, same(1)), 5, 1, 0),
+    ],
+)
+def test_of_nothing_comes_nothing(k, where, size, groups, f):
+    """Images smaller than the kernel, or without pixels, and no features."""
+    x, kernel = jnp.ones((2, size, size, 8)), jnp.ones((k, k, 8 // groups, f))
+
+    def with_gradients(function):
+        out, pull = jax.vjp(functools.partial(function, groups=groups), x, kernel)
+        return out, *pull(jnp.ones_like(out))
+
+    xla = FORMS["forward"]["convolution"]
+    plain, found = (
+        with_gradients(functools.partial(function, where=where))
+        for function in (xla, convolve)
+    )
+    for one, other in zip(found, plain, strict=True):
+        np.testing.assert_array_equal(one, other, strict=True)
+    assert found[0].size == 0
+
+
 # What is compiled.
 
 

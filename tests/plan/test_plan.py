@@ -326,8 +326,8 @@ def test_without_a_home_answers_are_not_kept(monkeypatch, capsys):
     [
         ("--price=nan", "'nan' is not one or more prices above 0"),
         ("--price=-3", "'-3' is not one or more prices above 0"),
-        ("--per_chip=1.5", "'1.5' is not one or more whole numbers above 0"),
-        ("--batch_size=", "'' is not one or more whole numbers above 0"),
+        ("--per_chip=1.5", "'1.5' is no whole number above 0"),
+        ("--batch_size=", "'' is no whole number above 0"),
     ],
 )
 def test_numbers_that_cannot_be_are_told(flag, message, capsys, no_compiler):
@@ -506,7 +506,7 @@ def test_a_small_run_is_planned_for_this_machine(home):
         (("--topology=local,v5e",), "has no shape of a slice"),
         (("--batch_size=15",), "batch_size=15 cannot be divided over 8 devices"),
         (("--per_chip=3", "--config.model.bn_group_size=5"), "does not divide"),
-        (("--batch_size=0",), "'0' is not one or more whole numbers above 0"),
+        (("--batch_size=0",), "'0' is no whole number above 0"),
         (("--config.batch=1",), "The config has no key 'batch'. Did you mean"),
         (("--topology=local,v5e:2x4", "--price=1,2,3"), "3 prices for 2 topologies"),
         (("--topologies=local",), "What is '--topologies=local'?"),
