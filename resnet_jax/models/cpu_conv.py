@@ -57,7 +57,9 @@ def form_of(
     if half and has_onednn():
         if direction == "forward":
             # Of so few pixels a call costs more than the product.
-            return "product" if k == 1 and b * size**2 <= 200 else "convolution"
+            if k == 1:
+                return "product" if b * size**2 <= 200 else "convolution"
+            return "patches" if b * size**2 <= 100 else "convolution"
         if direction == "kernel" and k > 1 and c <= 32:
             return "convolution"
         if direction == "input" and not strided and (k > 1 or size > 7):
