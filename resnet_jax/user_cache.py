@@ -12,9 +12,10 @@ def directory() -> pathlib.Path:
 
     Raises UserError, a clause without a stop, if the user has no home.
     """
-    home = os.environ.get("XDG_CACHE_HOME")
+    base = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
     try:
-        base = pathlib.Path(home) if home else pathlib.Path.home() / ".cache"
+        # What is relative is to be ignored, says the XDG Base Directory Specification.
+        base = base if base.is_absolute() else pathlib.Path.home() / ".cache"
     except RuntimeError:
         raise UserError("there is no home directory; set XDG_CACHE_HOME") from None
     return base / "resnet_jax"

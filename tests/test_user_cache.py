@@ -16,6 +16,13 @@ def test_a_directory_is_made_for_the_user_alone(tmp_path, monkeypatch):
     assert path.stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.parametrize("given", ["", "relative/cache"])
+def test_without_an_absolute_place_it_is_in_the_home(given, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", given)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_cache.directory() == tmp_path / ".cache" / "resnet_jax"
+
+
 def test_directories_on_the_way_are_the_users_own_as_well(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     root = user_cache.directory()

@@ -122,7 +122,7 @@ def profile(run: Callable[[], None], folder: str) -> None:
         run()
     print(f"costliest operations of the trace in {folder}:", file=sys.stderr)
     for name, seconds in costliest(pathlib.Path(folder)):
-        print(f"{seconds:8.3f} s  {name}", file=sys.stderr, flush=True)
+        print(f"{1e3 * seconds:10.3f} ms  {name}", file=sys.stderr, flush=True)
 
 
 def costliest(trace: pathlib.Path, count: int = 10) -> list[tuple[str, float]]:

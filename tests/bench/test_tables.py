@@ -217,7 +217,7 @@ def test_the_step_is_measured_traced_and_what_has_no_peer_is_told(
         assert row["peer_value"] is None and row["left_out"]
     assert list(trace.rglob("*.xplane.pb"))
     told = capfd.readouterr().err
-    costs = re.findall(r"^ +(\d+\.\d+) s  (\S+)$", told, re.MULTILINE)
+    costs = re.findall(r"^ +(\d+\.\d+) ms  (\S+)$", told, re.MULTILINE)
     assert len(costs) == 10
     assert len({name for _, name in costs}) == 10
     seconds = [float(cost) for cost, _ in costs]
