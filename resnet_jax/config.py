@@ -55,9 +55,14 @@ def load(path: str) -> ConfigDict:
         ) from None
     if get_config is None:
         raise UserError(f"{file} is no config: it has no function get_config.")
-    if variant and not inspect.signature(get_config).parameters:
-        raise UserError(f"{file} has no variants: leave :{variant} out.")
-    return get_config(variant) if variant else get_config()
+    arguments = [variant] if variant else []
+    try:
+        inspect.signature(get_config).bind(*arguments)
+    except TypeError:
+        if variant:
+            raise UserError(f"{file} has no variants: leave :{variant} out.") from None
+        raise UserError(f"{file} needs a variant: {file}:VARIANT.") from None
+    return get_config(*arguments)
 
 
 def choose(variant: str, known: Collection[str]) -> int:

@@ -58,6 +58,7 @@ def test_a_variant_that_is_none_is_answered_with_the_nearest():
     ("text", "variant", "message"),
     [
         ("def get_config(): ...", ":x", r"c\.py has no variants: leave :x out\.$"),
+        ("def get_config(x): ...", "", r"c\.py needs a variant: .*c\.py:VARIANT\.$"),
         ("x = 1", "", r"c\.py is no config: it has no function get_config\.$"),
         ("a\nroot:x:0:0", "", r"c\.py is no config in Python: line 2: "),
     ],

@@ -167,7 +167,7 @@ def chip_of(topology: str) -> str:
         )
     sides = sides_of(topology)
     chips = math.prod(sides)
-    # Longer shapes of ones at the end are two-dimensional.
+    # A third side of one chip is none.
     if len(sides) > known.axes and sides[-1] > 1:
         raise UserError(
             f"The topology {topology!r} has three sides, but chips of {chip} lie in"
