@@ -55,7 +55,6 @@ MEASUREMENTS = (
     ("mean difference of fast crops from exact ones", "fast pixels", "", "originals"),
     ("mean difference from torchvision, eval", "eval pixels", "", "originals"),
 )
-
 PEER_CONTENDERS = {peer for _, _, peer, _ in MEASUREMENTS} - {"bare"}
 
 
