@@ -1,6 +1,7 @@
 """What a user did wrong, told in one sentence with the way out."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -10,6 +11,14 @@ class UserError(Exception):
 
 class BadImageError(UserError):
     """An image that cannot be decoded; the message names it."""
+
+
+def reason_of(told: str) -> str:
+    """Why a process failed: the last exception that it told, else its last line."""
+    lines = [line for line in told.splitlines() if line.strip()]
+    errors = [x for x in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception)\b", x)]
+    last = (errors or lines or ["it said nothing"])[-1]
+    return last.removeprefix(f"{__name__}.UserError: ")
 
 
 # What is wrong where object stores' clients raise or say one of these, and what helps:

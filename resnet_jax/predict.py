@@ -80,10 +80,7 @@ def draw(path: Path, pixels: UInt8[np.ndarray, "n h w c"], images: list[dict]) -
     for axes in figure.axes:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-    try:
-        storage.save_figure(figure, path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be written: {error}.") from None
+    storage.save_figure(figure, path)
 
 
 def main(argv: list[str]) -> None:

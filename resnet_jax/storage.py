@@ -215,13 +215,20 @@ def move_tree(path: Path, target: Path) -> None:
 
 
 def save_figure(figure, path: Path) -> None:
-    """Writes a matplotlib figure in the format that the path's suffix says."""
-    if not is_remote(path):
-        figure.savefig(path, dpi=100)
-        return
-    content = io.BytesIO()
-    figure.savefig(content, dpi=100, format=path.suffix.lstrip(".") or None)
-    write(path, content.getvalue())
+    """Writes a matplotlib figure in the format that the path's suffix says.
+
+    Raises UserError if it cannot be written.
+    """
+    try:
+        if not is_remote(path):
+            figure.savefig(path, dpi=100)
+            return
+        content = io.BytesIO()
+        figure.savefig(content, dpi=100, format=path.suffix.lstrip(".") or None)
+        with telling(path):
+            write(path, content.getvalue())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be written: {error}.") from None
 
 
 class Lines:

@@ -31,7 +31,7 @@ from resnet_jax.bench.ours import fake_batch, short_config
 from resnet_jax.bench.table import Benchmark
 from resnet_jax.checkpoints import Checkpoints, Progress
 from resnet_jax.config import load
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, reason_of
 from resnet_jax.models import get_spec
 from resnet_jax.plan import hlo
 from resnet_jax.plan.ask import ask
@@ -187,9 +187,7 @@ def run(number: int, request: dict) -> list[dict]:
                 process.kill()
     for process, (_, errors) in zip(started, ends, strict=True):
         if process.returncode:
-            last = (errors.strip().splitlines() or ["it said nothing"])[-1]
-            last = last.removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
-            raise UserError(f"One of {number} processes failed: {last}")
+            raise UserError(f"One of {number} processes failed: {reason_of(errors)}")
     return [json.loads(output.splitlines()[-1]) for output, _ in ends]
 
 

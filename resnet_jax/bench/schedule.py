@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
+from resnet_jax import storage
 from resnet_jax.arguments import count
 from resnet_jax.config import load, override, to_steps
 from resnet_jax.data.sources import KNOWN, few_shot, open_source
@@ -24,7 +25,9 @@ MOST_POINTS = 4000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of `bench schedule`."""
     parser.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT")
-    parser.add_argument("--save", type=pathlib.Path, help="draws there, such as lr.png")
+    parser.add_argument(
+        "--save", type=storage.path_of, help="draws there, such as lr.png"
+    )
     parser.add_argument("--train_size", type=count, help="images; else the source's")
     parser.add_argument("--json", action="store_true", help="an object, no text")
 
@@ -36,10 +39,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     size = train_size_of(config, args.train_size)
     found = ranges(config, size)
     if args.save:
-        try:
-            draw(args.config, config, size, args.save)
-        except (OSError, ValueError) as error:
-            raise UserError(f"--save={args.save}: {error}.") from None
+        draw(args.config, config, size, args.save)
     if args.json:
         print(json.dumps({"config": args.config, **found}))
         return
@@ -126,5 +126,5 @@ def draw(
     below.set(xlabel="epoch", ylabel="part of a weight\nlost a step", title=title)
     for axes in (above, below):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
+    storage.save_figure(figure, path)
     return path

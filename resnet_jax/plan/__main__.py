@@ -135,20 +135,14 @@ def main(argv: list[str]) -> None:
 
 
 def search(config: ConfigDict, facts: dict) -> tuple[int, int]:
-    """The largest batch of a chip that fits: see `largest`; `facts` are of a try.
-
-    Where the config refuses a larger one, as its data may, it is the largest that was
-    tried.
-    """
-    start, best = facts["batch_size"] // facts["chips"], 0
-
+    """The largest batch of a chip that fits: see `largest`; `facts` are of a try."""
+    start = facts["batch_size"] // facts["chips"]
     # A large batch must not fail for a recipe that it makes too short.
     config = ConfigDict(config.to_dict())
     config.total = ConfigDict({"steps": facts["steps"]})
     config.optim.warmup = ConfigDict({"steps": 0})
 
     def wanted(per_chip: int) -> tuple[int, int]:
-        nonlocal best
         tried = facts
         if per_chip != start:
             topology = facts["topology"]
@@ -158,8 +152,6 @@ def search(config: ConfigDict, facts: dict) -> tuple[int, int]:
         if not found["fits"] and not need:
             # Not told by how much.
             need = 2 * limit
-        if need <= limit:
-            best = max(best, per_chip)
         print(
             f"{per_chip} images a chip: {amount(need)} of {amount(limit)}",
             file=sys.stderr,
@@ -174,13 +166,7 @@ def search(config: ConfigDict, facts: dict) -> tuple[int, int]:
         facts["chips"],
         config.optim.microbatches,
     )
-    try:
-        return largest(wanted, start, unit)
-    except UserError as error:
-        if not best:
-            raise
-        print(f"no larger batch was tried: {error}", file=sys.stderr, flush=True)
-        return best, 0
+    return largest(wanted, start, unit)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ import json
 import os
 import pathlib
 import platform
-import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -16,7 +14,7 @@ from importlib import metadata
 from ml_collections import ConfigDict
 
 from resnet_jax import source, user_cache
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, reason_of
 from resnet_jax.plan.chips import LOCAL, chip_of
 
 # What cannot change a compiled step; of this package, only what asks the compiler can.
@@ -111,30 +109,15 @@ def _answer(request: dict, environment: dict[str, str]) -> dict:
     try:
         found = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
+        code = done.returncode
+        how = f"exit code {code}" if code >= 0 else f"ended by signal {-code}"
         raise UserError(
-            f"The compiler failed for {request['topology']}"
-            f" ({_ending(done.returncode)}): {_reason(done.stderr)}"
+            f"The compiler failed for {request['topology']} ({how}):"
+            f" {reason_of(done.stderr)}"
         ) from None
     if "error" in found:
         raise UserError(found["error"])
     return found
-
-
-def _ending(code: int) -> str:
-    """How a process ended."""
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return f"ended by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"ended by signal {-code}"
-
-
-def _reason(told: str) -> str:
-    """The last exception that a process told, else the last line that it wrote."""
-    lines = [line for line in told.splitlines() if line.strip()]
-    errors = [x for x in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception)\b", x)]
-    return (errors or lines or ["it said nothing"])[-1]
 
 
 def _keep(path: pathlib.Path, text: str) -> None:

@@ -110,10 +110,7 @@ def _moved(
     """
     operations = [OPERATION.match(line) for line in lines]
     arrays = {
-        one["name"]: [(size, main or everywhere) for size, main in found]
-        for one in operations
-        if one
-        for found in [_arrays(one["shapes"])]
+        one["name"]: _arrays(one["shapes"], everywhere) for one in operations if one
     }
     found = []
     for one in operations:
@@ -166,10 +163,13 @@ def _fused(fusion: re.Match) -> str:
     return re.search(r"calls=%?([\w.\-]+)", fusion["rest"])[1]
 
 
-def _arrays(shapes: str) -> list[tuple[int, bool]]:
-    """Bytes of each array of a type, and whether it lies in the main memory."""
+def _arrays(shapes: str, everywhere: bool = False) -> list[tuple[int, bool]]:
+    """Bytes of each array of a type, and whether it lies in the main memory.
+
+    With `everywhere`, in any.
+    """
     return [
-        (_size(dtype, shape)[1], not ELSEWHERE.search(layout))
+        (_size(dtype, shape)[1], everywhere or not ELSEWHERE.search(layout))
         for dtype, shape, layout in SHAPE.findall(shapes)
     ]
 
@@ -276,6 +276,8 @@ def _size(dtype: str, shape: str) -> tuple[int, int]:
     return elements, math.ceil(elements * bits / 8)
 
 
+# All figures of a program are read from the same text.
+@functools.lru_cache(maxsize=1)
 def _computations(text: str) -> dict[str, list[str]]:
     """The lines of each computation by its name."""
     found: dict[str, list[str]] = {}

@@ -1,7 +1,10 @@
 """Searches the largest batch that fits."""
 
 import math
+import sys
 from collections.abc import Callable
+
+from resnet_jax.errors import UserError
 
 # The answer is within this part of the largest batch, but for what sizes are legal.
 PRECISION = 1 / 16
@@ -34,12 +37,21 @@ def largest(
       Both numbers; 0 for the first if not even one unit fits, and for the second if
       none of the tries was too large. Memory is taken to grow with the images along a
       line through the last two tries.
+
+    Raises:
+      UserError: the config refuses the first try; later ones end the search.
     """
     fits, fails = 0, math.inf
     tries: list[tuple[int, int]] = []
     number = max(start // unit, 1) * unit
     for _ in range(MOST_TRIES):
-        need, limit = wanted(number)
+        try:
+            need, limit = wanted(number)
+        except UserError as error:
+            if not fits:
+                raise
+            print(f"no larger batch was tried: {error}", file=sys.stderr, flush=True)
+            break
         tries.append((number, need))
         if need <= limit:
             fits = max(fits, number)

@@ -81,10 +81,9 @@ def predict(
         "utilization": flops_per_second / chip.flops,
         # Nothing is known of what a program for one device would exchange.
         "efficiency": {
-            n: alone / (alone + over) if math.isfinite(over) else None
+            n: alone / (alone + network(train, n)) or None
             for n in SLICES
             if devices > 1
-            for over in [network(train, n)]
         },
         "hours": facts["steps"] * step / 3600,
         "host_rate": rate * chips / facts["hosts"],

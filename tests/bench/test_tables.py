@@ -117,6 +117,9 @@ def test_mistakes_get_a_sentence(arguments, message):
         command.main(["bench", "step", *arguments])
 
 
+SCHEDULE = "schedule --config=configs/r50.py"
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -125,8 +128,14 @@ def test_mistakes_get_a_sentence(arguments, message):
         ("overhead --config=configs/r50.py:x", "r50.py has no variants"),
         ("scale --saved=resnet5O", "no network 'resnet5O'. Did you mean"),
         ("scale --topology=v5z", "no topology 'v5z'. Did you mean"),
-        ("schedule --config=configs/r50.py --save=/no/x.png", "--save=/no/x.png: "),
-        ("schedule --config=configs/r50.py --save=x.foo", "--save=x.foo: Format 'foo'"),
+        (
+            "schedule --config=configs/r50.py --save=/no/x.png",
+            "/no/x.png cannot be written: ",
+        ),
+        (
+            "schedule --config=configs/r50.py --save=x.foo",
+            "x.foo cannot be written: Format",
+        ),
     ],
 )
 def test_mistakes_of_other_tables_are_told_before_anything_is_measured(line, message):

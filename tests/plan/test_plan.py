@@ -274,7 +274,7 @@ def test_a_compiler_that_breaks_is_told_in_a_sentence(cache, monkeypatch):
         )
 
     monkeypatch.setattr(subprocess, "run", run)
-    message = r"compiler failed for local \(ended by SIGABRT\): Check failed"
+    message = r"compiler failed for local \(ended by signal 6\): Check failed"
     with pytest.raises(UserError, match=message):
         ask(tiny.config(), LOCAL)
     assert not list(cache.iterdir())
