@@ -15,18 +15,22 @@ turned: of stride 1: XLA's, of the gradient with the kernel turned.
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 Image = Float[Array, "b h w c"]
 Kernel = Float[Array, "k k i f"]
 Output = Float[Array, "b h2 w2 f"]
 Other = Float[Array, "b _ _ _"]
+# What is only moved is of any type.
+Values = Shaped[Array, "b h w c"]
+OtherValues = Shaped[Array, "b _ _ _"]
 Shape = jax.ShapeDtypeStruct
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -49,6 +53,44 @@ class Geometry:
         """Length of the output along a side: 0 is the height, 1 the width."""
         span = self.dilation * (kernel - 1) + 1
         return max((size + sum(self.padding[side]) - span) // self.stride + 1, 0)
+
+
+# Before jax 0.12 XLA computes with bfloat16 on CPUs in float32, also where it is only
+# moved, and products whose result is bfloat16 unless the CPU has AMX.
+_HALF_IS_SLOW = jax.__version_info__ < (0, 12)
+
+
+def moving(move: Callable) -> Callable:
+    """Makes `move` take bfloat16 as whole numbers, where XLA moves these faster.
+
+    Args:
+      move: of arrays, whose values it only moves, and, behind them, other arguments.
+    """
+
+    @functools.wraps(move)
+    def moved(*args):
+        arrays = [arg for arg in args if isinstance(arg, jax.Array)]
+        others = args[len(arrays) :]
+        half = all(array.dtype == jnp.bfloat16 for array in arrays)
+        if not (_HALF_IS_SLOW and half):
+            return move(*args)
+
+        @jax.custom_jvp
+        def as_whole_numbers(*arrays):
+            bits = [lax.bitcast_convert_type(array, jnp.uint16) for array in arrays]
+            back = functools.partial(lax.bitcast_convert_type, new_dtype=jnp.bfloat16)
+            return jax.tree.map(back, move(*bits, *others))
+
+        @as_whole_numbers.defjvp
+        def _(primals, tangents):
+            # Whole numbers have no derivatives.
+            wide = move(*(tangent.astype(jnp.float32) for tangent in tangents), *others)
+            half = jax.tree.map(lambda tangent: tangent.astype(jnp.bfloat16), wide)
+            return as_whole_numbers(*primals), half
+
+        return as_whole_numbers(*arrays)
+
+    return moved
 
 
 # Forms.
@@ -85,9 +127,8 @@ def product_kernel(x: Image, g: Output, where: Geometry, k: int) -> Kernel:
 
 def patches(x: Image, kernel: Kernel, where: Geometry) -> Output:
     """All pixels that an output sees, side by side, times the kernel."""
-    f = kernel.shape[-1]
-    side_by_side = lax.concatenate(taps(x, kernel.shape[0], where), 3)
-    return _dot(side_by_side, kernel.reshape(-1, f))
+    k, f = kernel.shape[0], kernel.shape[-1]
+    return _dot(_taps_beside(x, k, where), kernel.reshape(-1, f))
 
 
 def patches_input(g: Output, kernel: Kernel, where: Geometry, like: Shape) -> Image:
@@ -97,8 +138,7 @@ def patches_input(g: Output, kernel: Kernel, where: Geometry, like: Shape) -> Im
 
 def patches_kernel(x: Image, g: Output, where: Geometry, k: int) -> Kernel:
     """The gradient of `patches` by the kernel."""
-    side_by_side = lax.concatenate(taps(x, k, where), 3)
-    return _outer(side_by_side, g).reshape(k, k, x.shape[-1], g.shape[-1])
+    return _outer(_taps_beside(x, k, where), g).reshape(k, k, x.shape[-1], g.shape[-1])
 
 
 def cross(x: Image, kernel: Kernel, where: Geometry) -> Output:
@@ -123,12 +163,9 @@ def cross_input(g: Output, kernel: Kernel, where: Geometry, like: Shape) -> Imag
 
 def cross_kernel(x: Image, g: Output, where: Geometry, k: int) -> Kernel:
     """The gradient of `cross` by the kernel."""
-    c, f, d = x.shape[-1], g.shape[-1], where.dilation
+    c, f = x.shape[-1], g.shape[-1]
     columns = _columns(x, k, where)
-    more = columns.shape[1] - g.shape[1]
-    rows = lax.concatenate(
-        [_pad(g, ((i * d, more - i * d), (0, 0))) for i in range(k)], 3
-    )
+    rows = _rows_moved(g, k, columns.shape[1], where)
     return _outer(columns, rows).reshape(k, c, k, f).transpose(2, 0, 1, 3)
 
 
@@ -150,11 +187,8 @@ def rows_kernel(x: Image, g: Output, where: Geometry, k: int) -> Kernel:
 
 def folded_input(g: Output, kernel: Kernel, where: Geometry, like: Shape) -> Image:
     """The gradient of `folded` by `x`."""
-    fold = functools.partial(_fold, k=kernel.shape[0], where=where)
-    shape = jax.eval_shape(fold, like)
-    dx = patches_input(g, _fold_kernel(kernel, where), Geometry(), shape)
-    (dx,) = jax.linear_transpose(fold, like)(dx)
-    return dx
+    dx = patches_input(g, _fold_kernel(kernel, where), Geometry(), like)
+    return _unfold(dx, like.shape, where)
 
 
 def convolution_input(
@@ -183,11 +217,12 @@ def convolution_kernel(
     return dk
 
 
-def taps(x: Image, k: int, where: Geometry, fill: float = 0.0) -> list[Other]:
-    """What each of k*k taps sees, row by row; `fill` is what the padding holds."""
+@moving
+def taps(x: Values, k: int, where: Geometry) -> list[OtherValues]:
+    """What each of k*k taps sees, row by row."""
     s, d = where.stride, where.dilation
     h, w = (where.output(x.shape[1 + i], i, k) for i in range(2))
-    x = _pad(x, where.padding, fill)
+    x = pad(x, where.padding)
     b, _, _, c = x.shape
     return [
         lax.slice(
@@ -199,6 +234,12 @@ def taps(x: Image, k: int, where: Geometry, fill: float = 0.0) -> list[Other]:
         for i in range(k)
         for j in range(k)
     ]
+
+
+def pad(x: Values, padding: Padding, fill: float | int = 0) -> OtherValues:
+    """Puts pixels of one value around height and width."""
+    config = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
+    return moving(lax.pad)(x, jnp.array(fill, x.dtype), config)
 
 
 @jax.custom_jvp
@@ -236,16 +277,26 @@ def of_sums(dtype: DTypeLike) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def _columns(x: Image, k: int, where: Geometry) -> Float[Array, "b h2 w2 c2"]:
+@moving
+def _taps_beside(x: Values, k: int, where: Geometry) -> OtherValues:
+    """The pixels that each output sees, side by side."""
+    return lax.concatenate(taps(x, k, where), 3)
+
+
+@moving
+def _columns(x: Values, k: int, where: Geometry) -> OtherValues:
     """The k pixels of its row that each output sees, for all padded rows."""
     w, d = where.output(x.shape[2], 1, k), where.dilation
-    x = _pad(x, where.padding)
+    x = pad(x, where.padding)
     return lax.concatenate([x[:, :, j * d : j * d + w] for j in range(k)], 3)
 
 
-def _pad(x: Image, padding: Padding, fill: float = 0.0) -> Other:
-    config = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
-    return lax.pad(x, jnp.array(fill, x.dtype), config)
+@moving
+def _rows_moved(g: Values, k: int, height: int, where: Geometry) -> OtherValues:
+    """The gradients of the rows that see each padded row, side by side."""
+    d, more = where.dilation, height - g.shape[1]
+    rows = [pad(g, ((i * d, more - i * d), (0, 0))) for i in range(k)]
+    return lax.concatenate(rows, 3)
 
 
 def _spread(x: Image, like: Shape, where: Geometry) -> Other:
@@ -268,26 +319,33 @@ def _turned(kernel: Kernel, where: Geometry) -> tuple[Array, Geometry]:
     return kernel, Geometry(padding=padding, dilation=where.dilation)
 
 
-def _fold(x: Image, k: int, where: Geometry) -> Other:
-    """Makes blocks of stride x stride pixels one pixel: [b, h/s, w/s, s*s*c]."""
-    s, side = where.stride, -(-k // where.stride)
-    b, *sizes, c = x.shape
-    rows = [where.output(size, i, k) + side - 1 for i, size in enumerate(sizes)]
+@moving
+def _unfold(x: Values, shape: tuple[int, ...], where: Geometry) -> OtherValues:
+    """The transpose of making blocks of stride x stride pixels one pixel.
+
+    Args:
+      x: [b, h/s, w/s, s*s*c].
+      shape: of the image without padding.
+      where: stride and padding.
+    """
+    s, (b, *sizes, c) = where.stride, shape
+    rows = x.shape[1:3]
+    x = x.reshape(b, *rows, s, s, c).transpose(0, 1, 3, 2, 4, 5)
     padding = tuple(
-        (low, s * row - size - low)
+        (-low, size + low - s * row)
         for (low, _), row, size in zip(where.padding, rows, sizes, strict=True)
     )
-    x = _pad(x, padding).reshape(b, rows[0], s, rows[1], s, c)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, *rows, s * s * c)
+    return pad(x.reshape(b, rows[0] * s, rows[1] * s, c), padding)
 
 
-def _rows(x: Image, k: int, where: Geometry) -> Float[Array, "b h2 w2 c2"]:
+@moving
+def _rows(x: Values, k: int, where: Geometry) -> OtherValues:
     """What each output sees in k rows and k columns, rounded up to whole strides."""
     s, side = where.stride, -(-k // where.stride)
     b, height, width, c = x.shape
     h, w = where.output(height, 0, k), where.output(width, 1, k)
     (top, bottom), (left, _) = where.padding
-    x = _pad(x, ((top, bottom), (left, s * (w + side - 1) - width - left)))
+    x = pad(x, ((top, bottom), (left, s * (w + side - 1) - width - left)))
     x = x.reshape(b, -1, w + side - 1, s * c)
     x = lax.concatenate([x[:, :, i : i + w] for i in range(side)], 3)
     return lax.concatenate([x[:, i : i + (h - 1) * s + 1 : s] for i in range(k)], 3)
@@ -306,9 +364,7 @@ def _fold_kernel(kernel: Kernel, where: Geometry) -> Float[Array, "k2 k2 c2 f"]:
 
 # Products. XLA's bfloat16 product on CPUs is fast for a row-major left side times a
 # row-major right side, and else computed in float32, eight times as slow. It lays out
-# in that way what is contracted over more than one axis. Before jax 0.12 it computes in
-# float32 where the result is bfloat16 and the CPU has AVX-512's bfloat16 but no AMX.
-_THROUGH_SUMS = jax.__version_info__ < (0, 12)
+# in that way what is contracted over more than one axis.
 
 
 def _dot(x: Image, kernel: Float[Array, "c f"], dtype=None) -> Output:
@@ -341,7 +397,7 @@ def _outer(x: Image, g: Output) -> Float[Array, "c f"]:
 def _multiply(left, right, contracted: tuple, dtype: DTypeLike | None = None):
     """A product of a type, by default that of its factors."""
     dtype = dtype or left.dtype
-    through = of_sums(dtype) if _THROUGH_SUMS else dtype
+    through = of_sums(dtype) if _HALF_IS_SLOW else dtype
     axes = (contracted, ((), ()))
     found = lax.dot_general(left, right, axes, preferred_element_type=through)
     return found.astype(dtype)

@@ -1,14 +1,27 @@
 """Max pooling on CPUs, where XLA's windows and their gradient are slow."""
 
+import dataclasses
 import functools
+import math
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from resnet_jax.models.cpu_forms import Geometry, of_sums, taps
+from resnet_jax.models.cpu_forms import (
+    Geometry,
+    OtherValues,
+    Values,
+    moving,
+    of_sums,
+    pad,
+    taps,
+    unfused,
+)
 
 Image = Float[Array, "b h w c"]
 Output = Float[Array, "b h2 w2 c"]
@@ -25,12 +38,12 @@ def max_pool(x: Image, side: int, where: Geometry) -> Output:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _max_pool(x: Image, side: int, where: Geometry) -> Output:
-    return _forward(x, side, where)[0]
+    cpu, xla = (functools.partial(f, side=side, where=where) for f in (_greatest, _xla))
+    return lax.platform_dependent(x, cpu=cpu, default=xla)
 
 
 def _forward(x: Image, side: int, where: Geometry):
-    cpu, xla = (functools.partial(f, side=side, where=where) for f in (_greatest, _xla))
-    return lax.platform_dependent(x, cpu=cpu, default=xla), x
+    return _max_pool(x, side, where), x
 
 
 def _backward(side: int, where: Geometry, x: Image, g: Output):
@@ -55,45 +68,67 @@ def _select_and_scatter(x: Image, g: Output, side: int, where: Geometry) -> Imag
 
 
 def _greatest(x: Image, side: int, where: Geometry) -> Output:
-    return functools.reduce(jnp.maximum, taps(x, side, where, fill=-jnp.inf))
+    wide = (one.astype(of_sums(x.dtype)) for one in _seen(x, side, where))
+    return functools.reduce(jnp.maximum, wide).astype(x.dtype)
+
+
+def _seen(x: Image, side: int, where: Geometry) -> list[Output]:
+    """What each of side*side taps sees, row by row; -inf in the padding."""
+    x = pad(x, where.padding, -jnp.inf)
+    return taps(x, side, dataclasses.replace(where, padding=((0, 0), (0, 0))))
 
 
 def _to_first(x: Image, g: Output, side: int, where: Geometry) -> Image:
-    greatest, *others = taps(x, side, where, fill=-jnp.inf)
+    greatest, *others = _seen(x, side, where)
     winner = jnp.zeros(greatest.shape, jnp.int32)
     for tap, one in enumerate(others, 1):
         winner = jnp.where(one > greatest, tap, winner)
         greatest = jnp.maximum(one, greatest)
-    # Else XLA finds the winners anew for each tap.
-    winner = lax.optimization_barrier(winner.astype(jnp.uint8))
-    parts = [jnp.where(winner == tap, g, 0) for tap in range(side * side)]
-    return _add_up(parts, x.shape, side, where)
+    return _add_up(winner, g, x.shape, side, where)
 
 
-def _add_up(parts: list[Output], shape: tuple, side: int, where: Geometry) -> Image:
-    """The transpose of `taps`: adds what each tap gives to the pixel that it saw."""
-    s, (b, *sizes, c) = where.stride, shape
+def _add_up(
+    winner: Int[Array, "b h2 w2 c"], g: Output, shape: tuple, side: int, where: Geometry
+) -> Image:
+    """Gives each value of `g` to the pixel that its window's winning tap saw."""
+    s, d, sizes = where.stride, where.dilation, shape[1:3]
     # Pixels of one remainder by the stride are a plane, which few taps see.
-    blocks = [
-        -(-(size + sum(pad)) // s)
-        for size, pad in zip(sizes, where.padding, strict=True)
+    plane = [
+        -(-(size + sum(around)) // s)
+        for size, around in zip(sizes, where.padding, strict=True)
     ]
-    summed = of_sums(parts[0].dtype)
-    planes = [[jnp.zeros((b, *blocks, c), summed)] * s for _ in range(s)]
-    for tap, part in enumerate(parts):
-        offsets = [where.dilation * t for t in divmod(tap, side)]
-        config = [
-            (offset // s, block - size - offset // s, 0)
-            for offset, block, size in zip(
-                offsets, blocks, part.shape[1:3], strict=True
-            )
-        ]
-        row, column = (offset % s for offset in offsets)
-        zero = jnp.zeros((), part.dtype)
-        moved = lax.pad(part, zero, [(0, 0, 0), *config, (0, 0, 0)])
-        planes[row][column] += moved.astype(summed)
-    dtype = parts[0].dtype
-    rows = [jnp.stack([p.astype(dtype) for p in row], axis=3) for row in planes]
-    x = jnp.stack(rows, axis=2).reshape(b, blocks[0] * s, blocks[1] * s, c)
+    reach = d * (side - 1) // s
+    padding = tuple(
+        (reach, size - outputs)
+        for size, outputs in zip(plane, g.shape[1:3], strict=True)
+    )
+    none = side * side
+    winner = pad(winner.astype(np.min_scalar_type(none)), padding, none)
+    # Else XLA finds the winners anew for each tap.
+    winner, g = unfused(winner), unfused(pad(g, padding))
+    planes = [jnp.zeros((len(g), *plane, g.shape[3]), of_sums(g.dtype))] * s**2
+    for tap in range(side * side):
+        (down, row), (right, column) = (divmod(d * at, s) for at in divmod(tap, side))
+        first = (reach - down, reach - right)
+        its = jnp.where(_cut(winner, first, plane) == tap, _cut(g, first, plane), 0)
+        planes[row * s + column] += its
+    x = _interleave(*(unfused(plane.astype(g.dtype)) for plane in planes))
     (top, _), (left, _) = where.padding
-    return x[:, top : top + sizes[0], left : left + sizes[1]]
+    return _cut(x, (top, left), sizes)
+
+
+@moving
+def _cut(x: Values, first: Sequence[int], sizes: Sequence[int]) -> OtherValues:
+    """The pixels from one on."""
+    (top, left), (height, width) = first, sizes
+    return x[:, top : top + height, left : left + width]
+
+
+@moving
+def _interleave(*planes: Values) -> OtherValues:
+    """One image of planes of every stride-th pixel, row by row."""
+    s = math.isqrt(len(planes))
+    rows = [jnp.stack(planes[i : i + s], axis=3) for i in range(0, len(planes), s)]
+    x = jnp.stack(rows, axis=2)
+    b, h, _, w, _, c = x.shape
+    return x.reshape(b, h * s, w * s, c)

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -153,6 +154,35 @@ def test_blocks_have_32_channels_where_there_are_so_many():
     assert blocks_of(256, 2) == 2
     assert blocks_of(72, 6) == 2
     assert blocks_of(16, 4) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("k", "where", "h", "w", "c", "f"), [KINDS[i] for i in (4, 6)])
+def test_every_form_has_derivatives_in_bfloat16(k, where, h, w, c, f):
+    x, kernel, g = inputs(k, where, h, w, c, f, "bfloat16")
+
+    def derivatives(direction, form):
+        found, pull = jax.vjp(
+            lambda *given: call(direction, form, *given, where), x, kernel, g
+        )
+        return [one.astype("float32") for one in pull(found)]
+
+    for direction in FORMS:
+        plain = derivatives(direction, "convolution")
+        for form in forms_of(direction, k, where):
+            # Sums of at most 9 x 48 terms, rounded to bfloat16 on the way.
+            assert tiny.difference(derivatives(direction, form), plain) < 2**-6, form
+
+
+@pytest.mark.parametrize(("k", "where", "h", "w", "c", "f"), KINDS)
+def test_bfloat16_is_laid_side_by_side_as_it_is(k, where, h, w, c, f):
+    """In float32 it would be twice as much to move."""
+    x, kernel, g = inputs(k, where, h, w, c, f, "bfloat16")
+    for direction in FORMS:
+        for form in forms_of(direction, k, where):
+            traced = jax.jit(functools.partial(call, direction, form), static_argnums=3)
+            program = traced.lower(x, kernel, g, where).compile().as_text()
+            assert not re.search(r"= f32\S* concatenate\(", program), (direction, form)
 
 
 @pytest.mark.parametrize("over", ["forward", "reverse"])

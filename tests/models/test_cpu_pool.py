@@ -33,3 +33,29 @@ def test_output_and_gradient_are_xlas_where_values_are_equal(
     # Whole numbers below 256, which both types add without rounding.
     g = jnp.asarray(rng.integers(-9, 10, out.shape), dtype)
     np.testing.assert_array_equal(pull(g)[0], pull_plain(g)[0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_second_derivatives_are_those_of_xlas(dtype):
+    x = keyed.generator("second").permutation(2 * 6 * 6 * 4).reshape(2, 6, 6, 4)
+    # Whole numbers and their squares, which both types hold.
+    x = jnp.asarray(x % 15, dtype)
+
+    def twice(pool):
+        return jax.grad(lambda x: jax.grad(lambda x: (pool(x) ** 3).sum())(x).sum())(x)
+
+    plain = twice(lambda x: nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))))
+    found = twice(lambda x: max_pool(x, 3, Geometry(2, ((1, 1), (1, 1)))))
+    np.testing.assert_array_equal(found, plain)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_winners_are_written(dtype):
+    """XLA would find them anew for each tap."""
+
+    def gradient(x):
+        return jax.grad(lambda x: max_pool(x, 3, Geometry(2)).sum())(x)
+
+    program = jax.jit(gradient).lower(jnp.zeros((2, 8, 8, 4), dtype)).compile()
+    _, _, entry = program.as_text().partition("ENTRY")
+    assert "= u8[" in entry
