@@ -38,12 +38,12 @@ def max_pool(x: Image, side: int, where: Geometry) -> Output:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _max_pool(x: Image, side: int, where: Geometry) -> Output:
-    cpu, xla = (functools.partial(f, side=side, where=where) for f in (_greatest, _xla))
-    return lax.platform_dependent(x, cpu=cpu, default=xla)
+    return _forward(x, side, where)[0]
 
 
 def _forward(x: Image, side: int, where: Geometry):
-    return _max_pool(x, side, where), x
+    cpu, xla = (functools.partial(f, side=side, where=where) for f in (_greatest, _xla))
+    return lax.platform_dependent(x, cpu=cpu, default=xla), x
 
 
 def _backward(side: int, where: Geometry, x: Image, g: Output):
