@@ -85,8 +85,8 @@ def moving(move: Callable) -> Callable:
         def _(primals, tangents):
             # Whole numbers have no derivatives.
             wide = move(*(tangent.astype(jnp.float32) for tangent in tangents), *others)
-            half = jax.tree.map(lambda tangent: tangent.astype(jnp.bfloat16), wide)
-            return as_whole_numbers(*primals), half
+            narrow = jax.tree.map(lambda tangent: tangent.astype(jnp.bfloat16), wide)
+            return as_whole_numbers(*primals), narrow
 
         return as_whole_numbers(*arrays)
 
@@ -165,7 +165,7 @@ def cross_kernel(x: Image, g: Output, where: Geometry, k: int) -> Kernel:
     """The gradient of `cross` by the kernel."""
     c, f = x.shape[-1], g.shape[-1]
     columns = _columns(x, k, where)
-    rows = _rows_moved(g, k, columns.shape[1], where)
+    rows = _rows_beside(g, k, columns.shape[1], where)
     return _outer(columns, rows).reshape(k, c, k, f).transpose(2, 0, 1, 3)
 
 
@@ -292,7 +292,7 @@ def _columns(x: Values, k: int, where: Geometry) -> OtherValues:
 
 
 @moving
-def _rows_moved(g: Values, k: int, height: int, where: Geometry) -> OtherValues:
+def _rows_beside(g: Values, k: int, height: int, where: Geometry) -> OtherValues:
     """The gradients of the rows that see each padded row, side by side."""
     d, more = where.dilation, height - g.shape[1]
     rows = [pad(g, ((i * d, more - i * d), (0, 0))) for i in range(k)]

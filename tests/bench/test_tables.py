@@ -117,9 +117,6 @@ def test_mistakes_get_a_sentence(arguments, message):
         command.main(["bench", "step", *arguments])
 
 
-SCHEDULE = "schedule --config=configs/r50.py"
-
-
 @pytest.mark.parametrize(
     ("line", "message"),
     [
