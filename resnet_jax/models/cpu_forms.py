@@ -61,7 +61,9 @@ _HALF_IS_SLOW = jax.__version_info__ < (0, 12)
 
 
 def moving(move: Callable) -> Callable:
-    """Makes `move` take bfloat16 as whole numbers, where XLA moves these faster.
+    """Makes `move` take bfloat16 as it is, and derivatives of it in float32.
+
+    The transpose of taking a pixel for several outputs adds what they give to it.
 
     Args:
       move: of arrays, whose values it only moves, and, behind them, other arguments.
@@ -71,24 +73,24 @@ def moving(move: Callable) -> Callable:
     def moved(*args):
         arrays = [arg for arg in args if isinstance(arg, jax.Array)]
         others = args[len(arrays) :]
-        half = all(array.dtype == jnp.bfloat16 for array in arrays)
-        if not (_HALF_IS_SLOW and half):
+        if any(array.dtype != jnp.bfloat16 for array in arrays):
             return move(*args)
 
         @jax.custom_jvp
-        def as_whole_numbers(*arrays):
+        def of_half(*arrays):
+            if not _HALF_IS_SLOW:
+                return move(*arrays, *others)
             bits = [lax.bitcast_convert_type(array, jnp.uint16) for array in arrays]
             back = functools.partial(lax.bitcast_convert_type, new_dtype=jnp.bfloat16)
             return jax.tree.map(back, move(*bits, *others))
 
-        @as_whole_numbers.defjvp
+        @of_half.defjvp
         def _(primals, tangents):
-            # Whole numbers have no derivatives.
             wide = move(*(tangent.astype(jnp.float32) for tangent in tangents), *others)
             narrow = jax.tree.map(lambda tangent: tangent.astype(jnp.bfloat16), wide)
-            return as_whole_numbers(*primals), narrow
+            return of_half(*primals), narrow
 
-        return as_whole_numbers(*arrays)
+        return of_half(*arrays)
 
     return moved
 
@@ -368,7 +370,10 @@ def _fold_kernel(kernel: Kernel, where: Geometry) -> Float[Array, "k2 k2 c2 f"]:
 
 
 def _dot(x: Image, kernel: Float[Array, "c f"], dtype=None) -> Output:
-    return _multiply(x, kernel, ((3,), (0,)), dtype)
+    # Of two axes, since the derivative by the kernel would else be a transposed product
+    # over several, whose sums jax 0.12 takes in bfloat16.
+    found = _multiply(x.reshape(-1, x.shape[-1]), kernel, ((1,), (0,)), dtype)
+    return found.reshape(*x.shape[:-1], -1)
 
 
 def _dot_transposed(g: Output, kernel: Float[Array, "c f"]) -> Image:
