@@ -84,6 +84,12 @@ def problem_of_store(error: BaseException | None) -> str:
     return ""
 
 
+def check_known(what: str, word: str, known: Iterable[str]) -> None:
+    """Raises UserError that there is no `what`, unless the word is among the known."""
+    if word not in known:
+        raise UserError(f"There is no {what}.{nearest(word, known)}")
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Returns ' Did you mean ...?' with the nearest known words, or all if none."""
     known = list(known)

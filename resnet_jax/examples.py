@@ -16,7 +16,7 @@ from resnet_jax.data.sources import (
     open_source,
     with_classes,
 )
-from resnet_jax.errors import UserError, nearest
+from resnet_jax.errors import UserError, check_known
 
 
 def train_augment(config: ConfigDict) -> Augment:
@@ -122,8 +122,7 @@ def make_resize(
         return None
     known = ("first", "last", "start", "end", "multiple")
     for key in schedule:
-        if key not in known:
-            raise UserError(f"There is no {name}.{key}.{nearest(key, known)}")
+        check_known(f"{name}.{key}", key, known)
     for key in known[:-1]:
         if key not in schedule:
             raise UserError(f"{name} must have {', '.join(known[:-1])}, but no {key}.")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from resnet_jax.errors import UserError, nearest
+from resnet_jax.errors import UserError, check_known
 
 LOSSES = ("cross_entropy", "binary_cross_entropy")
 
@@ -18,9 +18,7 @@ Labels = Int[Array, "b"] | Float[Array, "b classes"]
 
 def check(config: ConfigDict) -> None:
     """Raises UserError for a loss that cannot be."""
-    if config.loss not in LOSSES:
-        hint = nearest(config.loss, LOSSES)
-        raise UserError(f"There is no loss={config.loss!r}.{hint}")
+    check_known(f"loss={config.loss!r}", config.loss, LOSSES)
     for key in ("label_smoothing", "bce_target_threshold"):
         if not 0 <= config[key] <= 1:
             raise UserError(f"{key}={config[key]} must be from 0 to 1.")

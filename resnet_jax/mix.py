@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from resnet_jax.errors import UserError, nearest
+from resnet_jax.errors import UserError, check_known
 
 RULES = ("timm", "torchvision")
 
@@ -137,8 +137,7 @@ class Mix:
 def check(config: ConfigDict) -> None:
     """Raises UserError for what `config.mix` cannot be."""
     mix = config.mix
-    if mix.rule not in RULES:
-        raise UserError(f"There is no mix.rule={mix.rule!r}.{nearest(mix.rule, RULES)}")
+    check_known(f"mix.rule={mix.rule!r}", mix.rule, RULES)
     for key in ("mixup_alpha", "cutmix_alpha"):
         if mix[key] < 0:
             raise UserError(f"mix.{key}={mix[key]} must be at least 0.")

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from resnet_jax.errors import UserError, nearest
+from resnet_jax.errors import UserError, check_known
 from resnet_jax.models.scan import stack_blocks, unstack_blocks
 from resnet_jax.models.zoo import Spec
 from resnet_jax.schedules import peak_rate
@@ -43,8 +43,7 @@ def check(config: ConfigDict) -> None:
         ("optim.momentum_form", optim.momentum_form, MOMENTUM_FORMS),
         ("ema_warmup", config.ema_warmup, EMA_WARMUPS),
     ):
-        if value not in known:
-            raise UserError(f"There is no {key}={value!r}.{nearest(value, known)}")
+        check_known(f"{key}={value!r}", value, known)
     for key, value in (
         ("optim.clip_norm", optim.clip_norm),
         ("optim.agc", optim.agc),

@@ -8,7 +8,7 @@ import optax
 from ml_collections import ConfigDict
 
 from resnet_jax.config import to_steps
-from resnet_jax.errors import UserError, nearest
+from resnet_jax.errors import UserError, check_known
 
 FALLING = ("cosine", "polynomial", "triangular")  # to `schedule_length`
 SCHEDULES = (*FALLING, "step", "constant", "plateau")
@@ -50,9 +50,7 @@ def make_schedule(
     def steps_of(duration, key: str) -> int:
         return to_steps(duration, batch_size, train_size, key)
 
-    if optim.schedule not in SCHEDULES:
-        hint = nearest(optim.schedule, SCHEDULES)
-        raise UserError(f"There is no optim.schedule={optim.schedule!r}.{hint}")
+    check_known(f"optim.schedule={optim.schedule!r}", optim.schedule, SCHEDULES)
     if optim.schedule == "step" and not optim.decay_at:
         raise UserError(
             "optim.schedule=step needs optim.decay_at, such as"

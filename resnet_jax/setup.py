@@ -33,7 +33,7 @@ from resnet_jax.data.loader import (
     train_batches,
 )
 from resnet_jax.data.sources import Source
-from resnet_jax.errors import UserError, nearest
+from resnet_jax.errors import UserError, check_known
 from resnet_jax.examples import eval_augment, make_resize, open_examples, train_augment
 from resnet_jax.models import create_model, get_spec
 from resnet_jax.models.cost import cost_of_image, count, init_shapes
@@ -427,8 +427,7 @@ def _check_values(config: ConfigDict, mesh: Mesh) -> None:
         ("evaluate.views", config.evaluate.views, VIEWS),
         ("sharding.params", config.sharding.params, sharding.PARAMS),
     ):
-        if value not in known:
-            raise UserError(f"There is no {key}={value!r}.{nearest(value, known)}")
+        check_known(f"{key}={value!r}", value, known)
     if data.channels not in (1, 3):
         raise UserError(f"data.channels={data.channels} must be 1 (grey) or 3 (RGB).")
     if not len(data.mean) == len(data.std) == data.channels:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from resnet_jax.arguments import count, counts, words
 from resnet_jax.bench import table
 from resnet_jax.bench.table import Benchmark, row
-from resnet_jax.errors import UserError, nearest
+from resnet_jax.errors import UserError, check_known
 
 # By task and contender: the function that takes model, image size, batch size and type
 # and gives what is called; ours first.
@@ -86,8 +86,7 @@ def cases_of(what: str, args: argparse.Namespace) -> Iterator[tuple]:
 def check_types(dtypes: Iterable[str]) -> None:
     """Raises UserError for a type that is not measured."""
     for dtype in dtypes:
-        if dtype not in TYPES:
-            raise UserError(f"There is no --dtype={dtype}.{nearest(dtype, TYPES)}")
+        check_known(f"--dtype={dtype}", dtype, TYPES)
 
 
 def name_of(model: str, size: int, batch: int, dtype: str) -> str:

@@ -21,7 +21,7 @@ from resnet_jax.data.resize import (
     resize,
     resize_fast,
 )
-from resnet_jax.errors import UserError, nearest
+from resnet_jax.errors import UserError, check_known
 
 TRAIN_CROPS = ("random_resized", "pad", "center", "short_side")
 CROPS = (*TRAIN_CROPS, "five")
@@ -100,8 +100,7 @@ class Augment:
             ("erase_mode", ERASE_MODES),
         ):
             value = getattr(self, key)
-            if value not in known:
-                raise UserError(f"There is no {key} {value!r}.{nearest(value, known)}")
+            check_known(f"{key} {value!r}", value, known)
         if not 0 < self.crop_fraction <= 1:
             raise UserError(
                 f"data.crop_fraction={self.crop_fraction} must be above 0 and at most"

@@ -6,7 +6,7 @@ import logging
 
 import flax.linen as nn
 
-from resnet_jax.errors import UserError, nearest
+from resnet_jax.errors import UserError, check_known, nearest
 from resnet_jax.models.relatives import VGG, Highway, HighwaySpec, VGGSpec
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.spec import ResNetSpec
@@ -795,8 +795,7 @@ def resolve(name: str) -> str:
         log.warning("%s is a deprecated name of %s.", name, ALIASES[name])
         name = ALIASES[name]
     found, _, _ = name.partition(".")
-    if found not in ZOO:
-        raise UserError(f"There is no network {name!r}.{nearest(name, ZOO)}")
+    check_known(f"network {name!r}", found, ZOO)
     return found
 
 
