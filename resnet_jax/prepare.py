@@ -33,12 +33,8 @@ from tensorflow_datasets.core.download import downloader
 from resnet_jax import storage
 from resnet_jax.data import pack
 from resnet_jax.data.pack import DataSet, ImageFile, PreparedFile, Reencode
-from resnet_jax.data.sources import (
-    FolderSource,
-    check_same_classes,
-    folder_splits,
-    tfds_builder,
-)
+from resnet_jax.data.sources import FolderSource, check_same_classes, folder_splits
+from resnet_jax.data.tfds_source import tfds_builder
 from resnet_jax.data.verify import checks_of_builder, checks_of_folder, verify
 from resnet_jax.errors import UserError
 

@@ -29,12 +29,12 @@ from resnet_jax.data.loader import Examples
 from resnet_jax.data.sources import (
     Relabelled,
     Source,
-    TfdsSource,
     label_of,
     open_source,
     split_of,
     with_classes,
 )
+from resnet_jax.data.tfds_source import TfdsSource
 from resnet_jax.errors import UserError, nearest
 
 # AlexNet's top-1 errors, means over five severities, with all digits as in

@@ -17,7 +17,7 @@ from resnet_jax.data.evalsets import (
     summarize,
 )
 from resnet_jax.data.loader import Examples
-from resnet_jax.data.sources import TfdsSource
+from resnet_jax.data.tfds_source import TfdsSource
 from resnet_jax.errors import UserError
 from resnet_jax.evaluate import evaluate_sets, evaluate_workdir
 from resnet_jax.train import train
