@@ -47,11 +47,11 @@ def test_what_helps_is_kept_together(compiler):
     assert "the command" in kept["__doc__"]
     table = said[0].splitlines()
     assert "| `a=2`, `b=1` | 2.4 | 2 | 1 MB | 5.00 GB | kept |" in table
-    assert "| `c=1` | 2.5 | 2 | 1 MB | 5.00 GB | +0.5% |" in table
-    assert "| `d=1` | | | | | refused: no such option |" in table
-    assert "| `e=1` | 2.5 | 2 | 1 MB | 5.00 GB | the same program |" in table
-    # Variants of the step come with what is kept, and are not kept themselves.
     kept = "`a=2`, `b=1`"
+    assert f"| {kept}, `c=1` | 2.4 | 2 | 1 MB | 5.00 GB | -4.5% |" in table
+    assert f"| {kept}, `d=1` | | | | | refused: no such option |" in table
+    assert f"| {kept}, `e=1` | 2.4 | 2 | 1 MB | 5.00 GB | the same program |" in table
+    # Variants of the step come with what is kept, and are not kept themselves.
     assert table[-4:] == [
         f"| {kept}, model.scan_blocks=True | 2.6 | 2 | 1 MB | 5.00 GB |"
         " +10.0% against what is kept |",
@@ -72,6 +72,13 @@ def test_of_options_with_as_many_cycles_the_one_with_fewest_bytes_is_kept():
     assert sweep.best_of([plain, first, second, refused]) is second
     assert sweep.best_of([plain, second, first]) is second
     assert sweep.best_of([plain, fewer, second | {"variant": "other"}]) is plain
+
+
+def test_three_percent_fewer_bytes_are_worth_one_of_cycles():
+    plain = {"variant": "", "cycles": 1000.0, "bytes": 400.0}
+    assert sweep.is_better(plain | {"cycles": 1009.0, "bytes": 386.0}, plain)
+    assert not sweep.is_better(plain | {"cycles": 1009.0, "bytes": 390.0}, plain)
+    assert not sweep.is_better(plain | {"cycles": 1100.0, "bytes": 320.0}, plain)
 
 
 def test_where_nothing_helps_nothing_is_kept(compiler, monkeypatch):
