@@ -17,9 +17,10 @@ KEPT = pathlib.Path("configs", "compiler")
 # Less than this part fewer bytes, or than a third of it fewer cycles, is no reason.
 WORTH = 0.005
 # libtpu 0.0.52 takes each of these, and refuses names that it does not know; it
-# documents none. Small steps of convolutions and batch norm change with the cost model
-# and with the fusions of convolutions; the limit of the memory on the chip changes
-# large ones. Options for products and for loops, which the step has not, changed none.
+# documents none. Large steps change with the limit of what one operation keeps in the
+# chip's own memory, and with how fast copies to it are expected to be, small ones with
+# the cost model and the fusions of convolutions. Options for loops and products changed
+# none.
 CANDIDATES = (
     {"xla_tpu_scoped_vmem_limit_kib": 32768},
     {"xla_tpu_scoped_vmem_limit_kib": 49152},
@@ -30,10 +31,7 @@ CANDIDATES = (
     {"xla_tpu_async_copy_bandwidth_scaling_factor": 0.25},
     {"xla_tpu_async_copy_bandwidth_scaling_factor": 0.18},
     {"xla_tpu_async_copy_bandwidth_scaling_factor": 0.125},
-    {"xla_tpu_rwb_fusion": False},
     {"xla_tpu_enable_experimental_fusion_cost_model": True},
-    {"xla_tpu_enable_multi_level_nested_loop_fusion": False},
-    {"xla_tpu_enable_aggressive_loop_fusion_layout_opt": True},
     {"xla_jf_conv_input_fusion": False},
     {"xla_jf_conv_output_fusion": False},
 )
