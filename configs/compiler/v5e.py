@@ -8,4 +8,5 @@ README.md says what was tried.
 
 OPTIONS = {
     "xla_tpu_scoped_vmem_limit_kib": 49152,
+    "xla_tpu_async_copy_bandwidth_scaling_factor": 0.18,
 }
