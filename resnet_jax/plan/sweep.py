@@ -80,16 +80,14 @@ def sweep(config: ConfigDict, topology: str, per_chip: int) -> Iterator[dict]:
             "temp": train["memory"]["activations"],
         }
 
-    best = tried({})
-    yield best
-    if "refused" in best:
+    rows = [tried({})]
+    yield rows[0]
+    if "refused" in rows[0]:
         return
     for candidate in CANDIDATES:
-        row = tried(best["options"] | candidate)
-        yield row
-        if is_better(row, best):
-            best = row
-    options = best["options"]
+        rows.append(tried(best_of(rows)["options"] | candidate))
+        yield rows[-1]
+    options = best_of(rows)["options"]
     scanned = not config.model.scan_blocks
     yield tried(options, f"model.scan_blocks={scanned}", scan_blocks=scanned)
     yield tried(options, "model.unwritten=False", unwritten=False)
