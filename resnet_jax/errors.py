@@ -84,6 +84,24 @@ def problem_of_store(error: BaseException | None) -> str:
     return ""
 
 
+# How XLA's errors begin where a device has too little memory.
+NO_MEMORY = "RESOURCE_EXHAUSTED"
+
+
+def problem_of_memory(error: Exception) -> str:
+    """That a device has too little memory, and what to do; empty for other errors."""
+    said = str(error)
+    if type(error).__name__ != "JaxRuntimeError" or NO_MEMORY not in said:
+        return ""
+    reason = said[said.index(NO_MEMORY) :].splitlines()[0].rstrip(".")
+    return (
+        f"A device has too little memory for this run ({reason[:200]}). Take a smaller"
+        " batch_size or data.image_size, or have a step take the batch in parts"
+        " (--config.optim.microbatches=2); python -m resnet_jax.plan --largest tells"
+        " what fits."
+    )
+
+
 def check_known(what: str, word: str, known: Iterable[str]) -> None:
     """Raises UserError that there is no `what`, unless the word is among the known."""
     if word not in known:

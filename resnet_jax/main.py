@@ -31,7 +31,7 @@ from resnet_jax.config import (
     load,
     rewrite_durations,
 )
-from resnet_jax.errors import UserError, problem_of_store
+from resnet_jax.errors import UserError, problem_of_memory, problem_of_store
 
 _BEGAN = time.perf_counter()  # jax and what stands on it are imported later
 
@@ -264,15 +264,20 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         return processes.give_up(str(error))
     except Exception as error:
-        workdir = _WORKDIR.value or ""
-        if "://" in workdir and (why := problem_of_store(error)):
-            return processes.give_up(f"{workdir} cannot be used: {why}.")
-        if not isinstance(error, OSError):
-            return processes.give_up_after(error)
-        if errno.errorcode.get(error.errno) not in REFUSALS:
-            return processes.give_up_after(error)
-        return processes.give_up(f"{error.filename or workdir}: {error.strerror}.")
+        if problem := _problem_of(error):
+            return processes.give_up(problem)
+        return processes.give_up_after(error)
     return 0
+
+
+def _problem_of(error: Exception) -> str:
+    """What a user can mend, of errors that libraries raise; empty for others."""
+    workdir = _WORKDIR.value or ""
+    if "://" in workdir and (why := problem_of_store(error)):
+        return f"{workdir} cannot be used: {why}."
+    if isinstance(error, OSError) and errno.errorcode.get(error.errno) in REFUSALS:
+        return f"{error.filename or workdir}: {error.strerror}."
+    return problem_of_memory(error)
 
 
 def quiet_libraries() -> None:

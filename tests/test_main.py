@@ -129,6 +129,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
 
 
 @pytest.mark.slow
+def test_too_little_memory_is_one_sentence(tmp_path):
+    flags = (*runs.SMALL, "--config.data.image_size=1000000")
+    code, output = runs.run(tmp_path / "run", *flags)
+    assert code == 1
+    last = output.splitlines()[-1]
+    assert last.startswith("error: A device has too little memory for this run (")
+    assert "batch_size" in last and "resnet_jax.plan --largest" in last
+    assert "Traceback" not in output
+
+
+@pytest.mark.slow
 def test_ctrl_c_saves_too(tmp_path):
     process = runs.start(tmp_path / "run", *runs.SMALL)
     code, output = runs.send_when(process, r"step 6/", signal.SIGINT)

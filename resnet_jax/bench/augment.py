@@ -56,8 +56,8 @@ def pictures(config: ConfigDict, images: pathlib.Path | None) -> Iterator[Pictur
     """
     data = config.data
     if images:
-        for content in read_jpegs(images):
-            yield Picture(content, data.channels)
+        for name, content in read_jpegs(images).items():
+            yield Picture(content, data.channels, name)
         return
     shape = (data.image_size, data.image_size, data.channels)
     source = open_source(

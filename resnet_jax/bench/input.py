@@ -29,7 +29,7 @@ from resnet_jax.data.augment import Augment
 from resnet_jax.data.cache import MemorySource
 from resnet_jax.data.decode import Picture
 from resnet_jax.data.loader import Examples, eval_batches, train_batches
-from resnet_jax.errors import UserError
+from resnet_jax.errors import BadImageError, UserError
 
 BATCH = 128
 # What comes with scikit-learn, which need not be imported for it.
@@ -76,11 +76,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def rows(args: argparse.Namespace) -> Iterator[dict]:
-    """One row a measurement; raises UserError if there are no JPEGs.
+    """One row a measurement; raises UserError if there are no JPEGs, or broken ones.
 
     Every contender makes `--batches` of 128 images on `--cores` cores in each repeat.
     """
-    read_jpegs(args.images)
+    for name, jpeg in read_jpegs(args.images).items():
+        try:
+            Picture(jpeg, 3, name).pixels()
+        except BadImageError as error:
+            raise UserError(f"{error} Mend or remove it.") from None
     contenders = list(
         dict.fromkeys(
             (who, "originals" if who == peer else what)
@@ -107,19 +111,27 @@ def rows(args: argparse.Namespace) -> Iterator[dict]:
         yield row(name, unit, ours, peer, theirs, out)
 
 
-def read_jpegs(images: pathlib.Path) -> list[bytes]:
-    """The JPEGs of a folder or a .zip; raises UserError if there are none."""
+def read_jpegs(images: pathlib.Path) -> dict[str, bytes]:
+    """The JPEGs of a folder or a .zip by name; raises UserError if there are none."""
     suffixes = (".jpg", ".jpeg")
     if images.suffix == ".zip" and images.is_file():
         try:
             with zipfile.ZipFile(images) as archive:
                 names = sorted(archive.namelist())
-                found = [archive.read(n) for n in names if n.lower().endswith(suffixes)]
+                found = {
+                    f"{images}/{name}": archive.read(name)
+                    for name in names
+                    if name.lower().endswith(suffixes)
+                }
         except (OSError, zipfile.BadZipFile) as error:
             raise UserError(f"{images} cannot be read: {error}.") from None
     else:
         paths = sorted(images.rglob("*"))
-        found = [p.read_bytes() for p in paths if p.name.lower().endswith(suffixes)]
+        found = {
+            str(path): path.read_bytes()
+            for path in paths
+            if path.name.lower().endswith(suffixes)
+        }
     if not found:
         raise UserError(f"{images} holds no JPEGs (.jpg, .jpeg).")
     return found
@@ -341,7 +353,7 @@ def main(argv: list[str]) -> None:
     who, what, images, cores, number = argv[1:]
     cores, number = int(cores), int(number)
     os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:cores]))
-    jpegs = read_jpegs(pathlib.Path(images))
+    jpegs = list(read_jpegs(pathlib.Path(images)).values())
     if what == "smaller":
         jpegs = [smaller(jpeg) for jpeg in jpegs]
     contenders = {

@@ -112,8 +112,10 @@ class Report:
         """A table: the command that makes it, `machine`'s answer, and its rows."""
         table = {"command": command, **where, "rows": []}
         self.tables.append(table)
-        _say(f"`{command}`\n\n{describe(where)}\n\n{HEAD}")
         for found in rows:
+            # Not before, since what there is not is told while the first is measured.
+            if not table["rows"]:
+                _say(f"`{command}`\n\n{describe(where)}\n\n{HEAD}")
             table["rows"].append(found)
             _say(as_markdown(found))
             self._write()

@@ -21,14 +21,13 @@ from ml_collections import ConfigDict
 
 from resnet_jax import sharding
 from resnet_jax.data.sources import KNOWN
-from resnet_jax.errors import UserError
+from resnet_jax.errors import NO_MEMORY, UserError
 from resnet_jax.models.cost import cost_of_image, count
 from resnet_jax.plan import hlo
 from resnet_jax.plan.chips import CHIPS, chip_of, chip_of_device, sides_of
 from resnet_jax.setup import Setup, set_up
 
 # How XLA tells that a program does not fit, and how much it wanted of how much.
-NO_MEMORY = "RESOURCE_EXHAUSTED"
 WANTED = re.compile(
     r"(?:Used |\()([\d.]+)([KMGT]?)\)?(?: of | exceeds available HBM \()"
     r"([\d.]+)([KMGT]?)"

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+import zipfile
 
 import pytest
 
@@ -112,9 +113,10 @@ def test_an_interrupted_benchmark_keeps_what_it_has_measured(made_up, tmp_path):
         (["--profile=/dev/null/x"], "--profile=/dev/null/x: Not a directory."),
     ],
 )
-def test_mistakes_get_a_sentence(arguments, message):
+def test_mistakes_get_a_sentence(arguments, message, capsys):
     with pytest.raises(UserError, match=re.escape(message)):
         command.main(["bench", "step", *arguments])
+    assert not capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -290,19 +292,35 @@ def test_the_input_benchmark_gives_a_row_a_measurement(jpegs, monkeypatch, tmp_p
 def test_of_the_input_benchmark_no_row_is_left_out_for_a_failure(tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"no JPEG")
     with pytest.raises(UserError, match="ours on originals: it ended with exit code 1"):
-        measure(tmp_path, "input", "--repeats=1", f"--images={tmp_path}")
+        input_bench._run("ours", "originals", tmp_path, 1, 1)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_broken_images_are_named_before_anything_is_measured(zipped, tmp_path, capsys):
+    images, name = tmp_path, f"{tmp_path}/broken.jpg"
+    if zipped:
+        images = tmp_path / "images.zip"
+        name = f"{images}/broken.jpg"
+        with zipfile.ZipFile(images, "w") as archive:
+            archive.writestr("broken.jpg", b"no JPEG")
+    else:
+        (tmp_path / "broken.jpg").write_bytes(b"no JPEG")
+    message = f"{name}: cannot be decoded: not an image in a known format. Mend or"
+    with pytest.raises(UserError, match=re.escape(message)):
+        measure(tmp_path, "input", f"--images={images}")
+    assert not capsys.readouterr().out
 
 
 def test_photographs_are_at_hand_for_the_input_benchmark():
     found = input_bench.read_jpegs(input_bench.SAMPLE)
     assert len(found) == 2
-    assert all(content.startswith(b"\xff\xd8") for content in found)
+    assert all(content.startswith(b"\xff\xd8") for content in found.values())
 
 
 @pytest.mark.slow
 def test_workers_are_counted_and_their_memory_is_constant(jpegs, monkeypatch):
     monkeypatch.setattr(input_bench, "BATCH", 8)
-    found = input_bench._memory(input_bench.read_jpegs(jpegs))
+    found = input_bench._memory(list(input_bench.read_jpegs(jpegs).values()))
     assert len(found) == 50
     # This process alone takes more than its imports; two workers import the same.
     assert found[-1] - found[9] < 100
