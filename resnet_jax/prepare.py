@@ -16,51 +16,28 @@ extract their archives. Training reads the results without it.
 
 import argparse
 import dataclasses
-import json
 import logging
 import os
 import pathlib
 import re
 import shlex
 import sys
-import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
 import tqdm
 from tensorflow_datasets.core.download import downloader
 
 from resnet_jax import storage
-from resnet_jax.data import pack
-from resnet_jax.data.pack import DataSet, ImageFile, PreparedFile, Reencode
-from resnet_jax.data.sources import FolderSource, check_same_classes, folder_splits
+from resnet_jax.data import originals, pack
+from resnet_jax.data.pack import DataSet, Reencode
+from resnet_jax.data.sources import FolderSource, folder_splits
 from resnet_jax.data.tfds_source import tfds_builder
 from resnet_jax.data.verify import checks_of_builder, checks_of_folder, verify
 from resnet_jax.errors import UserError
 
 PROGRAM = "python -m resnet_jax.prepare"
 ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
-
-
-@dataclasses.dataclass(frozen=True)
-class Tar:
-    """What is known of an archive of ImageNet.
-
-    Attributes:
-      name: of the file.
-      size: in bytes.
-      images: how many are in it.
-    """
-
-    name: str
-    size: int
-    images: int
-
-
-IMAGENET = {
-    "train": Tar("ILSVRC2012_img_train.tar", 147_897_477_120, 1_281_167),
-    "validation": Tar("ILSVRC2012_img_val.tar", 6_744_924_160, 50_000),
-}
 
 
 def prepare(dataset: str, data_dir: str = "", manual_dir: str = "") -> pathlib.Path:
@@ -124,178 +101,6 @@ def way_out(error: Exception) -> str:
     if isinstance(chain[-1], AssertionError | FileNotFoundError):
         return f"{text} (--manual_dir=DIRECTORY says where files lie.)"
     return f"{type(chain[-1]).__name__}: {text[:300]}"
-
-
-def imagenet(
-    info: tfds.core.DatasetInfo, manual_dir: pathlib.Path, scratch: pathlib.Path
-) -> DataSet:
-    """ImageNet (ILSVRC 2012) from its tar files, as the builder of tfds has it.
-
-    Args:
-      info: of that builder.
-      manual_dir: where the tar files lie.
-      scratch: where the lists of what is in them are kept, once made.
-
-    Raises:
-      UserError: a tar file is missing, or is not the original.
-    """
-    from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder
-
-    paths = {split: manual_dir / tar.name for split, tar in IMAGENET.items()}
-    for split, path in paths.items():
-        _check_tar(path, IMAGENET[split])
-    synset_to_label = info.features["label"].str2int
-    truth = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt")
-    validation = [synset_to_label(synset) for synset in truth.read_text().split()]
-    odd = (
-        *imagenet2012_dataset_builder.CMYK_IMAGES,
-        *imagenet2012_dataset_builder.PNG_IMAGES,
-    )
-    splits = {}
-    for split, path in paths.items():
-        files = []
-        for start, size, name in _members(path, scratch):
-            if split == "train":
-                label = synset_to_label(name.split("_")[0])
-            else:
-                # ILSVRC2012_val_00000001.JPEG has the first label.
-                label = validation[int(re.findall(r"\d+", name)[-1]) - 1]
-            files.append(ImageFile(str(path), start, size, label, name))
-        expected = IMAGENET[split].images
-        if len(files) != expected:
-            raise UserError(
-                f"{path} holds {len(files):,} images, not {expected:,}: it is not the"
-                " original; fetch it again."
-            )
-        splits[split] = pack.deal(files, odd)
-    return DataSet(
-        "imagenet2012", str(info.version), info.features, splits, _about(info)
-    )
-
-
-def _check_tar(path: pathlib.Path, tar: Tar) -> None:
-    if not path.exists():
-        raise UserError(
-            f"{tar.name} ({tar.size:,} bytes) is not in {path.parent}: register at"
-            " https://image-net.org/download-images, fetch it, put it into a directory,"
-            " and run this command again with --manual_dir=DIRECTORY."
-        )
-    size = path.stat().st_size
-    if size != tar.size:
-        raise UserError(
-            f"{path} has {size:,} bytes, not {tar.size:,}: its download is"
-            f" {'not finished' if size < tar.size else 'not the original'}; fetch it"
-            " again."
-        )
-
-
-def _members(path: pathlib.Path, scratch: pathlib.Path) -> list[list]:
-    """Start, size and name of each image in a tar file, or in the tar files in it.
-
-    Looking through a large archive takes minutes, so the list is kept in `scratch`.
-    """
-    kept = scratch / f"{path.name}.{path.stat().st_mtime_ns}.json"
-    if not kept.exists():
-        print(f"Looking for images in {path} ...", flush=True)
-        try:
-            members = list(_walk(path, 0))
-        except tarfile.TarError as error:
-            raise UserError(f"{path} is damaged: {error}; fetch it again.") from None
-        scratch.mkdir(parents=True, exist_ok=True)
-        pack.write_json(kept, members)
-    return json.loads(kept.read_text())
-
-
-def _walk(path: pathlib.Path, start: int) -> Iterator[tuple[int, int, str]]:
-    with path.open("rb") as file:
-        file.seek(start)
-        with tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
-                if member.name.endswith(".tar"):
-                    yield from _walk(path, member.offset_data)
-                elif member.isfile():
-                    name = member.name.rpartition("/")[2]
-                    yield member.offset_data, member.size, name
-
-
-def _about(info: tfds.core.DatasetInfo) -> dict:
-    """What the metadata of a data set say of it."""
-    return {
-        "description": info.description,
-        "homepage": info.homepage,
-        "citation": info.citation,
-        "license": info.redistribution_info.license,
-        "supervised_keys": info.supervised_keys,
-    }
-
-
-def folder(path: str) -> DataSet:
-    """An image folder, PATH/SPLIT/CLASS/IMAGE.jpg; the files go in as they are.
-
-    Raises:
-      UserError: there are no images, or splits differ in their classes.
-    """
-    sources = {split: FolderSource(path, split) for split in folder_splits(path)}
-    first, *others = sources.values()
-    for other in others:
-        check_same_classes(first, other)
-    splits = {}
-    for split, source in sources.items():
-        splits[split] = pack.deal(
-            [
-                ImageFile(
-                    source.name(index),
-                    0,
-                    os.path.getsize(source.name(index)),
-                    source.labels[index],
-                    source.paths[index],
-                )
-                for index in range(len(source))
-            ]
-        )
-    features = tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Image(shape=(None, None, 3)),
-            "label": tfds.features.ClassLabel(names=first.classes),
-            "file_name": tfds.features.Text(),
-        }
-    )
-    root = pathlib.Path(path).expanduser().resolve()
-    about = {
-        "description": f"The images of {root}.",
-        "supervised_keys": ("image", "label"),
-    }
-    return DataSet(_as_name(root.name), "1.0.0", features, splits, about)
-
-
-def _as_name(text: str) -> str:
-    """The nearest name that tfds takes for a data set."""
-    name = re.sub("[^a-z0-9_]+", "_", text.lower())
-    return name if name[:1].isalpha() else f"images_{name}"
-
-
-def prepared(builder: tfds.core.DatasetBuilder) -> DataSet:
-    """A data set that tfds has prepared, shard by shard."""
-    info = builder.info
-    splits = {
-        split.name: [
-            PreparedFile(str(path), length)
-            for path, length in zip(split.filepaths, split.shard_lengths, strict=True)
-        ]
-        for split in info.splits.values()
-    }
-    return DataSet(info.name, str(info.version), info.features, splits, _about(info))
-
-
-def _builder_of(directory: pathlib.Path) -> tfds.core.DatasetBuilder:
-    """The builder of a prepared directory."""
-    try:
-        return tfds.builder_from_directory(directory)
-    except (tfds.core.dataset_info.DatasetInfoFileError, ValueError) as error:
-        raise UserError(
-            f"{directory} is no data set that tfds has prepared:"
-            f" {' '.join(str(error).split())[:200]}"
-        ) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -376,7 +181,7 @@ def _prepare_imagenet(options: Options) -> pathlib.Path:
     out = options.out_or(options.root / name / str(builder.version))
     manual_dir = _absolute(options.manual_dir or f"{options.root}/downloads/manual")
     scratch = pack.work_dir(out) / pack.SCRATCH
-    return _pack(imagenet(builder.info, manual_dir, scratch), out, options)
+    return _pack(originals.imagenet(builder.info, manual_dir, scratch), out, options)
 
 
 def _prepare_tfds(options: Options) -> pathlib.Path:
@@ -395,24 +200,24 @@ def _prepare_folder(options: Options) -> pathlib.Path:
     path = options.source.removeprefix("folder:")
     root = _absolute(path)
     beside = root.with_name(f"{root.name}{options.suffix or '_arrayrecord'}")
-    return _pack(folder(path), options.out_or(beside), options)
+    return _pack(originals.folder(path), options.out_or(beside), options)
 
 
 def _convert(options: Options) -> pathlib.Path:
     directory = _absolute(options.directory)
     if not options.in_place:
         return _reencode(directory, options)
-    builder = _builder_of(directory)
+    builder = originals.builder_of(directory)
     if builder.info.file_format == ARRAY_RECORD:
         raise UserError(f"{directory} is ArrayRecord already; nothing is to be done.")
-    data = prepared(builder)
+    data = originals.prepared(builder)
     workers = options.num_workers
     pack.convert(data, directory, command=options.command, workers=workers)
     return directory
 
 
 def _reencode(directory: pathlib.Path, options: Options) -> pathlib.Path:
-    data = prepared(_builder_of(directory))
+    data = originals.prepared(originals.builder_of(directory))
     default = options.root / f"{data.name}{options.suffix}" / data.version
     return _pack(data, options.out_or(default), options)
 
@@ -491,7 +296,7 @@ def main(argv: Sequence[str]) -> None:
         )
     counts = ", ".join(
         f"{split.name} {split.num_examples:,}"
-        for split in _builder_of(path).info.splits.values()
+        for split in originals.builder_of(path).info.splits.values()
     )
     print(f"{path} is prepared ({counts} images).")
     print(f"Train on it with --config.data.source=tfds:{path}")

@@ -15,7 +15,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from resnet_jax import prepare
+from resnet_jax.data import originals, pack
 from resnet_jax.data.decode import Picture
 from resnet_jax.data.shards import read_shard
 from resnet_jax.data.sources import open_source
@@ -93,8 +93,8 @@ def tars(tmp_path, monkeypatch) -> pathlib.Path:
     ):
         content = tar_of(files)
         (directory / name).write_bytes(content)
-        expected[split] = prepare.Tar(name, len(content), count)
-    monkeypatch.setattr(prepare, "IMAGENET", expected)
+        expected[split] = originals.Tar(name, len(content), count)
+    monkeypatch.setattr(originals, "IMAGENET", expected)
     return directory
 
 
@@ -105,7 +105,7 @@ def run_imagenet(tars: pathlib.Path, *flags: str) -> pathlib.Path:
 
 
 def test_imagenet_is_known_by_its_sizes_and_counts():
-    train, validation = prepare.IMAGENET["train"], prepare.IMAGENET["validation"]
+    train, validation = originals.IMAGENET["train"], originals.IMAGENET["validation"]
     assert (train.size, train.images) == (147_897_477_120, 1_281_167)
     assert (validation.size, validation.images) == (6_744_924_160, 50_000)
 
@@ -139,7 +139,7 @@ def test_imagenet_opens_as_the_builder_of_tfds_has_it(tars, capsys):
 KILLED = """
 import os, signal, sys
 from resnet_jax import prepare
-from resnet_jax.data import pack
+from resnet_jax.data import originals, pack
 
 def read(file, read=pack._read, count=iter(range(10**9))):
     if next(count) == {reads}:
@@ -148,7 +148,7 @@ def read(file, read=pack._read, count=iter(range(10**9))):
 
 pack._read = read
 pack.SHARD_BYTES = 3000
-prepare.IMAGENET = {{split: prepare.Tar(*tar) for split, tar in {tars}.items()}}
+originals.IMAGENET = {{split: originals.Tar(*tar) for split, tar in {tars}.items()}}
 prepare.main(["prepare", *sys.argv[1:]])
 """
 
@@ -156,7 +156,7 @@ prepare.main(["prepare", *sys.argv[1:]])
 def test_a_killed_preparation_of_imagenet_goes_on_and_ends_with_the_same_bytes(tars):
     known = {
         split: (tar.name, tar.size, tar.images)
-        for split, tar in prepare.IMAGENET.items()
+        for split, tar in originals.IMAGENET.items()
     }
 
     def run_until(reads: int, data_dir: str) -> tuple[int, str]:
@@ -198,8 +198,8 @@ def test_images_that_tfds_turns_into_rgb_jpegs_are(tars, monkeypatch):
     )
     path = tars / "ILSVRC2012_img_train.tar"
     path.write_bytes(content)
-    expected = prepare.IMAGENET | {"train": prepare.Tar(path.name, len(content), 2)}
-    monkeypatch.setattr(prepare, "IMAGENET", expected)
+    expected = originals.IMAGENET | {"train": originals.Tar(path.name, len(content), 2)}
+    monkeypatch.setattr(originals, "IMAGENET", expected)
     data_dir = run_imagenet(tars)
     source = open_source("tfds:imagenet2012", "train", data_dir=str(data_dir))
     for image, _ in (source[0], source[1]):
@@ -213,7 +213,7 @@ def test_a_missing_tar_is_told_with_its_size_and_its_page(tars):
     (tars / "ILSVRC2012_img_val.tar").unlink()
     with pytest.raises(UserError) as raised:
         run_imagenet(tars)
-    size = f"{prepare.IMAGENET['validation'].size:,}"
+    size = f"{originals.IMAGENET['validation'].size:,}"
     assert f"ILSVRC2012_img_val.tar ({size} bytes) is not in" in str(raised.value)
     assert "https://image-net.org" in str(raised.value)
     assert "--manual_dir=DIRECTORY" in str(raised.value)
@@ -228,9 +228,9 @@ def test_a_tar_of_another_size_is_told_before_anything_is_written(tars):
 
 
 def test_a_tar_with_other_images_is_told_before_anything_is_written(tars, monkeypatch):
-    tar = prepare.IMAGENET["train"]
-    other = {**prepare.IMAGENET, "train": prepare.Tar(tar.name, tar.size, 13)}
-    monkeypatch.setattr(prepare, "IMAGENET", other)
+    tar = originals.IMAGENET["train"]
+    other = {**originals.IMAGENET, "train": originals.Tar(tar.name, tar.size, 13)}
+    monkeypatch.setattr(originals, "IMAGENET", other)
     with pytest.raises(UserError, match="holds 12 images, not 13"):
         run_imagenet(tars)
     assert not list(tars.parent.glob("data/**/*array_record*"))
@@ -363,11 +363,11 @@ def test_a_part_of_a_packed_split_is_a_random_part(tmp_path):
         for name in ("cat", "dog")
         for index in range(50)
     }
-    prepare.pack.SHARD_BYTES, size = 5000, prepare.pack.SHARD_BYTES
+    pack.SHARD_BYTES, size = 5000, pack.SHARD_BYTES
     try:
         run(write_folder(tmp_path / "in", files), f"--out={tmp_path / 'out'}")
     finally:
-        prepare.pack.SHARD_BYTES = size
+        pack.SHARD_BYTES = size
     part = open_source(f"tfds:{tmp_path / 'out'}", "train[:50%]")
     labels = [part[index][1] for index in range(len(part))]
     assert 10 < sum(labels) < 40

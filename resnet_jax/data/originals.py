@@ -1,0 +1,212 @@
+"""Data sets as they come, for `pack` to write.
+
+ImageNet's tar files, image folders, and what tfds has prepared.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import tarfile
+from collections.abc import Iterator
+
+import tensorflow_datasets as tfds
+
+from resnet_jax.data import pack
+from resnet_jax.data.pack import DataSet, ImageFile, PreparedFile
+from resnet_jax.data.sources import FolderSource, check_same_classes, folder_splits
+from resnet_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Tar:
+    """What is known of an archive of ImageNet.
+
+    Attributes:
+      name: of the file.
+      size: in bytes.
+      images: how many are in it.
+    """
+
+    name: str
+    size: int
+    images: int
+
+
+IMAGENET = {
+    "train": Tar("ILSVRC2012_img_train.tar", 147_897_477_120, 1_281_167),
+    "validation": Tar("ILSVRC2012_img_val.tar", 6_744_924_160, 50_000),
+}
+
+
+def imagenet(
+    info: tfds.core.DatasetInfo, manual_dir: pathlib.Path, scratch: pathlib.Path
+) -> DataSet:
+    """ImageNet (ILSVRC 2012) from its tar files, as the builder of tfds has it.
+
+    Args:
+      info: of that builder.
+      manual_dir: where the tar files lie.
+      scratch: where the lists of what is in them are kept, once made.
+
+    Raises:
+      UserError: a tar file is missing, or is not the original.
+    """
+    from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder
+
+    paths = {split: manual_dir / tar.name for split, tar in IMAGENET.items()}
+    for split, path in paths.items():
+        _check_tar(path, IMAGENET[split])
+    synset_to_label = info.features["label"].str2int
+    truth = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt")
+    validation = [synset_to_label(synset) for synset in truth.read_text().split()]
+    odd = (
+        *imagenet2012_dataset_builder.CMYK_IMAGES,
+        *imagenet2012_dataset_builder.PNG_IMAGES,
+    )
+    splits = {}
+    for split, path in paths.items():
+        files = []
+        for start, size, name in _members(path, scratch):
+            if split == "train":
+                label = synset_to_label(name.split("_")[0])
+            else:
+                # ILSVRC2012_val_00000001.JPEG has the first label.
+                label = validation[int(re.findall(r"\d+", name)[-1]) - 1]
+            files.append(ImageFile(str(path), start, size, label, name))
+        expected = IMAGENET[split].images
+        if len(files) != expected:
+            raise UserError(
+                f"{path} holds {len(files):,} images, not {expected:,}: it is not the"
+                " original; fetch it again."
+            )
+        splits[split] = pack.deal(files, odd)
+    return DataSet(
+        "imagenet2012", str(info.version), info.features, splits, _about(info)
+    )
+
+
+def _check_tar(path: pathlib.Path, tar: Tar) -> None:
+    if not path.exists():
+        raise UserError(
+            f"{tar.name} ({tar.size:,} bytes) is not in {path.parent}: register at"
+            " https://image-net.org/download-images, fetch it, put it into a directory,"
+            " and run this command again with --manual_dir=DIRECTORY."
+        )
+    size = path.stat().st_size
+    if size != tar.size:
+        raise UserError(
+            f"{path} has {size:,} bytes, not {tar.size:,}: its download is"
+            f" {'not finished' if size < tar.size else 'not the original'}; fetch it"
+            " again."
+        )
+
+
+def _members(path: pathlib.Path, scratch: pathlib.Path) -> list[list]:
+    """Start, size and name of each image in a tar file, or in the tar files in it.
+
+    Looking through a large archive takes minutes, so the list is kept in `scratch`.
+    """
+    kept = scratch / f"{path.name}.{path.stat().st_mtime_ns}.json"
+    if not kept.exists():
+        print(f"Looking for images in {path} ...", flush=True)
+        try:
+            members = list(_walk(path, 0))
+        except tarfile.TarError as error:
+            raise UserError(f"{path} is damaged: {error}; fetch it again.") from None
+        scratch.mkdir(parents=True, exist_ok=True)
+        pack.write_json(kept, members)
+    return json.loads(kept.read_text())
+
+
+def _walk(path: pathlib.Path, start: int) -> Iterator[tuple[int, int, str]]:
+    with path.open("rb") as file:
+        file.seek(start)
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                if member.name.endswith(".tar"):
+                    yield from _walk(path, member.offset_data)
+                elif member.isfile():
+                    name = member.name.rpartition("/")[2]
+                    yield member.offset_data, member.size, name
+
+
+def _about(info: tfds.core.DatasetInfo) -> dict:
+    """What the metadata of a data set say of it."""
+    return {
+        "description": info.description,
+        "homepage": info.homepage,
+        "citation": info.citation,
+        "license": info.redistribution_info.license,
+        "supervised_keys": info.supervised_keys,
+    }
+
+
+def folder(path: str) -> DataSet:
+    """An image folder, PATH/SPLIT/CLASS/IMAGE.jpg; the files go in as they are.
+
+    Raises:
+      UserError: there are no images, or splits differ in their classes.
+    """
+    sources = {split: FolderSource(path, split) for split in folder_splits(path)}
+    first, *others = sources.values()
+    for other in others:
+        check_same_classes(first, other)
+    splits = {}
+    for split, source in sources.items():
+        splits[split] = pack.deal(
+            [
+                ImageFile(
+                    source.name(index),
+                    0,
+                    os.path.getsize(source.name(index)),
+                    source.labels[index],
+                    source.paths[index],
+                )
+                for index in range(len(source))
+            ]
+        )
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "label": tfds.features.ClassLabel(names=first.classes),
+            "file_name": tfds.features.Text(),
+        }
+    )
+    root = pathlib.Path(path).expanduser().resolve()
+    about = {
+        "description": f"The images of {root}.",
+        "supervised_keys": ("image", "label"),
+    }
+    return DataSet(_as_name(root.name), "1.0.0", features, splits, about)
+
+
+def _as_name(text: str) -> str:
+    """The nearest name that tfds takes for a data set."""
+    name = re.sub("[^a-z0-9_]+", "_", text.lower())
+    return name if name[:1].isalpha() else f"images_{name}"
+
+
+def prepared(builder: tfds.core.DatasetBuilder) -> DataSet:
+    """A data set that tfds has prepared, shard by shard."""
+    info = builder.info
+    splits = {
+        split.name: [
+            PreparedFile(str(path), length)
+            for path, length in zip(split.filepaths, split.shard_lengths, strict=True)
+        ]
+        for split in info.splits.values()
+    }
+    return DataSet(info.name, str(info.version), info.features, splits, _about(info))
+
+
+def builder_of(directory: pathlib.Path) -> tfds.core.DatasetBuilder:
+    """The builder of a prepared directory."""
+    try:
+        return tfds.builder_from_directory(directory)
+    except (tfds.core.dataset_info.DatasetInfoFileError, ValueError) as error:
+        raise UserError(
+            f"{directory} is no data set that tfds has prepared:"
+            f" {' '.join(str(error).split())[:200]}"
+        ) from None
