@@ -93,6 +93,8 @@ def in_steps(
             f"{key}={units} is not a duration; write one of {{'epochs': 90}},"
             " {'steps': 500} or {'examples': 1e6}."
         )
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size} must be at least 1.")
     ((unit, amount),) = units.items()
     if not isinstance(amount, int | float) or amount < 0:
         raise UserError(f"{key}.{unit}={amount!r} is not a number of {unit}.")

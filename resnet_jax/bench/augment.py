@@ -47,6 +47,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     except OSError as error:
         raise UserError(f"--save={args.save}: {error.strerror or error}.") from None
     print(f"{args.save}: {sheet.width}x{sheet.height}, originals on the left")
+    if config.mix.mixup_alpha or config.mix.cutmix_alpha:
+        print("Not drawn: mixup and CutMix, which mix images inside the train step.")
 
 
 def pictures(config: ConfigDict, images: pathlib.Path | None) -> Iterator[Picture]:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax import compile_cache, host
 from resnet_jax.config import load
-from resnet_jax.models import create_model
+from resnet_jax.models import create_model, get_spec
 from resnet_jax.models.cost import init_shapes
 from resnet_jax.setup import Setup, set_up
 from resnet_jax.sharding import local_rows
@@ -30,8 +30,10 @@ def short_config(
     found.batch_size = batch
     found.model.dtype = dtype
     found.data.image_size = size
-    # Few images in the second split: only training is measured.
-    found.data.source = f"fake:10:{batch}"
+    # As many classes as the peers' networks have. Few images in the second split:
+    # only training is measured.
+    classes = get_spec(found.model.name, **found.model.overrides).num_classes
+    found.data.source = f"fake:{classes}:{batch}"
     found.data.train_split, found.data.eval_split = "train", "validation"
     found.total = ConfigDict({"steps": steps})
     found.log_every = ConfigDict({"steps": max(steps // 4, 1)})
@@ -49,7 +51,7 @@ def fake_batch(setup: Setup) -> dict:
     rows = len(local_rows(setup.mesh, size))
     like = setup.batch_like(size, "image", "label")
     image = rng.integers(0, 256, (rows, *like["image"].shape[1:]), np.uint8)
-    label = rng.integers(0, 10, rows, np.int32)
+    label = rng.integers(0, len(setup.train.source.classes), rows, np.int32)
     return setup.to_devices({"image": image, "label": label})
 
 

@@ -60,7 +60,7 @@ def rows(args: argparse.Namespace) -> Iterator[dict]:
 def _bare_rate(setup: Setup) -> float:
     train_step = setup.compile_train_step(teacher_variables(setup))
     state, batch = setup.init_state(), fake_batch(setup)
-    warm = setup.total_steps // 4
+    warm = max(setup.total_steps // 4, 1)
     for i in range(setup.total_steps):
         if i == warm:
             jax.block_until_ready(state)

@@ -68,8 +68,8 @@ def rows(args: argparse.Namespace) -> Iterator[dict]:
     # What is wrong is told before anything is measured.
     for model in (args.model, args.saved):
         get_spec(model)
-    if args.topology:
-        chip_of(args.topology)
+    if args.topology and not chip_of(args.topology):
+        raise UserError(f"--topology={args.topology}: only TPUs are predicted for.")
     case = args.model, args.image_size, args.batch_size, args.dtype
     config = short_config(args.config, *case, steps=args.steps)
     for number in args.processes:

@@ -17,6 +17,8 @@ from resnet_jax.bench import contender, convolutions, ours, table
 from resnet_jax.bench import input as input_bench
 from resnet_jax.bench.contender import Child, LeftOutError
 from resnet_jax.errors import UserError
+from resnet_jax.models.cost import count
+from resnet_jax.models.zoo import get_entry
 from resnet_jax.setup import set_up
 from tests.data.pictures import encode, noise
 
@@ -127,6 +129,8 @@ def test_mistakes_get_a_sentence(arguments, message, capsys):
         ("overhead --config=configs/r50.py:x", "r50.py has no variants"),
         ("scale --saved=resnet5O", "no network 'resnet5O'. Did you mean"),
         ("scale --topology=v5z", "no topology 'v5z'. Did you mean"),
+        ("scale --topology=local", "--topology=local: only TPUs are predicted for."),
+        ("schedule --config=configs/r50.py --config.batch_size=0", "batch_size=0 must"),
         (
             "schedule --config=configs/r50.py --save=/no/x.png",
             "/no/x.png cannot be written: ",
@@ -169,7 +173,13 @@ def test_a_network_takes_nothing_from_a_config_of_another():
     # Its overrides have a field that a VGG lacks.
     config = ours.short_config("configs/r50.py", "vgg19_bn", 96, 8, "float32")
     config.model.bn_group_size = "global"
-    assert set_up(config).model.spec.num_classes == 10
+    assert set_up(config).model.spec.num_classes == 1000
+
+
+@pytest.mark.parametrize(("model", "size"), [("resnet50", 96), ("cifar_resnet20", 32)])
+def test_a_step_is_of_the_whole_network_as_the_peers_is(model, size):
+    setup = set_up(ours._step_config(model, size, 8, "float32"))
+    assert count(setup.state_like().params) == get_entry(model).params
 
 
 def test_what_a_contender_lacks_is_told(tmp_path):
