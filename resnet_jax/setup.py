@@ -41,7 +41,8 @@ from resnet_jax.models.resnet import ResNet
 from resnet_jax.step import TrainState
 from resnet_jax.storage import Path
 
-VIEWS = ("one", "flip", "ten_crop")
+# How many images of each one are evaluated.
+VIEWS = {"one": 1, "flip": 2, "ten_crop": 10}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 

@@ -4,6 +4,7 @@ import argparse
 import itertools
 import json
 import math
+import os
 import pathlib
 import shlex
 import signal
@@ -114,7 +115,8 @@ def main(argv: list[str]) -> None:
         sweep.run(config, topologies[0], args.per_chip[0], command)
         return
     priced = itertools.zip_longest(topologies, args.price, fillvalue=args.price[0])
-    plans = []
+    plans: list[tuple[dict, dict]] = []
+    refused = None
     shardings = (args.sharding or config.sharding.params).split(",")
     for (topology, price), batch_size, per_chip, sharding in itertools.product(
         priced, args.batch_size, args.per_chip, shardings
@@ -122,16 +124,25 @@ def main(argv: list[str]) -> None:
         chosen = ConfigDict(config.to_dict())
         chosen.batch_size = batch_size or config.batch_size
         chosen.sharding.params = sharding
-        facts = ask(chosen, topology, per_chip=per_chip, fresh=args.fresh)
-        found = predict(facts, input_rate=args.input_rate, price=price)
-        if args.largest:
-            found["largest"] = search(chosen, facts)
+        try:
+            facts = ask(chosen, topology, per_chip=per_chip, fresh=args.fresh)
+            found = predict(facts, input_rate=args.input_rate, price=price)
+            if args.largest:
+                found["largest"] = search(chosen, facts)
+        except UserError as error:
+            # What was compiled before may have taken long.
+            refused = error
+            break
         plans.append((facts, found))
+    if refused and not plans:
+        raise refused
     if args.json:
         rows = [{"compiled": facts, "predicted": found} for facts, found in plans]
         print(json.dumps(rows, indent=1, allow_nan=False))
     else:
         print(as_text(plans))
+    if refused:
+        raise refused
 
 
 def search(config: ConfigDict, facts: dict) -> tuple[int, int]:
@@ -174,7 +185,12 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         main(sys.argv)
+        sys.stdout.flush()
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read the table has enough; Python would write the rest at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

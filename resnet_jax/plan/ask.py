@@ -14,6 +14,7 @@ from importlib import metadata
 from ml_collections import ConfigDict
 
 from resnet_jax import source, user_cache
+from resnet_jax.data.sources import KNOWN, open_source
 from resnet_jax.errors import UserError, reason_of
 from resnet_jax.plan.chips import LOCAL, chip_of
 
@@ -63,8 +64,10 @@ def ask(
         "per_chip": per_chip,
         "evaluation": evaluation,
     }
+    # Steps and hours depend on it, too.
+    question = request | {"data": data_of(config)}
     try:
-        known = user_cache.directory() / "plan" / f"{key_of(request)}.json"
+        known = user_cache.directory() / "plan" / f"{key_of(question)}.json"
         user_cache.claim(known.parent)
     except UserError as error:
         print(f"warning: answers are not kept: {error}", file=sys.stderr)
@@ -128,6 +131,24 @@ def _keep(path: pathlib.Path, text: str) -> None:
         os.replace(file.name, path)
     except OSError as error:
         print(f"warning: {path}: {error.strerror}; not kept", file=sys.stderr)
+
+
+def data_of(config: ConfigDict) -> list[tuple[int, tuple[str, ...]]]:
+    """Images and classes of both splits, but of data sets that need not be there.
+
+    Raises UserError as `open_source`.
+    """
+    data = config.data
+    splits = (
+        (data.source, data.train_split),
+        (data.eval_source or data.source, data.eval_split),
+    )
+    opened = [
+        open_source(source, split, data_dir=data.data_dir)
+        for source, split in splits
+        if source not in KNOWN
+    ]
+    return [(len(source), tuple(source.classes)) for source in opened]
 
 
 def key_of(request: dict) -> str:

@@ -25,7 +25,7 @@ from resnet_jax.errors import NO_MEMORY, UserError
 from resnet_jax.models.cost import cost_of_image, count
 from resnet_jax.plan import hlo
 from resnet_jax.plan.chips import CHIPS, chip_of, chip_of_device, sides_of
-from resnet_jax.setup import Setup, set_up
+from resnet_jax.setup import VIEWS, Setup, set_up
 
 # How XLA tells that a program does not fit, and how much it wanted of how much.
 WANTED = re.compile(
@@ -73,12 +73,14 @@ def facts(
     batch = setup.batch_like(config.batch_size, "image", "label")
     run = _run(setup)
     forward = 2 * run["macs"] / where["devices"]
+    # Forward and the gradients by input and kernel; SAM does so twice.
+    passes = 6 if config.optim.sam_rho else 3
     train = of_step(
         lambda: setup.compile(setup.lower_train_step(teacher)),
         parts | {"teacher": teacher},
         batch,
         setup.mesh,
-        3 * forward * config.batch_size,
+        passes * forward * config.batch_size,
     )
     found = where | run | {"train": train}
     if evaluation:
@@ -86,7 +88,8 @@ def facts(
         batch = setup.batch_like(setup.eval_batch_size, *keys, examples=setup.test)
         evaluated = {"parameters": state.params, "statistics": state.batch_stats}
         step = setup.compile_eval_step
-        least = forward * setup.eval_batch_size
+        views = VIEWS[config.evaluate.views]
+        least = views * forward * setup.eval_batch_size
         found["eval"] = of_step(step, evaluated, batch, setup.mesh, least)
     return found
 

@@ -189,8 +189,9 @@ def _notes(plans: list[tuple[dict, dict]]) -> list[str]:
             )
         elif not facts["chip"]:
             lines.append(
-                f"{where} no speed, since no peaks of {facts['kind']} are known;"
-                " measure it: python -m resnet_jax.bench overhead."
+                f"{where} no speed, hours, cores or cost, since no peaks of"
+                f" {facts['kind']} are known; measure it: python -m resnet_jax.bench"
+                " overhead."
             )
     chips = dict.fromkeys(f["chip"] for f, p in plans if "rate" in p)
     lines += [

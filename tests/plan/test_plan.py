@@ -23,6 +23,7 @@ from resnet_jax.plan.predict import predict, total
 from resnet_jax.plan.table import amount, as_text
 from resnet_jax.setup import Setup, set_up
 from tests import runs, tiny
+from tests.data.pictures import encode, noise, write_folder
 from tests.plan.test_predict import facts
 
 TINY = (
@@ -168,6 +169,33 @@ def test_loops_hide_neither_operations_nor_bytes():
     assert looped["train"]["bytes"] > plain["train"]["bytes"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "train", "evaluation"),
+    [
+        ({}, 3, 1),
+        ({"optim.sam_rho": 0.05}, 6, 1),
+        ({"evaluate.views": "flip"}, 3, 2),
+        ({"evaluate.views": "ten_crop"}, 3, 10),
+    ],
+)
+def test_the_least_operations_are_those_of_all_passes(
+    changes, train, evaluation, monkeypatch
+):
+    least = []
+
+    def of_step(step, parts, batch, mesh, found):
+        least.append(found)
+        return {"memory": {}}
+
+    monkeypatch.setattr(compiled, "of_step", of_step)
+    found = compiled.facts(tiny.config(changes), LOCAL)
+    forward = 2 * found["macs"] / found["devices"]
+    assert least == [
+        train * forward * found["batch_size"],
+        evaluation * forward * found["eval_batch_size"],
+    ]
+
+
 def refusing(message: str):
     """A step that the compiler refuses."""
 
@@ -289,6 +317,26 @@ def test_of_a_traceback_the_exception_is_told(cache, monkeypatch):
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(UserError, match=r"\(exit code 1\): ValueError: too large$"):
         ask(tiny.config(), LOCAL)
+
+
+def test_data_that_grew_is_another_question(cache, monkeypatch, tmp_path):
+    asked = []
+
+    def run(command, *, input, **_):
+        asked.append(input)
+        return subprocess.CompletedProcess(command, 0, '{"devices": 8}\n', "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    one = encode(noise(0, 8, 8), "PNG")
+    files = {f"{split}/cat/0.png": one for split in ("train", "test")}
+    folder = write_folder(tmp_path / "images", files)
+    config = tiny.config({"data.source": folder, "data.eval_split": "test"})
+    ask(config, LOCAL)
+    ask(config, LOCAL)
+    assert len(asked) == 1
+    (tmp_path / "images" / "train" / "cat" / "1.png").write_bytes(one)
+    ask(config, LOCAL)
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize("content", ["", '{"devices', "{}", "[]", None])
@@ -481,6 +529,23 @@ def home(tmp_path_factory) -> dict[str, str]:
 
 def plan(*arguments: str, **environment: str) -> tuple[int, str]:
     return runs.run_python("-m", "resnet_jax.plan", *arguments, **environment)
+
+
+def test_what_was_compiled_is_told_though_the_next_is_refused(monkeypatch, capsys):
+    def answer(config, topology, *, per_chip, fresh):
+        if per_chip == 63:
+            raise UserError("63 is refused.")
+        return facts(topology=topology, batch_size=8 * per_chip)
+
+    monkeypatch.setattr(command, "ask", answer)
+    arguments = ["--config=configs/r50.py", "--topology=v5e:2x4", "--json"]
+    with pytest.raises(UserError, match="63 is refused"):
+        command.main(["plan", *arguments, "--per_chip=64,63,128"])
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["compiled"]["batch_size"] == 512
+    with pytest.raises(UserError, match="63 is refused"):
+        command.main(["plan", *arguments, "--per_chip=63,64"])
+    assert not capsys.readouterr().out
 
 
 @pytest.mark.slow
