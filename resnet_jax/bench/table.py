@@ -17,6 +17,8 @@ from resnet_jax.errors import UserError
 
 JAX = ("jax", "jaxlib", "flax")
 TORCH = ("torch", "torchvision")
+# Threads that wait for each other lose many times what other work takes of the cores.
+BUSY = 0.1
 HEAD = "| measured | here | peer | the peer's | here / peer |\n|---|---|---|---|---|"
 
 
@@ -140,6 +142,9 @@ def machine(benchmark: Benchmark, peers_python: str = sys.executable) -> dict:
       benchmark: of the table.
       peers_python: the interpreter that peers run in.
     """
+    # Imported here: the Python of a peer, which imports this file, may lack it.
+    import psutil
+
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
     found = re.search(r"model name\s*: (.*)", text)
@@ -151,6 +156,7 @@ def machine(benchmark: Benchmark, peers_python: str = sys.executable) -> dict:
         "cores": len(os.sched_getaffinity(0)),
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "load": os.getloadavg()[0],
+        "busy": psutil.cpu_percent(interval=0.5) / 100,
         "versions": versions,
     }
     if benchmark.peers and not same:
@@ -164,7 +170,13 @@ def describe(where: dict) -> str:
     text += f", load {where['load']:.1f} at the start; {_listed(where['versions'])}"
     if "peers_versions" in where:
         text += f"; peers in {_listed(where['peers_versions']) or 'no Python'}"
-    return f"{text}. Medians, and the least and most of the repeats."
+    text += ". Medians, and the least and most of the repeats."
+    if where["busy"] > BUSY:
+        text += (
+            f" Other work took {where['busy']:.0%} of the cores at the start: rates are"
+            " not to be trusted, nor what they are against each other."
+        )
+    return text
 
 
 def _listed(versions: dict[str, str]) -> str:

@@ -93,6 +93,12 @@ def test_all_tables_come_from_one_command(made_up, tmp_path, capsys):
     assert "peers in no Python" in output and "GiB, load" in output
 
 
+@pytest.mark.parametrize(("busy", "told"), [(0.04, False), (0.5, True)])
+def test_a_busy_machine_is_told(busy, told):
+    where = table.machine(command.TABLES["step"]) | {"busy": busy}
+    assert ("Other work took 50% of the cores" in table.describe(where)) == told
+
+
 def test_an_interrupted_benchmark_keeps_what_it_has_measured(made_up, tmp_path):
     def rows(args):
         yield table.row("first", "s", [1.0])
