@@ -130,12 +130,12 @@ def main(argv: list[str]) -> None:
             if args.largest:
                 found["largest"] = search(chosen, facts)
         except UserError as error:
+            if not plans:
+                raise
             # What was compiled before may have taken long.
             refused = error
             break
         plans.append((facts, found))
-    if refused and not plans:
-        raise refused
     if args.json:
         rows = [{"compiled": facts, "predicted": found} for facts, found in plans]
         print(json.dumps(rows, indent=1, allow_nan=False))

@@ -1,0 +1,202 @@
+"""What `plan` asks a compiler, and makes of its answer."""
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from configs import r50
+from resnet_jax.models.cost import count
+from resnet_jax.plan import compiled
+from resnet_jax.plan.chips import LOCAL
+from resnet_jax.plan.predict import total
+from resnet_jax.setup import Setup, set_up
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def planned() -> dict:
+    return compiled.facts(tiny.config({"ema_decay": 0.9}), LOCAL)
+
+
+@pytest.mark.slow
+def test_the_steps_are_those_that_training_compiles(planned):
+    setup = tiny.setup({"ema_decay": 0.9})
+    stats = setup.compile_train_step().memory_analysis()
+    # As XLA counts them: arguments, results that are no arguments, the rest, code.
+    assert total(planned["train"]["memory"]) == (
+        stats.argument_size_in_bytes
+        + stats.output_size_in_bytes
+        - stats.alias_size_in_bytes
+        + stats.temp_size_in_bytes
+        + stats.generated_code_size_in_bytes
+    )
+    stats = setup.compile_eval_step().memory_analysis()
+    assert planned["eval"]["memory"]["activations"] == stats.temp_size_in_bytes
+
+
+def test_memory_is_told_by_part(planned):
+    memory, params = planned["train"]["memory"], planned["params"]
+    assert memory["parameters"] == 4 * params
+    # A momentum each, and the number of steps.
+    assert memory["optimiser"] == 4 * params + 4
+    assert memory["average"] == memory["parameters"] + memory["statistics"]
+    # Two images of eight by eight grey pixels, and their labels.
+    assert memory["batch"] == 2 * (8 * 8 + 4)
+    assert memory["activations"] > 0
+
+
+def test_a_run_is_described(planned):
+    expected = {"batch_size": 16, "devices": 8, "chips": 8, "hosts": 1, "steps": 4}
+    expected |= {"train_images": 64, "eval_images": 64, "evaluations": 1, "chip": ""}
+    assert planned | expected == planned
+    gradients = [one["bytes"] for one in planned["train"]["collectives"]]
+    # Gradients, running statistics and two metrics, in float32.
+    statistics = planned["train"]["memory"]["statistics"]
+    assert sum(gradients) == 4 * planned["params"] + statistics + 2 * 4
+
+
+def test_known_data_need_not_be_there():
+    config = r50.get_config()
+    setup = set_up(compiled.stand_in(config))
+    assert len(setup.train.source) == 1_281_167
+    assert len(setup.test.source) == 50_000
+    assert setup.model.spec.num_classes == 1000
+    # 90 epochs of 1251.1 steps.
+    assert setup.total_steps == 112_603
+    # Whoever asked keeps the config.
+    assert config.data.source == "tfds:imagenet2012"
+
+
+def test_a_part_of_known_data_is_that_part():
+    config = r50.get_config()
+    config.data.train_split, config.data.eval_split = "train[:10%]", "train[90%:]"
+    setup = set_up(compiled.stand_in(config))
+    assert len(setup.train.source) == 128_117
+    assert len(setup.test.source) == 128_117
+
+
+def test_images_a_chip_take_the_place_of_the_batch_size(monkeypatch):
+    monkeypatch.setattr(compiled, "of_step", lambda *_: {"memory": {}})
+    found = compiled.facts(tiny.config(), LOCAL, per_chip=6, evaluation=False)
+    assert found["batch_size"] == 48
+    assert "eval" not in found
+
+
+def test_a_teacher_is_part_of_the_step(monkeypatch):
+    parts = {}
+
+    def of_step(step, found, *_):
+        step()
+        parts.update(found)
+        return {"memory": {}}
+
+    monkeypatch.setattr(compiled, "of_step", of_step)
+    monkeypatch.setattr(Setup, "compile", lambda setup, lowered: lowered)
+    changes = {
+        "distill.teacher": "cifar_resnet20",
+        "distill.overrides": ConfigDict(tiny.NETWORK),
+        "distill.teacher_init": "drawn",
+    }
+    compiled.facts(tiny.config(changes), LOCAL, evaluation=False)
+    # Both are the same network.
+    assert count(parts["teacher"]["params"]) == count(parts["parameters"]) > 0
+
+
+def test_memory_of_what_lies_in_parts_is_that_of_a_part(monkeypatch):
+    parts = {}
+
+    def of_step(step, found, *_):
+        parts.update({name: compiled._bytes(tree) for name, tree in found.items()})
+        return {"memory": {}}
+
+    monkeypatch.setattr(compiled, "of_step", of_step)
+    changes = tiny.IN_PARTS | {"ema_decay": 0.9}
+    compiled.facts(tiny.config(changes), LOCAL, evaluation=False)
+    state = tiny.setup(changes).state_like()
+    sizes = [leaf.size for leaf in jax.tree.leaves(state.params)]
+    cut = sum(size for size in sizes if size >= 2**14)
+    # Float32; of what is cut, each of eight devices has an eighth.
+    expected = 4 * (cut // 8 + sum(sizes) - cut)
+    assert parts["parameters"] == expected < 4 * sum(sizes) / 6
+    assert parts["optimiser"] == expected + 4
+    assert parts["average"] == expected + parts["statistics"]
+    assert parts["statistics"] == 4 * count(state.batch_stats)
+
+
+@pytest.mark.slow
+def test_loops_hide_neither_operations_nor_bytes():
+    plain, looped = (
+        compiled.facts(tiny.config({"optim.microbatches": n}), LOCAL, evaluation=False)
+        for n in (1, 2)
+    )
+    assert 0.7 < looped["train"]["flops"] / plain["train"]["flops"] < 1.6
+    # Each microbatch reads the parameters and adds to their gradients.
+    assert looped["train"]["bytes"] > plain["train"]["bytes"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "train", "evaluation"),
+    [
+        ({}, 3, 1),
+        ({"optim.sam_rho": 0.05}, 6, 1),
+        ({"evaluate.views": "flip"}, 3, 2),
+        ({"evaluate.views": "ten_crop"}, 3, 10),
+    ],
+)
+def test_the_least_operations_are_those_of_all_passes(
+    changes, train, evaluation, monkeypatch
+):
+    least = []
+
+    def of_step(step, parts, batch, mesh, found):
+        least.append(found)
+        return {"memory": {}}
+
+    monkeypatch.setattr(compiled, "of_step", of_step)
+    found = compiled.facts(tiny.config(changes), LOCAL)
+    forward = 2 * found["macs"] / found["devices"]
+    assert least == [
+        train * forward * found["batch_size"],
+        evaluation * forward * found["eval_batch_size"],
+    ]
+
+
+def refusing(message: str):
+    """A step that the compiler refuses."""
+
+    def step():
+        raise jax.errors.JaxRuntimeError(message)
+
+    return step
+
+
+@pytest.mark.parametrize(
+    ("message", "wanted", "limit"),
+    [
+        # libtpu 0.0.52, and before it; GPUs do not tell.
+        (
+            "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM,"
+            " the total memory required for HLO temporaries (24.50G) exceeds available"
+            " HBM (15.75G). HLO module: jit_train_step.",
+            24.5,
+            15.75,
+        ),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.25G of"
+            " 15.75G hbm. Exceeded hbm capacity by 1.50G.",
+            17.25,
+            15.75,
+        ),
+        ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate.", 0, 0),
+    ],
+)
+def test_out_of_memory_is_an_answer(message, wanted, limit):
+    found = compiled.of_step(refusing(message), {}, {}, tiny.mesh_of(8))
+    assert found.pop("seconds") >= 0
+    assert found == {"wanted": wanted * 2**30, "limit": limit * 2**30}
+
+
+def test_other_failures_of_a_compiler_are_not_swallowed():
+    step = refusing("INTERNAL: something broke")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something broke"):
+        compiled.of_step(step, {}, {}, tiny.mesh_of(8))
