@@ -156,10 +156,11 @@ def connect() -> None:
             **{f"config.{key}": value for key, value in flatten(config).items()},
         },
     )
-    import jax
+    from resnet_jax.sharding import find_devices
 
-    kinds = sorted({device.device_kind for device in jax.local_devices()})
-    devices = f"{jax.local_device_count()} x {', '.join(kinds)}"
+    own = [x for x in find_devices() if x.process_index == processes.index()]
+    kinds = sorted({device.device_kind for device in own})
+    devices = f"{len(own)} x {', '.join(kinds)}"
     processes.check_same("devices", {"their devices": devices})
     processes.check_clocks()
 
@@ -202,12 +203,13 @@ def run(command: str) -> None:
 
     from resnet_jax import compile_cache
     from resnet_jax.evaluate import evaluate_workdir
+    from resnet_jax.sharding import find_devices
     from resnet_jax.storage import path_of
     from resnet_jax.train import train
     from resnet_jax.writers import describe, say
 
     compile_cache.turn_on()
-    if jax.default_backend() == "cpu":
+    if find_devices()[0].platform == "cpu":
         host.keep_freed_memory()
     config = _CONFIG.value
     limits = {

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from resnet_jax import storage
 from resnet_jax.errors import UserError
 from resnet_jax.models import build
+from resnet_jax.sharding import find_devices
 from resnet_jax.storage import Path
 from resnet_jax.weights.card import Card
 from resnet_jax.weights.load import load
@@ -100,6 +101,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv[1:])
     # Some library has set its own format before.
     logging.basicConfig(format="%(message)s", force=True)
+    find_devices()
     card, variables = load(args.weights, model=args.model)
     if not card.spec["num_classes"]:
         raise UserError(f"{args.weights} has no head, so it predicts no classes.")

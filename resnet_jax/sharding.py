@@ -18,9 +18,26 @@ Tree = Any
 SMALL = 2**14
 
 
+def find_devices() -> list[jax.Device]:
+    """The devices of all processes; raises UserError where JAX can use none."""
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        platforms = jax.config.jax_platforms
+        asked = f" of JAX_PLATFORMS={platforms}" if platforms else ""
+        reason = str(error).partition(" (set JAX_PLATFORMS")[0].rstrip(".")
+        # JAX says nothing where it lacks a platform that it knows by name.
+        reason = reason or "it is not installed"
+        raise UserError(
+            f"JAX can use no devices{asked} ({reason}). Install jax[tpu] or jax[cuda13]"
+            " for TPUs or GPUs, see that no other process holds them, or unset"
+            " JAX_PLATFORMS to run on what there is."
+        ) from None
+
+
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Devices along one axis, `data`; those of all processes unless told otherwise."""
-    devices = jax.devices() if devices is None else devices
+    devices = find_devices() if devices is None else devices
     return jax.make_mesh(
         (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
     )

@@ -140,6 +140,18 @@ def test_too_little_memory_is_one_sentence(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("platforms", ["rocm", "abacus"])
+def test_a_platform_that_is_not_there_is_one_sentence(tmp_path, platforms):
+    code, output = runs.run(tmp_path / "work", QUICK, JAX_PLATFORMS=platforms)
+    *_, last = output.splitlines()
+    assert code == 1, output
+    named = f"JAX_PLATFORMS={platforms}"
+    assert last.startswith(f"error: JAX can use no devices of {named} (")
+    assert "Traceback" not in output
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.slow
 def test_ctrl_c_saves_too(tmp_path):
     process = runs.start(tmp_path / "run", *runs.SMALL)
     code, output = runs.send_when(process, r"step 6/", signal.SIGINT)

@@ -15,13 +15,14 @@ from ml_collections import ConfigDict
 from resnet_jax import plan
 from resnet_jax.arguments import counts
 from resnet_jax.config import load, override
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, check_known
 from resnet_jax.plan import sweep
 from resnet_jax.plan.ask import ask
 from resnet_jax.plan.chips import LOCAL, chip_of
 from resnet_jax.plan.largest import largest, unit_of
 from resnet_jax.plan.predict import predict
 from resnet_jax.plan.table import amount, as_text
+from resnet_jax.sharding import PARAMS
 
 
 def prices(text: str) -> list[float]:
@@ -103,6 +104,9 @@ def main(argv: list[str]) -> None:
     topologies = args.topology.split(",")
     for topology in topologies:
         chip_of(topology)
+    shardings = (args.sharding or config.sharding.params).split(",")
+    for name in shardings:
+        check_known(f"--sharding={name}", name, PARAMS)
     if len(args.price) not in (1, len(topologies)):
         raise UserError(
             f"--price has {len(args.price)} prices for {len(topologies)} topologies;"
@@ -117,7 +121,6 @@ def main(argv: list[str]) -> None:
     priced = itertools.zip_longest(topologies, args.price, fillvalue=args.price[0])
     plans: list[tuple[dict, dict]] = []
     refused = None
-    shardings = (args.sharding or config.sharding.params).split(",")
     for (topology, price), batch_size, per_chip, sharding in itertools.product(
         priced, args.batch_size, args.per_chip, shardings
     ):

@@ -90,7 +90,8 @@ def _kept(path: pathlib.Path) -> dict | None:
     except (OSError, ValueError) as error:
         print(f"warning: {path} is damaged ({error}); compiling", file=sys.stderr)
         return None
-    return found if isinstance(found, dict) and "versions" in found else None
+    whole = isinstance(found, dict) and {"train", "versions"} <= found.keys()
+    return found if whole else None
 
 
 def _answer(request: dict, environment: dict[str, str]) -> dict:

@@ -14,13 +14,16 @@ from resnet_jax.plan.chips import LOCAL
 from tests import tiny
 from tests.data.pictures import encode, noise, write_folder
 
+# What a compiler's process prints at least.
+ANSWER = '{"devices": 8, "train": {}}\n'
+
 
 def test_an_answer_is_asked_for_once(cache, monkeypatch):
     asked = []
 
     def run(command, *, input, **_):
         asked.append(input)
-        return subprocess.CompletedProcess(command, 0, '{"devices": 8}\n', "")
+        return subprocess.CompletedProcess(command, 0, ANSWER, "")
 
     monkeypatch.setattr(subprocess, "run", run)
     config = tiny.config()
@@ -99,7 +102,7 @@ def test_data_that_grew_is_another_question(cache, monkeypatch, tmp_path):
 
     def run(command, *, input, **_):
         asked.append(input)
-        return subprocess.CompletedProcess(command, 0, '{"devices": 8}\n', "")
+        return subprocess.CompletedProcess(command, 0, ANSWER, "")
 
     monkeypatch.setattr(subprocess, "run", run)
     one = encode(noise(0, 8, 8), "PNG")
@@ -114,10 +117,10 @@ def test_data_that_grew_is_another_question(cache, monkeypatch, tmp_path):
     assert len(asked) == 2
 
 
-@pytest.mark.parametrize("content", ["", '{"devices', "{}", "[]", None])
+@pytest.mark.parametrize("content", ["", '{"devices', '{"versions": {}}', "[]", None])
 def test_a_damaged_answer_is_asked_for_again(cache, monkeypatch, content):
     def run(command, **_):
-        return subprocess.CompletedProcess(command, 0, '{"devices": 8}\n', "")
+        return subprocess.CompletedProcess(command, 0, ANSWER, "")
 
     monkeypatch.setattr(subprocess, "run", run)
     first = ask(tiny.config(), LOCAL)
@@ -132,7 +135,7 @@ def test_a_damaged_answer_is_asked_for_again(cache, monkeypatch, content):
 
 def test_without_a_home_answers_are_not_kept(monkeypatch, capsys):
     def run(command, **_):
-        return subprocess.CompletedProcess(command, 0, '{"devices": 8}\n', "")
+        return subprocess.CompletedProcess(command, 0, ANSWER, "")
 
     def home():
         raise RuntimeError("Could not determine home directory.")

@@ -57,6 +57,11 @@ def test_a_rate_that_cannot_be_is_told(rate, no_compiler):
         command.main(["plan", *TINY[:1], f"--input_rate={rate}"])
 
 
+def test_a_sharding_that_is_not_there_is_told_at_once(no_compiler):
+    with pytest.raises(UserError, match=r"no --sharding=fdsp\. Did you mean fsdp\?"):
+        command.main(["plan", *TINY[:1], "--sharding=replicated,fdsp"])
+
+
 def test_without_libtpu_the_way_to_it_is_told(monkeypatch, no_compiler):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install -r requirements-plan\.txt"):
