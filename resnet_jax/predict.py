@@ -101,6 +101,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv[1:])
     # Some library has set its own format before.
     logging.basicConfig(format="%(message)s", force=True)
+    # If there are none, that is told before anything is read.
     find_devices()
     card, variables = load(args.weights, model=args.model)
     if not card.spec["num_classes"]:
