@@ -22,7 +22,6 @@ from resnet_jax.plan.chips import LOCAL, chip_of
 from resnet_jax.plan.largest import largest, unit_of
 from resnet_jax.plan.predict import predict
 from resnet_jax.plan.table import amount, as_text
-from resnet_jax.sharding import PARAMS
 
 
 def prices(text: str) -> list[float]:
@@ -105,8 +104,12 @@ def main(argv: list[str]) -> None:
     for topology in topologies:
         chip_of(topology)
     shardings = (args.sharding or config.sharding.params).split(",")
-    for name in shardings:
-        check_known(f"--sharding={name}", name, PARAMS)
+    if args.sharding:
+        # Imported here, since it imports jax, of which kept answers need nothing.
+        from resnet_jax.sharding import PARAMS
+
+        for name in shardings:
+            check_known(f"sharding.params={name!r}", name, PARAMS)
     if len(args.price) not in (1, len(topologies)):
         raise UserError(
             f"--price has {len(args.price)} prices for {len(topologies)} topologies;"

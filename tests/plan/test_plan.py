@@ -58,7 +58,8 @@ def test_a_rate_that_cannot_be_is_told(rate, no_compiler):
 
 
 def test_a_sharding_that_is_not_there_is_told_at_once(no_compiler):
-    with pytest.raises(UserError, match=r"no --sharding=fdsp\. Did you mean fsdp\?"):
+    message = r"no sharding\.params='fdsp'\. Did you mean fsdp\?"
+    with pytest.raises(UserError, match=message):
         command.main(["plan", *TINY[:1], "--sharding=replicated,fdsp"])
 
 
