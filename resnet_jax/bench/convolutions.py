@@ -17,7 +17,7 @@ from resnet_jax.arguments import count, counts, words
 from resnet_jax.bench import table
 from resnet_jax.bench.contender import TYPES, check_types
 from resnet_jax.bench.table import Benchmark, row
-from resnet_jax.models import create_model
+from resnet_jax.models import create_model, onednn
 from resnet_jax.models.cost import init_shapes, inner_jaxprs
 from resnet_jax.models.cpu_conv import form_of
 from resnet_jax.models.cpu_forms import FORMS, Geometry, apply, forms_of
@@ -102,7 +102,8 @@ def measure(
     like = jax.ShapeDtypeStruct(x.shape, x.dtype)
     args = {"forward": (x, kernel), "input": (g, kernel), "kernel": (x, g)}[direction]
     calls = {}
-    for form in forms_of(direction, k, where):
+    native = ["onednn"] * onednn.computes(dtype)
+    for form in [*forms_of(direction, k, where), *native]:
         function = functools.partial(apply, direction, form, x=like, k=k, where=where)
         calls[form] = jax.jit(function).lower(*args).compile()
     seconds = {form: [] for form in calls}

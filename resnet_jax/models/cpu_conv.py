@@ -14,7 +14,9 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from resnet_jax.models import onednn
 from resnet_jax.models.cpu_forms import (
+    HALF_IS_SLOW,
     Geometry,
     Image,
     Kernel,
@@ -41,7 +43,8 @@ def form_of(
 ) -> str:
     """The form that is fastest, by `python -m resnet_jax.bench convolutions`.
 
-    It is another one where XLA leaves bfloat16 convolutions to oneDNN (`has_onednn`).
+    It is another one where XLA leaves bfloat16 to oneDNN (`xla_has_onednn`), or this
+    program does (`onednn.computes`).
 
     Args:
       direction: `forward`, `input` or `kernel`: what is computed.
@@ -54,7 +57,12 @@ def form_of(
     """
     strided, dilated = where.stride > 1, where.dilation > 1
     half = jnp.dtype(dtype) == jnp.bfloat16
-    if half and has_onednn():
+    # One image has one thread there; of few pixels, bringing the kernel into oneDNN's
+    # order costs more than is gained.
+    gains = b > 1 and b * size**2 >= 4000 and (k > 1 or not half or HALF_IS_SLOW)
+    if gains and onednn.computes(dtype):
+        return "onednn"
+    if half and xla_has_onednn():
         if direction == "forward":
             # Of so few pixels a call costs more than the product.
             if k == 1:
@@ -86,7 +94,7 @@ def form_of(
 
 
 @functools.cache
-def has_onednn() -> bool:
+def xla_has_onednn() -> bool:
     """Whether XLA leaves bfloat16 convolutions on CPUs to oneDNN.
 
     With `XLA_FLAGS=--xla_cpu_experimental_onednn_custom_call=true` jax 0.12 does, where

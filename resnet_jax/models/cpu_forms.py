@@ -8,6 +8,7 @@ cross: of stride 1: one product of pixels of a row laid side by side with all ro
 rows, folded: `patches` of a strided convolution seen as one of stride 1, in which
     stride pixels of a row, or of stride rows, are one with as many times the channels.
 turned: of stride 1: XLA's, of the gradient with the kernel turned.
+onednn: oneDNN's convolution, where it is installed (`onednn.computes`).
 
 `python -m resnet_jax.bench convolutions` measures them side by side.
 """
@@ -23,6 +24,8 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
+
+from resnet_jax.models import onednn
 
 Image = Float[Array, "b h w c"]
 Kernel = Float[Array, "k k i f"]
@@ -57,7 +60,7 @@ class Geometry:
 
 # Before jax 0.12 XLA computes with bfloat16 on CPUs in float32, also where it is only
 # moved, and products whose result is bfloat16 unless the CPU has AMX.
-_HALF_IS_SLOW = jax.__version_info__ < (0, 12)
+HALF_IS_SLOW = jax.__version_info__ < (0, 12)
 
 
 def moving(move: Callable) -> Callable:
@@ -78,7 +81,7 @@ def moving(move: Callable) -> Callable:
 
         @jax.custom_jvp
         def of_half(*arrays):
-            if not _HALF_IS_SLOW:
+            if not HALF_IS_SLOW:
                 return move(*arrays, *others)
             bits = [lax.bitcast_convert_type(array, jnp.uint16) for array in arrays]
             back = functools.partial(lax.bitcast_convert_type, new_dtype=jnp.bfloat16)
@@ -217,6 +220,29 @@ def convolution_kernel(
     forward = functools.partial(convolution, where=where, groups=groups)
     (dk,) = jax.linear_transpose(lambda kernel: forward(x, kernel), like)(g)
     return dk
+
+
+def by_onednn(direction: str, xla: Callable) -> Callable:
+    """The form of oneDNN, whose derivatives are those of XLA's, `xla`."""
+
+    def form(one: Other, other: Other, where: Geometry, *last) -> Other:
+        def plain(one, other):
+            return xla(one, other, where, *last)
+
+        result = like_of(one, jax.eval_shape(plain, one, other).shape)
+        numbers = (where.stride, where.dilation, *where.padding[0], *where.padding[1])
+
+        @jax.custom_jvp
+        def call(one, other):
+            return onednn.convolve(direction, one, other, result, numbers)
+
+        @call.defjvp
+        def _(primals, tangents):
+            return call(*primals), jax.jvp(plain, primals, tangents)[1]
+
+        return call(one, other)
+
+    return form
 
 
 @moving
@@ -402,7 +428,7 @@ def _outer(x: Image, g: Output) -> Float[Array, "c f"]:
 def _multiply(left, right, contracted: tuple, dtype: DTypeLike | None = None):
     """A product of a type, by default that of its factors."""
     dtype = dtype or left.dtype
-    through = of_sums(dtype) if _HALF_IS_SLOW else dtype
+    through = of_sums(dtype) if HALF_IS_SLOW else dtype
     axes = (contracted, ((), ()))
     found = lax.dot_general(left, right, axes, preferred_element_type=through)
     return found.astype(dtype)
@@ -411,6 +437,7 @@ def _multiply(left, right, contracted: tuple, dtype: DTypeLike | None = None):
 FORMS = {
     "forward": {
         "convolution": convolution,
+        "onednn": by_onednn("forward", convolution),
         "product": product,
         "cross": cross,
         "patches": patches,
@@ -418,6 +445,7 @@ FORMS = {
     },
     "input": {
         "convolution": convolution_input,
+        "onednn": by_onednn("input", convolution_input),
         "product": product_input,
         "cross": cross_input,
         "patches": patches_input,
@@ -426,6 +454,7 @@ FORMS = {
     },
     "kernel": {
         "convolution": convolution_kernel,
+        "onednn": by_onednn("kernel", convolution_kernel),
         "product": product_kernel,
         "cross": cross_kernel,
         "patches": patches_kernel,

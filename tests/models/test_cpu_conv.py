@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from resnet_jax.models import cpu_conv, cpu_pool
+from resnet_jax.models import cpu_conv, cpu_pool, onednn
 from resnet_jax.models.cpu_conv import blocks_of, convolve, form_of
 from resnet_jax.models.cpu_forms import FORMS, Geometry, apply, forms_of
 from tests import keyed, runs, tiny
@@ -350,11 +350,24 @@ def test_the_choice_is_a_form_that_can_compute_it(monkeypatch):
     options = itertools.product(
         KINDS, FORMS, (1, 64), ("float32", "bfloat16"), (False, True)
     )
-    for (k, where, h, _, c, _), direction, b, dtype, onednn in options:
-        monkeypatch.setattr(cpu_conv, "has_onednn", lambda found=onednn: found)
+    for (k, where, h, _, c, _), direction, b, dtype, flag in options:
+        monkeypatch.setattr(cpu_conv, "xla_has_onednn", lambda found=flag: found)
         size = where.output(h, 0, k)
         chosen = form_of(direction, b, size, c, k, where, dtype)
         assert chosen in forms_of(direction, k, where)
+
+
+def test_onednn_takes_what_it_is_faster_at_where_it_is_installed(monkeypatch):
+    monkeypatch.setattr(onednn, "computes", lambda dtype: dtype != "float16")
+
+    def chosen(b, size, k, dtype="float32"):
+        return form_of("kernel", b, size, 64, k, Geometry(), dtype)
+
+    assert chosen(128, 32, 3) == chosen(128, 32, 3, "bfloat16") == "onednn"
+    assert chosen(32, 56, 1) == "onednn"
+    assert chosen(1, 224, 3) != "onednn", "one thread would compute one image"
+    assert chosen(32, 7, 1) != "onednn", "more weights than pixels"
+    assert chosen(128, 32, 3, "float16") != "onednn"
 
 
 def test_what_made_an_image_is_not_repeated_in_its_transposition():
@@ -375,7 +388,7 @@ def test_what_made_an_image_is_not_repeated_in_its_transposition():
 ONEDNN = """
 import json
 import jax
-from resnet_jax.models.cpu_conv import convolve, has_onednn
+from resnet_jax.models.cpu_conv import convolve, xla_has_onednn
 from resnet_jax.models.cpu_forms import Geometry, convolution
 
 where = Geometry(1, ((1, 1), (1, 1)))
@@ -395,7 +408,7 @@ def differences(*given):
 
 compiled = jax.jit(lambda x, k: convolve(x, k, where)).lower(x, kernel).compile()
 calls = "onednn$convolution" in compiled.as_text()
-print(json.dumps([has_onednn(), calls, list(differences(x, kernel, g))]))
+print(json.dumps([xla_has_onednn(), calls, list(differences(x, kernel, g))]))
 """
 
 
@@ -405,7 +418,7 @@ def test_without_cpus_there_is_no_onednn(monkeypatch):
 
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_onednn_custom_call=true")
     monkeypatch.setattr(jax, "local_devices", no_devices)
-    assert not cpu_conv.has_onednn.__wrapped__()
+    assert not cpu_conv.xla_has_onednn.__wrapped__()
 
 
 @pytest.mark.slow
