@@ -56,7 +56,9 @@ def all_of(convolve):
     each = jax.vmap(lambda x: grad(convolve, kernel, jnp.stack([x] * 16)))(x[:3])
     shared = jax.shard_map(
         lambda kernel, x: jax.lax.psum(grad(convolve, kernel, x), "data"),
-        mesh=jax.make_mesh((1,), ("data",), (AUTO,)), in_specs=(P(), P("data")), out_specs=P(),
+        mesh=jax.make_mesh((1,), ("data",), (AUTO,)),
+        in_specs=(P(), P("data")),
+        out_specs=P(),
     )
     return (
         grad(convolve, kernel, x),
