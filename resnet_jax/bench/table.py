@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from resnet_jax.errors import UserError
 
-JAX = ("jax", "jaxlib", "flax")
+JAX = ("jax", "jaxlib", "flax", "onednn-devel-cpu-gomp")
 TORCH = ("torch", "torchvision")
 # Threads that wait for each other lose many times what other work takes of the cores.
 BUSY = 0.1
