@@ -7,7 +7,7 @@ import pytest
 
 from tests import runs
 
-# A process of one device, and none of what another has built.
+# For a process of its own, of one device.
 KINDS = """
 import itertools, json, logging
 import jax, jax.numpy as jnp, numpy as np
