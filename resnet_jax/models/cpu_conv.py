@@ -16,7 +16,6 @@ from jaxtyping import Array, Float
 
 from resnet_jax.models import onednn
 from resnet_jax.models.cpu_forms import (
-    HALF_IS_SLOW,
     Geometry,
     Image,
     Kernel,
@@ -59,8 +58,9 @@ def form_of(
     half = jnp.dtype(dtype) == jnp.bfloat16
     # One image has one thread there; of few pixels, bringing the kernel into oneDNN's
     # order costs more than is gained.
-    gains = b > 1 and b * size**2 >= 4000 and (k > 1 or not half or HALF_IS_SLOW)
-    if gains and onednn.computes(dtype):
+    scattered = direction == "input" and strided
+    enough = scattered or b * size**2 >= (4000 if half else 500)
+    if k > 1 and b > 1 and enough and onednn.computes(dtype):
         return "onednn"
     if half and xla_has_onednn():
         if direction == "forward":

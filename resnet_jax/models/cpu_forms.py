@@ -232,17 +232,21 @@ def by_onednn(direction: str, xla: Callable) -> Callable:
         result = like_of(one, jax.eval_shape(plain, one, other).shape)
         numbers = (where.stride, where.dilation, *where.padding[0], *where.padding[1])
 
-        @jax.custom_jvp
         def call(one, other):
             return onednn.convolve(direction, one, other, result, numbers)
 
-        @call.defjvp
-        def _(primals, tangents):
-            return call(*primals), jax.jvp(plain, primals, tangents)[1]
-
-        return call(one, other)
+        return _with_derivatives_of(plain, call)(one, other)
 
     return form
+
+
+def _with_derivatives_of(plain: Callable, call: Callable) -> Callable:
+    """What `call` computes of two arrays; it has no derivatives and equals `plain`."""
+    call = jax.custom_jvp(call)
+    call.defjvp(
+        lambda primals, tangents: (call(*primals), jax.jvp(plain, primals, tangents)[1])
+    )
+    return call
 
 
 @moving
@@ -405,6 +409,9 @@ def _dot(x: Image, kernel: Float[Array, "c f"], dtype=None) -> Output:
 def _dot_transposed(g: Output, kernel: Float[Array, "c f"]) -> Image:
     """g @ kernel.T."""
     *pixels, f = g.shape
+    if _by_onednn(g.dtype):
+        found = _multiply(g.reshape(-1, f), kernel, ((1,), (1,)))
+        return found.reshape(*pixels, -1)
     part = math.gcd(f, 2)
     g = g.reshape(*pixels, part, f // part)
     kernel = kernel.reshape(-1, part, f // part)
@@ -414,6 +421,8 @@ def _dot_transposed(g: Output, kernel: Float[Array, "c f"]) -> Image:
 def _outer(x: Image, g: Output) -> Float[Array, "c f"]:
     """The sum over all pixels of x[c] g[f]."""
     c, f = x.shape[-1], g.shape[-1]
+    if _by_onednn(x.dtype):
+        return _multiply(x.reshape(-1, c), g.reshape(-1, f), ((0,), (0,)))
     if x.dtype != jnp.bfloat16:
         x, g = x.reshape(-1, c), g.reshape(-1, f)
         # What is transposed should be narrow; the barrier keeps XLA from swapping back.
@@ -430,8 +439,26 @@ def _multiply(left, right, contracted: tuple, dtype: DTypeLike | None = None):
     dtype = dtype or left.dtype
     through = of_sums(dtype) if HALF_IS_SLOW else dtype
     axes = (contracted, ((), ()))
-    found = lax.dot_general(left, right, axes, preferred_element_type=through)
-    return found.astype(dtype)
+
+    def by_xla(left, right):
+        found = lax.dot_general(left, right, axes, preferred_element_type=through)
+        return found.astype(dtype)
+
+    if not _by_onednn(left.dtype):
+        return by_xla(left, right)
+    (ours,), (theirs,) = contracted
+    shape = left.shape[1 - ours], right.shape[1 - theirs]
+    result = like_of(left, shape).update(dtype=dtype)
+
+    def call(left, right):
+        return onednn.multiply(left, right, (ours, theirs), result)
+
+    return _with_derivatives_of(by_xla, call)(left, right)
+
+
+def _by_onednn(dtype: DTypeLike) -> bool:
+    """Whether products are left to oneDNN: not where XLA's of bfloat16 are faster."""
+    return (dtype != jnp.bfloat16 or HALF_IS_SLOW) and onednn.computes(dtype)
 
 
 FORMS = {

@@ -1,4 +1,4 @@
-"""Convolutions on CPUs by oneDNN, where `requirements-onednn.txt` is installed.
+"""Convolutions and products on CPUs by oneDNN, with `requirements-onednn.txt`.
 
 XLA calls `onednn.cc`, which a C++ compiler makes at the first use: a few seconds, kept
 in the user's cache directory.
@@ -28,12 +28,17 @@ from resnet_jax.errors import UserError
 log = logging.getLogger(__name__)
 
 SOURCE = pathlib.Path(__file__).with_suffix(".cc")
-TARGET = "resnet_jax_convolve"
+# The names by which XLA knows the functions of the library.
+TARGETS = {
+    "resnet_jax_convolve": "ResnetJaxConvolve",
+    "resnet_jax_multiply": "ResnetJaxMultiply",
+}
+CONVOLVE, MULTIPLY = TARGETS
 DIRECTIONS = ("forward", "input", "kernel")
 
 
 def computes(dtype: DTypeLike) -> bool:
-    """Whether convolutions of a type on the CPU are left to oneDNN.
+    """Whether convolutions and products of a type on the CPU are left to oneDNN.
 
     Only where there is one CPU device in all: XLA cannot divide such a call among
     several. The first question may build the library.
@@ -58,9 +63,25 @@ def convolve(
       result: shape and type of what comes out.
       where: stride, dilation, and the pixels of padding above, below, left and right.
     """
-    call = jax.ffi.ffi_call(TARGET, result, vmap_method="sequential")
+    call = jax.ffi.ffi_call(CONVOLVE, result, vmap_method="sequential")
     number = np.int64(DIRECTIONS.index(direction))
     return call(one, other, direction=number, where=np.array(where, np.int64))
+
+
+def multiply(
+    left: Array, right: Array, contracted: tuple[int, int], result: jax.ShapeDtypeStruct
+) -> Array:
+    """A product of two matrices, without derivatives; `computes` was asked before.
+
+    Args:
+      left: a matrix.
+      right: a matrix of the same type.
+      contracted: the axis of each over which is summed.
+      result: shape and type of what comes out.
+    """
+    ours, theirs = contracted
+    call = jax.ffi.ffi_call(MULTIPLY, result, vmap_method="broadcast_all")
+    return call(left, right, left_axis=np.int64(ours), right_axis=np.int64(theirs))
 
 
 def _single() -> bool:
@@ -85,8 +106,9 @@ def _library() -> ctypes.CDLL | None:
             error,
         )
         return None
-    handler = jax.ffi.pycapsule(library.ResnetJaxConvolve)
-    jax.ffi.register_ffi_target(TARGET, handler, platform="cpu")
+    for target, function in TARGETS.items():
+        handler = jax.ffi.pycapsule(getattr(library, function))
+        jax.ffi.register_ffi_target(target, handler, platform="cpu")
     return library
 
 

@@ -360,14 +360,18 @@ def test_the_choice_is_a_form_that_can_compute_it(monkeypatch):
 def test_onednn_takes_what_it_is_faster_at_where_it_is_installed(monkeypatch):
     monkeypatch.setattr(onednn, "computes", lambda dtype: dtype != "float16")
 
-    def chosen(b, size, k, dtype="float32"):
-        return form_of("kernel", b, size, 64, k, Geometry(), dtype)
+    def chosen(direction, b, size, k, dtype="float32", stride=1):
+        return form_of(direction, b, size, 64, k, Geometry(stride), dtype)
 
-    assert chosen(128, 32, 3) == chosen(128, 32, 3, "bfloat16") == "onednn"
-    assert chosen(32, 56, 1) == "onednn"
-    assert chosen(1, 224, 3) != "onednn", "one thread would compute one image"
-    assert chosen(32, 7, 1) != "onednn", "more weights than pixels"
-    assert chosen(128, 32, 3, "float16") != "onednn"
+    for direction in FORMS:
+        assert chosen(direction, 128, 32, 3) == "onednn"
+        assert chosen(direction, 128, 32, 3, "bfloat16") == "onednn"
+        assert chosen(direction, 32, 7, 3) == "onednn"
+        assert chosen(direction, 32, 7, 3, "bfloat16") != "onednn", "few pixels"
+        assert chosen(direction, 1, 224, 3) != "onednn", "one thread for one image"
+        assert chosen(direction, 32, 56, 1) == "product"
+        assert chosen(direction, 128, 32, 3, "float16") != "onednn"
+    assert chosen("input", 32, 7, 3, "bfloat16", stride=2) == "onednn"
 
 
 def test_what_made_an_image_is_not_repeated_in_its_transposition():

@@ -1,4 +1,4 @@
-"""oneDNN's convolutions are XLA's, to rounding; without a compiler there are none."""
+"""oneDNN's convolutions and products are XLA's, to rounding."""
 
 import json
 
@@ -9,12 +9,12 @@ from tests import runs
 
 # For a process of its own, of one device.
 KINDS = """
-import itertools, json, logging
+import functools, itertools, json, logging
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import PartitionSpec as P
 from resnet_jax.models import onednn
 from resnet_jax.models.cpu_conv import convolve
-from resnet_jax.models.cpu_forms import FORMS, Geometry, apply, convolution
+from resnet_jax.models.cpu_forms import FORMS, Geometry, convolution, forms_of
 from tests.models.test_cpu_conv import KINDS, call, draw
 
 def wide(x):
@@ -35,21 +35,49 @@ for dtype, kind, b in itertools.product(("float32", "bfloat16"), KINDS, (1, 7)):
     g = where.output(h, 0, k), where.output(w, 1, k), f
     x, kernel, g = draw(dtype, b, h, w, c), draw(dtype, k, k, c, f), draw(dtype, b, *g)
     for direction in FORMS:
-        found = call(direction, "onednn", x, kernel, g, where)
-        assert found.dtype == dtype
         wanted = call(direction, "convolution", *map(wide, (x, kernel, g)), where)
-        worst[dtype] = max(worst.get(dtype, 0), difference(found, wanted))
+        for form in ("onednn", *forms_of(direction, k, where)):
+            found = call(direction, form, x, kernel, g, where)
+            assert found.dtype == dtype
+            key = f"{form} {dtype}"
+            worst[key] = max(worst.get(key, 0), difference(found, wanted))
+print(json.dumps(worst))
+"""
+# All axes can be the longest; 31 and 33 leave parts of other lengths.
+PRODUCTS = """
+def multiply(left, right, contracted, dtype):
+    shape = left.shape[1 - contracted[0]], right.shape[1 - contracted[1]]
+    like = jax.ShapeDtypeStruct(shape, dtype)
+    return onednn.multiply(left, right, contracted, like)
+
+worst = {}
+options = (
+    [(49, 5, 600), (700, 33, 31), (33, 700, 31), (1, 1, 1), (3, 64, 100)],
+    itertools.product((0, 1), repeat=2),
+    (None, 1, 5),
+    [("float32",) * 2, ("bfloat16",) * 2, ("bfloat16", "float32")],
+)
+for (m, k, n), contracted, batch, (dtype, out) in itertools.product(*options):
+    if not onednn.computes(dtype):
+        continue
+    lead = () if batch is None else (batch,)
+    left, right = draw(dtype, *lead, m, k), draw(dtype, *lead, k, n)
+    wanted = wide(left) @ wide(right)
+    left = left if contracted[0] else left.swapaxes(-2, -1)
+    right = right.swapaxes(-2, -1) if contracted[1] else right
+    call = functools.partial(multiply, contracted=contracted, dtype=out)
+    found = jax.jit(call if batch is None else jax.vmap(call))(left, right)
+    assert found.dtype == out and found.shape == wanted.shape
+    worst[out] = max(worst.get(out, 0), difference(found, wanted))
 print(json.dumps(worst))
 """
 DERIVATIVES = """
 AUTO = jax.sharding.AxisType.Auto
-where = Geometry(1, ((1, 1), (1, 1)))
-x, kernel = draw("float32", 16, 16, 18, 8), draw("float32", 3, 3, 8, 4)
 
 def loss(convolve, kernel, x):
-    return jnp.sum(jnp.sin(convolve(x, kernel, where)))
+    return jnp.sum(jnp.sin(convolve(x, kernel)))
 
-def all_of(convolve):
+def all_of(convolve, kernel, x):
     grad = jax.grad(loss, 1)
     def twice(kernel, x):
         return jnp.sum(grad(convolve, kernel, x) ** 2)
@@ -68,10 +96,21 @@ def all_of(convolve):
         shared(kernel, x),
     )
 
-text = jax.jit(all_of, static_argnums=0).lower(convolve).compile().as_text()
-assert onednn.TARGET in text
-both = zip(all_of(convolve), all_of(convolution))
-print(json.dumps([difference(found, wanted) for found, wanted in both]))
+found = {}
+options = [
+    (3, 8, 1, onednn.CONVOLVE),
+    (1, 8, 1, onednn.MULTIPLY),
+    (3, 64, 2, onednn.MULTIPLY),
+]
+for k, c, groups, target in options:
+    x, kernel = draw("float32", 16, 16, 18, c), draw("float32", k, k, c // groups, 4)
+    given = {"where": Geometry(1, ((k // 2,) * 2,) * 2), "groups": groups}
+    ours, xlas = (functools.partial(f, **given) for f in (convolve, convolution))
+    text = jax.jit(all_of, static_argnums=0).lower(ours, kernel, x).compile().as_text()
+    assert target in text
+    both = zip(all_of(ours, kernel, x), all_of(xlas, kernel, x))
+    found[f"{k}x{k} {groups}"] = [difference(*pair) for pair in both]
+print(json.dumps(found))
 """
 
 
@@ -82,20 +121,31 @@ def run(*code: str, **environment: str) -> str:
     return output
 
 
+def check(worst: dict[str, float]) -> None:
+    """Sums of up to 2000 terms in another order; bfloat16's 8 digits, rounded once."""
+    for name, found in worst.items():
+        assert found < (1e-5 if name.endswith("float32") else 2**-8), name
+
+
 def test_every_direction_is_that_of_the_convolution():
     output = run(KINDS, DIRECTIONS)
     assert "uses True" in output
     worst = json.loads(output.splitlines()[-1])
-    # Sums of up to 2000 terms in another order; bfloat16's 8 digits, rounded once.
-    assert worst.pop("float32") < 1e-5
-    assert all(one < 2**-8 for one in worst.values())
+    assert {"onednn float32", "product float32", "cross float32"} <= set(worst)
+    check(worst)
+
+
+def test_products_of_all_layouts_and_batches():
+    worst = json.loads(run(KINDS, PRODUCTS).splitlines()[-1])
+    assert "float32" in worst
+    check(worst)
 
 
 def test_it_has_derivatives_batches_and_meshes():
     differences = json.loads(run(KINDS, DERIVATIVES).splitlines()[-1])
-    assert len(differences) == 5
+    assert {len(each) for each in differences.values()} == {5}
     # As above.
-    assert max(differences) < 1e-5
+    assert max(map(max, differences.values())) < 1e-5, differences
 
 
 @pytest.mark.parametrize(
