@@ -56,11 +56,12 @@ def form_of(
     """
     strided, dilated = where.stride > 1, where.dilation > 1
     half = jnp.dtype(dtype) == jnp.bfloat16
-    # One image has one thread there; of few pixels, bringing the kernel into oneDNN's
-    # order costs more than is gained.
+    # Gradients of one image have one thread there; of few pixels, bringing the kernel
+    # into oneDNN's order costs more than is gained.
+    shared = b > 1 or direction == "forward"
     scattered = direction == "input" and strided
     enough = scattered or b * size**2 >= (4000 if half else 500)
-    if k > 1 and b > 1 and enough and onednn.computes(dtype):
+    if k > 1 and shared and enough and onednn.computes(dtype):
         return "onednn"
     if half and xla_has_onednn():
         if direction == "forward":

@@ -115,6 +115,12 @@ memory::data_type TypeOf(const ffi::AnyBuffer& x) {
                                                  : memory::data_type::f32;
 }
 
+// What lies in a buffer behind some numbers.
+memory At(const memory::desc& desc, const ffi::AnyBuffer& x, int64_t begin) {
+  const size_t behind = begin * memory::data_type_size(TypeOf(x));
+  return memory(desc, Cpu(), static_cast<char*>(x.untyped_data()) + behind);
+}
+
 void Reorder(memory from, memory to) {
   const OneThread thread;
   dnnl::stream stream(Cpu());
@@ -139,18 +145,22 @@ void Add(ffi::ThreadPool& pool, const std::vector<memory>& parts) {
 
 // Convolutions.
 
-// A direction of a convolution of some images, compiled.
-struct Images {
+// A direction of a convolution of some images, or of some rows of them, compiled.
+struct Part {
   dnnl::primitive run;
   memory::desc image, output, scratch;
+  int64_t image_begin, output_begin;  // How many numbers lie before it.
 };
 
-Images Compile(Direction direction, int64_t images, memory::dims image,
-               memory::dims output, const memory::desc& kernel, memory::data_type type,
-               const Numbers& where, memory::desc* wanted) {
-  image[0] = output[0] = images;
-  const memory::dims stride{where[0], where[0]}, dilation{where[1] - 1, where[1] - 1};
-  const memory::dims before{where[2], where[4]}, behind{where[3], where[5]};
+struct Window {
+  memory::dims stride, dilation, before, behind;
+  int64_t span;
+};
+
+Part Compile(Direction direction, const memory::dims& image, const memory::dims& output,
+             const memory::desc& kernel, memory::data_type type, const Window& window,
+             memory::desc* wanted) {
+  const auto& [stride, dilation, before, behind, span] = window;
   const memory::desc x(image, type, memory::format_tag::nhwc);
   const memory::desc y(output, type, memory::format_tag::nhwc);
   dnnl::primitive_attr attr;
@@ -162,7 +172,7 @@ Images Compile(Direction direction, int64_t images, memory::dims image,
     const dnnl::convolution_forward::primitive_desc made(
         Cpu(), kind, direct, x, kernel, y, stride, dilation, before, behind, attr);
     *wanted = made.weights_desc();
-    return {dnnl::convolution_forward(made), x, y, made.scratchpad_desc()};
+    return {dnnl::convolution_forward(made), x, y, made.scratchpad_desc(), 0, 0};
   }
   const memory::desc any(kernel.get_dims(), type, memory::format_tag::any);
   const dnnl::convolution_forward::primitive_desc forward(
@@ -171,20 +181,34 @@ Images Compile(Direction direction, int64_t images, memory::dims image,
     const dnnl::convolution_backward_data::primitive_desc made(
         Cpu(), direct, x, kernel, y, stride, dilation, before, behind, forward, attr);
     *wanted = made.weights_desc();
-    return {dnnl::convolution_backward_data(made), x, y, made.scratchpad_desc()};
+    return {dnnl::convolution_backward_data(made), x, y, made.scratchpad_desc(), 0, 0};
   }
   const dnnl::convolution_backward_weights::primitive_desc made(
       Cpu(), direct, x, kernel, y, stride, dilation, before, behind, forward, attr);
   *wanted = made.diff_weights_desc();
-  return {dnnl::convolution_backward_weights(made), x, y, made.scratchpad_desc()};
+  return {dnnl::convolution_backward_weights(made), x, y, made.scratchpad_desc(), 0, 0};
 }
 
 struct Convolution {
   memory::desc given, kernel;  // The kernel as XLA has it, and as oneDNN wants it.
-  Images part, last;
+  std::vector<Part> parts;
 };
 
-Convolution MakeConvolution(Direction direction, const Division& images,
+// Leaves some rows of an output, and what they see of the image; returns its first row.
+int64_t TakeRows(int64_t begin, int64_t count, memory::dims* image,
+                 memory::dims* output, Window* window) {
+  int64_t& height = (*image)[2];
+  const int64_t first = begin * window->stride[0] - window->before[0];
+  const int64_t end = first + (count - 1) * window->stride[0] + window->span;
+  const int64_t seen = std::max<int64_t>(first, 0), seen_end = std::min(end, height);
+  window->before[0] = seen - first;
+  window->behind[0] = end - seen_end;
+  height = seen_end - seen;
+  (*output)[2] = count;
+  return seen;
+}
+
+Convolution MakeConvolution(Direction direction, int64_t threads,
                             const memory::dims& image, const memory::dims& output,
                             const memory::dims& kernel, memory::data_type type,
                             const Numbers& where) {
@@ -192,11 +216,32 @@ Convolution MakeConvolution(Direction direction, const Division& images,
   made.given = memory::desc(kernel, type, memory::format_tag::hwio);
   // Sums over images are of float32.
   const auto sums = direction == kKernel ? memory::data_type::f32 : type;
-  const memory::desc any(kernel, sums, memory::format_tag::any);
-  made.part = Compile(direction, images.some, image, output, any, type, where,
-                      &made.kernel);
-  made.last = Compile(direction, images.last(), image, output, made.kernel, type, where,
-                      &made.kernel);
+  made.kernel = memory::desc(kernel, sums, memory::format_tag::any);
+  const int64_t span = where[1] * (kernel[2] - 1) + 1;
+  const Window window{{where[0], where[0]},
+                      {where[1] - 1, where[1] - 1},
+                      {where[2], where[4]},
+                      {where[3], where[5]},
+                      span};
+  const Division images(image[0], threads);
+  // Images that are fewer than threads are divided, if all rows see some of them.
+  const bool divides = direction == kForward && std::max(where[2], where[3]) < span;
+  const Division rows(output[2], divides ? std::max<int64_t>(threads / image[0], 1) : 1);
+  for (int64_t i = 0; i < images.count * rows.count; ++i) {
+    const int64_t begin = i / rows.count * images.some;
+    const int64_t row = i % rows.count * rows.some;
+    memory::dims x = image, y = output;
+    Window seen = window;
+    x[0] = y[0] = std::min(images.some, image[0] - begin);
+    int64_t first = 0;
+    if (rows.count > 1) {
+      first = TakeRows(row, std::min(rows.some, output[2] - row), &x, &y, &seen);
+    }
+    Part part = Compile(direction, x, y, made.kernel, type, seen, &made.kernel);
+    part.image_begin = (begin * image[2] + first) * image[3] * image[1];
+    part.output_begin = (begin * output[2] + row) * output[3] * output[1];
+    made.parts.push_back(std::move(part));
+  }
   return made;
 }
 
@@ -219,36 +264,32 @@ void RunConvolution(ffi::ThreadPool& pool, Direction direction, const Numbers& w
   const ffi::AnyBuffer& y = forward ? out : direction == kInput ? one : other;
   const auto type = TypeOf(one);
   const memory::dims image = Image(x), output = Image(y), kernel = Kernel(k);
-  const Division division(image[0], Threads(pool));
-  const Numbers kind{direction, division.some, static_cast<int64_t>(type)};
+  const int64_t threads = Threads(pool);
+  const Numbers kind{direction, threads, static_cast<int64_t>(type)};
   const auto& made = Kept<Convolution>({kind, where, image, kernel, output}, [&] {
-    return MakeConvolution(direction, division, image, output, kernel, type, where);
+    return MakeConvolution(direction, threads, image, output, kernel, type, where);
   });
+  const int64_t count = made.parts.size();
 
   const memory given(made.given, Cpu(), k.untyped_data());
   const bool as_given = made.kernel == made.given;
   std::vector<memory> kernels;
-  for (int64_t i = 0; i < (gradient ? division.count : 1); ++i) {
+  for (int64_t i = 0; i < (gradient ? count : 1); ++i) {
     kernels.push_back(as_given && i == 0 ? given : memory(made.kernel, Cpu()));
   }
   if (!gradient && !as_given) Reorder(given, kernels[0]);
 
-  auto* const images = static_cast<char*>(x.untyped_data());
-  auto* const outputs = static_cast<char*>(y.untyped_data());
-  Share(pool, division.count, [&](int64_t i) {
-    const Images& part = i + 1 == division.count ? made.last : made.part;
-    const size_t behind_x = i * made.part.image.get_size();
-    const size_t behind_y = i * made.part.output.get_size();
+  Share(pool, count, [&](int64_t i) {
+    const Part& part = made.parts[i];
     dnnl::stream stream(Cpu());
     part.run.execute(
-        stream,
-        {{direction == kInput ? DNNL_ARG_DIFF_SRC : DNNL_ARG_SRC,
-          memory(part.image, Cpu(), images + behind_x)},
-         {gradient ? DNNL_ARG_DIFF_WEIGHTS : DNNL_ARG_WEIGHTS,
-          kernels[gradient ? i : 0]},
-         {forward ? DNNL_ARG_DST : DNNL_ARG_DIFF_DST,
-          memory(part.output, Cpu(), outputs + behind_y)},
-         {DNNL_ARG_SCRATCHPAD, memory(part.scratch, Cpu())}});
+        stream, {{direction == kInput ? DNNL_ARG_DIFF_SRC : DNNL_ARG_SRC,
+                  At(part.image, x, part.image_begin)},
+                 {gradient ? DNNL_ARG_DIFF_WEIGHTS : DNNL_ARG_WEIGHTS,
+                  kernels[gradient ? i : 0]},
+                 {forward ? DNNL_ARG_DST : DNNL_ARG_DIFF_DST,
+                  At(part.output, y, part.output_begin)},
+                 {DNNL_ARG_SCRATCHPAD, memory(part.scratch, Cpu())}});
     stream.wait();
   });
   if (!gradient) return;
@@ -335,20 +376,16 @@ void RunProduct(ffi::ThreadPool& pool, int64_t left_axis, int64_t right_axis,
     const memory::desc plain({m, n}, sums, memory::format_tag::ab);
     summands.push_back(in_place ? whole : memory(plain, Cpu()));
   }
-  const auto at = [](const memory::desc& desc, const ffi::AnyBuffer& x, int64_t first) {
-    const size_t behind = first * memory::data_type_size(TypeOf(x));
-    return memory(desc, Cpu(), static_cast<char*>(x.untyped_data()) + behind);
-  };
   Share(pool, products * division.count, [&](int64_t i) {
     const int64_t product = i / division.count, place = i % division.count;
     const int64_t begin = place * division.some;
     const Product& made = place + 1 == division.count ? last : part;
-    const auto left = at(made.left, one, product * m * k + begin * strides.left[axis]);
+    const auto left = At(made.left, one, product * m * k + begin * strides.left[axis]);
     const auto right =
-        at(made.right, other, product * k * n + begin * strides.right[axis]);
+        At(made.right, other, product * k * n + begin * strides.right[axis]);
     const auto found =
         summed ? summands[place]
-               : at(made.result, out, product * m * n + begin * strides.result[axis]);
+               : At(made.result, out, product * m * n + begin * strides.result[axis]);
     dnnl::stream stream(Cpu());
     made.run.execute(stream, {{DNNL_ARG_SRC, left},
                               {DNNL_ARG_WEIGHTS, right},

@@ -368,7 +368,9 @@ def test_onednn_takes_what_it_is_faster_at_where_it_is_installed(monkeypatch):
         assert chosen(direction, 128, 32, 3, "bfloat16") == "onednn"
         assert chosen(direction, 32, 7, 3) == "onednn"
         assert chosen(direction, 32, 7, 3, "bfloat16") != "onednn", "few pixels"
-        assert chosen(direction, 1, 224, 3) != "onednn", "one thread for one image"
+        of_one = chosen(direction, 1, 56, 3)
+        # Gradients of one image have one thread there.
+        assert (of_one == "onednn") == (direction == "forward")
         assert chosen(direction, 32, 56, 1) == "product"
         assert chosen(direction, 128, 32, 3, "float16") != "onednn"
     assert chosen("input", 32, 7, 3, "bfloat16", stride=2) == "onednn"

@@ -127,16 +127,19 @@ def check(worst: dict[str, float]) -> None:
         assert found < (1e-5 if name.endswith("float32") else 2**-8), name
 
 
-def test_every_direction_is_that_of_the_convolution():
-    output = run(KINDS, DIRECTIONS)
+# More threads than images and cores divide images by rows.
+@pytest.mark.parametrize("threads", ["2", "5"])
+def test_every_direction_is_that_of_the_convolution(threads):
+    output = run(KINDS, DIRECTIONS, NPROC=threads)
     assert "uses True" in output
     worst = json.loads(output.splitlines()[-1])
     assert {"onednn float32", "product float32", "cross float32"} <= set(worst)
     check(worst)
 
 
-def test_products_of_all_layouts_and_batches():
-    worst = json.loads(run(KINDS, PRODUCTS).splitlines()[-1])
+@pytest.mark.parametrize("threads", ["2", "5"])
+def test_products_of_all_layouts_and_batches(threads):
+    worst = json.loads(run(KINDS, PRODUCTS, NPROC=threads).splitlines()[-1])
     assert "float32" in worst
     check(worst)
 
