@@ -8,7 +8,8 @@ cross: of stride 1: one product of pixels of a row laid side by side with all ro
 rows, folded: `patches` of a strided convolution seen as one of stride 1, in which
     stride pixels of a row, or of stride rows, are one with as many times the channels.
 turned: of stride 1: XLA's, of the gradient with the kernel turned.
-onednn: oneDNN's convolution, where it is installed (`onednn.computes`).
+onednn: oneDNN's convolution, where it is installed (`onednn.computes`); products of the
+    other forms are then oneDNN's, too, where XLA's are slower.
 
 `python -m resnet_jax.bench convolutions` measures them side by side.
 """

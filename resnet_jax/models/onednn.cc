@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <array>
-#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -149,7 +148,7 @@ void Add(ffi::ThreadPool& pool, const std::vector<memory>& parts) {
 struct Part {
   dnnl::primitive run;
   memory::desc image, output, scratch;
-  int64_t image_begin, output_begin;  // How many numbers lie before it.
+  int64_t image_begin = 0, output_begin = 0;  // How many numbers lie before it.
 };
 
 struct Window {
@@ -172,7 +171,7 @@ Part Compile(Direction direction, const memory::dims& image, const memory::dims&
     const dnnl::convolution_forward::primitive_desc made(
         Cpu(), kind, direct, x, kernel, y, stride, dilation, before, behind, attr);
     *wanted = made.weights_desc();
-    return {dnnl::convolution_forward(made), x, y, made.scratchpad_desc(), 0, 0};
+    return {dnnl::convolution_forward(made), x, y, made.scratchpad_desc()};
   }
   const memory::desc any(kernel.get_dims(), type, memory::format_tag::any);
   const dnnl::convolution_forward::primitive_desc forward(
@@ -181,12 +180,12 @@ Part Compile(Direction direction, const memory::dims& image, const memory::dims&
     const dnnl::convolution_backward_data::primitive_desc made(
         Cpu(), direct, x, kernel, y, stride, dilation, before, behind, forward, attr);
     *wanted = made.weights_desc();
-    return {dnnl::convolution_backward_data(made), x, y, made.scratchpad_desc(), 0, 0};
+    return {dnnl::convolution_backward_data(made), x, y, made.scratchpad_desc()};
   }
   const dnnl::convolution_backward_weights::primitive_desc made(
       Cpu(), direct, x, kernel, y, stride, dilation, before, behind, forward, attr);
   *wanted = made.diff_weights_desc();
-  return {dnnl::convolution_backward_weights(made), x, y, made.scratchpad_desc(), 0, 0};
+  return {dnnl::convolution_backward_weights(made), x, y, made.scratchpad_desc()};
 }
 
 struct Convolution {
