@@ -1,6 +1,6 @@
 """Convolutions and products on CPUs by oneDNN, with `requirements-onednn.txt`.
 
-XLA calls `onednn.cc`, which a C++ compiler makes at the first use: a few seconds, kept
+XLA calls `calls.cc`, which a C++ compiler makes at the first use: a few seconds, kept
 in the user's cache directory.
 """
 
@@ -27,7 +27,7 @@ from resnet_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
-SOURCE = pathlib.Path(__file__).with_suffix(".cc")
+SOURCE = pathlib.Path(__file__).with_name("calls.cc")  # It includes the *.h beside it.
 # The names by which XLA knows the functions of the library.
 TARGETS = {
     "resnet_jax_convolve": "ResnetJaxConvolve",
@@ -126,7 +126,8 @@ def _built(root: pathlib.Path) -> pathlib.Path:
         *(f"-L{root / 'lib'}", "-ldnnl", f"-Wl,-rpath,{root / 'lib'}"),
     ]
     version = (include / "oneapi/dnnl/dnnl_version.h").read_text()
-    parts = (SOURCE.read_text(), jaxlib.__version__, version, *command)
+    sources = [file.read_text() for file in sorted(SOURCE.parent.glob("*.[ch]*"))]
+    parts = (*sources, jaxlib.__version__, version, *command)
     name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     directory = user_cache.directory() / "onednn"
     user_cache.claim(directory)

@@ -1,0 +1,65 @@
+// oneDNN's convolutions and products as custom calls of XLA on CPUs; `__init__.py`
+// builds and calls them.
+
+#include <cstdint>
+#include <exception>
+#include <functional>
+
+#include "convolution.h"
+#include "product.h"
+#include "shared.h"
+
+namespace {
+
+using namespace resnet_jax;
+
+ffi::Error Told(const std::function<void()>& run) {
+  try {
+    run();
+  } catch (const std::exception& error) {
+    return ffi::Error(ffi::ErrorCode::kInternal, error.what());
+  }
+  return ffi::Error::Success();
+}
+
+ffi::Error Convolve(ffi::ThreadPool pool, int64_t direction,
+                    ffi::Span<const int64_t> where, ffi::AnyBuffer one,
+                    ffi::AnyBuffer other, ffi::Result<ffi::AnyBuffer> out) {
+  return Told([&] {
+    RunConvolution(pool, static_cast<Direction>(direction),
+                   Numbers(where.begin(), where.end()), one, other, *out);
+  });
+}
+
+ffi::Error Multiply(ffi::ThreadPool pool, int64_t left_axis, int64_t right_axis,
+                    ffi::AnyBuffer left, ffi::AnyBuffer right,
+                    ffi::Result<ffi::AnyBuffer> out) {
+  return Told([&] { RunProduct(pool, left_axis, right_axis, left, right, *out); });
+}
+
+}  // namespace
+
+// Whether the CPU has instructions for products of bfloat16.
+extern "C" int ResnetJaxHasBfloat16() {
+  const auto isa = static_cast<int>(dnnl::get_effective_cpu_isa());
+  const auto least = static_cast<int>(dnnl::cpu_isa::avx512_core_bf16);
+  return (isa & least) == least;
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ResnetJaxConvolve, Convolve,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Attr<int64_t>("direction")
+                                  .Attr<ffi::Span<const int64_t>>("where")
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ResnetJaxMultiply, Multiply,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Attr<int64_t>("left_axis")
+                                  .Attr<int64_t>("right_axis")
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>());

@@ -1,0 +1,118 @@
+// Products of matrices.
+
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "shared.h"
+
+namespace resnet_jax {
+
+// Numbers along the rows of a product, the terms of its sums, and its columns.
+enum Axis { kRows, kTerms, kColumns };
+using Axes = std::array<int64_t, 3>;
+
+// A product of matrices, compiled.
+struct Product {
+  dnnl::primitive run;
+  memory::desc left, right, result, scratch;
+};
+
+// How far apart the neighbours of a number lie along each axis.
+struct Strides {
+  Axes left, right, result;
+};
+
+inline Product MakeProduct(const Axes& size, const Strides& strides,
+                           memory::data_type type, memory::data_type result) {
+  const auto& [m, k, n] = size;
+  const auto& [of_left, of_right, of_result] = strides;
+  const memory::desc left({m, k}, type, memory::dims{of_left[kRows], of_left[kTerms]});
+  const memory::desc right({k, n}, type,
+                           memory::dims{of_right[kTerms], of_right[kColumns]});
+  const memory::desc product({m, n}, result,
+                             memory::dims{of_result[kRows], of_result[kColumns]});
+  dnnl::primitive_attr attr;
+  attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  const dnnl::matmul::primitive_desc made(Cpu(), left, right, product, attr);
+  return {dnnl::matmul(made), left, right, product, made.scratchpad_desc()};
+}
+
+// Products of the last two axes of each, of which one is contracted.
+inline void RunProduct(ffi::ThreadPool& pool, int64_t left_axis, int64_t right_axis,
+                       const ffi::AnyBuffer& one, const ffi::AnyBuffer& other,
+                       const ffi::AnyBuffer& out) {
+  const auto shape = [](const ffi::AnyBuffer& x, int64_t axis) {
+    return x.dimensions()[x.dimensions().size() - 2 + axis];
+  };
+  const Axes size{shape(one, 1 - left_axis), shape(one, left_axis),
+                  shape(other, 1 - right_axis)};
+  const int64_t m = size[kRows], k = size[kTerms], n = size[kColumns];
+  const Strides strides{
+      left_axis == 1 ? Axes{k, 1, 0} : Axes{1, m, 0},
+      right_axis == 0 ? Axes{0, n, 1} : Axes{0, 1, k},
+      {n, 0, 1},
+  };
+  const auto type = TypeOf(one), result = TypeOf(out);
+  const int64_t products = out.element_count() / (m * n);
+
+  // The longest axis is divided; sums only of a single product.
+  const int64_t longest = std::max_element(size.begin(), size.end()) - size.begin();
+  const int64_t axis = longest != kTerms || products == 1 ? longest
+                       : m > n                            ? kRows
+                                                          : kColumns;
+  // Sixteen numbers of float32 are a register, and a line of the cache.
+  const int64_t parts = (Threads(pool) + products - 1) / products;
+  const Division division(size[axis], parts, 16);
+  const bool summed = axis == kTerms && division.count > 1;
+  const auto sums = summed ? memory::data_type::f32 : result;
+  const auto product_of = [&](int64_t length) -> const Product& {
+    Axes part = size;
+    part[axis] = length;
+    const Numbers kind{left_axis,
+                       right_axis,
+                       axis,
+                       length,
+                       static_cast<int64_t>(type),
+                       static_cast<int64_t>(sums)};
+    return Kept<Product>({kind, {m, k, n}},
+                         [&] { return MakeProduct(part, strides, type, sums); });
+  };
+  const Product& part = product_of(division.some);
+  const Product& last = product_of(division.last());
+
+  // Sums of parts are added in the first one's place.
+  const memory whole({{m, n}, result, memory::format_tag::ab}, Cpu(),
+                     out.untyped_data());
+  std::vector<memory> summands;
+  for (int64_t i = 0; summed && i < division.count; ++i) {
+    const bool in_place = i == 0 && sums == result;
+    const memory::desc plain({m, n}, sums, memory::format_tag::ab);
+    summands.push_back(in_place ? whole : memory(plain, Cpu()));
+  }
+  Share(pool, products * division.count, [&](int64_t i) {
+    const int64_t product = i / division.count, place = i % division.count;
+    const int64_t begin = place * division.some;
+    const Product& made = place + 1 == division.count ? last : part;
+    const auto left = At(made.left, one, product * m * k + begin * strides.left[axis]);
+    const auto right =
+        At(made.right, other, product * k * n + begin * strides.right[axis]);
+    const auto found =
+        summed ? summands[place]
+               : At(made.result, out, product * m * n + begin * strides.result[axis]);
+    dnnl::stream stream(Cpu());
+    made.run.execute(stream, {{DNNL_ARG_SRC, left},
+                              {DNNL_ARG_WEIGHTS, right},
+                              {DNNL_ARG_DST, found},
+                              {DNNL_ARG_SCRATCHPAD, memory(made.scratch, Cpu())}});
+    stream.wait();
+  });
+  if (!summed) return;
+  Add(pool, summands);
+  if (sums != result) Reorder(summands[0], whole);
+}
+
+}  // namespace resnet_jax
