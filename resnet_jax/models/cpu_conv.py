@@ -60,7 +60,8 @@ def form_of(
     # into oneDNN's order costs more than is gained.
     shared = b > 1 or direction == "forward"
     scattered = direction == "input" and strided
-    enough = scattered or b * size**2 >= (4000 if half else 500)
+    least = 4000 if half and not onednn.widens() else onednn.MANY
+    enough = scattered or b * size**2 >= least
     if k > 1 and shared and enough and onednn.computes(dtype):
         return "onednn"
     if half and xla_has_onednn():

@@ -410,7 +410,7 @@ def _dot(x: Image, kernel: Float[Array, "c f"], dtype=None) -> Output:
 def _dot_transposed(g: Output, kernel: Float[Array, "c f"]) -> Image:
     """g @ kernel.T."""
     *pixels, f = g.shape
-    if _by_onednn(g.dtype):
+    if _by_onednn(g.dtype, math.prod(pixels)):
         found = _multiply(g.reshape(-1, f), kernel, ((1,), (1,)))
         return found.reshape(*pixels, -1)
     part = math.gcd(f, 2)
@@ -422,7 +422,7 @@ def _dot_transposed(g: Output, kernel: Float[Array, "c f"]) -> Image:
 def _outer(x: Image, g: Output) -> Float[Array, "c f"]:
     """The sum over all pixels of x[c] g[f]."""
     c, f = x.shape[-1], g.shape[-1]
-    if _by_onednn(x.dtype):
+    if _by_onednn(x.dtype, math.prod(x.shape[:-1])):
         return _multiply(x.reshape(-1, c), g.reshape(-1, f), ((0,), (0,)))
     if x.dtype != jnp.bfloat16:
         x, g = x.reshape(-1, c), g.reshape(-1, f)
@@ -445,7 +445,7 @@ def _multiply(left, right, contracted: tuple, dtype: DTypeLike | None = None):
         found = lax.dot_general(left, right, axes, preferred_element_type=through)
         return found.astype(dtype)
 
-    if not _by_onednn(left.dtype):
+    if not _by_onednn(left.dtype, left.shape[0]):
         return by_xla(left, right)
     (ours,), (theirs,) = contracted
     shape = left.shape[1 - ours], right.shape[1 - theirs]
@@ -457,9 +457,11 @@ def _multiply(left, right, contracted: tuple, dtype: DTypeLike | None = None):
     return _with_derivatives_of(by_xla, call)(left, right)
 
 
-def _by_onednn(dtype: DTypeLike) -> bool:
+def _by_onednn(dtype: DTypeLike, pixels: int) -> bool:
     """Whether products are left to oneDNN: not where XLA's of bfloat16 are faster."""
-    return (dtype != jnp.bfloat16 or HALF_IS_SLOW) and onednn.computes(dtype)
+    if dtype == jnp.bfloat16 and not HALF_IS_SLOW:
+        return pixels >= onednn.MANY and onednn.widens()
+    return onednn.computes(dtype)
 
 
 FORMS = {

@@ -35,6 +35,8 @@ TARGETS = {
 }
 CONVOLVE, MULTIPLY = TARGETS
 DIRECTIONS = ("forward", "input", "kernel")
+# Pixels from which oneDNN gains more than what it does with a kernel before costs.
+MANY = 500
 
 
 def computes(dtype: DTypeLike) -> bool:
@@ -45,10 +47,16 @@ def computes(dtype: DTypeLike) -> bool:
     """
     if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16) or not _single():
         return False
-    library = _library()
-    if library is None:
-        return False
-    return jnp.dtype(dtype) == jnp.float32 or bool(library.ResnetJaxHasBfloat16())
+    return _library() is not None
+
+
+def widens() -> bool:
+    """Whether oneDNN multiplies bfloat16 as float32, which is faster on some CPUs.
+
+    So it is on those without instructions for bfloat16, and on Intel's without AMX. The
+    results are those of products of bfloat16 whose sums are of float32.
+    """
+    return computes(jnp.bfloat16) and bool(_library().ResnetJaxWidens())
 
 
 def convolve(
@@ -121,7 +129,7 @@ def _built(root: pathlib.Path) -> pathlib.Path:
     compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
     include = root / "include"
     command = [
-        *(*compiler, "-std=c++17", "-O2", "-fPIC", "-shared", "-fopenmp"),
+        *(*compiler, "-std=c++17", "-O3", "-fPIC", "-shared", "-fopenmp"),
         *("-isystem", str(include), "-isystem", jax.ffi.include_dir(), str(SOURCE)),
         *(f"-L{root / 'lib'}", "-ldnnl", f"-Wl,-rpath,{root / 'lib'}"),
     ]

@@ -7,7 +7,7 @@
 
 #include "convolution.h"
 #include "product.h"
-#include "shared.h"
+#include "values.h"
 
 namespace {
 
@@ -39,12 +39,8 @@ ffi::Error Multiply(ffi::ThreadPool pool, int64_t left_axis, int64_t right_axis,
 
 }  // namespace
 
-// Whether the CPU has instructions for products of bfloat16.
-extern "C" int ResnetJaxHasBfloat16() {
-  const auto isa = static_cast<int>(dnnl::get_effective_cpu_isa());
-  const auto least = static_cast<int>(dnnl::cpu_isa::avx512_core_bf16);
-  return (isa & least) == least;
-}
+// Whether bfloat16 is multiplied as float32.
+extern "C" int ResnetJaxWidens() { return Widens(); }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(ResnetJaxConvolve, Convolve,
                               ffi::Ffi::Bind()

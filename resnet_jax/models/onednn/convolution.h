@@ -4,10 +4,12 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
+#include <numeric>
 #include <utility>
 #include <vector>
 
-#include "shared.h"
+#include "values.h"
 
 namespace resnet_jax {
 
@@ -20,15 +22,18 @@ struct Part {
   int64_t image_begin = 0, output_begin = 0;  // How many numbers lie before it.
 };
 
+inline int64_t Count(const memory::dims& shape) {
+  return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
+}
+
 struct Window {
   memory::dims stride, dilation, before, behind;
   int64_t span;
 };
 
 inline Part Compile(Direction direction, const memory::dims& image,
-                    const memory::dims& output, const memory::desc& kernel,
-                    memory::data_type type, const Window& window,
-                    memory::desc* wanted) {
+                    const memory::dims& output, const memory::desc& kernel, Type type,
+                    const Window& window, memory::desc* wanted) {
   const auto& [stride, dilation, before, behind, span] = window;
   const memory::desc x(image, type, memory::format_tag::nhwc);
   const memory::desc y(output, type, memory::format_tag::nhwc);
@@ -77,23 +82,26 @@ inline int64_t TakeRows(int64_t begin, int64_t count, memory::dims* image,
   return seen;
 }
 
+// Of images of a type.
 inline Convolution MakeConvolution(Direction direction, int64_t threads,
                                    const memory::dims& image,
                                    const memory::dims& output,
-                                   const memory::dims& kernel, memory::data_type type,
+                                   const memory::dims& kernel, Type stored,
                                    const Numbers& where) {
   Convolution made;
-  made.given = memory::desc(kernel, type, memory::format_tag::hwio);
+  const Type type = Multiplied(stored);
   // Sums over images are of float32.
-  const auto sums = direction == kKernel ? memory::data_type::f32 : type;
-  made.kernel = memory::desc(kernel, sums, memory::format_tag::any);
+  const Type of_kernel = direction == kKernel ? Type::f32 : type;
+  made.given = memory::desc(kernel, of_kernel, memory::format_tag::hwio);
+  made.kernel = memory::desc(kernel, of_kernel, memory::format_tag::any);
   const int64_t span = where[1] * (kernel[2] - 1) + 1;
   const Window window{{where[0], where[0]},
                       {where[1] - 1, where[1] - 1},
                       {where[2], where[4]},
                       {where[3], where[5]},
                       span};
-  const Division images(image[0], threads);
+  const int64_t numbers = Count(image) + Count(output);
+  const Division images(image[0], PartsOf(stored, threads, numbers, Count(kernel)));
   // Images that are fewer than threads are divided, if all rows see some of them.
   const bool divides = direction == kForward && std::max(where[2], where[3]) < span;
   const Division rows(output[2],
@@ -133,38 +141,46 @@ inline void RunConvolution(ffi::ThreadPool& pool, Direction direction,
   const ffi::AnyBuffer& x = direction == kInput ? out : one;
   const ffi::AnyBuffer& k = gradient ? out : other;
   const ffi::AnyBuffer& y = forward ? out : direction == kInput ? one : other;
-  const auto type = TypeOf(one);
+  const Values images(x), outputs(y), given(k);
   const memory::dims image = Image(x), output = Image(y), kernel = Kernel(k);
+  const Type stored = images.type;
   const int64_t threads = Threads(pool);
-  const Numbers kind{direction, threads, static_cast<int64_t>(type)};
+  const Numbers kind{direction, threads, static_cast<int64_t>(stored)};
   const auto& made = Kept<Convolution>({kind, where, image, kernel, output}, [&] {
-    return MakeConvolution(direction, threads, image, output, kernel, type, where);
+    return MakeConvolution(direction, threads, image, output, kernel, stored, where);
   });
   const int64_t count = made.parts.size();
 
-  const memory given(made.given, Cpu(), k.untyped_data());
+  const Type of_kernel = made.kernel.get_data_type();
+  const Values taken = gradient ? Values(given, of_kernel) : As(pool, given, of_kernel);
+  const memory plain(made.given, Cpu(), taken.At(0));
   const bool as_given = made.kernel == made.given;
   std::vector<memory> kernels;
   for (int64_t i = 0; i < (gradient ? count : 1); ++i) {
-    kernels.push_back(as_given && i == 0 ? given : memory(made.kernel, Cpu()));
+    kernels.push_back(as_given && i == 0 ? plain : memory(made.kernel, Cpu()));
   }
-  if (!gradient && !as_given) Reorder(given, kernels[0]);
+  if (!gradient && !as_given) Reorder(plain, kernels[0]);
 
   Share(pool, count, [&](int64_t i) {
     const Part& part = made.parts[i];
+    const Slice seen(part.image, images, part.image_begin);
+    const Slice put(part.output, outputs, part.output_begin);
     dnnl::stream stream(Cpu());
     part.run.execute(stream, {{direction == kInput ? DNNL_ARG_DIFF_SRC : DNNL_ARG_SRC,
-                               At(part.image, x, part.image_begin)},
+                               direction == kInput ? seen.Room() : seen.Read()},
                               {gradient ? DNNL_ARG_DIFF_WEIGHTS : DNNL_ARG_WEIGHTS,
                                kernels[gradient ? i : 0]},
                               {forward ? DNNL_ARG_DST : DNNL_ARG_DIFF_DST,
-                               At(part.output, y, part.output_begin)},
+                               forward ? put.Room() : put.Read()},
                               {DNNL_ARG_SCRATCHPAD, memory(part.scratch, Cpu())}});
     stream.wait();
+    if (direction == kInput) seen.Write();
+    if (forward) put.Write();
   });
   if (!gradient) return;
   Add(pool, kernels);
-  if (!as_given) Reorder(kernels[0], given);
+  if (!as_given) Reorder(kernels[0], plain);
+  Convert(pool, taken, given);
 }
 
 }  // namespace resnet_jax

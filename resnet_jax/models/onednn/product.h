@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "shared.h"
+#include "values.h"
 
 namespace resnet_jax {
 
@@ -26,8 +26,8 @@ struct Strides {
   Axes left, right, result;
 };
 
-inline Product MakeProduct(const Axes& size, const Strides& strides,
-                           memory::data_type type, memory::data_type result) {
+inline Product MakeProduct(const Axes& size, const Strides& strides, Type type,
+                           Type result) {
   const auto& [m, k, n] = size;
   const auto& [of_left, of_right, of_result] = strides;
   const memory::desc left({m, k}, type, memory::dims{of_left[kRows], of_left[kTerms]});
@@ -56,19 +56,22 @@ inline void RunProduct(ffi::ThreadPool& pool, int64_t left_axis, int64_t right_a
       right_axis == 0 ? Axes{0, n, 1} : Axes{0, 1, k},
       {n, 0, 1},
   };
-  const auto type = TypeOf(one), result = TypeOf(out);
+  const Values given_left(one), given_right(other), wanted(out);
+  const Type type = Multiplied(given_left.type);
   const int64_t products = out.element_count() / (m * n);
 
   // The longest axis is divided; sums only of a single product.
   const int64_t longest = std::max_element(size.begin(), size.end()) - size.begin();
-  const int64_t axis = longest != kTerms || products == 1 ? longest
-                       : m > n                            ? kRows
-                                                          : kColumns;
+  const Axis longer = m > n ? kRows : kColumns;
+  const int64_t axis = longest == kTerms && products > 1 ? int64_t{longer} : longest;
   // Sixteen numbers of float32 are a register, and a line of the cache.
-  const int64_t parts = (Threads(pool) + products - 1) / products;
-  const Division division(size[axis], parts, 16);
+  const int64_t threads = (Threads(pool) + products - 1) / products;
+  const int64_t others = m * k * n / size[axis];
+  const int64_t numbers = m * k + k * n + m * n - others;
+  const Division division(size[axis],
+                          PartsOf(given_left.type, threads, numbers, others), 16);
   const bool summed = axis == kTerms && division.count > 1;
-  const auto sums = summed ? memory::data_type::f32 : result;
+  const Type sums = summed ? Type::f32 : Multiplied(wanted.type);
   const auto product_of = [&](int64_t length) -> const Product& {
     Axes part = size;
     part[axis] = length;
@@ -84,35 +87,41 @@ inline void RunProduct(ffi::ThreadPool& pool, int64_t left_axis, int64_t right_a
   const Product& part = product_of(division.some);
   const Product& last = product_of(division.last());
 
+  // What is divided without gaps is brought to another type part by part.
+  const auto taken = [&](const Values& values, const Axes& strides) {
+    return strides[axis] > 1 ? values : As(pool, values, type);
+  };
+  const Values lefts = taken(given_left, strides.left);
+  const Values rights = taken(given_right, strides.right);
+  const Values results = strides.result[axis] > 1 ? wanted : Values(wanted, sums);
+
   // Sums of parts are added in the first one's place.
-  const memory whole({{m, n}, result, memory::format_tag::ab}, Cpu(),
-                     out.untyped_data());
   std::vector<memory> summands;
   for (int64_t i = 0; summed && i < division.count; ++i) {
-    const bool in_place = i == 0 && sums == result;
     const memory::desc plain({m, n}, sums, memory::format_tag::ab);
-    summands.push_back(in_place ? whole : memory(plain, Cpu()));
+    summands.push_back(i == 0 ? memory(plain, Cpu(), results.At(0))
+                              : memory(plain, Cpu()));
   }
   Share(pool, products * division.count, [&](int64_t i) {
     const int64_t product = i / division.count, place = i % division.count;
     const int64_t begin = place * division.some;
     const Product& made = place + 1 == division.count ? last : part;
-    const auto left = At(made.left, one, product * m * k + begin * strides.left[axis]);
-    const auto right =
-        At(made.right, other, product * k * n + begin * strides.right[axis]);
-    const auto found =
-        summed ? summands[place]
-               : At(made.result, out, product * m * n + begin * strides.result[axis]);
+    const auto behind = [&](int64_t each, const Axes& strides) {
+      return product * each + begin * strides[axis];
+    };
+    const Slice left(made.left, lefts, behind(m * k, strides.left));
+    const Slice right(made.right, rights, behind(k * n, strides.right));
+    const Slice result(made.result, results, behind(m * n, strides.result));
     dnnl::stream stream(Cpu());
-    made.run.execute(stream, {{DNNL_ARG_SRC, left},
-                              {DNNL_ARG_WEIGHTS, right},
-                              {DNNL_ARG_DST, found},
+    made.run.execute(stream, {{DNNL_ARG_SRC, left.Read()},
+                              {DNNL_ARG_WEIGHTS, right.Read()},
+                              {DNNL_ARG_DST, summed ? summands[place] : result.Room()},
                               {DNNL_ARG_SCRATCHPAD, memory(made.scratch, Cpu())}});
     stream.wait();
+    if (!summed) result.Write();
   });
-  if (!summed) return;
-  Add(pool, summands);
-  if (sums != result) Reorder(summands[0], whole);
+  if (summed) Add(pool, summands);
+  Convert(pool, results, wanted);
 }
 
 }  // namespace resnet_jax
