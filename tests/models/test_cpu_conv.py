@@ -357,8 +357,10 @@ def test_the_choice_is_a_form_that_can_compute_it(monkeypatch):
         assert chosen in forms_of(direction, k, where)
 
 
-def test_onednn_takes_what_it_is_faster_at_where_it_is_installed(monkeypatch):
+@pytest.mark.parametrize("widens", [True, False])
+def test_onednn_takes_what_it_is_faster_at_where_it_is_installed(monkeypatch, widens):
     monkeypatch.setattr(onednn, "computes", lambda dtype: dtype != "float16")
+    monkeypatch.setattr(onednn, "widens", lambda: widens)
 
     def chosen(direction, b, size, k, dtype="float32", stride=1):
         return form_of(direction, b, size, 64, k, Geometry(stride), dtype)
@@ -367,7 +369,9 @@ def test_onednn_takes_what_it_is_faster_at_where_it_is_installed(monkeypatch):
         assert chosen(direction, 128, 32, 3) == "onednn"
         assert chosen(direction, 128, 32, 3, "bfloat16") == "onednn"
         assert chosen(direction, 32, 7, 3) == "onednn"
-        assert chosen(direction, 32, 7, 3, "bfloat16") != "onednn", "few pixels"
+        # Few pixels.
+        assert (chosen(direction, 32, 7, 3, "bfloat16") == "onednn") == widens
+        assert chosen(direction, 1, 14, 3, "bfloat16") != "onednn"
         of_one = chosen(direction, 1, 56, 3)
         # Gradients of one image have one thread there.
         assert (of_one == "onednn") == (direction == "forward")
@@ -431,7 +435,9 @@ def test_without_cpus_there_is_no_onednn(monkeypatch):
 @pytest.mark.parametrize("asked", [True, False])
 def test_onednn_computes_what_it_is_asked_to(asked):
     flag = f"--xla_cpu_experimental_onednn_custom_call={str(asked).lower()}"
-    code, output = runs.run_python("-c", ONEDNN, XLA_FLAGS=flag)
+    # Of several devices none is left to the oneDNN that may be installed, too.
+    given = {"XLA_FLAGS": flag, "JAX_NUM_CPU_DEVICES": "2"}
+    code, output = runs.run_python("-c", ONEDNN, **given)
     assert code == 0, output
     has, calls, differences = json.loads(output.splitlines()[-1])
     assert has == calls
