@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from resnet_jax import (
+    host,
     losses,
     mix,
     optim,
@@ -82,6 +83,7 @@ class Setup:
         return self._placed(self._state_shapes)
 
     @functools.cached_property
+    @host.garbage_kept()
     def _state_shapes(self) -> TrainState:
         return jax.eval_shape(self._init)
 
@@ -112,6 +114,7 @@ class Setup:
         """Parameters to compute with, all of each on every device."""
         return sharding.whole(params, self.mesh, self.config.sharding.params)
 
+    @host.garbage_kept()
     def init_state(self) -> TrainState:
         """The state before the first step, on the devices."""
         init = jax.jit(self._init, out_shardings=self.shardings())
@@ -168,6 +171,7 @@ class Setup:
         kind = self.mesh.devices.flat[0].device_kind
         return compile_step(lowered, kind, self.config.compiler_options)
 
+    @host.garbage_kept()
     def lower_train_step(self, teacher: dict | None = None) -> jax.stages.Lowered:
         """`train_step(state, batch)`, or `(state, batch, teacher=)`, to be compiled.
 
@@ -235,6 +239,7 @@ class Setup:
     def _replicated(self, shapes):
         return _with_sharding(shapes, lambda shape: sharding.replicated(self.mesh))
 
+    @host.garbage_kept()
     def compile_statistics_step(self) -> Callable:
         """The compiled `statistics_step(variables, batch)`."""
         config, data = self.config, self.config.data
@@ -251,6 +256,7 @@ class Setup:
         """The compiled `eval_step(variables, batch, allowed)`."""
         return self.compile(self.lower_eval_step())
 
+    @host.garbage_kept()
     def lower_eval_step(self) -> jax.stages.Lowered:
         """`eval_step(variables, batch, allowed)`, to be compiled."""
         data = self.config.data

@@ -1,12 +1,16 @@
-"""What a process of its own keeps of the memory that it frees."""
+"""Memory that is kept."""
 
+import gc
 import platform
 import subprocess
 import sys
 
 import pytest
 
-# As `main` does: JAX starts its threads when it is asked for its devices.
+from resnet_jax import host
+
+# What a process of its own keeps of the memory that it frees. As `main` does: JAX starts
+# its threads when it is asked for its devices.
 PRODUCTS = """
 import resource
 from resnet_jax import host
@@ -32,3 +36,22 @@ def test_a_product_takes_no_new_memory_from_the_system_a_second_time():
     )
     # The factors have 16,384 pages each; XLA packs them many times, in two threads.
     assert int(told.stdout) < 50_000
+
+
+def test_garbage_is_collected_again_behind_what_keeps_it():
+    @host.garbage_kept()
+    def fails():
+        assert not gc.isenabled()
+        raise ValueError("on the way")
+
+    assert gc.isenabled()
+    with host.garbage_kept(), pytest.raises(ValueError, match="on the way"):
+        fails()
+    assert gc.isenabled()
+    gc.disable()
+    with host.garbage_kept():
+        pass
+    try:
+        assert not gc.isenabled(), "as it was before"
+    finally:
+        gc.enable()
