@@ -9,8 +9,8 @@ import pytest
 
 from resnet_jax import host
 
-# What a process of its own keeps of the memory that it frees. As `main` does: JAX starts
-# its threads when it is asked for its devices.
+# What a process of its own keeps of what it frees. As `main` does: JAX starts its
+# threads when it is asked for its devices.
 PRODUCTS = """
 import resource
 from resnet_jax import host
