@@ -148,7 +148,7 @@ def test_a_checkpoint_that_was_cut_off_does_not_count_and_a_damaged_one_goes(fol
 def quick(monkeypatch):
     """A tenth of a second for one of a second, about."""
     monkeypatch.setattr(workdir, "BEAT", 0.1)
-    monkeypatch.setattr(workdir, "DEAD", 1.5)
+    monkeypatch.setattr(workdir, "DEAD", 3.0)
     monkeypatch.setattr(workdir, "SETTLED", 0.5)
 
 
