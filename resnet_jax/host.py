@@ -37,7 +37,7 @@ def garbage_kept() -> Iterator[None]:
     """Puts Python's garbage collection off, as a context or a decorator.
 
     Tracing a network makes objects by the million that stay, and looking through them
-    for garbage again and again is a fifth of the time to its first step.
+    for garbage again and again is a tenth of the time until its step can be loaded.
     """
     was_on = gc.isenabled()
     gc.disable()
