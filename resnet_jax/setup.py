@@ -36,7 +36,7 @@ from resnet_jax.data.loader import (
 from resnet_jax.data.sources import Source
 from resnet_jax.errors import UserError, check_known
 from resnet_jax.examples import eval_augment, make_resize, open_examples, train_augment
-from resnet_jax.models import create_model, get_spec
+from resnet_jax.models import create_model, get_spec, platforms
 from resnet_jax.models.cost import cost_of_image, count, init_shapes
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.step import TrainState
@@ -45,6 +45,18 @@ from resnet_jax.storage import Path
 # How many images of each one are evaluated.
 VIEWS = {"one": 1, "flip": 2, "ten_crop": 10}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def _traced(method: Callable) -> Callable:
+    """A method of `Setup` that traces what its devices are to run."""
+
+    @functools.wraps(method)
+    def traced(self: "Setup", *args, **kwargs):
+        platform = self.mesh.devices.flat[0].platform
+        with host.garbage_kept(), platforms.known(platform):
+            return method(self, *args, **kwargs)
+
+    return traced
 
 
 @dataclasses.dataclass
@@ -83,7 +95,7 @@ class Setup:
         return self._placed(self._state_shapes)
 
     @functools.cached_property
-    @host.garbage_kept()
+    @_traced
     def _state_shapes(self) -> TrainState:
         return jax.eval_shape(self._init)
 
@@ -114,7 +126,7 @@ class Setup:
         """Parameters to compute with, all of each on every device."""
         return sharding.whole(params, self.mesh, self.config.sharding.params)
 
-    @host.garbage_kept()
+    @_traced
     def init_state(self) -> TrainState:
         """The state before the first step, on the devices."""
         init = jax.jit(self._init, out_shardings=self.shardings())
@@ -171,7 +183,7 @@ class Setup:
         kind = self.mesh.devices.flat[0].device_kind
         return compile_step(lowered, kind, self.config.compiler_options)
 
-    @host.garbage_kept()
+    @_traced
     def lower_train_step(self, teacher: dict | None = None) -> jax.stages.Lowered:
         """`train_step(state, batch)`, or `(state, batch, teacher=)`, to be compiled.
 
@@ -239,7 +251,7 @@ class Setup:
     def _replicated(self, shapes):
         return _with_sharding(shapes, lambda shape: sharding.replicated(self.mesh))
 
-    @host.garbage_kept()
+    @_traced
     def compile_statistics_step(self) -> Callable:
         """The compiled `statistics_step(variables, batch)`."""
         config, data = self.config, self.config.data
@@ -256,7 +268,7 @@ class Setup:
         """The compiled `eval_step(variables, batch, allowed)`."""
         return self.compile(self.lower_eval_step())
 
-    @host.garbage_kept()
+    @_traced
     def lower_eval_step(self) -> jax.stages.Lowered:
         """`eval_step(variables, batch, allowed)`, to be compiled."""
         data = self.config.data

@@ -10,7 +10,6 @@ import os
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -26,6 +25,7 @@ from resnet_jax.models.cpu_forms import (
     like_of,
     unfused,
 )
+from resnet_jax.models.platforms import by_platform
 from resnet_jax.sharding import alike
 
 # The choice.
@@ -210,15 +210,15 @@ def _convolve(x: Image, kernel: Kernel, where: Geometry, groups: int) -> Output:
 
 
 def _convolve_forward(x: Image, kernel: Kernel, where: Geometry, groups: int):
-    y = _by_platform("forward", x, kernel, x.shape, len(kernel), where, groups)
+    y = _direction("forward", x, kernel, x.shape, len(kernel), where, groups)
     return y, (x, kernel)
 
 
 def _convolve_backward(where: Geometry, groups: int, saved, g: Output):
     x, kernel = saved
     return (
-        _by_platform("input", g, kernel, x.shape, len(kernel), where, groups),
-        _by_platform("kernel", x, g, x.shape, len(kernel), where, groups),
+        _direction("input", g, kernel, x.shape, len(kernel), where, groups),
+        _direction("kernel", x, g, x.shape, len(kernel), where, groups),
     )
 
 
@@ -227,7 +227,7 @@ _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 # Equal convolutions are traced once; inlined, since calls make other TPU programs.
 @functools.partial(jax.jit, static_argnums=(0, 3, 4, 5, 6), inline=True)
-def _by_platform(
+def _direction(
     direction: str, one, other, x_shape, k: int, where: Geometry, groups: int
 ):
     x = like_of(one, x_shape)
@@ -240,7 +240,7 @@ def _by_platform(
     cpu = functools.partial(_directly, direction, **given)
     if groups > 1:
         cpu = functools.partial(_in_blocks, direction, **given, groups=groups)
-    return lax.platform_dependent(one, other, cpu=cpu, default=xla)
+    return by_platform(one, other, cpu=cpu, default=xla)
 
 
 def _directly(direction: str, one, other, x: Shape, k: int, where: Geometry):

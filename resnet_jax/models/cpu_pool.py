@@ -9,7 +9,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float, Int
 
 from resnet_jax.models.cpu_forms import (
@@ -22,6 +21,7 @@ from resnet_jax.models.cpu_forms import (
     taps,
     unfused,
 )
+from resnet_jax.models.platforms import by_platform
 
 Image = Float[Array, "b h w c"]
 Output = Float[Array, "b h2 w2 c"]
@@ -43,7 +43,7 @@ def _max_pool(x: Image, side: int, where: Geometry) -> Output:
 
 def _forward(x: Image, side: int, where: Geometry):
     cpu, xla = (functools.partial(f, side=side, where=where) for f in (_greatest, _xla))
-    return lax.platform_dependent(x, cpu=cpu, default=xla), x
+    return by_platform(x, cpu=cpu, default=xla), x
 
 
 def _backward(side: int, where: Geometry, x: Image, g: Output):
@@ -51,7 +51,7 @@ def _backward(side: int, where: Geometry, x: Image, g: Output):
         functools.partial(f, side=side, where=where)
         for f in (_to_first, _select_and_scatter)
     )
-    return (lax.platform_dependent(x, g, cpu=cpu, default=xla),)
+    return (by_platform(x, g, cpu=cpu, default=xla),)
 
 
 _max_pool.defvjp(_forward, _backward)

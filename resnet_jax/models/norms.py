@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from resnet_jax.models import cpu_norm, tpu_norm
+from resnet_jax.models.platforms import by_platform
 from resnet_jax.models.tpu_norm import Product, of_examples
 from resnet_jax.sharding import alike
 
@@ -258,7 +259,7 @@ def _backward_on_platform(*arrays, of):
 
 def _on_platform(cpu, default, arrays, of):
     cpu, default = (functools.partial(one, of=of) for one in (cpu, default))
-    return lax.platform_dependent(*arrays, cpu=cpu, default=default)
+    return by_platform(*arrays, cpu=cpu, default=default)
 
 
 @functools.partial(_traced_once, static_argnames=("keep", "factor"))
@@ -280,7 +281,7 @@ def _normalize_and_pool(*arrays, of, pool):
         return pool(out), mean, var
 
     default = functools.partial(forward, of=of, pool=pool)
-    return lax.platform_dependent(*arrays, cpu=on_cpu, default=default)
+    return by_platform(*arrays, cpu=on_cpu, default=default)
 
 
 def forward(

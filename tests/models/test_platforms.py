@@ -1,0 +1,62 @@
+"""Both ways are traced unless the platform is known; then that of it alone is."""
+
+import jax
+import numpy as np
+import pytest
+
+from resnet_jax.models.platforms import by_platform, known
+from tests import tiny
+
+
+def either(traced: list[str]):
+    """A jitted choice that notes what of it is traced."""
+
+    def cpu(x):
+        traced.append("cpu")
+        return x + 1
+
+    def default(x):
+        traced.append("default")
+        return x - 1
+
+    return jax.jit(lambda x: by_platform(x, cpu=cpu, default=default))
+
+
+def test_where_no_platform_is_known_both_are_traced_and_the_devices_choose():
+    traced = []
+    assert either(traced)(1.0) == (2.0 if jax.default_backend() == "cpu" else 0.0)
+    assert set(traced) == {"cpu", "default"}
+
+
+@pytest.mark.parametrize(
+    ("platform", "way", "result"),
+    [("cpu", "cpu", 2.0), ("tpu", "default", 0.0), ("gpu", "default", 0.0)],
+)
+def test_of_a_known_platform_only_its_way_is_traced(platform, way, result):
+    traced = []
+    with known(platform):
+        assert either(traced)(1.0) == result
+    assert traced == [way]
+
+
+def test_what_was_traced_for_one_platform_is_not_taken_for_another():
+    traced = []
+    choice = either(traced)
+    with known("cpu"):
+        choice(1.0)
+        with known("tpu"):
+            assert choice(1.0) == 0.0
+        assert choice(1.0) == 2.0
+    assert traced == ["cpu", "default"]
+    choice(1.0)
+    assert traced[2:] and known.value is None
+
+
+@pytest.mark.slow
+def test_the_train_step_of_a_setup_is_that_of_a_network_on_an_unknown_platform():
+    setup = tiny.setup()
+    batch = setup.to_devices(tiny.batch(setup))
+    found = setup.lower_train_step().compile()(tiny.state(setup), batch)
+    both_traced = setup.lower_train_step.__wrapped__(setup)
+    expected = both_traced.compile()(tiny.state(setup), batch)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
