@@ -72,6 +72,7 @@ class Setup:
       total_steps: length of the run.
       schedule: learning rate by step.
       optimizer: of optax.
+      init: gives the state before the first step; JAX traces one function once.
       eval_batch_size: images a batch of the evaluation.
       every: steps between two evaluations, checkpoints and log lines.
       resize: progressive resizing, if there is any.
@@ -86,18 +87,15 @@ class Setup:
     total_steps: int
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
+    init: Callable[[], TrainState]
     eval_batch_size: int
     every: dict[str, float]
     resize: ResizeSchedule | None = None
 
+    @_traced
     def state_like(self) -> TrainState:
         """Shapes, types and shardings of the train state."""
-        return self._placed(self._state_shapes)
-
-    @functools.cached_property
-    @_traced
-    def _state_shapes(self) -> TrainState:
-        return jax.eval_shape(self._init)
+        return self._placed(jax.eval_shape(self.init))
 
     def shardings(self) -> TrainState:
         """How the train state lies on the devices."""
@@ -129,7 +127,7 @@ class Setup:
     @_traced
     def init_state(self) -> TrainState:
         """The state before the first step, on the devices."""
-        init = jax.jit(self._init, out_shardings=self.shardings())
+        init = jax.jit(self.init, out_shardings=self.shardings())
         # Optimising what runs once took most of the start on CPUs.
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
         options = {"xla_backend_optimization_level": 0} if on_cpu else None
@@ -144,15 +142,6 @@ class Setup:
             lambda variables: step.state_from(variables, self.optimizer, ema=ema),
             out_shardings=self.shardings(),
         )(placed)
-
-    def _init(self) -> TrainState:
-        return step.init_state(
-            self.model,
-            self.optimizer,
-            seed=self.config.seed,
-            image_size=self.config.data.image_size,
-            ema=bool(self.config.ema_decay),
-        )
 
     def batch_like(
         self, batch_size: int, *keys: str, examples: Examples | None = None
@@ -422,6 +411,14 @@ def set_up(config: ConfigDict, mesh: Mesh | None = None) -> Setup:
         total_steps=total_steps,
         schedule=schedule,
         optimizer=optimizer,
+        init=functools.partial(
+            step.init_state,
+            model,
+            optimizer,
+            seed=config.seed,
+            image_size=config.data.image_size,
+            ema=bool(config.ema_decay),
+        ),
         eval_batch_size=config.evaluate.batch_size or config.batch_size,
         every={
             what: max(in_steps(duration, config.batch_size, train_size, key), 1.0)
@@ -529,15 +526,14 @@ def summary(setup: Setup, workdir: Path) -> str:
     config, mesh, model = setup.config, setup.mesh, setup.model
     size = config.data.image_size
     group = model.bn_group_size or config.batch_size // config.optim.microbatches
-    variables = init_shapes(model, size)
-    params = count(variables["params"])
+    like = setup.state_like()
     macs = cost_of_image(model, size).macs
     device = mesh.devices.flat[0]
     epochs = setup.total_steps * config.batch_size / len(setup.train.source)
     rows = {
         "devices": f"{mesh.size} x {device.device_kind} ({device.platform}),"
         f" {jax.process_count()} process(es), parameters {config.sharding.params}",
-        "model": f"{config.model.name}, {params:,} parameters,"
+        "model": f"{config.model.name}, {count(like.params):,} parameters,"
         f" {macs / 1e6:,.1f} M MACs at {size}x{size}, {config.model.dtype}",
         "train": f"{setup.train.source.where}, {len(setup.train.source):,} images,"
         f" {len(setup.train.source.classes)} classes",
@@ -549,7 +545,7 @@ def summary(setup: Setup, workdir: Path) -> str:
         "batch": f"{config.batch_size} images, {config.batch_size // mesh.size} a"
         f" device, {config.optim.microbatches} microbatch(es)",
         "batch norm": f"groups of {group} images, {config.batch_size // group} a batch"
-        if "batch_stats" in variables
+        if like.batch_stats
         else "none",
         "steps": f"{setup.total_steps:,} ({epochs:.2f} epochs)",
         "workdir": str(workdir),

@@ -96,14 +96,16 @@ def torch_in_float64(in_float64, one_device):
     torch.set_default_dtype(torch.float32)
 
 
-class SetupInFloat64(Setup):
-    """A run whose state has 64 bits; rates, too, follow from the steps in it."""
+def with_64_bits(setup: Setup) -> Setup:
+    """Widens the state of a run; rates, too, follow from the steps in it."""
+    wide = {"float32": "float64", "int32": "int64"}
 
-    def _init(self) -> TrainState:
-        wide = {"float32": "float64", "int32": "int64"}
-        return jax.tree.map(
-            lambda x: x.astype(wide.get(x.dtype.name, x.dtype)), super()._init()
-        )
+    def init() -> TrainState:
+        state = setup.init()
+        return jax.tree.map(lambda x: x.astype(wide.get(x.dtype.name, x.dtype)), state)
+
+    model = setup.model.clone(dtype=jnp.float64)
+    return dataclasses.replace(setup, model=model, init=init)
 
 
 def shorten(recipe: str, changes: dict) -> Setup:
@@ -125,8 +127,7 @@ def shorten(recipe: str, changes: dict) -> Setup:
             place[last] = ConfigDict(value) if isinstance(value, dict) else value
     setup = set_up(config)
     assert setup.total_steps == STEPS
-    model = setup.model.clone(dtype=jnp.float64)
-    return SetupInFloat64(**vars(setup) | {"model": model})
+    return with_64_bits(setup)
 
 
 def shorten_epochs(recipe: str, pictures: Path, epochs: int, changes: dict) -> Setup:
