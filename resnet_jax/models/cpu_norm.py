@@ -54,7 +54,8 @@ def backward(
     along = (of_output * deviation).sum(axis=(1, 2, 3)) * inverse
     x, g, mean, along = lax.optimization_barrier((x, g, mean, along))
     deviation, of_output = read(x, g, mean)
-    n = of.size * h * w
+    # JAX's integers could not hold as many as there may be.
+    n = float(of.size * h * w)
     # What is left of the gradient without its mean and its part along the deviations.
     rest = of_output - _wide(total / n) - deviation * _wide(along * inverse / n)
     dx = (rest * _wide(scale * inverse)).reshape(x.shape).astype(x.dtype)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from resnet_jax.models import cpu_norm, tpu_norm
 from resnet_jax.models.platforms import by_platform
-from resnet_jax.models.tpu_norm import Product, of_examples
+from resnet_jax.models.tpu_norm import Product, of_examples, pixels_of
 from resnet_jax.sharding import alike
 
 
@@ -355,7 +355,7 @@ def backward(
     along = _mean_of_groups(g * deviation, of) * inverse
     # What is left of the gradient without its mean and its part along the deviations.
     rest = g - spread(total) - deviation * spread(along * inverse)
-    n = of.size * x.shape[1] * x.shape[2]
+    n = pixels_of(x, of.size)
     dx = (rest * factor).astype(x.dtype)
     return dx, n * along.sum(axis=0), n * total.sum(axis=0)
 
@@ -363,9 +363,8 @@ def backward(
 def _mean_of_groups(
     x: Float[Array, "b h w c"], of: Normalization
 ) -> Float[Array, "g c"]:
-    _, h, w, c = x.shape
-    of_examples = x.sum(axis=(1, 2)).reshape(-1, of.size, c)
-    return of_examples.sum(axis=1) / (of.size * h * w)
+    of_examples = x.sum(axis=(1, 2)).reshape(-1, of.size, x.shape[3])
+    return of_examples.sum(axis=1) / pixels_of(x, of.size)
 
 
 @jax.jit

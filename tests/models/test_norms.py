@@ -11,6 +11,7 @@ import pytest
 from resnet_jax.models import ZOO, build, cpu_norm, norms
 from resnet_jax.models.layers import max_pool
 from resnet_jax.models.norms import BatchNorm, Normalization
+from resnet_jax.models.platforms import known
 from tests import keyed, tiny
 
 EPSILON = 1e-3  # large enough to be seen in the outputs
@@ -284,3 +285,15 @@ def test_a_large_offset_near_the_running_mean_does_not_cancel_the_variance():
     np.testing.assert_allclose(mean, groups.mean(axis=(1, 2, 3)), rtol=1e-6)
     # Squares of 1 and less, not of 4096: their sum of 100 rounds at 1e-6.
     np.testing.assert_allclose(var, groups.var(axis=(1, 2, 3)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_a_group_has_more_pixels_than_integers_of_32_bits_can_count(platform):
+    variables = draw_variables(8)
+    x = jax.ShapeDtypeStruct((4096, 1024, 1024, 8), jnp.float32)
+
+    def total(x):
+        return train(BatchNorm(), variables, x)[0].sum()
+
+    with known(platform):
+        assert jax.eval_shape(jax.grad(total), x).shape == x.shape
