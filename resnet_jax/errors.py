@@ -84,16 +84,18 @@ def problem_of_store(error: BaseException | None) -> str:
     return ""
 
 
-# How XLA's errors begin where a device has too little memory.
-NO_MEMORY = "RESOURCE_EXHAUSTED"
+# How XLA's errors begin where a device has too little memory, and what is said by those
+# that come later, from CPUs, which find out while they compute.
+NO_MEMORY, _NO_MEMORY_LATER = "RESOURCE_EXHAUSTED", "Out of memory allocating"
 
 
 def problem_of_memory(error: Exception) -> str:
     """That a device has too little memory, and what to do; empty for other errors."""
     said = str(error)
-    if type(error).__name__ != "JaxRuntimeError" or NO_MEMORY not in said:
+    sign = NO_MEMORY if NO_MEMORY in said else _NO_MEMORY_LATER
+    if type(error).__name__ != "JaxRuntimeError" or sign not in said:
         return ""
-    reason = said[said.index(NO_MEMORY) :].splitlines()[0].rstrip(".")
+    reason = said[said.index(sign) :].splitlines()[0].rstrip(".")
     return (
         f"A device has too little memory for this run ({reason[:200]}). Take a smaller"
         " batch_size or data.image_size, or have a step take the batch in parts"

@@ -129,8 +129,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
 
 
 @pytest.mark.slow
-def test_too_little_memory_is_one_sentence(tmp_path):
+def test_images_that_the_host_cannot_hold_are_one_sentence(tmp_path):
     flags = (*runs.SMALL, "--config.data.image_size=1000000")
+    code, output = runs.run(tmp_path / "run", *flags)
+    assert code == 1
+    last = output.splitlines()[-1]
+    assert last.startswith("error: This host has too little memory for this run: 64 ")
+    assert "batch_size" in last and "data.image_size" in last
+    assert "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_too_little_memory_is_one_sentence(tmp_path):
+    # A kernel of the last block alone would take 36 TB.
+    wide = {"stage_sizes": (1, 1, 1), "widths": (16, 32, 1_000_000)}
+    flags = (*runs.SMALL, f"--config.model.overrides={wide}")
     code, output = runs.run(tmp_path / "run", *flags)
     assert code == 1
     last = output.splitlines()[-1]

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import grain
 import jax
 import numpy as np
+import psutil
 from absl import flags
 from jaxtyping import Int, Int32, Int64, UInt64
 
@@ -392,8 +393,11 @@ def train_batches(
       rows: which rows of each batch this process makes; None: all.
       num_workers, num_threads: see `spread`.
       resize: the size of each step's images; None: that of the examples.
+
+    Raises UserError where this host cannot hold its rows of a batch.
     """
     rows = range(batch_size) if rows is None else rows
+    _check_memory(examples, len(rows))
     make = functools.partial(examples.train, seed=seed)
     if resize:
         make = functools.partial(
@@ -417,12 +421,26 @@ def eval_batches(
 ) -> Batches:
     """Batches that hold every example once; the last one is padded and masked.
 
-    Arguments as in `train_batches`.
+    Arguments and what is raised as in `train_batches`.
     """
     rows = range(batch_size) if rows is None else rows
+    _check_memory(examples, len(rows))
     steps = range(-(-len(examples.source) // batch_size))
     chunks = _chunks(examples.test, steps, batch_size, rows)
     return Batches(*chunks, _workers_of(examples, num_workers), num_threads)
+
+
+def _check_memory(examples: Examples, images: int) -> None:
+    # Images are made in as much memory as the system promises, which it then ends for.
+    height, width = examples.augment.shape
+    needed = images * height * width * examples.channels
+    there = psutil.virtual_memory().total
+    if needed > there:
+        raise UserError(
+            f"This host has too little memory for this run: {images:,} images of"
+            f" {height}x{width} pixels take {needed / 2**30:,.0f} GiB, and it has"
+            f" {there / 2**30:,.0f}. Take a smaller batch_size or data.image_size."
+        )
 
 
 def _workers_of(examples: Examples, num_workers: int) -> int:
