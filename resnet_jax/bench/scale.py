@@ -158,20 +158,21 @@ def run(number: int, request: dict) -> list[dict]:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    others = {*psutil.Process().children()}
     with tempfile.TemporaryDirectory(prefix="resnet_jax_scale_") as directory:
-        started = [
-            subprocess.Popen(
-                [sys.executable, "-m", "resnet_jax.bench.scale"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=environment,
-            )
-            for _ in range(number)
-        ]
         shared = {"number": number, "port": port, "directory": directory}
         try:
+            started = [
+                subprocess.Popen(
+                    [sys.executable, "-m", "resnet_jax.bench.scale"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    env=environment,
+                )
+                for _ in range(number)
+            ]
             for i, process in enumerate(started):
                 process.stdin.write(repr(request | shared | {"index": i}))
                 process.stdin.close()
@@ -183,7 +184,8 @@ def run(number: int, request: dict) -> list[dict]:
                 f"{number} processes took more than {PATIENCE} s; take fewer --steps."
             ) from None
         finally:
-            for process in started:
+            # Not those of `started`: a SIGTERM may come before it is made.
+            for process in {*psutil.Process().children()} - others:
                 process.kill()
     for process, (_, errors) in zip(started, ends, strict=True):
         if process.returncode:

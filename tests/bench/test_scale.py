@@ -1,6 +1,8 @@
 """`bench scale`: what its rows say, and what they are made of."""
 
 import importlib.util
+import subprocess
+import sys
 import time
 
 import psutil
@@ -43,6 +45,22 @@ def test_a_process_that_fails_is_told():
     request = {"config": config.to_dict(), "steps": 1, "between": 0.1, "repeats": 1}
     with pytest.raises(UserError, match=r"One of 1 processes failed: .*does not"):
         scale.run(1, request)
+
+
+def test_what_was_started_when_a_benchmark_is_stopped_meanwhile_ends(monkeypatch):
+    start, started = subprocess.Popen, []
+
+    def interrupted(*args, **kwargs):
+        started.append(start(*args, **kwargs))
+        if len(started) == 2:
+            # As the handler of a SIGTERM does.
+            sys.exit(143)
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    with pytest.raises(SystemExit):
+        scale.run(2, {})
+    assert [process.wait(timeout=10) for process in started] == [-9, -9]
 
 
 @pytest.mark.slow
