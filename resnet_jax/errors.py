@@ -84,8 +84,8 @@ def problem_of_store(error: BaseException | None) -> str:
     return ""
 
 
-# How XLA's errors begin where a device has too little memory, and what is said by those
-# that come later, from CPUs, which find out while they compute.
+# How XLA's errors begin where a device has too little memory, and what those say that
+# come while a CPU computes.
 NO_MEMORY, _NO_MEMORY_LATER = "RESOURCE_EXHAUSTED", "Out of memory allocating"
 
 

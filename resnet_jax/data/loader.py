@@ -431,7 +431,7 @@ def eval_batches(
 
 
 def _check_memory(examples: Examples, images: int) -> None:
-    # Images are made in as much memory as the system promises, which it then ends for.
+    # Else the system would give it, and end the process when it has no more.
     height, width = examples.augment.shape
     needed = images * height * width * examples.channels
     there = psutil.virtual_memory().total
