@@ -34,7 +34,6 @@ def backward(
     x: Image, g: Image, scale: Vector, bias: Vector, mean: Groups, var: Groups, of
 ) -> tuple[Image, Vector, Vector]:
     """`norms.backward`."""
-    _, h, w, _ = x.shape
     inverse = 1 / jnp.sqrt(var + of.epsilon)
 
     def read(x, g, mean):
@@ -54,8 +53,7 @@ def backward(
     along = (of_output * deviation).sum(axis=(1, 2, 3)) * inverse
     x, g, mean, along = lax.optimization_barrier((x, g, mean, along))
     deviation, of_output = read(x, g, mean)
-    # JAX's integers could not hold as many as there may be.
-    n = float(of.size * h * w)
+    n = of.pixels(x)
     # What is left of the gradient without its mean and its part along the deviations.
     rest = of_output - _wide(total / n) - deviation * _wide(along * inverse / n)
     dx = (rest * _wide(scale * inverse)).reshape(x.shape).astype(x.dtype)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from resnet_jax.models import cpu_norm, tpu_norm
 from resnet_jax.models.platforms import by_platform
-from resnet_jax.models.tpu_norm import Product, of_examples, pixels_of
+from resnet_jax.models.tpu_norm import Product, of_examples
 from resnet_jax.sharding import alike
 
 
@@ -221,6 +221,10 @@ class Normalization:
     activation: Callable | None
     dtype: DTypeLike
 
+    def pixels(self, x: Float[Array, "b h w c"]) -> float:
+        """Those of a group; JAX's integers could not hold as many as there may be."""
+        return float(self.size * x.shape[1] * x.shape[2])
+
 
 # Equal norms are traced once; inlined, since calls make other TPU programs.
 _traced_once = functools.partial(jax.jit, inline=True)
@@ -355,7 +359,7 @@ def backward(
     along = _mean_of_groups(g * deviation, of) * inverse
     # What is left of the gradient without its mean and its part along the deviations.
     rest = g - spread(total) - deviation * spread(along * inverse)
-    n = pixels_of(x, of.size)
+    n = of.pixels(x)
     dx = (rest * factor).astype(x.dtype)
     return dx, n * along.sum(axis=0), n * total.sum(axis=0)
 
@@ -364,7 +368,7 @@ def _mean_of_groups(
     x: Float[Array, "b h w c"], of: Normalization
 ) -> Float[Array, "g c"]:
     of_examples = x.sum(axis=(1, 2)).reshape(-1, of.size, x.shape[3])
-    return of_examples.sum(axis=1) / pixels_of(x, of.size)
+    return of_examples.sum(axis=1) / of.pixels(x)
 
 
 @jax.jit

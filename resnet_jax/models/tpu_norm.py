@@ -109,7 +109,7 @@ def _normalize_part(
 
 
 def _forward(x: Image, kernel: Matrix, scale: Vector, bias: Vector, of):
-    n = pixels_of(x, of.size)
+    n = of.pixels(x)
     wide = kernel.astype(of_sums(x.dtype))
     total = _by_group(x, of.size).sum(axis=1)
     gram = _outer(x, x, of.size)
@@ -128,7 +128,7 @@ def _forward(x: Image, kernel: Matrix, scale: Vector, bias: Vector, of):
 def _backward(of, saved, cotangents):
     x, kernel, scale, mean, var, total, gram = saved
     g, _, _ = cotangents
-    n = pixels_of(x, of.size)
+    n = of.pixels(x)
     wide = kernel.astype(of_sums(x.dtype))
     inverse = 1 / jnp.sqrt(var + of.epsilon)
     factor = scale * inverse
@@ -212,8 +212,3 @@ _small = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 def of_examples(groups: Statistics, size: int) -> Float[Array, "b 1 1 f"]:
     """What each example's group has, of groups of `size` consecutive examples."""
     return jnp.repeat(groups, size, axis=0)[:, None, None]
-
-
-def pixels_of(x: Image, size: int) -> float:
-    """How many pixels `size` examples have; JAX's integers could not hold them all."""
-    return float(size * x.shape[1] * x.shape[2])
