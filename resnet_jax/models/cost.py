@@ -12,8 +12,7 @@ from flax import linen as nn
 
 def init_shapes(model: nn.Module, image_size: int) -> dict:
     """Shapes of the network's variables: `params` and `batch_stats`."""
-    image = jnp.zeros((1, image_size, image_size, model.spec.in_channels))
-    return jax.eval_shape(model.init, jax.random.key(0), image)
+    return jax.eval_shape(model.init, jax.random.key(0), _image(model, image_size))
 
 
 def count(tree) -> int:
@@ -43,15 +42,17 @@ class Cost:
 
 def cost_of_image(model: nn.Module, image_size: int) -> Cost:
     """The cost of one image's forward pass."""
-    image = jax.ShapeDtypeStruct(
-        (1, image_size, image_size, model.spec.in_channels), jnp.float32
-    )
 
     # Initialisers convolve nothing, and one trace is faster than two.
     def output(image):
         return model.init_with_output(jax.random.key(0), image)[0]
 
-    return cost_of(output, image)
+    return cost_of(output, _image(model, image_size))
+
+
+def _image(model: nn.Module, size: int) -> jax.ShapeDtypeStruct:
+    shape = (1, size, size, model.spec.in_channels)
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
 def cost_of(function: Callable, *args) -> Cost:
