@@ -52,7 +52,7 @@ def _traced(method: Callable) -> Callable:
 
     @functools.wraps(method)
     def traced(self: "Setup", *args, **kwargs):
-        platform = self.mesh.devices.flat[0].platform
+        platform = sharding.platform_of(self.mesh)
         with host.garbage_kept(), platforms.known(platform):
             return method(self, *args, **kwargs)
 
@@ -129,7 +129,7 @@ class Setup:
         """The state before the first step, on the devices."""
         init = jax.jit(self.init, out_shardings=self.shardings())
         # Optimising what runs once took most of the start on CPUs.
-        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        on_cpu = sharding.platform_of(self.mesh) == "cpu"
         options = {"xla_backend_optimization_level": 0} if on_cpu else None
         return init.lower().compile(compiler_options=options)()
 
@@ -516,7 +516,7 @@ def _leaves_unwritten(config: ConfigDict, mesh: Mesh) -> bool:
     if chosen not in ("chip", True, False):
         raise UserError(f"model.unwritten={chosen!r} is not True, False or 'chip'.")
     if chosen == "chip":
-        on_tpu = mesh.devices.flat[0].platform == "tpu"
+        on_tpu = sharding.platform_of(mesh) == "tpu"
         chosen = on_tpu and config.model.dtype == "bfloat16"
     return chosen
 

@@ -43,6 +43,11 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     )
 
 
+def platform_of(mesh: Mesh) -> str:
+    """`cpu`, `gpu` or `tpu`: what its devices are."""
+    return mesh.devices.flat[0].platform
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds the whole array."""
     return NamedSharding(mesh, P())
