@@ -275,7 +275,7 @@ def make_train_step(
             return accumulated(params, state, batch, teacher)
 
         out = at(state.params)
-        grads, grad_norm = out["grads"], _norm(out["grads"])
+        grads, grad_norm = out["grads"], _global_norm(out["grads"])
         if options.sam_rho:
 
             def sharp():
@@ -316,7 +316,7 @@ def make_train_step(
     return train_step
 
 
-def _norm(tree: Tree) -> Float[Array, ""]:
+def _global_norm(tree: Tree) -> Float[Array, ""]:
     """`optax.tree.norm`, which traces each array, where this does each shape."""
     return jnp.sqrt(sum(map(_sum_of_squares, jax.tree.leaves(tree))))
 

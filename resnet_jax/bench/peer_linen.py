@@ -57,7 +57,7 @@ class StockResNet(nn.Module):
 
 
 def make_network(model: str, dtype: str) -> StockResNet:
-    """Raises LookupError for networks that are no `StockResNet`."""
+    """A `StockResNet`; raises LookupError for networks that are none."""
     if model not in ("resnet26", "resnet50", "resnet101", "resnet152"):
         raise LookupError(f"stock Linen has no {model} here")
     return StockResNet(get_spec(model).stage_sizes, jnp.dtype(dtype))

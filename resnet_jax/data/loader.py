@@ -438,8 +438,8 @@ def _check_memory(examples: Examples, images: int) -> None:
     if needed > there:
         raise UserError(
             f"This host has too little memory for this run: {images:,} images of"
-            f" {height}x{width} pixels take {needed / 2**30:,.0f} GiB, and it has"
-            f" {there / 2**30:,.0f}. Take a smaller batch_size or data.image_size."
+            f" {height}x{width} pixels take {needed / 2**30:,.1f} GiB, and it has"
+            f" {there / 2**30:,.1f}. Take a smaller batch_size or data.image_size."
         )
 
 
