@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import math
 import os
 import threading
 import time
@@ -432,7 +433,8 @@ def eval_batches(
 
 def _check_memory(examples: Examples, images: int) -> None:
     # Else the system would give it, and end the process when it has no more.
-    height, width = examples.augment.shape
+    *views, height, width = examples.augment.shape
+    images *= math.prod(views)
     needed = images * height * width * examples.channels
     there = psutil.virtual_memory().total
     if needed > there:

@@ -522,6 +522,13 @@ def test_images_in_memory_are_not_spelled_out():
     assert len(repr(source)) < 200
 
 
+@pytest.mark.parametrize(("crop", "images"), [("center", 4), ("five", 20)])
+def test_images_that_the_host_cannot_hold_are_an_error(crop, images, pictures):
+    sentence = f"This host has too little memory for this run: {images} images of 1000"
+    with pytest.raises(UserError, match=sentence):
+        evaluate(examples(pictures, size=1_000_000, crop=crop), batch_size=4)
+
+
 RESIZE = ResizeSchedule(first=8, last=24, start=2.0, end=6.0, multiple=4)
 
 
