@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 from resnet_jax import losses, metrics, optim
 from resnet_jax.errors import UserError, nearest_numbers
 from resnet_jax.mix import Mix
+from resnet_jax.models.platforms import traced_once
 
 Tree = Any
 
@@ -321,7 +322,7 @@ def _global_norm(tree: Tree) -> Float[Array, ""]:
     return jnp.sqrt(sum(map(_sum_of_squares, jax.tree.leaves(tree))))
 
 
-@functools.partial(jax.jit, inline=True)
+@traced_once
 def _sum_of_squares(x: Float[Array, "..."]) -> Float[Array, ""]:
     return jnp.sum(jnp.square(x))
 

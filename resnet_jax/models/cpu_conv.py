@@ -25,7 +25,7 @@ from resnet_jax.models.cpu_forms import (
     like_of,
     unfused,
 )
-from resnet_jax.models.platforms import by_platform
+from resnet_jax.models.platforms import by_platform, traced_once
 from resnet_jax.sharding import alike
 
 # The choice.
@@ -225,8 +225,7 @@ def _convolve_backward(where: Geometry, groups: int, saved, g: Output):
 _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
-# Equal convolutions are traced once; inlined, since calls make other TPU programs.
-@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5, 6), inline=True)
+@functools.partial(traced_once, static_argnums=(0, 3, 4, 5, 6))
 def _direction(
     direction: str, one, other, x_shape, k: int, where: Geometry, groups: int
 ):

@@ -6,10 +6,14 @@ what it reads, and the mean with it, other arrays in XLA's eyes, so that neither
 conversion nor the deviations from the mean are shared.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
+
+from resnet_jax.models.platforms import traced_once
 
 Image = Float[Array, "b h w c"]
 Vector = Float[Array, "c"]
@@ -36,15 +40,7 @@ def backward(
     """`norms.backward`."""
     inverse = 1 / jnp.sqrt(var + of.epsilon)
 
-    def read(x, g, mean):
-        """Deviations from the mean, and the gradient before the activation."""
-        deviation = _groups(x, of.size) - _wide(mean)
-        g = _groups(g, of.size)
-        if of.activation:
-            out = deviation * _wide(scale * inverse) + bias
-            (g,) = jax.vjp(of.activation, out)[1](g)
-        return deviation, g
-
+    read = functools.partial(_read, factor=scale * inverse, bias=bias, of=of)
     x, g, mean = lax.optimization_barrier((x, g, mean))
     _, of_output = read(x, g, mean)
     total = of_output.sum(axis=(1, 2, 3))
@@ -58,6 +54,19 @@ def backward(
     rest = of_output - _wide(total / n) - deviation * _wide(along * inverse / n)
     dx = (rest * _wide(scale * inverse)).reshape(x.shape).astype(x.dtype)
     return dx, along.sum(axis=0), total.sum(axis=0)
+
+
+@functools.partial(traced_once, static_argnames="of")
+def _read(
+    x: Image, g: Image, mean: Groups, factor: Groups, bias: Vector, of
+) -> tuple[Float[Array, "g n h w c"], Float[Array, "g n h w c"]]:
+    """Deviations from the mean, and the gradient before the activation."""
+    deviation = _groups(x, of.size) - _wide(mean)
+    g = _groups(g, of.size)
+    if of.activation:
+        out = deviation * _wide(factor) + bias
+        (g,) = jax.vjp(of.activation, out)[1](g)
+    return deviation, g
 
 
 def _groups(x: Image, size: int) -> Float[Array, "g n h w c"]:

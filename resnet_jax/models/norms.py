@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from resnet_jax.models import cpu_norm, tpu_norm
-from resnet_jax.models.platforms import by_platform
+from resnet_jax.models.platforms import by_platform, traced_once
 from resnet_jax.models.tpu_norm import Product, of_examples
 from resnet_jax.sharding import alike
 
@@ -226,10 +226,6 @@ class Normalization:
         return float(self.size * x.shape[1] * x.shape[2])
 
 
-# Equal norms are traced once; inlined, since calls make other TPU programs.
-_traced_once = functools.partial(jax.jit, inline=True)
-
-
 # One derivative for all platforms: JAX is slow at finding that of a choice of them.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _normalize_groups(x, scale, bias, near, of):
@@ -251,12 +247,12 @@ def _pull(of, saved, cotangents):
 _normalize_groups.defvjp(_save, _pull)
 
 
-@functools.partial(_traced_once, static_argnames="of")
+@functools.partial(traced_once, static_argnames="of")
 def _forward_on_platform(*arrays, of):
     return _on_platform(cpu_norm.forward, forward, arrays, of)
 
 
-@functools.partial(_traced_once, static_argnames="of")
+@functools.partial(traced_once, static_argnames="of")
 def _backward_on_platform(*arrays, of):
     return _on_platform(cpu_norm.backward, backward, arrays, of)
 
@@ -266,7 +262,7 @@ def _on_platform(cpu, default, arrays, of):
     return by_platform(*arrays, cpu=cpu, default=default)
 
 
-@functools.partial(_traced_once, static_argnames=("keep", "factor"))
+@functools.partial(traced_once, static_argnames=("keep", "factor"))
 def _follow(
     running: Float[Array, "c"],
     groups: Float[Array, "g c"],
@@ -278,7 +274,7 @@ def _follow(
     return keep * running + (1 - keep) * (factor * groups.mean(axis=0))
 
 
-@functools.partial(_traced_once, static_argnames=("of", "pool"))
+@functools.partial(traced_once, static_argnames=("of", "pool"))
 def _normalize_and_pool(*arrays, of, pool):
     def on_cpu(*arrays):
         out, mean, var = _normalize_groups(*arrays, of)

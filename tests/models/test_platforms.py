@@ -1,10 +1,12 @@
 """Both ways are traced unless the platform is known; then that of it alone is."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 
-from resnet_jax.models.platforms import by_platform, known
+from resnet_jax.models.platforms import by_platform, known, traced_once
 from tests import tiny
 
 
@@ -50,6 +52,27 @@ def test_what_was_traced_for_one_platform_is_not_taken_for_another():
     assert traced == ["cpu", "default"]
     choice(1.0)
     assert traced[2:] and known.value is None
+
+
+@pytest.mark.parametrize(
+    ("platform", "called"), [("cpu", True), ("tpu", False), ("gpu", False)]
+)
+def test_what_is_traced_once_is_called_on_cpus_and_inlined_elsewhere(platform, called):
+    traced = []
+
+    @functools.partial(traced_once, static_argnames="by")
+    def plus(x, *, by):
+        traced.append(by)
+        return x + by
+
+    def program(x):
+        return plus(plus(plus(x, by=1.0), by=2.0), by=1.0)
+
+    with known(platform):
+        lowered = jax.jit(program).lower(1.0)
+    assert traced == [1.0, 2.0]
+    assert ("call @plus" in lowered.as_text()) == called
+    assert lowered.compile()(1.0) == 5.0
 
 
 @pytest.mark.slow
