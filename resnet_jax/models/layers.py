@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from resnet_jax.models import cpu_pool
 from resnet_jax.models.cpu_conv import convolve
 from resnet_jax.models.cpu_forms import Geometry, Padding
+from resnet_jax.models.parameters import parameter
 from resnet_jax.models.tpu_norm import Product
 
 CONV_INITS = {
@@ -91,11 +92,11 @@ class Conv(nn.Module):
     ) -> Float[Array, "b h2 w2 f"] | Product:
         fan_in = x.shape[-1] // self.groups
         shape = (self.kernel, self.kernel, fan_in, self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        kernel = parameter(self, "kernel", self.kernel_init, shape)
         if self.standardization:
             kernel = standardize(kernel, self.epsilon)
         if self.standardization == "scaled":
-            learned = self.param("gain", self.gain_init, (self.features,), jnp.float32)
+            learned = parameter(self, "gain", self.gain_init, (self.features,))
             kernel = kernel * (learned * (self.gain * np.prod(shape[:3]) ** -0.5))
         where = Geometry(self.stride, self.padding(x.shape[1:3]), self.dilation)
         x, kernel = jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype)
@@ -104,7 +105,7 @@ class Conv(nn.Module):
         x = convolve(x, kernel, where, self.groups)
         if self.bias:
             shape = (self.features,)
-            bias = self.param("bias", self.bias_init, shape, jnp.float32)
+            bias = parameter(self, "bias", self.bias_init, shape)
             x = x + bias.astype(self.dtype)
         return x
 
@@ -146,9 +147,9 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b c"]) -> Float[Array, "b f"]:
         shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        kernel = parameter(self, "kernel", self.kernel_init, shape)
         bias_init = nn.initializers.constant(self.bias)
-        bias = self.param("bias", bias_init, shape[1:], jnp.float32)
+        bias = parameter(self, "bias", bias_init, shape[1:])
         product = jnp.dot(
             x.astype(self.dtype),
             kernel.astype(self.dtype),

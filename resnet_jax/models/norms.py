@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from resnet_jax.models import cpu_norm, tpu_norm
+from resnet_jax.models.parameters import parameter
 from resnet_jax.models.platforms import by_platform, traced_once
 from resnet_jax.models.tpu_norm import Product, of_examples
 from resnet_jax.sharding import alike
@@ -69,8 +70,7 @@ class BatchNorm(nn.Module):
             train and self.unwritten and tpu_norm.suits(x, size, self.unwritten)
         ):
             x = x.evaluate()
-        scale = self.param("scale", self.scale_init, (c,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
+        scale, bias = _scale_and_bias(self, c, self.scale_init)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (c,))
 
@@ -157,7 +157,7 @@ class EvoNormS0(nn.Module):
         scale, bias = _scale_and_bias(self, c, self.scale_init)
         x = x.astype(jnp.float32)
         if self.activation:
-            v = self.param("v", nn.initializers.ones, (c,), jnp.float32)
+            v = parameter(self, "v", nn.initializers.ones, (c,))
             grouped = _by_group(x, self.groups)
             var = grouped.var(axis=(1, 2, 4), keepdims=True)
             gated = (grouped * lax.rsqrt(var + self.epsilon)).reshape(x.shape)
@@ -189,7 +189,7 @@ class FilterResponseNorm(nn.Module):
         x = x * lax.rsqrt(square + self.epsilon) * scale + bias
         if self.activation:
             zeros = nn.initializers.zeros
-            x = jnp.maximum(x, self.param("tau", zeros, (c,), jnp.float32))
+            x = jnp.maximum(x, parameter(self, "tau", zeros, (c,)))
         return x.astype(self.dtype)
 
 
@@ -378,8 +378,8 @@ def _activate(x: jax.Array, activation: Callable | None, dtype: DTypeLike) -> ja
 
 
 def _scale_and_bias(module: nn.Module, channels: int, scale_init):
-    scale = module.param("scale", scale_init, (channels,), jnp.float32)
-    bias = module.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+    scale = parameter(module, "scale", scale_init, (channels,))
+    bias = parameter(module, "bias", nn.initializers.zeros, (channels,))
     return scale, bias
 
 
