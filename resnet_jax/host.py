@@ -38,6 +38,8 @@ def garbage_kept() -> Iterator[None]:
 
     Tracing a network makes objects by the million that stay, and looking through them
     for garbage again and again is a tenth of the time until its step can be loaded.
+    Doing so once behind it is another tenth; so they are old then, as what was frozen
+    is, too: Python looks through those only when many more have come.
     """
     was_on = gc.isenabled()
     gc.disable()
@@ -45,6 +47,8 @@ def garbage_kept() -> Iterator[None]:
         yield
     finally:
         if was_on:
+            gc.freeze()
+            gc.unfreeze()
             gc.enable()
 
 

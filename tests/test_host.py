@@ -55,3 +55,10 @@ def test_garbage_is_collected_again_behind_what_keeps_it():
         assert not gc.isenabled(), "as it was before"
     finally:
         gc.enable()
+
+
+def test_what_was_made_while_garbage_was_kept_is_old():
+    with host.garbage_kept():
+        made = [[] for _ in range(10_000)]
+    old = set(map(id, gc.get_objects(generation=2)))
+    assert old.issuperset(map(id, made))
