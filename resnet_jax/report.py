@@ -5,7 +5,6 @@ import json
 import sys
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from resnet_jax import storage
 from resnet_jax.errors import UserError
@@ -31,6 +30,9 @@ def draw(workdir: Path) -> Path:
     rows = read_metrics(workdir)
     if not rows:
         raise UserError(f"{workdir} holds no metrics.jsonl to draw.")
+    # Only now, since the start of a run would wait for it.
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(13, 8), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(1, 1.1))
     loss, accuracy = above.subplots(1, 2)

@@ -5,6 +5,8 @@ import os
 import pathlib
 import re
 import signal
+import subprocess
+import sys
 import time
 
 import jax.numpy as jnp
@@ -37,6 +39,11 @@ def test_the_summary_tells_the_groups_of_batch_norm_where_there_is_one(norm, tol
     changes = {"model.overrides.norm": norm, "model.overrides.norm_groups": 8}
     told_of = summary(tiny.setup(changes), pathlib.Path("runs"))
     assert re.search(r"^batch norm: +(.*)$", told_of, re.MULTILINE)[1] == told
+
+
+def test_a_start_does_not_wait_for_what_draws():
+    code = "import resnet_jax.train, sys; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.mark.parametrize(("fetching", "told"), [(0.2, 1), (0.0, 0)])
