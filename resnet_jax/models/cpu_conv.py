@@ -56,13 +56,11 @@ def form_of(
     """
     strided, dilated = where.stride > 1, where.dilation > 1
     half = jnp.dtype(dtype) == jnp.bfloat16
-    # Gradients of one image have one thread there; of few pixels, bringing the kernel
-    # into oneDNN's order costs more than is gained.
-    shared = b > 1 or direction == "forward"
+    # Of few pixels, bringing the kernel into oneDNN's order costs more than is gained.
     scattered = direction == "input" and strided
     least = 4000 if half and not onednn.widens() else onednn.MANY
     enough = scattered or b * size**2 >= least
-    if k > 1 and shared and enough and onednn.computes(dtype):
+    if k > 1 and enough and onednn.computes(dtype):
         return "onednn"
     if half and xla_has_onednn():
         if direction == "forward":

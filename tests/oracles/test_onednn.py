@@ -30,7 +30,7 @@ DIRECTIONS = """
 worst = {}
 # So much that each thread takes bfloat16 to float32 in several parts.
 large = 3, Geometry(1, ((1, 1), (1, 1))), 40, 40, 32, 24
-kinds = [*itertools.product(KINDS, (1, 7)), (large, 23)]
+kinds = [*itertools.product(KINDS, (1, 2, 7)), (large, 23)]
 for dtype, (kind, b) in itertools.product(("float32", "bfloat16"), kinds):
     k, where, h, w, c, f = kind
     g = where.output(h, 0, k), where.output(w, 1, k), f

@@ -82,6 +82,21 @@ inline int64_t TakeRows(int64_t begin, int64_t count, memory::dims* image,
   return seen;
 }
 
+// Leaves some rows of an image, and what of the output sees them, at a stride of one;
+// returns its first row.
+inline int64_t TakeImageRows(int64_t begin, int64_t count, memory::dims* image,
+                             memory::dims* output, Window* window) {
+  int64_t& height = (*output)[2];
+  const int64_t before = window->before[0], end = begin + count;
+  const int64_t seeing = std::max<int64_t>(begin + before - window->span + 1, 0);
+  const int64_t seeing_end = std::min(end + before, height);
+  window->before[0] = begin + before - seeing;
+  window->behind[0] = seeing_end - 1 - before + window->span - end;
+  height = seeing_end - seeing;
+  (*image)[2] = count;
+  return seeing;
+}
+
 // Of images of a type.
 inline Convolution MakeConvolution(Direction direction, int64_t threads,
                                    const memory::dims& image,
@@ -102,9 +117,11 @@ inline Convolution MakeConvolution(Direction direction, int64_t threads,
                       span};
   const int64_t numbers = Count(image) + Count(output);
   const Division images(image[0], PartsOf(stored, threads, numbers, Count(kernel)));
-  // Images that are fewer than threads are divided, if all rows see some of them.
-  const bool divides = direction == kForward && std::max(where[2], where[3]) < span;
-  const Division rows(output[2],
+  // Images that are fewer than threads are divided: what is computed of them, or is
+  // summed up, by its rows, if all of these see some of the other, or are seen by it.
+  const bool input = direction == kInput;
+  const bool divides = input ? where[0] == 1 : std::max(where[2], where[3]) < span;
+  const Division rows(input ? image[2] : output[2],
                       divides ? std::max<int64_t>(threads / image[0], 1) : 1);
   for (int64_t i = 0; i < images.count * rows.count; ++i) {
     const int64_t begin = i / rows.count * images.some;
@@ -112,13 +129,18 @@ inline Convolution MakeConvolution(Direction direction, int64_t threads,
     memory::dims x = image, y = output;
     Window seen = window;
     x[0] = y[0] = std::min(images.some, image[0] - begin);
-    int64_t first = 0;
+    int64_t x_row = row, y_row = row;
     if (rows.count > 1) {
-      first = TakeRows(row, std::min(rows.some, output[2] - row), &x, &y, &seen);
+      const int64_t some = std::min(rows.some, rows.length - row);
+      if (input) {
+        y_row = TakeImageRows(row, some, &x, &y, &seen);
+      } else {
+        x_row = TakeRows(row, some, &x, &y, &seen);
+      }
     }
     Part part = Compile(direction, x, y, made.kernel, type, seen, &made.kernel);
-    part.image_begin = (begin * image[2] + first) * image[3] * image[1];
-    part.output_begin = (begin * output[2] + row) * output[3] * output[1];
+    part.image_begin = (begin * image[2] + x_row) * image[3] * image[1];
+    part.output_begin = (begin * output[2] + y_row) * output[3] * output[1];
     made.parts.push_back(std::move(part));
   }
   return made;
