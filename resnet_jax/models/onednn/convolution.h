@@ -117,8 +117,8 @@ inline Convolution MakeConvolution(Direction direction, int64_t threads,
                       span};
   const int64_t numbers = Count(image) + Count(output);
   const Division images(image[0], PartsOf(stored, threads, numbers, Count(kernel)));
-  // Images that are fewer than threads are divided: what is computed of them, or is
-  // summed up, by its rows, if all of these see some of the other, or are seen by it.
+  // Images that are fewer than threads are divided by rows: of the image for its own
+  // gradient, else of the output, if all of these see some of the image.
   const bool input = direction == kInput;
   const bool divides = input ? where[0] == 1 : std::max(where[2], where[3]) < span;
   const Division rows(input ? image[2] : output[2],
