@@ -12,8 +12,9 @@ def parameter(
 ) -> ArrayLike:
     """The float32 parameter of a layer: `module.param(name, init, shape, float32)`.
 
-    That one traces `init` to see whether a parameter that is there has its shape, which
-    is a tenth of a step's tracing; here the two shapes are compared.
+    That one traces `init` to see whether a parameter that is there has its shape: one
+    in twenty of Python's calls until a step is loaded from the compilation cache. Here
+    the two shapes are compared.
     """
     there = module.has_variable("params", name)
     value = module.get_variable("params", name) if there else None

@@ -69,8 +69,8 @@ struct Convolution {
 };
 
 // Leaves some rows of an output, and what they see of the image; returns its first row.
-inline int64_t TakeRows(int64_t begin, int64_t count, memory::dims* image,
-                        memory::dims* output, Window* window) {
+inline int64_t TakeOutputRows(int64_t begin, int64_t count, memory::dims* image,
+                              memory::dims* output, Window* window) {
   int64_t& height = (*image)[2];
   const int64_t first = begin * window->stride[0] - window->before[0];
   const int64_t end = first + (count - 1) * window->stride[0] + window->span;
@@ -135,7 +135,7 @@ inline Convolution MakeConvolution(Direction direction, int64_t threads,
       if (input) {
         y_row = TakeImageRows(row, some, &x, &y, &seen);
       } else {
-        x_row = TakeRows(row, some, &x, &y, &seen);
+        x_row = TakeOutputRows(row, some, &x, &y, &seen);
       }
     }
     Part part = Compile(direction, x, y, made.kernel, type, seen, &made.kernel);
