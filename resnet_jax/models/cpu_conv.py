@@ -25,7 +25,7 @@ from resnet_jax.models.cpu_forms import (
     like_of,
     unfused,
 )
-from resnet_jax.models.platforms import by_platform, traced_once
+from resnet_jax.models.platforms import by_platform, known, traced_once
 from resnet_jax.sharding import alike
 
 # The choice.
@@ -56,11 +56,12 @@ def form_of(
     """
     strided, dilated = where.stride > 1, where.dilation > 1
     half = jnp.dtype(dtype) == jnp.bfloat16
+    amx = half and onednn.has_amx()
     # Of few pixels, bringing the kernel into oneDNN's order costs more than is gained.
-    scattered = direction == "input" and strided
-    least = 4000 if half and not onednn.widens() else onednn.MANY
-    enough = scattered or b * size**2 >= least
-    if k > 1 and enough and onednn.computes(dtype):
+    always = amx if direction == "forward" else direction == "input" and strided
+    least = 4000 if half and not (amx or onednn.widens()) else onednn.MANY
+    enough = always or b * size**2 >= least
+    if (k > 1 or amx) and enough and onednn.computes(dtype):
         return "onednn"
     if half and xla_has_onednn():
         if direction == "forward":
@@ -185,10 +186,22 @@ def _diagonal(
 # The convolution.
 
 
+def as_taken(kernel: Kernel, dtype: DTypeLike, groups: int = 1) -> Kernel:
+    """A kernel as `convolve` takes it, with images of a type: of the same type.
+
+    Where it is rounded anyway when it is brought into oneDNN's order, it is left as it
+    is; `convolve` computes the same of it.
+    """
+    rounded = known.value in (None, "cpu") and groups == 1 and onednn.rounds(dtype)
+    if rounded and kernel.dtype == jnp.float32:
+        return kernel
+    return jnp.asarray(kernel, dtype)
+
+
 def convolve(
     x: Image, kernel: Kernel, where: Geometry, groups: int = 1
 ) -> Float[Array, "b h2 w2 f"]:
-    """The convolution of `x` and `kernel`, of `x.dtype`; both are of the same.
+    """The convolution of `x` and `kernel`, of `x.dtype`; both are `as_taken`.
 
     It has gradients, and derivatives of these in both modes, but as for all functions
     with gradients of their own, `jax.jvp` does not take its first one.
@@ -199,25 +212,30 @@ def convolve(
       where: stride, padding and dilation.
       groups: of channels that do not see each other.
     """
-    return _convolve(*alike(x, kernel), where, groups)
+    return _convolve(*alike(x, kernel), where, groups, kernel.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolve(x: Image, kernel: Kernel, where: Geometry, groups: int) -> Output:
-    return _convolve_forward(x, kernel, where, groups)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _convolve(
+    x: Image, kernel: Kernel, where: Geometry, groups: int, of_kernel: DTypeLike
+) -> Output:
+    return _direction("forward", x, kernel, x.shape, len(kernel), where, groups)
 
 
-def _convolve_forward(x: Image, kernel: Kernel, where: Geometry, groups: int):
+def _convolve_forward(x, kernel, where: Geometry, groups: int, of_kernel: DTypeLike):
+    # Both directions need it of that type.
+    kernel = kernel.astype(x.dtype)
     y = _direction("forward", x, kernel, x.shape, len(kernel), where, groups)
     return y, (x, kernel)
 
 
-def _convolve_backward(where: Geometry, groups: int, saved, g: Output):
+def _convolve_backward(
+    where: Geometry, groups: int, of_kernel: DTypeLike, saved, g: Output
+):
     x, kernel = saved
-    return (
-        _direction("input", g, kernel, x.shape, len(kernel), where, groups),
-        _direction("kernel", x, g, x.shape, len(kernel), where, groups),
-    )
+    given = x.shape, len(kernel), where, groups
+    dx = _direction("input", g, kernel, *given)
+    return dx, _direction("kernel", x, g, *given).astype(of_kernel)
 
 
 _convolve.defvjp(_convolve_forward, _convolve_backward)
@@ -229,7 +247,11 @@ def _direction(
 ):
     x = like_of(one, x_shape)
     given = {"x": x, "k": k, "where": where}
-    xla = functools.partial(apply, direction, "convolution", **given, groups=groups)
+
+    def xla(one, other):
+        other = other.astype(one.dtype)
+        return apply(direction, "convolution", one, other, **given, groups=groups)
+
     sides = [where.output(x.shape[1 + side], side, k) for side in range(2)]
     if 0 in (*sides, *one.shape, *other.shape):
         # There is nothing to compute.
@@ -245,6 +267,8 @@ def _directly(direction: str, one, other, x: Shape, k: int, where: Geometry):
     b, height, _, c = x.shape
     size = where.output(height, 0, k)
     form = form_of(direction, b, size, c, k, where, x.dtype)
+    if form != "onednn":
+        other = other.astype(one.dtype)
     if (direction, form) == ("kernel", "convolution"):
         # XLA transposes both.
         one, other = unfused(one), unfused(other)

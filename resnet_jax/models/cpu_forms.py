@@ -228,7 +228,7 @@ def by_onednn(direction: str, xla: Callable) -> Callable:
 
     def form(one: Other, other: Other, where: Geometry, *last) -> Other:
         def plain(one, other):
-            return xla(one, other, where, *last)
+            return xla(one, other.astype(one.dtype), where, *last)
 
         result = like_of(one, jax.eval_shape(plain, one, other).shape)
         numbers = (where.stride, where.dilation, *where.padding[0], *where.padding[1])

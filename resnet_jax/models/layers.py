@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from resnet_jax.models import cpu_pool
-from resnet_jax.models.cpu_conv import convolve
+from resnet_jax.models.cpu_conv import as_taken, convolve
 from resnet_jax.models.cpu_forms import Geometry, Padding
 from resnet_jax.models.parameters import parameter
 from resnet_jax.models.tpu_norm import Product
@@ -99,7 +99,8 @@ class Conv(nn.Module):
             learned = parameter(self, "gain", self.gain_init, (self.features,))
             kernel = kernel * (learned * (self.gain * np.prod(shape[:3]) ** -0.5))
         where = Geometry(self.stride, self.padding(x.shape[1:3]), self.dilation)
-        x, kernel = jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype)
+        x = jnp.asarray(x, self.dtype)
+        kernel = as_taken(kernel, self.dtype, self.groups)
         if self.deferred:
             return Product(x, kernel)
         x = convolve(x, kernel, where, self.groups)

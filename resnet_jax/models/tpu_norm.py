@@ -41,7 +41,7 @@ class Product:
 
     Attributes:
       x: what is convolved.
-      kernel: 1x1, of the same type.
+      kernel: 1x1, `cpu_conv.as_taken`.
     """
 
     x: Image
@@ -98,7 +98,8 @@ def normalize(
             # The gradients of what is everywhere are added up behind `_backward`.
             check_vma=False,
         )
-    return part(product.x, product.kernel[0, 0], scale, bias)
+    kernel = product.kernel[0, 0].astype(product.x.dtype)
+    return part(product.x, kernel, scale, bias)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

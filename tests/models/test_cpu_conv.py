@@ -357,10 +357,12 @@ def test_the_choice_is_a_form_that_can_compute_it(monkeypatch):
         assert chosen in forms_of(direction, k, where)
 
 
-@pytest.mark.parametrize("widens", [True, False])
-def test_onednn_takes_what_it_is_faster_at_where_it_is_installed(monkeypatch, widens):
+@pytest.mark.parametrize("cpu", ["widens", "has_amx", "neither"])
+def test_onednn_takes_what_it_is_faster_at_where_it_is_installed(monkeypatch, cpu):
     monkeypatch.setattr(onednn, "computes", lambda dtype: dtype != "float16")
-    monkeypatch.setattr(onednn, "widens", lambda: widens)
+    monkeypatch.setattr(onednn, "widens", lambda: cpu == "widens")
+    monkeypatch.setattr(onednn, "has_amx", lambda: cpu == "has_amx")
+    amx = cpu == "has_amx"
 
     def chosen(direction, b, size, k, dtype="float32", stride=1):
         return form_of(direction, b, size, 64, k, Geometry(stride), dtype)
@@ -370,8 +372,11 @@ def test_onednn_takes_what_it_is_faster_at_where_it_is_installed(monkeypatch, wi
         assert chosen(direction, 128, 32, 3, "bfloat16") == "onednn"
         assert chosen(direction, 32, 7, 3) == "onednn"
         # Few pixels.
-        assert (chosen(direction, 32, 7, 3, "bfloat16") == "onednn") == widens
-        assert chosen(direction, 1, 14, 3, "bfloat16") != "onednn"
+        some = chosen(direction, 32, 7, 3, "bfloat16")
+        assert (some == "onednn") == (cpu != "neither")
+        few = chosen(direction, 1, 14, 3, "bfloat16")
+        assert (few == "onednn") == (amx and direction == "forward")
+        assert (chosen(direction, 32, 56, 1, "bfloat16") == "onednn") == amx
         assert chosen(direction, 1, 56, 3) == "onednn"
         assert chosen(direction, 32, 56, 1) == "product"
         assert chosen(direction, 128, 32, 3, "float16") != "onednn"

@@ -59,6 +59,19 @@ def widens() -> bool:
     return computes(jnp.bfloat16) and bool(_library().ResnetJaxWidens())
 
 
+def has_amx() -> bool:
+    """Whether oneDNN multiplies bfloat16 by Intel's AMX."""
+    return computes(jnp.bfloat16) and bool(_library().ResnetJaxHasAmx())
+
+
+def rounds(dtype: DTypeLike) -> bool:
+    """Whether `convolve` takes float32 kernels with images of a type, and rounds them.
+
+    It reads them once, where a cast before it writes and reads them again.
+    """
+    return jnp.dtype(dtype) == jnp.bfloat16 and computes(dtype) and not widens()
+
+
 def convolve(
     direction: str, one: Array, other: Array, result: jax.ShapeDtypeStruct, where: tuple
 ) -> Array:
@@ -67,7 +80,8 @@ def convolve(
     Args:
       direction: one of `DIRECTIONS`: what is computed.
       one: the image, or, for its own gradient, that of the output.
-      other: the kernel, or, for its own gradient, that of the output.
+      other: the kernel, or, for its own gradient, that of the output; a kernel may be
+        of float32 where it `rounds`.
       result: shape and type of what comes out.
       where: stride, dilation, and the pixels of padding above, below, left and right.
     """

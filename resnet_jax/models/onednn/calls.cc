@@ -42,6 +42,9 @@ ffi::Error Multiply(ffi::ThreadPool pool, int64_t left_axis, int64_t right_axis,
 // Whether bfloat16 is multiplied as float32.
 extern "C" int ResnetJaxWidens() { return Widens(); }
 
+// Whether it is multiplied in Intel's tiles.
+extern "C" int ResnetJaxHasAmx() { return HasAmx(); }
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(ResnetJaxConvolve, Convolve,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "order.h"
 #include "values.h"
 
 namespace resnet_jax {
@@ -97,17 +98,20 @@ inline int64_t TakeImageRows(int64_t begin, int64_t count, memory::dims* image,
   return seeing;
 }
 
-// Of images of a type.
+// Of images and a kernel of a type each.
 inline Convolution MakeConvolution(Direction direction, int64_t threads,
                                    const memory::dims& image,
                                    const memory::dims& output,
-                                   const memory::dims& kernel, Type stored,
+                                   const memory::dims& kernel, Type stored, Type given,
                                    const Numbers& where) {
   Convolution made;
   const Type type = Multiplied(stored);
   // Sums over images are of float32.
   const Type of_kernel = direction == kKernel ? Type::f32 : type;
-  made.given = memory::desc(kernel, of_kernel, memory::format_tag::hwio);
+  // What is multiplied as it is stored is also rounded by the reorder.
+  const bool as_given = direction != kKernel && type == stored;
+  made.given =
+      memory::desc(kernel, as_given ? given : of_kernel, memory::format_tag::hwio);
   made.kernel = memory::desc(kernel, of_kernel, memory::format_tag::any);
   const int64_t span = where[1] * (kernel[2] - 1) + 1;
   const Window window{{where[0], where[0]},
@@ -167,13 +171,15 @@ inline void RunConvolution(ffi::ThreadPool& pool, Direction direction,
   const memory::dims image = Image(x), output = Image(y), kernel = Kernel(k);
   const Type stored = images.type;
   const int64_t threads = Threads(pool);
-  const Numbers kind{direction, threads, static_cast<int64_t>(stored)};
+  const Numbers kind{direction, threads, static_cast<int64_t>(stored),
+                     static_cast<int64_t>(given.type)};
   const auto& made = Kept<Convolution>({kind, where, image, kernel, output}, [&] {
-    return MakeConvolution(direction, threads, image, output, kernel, stored, where);
+    return MakeConvolution(direction, threads, image, output, kernel, stored,
+                           given.type, where);
   });
   const int64_t count = made.parts.size();
 
-  const Type of_kernel = made.kernel.get_data_type();
+  const Type of_kernel = made.given.get_data_type();
   const Values taken = gradient ? Values(given, of_kernel) : As(pool, given, of_kernel);
   const memory plain(made.given, Cpu(), taken.At(0));
   const bool as_given = made.kernel == made.given;
@@ -181,7 +187,7 @@ inline void RunConvolution(ffi::ThreadPool& pool, Direction direction,
   for (int64_t i = 0; i < (gradient ? count : 1); ++i) {
     kernels.push_back(as_given && i == 0 ? plain : memory(made.kernel, Cpu()));
   }
-  if (!gradient && !as_given) Reorder(plain, kernels[0]);
+  if (!gradient && !as_given) Reorder(pool, plain, kernels[0]);
 
   Share(pool, count, [&](int64_t i) {
     const Part& part = made.parts[i];
@@ -201,7 +207,7 @@ inline void RunConvolution(ffi::ThreadPool& pool, Direction direction,
   });
   if (!gradient) return;
   Add(pool, kernels);
-  if (!as_given) Reorder(kernels[0], plain);
+  if (!as_given) Reorder(pool, kernels[0], plain);
   Convert(pool, taken, given);
 }
 

@@ -49,12 +49,16 @@ inline bool Has(dnnl::cpu_isa instructions) {
   return (all & some) == some;
 }
 
+inline bool HasAmx() {
+  static const bool has = Has(dnnl::cpu_isa::avx512_core_amx);
+  return has;
+}
+
 // Whether products of bfloat16 are faster as those of float32, even with the way there
 // and back: without instructions for them, and on Intel's CPUs also without AMX.
 inline bool Widens() {
   static const bool widens =
-      !Has(dnnl::cpu_isa::avx512_core_amx) &&
-      (!Has(dnnl::cpu_isa::avx512_core_bf16) || __builtin_cpu_is("intel"));
+      !HasAmx() && (!Has(dnnl::cpu_isa::avx512_core_bf16) || __builtin_cpu_is("intel"));
   return widens;
 }
 
@@ -71,15 +75,17 @@ FOR_EVERY_CPU static void Widen(const uint16_t* from, float* to, int64_t count) 
   }
 }
 
-// To the nearest, of two to the even one; what is not a number stays so.
+// As bfloat16: the nearest, of two the even one; what is not a number stays so.
+inline uint16_t Rounded(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const uint32_t nearest = bits + 0x7fff + (bits >> 16 & 1);
+  const bool number = (bits & 0x7fffffff) <= 0x7f800000;
+  return (number ? nearest : bits | 0x400000) >> 16;
+}
+
 FOR_EVERY_CPU static void Narrow(const float* from, uint16_t* to, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    uint32_t bits;
-    std::memcpy(&bits, from + i, sizeof bits);
-    const uint32_t nearest = bits + 0x7fff + (bits >> 16 & 1);
-    const bool number = (bits & 0x7fffffff) <= 0x7f800000;
-    to[i] = (number ? nearest : bits | 0x400000) >> 16;
-  }
+  for (int64_t i = 0; i < count; ++i) to[i] = Rounded(from[i]);
 }
 
 // Numbers one behind the other.
@@ -170,13 +176,6 @@ inline int64_t PartsOf(Type type, int64_t threads, int64_t numbers, int64_t othe
   const int64_t some =
       threads * std::max<int64_t>((2 << 20) / sizeof(float), 2 * others);
   return threads * ((numbers + some - 1) / some);
-}
-
-inline void Reorder(memory from, memory to) {
-  const OneThread thread;
-  dnnl::stream stream(Cpu());
-  dnnl::reorder(from, to).execute(stream, from, to);
-  stream.wait();
 }
 
 // Adds parts of a sum to the first one, always in their order.
