@@ -100,7 +100,7 @@ class Conv(nn.Module):
             kernel = kernel * (learned * (self.gain * np.prod(shape[:3]) ** -0.5))
         where = Geometry(self.stride, self.padding(x.shape[1:3]), self.dilation)
         x = jnp.asarray(x, self.dtype)
-        kernel = as_taken(kernel, self.dtype, self.groups)
+        kernel = as_taken(jnp.asarray(kernel), self.dtype, self.groups)
         if self.deferred:
             return Product(x, kernel)
         x = convolve(x, kernel, where, self.groups)
