@@ -65,6 +65,7 @@ inline int64_t BlockOf(const memory::desc& order, int64_t axis) {
   return block;
 }
 
+// Brings a kernel into another order, and to another type.
 inline void Reorder(ffi::ThreadPool& pool, const memory& from, const memory& to) {
   const memory::desc read = from.get_desc(), written = to.get_desc();
   if (PairsInputs(written)) {
