@@ -26,6 +26,11 @@ def peak_rate(config: ConfigDict) -> float:
     return optim.learning_rate * config.batch_size / optim.learning_rate_batch
 
 
+def depends_on_length(config: ConfigDict) -> bool:
+    """Whether another `config.total` changes the rates of the steps before it."""
+    return config.optim.schedule in FALLING and not config.optim.schedule_length
+
+
 def make_schedule(
     config: ConfigDict, *, total_steps: int, train_size: int
 ) -> optax.Schedule:
