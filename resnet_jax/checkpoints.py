@@ -120,6 +120,7 @@ class Checkpoints:
             "spec": dataclasses.asdict(setup.model.spec),
             "versions": find_versions(),
             "code": source.digest(),
+            "ghost_batch_size": setup.model.bn_group_size,
         }
         return cls(workdir / "checkpoints", setup.config.checkpoint, about)
 

@@ -33,6 +33,8 @@ MAY_CHANGE = (
 )
 # These may not where evaluations set the learning rate (`optim.schedule=plateau`).
 FOR_PLATEAU = ("evaluate.every.", "evaluate.views", "data.eval_size", "data.eval_split")
+# These may where all steps keep their learning rates.
+SETS_RATES = ("optim.schedule", "optim.decay_at")
 # `dependencies.py` compares what is behind these: images, weights, length of the run.
 COMPARED_OTHERWISE = (
     "data.source",
@@ -193,11 +195,11 @@ def _fill(config: ConfigDict, saved: Mapping[str, Any]) -> None:
 
 
 def _as_tuples(value: Any) -> Any:
-    """Turns the lists of JSON, at any depth, into tuples, and mappings into configs."""
+    """Turns the lists of JSON, at any depth, into tuples."""
     if isinstance(value, list):
         return tuple(map(_as_tuples, value))
     if isinstance(value, Mapping):
-        return ConfigDict({key: _as_tuples(part) for key, part in value.items()})
+        return {key: _as_tuples(part) for key, part in value.items()}
     return value
 
 

@@ -6,9 +6,15 @@ times and pixels are not, so data may move, and no image is opened.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
 
 from resnet_jax import source
 from resnet_jax.checkpoints import find_versions, fingerprint
@@ -16,6 +22,7 @@ from resnet_jax.config import (
     COMPARED_OTHERWISE,
     FOR_PLATEAU,
     MAY_CHANGE,
+    SETS_RATES,
     differences,
     from_saved,
     to_steps,
@@ -24,7 +31,7 @@ from resnet_jax.data.sources import Source
 from resnet_jax.errors import UserError
 from resnet_jax.initial import Weights, initial_weights
 from resnet_jax.models.zoo import Spec
-from resnet_jax.schedules import depends_on_length, make_schedule
+from resnet_jax.schedules import make_schedule
 from resnet_jax.setup import Setup
 from resnet_jax.storage import Path
 
@@ -87,7 +94,8 @@ def class_changes(old: Sequence[str], new: Sequence[str]) -> list[str]:
             for names, what in changes
             if names
         ]
-        counts = f"{len(old)} classes were {len(new)}: " if len(old) != len(new) else ""
+        counts = f"{len(new)} classes instead of {len(old)}: "
+        counts = counts if len(old) != len(new) else ""
         return [f"the classes have changed ({counts}{', '.join(named)})"]
     for label, (before, after) in enumerate(zip(old, new, strict=True)):
         if before != after:
@@ -173,7 +181,12 @@ class Resume:
             self._check_initial_weights()
             self._check_teacher()
         self._check_spec()
-        return [*self._unknown(), *self._length(extend), *self._versions()]
+        return [
+            *self._unknown(),
+            *self._check_length(extend),
+            *self._devices(),
+            *self._versions(),
+        ]
 
     def _other_evaluation(self) -> bool:
         """Whether another evaluation split was asked for, not the same one moved."""
@@ -193,6 +206,9 @@ class Resume:
             # Of old runs the images cannot be compared, so their place is.
             if self._is_old and key in ("data.source", "data.eval_source"):
                 return False
+            # A decay beyond the end of a run, for instance, has no effect.
+            if key.startswith(SETS_RATES) and self._same_rates:
+                return True
             return key.startswith(MAY_CHANGE + COMPARED_OTHERWISE)
 
         changed = differences(self.record["config"], self.setup.config, may_differ)
@@ -268,12 +284,45 @@ class Resume:
             " now cannot be compared; its next checkpoints record them."
         ]
 
-    def _length(self, extend: bool) -> list[str]:
-        """Compares the length of the run."""
-        config, new = self.setup.config, self.setup.total_steps
-        old_config = from_saved(self.record["config"])
-        size = self.record.get("data", self.data)["train"]["images"]
-        old = to_steps(old_config.total, config.batch_size, size, "total")
+    @functools.cached_property
+    def _old_config(self) -> ConfigDict:
+        return from_saved(self.record["config"])
+
+    @functools.cached_property
+    def _train_size(self) -> int:
+        return self.record.get("data", self.data)["train"]["images"]
+
+    @functools.cached_property
+    def _old_length(self) -> int:
+        """The number of steps that the run was to have."""
+        config = self._old_config
+        return to_steps(config.total, config.batch_size, self._train_size, "total")
+
+    def _rates(self, steps: Int[Array, "n"]) -> list[Float[Array, "n"]]:
+        """The learning rates of steps by the old config and by the new one."""
+        size, new = self._train_size, self.setup
+        schedules = (
+            make_schedule(config, total_steps=length, train_size=size)
+            for config, length in (
+                (self._old_config, self._old_length),
+                (new.config, new.total_steps),
+            )
+        )
+        # That of a constant schedule is one number.
+        return [jnp.broadcast_to(rates(steps), steps.shape) for rates in schedules]
+
+    @functools.cached_property
+    def _same_rates(self) -> bool:
+        """Whether both configs give all steps that both have the same rates."""
+        kinds = {self._old_config.optim.schedule, self.setup.config.optim.schedule}
+        if len(kinds) > 1 and "plateau" in kinds:
+            return False  # evaluations to come decide
+        steps = jnp.arange(min(self._old_length, self.setup.total_steps))
+        return np.array_equal(*self._rates(steps))
+
+    def _check_length(self, extend: bool) -> list[str]:
+        """Compares the number of steps."""
+        config, old, new = self.setup.config, self._old_length, self.setup.total_steps
         if new < self.step:
             raise self._refuse(
                 f"more steps than config.total={dict(config.total)}, which is {new:,}",
@@ -283,14 +332,11 @@ class Resume:
         if new == old:
             return []
         said = f"The run has {new:,} steps instead of {old:,}."
-        if not depends_on_length(config):
+        if self._same_rates:
             return [said]
         schedule = config.optim.schedule
-        rates = [
-            make_schedule(chosen, total_steps=steps, train_size=size)(self.step)
-            for chosen, steps in ((old_config, old), (config, new))
-        ]
-        rate = f"at step {self.step:,} it is {rates[1]:.4g} instead of {rates[0]:.4g}"
+        before, after = self._rates(jnp.array([self.step]))
+        rate = f"at step {self.step:,} it is {after[0]:.4g} instead of {before[0]:.4g}"
         if new < old or not extend:
             way_out = "Choose the old total, or another --workdir."
             if new > old:
@@ -307,6 +353,17 @@ class Resume:
             f"{said} From now on the learning rate is that of the longer {schedule}"
             f" schedule ({rate}), so the result is not that of a run which had this"
             " length from the start."
+        ]
+
+    def _devices(self) -> list[str]:
+        """Names what the number of devices changes, which the config allows it to."""
+        new = self.setup.model.bn_group_size
+        old = self.record.get("ghost_batch_size", new)
+        if old == new:
+            return []
+        return [
+            f"warning: with model.bn_group_size=device, {new} images share batch-norm"
+            f" statistics on these devices, and {old} did before."
         ]
 
     def _versions(self) -> list[str]:

@@ -104,7 +104,9 @@ class Meter:
                 f"The loss is not finite at step {bad[0]}"
                 f"{f' and {len(bad) - 1} later ones' if len(bad) > 1 else ''}; nothing"
                 " of it was saved. Try a smaller optim.learning_rate, a longer"
-                " optim.warmup, optim.clip_norm=1, or model.dtype=float32."
+                " optim.warmup, optim.clip_norm=1, or model.dtype=float32: in another"
+                " --workdir if this one has a checkpoint, from which"
+                " --config.init_from=WORKDIR can start."
             )
         images = len(steps) * config.batch_size
         progress.seconds += elapsed
@@ -134,9 +136,9 @@ class Meter:
         self._advised = True
         log.warning(
             "The devices waited for images %.0f %% of the time. What helps: images in"
-            " memory, if they fit (--config.data.cache=ram); smaller files (python -m"
-            " resnet_jax.prepare ... --max_side=400); more cores for each device than"
-            " these %d for %d.",
+            " memory, if they fit (--config.data.cache=ram); more cores for each device"
+            " than these %d for %d; and, for the next run, smaller files (python -m"
+            " resnet_jax.prepare ... --max_side=400).",
             *(100 * waiting, os.cpu_count() or 1, jax.local_device_count()),
         )
 

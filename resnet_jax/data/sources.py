@@ -185,8 +185,8 @@ def check_same_classes(train: Source, test: Source) -> None:
         if missing:
             raise UserError(
                 f"Class {missing[0]!r} is in {source.where} but not in"
-                f" {other.where}, so labels would differ; add it to both splits or"
-                " remove it from both."
+                f" {other.where}, so labels would differ; add it to both splits, or"
+                " remove it from both before a run begins."
             )
 
 
@@ -527,8 +527,8 @@ class FolderSource:
             )
             if not names:
                 raise UserError(
-                    f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}); add some"
-                    " or remove the class from every split."
+                    f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}); add"
+                    " some, or remove the class from every split before a run begins."
                 )
             self.paths += [f"{folder.name}/{name}" for name in names]
             self.labels += [label] * len(names)
