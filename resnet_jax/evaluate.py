@@ -1,6 +1,7 @@
 """Exact evaluation: every image once."""
 
 import dataclasses
+import json
 import logging
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 from resnet_jax import config as config_lib
 from resnet_jax import sharding, writers
 from resnet_jax.checkpoints import open_checkpoints
-from resnet_jax.config import differences, from_saved, override
+from resnet_jax.config import as_json, differences, from_saved, override
 from resnet_jax.data.evalsets import summarize
 from resnet_jax.data.loader import bad_indices
 from resnet_jax.data.sources import RecordedSplit
@@ -282,7 +283,7 @@ def _check_network(old: Mapping, config: ConfigDict, workdir: Path) -> None:
 
 def _check_given(config: ConfigDict, given: ConfigDict | None, workdir: Path) -> None:
     """Tells where a config that the user named is not what is evaluated."""
-    lines = differences(config.to_dict(), given) if given else []
+    lines = differences(json.loads(as_json(config)), given) if given else []
     if not lines:
         return
     if of_network := [line for line in lines if line.startswith(NETWORK)]:
