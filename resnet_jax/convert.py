@@ -7,9 +7,8 @@ without one it is a weights directory.
 
 import argparse
 import dataclasses
-import logging
-import sys
 
+from resnet_jax import output
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.storage import Path, path_of
 from resnet_jax.weights import files, own
@@ -84,17 +83,14 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--to", help="naming scheme, where OUT may have several")
     parser.add_argument("--model", help="the network, where IN does not say it")
     args = parser.parse_args(argv[1:])
-    # Some library has set its own format before.
-    logging.basicConfig(format="%(message)s", force=True)
     if not is_directory(args.target):
         files.check_suffix(path_of(args.target))
     card, variables = load(args.source, model=args.model)
     card = save(args.target, variables, card, args.to)
-    print(f"{args.source}: {card.network} -> {args.target} (names of {card.scheme})")
+    output.say(
+        f"{args.source}: {card.network} -> {args.target} (names of {card.scheme})"
+    )
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    output.command(main)

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
-from resnet_jax import sharding, writers
+from resnet_jax import output, sharding, writers
 from resnet_jax.checkpoints import open_checkpoints
 from resnet_jax.config import as_json, differences, from_saved, override
 from resnet_jax.data.evalsets import summarize
@@ -241,7 +241,7 @@ def evaluate_workdir(
             ema=variables.get("ema"),
         )
         chief = jax.process_index() == 0
-        say = writers.say if chief else lambda text: None
+        say = output.say if chief else lambda text: None
         where = setup.test.source.where
         say(f"evaluating the checkpoint of step {step} on {where}")
         for line in changed:

@@ -21,7 +21,7 @@ import absl.logging
 from absl import flags
 from ml_collections import config_flags
 
-from resnet_jax import host
+from resnet_jax import host, output
 from resnet_jax.config import (
     as_json,
     check_keys,
@@ -231,10 +231,11 @@ def run(command: str) -> None:
 
     from resnet_jax import compile_cache
     from resnet_jax.evaluate import evaluate_workdir
+    from resnet_jax.output import say
     from resnet_jax.sharding import find_devices
     from resnet_jax.storage import path_of
     from resnet_jax.train import train
-    from resnet_jax.writers import describe, say
+    from resnet_jax.writers import describe
 
     compile_cache.turn_on()
     if find_devices()[0].platform == "cpu":
@@ -261,8 +262,8 @@ def run(command: str) -> None:
         extend = _EXTEND.value
         result = train(config, workdir, command, extend=extend, began=_BEGAN, **limits)
     if jax.process_index() == 0:
-        if _MODE.value == "train":
-            say(f"report: {workdir / 'report.png'}")
+        if result.get("report"):
+            say(f"report: {result['report']}")
         say(f"result: {describe(result)}  at step {result['step']}  from: {command}")
 
 
@@ -273,12 +274,12 @@ def main(argv: list[str]) -> int:
     command = "python -m resnet_jax.main " + shlex.join(told)
     quiet_libraries()
     if {"--help", "-h", "-help"} & set(argv):
-        print(__doc__, flags.FLAGS.module_help(sys.modules[__name__]), sep="\n")
+        output.answer(f"{__doc__}\n{flags.FLAGS.module_help(sys.modules[__name__])}")
         return 0
     try:
         parse(argv)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        output.fail(str(error))
         return 1
     # Imports jax, so that a wrong flag is told before.
     from resnet_jax import processes
@@ -288,7 +289,7 @@ def main(argv: list[str]) -> int:
         connect()
         run(command)
     except PreemptedError as stop:
-        print(stop, file=sys.stderr)
+        output.note(str(stop))
         return processes.leave(stop.exit_code)
     except KeyboardInterrupt:
         if processes.count() == 1:
@@ -315,7 +316,6 @@ def _problem_of(error: Exception) -> str:
 
 def quiet_libraries() -> None:
     """Keeps from the user what this program tells in its own words."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # Orbax logs the traceback of each of its threads when a disk is full.
     absl.logging.get_absl_logger().addFilter(
         lambda record: "orbax" not in record.pathname
@@ -336,7 +336,7 @@ def quiet_libraries() -> None:
 
     def one_line(failed) -> None:
         if not noise(failed.exc_value, getattr(failed, "object", None)):
-            print(f"warning: {failed.exc_value}", file=sys.stderr)
+            output.warn(str(failed.exc_value))
 
     def uncaught(kind, error, traceback) -> None:
         if not noise(error):
@@ -349,4 +349,4 @@ def quiet_libraries() -> None:
 if __name__ == "__main__":
     # Of this process alone, and before there are threads.
     host.use_one_heap()
-    sys.exit(main(sys.argv))
+    output.command(main)

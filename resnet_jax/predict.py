@@ -6,17 +6,15 @@ weights directory or `timm:NAME.TAG`. Its card says how images are prepared.
 
 import argparse
 import json
-import logging
-import sys
 
 import jax
 import numpy as np
 from jaxtyping import Float, UInt8
-from matplotlib.figure import Figure
 
-from resnet_jax import storage
+from resnet_jax import output, storage
 from resnet_jax.errors import UserError
 from resnet_jax.models import build
+from resnet_jax.pictures import picture, shorten
 from resnet_jax.sharding import find_devices
 from resnet_jax.storage import Path
 from resnet_jax.weights.card import Card
@@ -69,19 +67,19 @@ def draw(path: Path, pixels: UInt8[np.ndarray, "n h w c"], images: list[dict]) -
     """
     columns = min(len(images), 5)
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(3 * columns, 3.6 * rows), layout="constrained")
-    for axes, shown, image in zip(
-        figure.subplots(rows, columns, squeeze=False).flat, pixels, images, strict=False
-    ):
-        axes.imshow(shown.squeeze(), cmap="gray", vmin=0, vmax=255)
-        first, *others = image["top"]
-        axes.set_title(f"{first['name']} ({first['probability']:.2f})", fontsize=10)
-        lines = [f"{other['name']} ({other['probability']:.2f})" for other in others]
-        axes.set_xlabel("\n".join(lines[:2]), fontsize=8)
-    for axes in figure.axes:
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
-    storage.save_figure(figure, path)
+    with picture(path, figsize=(3 * columns, 3.6 * rows)) as figure:
+        grid = figure.subplots(rows, columns, squeeze=False).flat
+        for axes, shown, image in zip(grid, pixels, images, strict=False):
+            axes.imshow(shown.squeeze(), cmap="gray", vmin=0, vmax=255)
+            first, *others = (
+                f"{shorten(one['name'])} ({one['probability']:.2f})"
+                for one in image["top"]
+            )
+            axes.set_title(first, fontsize=10)
+            axes.set_xlabel("\n".join(others[:2]), fontsize=8)
+        for axes in figure.axes:
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
 
 
 def main(argv: list[str]) -> None:
@@ -99,8 +97,6 @@ def main(argv: list[str]) -> None:
         "--save", metavar="FILE.png", type=storage.path_of, help="draw the predictions"
     )
     args = parser.parse_args(argv[1:])
-    # Some library has set its own format before.
-    logging.basicConfig(format="%(message)s", force=True)
     # If there are none, that is told before anything is read.
     find_devices()
     card, variables = load(args.weights, model=args.model)
@@ -118,18 +114,16 @@ def main(argv: list[str]) -> None:
         draw(args.save, pixels, images)
     if args.json:
         document = {"weights": args.weights, "network": card.network, "images": images}
-        print(json.dumps(document, indent=2))
+        output.answer(json.dumps(document, indent=2))
         return
     for image in images:
-        print(image["file"])
+        output.answer(image["file"])
         for one in image["top"]:
-            print(f"  {100 * one['probability']:6.2f} %  {one['name']}")
+            output.answer(f"  {100 * one['probability']:6.2f} %  {one['name']}")
         if args.logits:
-            print("  logits:", *(f"{value:.6f}" for value in image["logits"]))
+            values = " ".join(f"{value:.6f}" for value in image["logits"])
+            output.answer(f"  logits: {values}")
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    output.command(main)

@@ -4,17 +4,17 @@ A run that does not come to such a place in time is ended from outside of it: wh
 grace of a signal is over, and when it stalls.
 """
 
+import contextlib
 import faulthandler
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 
 from jax.experimental import multihost_utils
 
-from resnet_jax import processes
+from resnet_jax import output, processes
 from resnet_jax.checkpoints import newest_step
 from resnet_jax.storage import Path, is_remote
 
@@ -146,8 +146,10 @@ class Preemption:
                 return
         else:
             return
-        print("Where each thread is:", file=sys.stderr, flush=True)
-        faulthandler.dump_traceback()
+        output.note("Where each thread is:")
+        # A library may have no standard error.
+        with contextlib.suppress(RuntimeError, AttributeError, OSError, ValueError):
+            faulthandler.dump_traceback()
         if not self._alone:
             time.sleep(3)  # the other processes print theirs
         processes.end_all(

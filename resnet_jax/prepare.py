@@ -21,14 +21,12 @@ import os
 import pathlib
 import re
 import shlex
-import sys
 from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
-import tqdm
 from tensorflow_datasets.core.download import downloader
 
-from resnet_jax import storage
+from resnet_jax import output, storage
 from resnet_jax.data import originals, pack
 from resnet_jax.data.pack import DataSet, Reencode
 from resnet_jax.data.sources import FolderSource, folder_splits
@@ -170,7 +168,6 @@ def _pack(data: DataSet, out: pathlib.Path, options: Options) -> pathlib.Path:
         command=options.command,
         reencode=options.reencode,
         workers=options.num_workers,
-        say=tqdm.tqdm.write,
     )
     return out
 
@@ -238,11 +235,11 @@ def _verify(options: Options) -> None:
     wrong = 0
     for problem in verify(checks, options.num_workers):
         wrong += 1
-        tqdm.tqdm.write(problem, file=sys.stdout)
+        output.answer(problem)
     total = sum(map(len, checks))
     if wrong:
-        raise SystemExit(f"error: {wrong:,} things are wrong in {source}.")
-    print(f"All {total:,} images of {source} are readable.")
+        raise UserError(f"{wrong:,} things are wrong in {source}.")
+    output.answer(f"All {total:,} images of {source} are readable.")
 
 
 def _options(argv: Sequence[str]) -> Options:
@@ -298,25 +295,26 @@ def main(argv: Sequence[str]) -> None:
         f"{split.name} {split.num_examples:,}"
         for split in originals.builder_of(path).info.splits.values()
     )
-    print(f"{path} is prepared ({counts} images).")
-    print(f"Train on it with --config.data.source=tfds:{path}")
+    output.say(f"{path} is prepared ({counts} images).")
+    output.say(f"Train on it with --config.data.source=tfds:{path}")
 
 
 def run(argv: Sequence[str]) -> None:
-    """The command; what goes wrong becomes a sentence and an exit code."""
+    """Runs `main`, whose work the same command can resume after an interruption.
+
+    Raises UserError for what a file system refuses.
+    """
     try:
         main(argv)
-    except UserError as error:
-        sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(
-            f"error: {error.filename or 'A file'}: {error.strerror}; the same command"
-            " goes on when that is mended."
-        )
+        raise UserError(
+            f"{error.filename or 'A file'}: {error.strerror}; fix that, and the same"
+            " command resumes the work."
+        ) from None
     except KeyboardInterrupt:
-        print("Interrupted; the same command goes on.", file=sys.stderr)
-        sys.exit(130)
+        output.note("Interrupted; the same command resumes the work.")
+        raise
 
 
 if __name__ == "__main__":
-    run(sys.argv)
+    output.command(run)

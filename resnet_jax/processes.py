@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
+from resnet_jax import output
 from resnet_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -259,7 +260,7 @@ def give_up(text: str) -> int:
     """
     if client() is not None:
         end_all(text)
-    print(f"error: {text}", file=sys.stderr)
+    output.fail(text)
     return 1
 
 
@@ -267,7 +268,7 @@ def end_all(text: str) -> NoReturn:
     """Prints an error on all processes and ends them, whatever else they do."""
     with _ending:
         _told["code"] = 1
-        print(f"error: {text}", file=sys.stderr, flush=True)
+        output.fail(text)
         if client() is not None:
             reason = json.dumps({"who": me(), "text": text})
             # Another process may have been first.
@@ -292,7 +293,7 @@ def give_up_after(error: BaseException) -> int:
             f"{me()} lost another process of the run, which died or stopped; its log"
             " says why. The same command goes on from the last checkpoint."
         )
-    traceback.print_exception(error)
+    output.note("".join(traceback.format_exception(error)).rstrip())
     return give_up(f"{me()} failed: {type(error).__name__}: {str(error)[:500]}")
 
 
@@ -320,7 +321,7 @@ def end_now(code: int, text: str) -> NoReturn:
     """Prints an error and ends this process whatever its other threads do."""
     with _ending:
         _told["code"] = code
-        print(f"error: {text}", file=sys.stderr, flush=True)
+        output.fail(text)
         _leave(code)
 
 
@@ -328,8 +329,7 @@ def _leave(code: int) -> NoReturn:
     for function in at_end:
         with contextlib.suppress(Exception):
             function()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    output.flush()
     os._exit(code)
 
 
@@ -360,5 +360,6 @@ def _say_when_aborted(text: str) -> None:
 def _aborted(_: int) -> None:
     # Another thread may be telling why, and ends the process.
     if _ending.acquire(timeout=5):
-        os.write(2, f"error: {_told['text']}\n".encode())
+        with contextlib.suppress(OSError):
+            os.write(2, f"error: {_told['text']}\n".encode())
     _leave(_told["code"])

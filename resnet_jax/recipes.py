@@ -10,9 +10,9 @@ import argparse
 import fnmatch
 import pathlib
 import runpy
-import sys
 from collections.abc import Iterator, Sequence
 
+from resnet_jax import output
 from resnet_jax.config import load
 from resnet_jax.errors import UserError
 
@@ -81,16 +81,13 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv[1:])
     rows = table(args.pattern)
     if args.markdown:
-        print(as_markdown(rows), end="")
+        output.answer(as_markdown(rows).rstrip())
         return
     widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
     for line in [COLUMNS, *rows]:
         cells = zip(line, widths, strict=True)
-        print("  ".join(cell.ljust(width) for cell, width in cells).rstrip())
+        output.answer("  ".join(cell.ljust(width) for cell, width in cells).rstrip())
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    output.command(main)

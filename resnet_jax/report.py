@@ -2,51 +2,53 @@
 
 import io
 import json
-import sys
 
 import numpy as np
 
-from resnet_jax import storage
+from resnet_jax import output, storage
 from resnet_jax.errors import UserError
 from resnet_jax.evaluate import Gallery
+from resnet_jax.pictures import picture, shorten
 from resnet_jax.storage import Path
 from resnet_jax.writers import describe, read_metrics
 
 
 def save_gallery(workdir: Path, gallery: Gallery, classes: tuple[str, ...]) -> None:
-    """Keeps a gallery as `predictions.npz` in the workdir."""
-    rows = gallery.rows
-    columns = {key: np.array([row[key] for row in rows]) for key in rows[0]}
-    content = io.BytesIO()
-    np.savez_compressed(content, classes=classes, **columns)
-    storage.write(workdir / "predictions.npz", content.getvalue())
+    """Writes a gallery as `predictions.npz` into the workdir, or one warning."""
+    path, rows = workdir / "predictions.npz", gallery.rows
+    with output.dispensable(str(path)):
+        columns = {key: np.array([row[key] for row in rows]) for key in rows[0]}
+        content = io.BytesIO()
+        np.savez_compressed(content, classes=classes, **columns)
+        storage.write(path, content.getvalue())
 
 
-def draw(workdir: Path) -> Path:
+def draw(workdir: Path, result: dict | None = None) -> Path:
     """Draws loss and accuracy by step, and some right and wrong predictions.
 
-    Raises UserError if the workdir holds no metrics.
+    Args:
+      workdir: The directory of the run.
+      result: The result of the run; None: what `result.json` holds, if there is one.
+
+    Raises:
+      UserError: The workdir holds no metrics, or the picture cannot be written.
     """
     rows = read_metrics(workdir)
     if not rows:
         raise UserError(f"{workdir} holds no metrics.jsonl to draw.")
-    # Only now, since the start of a run would wait for it.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 8), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.1))
-    loss, accuracy = above.subplots(1, 2)
-    _curves(loss, rows, "loss", 1.0)
-    loss.set(xlabel="step", ylabel="cross entropy (nats)", title="Loss")
-    _curves(accuracy, rows, "top1", 100.0)
-    accuracy.set(xlabel="step", ylabel="top-1 (%)", title="Accuracy")
-    for axes in (loss, accuracy):
-        axes.grid(alpha=0.3)
-        axes.legend()
-    _gallery(below, workdir / "predictions.npz")
-    figure.suptitle(_title(workdir))
     path = workdir / "report.png"
-    storage.save_figure(figure, path)
+    with picture(path, figsize=(13, 8)) as figure:
+        above, below = figure.subfigures(2, 1, height_ratios=(1, 1.1))
+        loss, accuracy = above.subplots(1, 2)
+        _curves(loss, rows, "loss", 1.0)
+        loss.set(xlabel="step", ylabel="cross entropy (nats)", title="Loss")
+        _curves(accuracy, rows, "top1", 100.0)
+        accuracy.set(xlabel="step", ylabel="top-1 (%)", title="Accuracy")
+        for axes in (loss, accuracy):
+            axes.grid(alpha=0.3)
+            axes.legend()
+        _gallery(below, workdir / "predictions.npz")
+        figure.suptitle(_title(workdir, result))
     return path
 
 
@@ -62,10 +64,15 @@ def _curves(axes, rows: list[dict], key: str, scale: float) -> None:
 
 
 def _gallery(figure, path: Path) -> None:
-    if not path.exists():
+    data = {}
+    if path.exists():
+        with (
+            output.dispensable(str(path), "read"),
+            np.load(io.BytesIO(path.read_bytes())) as saved,
+        ):
+            data = dict(saved)
+    if not data:
         return
-    with np.load(io.BytesIO(path.read_bytes())) as saved:
-        data = dict(saved)
     classes = data["classes"]
     grid = figure.subplots(2, 8)
     for axes in grid.flat:
@@ -75,9 +82,13 @@ def _gallery(figure, path: Path) -> None:
             grid[row], np.flatnonzero(data["right"] == right), strict=False
         ):
             axes.imshow(data["image"][i].squeeze(), cmap="gray", vmin=0, vmax=255)
-            text = f"{classes[data['predicted'][i]]} ({data['probability'][i]:.2f})"
+            predicted, label = (
+                shorten(str(classes[data[kind][i]]), 20)
+                for kind in ("predicted", "label")
+            )
+            text = f"{predicted} ({data['probability'][i]:.2f})"
             if not right:
-                text += f"\nis {classes[data['label'][i]]}"
+                text += f"\nis {label}"
             axes.set_title(text, fontsize=8, color="green" if right else "firebrick")
         grid[row][0].text(
             -0.25,
@@ -89,11 +100,12 @@ def _gallery(figure, path: Path) -> None:
         )
 
 
-def _title(workdir: Path) -> str:
+def _title(workdir: Path, result: dict | None) -> str:
     path = workdir / "result.json"
-    if not path.exists():
-        return workdir.name
-    result = json.loads(path.read_text())
+    if result is None and path.exists():
+        result = json.loads(path.read_text())
+    if result is None:
+        return shorten(workdir.name, 100)
     return f"{result['model']}: {describe(result)}"
 
 
@@ -101,11 +113,8 @@ def main(argv: list[str]) -> None:
     """Command line: one workdir."""
     if len(argv) != 2 or argv[1].startswith("-"):
         raise UserError("Usage: python -m resnet_jax.report WORKDIR")
-    print(draw(storage.path_of(argv[1])))
+    output.say(str(draw(storage.path_of(argv[1]))))
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    output.command(main)

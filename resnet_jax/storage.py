@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import functools
 import importlib.util
-import io
 import logging
 import os
 import pathlib
@@ -32,8 +31,6 @@ Path = pathlib.Path | epath.Path
 # What fsspec, which epath asks, needs to read and write objects, and how users get it.
 CLIENTS = {"gs": "gcsfs", "s3": "s3fs"}
 INSTALL = "pip install -r requirements-cloud.txt"
-# Seconds between two writings of an object that grows: GCS takes one a second.
-EVERY = 5.0
 # Seconds; gcsfs takes 35 to say that credentials are not valid.
 ANSWERS_WITHIN = 60.0
 # Bytes, of what is always fetched again: tables of contents, lists of classes.
@@ -169,13 +166,19 @@ def read(path: Path) -> bytes:
 
 def write(path: Path, content: str | bytes) -> None:
     """Writes a file so that it is there whole or not at all."""
-    content = content.encode() if isinstance(content, str) else content
+    content = _encoded(content)
     if is_remote(path):
         path.write_bytes(content)
         return
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError:
+        # Its room may be what others need.
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def make_directory(path: Path) -> None:
@@ -214,54 +217,40 @@ def move_tree(path: Path, target: Path) -> None:
     shutil.move(path, target)
 
 
-def save_figure(figure, path: Path) -> None:
-    """Writes a matplotlib figure in the format that the path's suffix says.
+class GrowingFile:
+    """A file that text or bytes are added to.
 
-    Raises UserError if it cannot be written.
-    """
-    try:
-        if not is_remote(path):
-            figure.savefig(path, dpi=100)
-            return
-        content = io.BytesIO()
-        figure.savefig(content, dpi=100, format=path.suffix.lstrip(".") or None)
-        with telling(path):
-            write(path, content.getvalue())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be written: {error}.") from None
-
-
-class Lines:
-    """A text file that lines are added to.
-
-    In an object store the whole is written anew, at most every `EVERY` seconds, and
+    In an object store the whole is written again, at most every `every` seconds, and
     with `flush`: what must outlast the process is written before that is called.
 
     Args:
-      path: of the file.
-      lines: what it begins with, instead of what may be there.
+      path: The file.
+      content: What it begins with, instead of what it may hold.
+      every: The seconds between two writings of an object; GCS takes one a second.
     """
 
-    def __init__(self, path: Path, lines: str = ""):
-        self._path, self._text = path, lines
+    def __init__(self, path: Path, content: str | bytes = b"", every: float = 5.0):
+        self._path, self._content, self._every = path, _encoded(content), every
         self._written = time.monotonic()
-        write(path, lines)
-        self._file = None if is_remote(path) else path.open("a")
+        write(path, content)
+        # Unbuffered, so that nothing is left to be written after an error.
+        self._file = None if is_remote(path) else path.open("ab", buffering=0)
 
-    def add(self, line: str) -> None:
-        """Adds a line, which ends in a line break."""
+    def add(self, content: str | bytes) -> None:
+        """Adds text or bytes at the end; a text ends in a line break."""
         if self._file:
-            self._file.write(line)
-            self._file.flush()
+            rest = memoryview(_encoded(content))
+            while rest:
+                rest = rest[self._file.write(rest) :]
             return
-        self._text += line
-        if time.monotonic() - self._written > EVERY:
+        self._content += _encoded(content)
+        if time.monotonic() - self._written > self._every:
             self.flush()
 
     def flush(self) -> None:
-        """Returns when all lines are written."""
+        """Returns when everything is written."""
         if not self._file:
-            write(self._path, self._text)
+            write(self._path, self._content)
             self._written = time.monotonic()
 
     def close(self) -> None:
@@ -269,6 +258,10 @@ class Lines:
         self.flush()
         if self._file:
             self._file.close()
+
+
+def _encoded(content: str | bytes) -> bytes:
+    return content.encode() if isinstance(content, str) else content
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import checkpoints, report, sharding, writers
+from resnet_jax import checkpoints, output, report, sharding, writers
 from resnet_jax.checkpoints import Checkpoints, Progress
 from resnet_jax.data.loader import bad_indices
 from resnet_jax.dependencies import UNKNOWN, Resume, describe_data, describe_weights
@@ -158,6 +158,9 @@ def train(
 ) -> dict:
     """Trains from where the workdir stands to the end; returns the result.
 
+    The result is what `result.json` holds, and `report`: the path of the picture of
+    the run, or None where it could not be drawn.
+
     Args:
       config: see `configs/common.py`.
       workdir: of this one run; it holds all that the run leaves behind.
@@ -178,7 +181,7 @@ def train(
         setup = set_up(config)
         last = setup.total_steps
         chief = jax.process_index() == 0
-        say = writers.say if chief else lambda text: None
+        say = output.say if chief else lambda text: None
         stack.enter_context(claimed(workdir))
         say(summary(setup, workdir))
         saved = stack.enter_context(Checkpoints.open(setup, workdir))
@@ -264,12 +267,12 @@ def train(
                     )
                     note_evaluation(progress, result, sets, writer)
                     state = lower_rate(setup, state, progress)
-                    if chief:
-                        report.save_gallery(workdir, gallery, setup.classes)
                 if to_evaluate or to_save:
                     writer.flush()
                     saved.save(state, progress)
                     on_disk = now
+                    if to_evaluate and chief:
+                        report.save_gallery(workdir, gallery, setup.classes)
                     meter.restart()
                 if progress.step == last:
                     break
@@ -323,10 +326,13 @@ def train(
         "command": command,
         "versions": checkpoints.find_versions(),
     }
+    picture = None
     if chief:
-        writers.write_json(workdir / "result.json", result)
-        report.draw(workdir)
-    return result
+        with output.dispensable(str(workdir / "result.json")):
+            writers.write_json(workdir / "result.json", result)
+        with output.dispensable(str(workdir / "report.png")):
+            picture = str(report.draw(workdir, result))
+    return result | {"report": picture}
 
 
 def lower_rate(setup: Setup, state: TrainState, progress: Progress) -> TrainState:
@@ -357,7 +363,7 @@ def note_bad_images(progress: Progress, batch: dict, setup: Setup) -> None:
     """Puts images that could not be decoded on record, and says so once each."""
     for index in sorted(bad_indices(batch) - set(progress.bad_images)):
         progress.bad_images.append(index)
-        writers.say(
+        output.say(
             f"warning: passed over {setup.train.source.name(index)}, which cannot be"
             f" decoded ({len(progress.bad_images)} so far)"
         )

@@ -1,23 +1,20 @@
 """What a run tells: lines or a progress bar, metrics.jsonl, TensorBoard files."""
 
-import io
 import json
-import logging
+import socket
+import struct
 import sys
 import time
 
 import tqdm
-from tensorboardX import record_writer, summary
-from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
 
 from resnet_jax import storage
+from resnet_jax.errors import UserError
+from resnet_jax.output import ByProduct, reason_of, say
 from resnet_jax.storage import Path
-
-log = logging.getLogger(__name__)
-
-# Seconds between two writings of TensorBoard's events.
-EVERY = 30.0
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -26,127 +23,111 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def read_metrics(workdir: Path) -> list[dict]:
-    """The rows of `metrics.jsonl`; a last line that was cut off is left out."""
+    """Returns the rows of `metrics.jsonl` up to a line that was cut off.
+
+    Raises UserError if the file cannot be read.
+    """
     rows = []
     path = workdir / "metrics.jsonl"
-    with storage.telling(workdir):
-        lines = storage.read(path).decode().splitlines() if path.exists() else ()
+    try:
+        with storage.telling(workdir):
+            lines = storage.read(path).splitlines() if path.exists() else ()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {reason_of(error)}.") from None
     for line in lines:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except ValueError:
             break
+        if not isinstance(row, dict) or "step" not in row:
+            break
+        rows.append(row)
     return rows
 
 
-class _Events:
-    """A file of TensorBoard's events in an object store, written anew at each flush."""
-
-    def __init__(self, path: str):
-        self._path, self._events = storage.path_of(path), io.BytesIO()
-
-    def write(self, event: bytes) -> None:
-        self._events.write(event)
-
-    def flush(self) -> None:
-        # They are dispensable; the next flush writes what this one could not.
-        try:
-            storage.write(self._path, self._events.getvalue())
-        except Exception as error:
-            log.warning("%s cannot be written: %s", self._path, error)
-
-    def close(self) -> None:
-        self.flush()
-
-
-class _InStore:
-    """What tensorboardX asks where paths begin with `gs:` or `s3:`.
-
-    Its own way takes a client of its own, which may have other settings.
-    """
-
-    open = _Events
-
-    @staticmethod
-    def directory_check(path: str) -> None:
-        """There are no directories."""
-
-
-for _scheme in storage.CLIENTS:
-    record_writer.register_writer_factory(_scheme, _InStore)
-
-
-def say(text: str) -> None:
-    """Prints a line, above the progress bar if there is one."""
-    tqdm.tqdm.write(text, file=sys.stdout)
-    sys.stdout.flush()
-
-
 class _Board:
-    """Numbers for TensorBoard, each written by who adds it.
+    """Scalars for TensorBoard, as a file of events.
 
-    tensorboardX's own writer has a thread; when that dies, at a full disk, the next
-    numbers wait for it for ever.
+    tensorboardX's own writer has a thread. When a full disk ends it, the next scalars
+    wait for it for ever.
     """
 
-    def __init__(self, folder: str, step: int):
-        """Events of `folder` that come behind `step` are to be forgotten."""
-        record_writer.directory_check(folder)
-        self._events = EventsWriter(f"{folder}/events")
-        self._flushed = time.monotonic()
+    def __init__(self, folder: Path, step: int):
+        """Starts a file; TensorBoard discards events of other files after `step`."""
+        storage.make_directory(folder)
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+        self._file = storage.GrowingFile(folder / name, every=30.0)
+        self._write(Event(file_version="brain.Event:2"))
         if step:
             start = SessionLog(status=SessionLog.SessionStatus.Value("START"))
             self._write(Event(step=step + 1, session_log=start))
 
     def add(self, step: int, values: dict[str, float]) -> None:
-        for key, value in values.items():
-            self._write(Event(step=step, summary=summary.scalar(key, value)))
-        if time.monotonic() - self._flushed > EVERY:
-            self._events.flush()
-            self._flushed = time.monotonic()
+        """Writes scalars of a step."""
+        self._write(
+            *(
+                Event(step=step, summary=summary.scalar(key, value))
+                for key, value in values.items()
+            )
+        )
 
-    def _write(self, event: Event) -> None:
-        event.wall_time = time.time()
-        self._events.write_event(event)
+    def _write(self, *events: Event) -> None:
+        for event in events:
+            event.wall_time = time.time()
+        self._file.add(b"".join(_record(event.SerializeToString()) for event in events))
 
     def close(self) -> None:
-        try:
-            self._events.close()
-        except OSError as error:
-            # What ends the run is told, and metrics.jsonl has the numbers too.
-            log.warning("TensorBoard's last numbers are not written: %s", error)
+        """Finishes the file."""
+        self._file.close()
+
+
+def _record(data: bytes) -> bytes:
+    """Frames an event as TensorFlow's record files do: length, data, checksums."""
+    length = struct.pack("<Q", len(data))
+    checksums = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
+    return b"".join((length, next(checksums), data, next(checksums)))
 
 
 class Writer:
-    """Tells how a run goes; one process of a run has an active one.
+    """Reports the progress of a run; one process of a run has an active one.
+
+    The files and the bar are by-products: none of them can end the run.
 
     Args:
-      workdir: where the files go.
-      step: where the run stands; rows of later steps, from before a restart, go.
-      total_steps: where it ends.
-      active: whether this process writes at all.
+      workdir: The directory of the run.
+      step: The step at which the run starts; rows of later steps, which an interrupted
+        process left behind, are dropped.
+      total_steps: The step at which the run ends.
+      active: Whether this process writes at all.
     """
 
     def __init__(self, workdir: Path, *, step: int, total_steps: int, active: bool):
         self._active = active
         self._total = total_steps
-        self._bar = None
         if not active:
             return
-        rows = [row for row in read_metrics(workdir) if row["step"] <= step]
-        self._metrics = storage.Lines(
-            workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
-        )
-        self._board = _Board(str(workdir / "tensorboard"), step)
-        if sys.stderr.isatty():
-            self._bar = tqdm.tqdm(
+
+        def open_metrics() -> storage.GrowingFile:
+            rows = [row for row in read_metrics(workdir) if row["step"] <= step]
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            return storage.GrowingFile(workdir / "metrics.jsonl", lines)
+
+        def open_bar() -> tqdm.tqdm | None:
+            if sys.stderr is None or not sys.stderr.isatty():
+                return None
+            return tqdm.tqdm(
                 total=total_steps, initial=step, unit="step", dynamic_ncols=True
             )
 
+        folder = workdir / "tensorboard"
+        self._metrics = ByProduct(str(workdir / "metrics.jsonl"), open_metrics)
+        self._board = ByProduct(str(folder), lambda: _Board(folder, step))
+        self._bar = ByProduct("The progress bar", open_bar)
+
     def tick(self, step: int) -> None:
         """Moves the progress bar."""
-        if self._bar is not None:
-            self._bar.update(step - self._bar.n)
+        if self._active:
+            self._bar.use(lambda bar: bar.update(step - bar.n))
 
     def train(self, step: int, values: dict[str, float], eta: float) -> None:
         """Writes the figures of the steps since the last call; `eta` in seconds."""
@@ -159,8 +140,8 @@ class Writer:
             "images/s": f"{values['images_per_second']:.0f}",
             "waiting": f"{100 * values['data_wait']:.0f}%",
         }
-        if self._bar is not None:
-            self._bar.set_postfix(short)
+        if self._bar:
+            self._bar.use(lambda bar: bar.set_postfix(short))
             return
         figures = "  ".join(f"{key} {value}" for key, value in short.items())
         say(
@@ -180,8 +161,9 @@ class Writer:
         say(f"step {step}/{self._total}  evaluated{on}: {describe(values)}")
 
     def _write(self, step: int, values: dict[str, float]) -> None:
-        self._metrics.add(json.dumps({"step": step, **values}) + "\n")
-        self._board.add(step, values)
+        line = json.dumps({"step": step, **values}) + "\n"
+        self._metrics.use(lambda metrics: metrics.add(line))
+        self._board.use(lambda board: board.add(step, values))
 
     def flush(self) -> None:
         """Returns when all rows are written; called before a checkpoint of their step.
@@ -189,15 +171,13 @@ class Writer:
         Those behind it may be lost with the process: it makes them again.
         """
         if self._active:
-            self._metrics.flush()
+            self._metrics.use(lambda metrics: metrics.flush())
 
     def close(self) -> None:
-        """Finishes the files; the bar goes."""
-        if self._bar is not None:
-            self._bar.close()
+        """Finishes the files and removes the bar."""
         if self._active:
-            self._metrics.close()
-            self._board.close()
+            for product in (self._bar, self._metrics, self._board):
+                product.use(lambda used: used.close())
 
     def __enter__(self) -> "Writer":
         return self

@@ -8,9 +8,9 @@ network against, whether `scan_blocks` applies, and the paper.
 
 import argparse
 import json
-import sys
 from collections.abc import Iterable
 
+from resnet_jax import output
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models import ZOO, build, list_models
 from resnet_jax.models.cost import cost_of_image
@@ -102,13 +102,10 @@ def main(argv: list[str]) -> None:
         raise UserError(f"No network matches {args.pattern!r}.{hint}")
     table = rows(names)
     if args.json:
-        print(json.dumps(table, indent=1))
+        output.answer(json.dumps(table, indent=1))
     else:
-        print((as_markdown if args.markdown else as_text)(table))
+        output.answer((as_markdown if args.markdown else as_text)(table))
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    output.command(main)

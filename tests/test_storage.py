@@ -70,16 +70,14 @@ def test_paths_that_lead_nowhere_are_told():
         storage.local_path_of("gs://bucket/data", "It")
 
 
-def test_lines_are_all_there_after_a_flush_and_after_some_seconds(folder, monkeypatch):
+@pytest.mark.parametrize(("every", "before"), [(60.0, "a\n"), (0.0, "a\nb\n")])
+def test_an_object_grows_at_a_flush_and_after_some_seconds(folder, every, before):
     path = folder / "lines"
-    lines = storage.Lines(path, "a\n")
+    lines = storage.GrowingFile(path, "a\n", every)
     lines.add("b\n")
-    assert path.read_text() == "a\n"
+    assert path.read_text() == before
     lines.flush()
     assert path.read_text() == "a\nb\n"
-    monkeypatch.setattr(storage, "EVERY", 0.0)
-    lines.add("c\n")
-    assert path.read_text() == "a\nb\nc\n"
 
 
 def test_a_folder_is_moved_and_removed_with_all_that_is_in_it(folder):

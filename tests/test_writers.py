@@ -1,13 +1,16 @@
 """Files that are whole whatever happens, and rows that belong to the run."""
 
+import contextlib
+import gc
 import json
-import pathlib
+import struct
 
 import pytest
-from tensorboardX import record_writer
+from tensorboardX import RecordWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from resnet_jax import writers
 from resnet_jax.writers import Writer, read_metrics, write_json
+from tests import fault_drill
 
 VALUES = {
     "loss": 1.0,
@@ -55,9 +58,70 @@ def test_a_json_file_is_replaced_as_a_whole(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
 
 
-def test_numbers_for_tensorboard_that_find_no_room_are_told(tmp_path, monkeypatch):
-    full = pathlib.Path("/dev/full")
-    monkeypatch.setattr(record_writer, "open_file", lambda _: full.open("wb"))
-    monkeypatch.setattr(writers, "EVERY", 0.0)
-    with pytest.raises(OSError, match="No space left"):
-        write(tmp_path, step=0, rows=range(50))
+@pytest.mark.parametrize("taken", ["metrics.jsonl", "tensorboard"])
+def test_a_file_that_cannot_be_opened_is_one_warning(tmp_path, capsys, taken):
+    if taken == "metrics.jsonl":
+        (tmp_path / taken).mkdir()
+    else:
+        (tmp_path / taken).write_text("mine")
+    write(tmp_path, step=0, rows=(1, 2))
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 1, warnings
+    assert warnings[0].startswith(f"warning: {tmp_path / taken} cannot be written (")
+    kept = {"metrics.jsonl", "tensorboard"} - {taken}
+    (name,) = kept
+    rows = tmp_path / name
+    assert rows.is_dir() if name == "tensorboard" else len(read_metrics(tmp_path)) == 2
+
+
+def test_a_full_disk_ends_the_files_with_one_warning_each(tmp_path, capfd):
+    with fault_drill.small_disk(tmp_path) as disk:
+        if disk is None:
+            pytest.skip("to mount a small disk takes root")
+        with Writer(disk, step=0, total_steps=9, active=True) as writer:
+            writer.train(1, VALUES, eta=1.0)
+            with (disk / "filler").open("wb") as file, contextlib.suppress(OSError):
+                while file.write(bytes(2**16)):
+                    file.flush()
+            for step in range(2, 300):
+                writer.train(step, VALUES, eta=1.0)
+        gc.collect()
+        warnings = capfd.readouterr().err.splitlines()
+        assert [line.split()[1] for line in sorted(warnings)] == [
+            str(disk / "metrics.jsonl"),
+            str(disk / "tensorboard"),
+        ]
+        assert all("No space left on device" in line for line in warnings)
+        (disk / "filler").unlink()
+        # The row that was cut off is dropped, and the resumed run adds to the rest.
+        rows = len(read_metrics(disk))
+        assert 0 < rows < 299
+        write(disk, step=rows, rows=(rows + 1,))
+        steps = [row["step"] for row in read_metrics(disk)]
+        assert steps == list(range(1, rows + 2))
+    assert not capfd.readouterr().err
+
+
+def test_the_events_are_records_that_tensorboard_reads(tmp_path):
+    """The records are those of TensorFlow, which tensorboardX writes as well."""
+    write(tmp_path, step=3, rows=(4,))
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    content, ours = path.read_bytes(), []
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        ours.append(content[12 : 12 + length])
+        content = content[16 + length :]
+    (tmp_path / "theirs").mkdir()
+    writer = RecordWriter(str(tmp_path / "theirs" / "events"))
+    for event in ours:
+        writer.write(event)
+    writer.close()
+    assert (tmp_path / "theirs" / "events").read_bytes() == path.read_bytes()
+    events = [Event.FromString(event) for event in ours]
+    assert events[0].file_version == "brain.Event:2"
+    # Events of an earlier process after the step of the restart are discarded.
+    assert (events[1].step, events[1].session_log.status) == (4, SessionLog.START)
+    values = {
+        e.summary.value[0].tag: e.summary.value[0].simple_value for e in events[2:]
+    }
+    assert values["train/loss"] == 1.0

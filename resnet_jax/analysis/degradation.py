@@ -9,13 +9,11 @@ errors on what was trained on, as it went, and bold lines errors on the test spl
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 
-from matplotlib.figure import Figure
-
-from resnet_jax import storage
+from resnet_jax import output, storage
 from resnet_jax.errors import UserError
+from resnet_jax.pictures import picture, shorten
 from resnet_jax.storage import Path
 from resnet_jax.writers import read_metrics
 
@@ -53,20 +51,21 @@ def name_of(workdir: Path) -> str:
 
 def draw(workdirs: Sequence[Path], path: Path) -> Path:
     """Draws the errors of runs by step, a colour a run."""
-    figure = Figure(figsize=(8, 5.5), layout="constrained")
-    axes = figure.subplots()
-    for number, workdir in enumerate(workdirs):
-        for split, points in errors(workdir).items():
-            label = name_of(workdir) if split == "eval" else None
-            style = SPLITS[split] | {"color": f"C{number}", "label": label}
-            # A single point would be no line.
-            marker = "o" if len(points) == 1 else None
-            axes.plot(*zip(*points, strict=True), **style, marker=marker)
-    title = "Error: dashed in training, bold in the test"
-    axes.set(xlabel="step", ylabel="error (%)", title=title, ylim=(0, None))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    storage.save_figure(figure, path)
+    with picture(path, figsize=(8, 5.5)) as figure:
+        axes = figure.subplots()
+        for number, workdir in enumerate(workdirs):
+            # Legends leave out labels that begin with an underscore.
+            name = f" {shorten(name_of(workdir), 60)}"
+            for split, points in errors(workdir).items():
+                label = name if split == "eval" else None
+                style = SPLITS[split] | {"color": f"C{number}", "label": label}
+                # A single point would be no line.
+                marker = "o" if len(points) == 1 else None
+                axes.plot(*zip(*points, strict=True), **style, marker=marker)
+        title = "Error: dashed in training, bold in the test"
+        axes.set(xlabel="step", ylabel="error (%)", title=title, ylim=(0, None))
+        axes.grid(alpha=0.3)
+        axes.legend()
     return path
 
 
@@ -88,12 +87,9 @@ def main(argv: list[str]) -> None:
             for split, points in last.items()
             for step, error in points
         ]
-        print(f"{name_of(workdir)}: {', '.join(told)}")
-    print(draw(workdirs, args.save))
+        output.say(f"{name_of(workdir)}: {', '.join(told)}")
+    output.say(str(draw(workdirs, args.save)))
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    output.command(main)

@@ -11,7 +11,6 @@ from such norms that the plain networks' trouble is not that gradients vanish.
 
 import argparse
 import re
-import sys
 from collections.abc import Callable, Mapping
 
 import flax.linen as nn
@@ -19,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from ml_collections import ConfigDict
 
-from resnet_jax import losses, sharding, step, storage
+from resnet_jax import losses, output, sharding, step, storage
 from resnet_jax.checkpoints import open_checkpoints
 from resnet_jax.config import from_saved, load, override
 from resnet_jax.dependencies import spec_change
@@ -32,6 +31,7 @@ from resnet_jax.models import build
 from resnet_jax.models.cost import init_shapes
 from resnet_jax.models.scan import unstack_blocks
 from resnet_jax.models.zoo import Spec
+from resnet_jax.pictures import picture
 from resnet_jax.setup import Setup, set_up
 from resnet_jax.step import TrainState, Tree
 from resnet_jax.storage import Path
@@ -152,22 +152,24 @@ def draw(measured: dict, path: Path) -> Path:
     """Draws the mean over the batches, and their range, by block."""
     norms = np.array(list(measured["norms"].values()))
     depth = np.arange(1, len(norms) + 1)
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    axes.fill_between(depth, norms.min(axis=1), norms.max(axis=1), alpha=0.2)
-    axes.semilogy(depth, norms.mean(axis=1), "o-", markersize=3)
-    # Where stages begin.
-    for place, name in zip(depth, measured["norms"], strict=True):
-        if name.endswith("_block1"):
-            axes.axvline(place, color="grey", linewidth=0.5)
-    axes.set(
-        xlabel="block, from the input on (a line where a stage begins)",
-        ylabel="|gradient| of its first convolution",
-        title=f"{measured['model']} at step {measured['step']},"
-        f" {norms.shape[1]} batches",
-    )
-    axes.grid(alpha=0.3)
-    storage.save_figure(figure, path)
+    with picture(path, figsize=(8, 4.5)) as figure:
+        axes = figure.subplots()
+        axes.fill_between(depth, norms.min(axis=1), norms.max(axis=1), alpha=0.2)
+        axes.semilogy(depth, norms.mean(axis=1), "o-", markersize=3)
+        # The default formatters of a logarithmic axis write mathematics.
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter())
+        # A line marks where a stage begins.
+        for place, name in zip(depth, measured["norms"], strict=True):
+            if name.endswith("_block1"):
+                axes.axvline(place, color="grey", linewidth=0.5)
+        axes.set(
+            xlabel="block, from the input on (a line where a stage begins)",
+            ylabel="|gradient| of its first convolution",
+            title=f"{measured['model']} at step {measured['step']},"
+            f" {norms.shape[1]} batches",
+        )
+        axes.grid(alpha=0.3)
     return path
 
 
@@ -197,13 +199,10 @@ def main(argv: list[str]) -> None:
     override(config, overrides)
     measured = measure(config, args.workdir, args.batches)
     for name, values in measured["norms"].items():
-        print(f"{name}: {np.mean(values):.4g}")
+        output.say(f"{name}: {np.mean(values):.4g}")
     write_json(args.save.with_suffix(".json"), measured)
-    print(draw(measured, args.save))
+    output.say(str(draw(measured, args.save)))
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    output.command(main)

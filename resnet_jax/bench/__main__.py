@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 
-from resnet_jax import bench, host
+from resnet_jax import bench, host, output
 from resnet_jax.arguments import count
 from resnet_jax.bench import (
     augment,
@@ -19,7 +19,6 @@ from resnet_jax.bench import (
     schedule,
     table,
 )
-from resnet_jax.errors import UserError
 
 TABLES = {
     "step": contender.STEP,
@@ -100,9 +99,4 @@ if __name__ == "__main__":
         host.keep_freed_memory()
     # So that what a benchmark started ends with it.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        main(sys.argv)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    output.command(main)

@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
+from resnet_jax import output
 from resnet_jax.arguments import count
 from resnet_jax.bench.input import read_jpegs
 from resnet_jax.config import load, override
@@ -46,9 +47,11 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         sheet.save(args.save)
     except OSError as error:
         raise UserError(f"--save={args.save}: {error.strerror or error}.") from None
-    print(f"{args.save}: {sheet.width}x{sheet.height}, originals on the left")
+    output.say(f"{args.save}: {sheet.width}x{sheet.height}, originals on the left")
     if config.mix.mixup_alpha or config.mix.cutmix_alpha:
-        print("Not drawn: mixup and CutMix, which mix images inside the train step.")
+        output.say(
+            "Not drawn: mixup and CutMix, which mix images inside the train step."
+        )
 
 
 def pictures(config: ConfigDict, images: pathlib.Path | None) -> Iterator[Picture]:

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 
+from resnet_jax import output
 from resnet_jax.bench import table
 from resnet_jax.bench.contender import (
     CONTENDERS,
@@ -76,7 +77,7 @@ def _seconds(task: str, who: str, case: tuple, cache: str) -> float:
     child = Child(sys.executable, task, who, *case, JAX_COMPILATION_CACHE_DIR=cache)
     seconds = child.ask("once")
     child.close()
-    print(f"{who}: {seconds:.2f} s", file=sys.stderr, flush=True)
+    output.note(f"{who}: {seconds:.2f} s")
     return seconds
 
 

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+from resnet_jax import output
 from resnet_jax.arguments import count, counts, words
 from resnet_jax.bench import table
 from resnet_jax.bench.table import Benchmark, row
@@ -138,7 +139,7 @@ def _compare(what: str, case: tuple, args: argparse.Namespace) -> Iterator[dict]
         for who in list(children):
             if seconds := ask(who, "run"):
                 rates[who].append(case[2] / seconds)
-                print(f"{who}: {rates[who][-1]:.2f}", file=sys.stderr, flush=True)
+                output.note(f"{who}: {rates[who][-1]:.2f}")
     task = "train step" if what == "step" else what
     name = f"{task} of {name_of(*case)}"
     for peer in peers:

@@ -5,7 +5,6 @@ import collections
 import functools
 import itertools
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resnet_jax import output
 from resnet_jax.arguments import count, counts, words
 from resnet_jax.bench import table
 from resnet_jax.bench.contender import TYPES, check_types
@@ -55,7 +55,7 @@ def rows(args: argparse.Namespace) -> Iterator[dict]:
                 star = " " if max(median, key=median.get) == chosen else "*"
                 name = f"{k}x{k}/{where.stride} {c}->{f} {h} px {direction} {dtype}"
                 told = [f"{form} {rate:.0f}" for form, rate in median.items()]
-                print(star, name, *told, chosen, sep="  ", file=sys.stderr, flush=True)
+                output.note("  ".join((star, name, *told, chosen)))
                 name += f": {chosen}"
                 peer = "convolution"
                 yield row(name, "GFLOP/s", rates[chosen], peer, rates[peer])

@@ -23,6 +23,7 @@ from importlib.util import find_spec
 import numpy as np
 from PIL import Image
 
+from resnet_jax import output
 from resnet_jax.arguments import count
 from resnet_jax.bench.table import TORCH, Benchmark, row
 from resnet_jax.data.augment import Augment
@@ -157,7 +158,7 @@ def _run(who: str, what: str, images, cores: int, batches: int) -> float | str:
     else:
         value = json.loads(done.stdout.splitlines()[-1])
     told = f"left out: {value}" if isinstance(value, str) else f"{value:.1f}"
-    print(f"{who} on {what}: {told}", file=sys.stderr, flush=True)
+    output.note(f"{who} on {what}: {told}")
     return value
 
 

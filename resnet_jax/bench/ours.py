@@ -2,7 +2,6 @@
 
 import collections
 import pathlib
-import sys
 from collections.abc import Callable
 
 import jax
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import compile_cache, host
+from resnet_jax import compile_cache, host, output
 from resnet_jax.config import load
 from resnet_jax.initial import teacher_variables, teacher_weights
 from resnet_jax.models import create_model, get_spec
@@ -122,9 +121,9 @@ def profile(run: Callable[[], None], folder: str) -> None:
     """Writes a trace of a call, and prints the operations that take longest."""
     with jax.profiler.trace(folder):
         run()
-    print(f"costliest operations of the trace in {folder}:", file=sys.stderr)
+    output.note(f"costliest operations of the trace in {folder}:")
     for name, seconds in costliest(pathlib.Path(folder)):
-        print(f"{1e3 * seconds:10.3f} ms  {name}", file=sys.stderr, flush=True)
+        output.note(f"{1e3 * seconds:10.3f} ms  {name}")
 
 
 def costliest(trace: pathlib.Path, count: int = 10) -> list[tuple[str, float]]:

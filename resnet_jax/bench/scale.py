@@ -24,7 +24,7 @@ import psutil
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from resnet_jax import host, processes, sharding
+from resnet_jax import host, output, processes, sharding
 from resnet_jax.arguments import count, counts
 from resnet_jax.bench import table
 from resnet_jax.bench.ours import fake_batch, short_config
@@ -126,10 +126,9 @@ def _named(before: str, what: str, *rest) -> dict:
 def predictions(config: ConfigDict, topology: str) -> Iterator[dict]:
     """What `plan` expects of slices of other sizes, or a note that it cannot."""
     if not importlib.util.find_spec("libtpu"):
-        print(
+        output.note(
             f"No prediction for {topology}: it needs libtpu, the compiler for TPUs (pip"
-            " install -r requirements-plan.txt).",
-            file=sys.stderr,
+            " install -r requirements-plan.txt)."
         )
         return
     facts = ask(config, topology, evaluation=False)

@@ -7,15 +7,15 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from resnet_jax import storage
+from resnet_jax import output, storage
 from resnet_jax.arguments import count
 from resnet_jax.config import load, override, to_steps
 from resnet_jax.data.sources import KNOWN, few_shot, open_source
 from resnet_jax.errors import UserError
 from resnet_jax.optim import check, make_decay
+from resnet_jax.pictures import picture, shorten
 from resnet_jax.schedules import make_schedule
 
 # More points than a picture has pixels.
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     if args.save:
         draw(args.config, config, size, args.save)
     if args.json:
-        print(json.dumps({"config": args.config, **found}))
+        output.answer(json.dumps({"config": args.config, **found}))
         return
     told = [f"{found['steps']} steps of {found['batch_size']} images"]
     told += [
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         for key, what in (("rate", "learning rate"), ("decay", "decay a step"))
         if key in found
     ]
-    print(f"{args.config}: {', '.join(told)}")
+    output.answer(f"{args.config}: {', '.join(told)}")
 
 
 def train_size_of(config: ConfigDict, given: int | None) -> int:
@@ -110,21 +110,23 @@ def draw(
     """Draws the curves over the epochs."""
     found = curves(config, train_size)
     epochs = found["step"] * config.batch_size / train_size
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True)
-    above.plot(epochs, found["rate"])
-    above.set(ylabel="learning rate", title=f"{name}: {config.optim.schedule}")
-    optim = config.optim
-    if "decay" in found:
-        below.plot(epochs, found["decay"])
-    else:
-        text = "depends on the gradients" if optim.weight_decay else "none"
-        below.text(0.5, 0.5, text, ha="center", transform=below.transAxes)
-    title = f"{optim.name}, {optim.decay} weight decay of {optim.weight_decay:g}"
-    if optim.name in ("lars", "lamb"):
-        title += ", before the trust ratio"
-    below.set(xlabel="epoch", ylabel="part of a weight\nlost a step", title=title)
-    for axes in (above, below):
-        axes.grid(alpha=0.3)
-    storage.save_figure(figure, path)
+    with picture(path, figsize=(8, 6)) as figure:
+        above, below = figure.subplots(2, 1, sharex=True)
+        above.plot(epochs, found["rate"])
+        above.set(
+            ylabel="learning rate",
+            title=f"{shorten(name, 60)}: {config.optim.schedule}",
+        )
+        optim = config.optim
+        if "decay" in found:
+            below.plot(epochs, found["decay"])
+        else:
+            text = "depends on the gradients" if optim.weight_decay else "none"
+            below.text(0.5, 0.5, text, ha="center", transform=below.transAxes)
+        title = f"{optim.name}, {optim.decay} weight decay of {optim.weight_decay:g}"
+        if optim.name in ("lars", "lamb"):
+            title += ", before the trust ratio"
+        below.set(xlabel="epoch", ylabel="part of a weight\nlost a step", title=title)
+        for axes in (above, below):
+            axes.grid(alpha=0.3)
     return path

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from resnet_jax import output
 from resnet_jax.errors import UserError
 
 JAX = ("jax", "jaxlib", "flax", "onednn-devel-cpu-gomp")
@@ -117,11 +118,11 @@ class Report:
         for found in rows:
             # Not before, since what there is not is told while the first is measured.
             if not table["rows"]:
-                _say(f"`{command}`\n\n{describe(where)}\n\n{HEAD}")
+                output.answer(f"`{command}`\n\n{describe(where)}\n\n{HEAD}")
             table["rows"].append(found)
-            _say(as_markdown(found))
+            output.answer(as_markdown(found))
             self._write()
-        _say("")
+        output.answer("")
 
     def _write(self) -> None:
         if self.path:
@@ -129,10 +130,6 @@ class Report:
                 self.path.write_text(json.dumps(self.tables, indent=1) + "\n")
             except OSError as error:
                 raise UserError(f"--json={self.path}: {error.strerror}.") from None
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
 
 
 def machine(benchmark: Benchmark, peers_python: str = sys.executable) -> dict:

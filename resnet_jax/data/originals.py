@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 
+from resnet_jax import output
 from resnet_jax.data import pack
 from resnet_jax.data.pack import DataSet, ImageFile, PreparedFile
 from resnet_jax.data.sources import FolderSource, check_same_classes, folder_splits
@@ -110,7 +111,7 @@ def _members(path: pathlib.Path, scratch: pathlib.Path) -> list[list]:
     """
     kept = scratch / f"{path.name}.{path.stat().st_mtime_ns}.json"
     if not kept.exists():
-        print(f"Looking for images in {path} ...", flush=True)
+        output.say(f"Looking for images in {path} ...")
         try:
             members = list(_walk(path, 0))
         except tarfile.TarError as error:

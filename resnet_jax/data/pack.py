@@ -22,6 +22,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
+from resnet_jax import output
 from resnet_jax.data.decode import Picture
 from resnet_jax.data.shards import RECORD, damage, read_record, read_shard, write_shard
 from resnet_jax.data.workers import each
@@ -340,7 +341,7 @@ def pack(
     command: str,
     reencode: Reencode | None = None,
     workers: int = 1,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = output.say,
 ) -> None:
     """Writes a data set, or those of its shards that are missing.
 

@@ -4,7 +4,6 @@ import argparse
 import itertools
 import json
 import math
-import os
 import pathlib
 import shlex
 import signal
@@ -12,7 +11,7 @@ import sys
 
 from ml_collections import ConfigDict
 
-from resnet_jax import plan
+from resnet_jax import output, plan
 from resnet_jax.arguments import counts
 from resnet_jax.config import load, override
 from resnet_jax.errors import UserError, check_known
@@ -144,9 +143,9 @@ def main(argv: list[str]) -> None:
         plans.append((facts, found))
     if args.json:
         rows = [{"compiled": facts, "predicted": found} for facts, found in plans]
-        print(json.dumps(rows, indent=1, allow_nan=False))
+        output.answer(json.dumps(rows, indent=1, allow_nan=False))
     else:
-        print(as_text(plans))
+        output.answer(as_text(plans))
     if refused:
         raise refused
 
@@ -169,11 +168,7 @@ def search(config: ConfigDict, facts: dict) -> tuple[int, int]:
         if not found["fits"] and not need:
             # Not told by how much.
             need = 2 * limit
-        print(
-            f"{per_chip} images a chip: {amount(need)} of {amount(limit)}",
-            file=sys.stderr,
-            flush=True,
-        )
+        output.note(f"{per_chip} images a chip: {amount(need)} of {amount(limit)}")
         return need, limit
 
     group = config.model.bn_group_size
@@ -189,14 +184,4 @@ def search(config: ConfigDict, facts: dict) -> tuple[int, int]:
 if __name__ == "__main__":
     # So that a compiler that was started ends with it.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        main(sys.argv)
-        sys.stdout.flush()
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        # Whoever read the table has enough; Python would write the rest at the exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    output.command(main)

@@ -13,7 +13,7 @@ from importlib import metadata
 
 from ml_collections import ConfigDict
 
-from resnet_jax import source, user_cache
+from resnet_jax import output, source, user_cache
 from resnet_jax.data.sources import KNOWN, open_source
 from resnet_jax.errors import UserError, reason_of
 from resnet_jax.plan.chips import LOCAL, chip_of
@@ -70,7 +70,7 @@ def ask(
         known = user_cache.directory() / "plan" / f"{key_of(question)}.json"
         user_cache.claim(known.parent)
     except UserError as error:
-        print(f"warning: answers are not kept: {error}", file=sys.stderr)
+        output.warn(f"answers are not kept: {error}")
         known = None
     if known and not fresh and (answer := _kept(known)):
         return answer
@@ -88,7 +88,7 @@ def _kept(path: pathlib.Path) -> dict | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        print(f"warning: {path} is damaged ({error}); compiling", file=sys.stderr)
+        output.warn(f"{path} is damaged ({error}); compiling")
         return None
     whole = isinstance(found, dict) and {"train", "versions"} <= found.keys()
     return found if whole else None
@@ -97,11 +97,9 @@ def _kept(path: pathlib.Path) -> dict | None:
 def _answer(request: dict, environment: dict[str, str]) -> dict:
     config, batch = request["config"], request["per_chip"]
     images = f"{batch} images a chip" if batch else f"{config['batch_size']} images"
-    print(
+    output.note(
         f"compiling {config['model']['name']} for {request['topology']}, {images}"
-        " (minutes for a large network)",
-        file=sys.stderr,
-        flush=True,
+        " (minutes for a large network)"
     )
     done = subprocess.run(
         [sys.executable, "-m", "resnet_jax.plan.compiled"],
@@ -131,7 +129,7 @@ def _keep(path: pathlib.Path, text: str) -> None:
             file.write(text)
         os.replace(file.name, path)
     except OSError as error:
-        print(f"warning: {path}: {error.strerror}; not kept", file=sys.stderr)
+        output.warn(f"{path}: {error.strerror}; not kept")
 
 
 def data_of(config: ConfigDict) -> list[tuple[int, tuple[str, ...]]]:

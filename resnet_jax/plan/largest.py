@@ -1,9 +1,9 @@
 """Searches the largest batch that fits."""
 
 import math
-import sys
 from collections.abc import Callable
 
+from resnet_jax import output
 from resnet_jax.errors import UserError
 
 # The answer is within this part of the largest batch, but for what sizes are legal.
@@ -50,7 +50,7 @@ def largest(
         except UserError as error:
             if not fits:
                 raise
-            print(f"no larger batch was tried: {error}", file=sys.stderr, flush=True)
+            output.note(f"no larger batch was tried: {error}")
             break
         tries.append((number, need))
         if need <= limit:

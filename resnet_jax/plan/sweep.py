@@ -3,12 +3,12 @@
 import json
 import math
 import pathlib
-import sys
 import textwrap
 from collections.abc import Callable, Iterator
 
 from ml_collections import ConfigDict
 
+from resnet_jax import output
 from resnet_jax.errors import UserError
 from resnet_jax.plan.ask import ask
 from resnet_jax.plan.chips import chip_of
@@ -166,7 +166,7 @@ def run(
     topology: str,
     per_chip: int,
     command: str,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = output.answer,
 ) -> None:
     """Sweeps, prints the table, and keeps the best."""
     chip = chip_of(topology)
@@ -175,7 +175,7 @@ def run(
     rows = []
     for row in sweep(config, topology, per_chip):
         rows.append(row)
-        print(row, file=sys.stderr, flush=True)
+        output.note(str(row))
     if "refused" in rows[0]:
         raise UserError(
             f"The step does not compile for {topology}: {rows[0]['refused']}"

@@ -26,7 +26,7 @@ IMAGES = 60
 PACK = """
 import sys, time
 from resnet_jax.data import pack
-from resnet_jax import prepare
+from resnet_jax import output, prepare
 
 def read_slowly(file, read=pack._read):
     time.sleep(0.02)
@@ -37,7 +37,7 @@ if __name__ == "__main__":
     if "slow" in sys.argv:
         sys.argv.remove("slow")
         pack._read = read_slowly
-    prepare.run(["prepare", *sys.argv[1:]])
+    output.command(prepare.run)
 """
 
 
@@ -150,7 +150,7 @@ def test_ctrl_c_is_told_how_to_go_on(source, tmp_path):
     process.send_signal(signal.SIGINT)
     code, output = runs.finish(process, timeout=60)
     assert code == 130
-    assert output.splitlines()[-1] == "Interrupted; the same command goes on."
+    assert output.splitlines()[-1] == "Interrupted; the same command resumes the work."
     assert "Traceback" not in output
 
 

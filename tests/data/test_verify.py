@@ -36,10 +36,9 @@ def verify(what: object, capsys, *flags: str) -> tuple[int, list[str]]:
     capsys.readouterr()
     try:
         main(["prepare", "verify", str(what), "--num_workers=1", *flags])
-    except SystemExit as stopped:
-        assert isinstance(stopped.code, str)  # exits with 1 and says why
+    except UserError as error:
         lines = capsys.readouterr().out.splitlines()
-        count = int(re.match(r"error: ([\d,]+) things? ", stopped.code).group(1))
+        count = int(re.match(r"([\d,]+) things? ", str(error)).group(1))
         assert count == len(lines)
         return 1, lines
     return 0, capsys.readouterr().out.splitlines()

@@ -1,0 +1,263 @@
+"""Standard output, standard error and other by-products: their failure ends no run.
+
+`prepare` makes both streams safe for every writer of the process: this package,
+`logging`, `warnings`, tqdm and the libraries. A stream that fails is replaced by
+/dev/null. This module needs only the standard library, so that it can be imported
+before everything else.
+"""
+
+import contextlib
+import errno
+import io
+import logging
+import os
+import re
+import select
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+from resnet_jax.errors import UserError
+
+_DESCRIPTORS = {"stdout": 1, "stderr": 2}
+_TITLES = {"stdout": "Standard output", "stderr": "Standard error"}
+# Control characters, line separators, bidirectional overrides and surrogates. The first
+# group can command a terminal, and the others can disguise a text.
+_UNSAFE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+# The stream objects that failed, by name, each with its error.
+_failures: dict[str, tuple[object, Exception]] = {}
+# Names of failed streams that the user has not been told about.
+_unreported: set[str] = set()
+
+
+class _SafeFile(io.FileIO):
+    """The descriptor of a standard stream; it accepts everything after it failed."""
+
+    def __init__(self, name: str):
+        super().__init__(_DESCRIPTORS[name], "w", closefd=False)
+        self._stream_name = name
+
+    def write(self, data) -> int:
+        while True:
+            try:
+                written = super().write(data)
+            except OSError as error:
+                # Libraries in C++, child processes and Python's flush at exit write to
+                # the descriptor too, so the descriptor itself is replaced.
+                with open(os.devnull, "wb") as devnull:
+                    os.dup2(devnull.fileno(), self.fileno())
+                _note_failure(self._stream_name, error)
+                return memoryview(data).nbytes
+            if written is not None:
+                return written
+            # Another program made the terminal or pipe non-blocking, and it is full.
+            select.select([], [self], [])
+
+
+class _Handler(logging.Handler):
+    """Prints log records to standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            note(self.format(record))
+        except Exception:
+            self.handleError(record)
+
+
+def prepare() -> None:
+    """Makes standard output, standard error and logging safe in this process.
+
+    It is for programs, not for libraries, and may be called more than once.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest free number is taken, so no later file can get it.
+            os.open(os.devnull, os.O_RDWR)
+    for name, descriptor in _DESCRIPTORS.items():
+        stream = getattr(sys, name)
+        if stream is not None:
+            # Python -u leaves the buffer out.
+            buffer = getattr(stream, "buffer", None)
+            file = getattr(buffer, "raw", buffer)
+            # Notebooks and tests replace the streams by objects of their own.
+            if type(file) is not io.FileIO or file.closed:
+                continue
+            if file.fileno() != descriptor:
+                continue
+        safe = io.TextIOWrapper(
+            io.BufferedWriter(_SafeFile(name)),
+            encoding=getattr(stream, "encoding", None) or "utf-8",
+            errors="backslashreplace",
+            line_buffering=True,
+        )
+        setattr(sys, name, safe)
+        setattr(sys, f"__{name}__", safe)
+    logging.basicConfig(format="%(message)s", handlers=[_Handler()], force=True)
+
+
+def command(main: Callable[[list[str]], int | None]) -> NoReturn:
+    """Runs a command of the package and exits with its code.
+
+    Args:
+      main: Takes the command line and returns an exit code, or None for 0. Its
+        UserError becomes one sentence and exit code 1, and Ctrl-C exit code 130.
+    """
+    prepare()
+    try:
+        code = main(sys.argv)
+    except UserError as error:
+        fail(str(error))
+        code = 1
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    sys.exit(code)
+
+
+def say(text: str) -> None:
+    """Prints a line on standard output, above the progress bar if there is one."""
+    _print("stdout", text)
+
+
+def answer(text: str) -> None:
+    """Prints the result for which a command was called, without which it ends.
+
+    Raises SystemExit if it cannot be printed. Where the reader of a pipe has gone, as
+    `head` does, the exit code is 141 and nothing is printed: shells report it for git,
+    grep and other tools that SIGPIPE ends, and `set -o pipefail` scripts expect it.
+    """
+    _print("stdout", text, report=False)
+    failed = _failures.get("stdout")
+    if failed is None or failed[0] is not sys.stdout:
+        return
+    _unreported.discard("stdout")
+    if getattr(failed[1], "errno", None) == errno.EPIPE:
+        raise SystemExit(128 + signal.SIGPIPE)
+    fail(f"Standard output cannot be written: {reason_of(failed[1])}.")
+    raise SystemExit(1)
+
+
+def note(text: str) -> None:
+    """Prints a line on standard error, above the progress bar if there is one."""
+    _print("stderr", text)
+
+
+def warn(text: str) -> None:
+    """Prints a warning on standard error."""
+    note(f"warning: {text}")
+
+
+def fail(text: str) -> None:
+    """Prints an error on standard error."""
+    note(f"error: {text}")
+
+
+def flush() -> None:
+    """Flushes both streams, for a process that ends without Python's own exit."""
+    for name in _DESCRIPTORS:
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            getattr(sys, name).flush()
+
+
+def printable(text: str, encoding: str = "utf-8") -> str:
+    """Returns a text with escapes for what must not or cannot reach a terminal.
+
+    Args:
+      text: Any text, for example with names of files and classes from strangers.
+      encoding: The encoding of the terminal.
+    """
+    text = _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+@contextlib.contextmanager
+def dispensable(what: str, done: str = "written") -> Iterator[None]:
+    """Turns any error inside the context into one warning.
+
+    Args:
+      what: The file or other by-product that may fail, as the warning names it.
+      done: A participle that says what happens to it inside the context.
+    """
+    try:
+        yield
+    except Exception as error:
+        warn(f"{what} cannot be {done} ({reason_of(error)}). The work continues.")
+
+
+class ByProduct:
+    """Something that a run can do without: its first failure is its end.
+
+    Args:
+      name: The by-product as the warning about its failure names it.
+      make: Makes the object that is used; None where there is none.
+    """
+
+    def __init__(self, name: str, make: Callable[[], Any]):
+        self._name, self._object = name, None
+        with dispensable(name):
+            self._object = make()
+
+    def __bool__(self) -> bool:
+        """Returns whether there is one, and it has not failed."""
+        return self._object is not None
+
+    def use(self, action: Callable[[Any], Any]) -> None:
+        """Calls a function with the object, unless it has failed before."""
+        used, self._object = self._object, None
+        if used is not None:
+            with dispensable(self._name):
+                action(used)
+                self._object = used
+
+
+def reason_of(error: Exception) -> str:
+    """Returns one line that says why something failed."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split())[:300].rstrip(".")
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+
+
+def _print(name: str, text: str, report: bool = True) -> None:
+    stream = getattr(sys, name)
+    failed = _failures.get(name)
+    if stream is not None and (failed is None or failed[0] is not stream):
+        try:
+            encoding = getattr(stream, "encoding", None) or "utf-8"
+            with _above_progress_bar(stream):
+                print(printable(text, encoding), file=stream, flush=True)
+        except (OSError, ValueError) as error:
+            _note_failure(name, error)
+    if report:
+        _report_failures()
+
+
+def _above_progress_bar(stream) -> contextlib.AbstractContextManager:
+    tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
+    if getattr(tqdm, "_instances", ()):
+        return tqdm.external_write_mode(stream)
+    return contextlib.nullcontext()
+
+
+def _note_failure(name: str, error: Exception) -> None:
+    _failures[name] = getattr(sys, name), error
+    _unreported.add(name)
+
+
+def _report_failures() -> None:
+    """Says on the other stream that one has failed, if the other one still works."""
+    for name in tuple(_unreported):
+        _unreported.discard(name)
+        _, error = _failures[name]
+        (other,) = _DESCRIPTORS.keys() - {name}
+        _print(
+            other,
+            f"warning: {_TITLES[name]} cannot be written ({reason_of(error)}). Nothing"
+            " more is printed there.",
+            report=False,
+        )

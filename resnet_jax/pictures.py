@@ -1,0 +1,59 @@
+"""Figures with text from strangers, such as the names of classes and files."""
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator
+
+from resnet_jax.errors import UserError
+from resnet_jax.output import printable, reason_of
+from resnet_jax.storage import Path, telling, write
+
+# A user's matplotlibrc chooses fonts and colours. No text is parsed as mathematics or
+# as TeX, where a name such as a$b_$ is an error.
+_SETTINGS = {
+    "text.parse_math": False,
+    "text.usetex": False,
+    "axes.formatter.use_mathtext": False,
+}
+
+
+@contextlib.contextmanager
+def picture(path: Path, **options) -> Iterator:
+    """Provides a matplotlib figure, and writes it when the context ends.
+
+    Args:
+      path: The file; its suffix says the format.
+      options: Arguments of the figure, such as `figsize`.
+
+    Raises:
+      UserError: The file cannot be written.
+    """
+    # A run must not wait at its start until matplotlib is imported.
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
+        # A character that no font has is drawn as a box.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        figure = Figure(layout="constrained", **options)
+        yield figure
+        for text in figure.findobj(Text):
+            text.set_text(printable(text.get_text()))
+        content = io.BytesIO()
+        try:
+            figure.savefig(content, dpi=100, format=path.suffix.lstrip(".") or None)
+        except ValueError as error:
+            raise UserError(f"{path} cannot be written: {error}.") from None
+    try:
+        with telling(path):
+            write(path, content.getvalue())
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {reason_of(error)}.") from None
+
+
+def shorten(name: str, length: int = 30) -> str:
+    """Returns a name for one line of a picture, cut off if it is too long."""
+    name = " ".join(printable(name).split())
+    return name if len(name) <= length else f"{name[: length - 1]}…"
