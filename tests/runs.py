@@ -27,18 +27,26 @@ SMALL = (
 )
 
 
-def start(
-    workdir: pathlib.Path, *flags: str, stderr=subprocess.STDOUT, **environment: str
-) -> subprocess.Popen:
-    """Starts `python -m resnet_jax.main`; stdout and stderr come as one pipe."""
+def start(workdir: pathlib.Path, *flags: str, **options) -> subprocess.Popen:
+    """Starts `python -m resnet_jax.main`; stdout and stderr come as one pipe.
+
+    The options are those of `start_python`.
+    """
     main = ("-m", "resnet_jax.main", f"--workdir={workdir}")
-    return start_python(*main, *flags, stderr=stderr, **environment)
+    return start_python(*main, *flags, **options)
 
 
 def start_python(
-    *arguments: str, stderr=subprocess.STDOUT, **environment: str
+    *arguments: str, stderr=subprocess.STDOUT, redirect: str = "", **environment: str
 ) -> subprocess.Popen:
-    """Starts Python at the root of the project, with one device unless told."""
+    """Starts Python at the root of the project, with one device unless told.
+
+    Args:
+      arguments: The arguments of Python.
+      stderr: As in `subprocess.Popen`; stdout is a pipe.
+      redirect: Redirections of a shell, such as ">&- 2>/dev/full".
+      environment: Variables of the environment.
+    """
     environment = {
         # One device, as a new user has; the tests themselves see eight.
         "JAX_NUM_CPU_DEVICES": "1",
@@ -47,8 +55,11 @@ def start_python(
         "PYTHONPATH": str(ROOT),
         **environment,
     }
+    command = [sys.executable, "-u", *arguments]
+    if redirect:
+        command = ["sh", "-c", f'exec "$@" {redirect}', "sh", *command]
     return subprocess.Popen(
-        [sys.executable, "-u", *arguments],
+        command,
         cwd=ROOT,
         env=os.environ | environment,
         stdout=subprocess.PIPE,
@@ -63,14 +74,14 @@ def finish(process: subprocess.Popen, timeout: float = 900) -> tuple[int, str]:
     return process.returncode, output
 
 
-def run(workdir: pathlib.Path, *flags: str, **environment: str) -> tuple[int, str]:
+def run(workdir: pathlib.Path, *flags: str, **options) -> tuple[int, str]:
     """A whole run; returns its exit code and what it printed."""
-    return finish(start(workdir, *flags, **environment))
+    return finish(start(workdir, *flags, **options))
 
 
-def run_python(*arguments: str, **environment: str) -> tuple[int, str]:
+def run_python(*arguments: str, **options) -> tuple[int, str]:
     """Runs Python to its end; returns the exit code and what it printed."""
-    return finish(start_python(*arguments, **environment))
+    return finish(start_python(*arguments, **options))
 
 
 def send_when(

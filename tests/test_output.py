@@ -1,0 +1,240 @@
+"""Standard streams that fail, and texts that a terminal must not get."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from resnet_jax import output
+from tests import runs
+
+# A program whose streams fail in several ways, with every kind of writer.
+PROGRAM = """
+import logging, sys, warnings
+from resnet_jax import output
+from resnet_jax.errors import UserError
+
+def main(argv):
+    open(argv[1], "w").write("begun")
+    for number in range(3):
+        output.say(f"line {number}")
+        output.warn(f"warning {number}")
+        logging.getLogger("library").warning("logged")
+        warnings.warn(f"python {number}")
+        print("printed", flush=True)
+        print("printed to stderr", file=sys.stderr, flush=True)
+        sys.stdout.write("not flushed")
+    kept = open(argv[1], "a")
+    assert kept.fileno() > 2
+    kept.write(", ended")
+    return {"end": 0, "code": 7}.get(argv[2], None)
+
+output.command(main)
+"""
+ANSWER = """
+from resnet_jax import output
+
+def main(argv):
+    for number in range(1000):
+        output.answer(f"line {number}")
+
+output.command(main)
+"""
+
+
+def run(
+    script: str, *arguments: str, redirect: str = "", **options
+) -> subprocess.CompletedProcess:
+    """Runs a script under a shell that redirects its streams."""
+    command = ["sh", "-c", f'exec "$@" {redirect}', "sh", sys.executable, "-c", script]
+    environment = {"PYTHONPATH": str(runs.ROOT), **options.pop("env", {})}
+    return subprocess.run(
+        [*command, *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        **options,
+    )
+
+
+@pytest.mark.parametrize(
+    "redirect",
+    [
+        *(">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"),
+        *(">/dev/full", "2>/dev/full", ">/dev/full 2>&1", ">&0 </dev/null"),
+    ],
+)
+@pytest.mark.parametrize("python", [[], ["PYTHONUNBUFFERED"]])
+def test_a_stream_that_fails_ends_nothing_and_is_one_warning(
+    tmp_path, redirect, python
+):
+    kept = tmp_path / "kept"
+    environment = dict.fromkeys(python, "1")
+    done = run(PROGRAM, str(kept), "code", redirect=redirect, env=environment)
+    assert done.returncode == 7
+    assert kept.read_text() == "begun, ended"
+    both = done.stdout + done.stderr
+    assert "Traceback" not in both and "Exception ignored" not in both
+    out_works, err_works = ">/" not in redirect.lstrip("2") and ">&" not in redirect, 0
+    out_works = not any(x in redirect.split() for x in (">&-", ">/dev/full", ">&0"))
+    err_works = not any(x in redirect for x in ("2>&-", "2>/dev/full", "2>&1"))
+    assert ("line 2\n" in done.stdout) == out_works
+    assert ("warning: warning 2\n" in done.stderr) == err_works
+    told = both.count("cannot be written")
+    # A stream that the user closed is not a failure.
+    failed = ("/dev/full" in redirect or ">&0" in redirect) and (out_works or err_works)
+    assert told == failed, both
+
+
+def test_a_reader_that_goes_away_ends_nothing(tmp_path):
+    kept, script = tmp_path / "kept", tmp_path / "script.py"
+    script.write_text(PROGRAM)
+    command = f"{sys.executable} {script} {kept} end 2>errors | true; exit $PIPESTATUS"
+    environment = os.environ | {"PYTHONPATH": str(runs.ROOT)}
+    for _ in range(3):
+        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment)
+        assert done.returncode == 0
+        assert kept.read_text() == "begun, ended"
+    told = (tmp_path / "errors").read_text()
+    assert told.count("cannot be written (Broken pipe)") == 1
+    assert "Traceback" not in told and "Exception ignored" not in told
+
+
+def test_a_terminal_that_goes_away_ends_nothing(tmp_path):
+    ours, theirs = os.openpty()
+    gone = tmp_path / "gone"
+    wait = f"import os, time\nwhile not os.path.exists('{gone}'): time.sleep(0.01)\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", wait + PROGRAM, str(tmp_path / "kept"), "end"],
+        env=os.environ | {"PYTHONPATH": str(runs.ROOT)},
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    os.close(ours)
+    gone.touch()
+    assert process.wait(60) == 0
+    assert (tmp_path / "kept").read_text() == "begun, ended"
+
+
+def test_a_pipe_that_does_not_block_and_is_full_is_waited_for():
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    process = subprocess.Popen(
+        [sys.executable, "-c", ANSWER.replace("1000", "20_000")],
+        env=os.environ | {"PYTHONPATH": str(runs.ROOT)},
+        stdout=writer,
+    )
+    os.close(writer)
+    with open(reader, "rb") as file:
+        lines = file.read().splitlines()
+    assert process.wait(60) == 0
+    assert lines == [f"line {number}".encode() for number in range(20_000)]
+
+
+def test_an_answer_that_nobody_reads_ends_the_command_quietly():
+    bash = f"{sys.executable} -c '{ANSWER}' | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", bash.replace("1000", "1000_000")],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(runs.ROOT)},
+    )
+    assert (done.stdout, done.stderr) == ("line 0\n", "")
+    # As of tools that the signal ends.
+    assert done.returncode == 128 + signal.SIGPIPE
+
+
+def test_an_answer_that_cannot_be_written_is_an_error():
+    done = run(ANSWER, redirect=">/dev/full")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: Standard output cannot be written: No space left on device.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "told"),
+    [
+        (
+            "raise UserError('no \\x1b[31m such thing')",
+            1,
+            "error: no \\x1b[31m such thing\n",
+        ),
+        ("os.kill(os.getpid(), 2)", 130, ""),
+        ("raise SystemExit(3)", 3, ""),
+        ("return 5", 5, ""),
+        ("return None", 0, ""),
+    ],
+)
+def test_a_command_ends_with_one_sentence_and_its_code(body, code, told):
+    script = (
+        "import os\nfrom resnet_jax import output\n"
+        "from resnet_jax.errors import UserError\n"
+        f"def main(argv):\n    {body}\noutput.command(main)"
+    )
+    done = run(script)
+    assert (done.returncode, done.stderr) == (code, told)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])
+def test_names_from_strangers_command_no_terminal_in_any_encoding(encoding):
+    script = (
+        "import logging, os\nfrom resnet_jax import output\noutput.prepare()\n"
+        "name = 'h\\xe9\\u2603\\x1b[2J\\x9b\\r\\udcff\\u202e\\ud800\\x00'\n"
+        "output.say(name); output.warn(name); logging.warning(name); print('\\udcff')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        env=os.environ
+        | {"PYTHONPATH": str(runs.ROOT), "PYTHONIOENCODING": f"{encoding}:strict"},
+    )
+    assert done.returncode == 0
+    for stream in (done.stdout, done.stderr):
+        text = stream.decode(encoding)
+        assert not set(text) & set("\x1b\x9b\r\x00\u202e\udcff\ud800")
+        assert r"\x1b[2J\x9b\r\udcff\u202e\ud800\x00" in text
+        assert ("\xe9" in text) == (encoding != "ascii")
+        assert ("\u2603" in text) == (encoding == "utf-8")
+
+
+def test_a_stream_of_somebody_else_that_fails_is_left_to_the_other(monkeypatch, capsys):
+    """A library user has own streams, which nothing replaces."""
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        for _ in range(3):
+            output.say("line")
+        monkeypatch.undo()
+        told = capsys.readouterr().err
+        assert told.count("Standard output cannot be written (No space left") == 1
+        # What is left in the buffer cannot be written either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+    monkeypatch.setattr(sys, "stdout", None)
+    output.say("line")
+    monkeypatch.undo()
+    output.say("another stream")
+    assert capsys.readouterr().out == "another stream\n"
+
+
+def test_a_by_product_fails_once(capsys):
+    calls = []
+
+    def fail(thing):
+        calls.append(thing)
+        raise RuntimeError("it\nbroke")
+
+    product = output.ByProduct("The picture", lambda: "thing")
+    assert product
+    for _ in range(3):
+        product.use(fail)
+    assert not product
+    assert calls == ["thing"]
+    assert capsys.readouterr().err == (
+        "warning: The picture cannot be written (RuntimeError: it broke). The work"
+        " continues.\n"
+    )
+    with pytest.raises(KeyboardInterrupt), output.dispensable("It"):
+        raise KeyboardInterrupt

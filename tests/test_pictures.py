@@ -1,0 +1,114 @@
+"""Pictures with names that mean something to matplotlib."""
+
+import json
+import os
+import warnings
+
+import matplotlib
+import numpy as np
+import pytest
+
+from resnet_jax import report
+from resnet_jax.analysis import degradation
+from resnet_jax.errors import UserError
+from resnet_jax.evaluate import Gallery
+from resnet_jax.pictures import picture, shorten
+from resnet_jax.predict import draw
+
+NAMES = (
+    *("a$b_$", "$", r"\frac{$x$}", r"\$x", "$x$", "_hidden", "%d {x}", "&#"),
+    *("\x1b[31mred", "nul\x00", "two\nlines", "\udcff", "\ud800"),
+    *("\N{GRINNING FACE}", "\u732b", "\u202eeman", "n" * 500, "", " "),
+)
+
+
+@pytest.fixture(autouse=True)
+def no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def pixels_of(path) -> np.ndarray:
+    return matplotlib.image.imread(path)
+
+
+@pytest.mark.parametrize("mathematics", [{}, {"text.usetex": True}])
+def test_a_run_is_drawn_whatever_its_classes_are_called(tmp_path, mathematics):
+    rows = [{"step": 1, "train/loss": 1.0, "train/top1": 0.5}]
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    for start in range(0, len(NAMES), 8):
+        gallery = Gallery()
+        for number in range(16):
+            label = (start + number) % len(NAMES)
+            gallery.rows.append(
+                {"image": np.zeros((8, 8, 3), np.uint8), "label": label}
+                | {"predicted": label if number % 2 else (label + 1) % len(NAMES)}
+                | {"probability": 0.5, "right": bool(number % 2)}
+            )
+        report.save_gallery(tmp_path, gallery, NAMES)
+        with matplotlib.rc_context(mathematics):
+            assert pixels_of(report.draw(tmp_path)).shape == (800, 1300, 4)
+
+
+def test_predictions_and_runs_of_any_name_are_drawn(tmp_path):
+    images = [
+        {"top": [{"name": name, "probability": 0.5}, {"name": name, "probability": 0}]}
+        for name in NAMES
+    ]
+    pixels = np.zeros((len(NAMES), 8, 8, 3), np.uint8)
+    draw(tmp_path / "a$b_$.png", pixels, images)
+    assert pixels_of(tmp_path / "a$b_$.png").any()
+    workdirs = []
+    for name in ("a$b_$", "_run", "\x1b[31m", os.fsdecode(b"\xff"), "n" * 200):
+        workdirs.append(tmp_path / name)
+        workdirs[-1].mkdir()
+        row = {"step": 1, "train/top1": 0.5, "eval/top1": 0.5}
+        (workdirs[-1] / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    assert degradation.draw(workdirs, tmp_path / "errors.png").exists()
+
+
+def test_no_text_is_mathematics_and_no_setting_changes_that(tmp_path):
+    drawn = []
+    for settings in (
+        {},
+        {"text.parse_math": True, "axes.formatter.use_mathtext": True},
+    ):
+        with (
+            matplotlib.rc_context(settings),
+            picture(tmp_path / "x.svg", figsize=(4, 4)) as figure,
+        ):
+            axes = figure.subplots()
+            axes.set(title="$x^2$", xlim=(0, 1e9))
+            drawn.append([text.get_parse_math() for text in figure.findobj(match)])
+    assert len(drawn[0]) > 5
+    assert not any(drawn[0] + drawn[1])
+
+
+def match(artist) -> bool:
+    return hasattr(artist, "get_parse_math")
+
+
+def test_a_picture_that_cannot_be_written_leaves_nothing_behind(tmp_path):
+    (tmp_path / "taken.png").mkdir()
+    for name in ("taken.png", "nowhere/x.png"):
+        with (
+            pytest.raises(UserError, match=f"{name} cannot be written: "),
+            picture(tmp_path / name, figsize=(1, 1)),
+        ):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["taken.png"]
+
+
+def test_a_gallery_that_cannot_be_read_leaves_the_curves(tmp_path, capsys):
+    row = {"step": 1, "train/loss": 1.0, "train/top1": 0.5}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "predictions.npz").write_bytes(b"PK damaged")
+    assert report.draw(tmp_path).exists()
+    assert "predictions.npz cannot be read (" in capsys.readouterr().err
+
+
+def test_long_names_are_cut_off_and_others_are_kept():
+    assert shorten("tabby, tabby cat") == "tabby, tabby cat"
+    assert shorten("two\nlines") == "two lines"
+    assert len(shorten("\x1b" * 500)) == 30
