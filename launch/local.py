@@ -10,12 +10,18 @@ and to say so. With GPUs, each process takes one.
 import ctypes
 import math
 import os
+import pathlib
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+
+# Python looks beside this script, and not in the directory above it.
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from resnet_jax import output
 
 PATIENCE = 120  # seconds
 
@@ -38,7 +44,7 @@ def main(argv: list[str]) -> int:
 
     def show(i: int) -> None:
         for line in processes[i].stdout:
-            print(f"[{i}] {line}", end="", flush=True)
+            output.say(f"[{i}] {line.rstrip()}")
 
     # No signal may come between the first start and the handlers.
     numbers = {signal.SIGTERM, signal.SIGINT}
@@ -92,11 +98,11 @@ def _wait(processes: list[subprocess.Popen]) -> None:
         if time.monotonic() > end:
             for i, process in enumerate(processes):
                 if process.poll() is None:
-                    print(f"[{i}] killed: it ran on after another had failed")
+                    output.say(f"[{i}] killed: it ran on after another had failed")
                     process.kill()
                     process.wait()
         time.sleep(0.1)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    output.command(main)

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 
 import psutil
 
+from resnet_jax.writers import read_metrics
 from tests import runs
 
 # A checkpoint every other step: most faults strike near one or in one.
@@ -65,7 +66,7 @@ class Drill:
 
     def run(self) -> None:
         """Lets all faults happen, then the run end."""
-        ends = [self.kill, self.terminate]
+        ends = [self.kill, self.terminate, self.close_the_output]
         if self._disk:
             ends += [self.fill_the_disk, self.make_it_read_only]
         harms = [self.corrupt, self.remove_a_shard]
@@ -81,15 +82,16 @@ class Drill:
         code, output = runs.finish(self._start())
         assert code == 0, output
 
-    def start(self, workdir: pathlib.Path) -> subprocess.Popen:
+    def start(self, workdir: pathlib.Path, redirect: str = "") -> subprocess.Popen:
         """Starts the run, or one like it in another workdir."""
-        if self._processes == 1:
-            return runs.start(workdir, *self._flags)
-        launcher = "launch/local.py", str(self._processes)
-        return runs.start_python(*launcher, f"--workdir={workdir}", *self._flags)
+        flags = (f"--workdir={workdir}", *self._flags)
+        launcher = ("-m", "resnet_jax.main")
+        if self._processes > 1:
+            launcher = ("launch/local.py", str(self._processes))
+        return runs.start_python(*launcher, *flags, redirect=redirect)
 
-    def _start(self) -> subprocess.Popen:
-        return self.start(self._workdir)
+    def _start(self, redirect: str = "") -> subprocess.Popen:
+        return self.start(self._workdir, redirect)
 
     def _ended(self, output: str) -> None:
         assert "Traceback" not in output, output
@@ -151,6 +153,41 @@ class Drill:
     def terminate(self) -> str:
         """As a scheduler does."""
         return self._strike(signal.SIGTERM, 128 + signal.SIGTERM)
+
+    def close_the_output(self) -> str:
+        """Lets the reader go away or closes the streams, and terminates it later.
+
+        The rows of metrics.jsonl show when the run has trained for some more steps.
+        """
+        before = self._metrics_file()
+        redirect = self._random.choice(("", ">&-", "2>&-", ">&- 2>&-"))
+        process = self._start(redirect)
+        for _ in range(self._random.randint(0, 12)):
+            process.stdout.readline()
+        process.stdout.close()
+        # The start of a run replaces the file.
+        self._wait(process, lambda: self._metrics_file() != before)
+        step, more = self._logged(), self._random.randint(1, 5)
+        self._wait(process, lambda: self._logged() >= step + more)
+        step = self._logged()
+        process.terminate()
+        code = process.wait(NOTICED)
+        assert code in (128 + signal.SIGTERM, 0), (redirect, code)
+        assert max(self._steps()) >= step, (redirect, step, self._steps())
+        self._ended("")
+        return "" if code == 0 else f"{redirect or 'a pipe'}, {more} steps before"
+
+    def _logged(self) -> int:
+        """Returns the last step in metrics.jsonl."""
+        return max((row["step"] for row in read_metrics(self._workdir)), default=0)
+
+    def _metrics_file(self) -> int | None:
+        path = self._workdir / "metrics.jsonl"
+        return path.stat().st_ino if path.exists() else None
+
+    def _wait(self, process: subprocess.Popen, done: Callable[[], bool]) -> None:
+        while process.poll() is None and not done():
+            time.sleep(0.01)
 
     def fill_the_disk(self) -> str:
         """Leaves less room than a checkpoint needs."""

@@ -148,7 +148,8 @@ def folder(path: str) -> DataSet:
     """An image folder, PATH/SPLIT/CLASS/IMAGE.jpg; the files go in as they are.
 
     Raises:
-      UserError: there are no images, or splits differ in their classes.
+      UserError: there are no images, splits differ in their classes, or a name is not
+        UTF-8, which names in a prepared data set must be.
     """
     sources = {split: FolderSource(path, split) for split in folder_splits(path)}
     first, *others = sources.values()
@@ -156,6 +157,9 @@ def folder(path: str) -> DataSet:
         check_same_classes(first, other)
     splits = {}
     for split, source in sources.items():
+        for name in map(source.name, range(len(source))):
+            if not _is_utf8(name):
+                raise UserError(f"The name of {name} is not UTF-8; rename it.")
         splits[split] = pack.deal(
             [
                 ImageFile(
@@ -181,6 +185,14 @@ def folder(path: str) -> DataSet:
         "supervised_keys": ("image", "label"),
     }
     return DataSet(_as_name(root.name), "1.0.0", features, splits, about)
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _as_name(text: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import tqdm
 
+from resnet_jax import output
 from resnet_jax.errors import UserError
 
 
@@ -68,6 +69,7 @@ def each(
 def _start(parent: int) -> None:
     """Leaves Ctrl-C to the parent, and ends this process when the parent has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    output.prepare()
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -1,0 +1,213 @@
+"""A failure to print, draw or log neither ends a run nor changes its result."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import termios
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import runs
+
+pytestmark = pytest.mark.slow
+
+# A name that is wrong mathematics, one that commands a terminal, one that ASCII cannot
+# show, and one that no encoding can.
+CLASSES = (b"a$b_$", b"\x1b[31mred", "h\u00e9\N{GRINNING FACE}".encode(), b"\xff")
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory) -> tuple[str, ...]:
+    """A small run on a folder of classes with difficult names."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in CLASSES:
+            directory = folder / split / os.fsdecode(name)
+            directory.mkdir(parents=True)
+            for number in range(16):
+                pixels = rng.integers(256, size=(8, 8), dtype=np.uint8)
+                Image.fromarray(pixels).save(directory / f"{number}.png")
+    return (*runs.SMALL, f"--config.data.source=folder:{folder}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(flags, tmp_path_factory) -> pathlib.Path:
+    """A finished run whose output could show nothing but ASCII."""
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    code, output = runs.run(workdir, *flags, PYTHONIOENCODING="ascii")
+    assert code == 0, output
+    assert "\x1b" not in output and "warning" not in output, output
+    assert "Glyph" not in output
+    assert f"report: {workdir / 'report.png'}" in output.splitlines()
+    return workdir
+
+
+def assert_trained(workdir: pathlib.Path, undisturbed: pathlib.Path) -> None:
+    assert (workdir / "report.png").exists()
+    runs.assert_same_end(workdir, undisturbed)
+
+
+def test_a_reader_of_the_output_may_go_away(flags, undisturbed, tmp_path):
+    process = runs.start(tmp_path / "run", *flags)
+    assert any(line.startswith("step 3/") for line in process.stdout)
+    process.stdout.close()
+    assert process.wait(300) == 0
+    assert_trained(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.parametrize("redirect", [">&- 2>&-", ">/dev/full 2>/dev/full"])
+def test_a_run_needs_no_output(flags, undisturbed, tmp_path, redirect):
+    code, _ = runs.run(tmp_path / "run", *flags, redirect=redirect)
+    assert code == 0
+    assert_trained(tmp_path / "run", undisturbed)
+
+
+def test_a_terminal_with_the_progress_bar_may_go_away(flags, undisturbed, tmp_path):
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 160))
+    process = runs.start(tmp_path / "run", *flags, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    while b"/40 [" not in shown:
+        shown += os.read(ours, 4096)
+    os.close(ours)
+    code, output = runs.finish(process)
+    assert code == 0, output
+    assert output.count("Standard error cannot be written (Input/output error)") == 1
+    assert_trained(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_saves_although_nobody_reads(flags, tmp_path, number):
+    """Ctrl-C ends `tee` as well as the run before it."""
+    process = runs.start(tmp_path / "run", *flags, "--config.checkpoint.every.steps=40")
+    assert any(line.startswith("step 6/") for line in process.stdout)
+    process.stdout.close()
+    process.send_signal(number)
+    assert process.wait(300) == 128 + number
+    assert runs.checkpoint_steps(tmp_path / "run")[-1] >= 6
+
+
+def test_files_that_a_run_can_do_without_may_fail(flags, undisturbed, tmp_path):
+    workdir = tmp_path / "run"
+    process = runs.start(workdir, *flags)
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("step 3/"):
+            break
+    shutil.rmtree(workdir / "tensorboard")
+    in_the_way = ("metrics.jsonl", "predictions.npz", "result.json", "report.png")
+    for name in in_the_way:
+        with contextlib.suppress(FileNotFoundError):
+            (workdir / name).unlink()
+        (workdir / name).mkdir()
+    code, rest = runs.finish(process)
+    output = "".join(lines) + rest
+    assert code == 0, output
+    # Each evaluation has sample predictions; the picture needs metrics.jsonl.
+    warned = [line.split()[1] for line in output.splitlines() if "cannot be" in line]
+    assert set(warned) == {
+        str(workdir / name) for name in in_the_way if name != "metrics.jsonl"
+    }
+    assert "report: " not in output
+    assert output.splitlines()[-1].startswith("result: top-1 ")
+    arrays, expected = runs.final_arrays(workdir), runs.final_arrays(undisturbed)
+    for name, array in arrays.items():
+        assert array.tobytes() == expected[name].tobytes(), name
+
+    # The same command again has nothing to train, and can write nothing at the start.
+    code, output = runs.run(workdir, *flags)
+    assert code == 0, output
+    assert f"warning: {workdir / 'metrics.jsonl'} cannot be written (" in output
+
+
+def test_a_picture_that_cannot_be_drawn_is_one_warning(flags, undisturbed, tmp_path):
+    # matplotlib cannot be imported.
+    code, output = runs.run(tmp_path / "run", *flags, MPLBACKEND="nonsense")
+    assert code == 0, output
+    (told,) = [line for line in output.splitlines() if "report" in line]
+    assert told.startswith(f"warning: {tmp_path / 'run' / 'report.png'} cannot be ")
+    assert "nonsense" in told
+    runs.assert_same_end(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("zoo resnet18", 141),
+        ("recipes quickstart*", 141),
+        ("predict {run} {image} --save={out}.png", 141),
+        pytest.param("plan {config} --topology=local", 141, marks=pytest.mark.long),
+        ("bench schedule {config} --train_size=100", 141),
+        ("prepare verify folder:{data} --num_workers=1", 141),
+        # What these are called for is a file.
+        ("prepare folder:{plain} --out={out} --num_workers=1", 0),
+        ("convert {run} {out}.npz", 0),
+        ("report {run}", 0),
+        ("analysis.degradation --runs={run} --save={out}.png", 0),
+        pytest.param(
+            "analysis.gradients {config} --batches=1 --save={out}.png",
+            0,
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            "main {config} --workdir={run} --mode=eval", 0, marks=pytest.mark.long
+        ),
+        ("main --help", 141),
+    ],
+)
+def test_each_command_ends_quietly_when_nobody_reads(
+    flags, undisturbed, tmp_path, command, code
+):
+    data = pathlib.Path(flags[-1].partition("folder:")[2])
+    plain = tmp_path / "plain"
+    # The names of files in a prepared data set are UTF-8.
+    shutil.copytree(data / "test" / "a$b_$", plain / "train" / "a$b_$")
+    values = {
+        "run": str(undisturbed),
+        "image": str(next((data / "test").rglob("*.png"))),
+        "data": str(data),
+        "plain": str(plain),
+        "out": str(tmp_path / "out"),
+    }
+    module, *arguments = command.split()
+    filled = []
+    for argument in arguments:
+        filled += flags if argument == "{config}" else [argument.format(**values)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", f"resnet_jax.{module}", *filled],
+        cwd=runs.ROOT,
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": ""},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="surrogateescape",
+    )
+    os.close(writer)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    told = done.stderr.count("Broken pipe")
+    assert told == (code == 0), done.stderr
+
+
+def test_a_launcher_without_a_reader_lets_its_processes_train(
+    flags, undisturbed, tmp_path
+):
+    workdir = tmp_path / "run"
+    process = runs.start_python(
+        *("launch/local.py", "1", f"--workdir={workdir}", *flags)
+    )
+    assert any("step 3/" in line for line in process.stdout)
+    process.stdout.close()
+    assert process.wait(300) == 0
+    assert_trained(workdir, undisturbed)
