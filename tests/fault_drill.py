@@ -146,16 +146,22 @@ class Drill:
 
     def kill(self) -> str:
         """With a signal that nothing can be done about."""
+        return self._strike(signal.SIGKILL, *self._killed)
+
+    @property
+    def _killed(self) -> tuple[int, ...]:
+        """The exit codes of a run of which a process was killed."""
         # Of several processes the others say so, and end with an error.
-        codes = (1, 128 + signal.SIGKILL) if self._processes > 1 else (-signal.SIGKILL,)
-        return self._strike(signal.SIGKILL, *codes)
+        if self._processes > 1:
+            return (1, 128 + signal.SIGKILL)
+        return (-signal.SIGKILL,)
 
     def terminate(self) -> str:
         """As a scheduler does."""
         return self._strike(signal.SIGTERM, 128 + signal.SIGTERM)
 
     def close_the_output(self) -> str:
-        """Lets the reader go away or closes the streams, and terminates it later.
+        """Lets the reader go away or closes the streams, and ends the run later.
 
         The rows of metrics.jsonl show when the run has trained for some more steps.
         """
@@ -167,13 +173,18 @@ class Drill:
         process.stdout.close()
         # The start of a run replaces the file.
         self._wait(process, lambda: self._metrics_file() != before)
-        step, more = self._logged(), self._random.randint(1, 5)
+        step, more = self._logged(), self._random.randint(1, 3)
         self._wait(process, lambda: self._logged() >= step + more)
         step = self._logged()
-        process.terminate()
+        number = self._random.choice((signal.SIGTERM, signal.SIGKILL))
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._struck(process).send_signal(number)
         code = process.wait(NOTICED)
-        assert code in (128 + signal.SIGTERM, 0), (redirect, code)
-        assert max(self._steps()) >= step, (redirect, step, self._steps())
+        if number == signal.SIGTERM:
+            assert code in (128 + number, 0), (redirect, code)
+            assert max(self._steps()) >= step, (redirect, step, self._steps())
+        else:
+            assert code in (*self._killed, 0), (redirect, code)
         self._ended("")
         return "" if code == 0 else f"{redirect or 'a pipe'}, {more} steps before"
 

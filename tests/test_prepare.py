@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import os
 import pathlib
 import shutil
 import signal
@@ -341,6 +342,13 @@ FOLDER = {
     )
     for index in range(5)
 }
+
+
+def test_a_name_that_is_not_utf8_is_told(tmp_path):
+    name = os.fsdecode(b"train/cat/\xff.jpg")
+    where = write_folder(tmp_path / "in", {name: FOLDER["val/cat/1.jpg"]})
+    with pytest.raises(UserError, match="is not UTF-8; rename it"):
+        run(where)
 
 
 def test_a_packed_folder_gives_the_same_images_and_classes(tmp_path, capsys):

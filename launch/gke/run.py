@@ -24,6 +24,11 @@ import string
 import subprocess
 import sys
 
+# Python looks beside this script, and not in the root of the project.
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
+
+from resnet_jax import output
+
 TEMPLATE = pathlib.Path(__file__).with_name("jobset.yaml")
 GKE = "cloud.google.com"
 PORT = 8476
@@ -124,18 +129,18 @@ def main(argv: list[str]) -> int:
     """Creates the JobSet, leaves one that runs, replaces one that has ended."""
     values = parse(argv[1:])
     if values.dry_run:
-        print(manifest(values), end="")
+        output.answer(manifest(values).rstrip("\n"))
         return 0
     known = kubectl("get", "jobset", values.name, "--ignore-not-found", "--output=json")
     ended = known and json.loads(known).get("status", {}).get("terminalState")
     if ended:
-        print(f"{values.name} had ended ({ended}); it goes on in a new JobSet.")
+        output.say(f"{values.name} had ended ({ended}); it goes on in a new JobSet.")
         kubectl("delete", "jobset", values.name, "--cascade=foreground")
     if known and not ended:
-        print(f"{values.name} is there already, and is left as it is.")
+        output.say(f"{values.name} is there already, and is left as it is.")
     else:
         kubectl("apply", "--filename=-", given=manifest(values))
-    print(
+    output.say(
         f"State: kubectl get jobset {values.name} --watch\n"
         "Log:   kubectl logs --follow --prefix --tail=-1 --selector="
         f"jobset.sigs.k8s.io/jobset-name={values.name}"
@@ -146,4 +151,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    output.command(main)
