@@ -5,15 +5,16 @@ import dataclasses
 import logging
 import os
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import checkpoints, report, sharding, writers
+from resnet_jax import checkpoints, processes, report, sharding, writers
 from resnet_jax.checkpoints import Checkpoints, Progress
-from resnet_jax.data.loader import bad_indices
+from resnet_jax.data.loader import WorkerDiedError, bad_indices
 from resnet_jax.errors import UserError
 from resnet_jax.evaluate import Evaluation, Gallery, evaluate, evaluate_sets
 from resnet_jax.models.cost import count
@@ -57,6 +58,7 @@ class Meter:
     def __init__(self, setup: Setup, progress: Progress, writer: writers.Writer):
         self._setup, self._progress, self._writer = setup, progress, writer
         self._pending: list[dict] = []
+        self._rows: list[Callable[[], None]] = []
         self._settled = self._advised = False
         self.restart()
 
@@ -84,7 +86,16 @@ class Meter:
         self._pending.append(values)
 
     def flush(self) -> None:
-        """Waits for the noted steps and writes their means.
+        """Waits for the noted steps and writes their means; raises as `settle`."""
+        self.settle()
+        rows, self._rows = self._rows, []
+        for write in rows:
+            write()
+        if rows:
+            self.restart()
+
+    def settle(self) -> None:
+        """Waits for the noted steps and takes their means, which `flush` writes.
 
         Raises UserError if a loss is not finite, and names the steps.
         """
@@ -117,9 +128,15 @@ class Meter:
             "images_per_second": images / elapsed,
             "data_wait": self._waited / elapsed,
         }
-        self._advise(values["data_wait"])
         left = self._setup.total_steps - progress.step
-        self._writer.train(progress.step, values, eta=left * elapsed / len(steps))
+        eta = left * elapsed / len(steps)
+        step = progress.step
+
+        def write() -> None:
+            self._advise(values["data_wait"])
+            self._writer.train(step, values, eta=eta)
+
+        self._rows.append(write)
         self.restart()
 
     def _advise(self, waiting: float) -> None:
@@ -240,6 +257,7 @@ def train(
                     if chief:
                         report.save_gallery(workdir, gallery, setup.classes)
                 if to_evaluate or to_save:
+                    preemption.hold()
                     writer.flush()
                     saved.save(state, progress)
                     on_disk = now
@@ -266,6 +284,7 @@ def train(
                 meter.add(metrics)
                 if progress.step == first + 1:
                     jax.block_until_ready(metrics)
+                    preemption.hold()
                     start.done("step")
                     say(str(start))
 
@@ -275,15 +294,26 @@ def train(
                     meter.flush()
                     saved.check()
                 preemption.check()
-        except PreemptedError:
-            meter.flush()
-            writer.flush()
-            if on_disk != progress.step:
+            saved.wait()
+            preemption.release()
+        except (PreemptedError, WorkerDiedError) as error:
+            stop = error if isinstance(error, PreemptedError) else preemption.asked()
+            if stop is None:
+                raise
+            if processes.count() > 1 and stop is not error:
+                # The others stop at a step that this process cannot reach.
+                processes.end_all(f"{stop}, and {error}", stop.exit_code)
+            # First of all to disk; a loss that is not finite raises here.
+            meter.settle()
+            # A step 0 is no more than its config, which makes it again.
+            if progress.step and on_disk != progress.step:
                 saved.save(state, progress)
             saved.wait()
-            say(f"saved step {progress.step}; the same command goes on from there")
-            raise
-        saved.wait()
+            meter.flush()
+            writer.flush()
+            if progress.step:
+                say(f"saved step {progress.step}; the same command goes on from there")
+            raise stop from None
 
     result = {
         **progress.evaluation,

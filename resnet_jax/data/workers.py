@@ -13,6 +13,7 @@ from typing import Any
 
 import tqdm
 
+from resnet_jax import signals
 from resnet_jax.errors import UserError
 
 
@@ -48,11 +49,13 @@ def each(
         pool = concurrent.futures.ProcessPoolExecutor(
             min(workers, len(jobs)),
             multiprocessing.get_context("spawn"),
-            initializer=_start,
+            initializer=end_with,
             initargs=(os.getpid(),),
         )
         try:
-            futures = {pool.submit(function, job): len(job) for job in jobs}
+            # Ctrl-C is left to this process, while they still start as well.
+            with signals.blocked({signal.SIGINT}):
+                futures = {pool.submit(function, job): len(job) for job in jobs}
             for future in concurrent.futures.as_completed(futures):
                 yield future.result()
                 bar.update(futures[future])
@@ -65,9 +68,8 @@ def each(
             pool.shutdown(cancel_futures=True)
 
 
-def _start(parent: int) -> None:
-    """Leaves Ctrl-C to the parent, and ends this process when the parent has ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def end_with(parent: int) -> None:
+    """Ends this process when its parent has ended, however that did."""
 
     def watch() -> None:
         while os.getppid() == parent:
