@@ -2,12 +2,13 @@
 
 python launch/local.py N --config=... --workdir=...
 
-Prefixes each line with its process, passes SIGTERM and Ctrl-C on, and returns the first
-exit code that is not 0. Where one process fails, the others get two minutes to notice
-and to say so. With GPUs, each process takes one.
+Prefixes each line with its process, passes SIGTERM, Ctrl-C and SIGHUP on, and returns
+the first exit code that is not 0. Where one process fails, the others get two minutes
+to notice and to say so. With GPUs, each process takes one.
 """
 
 import ctypes
+import functools
 import math
 import os
 import signal
@@ -38,10 +39,15 @@ def main(argv: list[str]) -> int:
 
     def show(i: int) -> None:
         for line in processes[i].stdout:
-            print(f"[{i}] {line}", end="", flush=True)
+            _say(f"[{i}] {line}")
 
-    # No signal may come between the first start and the handlers.
-    numbers = {signal.SIGTERM, signal.SIGINT}
+    # No signal may come between the first start and the handlers. What nohup or the
+    # shell let this launcher ignore stays ignored, in the processes as well.
+    numbers = {signal.SIGTERM} | {
+        number
+        for number in (signal.SIGINT, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN
+    }
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     processes += [
         subprocess.Popen(
@@ -53,7 +59,7 @@ def main(argv: list[str]) -> int:
             env={"JAX_LOCAL_DEVICE_IDS": str(i), **os.environ},
             # Ctrl-C in a terminal reaches only this launcher, which passes it on.
             start_new_session=True,
-            preexec_fn=_prepare,
+            preexec_fn=functools.partial(_prepare, numbers),
         )
         for i in range(count)
     ]
@@ -75,9 +81,17 @@ def main(argv: list[str]) -> int:
     return next((code for code in codes if code), 0)
 
 
-def _prepare() -> None:
+def _say(text: str) -> None:
+    """Prints, unless the terminal was closed: its lines are read all the same."""
+    try:
+        print(text, end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _prepare(numbers: set[signal.Signals]) -> None:
     """In each process: takes signals again, and ends when this launcher is killed."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
@@ -92,7 +106,7 @@ def _wait(processes: list[subprocess.Popen]) -> None:
         if time.monotonic() > end:
             for i, process in enumerate(processes):
                 if process.poll() is None:
-                    print(f"[{i}] killed: it ran on after another had failed")
+                    _say(f"[{i}] killed: it ran on after another had failed\n")
                     process.kill()
                     process.wait()
         time.sleep(0.1)

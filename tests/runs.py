@@ -28,17 +28,29 @@ SMALL = (
 
 
 def start(
-    workdir: pathlib.Path, *flags: str, stderr=subprocess.STDOUT, **environment: str
+    workdir: pathlib.Path,
+    *flags: str,
+    stderr=subprocess.STDOUT,
+    own_group: bool = False,
+    **environment: str,
 ) -> subprocess.Popen:
     """Starts `python -m resnet_jax.main`; stdout and stderr come as one pipe."""
     main = ("-m", "resnet_jax.main", f"--workdir={workdir}")
-    return start_python(*main, *flags, stderr=stderr, **environment)
+    return start_python(
+        *main, *flags, stderr=stderr, own_group=own_group, **environment
+    )
 
 
 def start_python(
-    *arguments: str, stderr=subprocess.STDOUT, **environment: str
+    *arguments: str,
+    stderr=subprocess.STDOUT,
+    own_group: bool = False,
+    **environment: str,
 ) -> subprocess.Popen:
-    """Starts Python at the root of the project, with one device unless told."""
+    """Starts Python at the root of the project, with one device unless told.
+
+    With `own_group`, it leads a process group, whose number is its own.
+    """
     environment = {
         # One device, as a new user has; the tests themselves see eight.
         "JAX_NUM_CPU_DEVICES": "1",
@@ -54,6 +66,7 @@ def start_python(
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,
+        process_group=0 if own_group else None,
     )
 
 
@@ -74,14 +87,21 @@ def run_python(*arguments: str, **environment: str) -> tuple[int, str]:
 
 
 def send_when(
-    process: subprocess.Popen, pattern: str, number: signal.Signals
+    process: subprocess.Popen,
+    pattern: str,
+    number: signal.Signals,
+    to_group: bool = False,
 ) -> tuple[int, str]:
-    """Sends a signal as soon as a line matches; returns exit code and the output."""
+    """Sends a signal as soon as a line matches; returns exit code and the output.
+
+    With `to_group`, all processes get it that the run has started.
+    """
     lines = []
     for line in process.stdout:
         lines.append(line)
         if re.search(pattern, line):
-            process.send_signal(number)
+            send = os.killpg if to_group else os.kill
+            send(process.pid, number)
             break
     code, rest = finish(process)
     return code, "".join(lines) + rest
