@@ -3,7 +3,8 @@
 python -m tests.fault_drill --faults=200 --processes=2 --seed=7
 
 The end must be that of a run that nothing happened to, bit for bit. Of several
-processes, a signal strikes any one. A full and a read-only file system take root, to
+processes, a signal strikes any one; of a run of one, also all that it has started, which
+are worker processes in some starts. A full and a read-only file system take root, to
 mount one; without it these two are left out.
 """
 
@@ -28,6 +29,8 @@ from tests import runs
 # A checkpoint every other step: most faults strike near one or in one.
 FLAGS = (
     *runs.SMALL,
+    # In memory, images would need no workers.
+    "--config.data.cache=none",
     "--config.checkpoint.every.steps=2",
     "--config.checkpoint.keep_last=3",
     "--config.evaluate.every.steps=25",
@@ -66,6 +69,8 @@ class Drill:
     def run(self) -> None:
         """Lets all faults happen, then the run end."""
         ends = [self.kill, self.terminate]
+        if self._processes == 1:
+            ends.append(self.signal_all)
         if self._disk:
             ends += [self.fill_the_disk, self.make_it_read_only]
         harms = [self.corrupt, self.remove_a_shard]
@@ -84,7 +89,9 @@ class Drill:
     def start(self, workdir: pathlib.Path) -> subprocess.Popen:
         """Starts the run, or one like it in another workdir."""
         if self._processes == 1:
-            return runs.start(workdir, *self._flags)
+            workers = self._random.choice((0, 0, 2))
+            flags = (*self._flags, f"--config.data.num_workers={workers}")
+            return runs.start(workdir, *flags, own_group=True)
         launcher = "launch/local.py", str(self._processes)
         return runs.start_python(*launcher, f"--workdir={workdir}", *self._flags)
 
@@ -105,7 +112,9 @@ class Drill:
             return []
         return runs.checkpoint_steps(self._workdir)
 
-    def _strike(self, number: signal.Signals, *expected: int) -> str:
+    def _strike(
+        self, number: signal.Signals, *expected: int, all_at_once: bool = False
+    ) -> str:
         """Sends a signal some lines behind the start, and a moment behind the line."""
         process, lines = self._start(), []
         left = self._random.randint(1, 5)
@@ -123,7 +132,10 @@ class Drill:
         with contextlib.suppress(psutil.NoSuchProcess):
             # Processes, and helpers of theirs that end with them.
             all_of_run = psutil.Process(process.pid).children(recursive=True)
-            self._struck(process).send_signal(number)
+            if all_at_once:
+                os.killpg(process.pid, number)
+            else:
+                self._struck(process).send_signal(number)
         began = time.monotonic()
         code, rest = runs.finish(process)
         output = "".join(lines) + rest
@@ -151,6 +163,12 @@ class Drill:
     def terminate(self) -> str:
         """As a scheduler does."""
         return self._strike(signal.SIGTERM, 128 + signal.SIGTERM)
+
+    def signal_all(self) -> str:
+        """As `timeout`, systemd and Slurm do, and a terminal: the workers as well."""
+        number = self._random.choice((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+        happened = self._strike(number, 128 + number, all_at_once=True)
+        return happened and f"{number.name} {happened}"
 
     def fill_the_disk(self) -> str:
         """Leaves less room than a checkpoint needs."""
@@ -252,6 +270,9 @@ def drill(
 
 
 def main() -> None:
+    # Under nohup or in the background, the runs would ignore what is sent to them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faults", type=int, default=20)
     parser.add_argument("--processes", type=int, default=1)

@@ -85,7 +85,7 @@ def test_every_process_gets_the_signal(start, number):
 
 
 def test_a_launcher_that_ignores_a_signal_lets_its_processes_ignore_it(start):
-    ignoring = ("sh", "-c", "trap '' HUP INT; exec \"$0\" \"$@\"")
+    ignoring = ("sh", "-c", 'trap \'\' HUP INT; exec "$0" "$@"')
     process = start("--sleep0=60", "--sleep1=60", before=ignoring)
     ids = ids_of(process)
     for number in (signal.SIGHUP, signal.SIGINT):

@@ -37,8 +37,8 @@ def metric_rows(workdir):
     return [row.split('"train/images_per_second"')[0] for row in rows]
 
 
-def go_on(workdir):
-    code, output = runs.run(workdir, *runs.SMALL)
+def go_on(workdir, *flags):
+    code, output = runs.run(workdir, *runs.SMALL, *flags)
     assert code == 0, output
     return output
 
@@ -89,7 +89,7 @@ def test_sigterm_in_training_saves_that_step_and_exits_with_143(undisturbed, tmp
 def test_sigterm_while_compiling_ends_the_run_with_nothing_saved(undisturbed, tmp_path):
     fresh = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "nothing compiled yet")}
     process = runs.start(tmp_path / "run", *runs.SMALL, **fresh)
-    code, output = runs.send_when(process, "compiling", signal.SIGTERM)
+    code, output = runs.send_when(process, "^compiling", signal.SIGTERM)
     assert code == 143, output
     assert output.endswith("compiling\nstopped by SIGTERM\n")
     assert runs.checkpoint_steps(tmp_path / "run") == []
@@ -98,7 +98,9 @@ def test_sigterm_while_compiling_ends_the_run_with_nothing_saved(undisturbed, tm
     runs.assert_same_end(tmp_path / "run", undisturbed)
 
 
-WORKERS = ("--config.data.num_workers=2", "--config.data.cache=none")
+# In memory, images would need no workers.
+UNCACHED = "--config.data.cache=none"
+WORKERS = (UNCACHED, "--config.data.num_workers=2")
 
 
 # As `timeout`, systemd and Slurm send it, and as a terminal does when it is closed: to
@@ -125,7 +127,7 @@ def test_a_signal_to_all_processes_of_a_run_saves(
     assert "Traceback" not in output and "error" not in output, output
     # The signal may land in the step behind the line.
     assert runs.checkpoint_steps(tmp_path / "run")[-1] in (step - 1, step, step + 1)
-    go_on(tmp_path / "run")
+    go_on(tmp_path / "run", UNCACHED)
     runs.assert_same_end(tmp_path / "run", undisturbed)
 
 
@@ -169,7 +171,7 @@ def test_a_signal_at_any_moment_ends_or_saves_the_run(undisturbed, tmp_path):
             assert code in (0, 128 + number) or early, (moment, number, output)
             assert "Traceback" not in output or early, (moment, number, output)
             assert not (tmp_path / "run" / "running.json").exists() or early
-    go_on(tmp_path / "run")
+    go_on(tmp_path / "run", UNCACHED)
     runs.assert_same_end(tmp_path / "run", undisturbed)
 
 
@@ -240,7 +242,7 @@ def test_a_worker_that_is_killed_when_a_signal_comes_does_not_keep_it_from_savin
     assert code == 143, output
     assert runs.checkpoint_steps(tmp_path / "run")[-1] >= 2
     assert "Traceback" not in output and "killed" not in output
-    go_on(tmp_path / "run")
+    go_on(tmp_path / "run", UNCACHED)
     runs.assert_same_end(tmp_path / "run", undisturbed)
 
 
