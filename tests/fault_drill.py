@@ -3,9 +3,9 @@
 python -m tests.fault_drill --faults=200 --processes=2 --seed=7
 
 The end must be that of a run that nothing happened to, bit for bit. Of several
-processes, a signal strikes any one; of a run of one, also all that it has started, which
-are worker processes in some starts. A full and a read-only file system take root, to
-mount one; without it these two are left out.
+processes, a signal strikes any one; of a run of one, also all that it has started,
+which are worker processes in some starts. A full and a read-only file system take root,
+to mount one; without it these two are left out.
 """
 
 import argparse
