@@ -19,6 +19,8 @@ from resnet_jax.storage import Path, is_remote
 # Seconds: of a GKE pod's and a spot machine's thirty, five are left for the exit; and
 # what neither compiling nor saving a large network should take.
 GRACE, STALL_TIMEOUT = 25.0, 1800.0
+# Seconds that JAX's preemption service takes to tell of a signal.
+NOTICED_WITHIN = 3.0
 
 
 class PreemptedError(Exception):
@@ -149,6 +151,8 @@ class Preemption:
 
     def asked(self) -> PreemptedError | None:
         """The stop that a signal has asked for; None if none came."""
+        if not self._alone:
+            self._noted.wait(NOTICED_WITHIN)
         return None if self._signal is None else PreemptedError(self._signal)
 
     def _end_after_grace(self) -> None:

@@ -23,8 +23,9 @@ STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Seconds in which two Ctrl-C are one: `timeout` sends a signal to the process and to
 # its group.
 SAME_PRESS = 1.0
-# Seconds that a terminal or a pipe that nobody reads may hold up the end.
-PATIENCE = 1.0
+# Seconds that the end waits for a terminal or a pipe that nobody reads, and for each
+# function of `at_end`: a file server may not answer.
+OUTPUT_WITHIN, CLEAN_WITHIN = 1.0, 10.0
 
 # Functions to be called however the process ends, such as one that gives a lock back.
 at_end: list[Callable[[], None]] = []
@@ -178,24 +179,23 @@ def end(code: int, text: str) -> NoReturn:
 
 def leave(code: int) -> NoReturn:
     """Ends the process; the caller holds `ending`."""
-    for function in at_end:
-        with contextlib.suppress(Exception):
-            function()
+    for function in list(at_end):
+        _try_within(CLEAN_WITHIN, function)
     # Another thread may hold stdout and wait for a reader that does not read.
-    _patiently(sys.stdout.flush)
+    _try_within(OUTPUT_WITHIN, sys.stdout.flush)
     os._exit(code)
 
 
 def tell(text: str) -> None:
     """Prints a line to stderr, if that is possible."""
-    _patiently(lambda: print(text, file=sys.stderr, flush=True))
+    _try_within(OUTPUT_WITHIN, lambda: print(text, file=sys.stderr, flush=True))
 
 
-def _patiently(function: Callable[[], None]) -> None:
+def _try_within(seconds: float, function: Callable[[], None]) -> None:
     def call() -> None:
         with contextlib.suppress(Exception):
             function()
 
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
-    thread.join(PATIENCE)
+    thread.join(seconds)

@@ -302,7 +302,9 @@ def train(
                 raise
             if processes.count() > 1 and stop is not error:
                 # The others stop at a step that this process cannot reach.
-                processes.end_all(f"{stop}, and {error}", stop.exit_code)
+                processes.end_all(
+                    f"{processes.me()} was {stop}. {error}", stop.exit_code
+                )
             # First of all to disk; a loss that is not finite raises here.
             meter.settle()
             # A step 0 is no more than its config, which makes it again.
