@@ -1,5 +1,6 @@
 """Real runs in processes of their own, for the tests that stop and break them."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import sys
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import psutil
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -105,6 +107,17 @@ def send_when(
             break
     code, rest = finish(process)
     return code, "".join(lines) + rest
+
+
+def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
+    """The processes that a run has started to decode images."""
+    found = []
+    for child in psutil.Process(process.pid).children():
+        # Others may end meanwhile.
+        with contextlib.suppress(psutil.Error):
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def read_json(path: pathlib.Path) -> dict:

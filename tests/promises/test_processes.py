@@ -239,6 +239,22 @@ def test_a_signal_before_the_first_step_ends_all_processes_with_nothing_saved(
     assert not (tmp_path / "run" / "running.json").exists()
 
 
+def test_a_worker_that_is_killed_when_a_signal_comes_ends_all_processes_by_it(
+    two, tmp_path
+):
+    flags = (*FLAGS, "--config.data.num_workers=1", "--config.data.cache=none")
+    processes = pods.start(2, tmp_path / "run", *flags)
+    pods.wait_for(processes[0], "step 8/")
+    for worker in runs.workers_of(processes[1]):
+        worker.kill()
+    time.sleep(0.2)
+    processes[1].send_signal(signal.SIGTERM)
+    ends = pods.finish(processes)
+    assert [code for code, _ in ends] == [143, 143], ends
+    pods.run(2, tmp_path / "run", *flags)
+    runs.assert_same_end(tmp_path / "run", two)
+
+
 # Process 0 waits for the other one, and process 1 for the coordinator.
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_process_that_waits_for_the_others_ends_with_a_signal(index, tmp_path):

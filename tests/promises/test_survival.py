@@ -202,12 +202,9 @@ def test_signals_that_were_ignored_at_the_start_stay_ignored(undisturbed, tmp_pa
 
 def wait_for_workers(process):
     """Waits until a run has started two workers, which take seconds to import all."""
-    while True:
-        children = psutil.Process(process.pid).children()
-        workers = [x for x in children if "spawn_main" in " ".join(x.cmdline())]
-        if len(workers) == 2:
-            return workers
+    while len(workers := runs.workers_of(process)) != 2:
         time.sleep(0.01)
+    return workers
 
 
 @pytest.mark.slow
@@ -406,7 +403,7 @@ def test_a_killed_worker_stops_the_run_with_a_sentence_and_leaves_nothing(tmp_pa
         if line.startswith("step 2/"):
             break
     children = psutil.Process(process.pid).children(recursive=True)
-    workers = [child for child in children if "spawn_main" in str(child.cmdline())]
+    workers = runs.workers_of(process)
     assert len(workers) == 2
     # Of this run only: others share memory meanwhile.
     maps = [one.path for child in workers for one in child.memory_maps()]
