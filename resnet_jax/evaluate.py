@@ -195,7 +195,7 @@ def evaluate_workdir(
 
     Raises:
       UserError: there is no such checkpoint, or it holds another network.
-      PreemptedError: SIGTERM or Ctrl-C came.
+      PreemptedError: a signal asked the evaluation to stop.
     """
     saved_config = workdir / "config.json"
     with storage.telling(workdir):

@@ -178,7 +178,7 @@ def train(
 
     Raises:
       UserError: the config, the data or the disk; the message says what to do.
-      PreemptedError: SIGTERM or Ctrl-C came; everything is saved.
+      PreemptedError: a signal asked the run to stop; everything is saved.
     """
     start = Start(time.perf_counter() if began is None else began)
     start.done("imports")
