@@ -234,7 +234,7 @@ def test_a_signal_before_the_first_step_ends_all_processes_with_nothing_saved(
     processes[1].send_signal(number)
     ends = pods.finish(processes)
     assert [code for code, _ in ends] == [143, 143], ends
-    assert all(output.endswith("\nstopped by SIGTERM\n") for _, output in ends), ends
+    assert all(x.splitlines()[-1] == "stopped by SIGTERM" for _, x in ends), ends
     assert runs.checkpoint_steps(tmp_path / "run") == []
     assert not (tmp_path / "run" / "running.json").exists()
 
@@ -369,6 +369,22 @@ def test_what_hangs_when_a_signal_came_is_ended_within_the_grace(
         (error,) = pods.errors(output)
         assert "within --grace=4s of SIGTERM" in error
         assert "the last checkpoint is that of step 4" in error
+
+
+def test_a_second_ctrl_c_ends_a_run_whose_save_hangs(tmp_path):
+    flags = (*FLAGS, "--config.total.steps=9000")
+    process = runs.start_python(
+        *("-c", HANGING, f"--workdir={tmp_path / 'run'}", *flags), HANGS="save"
+    )
+    pods.wait_for(process, "hanging")
+    for _ in range(2):
+        time.sleep(1.5)
+        process.send_signal(signal.SIGINT)
+    code, output = runs.finish(process, 20)
+    assert code == 130, output
+    (error,) = pods.errors(output)
+    assert "a second Ctrl-C ended the run at once; the last checkpoint is" in error
+    assert not (tmp_path / "run" / "running.json").exists()
 
 
 def test_a_run_that_stalls_says_where_and_stops(tmp_path):
