@@ -284,7 +284,7 @@ def _main(argv: list[str]) -> int:
         connect()
         run(command)
     except PreemptedError as stop:
-        print(stop, file=sys.stderr)
+        signals.tell(str(stop))
         return processes.leave(stop.exit_code)
     except UserError as error:
         return processes.give_up(str(error))

@@ -230,7 +230,8 @@ def test_a_signal_before_the_first_step_ends_all_processes_with_nothing_saved(
     processes = pods.start(
         2, tmp_path / "run", *FLAGS, environments=dict.fromkeys(range(2), fresh)
     )
-    pods.wait_for(processes[0], "compiling")
+    # JAX takes a second or two to tell of it; the first step is further away.
+    pods.wait_for(processes[0], "workdir:")
     processes[1].send_signal(number)
     ends = pods.finish(processes)
     assert [code for code, _ in ends] == [143, 143], ends
