@@ -1,17 +1,21 @@
 """Checkpoints: the whole truth of a run in one Orbax step, checked when it is read.
 
-A checkpoint holds the `TrainState` and a `Progress` (where the loader is, what was
-evaluated, the config, the spec, versions). Orbax notices a truncated or missing file,
-but not a flipped bit, so a fingerprint of every array is kept and compared.
+A checkpoint holds the arrays of the `TrainState` and a record in JSON: the `Progress`,
+the config, the network's spec, versions, and what the run depends on
+(`dependencies.py`). Orbax notices a truncated or missing file, but not a flipped bit.
+So the record holds a fingerprint of every array and a checksum of itself, and both are
+compared.
 """
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import logging
 import platform
 import sys
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,9 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
+from jaxtyping import Array, UInt32
 from ml_collections import ConfigDict
 
-from resnet_jax import orbax_s3, processes, storage
+from resnet_jax import orbax_s3, processes, source, storage
 from resnet_jax.config import as_json
 from resnet_jax.errors import UserError, problem_of_store
 from resnet_jax.setup import Setup
@@ -71,27 +76,24 @@ class Checkpoints:
     """The checkpoints of one workdir.
 
     Args:
-      directory: where they are kept; made if it is missing.
-      options: `config.checkpoint`.
-      about: what is written beside the state: config, spec, versions.
+      directory: The folder that holds them.
+      options: `config.checkpoint`, with which the folder is created if it is missing;
+        None is for reading alone.
+      about: What the record says besides progress and fingerprint: config, spec,
+        versions, dependencies.
     """
 
-    def __init__(self, directory: Path, options: ConfigDict, about: dict[str, Any]):
+    def __init__(
+        self,
+        directory: Path,
+        options: ConfigDict | None = None,
+        about: dict[str, Any] | None = None,
+    ):
         self.directory = storage.absolute(directory)
-        self.about = about
+        self.about = about or {}
         self._saving: int | None = None
-        kept = [policies.LatestN(options.keep_last)]
-        if options.keep_best:
-            kept.append(
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics["top1"],
-                    n=options.keep_best,
-                    # By default every checkpoint without metrics would stay.
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
         self._options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(kept),
+            preservation_policy=_kept(options) if options else None,
             # Without it Orbax forgets the metrics when the process ends.
             best_fn=lambda metrics: metrics["top1"],
             # Else Orbax's barriers are collectives of the devices, which take longer.
@@ -102,7 +104,7 @@ class Checkpoints:
             create=False,
             **orbax_options(directory),
         )
-        if jax.process_index() == 0:
+        if options and jax.process_index() == 0:
             storage.make_directory(self.directory)
         if jax.process_count() > 1:
             # The devices connect by it, too: where they first did so in a step, after
@@ -117,6 +119,8 @@ class Checkpoints:
             "config": json.loads(as_json(setup.config)),
             "spec": dataclasses.asdict(setup.model.spec),
             "versions": find_versions(),
+            "code": source.digest(),
+            "ghost_batch_size": setup.model.bn_group_size,
         }
         return cls(workdir / "checkpoints", setup.config.checkpoint, about)
 
@@ -147,11 +151,12 @@ class Checkpoints:
         self.wait()
         # Process 0 writes it; others are needed for arrays that are in parts.
         known = state if jax.process_index() == 0 else _in_parts(state)
-        content = {
+        record = {
             "progress": dataclasses.asdict(progress),
             "fingerprint": fingerprint(known),
             **self.about,
         }
+        record["checksum"] = _checksum_of_record(record)
         evaluation = progress.evaluation
         fresh = evaluation is not None and evaluation["step"] == progress.step
         self._saving = progress.step
@@ -162,7 +167,7 @@ class Checkpoints:
                 progress.step,
                 args=ocp.args.Composite(
                     state=ocp.args.PyTreeSave(_written_here(state)),
-                    run=ocp.args.JsonSave(content),
+                    run=ocp.args.JsonSave(record),
                 ),
                 metrics=evaluation if fresh else None,
                 force=True,
@@ -203,58 +208,109 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """Step of the checkpoint with the highest top-1, the last of equal ones."""
+        """Returns the step of the highest top-1, the last of equal ones, or None."""
         best, highest = None, -1.0
         for step in self.steps():
-            metrics = self._manager.metrics(step)
-            if metrics and metrics["top1"] >= highest:
-                best, highest = step, metrics["top1"]
+            try:
+                evaluation = self.read(step)["progress"]["evaluation"]
+            except DamagedError as error:
+                log.warning("%s It is left out.", error)
+                continue
+            fresh = evaluation and evaluation["step"] == step
+            if fresh and evaluation["top1"] >= highest:
+                best, highest = step, evaluation["top1"]
         return best
 
+    def newest_record(self) -> dict[str, Any] | None:
+        """Returns the newest record that is intact; None if there is none."""
+        for step in reversed(self.steps()):
+            with contextlib.suppress(DamagedError):
+                return self.read(step)
+        return None
+
+    def read(self, step: int) -> dict[str, Any]:
+        """Returns the record of a checkpoint.
+
+        Raises:
+          DamagedError: The record is not as it was saved.
+          UserError: The object store does not give it.
+        """
+        args = ocp.args.Composite(run=ocp.args.JsonRestore())
+        record = self._read(step, args).run
+        try:
+            # Without a checksum it was written by a version before 0.2.
+            saved = record.pop("checksum", None)
+            intact = record["progress"]["step"] == step
+            intact &= saved in (None, _checksum_of_record(record))
+            Progress(**record["progress"])
+            record["fingerprint"].items()
+        except (KeyError, TypeError, AttributeError):
+            intact = False
+        if not intact:
+            raise DamagedError(
+                f"The checkpoint of step {step} in {self.directory} was changed after"
+                " it was saved: its record (run/metadata) does not match its checksum"
+                " or its step."
+            )
+        return record
+
     def restore_latest(self, like: TrainState) -> tuple[TrainState, Progress] | None:
-        """Restores the newest checkpoint that is whole; None if there is none at all.
+        """Restores the newest checkpoint that is intact; None if there is none at all.
 
         Newer ones that are damaged are moved to `damaged/`, and a warning says so.
 
         Args:
-          like: shapes, types and shardings of the state.
+          like: Shapes, dtypes and shardings of the state.
 
         Raises:
-          DamagedError: there are checkpoints, but none is whole.
+          DamagedError: There are checkpoints, but none is intact.
         """
         damaged: dict[int, DamagedError] = {}
         for step in reversed(self.steps()):
             try:
+                progress = Progress(**self.read(step)["progress"])
                 restored = self.restore(step, like)
             except DamagedError as error:
                 damaged[step] = error
                 continue
             for bad_step, error in damaged.items():
                 log.warning("%s It was moved to %s.", error, self._set_aside(bad_step))
-            return restored
+            return restored, progress
         if damaged:
             raise DamagedError(
-                f"{next(iter(damaged.values()))} No older one is whole; mend it, or"
-                f" move {self.directory} away to start anew."
+                f"{next(iter(damaged.values()))} No older one is intact; restore it"
+                f" from a copy, or move {self.directory} away to start again."
             )
         return None
 
-    def restore(self, step: int, like: TrainState) -> tuple[TrainState, Progress]:
-        """Restores one checkpoint.
+    def restore(self, step: int, like: Any) -> Any:
+        """Restores the arrays of one checkpoint.
+
+        Args:
+          step: The step of the checkpoint.
+          like: Shapes, dtypes and shardings of the state, or of some of its trees by
+            name, such as `{"params": ...}`: the others are then not read.
 
         Raises:
-          DamagedError: it is not as it was saved.
-          UserError: the object store that it is in does not give it.
+          DamagedError: The checkpoint is not as it was saved.
+          UserError: The object store does not give it.
         """
-        placed = ocp.checkpoint_utils.construct_restore_args(like)
-        try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeRestore(like, restore_args=placed),
-                    run=ocp.args.JsonRestore(),
-                ),
+        args = ocp.args.PyTreeRestore(
+            like,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+            partial_restore=isinstance(like, dict),
+        )
+        restored = self._read(step, ocp.args.Composite(state=args)).state
+        if changed := changed_arrays(restored, self.read(step)["fingerprint"]):
+            raise DamagedError(
+                f"The checkpoint of step {step} in {self.directory} holds other values"
+                f" than were saved, in {changed[0]}."
             )
+        return restored
+
+    def _read(self, step: int, args: ocp.args.Composite) -> ocp.args.Composite:
+        try:
+            return self._manager.restore(step, args=args)
         except Exception as error:
             in_store = storage.is_remote(self.directory) and problem_of_store(error)
             if in_store:
@@ -266,15 +322,6 @@ class Checkpoints:
                 f"The checkpoint of step {step} in {self.directory} cannot be read"
                 f" ({_reason(error)})."
             ) from error
-        expected = restored.run["fingerprint"]
-        actual = fingerprint(restored.state)
-        changed = [name for name in actual if actual[name] != expected.get(name)]
-        if changed:
-            raise DamagedError(
-                f"The checkpoint of step {step} in {self.directory} holds other values"
-                f" than were saved, in {changed[0]}."
-            )
-        return restored.state, Progress(**restored.run["progress"])
 
     def _set_aside(self, step: int) -> Path:
         aside = self.directory.parent / "damaged"
@@ -300,10 +347,41 @@ class Checkpoints:
             self._manager.close()
 
 
+def _kept(options: ConfigDict) -> policies.AnyPreservationPolicy:
+    """Which checkpoints `config.checkpoint` keeps: the last ones and the best ones."""
+    kept = [policies.LatestN(options.keep_last)]
+    if options.keep_best:
+        kept.append(
+            policies.BestN(
+                get_metric_fn=lambda metrics: metrics["top1"],
+                n=options.keep_best,
+                # By default every checkpoint without metrics would stay.
+                keep_checkpoints_without_metrics=False,
+            )
+        )
+    return policies.AnyPreservationPolicy(kept)
+
+
 def orbax_options(path: Path) -> dict[str, Any]:
     """What Orbax must be told to write at a path."""
     in_s3 = str(path).startswith("s3://")
     return {"atomicity_options": orbax_s3.ATOMICITY} if in_s3 else {}
+
+
+@contextlib.contextmanager
+def open_checkpoints(workdir: Path) -> Iterator[Checkpoints]:
+    """Opens the checkpoints of a run for reading.
+
+    Raises UserError if there is no run, or it has no checkpoint yet.
+    """
+    with storage.telling(workdir):
+        there = (workdir / "checkpoints").is_dir()
+    if not there:
+        raise UserError(f"{workdir} holds no run (there is no {workdir}/checkpoints).")
+    with Checkpoints(workdir / "checkpoints") as saved:
+        if not saved.steps():
+            raise UserError(f"{workdir} holds no checkpoint yet.")
+        yield saved
 
 
 def newest_step(workdir: Path) -> int | None:
@@ -333,18 +411,45 @@ def _reason(error: Exception) -> str:
     return text[:200]
 
 
-def fingerprint(tree: Any) -> dict[str, int]:
-    """A 32-bit checksum of each array of a tree, by name: any changed bit shows.
+def fingerprint(tree: Any) -> dict[str, str]:
+    """Returns a 64-bit checksum of each array of a tree, in hexadecimal, by name.
 
-    Computed on the devices, over the bits in their places modulo 2**32, so that
-    it does not depend on how an array is sharded, and no array has to be whole.
+    It is computed on the devices from each element's bits and place, and does not
+    depend on how an array is sharded, so no array has to be gathered. Each element is
+    mixed before the sum: a plain weighted sum would miss an even number of flipped
+    sign bits.
     """
-    names = [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree_util.tree_leaves_with_path(tree)
-    ]
-    sums = jax.device_get([_checksum_of(leaf) for leaf in jax.tree.leaves(tree)])
-    return {name: int(value) for name, value in zip(names, sums, strict=True)}
+    return {
+        name: "".join(f"{word:08x}" for word in words)
+        for name, words in _of_arrays(tree, _hash).items()
+    }
+
+
+def old_fingerprint(tree: Any) -> dict[str, int]:
+    """Returns the fingerprint that versions before 0.2 recorded.
+
+    It misses an even number of flipped sign bits.
+    """
+    return {name: int(word) for name, word in _of_arrays(tree, _sum).items()}
+
+
+def changed_arrays(tree: Any, expected: Mapping[str, str | int]) -> list[str]:
+    """Returns the names of the arrays whose fingerprint is not the expected one.
+
+    Args:
+      tree: Arrays.
+      expected: A fingerprint of these arrays and maybe of others. That of a checkpoint
+        from before version 0.2 holds integers, and is verified as it was made.
+    """
+    is_old = any(isinstance(value, int) for value in expected.values())
+    found = old_fingerprint(tree) if is_old else fingerprint(tree)
+    return [name for name in found if found[name] != expected.get(name)]
+
+
+def _checksum_of_record(record: Mapping[str, Any]) -> str:
+    # As it will be read: JSON has no tuples, and its keys are strings.
+    record = json.loads(json.dumps(record))
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _meet(*, key: str, timeout_ms: int) -> None:
@@ -379,31 +484,63 @@ def _written_here(tree: Any) -> Any:
     return structure.unflatten(leaves)
 
 
-def _checksum_of(x: Any) -> jax.Array:
-    # One program a shape, of which a network has few: all in one compile twice as long.
-    x = jnp.asarray(x)
-    if x.is_fully_replicated:
-        # On one device; of several, each would do the same.
-        return _checksum(x.addressable_data(0))
-    # CPU devices abort where collectives of many programs wait.
-    return jax.block_until_ready(_checksum(x))
+def _of_arrays(tree: Any, function: Callable) -> dict[str, np.ndarray]:
+    """Applies a jitted function to each array of a tree; keys are the names."""
+
+    def of_array(x: Any) -> jax.Array:
+        # One program a shape, of which a network has few: one program for all of them
+        # takes twice as long to compile.
+        x = jnp.asarray(x)
+        if x.is_fully_replicated:
+            # On one device; with several, each would compute the same.
+            return function(x.addressable_data(0))
+        # CPU devices abort where collectives of many programs wait.
+        return jax.block_until_ready(function(x))
+
+    names = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+    found = jax.device_get([of_array(leaf) for leaf in jax.tree.leaves(tree)])
+    return dict(zip(names, found, strict=True))
 
 
-@jax.jit
-def _checksum(x: jax.Array) -> jax.Array:
+def _bits_and_places(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The bits of each element as uint32, and its number in row-major order."""
     if x.dtype != jnp.bool_:
         x = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
-    bits, place = x.astype(jnp.uint32), jnp.uint32(0)
-    # The number of each element, in the order of rows.
+    place = jnp.zeros(x.shape, jnp.uint32)
     for axis, length in enumerate(x.shape):
         place = place * np.uint32(length)
         place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    # An odd factor is invertible modulo 2**32: every place and every bit counts.
+    return x.astype(jnp.uint32), place
+
+
+@jax.jit
+def _hash(x: jax.Array) -> UInt32[Array, "2"]:
+    bits, place = _bits_and_places(x)
+    words = [
+        jnp.sum(_mixed(bits ^ _mixed(place + seed)), dtype=jnp.uint32)
+        for seed in (np.uint32(0x9E3779B9), np.uint32(0x7F4A7C15))
+    ]
+    return jnp.stack(words)
+
+
+def _mixed(x: jax.Array) -> jax.Array:
+    """The finalizer of MurmurHash3, a bijection that spreads each bit over all."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        x = (x ^ (x >> shift)) * np.uint32(factor)
+    return x ^ (x >> 16)
+
+
+@jax.jit
+def _sum(x: jax.Array) -> UInt32[Array, ""]:
+    bits, place = _bits_and_places(x)
     return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
 
 
 def find_versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Returns the versions of the packages that a result depends on, by name."""
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     found = {name: importlib.metadata.version(name) for name in (*names, "pillow")}
     return {"python": platform.python_version(), **found}

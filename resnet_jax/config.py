@@ -7,7 +7,7 @@ import inspect
 import json
 import pathlib
 import runpy
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NoReturn
 
 import ml_collections
@@ -17,16 +17,31 @@ from resnet_jax.errors import UserError, nearest
 
 UNITS = ("steps", "epochs", "examples")
 
-# What may differ when a run goes on: it changes no parameter.
+# These may differ when a run resumes, since they change no parameter.
 MAY_CHANGE = (
     "checkpoint.",
     "evaluate.",
-    "init_from",  # only a fresh run reads it
     "log_every.",
     "sharding.",
-    "data.num_workers",
-    "data.num_threads",
+    "data.cache",
     "data.data_dir",
+    "data.eval_size",
+    "data.eval_split",
+    "data.num_threads",
+    "data.num_workers",
+    "data.on_bad_image",
+)
+# These may not where evaluations set the learning rate (`optim.schedule=plateau`).
+FOR_PLATEAU = ("evaluate.every.", "evaluate.views", "data.eval_size", "data.eval_split")
+# These may where all steps keep their learning rates.
+SETS_RATES = ("optim.schedule", "optim.decay_at")
+# `dependencies.py` compares what is behind these: images, weights, length of the run.
+COMPARED_OTHERWISE = (
+    "data.source",
+    "data.eval_source",
+    "distill.teacher_init",
+    "init_from",
+    "total.",
 )
 
 
@@ -157,17 +172,59 @@ def as_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
-def differences(old: Mapping, new: ConfigDict) -> list[str]:
-    """What keeps a run from going on with another config: 'key: old -> new' each.
+def from_saved(saved: Mapping[str, Any]) -> ConfigDict:
+    """Returns the config that was saved as JSON, with the types that overrides need.
+
+    A key that the saved config lacks, as it was written by an older version, gets its
+    default.
+    """
+    config = _defaults()
+    with config.ignore_type():
+        _fill(config, saved)
+    return config
+
+
+def _fill(config: ConfigDict, saved: Mapping[str, Any]) -> None:
+    for key, value in saved.items():
+        default = config.get(key)
+        is_section = isinstance(default, ConfigDict) and set(default) - set(UNITS)
+        if is_section and isinstance(value, Mapping):
+            _fill(default, value)
+        else:
+            config[key] = _as_tuples(value)
+
+
+def _as_tuples(value: Any) -> Any:
+    """Turns the lists of JSON, at any depth, into tuples."""
+    if isinstance(value, list):
+        return tuple(map(_as_tuples, value))
+    if isinstance(value, Mapping):
+        return {key: _as_tuples(part) for key, part in value.items()}
+    return value
+
+
+def _defaults() -> ConfigDict:
+    from configs import common
+
+    return common.get_config()
+
+
+def differences(
+    old: Mapping, new: ConfigDict, may_differ: Callable[[str], bool] = lambda key: False
+) -> list[str]:
+    """Returns how two configs differ, as 'key: old -> new' for each key.
 
     A key that the old one lacks, as it was written by an older version, has the default
     value of `configs/common.py`, which is what the run did.
-    """
-    from configs import common
 
+    Args:
+      old: The saved config.
+      new: The config to compare with it.
+      may_differ: Tells of a key, such as `optim.momentum`, that it is not compared.
+    """
     # Through JSON, where tuples are lists.
     flat_new = flatten(json.loads(as_json(new)))
-    defaults = flatten(json.loads(as_json(common.get_config())))
+    defaults = flatten(json.loads(as_json(_defaults())))
     flat_old = flatten(old)
     flat_old |= {
         key: defaults[key]
@@ -176,7 +233,7 @@ def differences(old: Mapping, new: ConfigDict) -> list[str]:
     found = []
     for key in sorted(flat_old.keys() | flat_new.keys()):
         before, after = flat_old.get(key, "nothing"), flat_new.get(key, "nothing")
-        if before != after and not key.startswith(MAY_CHANGE):
+        if before != after and not may_differ(key):
             found.append(f"{key}: {before!r} -> {after!r}")
     return found
 
@@ -239,6 +296,23 @@ def override(config: ConfigDict, arguments: list[str]) -> None:
             node[last] = text
         except TypeError as error:
             raise UserError(f"{argument!r}: {error}.") from None
+
+
+def for_evaluation(config: ConfigDict, devices: int) -> ConfigDict:
+    """Returns a config that evaluates the same on any number of devices.
+
+    What only training needs is set to what every network and batch size allows.
+    """
+    config = ConfigDict(config.to_dict())
+    with config.ignore_type():
+        batch_size = config.evaluate.batch_size or config.batch_size
+        config.batch_size = -(-batch_size // devices) * devices
+        config.evaluate.batch_size = 0
+        config.model.bn_group_size = "global"
+        config.optim.microbatches = 1
+        config.mix.mixup_alpha = config.mix.cutmix_alpha = 0.0
+        config.distill.teacher = ""
+    return config
 
 
 def for_dry_run(config: ConfigDict, devices: int) -> ConfigDict:

@@ -97,10 +97,11 @@ def problem_of_memory(error: Exception) -> str:
         return ""
     reason = said[said.index(sign) :].splitlines()[0].rstrip(".")
     return (
-        f"A device has too little memory for this run ({reason[:200]}). Take a smaller"
-        " batch_size or data.image_size, or have a step take the batch in parts"
+        f"A device has too little memory for this run ({reason[:200]}). Start one with"
+        " a smaller batch_size or data.image_size, or with gradient accumulation"
         " (--config.optim.microbatches=2); python -m resnet_jax.plan --largest tells"
-        " what fits."
+        " what fits. A run that has a checkpoint can only resume on more or larger"
+        " devices, or with --config.sharding.params=fsdp."
     )
 
 

@@ -2,23 +2,32 @@
 
 import dataclasses
 import json
+import logging
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
-from resnet_jax import sharding, storage, writers
-from resnet_jax.checkpoints import Checkpoints
+from resnet_jax import sharding, writers
+from resnet_jax.checkpoints import open_checkpoints
+from resnet_jax.config import as_json, differences, from_saved, override
 from resnet_jax.data.evalsets import summarize
 from resnet_jax.data.loader import bad_indices
+from resnet_jax.data.sources import RecordedSplit
+from resnet_jax.dependencies import data_changes, describe_data, spec_change
 from resnet_jax.errors import UserError
 from resnet_jax.preemption import Preemption
 from resnet_jax.setup import Setup, set_up
 from resnet_jax.step import TrainState
 from resnet_jax.storage import Path
+
+log = logging.getLogger(__name__)
+
+# Beginnings of the keys that say which arrays a network has.
+NETWORK = ("model.name", "model.overrides", "model.scan_blocks")
 
 
 @dataclasses.dataclass
@@ -178,50 +187,65 @@ def evaluate_sets(
 
 
 def evaluate_workdir(
-    config: ConfigDict,
     workdir: Path,
-    which: str,
+    which: str = "best",
+    overrides: Sequence[str] = (),
     command: str = "",
+    *,
+    given: ConfigDict | None = None,
     **limits: float,
 ) -> dict:
     """Evaluates a checkpoint of a workdir; writes `eval_SPLIT.json` there.
 
+    The config is the run's own, as the checkpoint recorded it, and so are the classes:
+    the training images need not be there.
+
     Args:
-      config: the run's; `data` and `evaluate` may say what else to evaluate, and how.
-      workdir: of the run.
-      which: `best` or `last`.
-      command: what repeats the evaluation, for the result.
+      workdir: The run's directory.
+      which: The checkpoint: `best` or `last`.
+      overrides: What to evaluate otherwise, as `--config.KEY=VALUE` each; the result
+        names what differs from the run's own evaluation.
+      command: The command that repeats the evaluation, for the result.
+      given: A config that the user named; a warning says where it is not the run's.
       limits: `grace` and `stall_timeout` of `Preemption`.
 
     Raises:
-      UserError: there is no such checkpoint, or it holds another network.
-      PreemptedError: a signal asked the evaluation to stop.
+      UserError: There is no such checkpoint, or other classes or another network were
+        asked for.
+      PreemptedError: A signal asked the evaluation to stop.
     """
-    saved_config = workdir / "config.json"
-    with storage.telling(workdir):
-        there = saved_config.exists()
-    if not there:
-        raise UserError(f"{workdir} holds no run to evaluate (no config.json).")
-    old = json.loads(saved_config.read_text())
-    changed = [
-        line
-        for line in config_lib.differences(old, config)
-        if line.startswith(("model.name", "model.overrides", "ema_decay"))
-    ]
-    if changed:
-        raise UserError(f"{workdir} holds another network ({'; '.join(changed)}).")
-    with Preemption(workdir, **limits) as preemption:
-        setup = set_up(config)
-        with Checkpoints.open(setup, workdir) as saved:
-            steps = saved.steps()
-            if not steps:
-                raise UserError(f"{workdir} holds no checkpoint yet.")
-            best = saved.best_step()
-            step = steps[-1] if which == "last" or best is None else best
-            state, progress = saved.restore(step, setup.state_like())
-        if jax.process_index() == 0:
-            where = setup.test.source.where
-            writers.say(f"evaluating the checkpoint of step {step} on {where}")
+    with (
+        Preemption(workdir, **limits) as preemption,
+        open_checkpoints(workdir) as saved,
+    ):
+        best = saved.best_step() if which == "best" else None
+        step = saved.steps()[-1] if best is None else best
+        record = saved.read(step)
+        config = from_saved(record["config"])
+        override(config, list(overrides))
+        changed = differences(record["config"], config)
+        _check_network(record["config"], config, workdir)
+        _check_given(config, given, workdir)
+        setup = _set_up_as_trained(config, record, workdir)
+        changed += _check_split(setup, record, changed)
+        like = setup.state_like()
+        wanted = {"ema": like.ema}
+        if not like.ema:
+            wanted = {"params": like.params, "batch_stats": like.batch_stats}
+        variables = saved.restore(step, wanted)
+        state = TrainState(
+            step=step,
+            params=variables.get("params"),
+            batch_stats=variables.get("batch_stats"),
+            opt_state=None,
+            ema=variables.get("ema"),
+        )
+        chief = jax.process_index() == 0
+        say = writers.say if chief else lambda text: None
+        where = setup.test.source.where
+        say(f"evaluating the checkpoint of step {step} on {where}")
+        for line in changed:
+            say(f"other than in training: {line}")
         preemption.check()
         eval_steps = setup.compile_eval_steps()
         preemption.check()
@@ -229,16 +253,72 @@ def evaluate_workdir(
         sets = evaluate_sets(setup, eval_steps, state, after_batch=preemption.check)
     content = {
         **result.scalars(),
-        "step": progress.step,
+        "step": step,
         "checkpoint": which,
-        "split": setup.test.source.where,
+        "split": where,
+        "changed": changed,
         "bad_images": [setup.test.source.name(i) for i in result.bad_images],
         "sets": sets,
         "command": command,
     }
-    if jax.process_index() == 0:
+    if chief:
         name = re.sub(r"[^\w]+", "_", config.data.eval_split).strip("_")
         writers.write_json(workdir / f"eval_{name}.json", content)
         for name, values in sets.items():
-            writers.say(f"{name}: {writers.describe(values)}")
+            say(f"{name}: {writers.describe(values)}")
     return content
+
+
+def _check_network(old: Mapping, config: ConfigDict, workdir: Path) -> None:
+    """Raises UserError if overrides ask for other arrays than a run has."""
+    asked = [x for x in differences(old, config) if x.startswith(NETWORK)]
+    if config.ema_decay and not old.get("ema_decay"):
+        asked.append("ema_decay: it has no averaged parameters")
+    if asked:
+        raise UserError(
+            f"{workdir} holds another network ({'; '.join(asked)}); leave that"
+            " override out."
+        )
+
+
+def _check_given(config: ConfigDict, given: ConfigDict | None, workdir: Path) -> None:
+    """Tells where a config that the user named is not what is evaluated."""
+    lines = differences(json.loads(as_json(config)), given) if given else []
+    if not lines:
+        return
+    if of_network := [line for line in lines if line.startswith(NETWORK)]:
+        raise UserError(
+            f"{workdir} holds another network than --config"
+            f" ({'; '.join(of_network)}). Leave --config out: the run's own is used."
+        )
+    log.warning(
+        "--config differs from the run's own config (%s%s), which is used; give"
+        " --config.KEY=VALUE for what is to differ.",
+        *("; ".join(lines[:3]), " ..." if len(lines) > 3 else ""),
+    )
+
+
+def _set_up_as_trained(config: ConfigDict, record: Mapping, workdir: Path) -> Setup:
+    """Returns a setup that evaluates the network of a checkpoint's record."""
+    data = record.get("data")
+    train = None
+    if data:
+        size, where = data["train"]["images"], config.data.source
+        train = RecordedSplit(tuple(data["classes"]), size, where)
+    mesh = sharding.make_mesh()
+    setup = set_up(config_lib.for_evaluation(config, mesh.size), mesh, train)
+    if change := spec_change(record["spec"], setup.model.spec):
+        raise UserError(
+            f"{workdir} holds another network ({change}); evaluate it on images of"
+            " the classes that it was trained for, without overrides of the network."
+        )
+    return setup
+
+
+def _check_split(setup: Setup, record: Mapping, changed: Sequence[str]) -> list[str]:
+    """Returns how the images of the split differ although the same were asked for."""
+    keys = "data.source", "data.eval_source", "data.eval_split", "data.data_dir"
+    if "data" not in record or any(line.startswith(keys) for line in changed):
+        return []
+    data = describe_data(setup.train.source, setup.test.source)
+    return data_changes(record["data"], data, ["eval"])

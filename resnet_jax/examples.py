@@ -1,6 +1,7 @@
 """What a config makes of its data: the examples, and how large they are when."""
 
 import dataclasses
+import functools
 
 from ml_collections import ConfigDict
 
@@ -66,23 +67,31 @@ def eval_size(config: ConfigDict) -> int:
 
 
 def open_examples(
-    config: ConfigDict,
+    config: ConfigDict, train: Source | None = None
 ) -> tuple[Examples, Examples, dict[str, EvaluationSet]]:
-    """The examples of the two splits, augmented and not, and more to evaluate."""
+    """Opens the examples of the two splits, augmented and not, and more to evaluate.
+
+    Args:
+      config: The run's config.
+      train: Stands for the training split, which is then not opened; an evaluation
+        needs no more than its classes.
+
+    Raises:
+      UserError: A split cannot be opened, or its classes are not those of the other.
+    """
     data = config.data
     fake_shape = (data.image_size, data.image_size, data.channels)
-    train, test = (
-        open_source(source, split, data_dir=data.data_dir, fake_shape=fake_shape)
-        for source, split in (
-            (data.source, data.train_split),
-            (data.eval_source or data.source, data.eval_split),
-        )
+    open_split = functools.partial(
+        open_source, data_dir=data.data_dir, fake_shape=fake_shape
     )
-    if data.eval_source:
+    recorded = train is not None
+    train = train or open_split(data.source, data.train_split)
+    test = open_split(data.eval_source or data.source, data.eval_split)
+    if data.eval_source or recorded:
         test = with_classes(test, train.classes)
     else:
         check_same_classes(train, test)
-    if data.shots:
+    if data.shots and not recorded:
         train = few_shot(train, data.shots, config.seed)
     test = cached(test, data.channels, data.cache)
     common = {"channels": data.channels, "skip_bad": data.on_bad_image == "skip"}

@@ -56,14 +56,26 @@ REFUSALS = (
 )
 MODES = ("train", "eval", "dry_run")
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "The recipe, a file of configs/. --mode=eval needs none: it takes the run's own"
+    " config from the workdir.",
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where this one run keeps everything.")
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
     MODES,
-    "train: goes on where the workdir stands. eval: evaluates a checkpoint of the"
-    " workdir. dry_run: two steps of the config on fake data at a small size.",
+    "train: starts a run, or resumes the one in the workdir. eval: evaluates a"
+    " checkpoint of the workdir as it was trained, or as --config.KEY=VALUE say"
+    " otherwise. dry_run: two steps of the config on fake data at a small size.",
+)
+_EXTEND = flags.DEFINE_boolean(
+    "extend",
+    False,
+    "Resumes a run with a larger config.total although its learning rate schedule"
+    " depends on that: finished steps keep the rates that they had.",
 )
 _CHECKPOINT = flags.DEFINE_enum(
     "checkpoint", "best", ("best", "last"), "Which checkpoint --mode=eval takes."
@@ -98,9 +110,12 @@ def parse(argv: list[str]) -> None:
     argv = rewrite_durations(argv)
     # The config flag looks for its overrides here.
     sys.argv = argv
-    path = _config_path(argv)
+    path = _value_of("config", argv)
     if path is not None:
         file_of(path)
+    if path is None and _value_of("mode", argv) == "eval":
+        # They override the run's own config, which is not read yet.
+        argv = [x for x in argv if not x.startswith("--config.")]
     try:
         rest = flags.FLAGS(argv)[1:]
     except flags.Error as error:
@@ -116,18 +131,29 @@ def parse(argv: list[str]) -> None:
         raise
     if rest:
         raise UserError(f"What is {rest[0]!r}? Arguments are written --name=value.")
-    if _CONFIG.value is None:
-        raise UserError("Which config? Give --config=configs/quickstart.py, say.")
+    if _CONFIG.value is None and _MODE.value != "eval":
+        raise UserError(
+            "--config is required, for example --config=configs/quickstart.py."
+        )
     if _WORKDIR.value is None and _MODE.value != "dry_run":
-        raise UserError("Where to? Give --workdir=runs/NAME: one directory a run.")
+        raise UserError(
+            "--workdir is required, for example --workdir=runs/NAME: one directory a"
+            " run."
+        )
 
 
-def _config_path(argv: list[str]) -> str | None:
+def _value_of(flag: str, argv: list[str]) -> str | None:
+    """Returns what a command line gives for a flag; None if it is not there."""
     for argument, following in zip(argv, [*argv[1:], None], strict=True):
-        name, equals, path = argument.partition("=")
-        if name in ("--config", "-config"):
-            return path if equals else following
+        name, equals, value = argument.partition("=")
+        if name in (f"--{flag}", f"-{flag}"):
+            return value if equals else following
     return None
+
+
+def _overrides() -> list[str]:
+    """Returns the `--config.KEY=VALUE` of the command line."""
+    return [argument for argument in sys.argv if argument.startswith("--config.")]
 
 
 def _seconds(text: str, flag: str) -> float:
@@ -152,8 +178,10 @@ def connect() -> None:
         _PROCESS_ID.value,
         _seconds(_INITIALIZATION_TIMEOUT.value, "initialization_timeout"),
     )
-    told = {name: flags.FLAGS[name].value for name in ("mode", "checkpoint")}
-    config = json.loads(as_json(_CONFIG.value))
+    names = ("mode", "checkpoint", "extend")
+    told = {name: flags.FLAGS[name].value for name in names}
+    told["config.*"] = _overrides()
+    config = json.loads(as_json(_CONFIG.value)) if _CONFIG.value else {}
     processes.check_same(
         "start",
         {
@@ -246,9 +274,12 @@ def run(command: str) -> None:
         return
     workdir = path_of(_WORKDIR.value)
     if _MODE.value == "eval":
-        result = evaluate_workdir(config, workdir, _CHECKPOINT.value, command, **limits)
+        result = evaluate_workdir(
+            workdir, _CHECKPOINT.value, _overrides(), command, given=config, **limits
+        )
     else:
-        result = train(config, workdir, command, began=_BEGAN, **limits)
+        extend = _EXTEND.value
+        result = train(config, workdir, command, extend=extend, began=_BEGAN, **limits)
     if jax.process_index() == 0:
         if _MODE.value == "train":
             say(f"report: {workdir / 'report.png'}")

@@ -96,10 +96,18 @@ def make_schedule(
         for duration in optim.decay_at:
             at = steps_of(duration, "optim.decay_at")
             if at >= total_steps:
+                reached = tuple(
+                    dict(one)
+                    for one in optim.decay_at
+                    if steps_of(one, "optim.decay_at") < total_steps
+                )
+                without = f'--config.optim.decay_at="{reached}"'
+                if not reached:
+                    without = "--config.optim.schedule=constant"
                 raise UserError(
                     f"optim.decay_at={dict(duration)} is step {at}, but the run"
-                    f" (config.total) has only {total_steps}; leave it out, or lengthen"
-                    " the run."
+                    f" (config.total) has only {total_steps}; leave it out with"
+                    f" {without}, or lengthen the run."
                 )
             behind = max(at - begin, 0)
             # Two decays may fall on the same step.

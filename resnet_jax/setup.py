@@ -365,19 +365,22 @@ def _with_sharding(shapes, sharding_of: Callable):
     )
 
 
-def set_up(config: ConfigDict, mesh: Mesh | None = None) -> Setup:
+def set_up(
+    config: ConfigDict, mesh: Mesh | None = None, train: Source | None = None
+) -> Setup:
     """Opens the data, makes network and optimiser; computes nothing.
 
     Args:
       config: see `configs/common.py`.
       mesh: of devices that need not be there; None: all of the run.
+      train: Stands for the training split; see `open_examples`.
 
     Raises:
       UserError: something in the config cannot be.
     """
     mesh = mesh or sharding.make_mesh()
     _check_values(config, mesh)
-    train, test, sets = open_examples(config)
+    train, test, sets = open_examples(config, train)
     train_size = len(train.source)
     total_steps = to_steps(config.total, config.batch_size, train_size, "total")
     if total_steps < 1:

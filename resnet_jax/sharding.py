@@ -149,8 +149,9 @@ def check_batch_size(key: str, batch_size: int, mesh: Mesh) -> None:
     if batch_size < 1 or batch_size % devices:
         legal = range(devices, max(batch_size, 0) + devices + 1, devices)
         raise UserError(
-            f"{key}={batch_size} cannot be divided over {devices} devices; the nearest"
-            f" that can: {nearest_numbers(batch_size, legal)}."
+            f"{key}={batch_size} cannot be divided over {devices} devices; use a"
+            " number of devices that divides it, or start a run with"
+            f" {nearest_numbers(batch_size, legal)}."
         )
 
 

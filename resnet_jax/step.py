@@ -131,8 +131,8 @@ def group_size_of(
     if microbatches not in legal:
         raise UserError(
             f"optim.microbatches={microbatches} does not cut a batch of {batch_size}"
-            f" into equal parts for {devices} devices; the nearest that does:"
-            f" {nearest_numbers(microbatches, legal)}."
+            f" into equal parts for {devices} devices; use fewer devices, or start a"
+            f" run with {nearest_numbers(microbatches, legal)}."
         )
     microbatch = batch_size // microbatches
     if chosen == "global":

@@ -1,31 +1,34 @@
 """Training from top to bottom: set up, restore, compile, step, log, evaluate, save."""
 
 import contextlib
-import dataclasses
 import logging
 import os
 import time
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import checkpoints, processes, report, sharding, writers
 from resnet_jax.checkpoints import Checkpoints, Progress
 from resnet_jax.data.loader import WorkerDiedError, bad_indices
+from resnet_jax.dependencies import UNKNOWN, Resume, describe_data, describe_weights
 from resnet_jax.errors import UserError
 from resnet_jax.evaluate import Evaluation, Gallery, evaluate, evaluate_sets
+from resnet_jax.initial import (
+    first_state,
+    initial_weights,
+    teacher_variables,
+    teacher_weights,
+)
 from resnet_jax.models.cost import count
-from resnet_jax.models.scan import stack_blocks
 from resnet_jax.optim import set_rate_factor
 from resnet_jax.preemption import PreemptedError, Preemption
 from resnet_jax.recompute import recompute_statistics
 from resnet_jax.setup import Setup, set_up, summary
 from resnet_jax.step import TrainState
 from resnet_jax.storage import Path
-from resnet_jax.weights.load import load
 from resnet_jax.workdir import claimed
 from resnet_jax.writers import Writer
 
@@ -112,7 +115,9 @@ class Meter:
                 f"The loss is not finite at step {bad[0]}"
                 f"{f' and {len(bad) - 1} later ones' if len(bad) > 1 else ''}; nothing"
                 " of it was saved. Try a smaller optim.learning_rate, a longer"
-                " optim.warmup, optim.clip_norm=1, or model.dtype=float32."
+                " optim.warmup, optim.clip_norm=1, or model.dtype=float32: in another"
+                " --workdir if this one has a checkpoint, from which"
+                " --config.init_from=WORKDIR can start."
             )
         images = len(steps) * config.batch_size
         progress.seconds += elapsed
@@ -148,9 +153,9 @@ class Meter:
         self._advised = True
         log.warning(
             "The devices waited for images %.0f %% of the time. What helps: images in"
-            " memory, if they fit (--config.data.cache=ram); smaller files (python -m"
-            " resnet_jax.prepare ... --max_side=400); more cores for each device than"
-            " these %d for %d.",
+            " memory, if they fit (--config.data.cache=ram); more cores for each device"
+            " than these %d for %d; and, for the next run, smaller files (python -m"
+            " resnet_jax.prepare ... --max_side=400).",
             *(100 * waiting, os.cpu_count() or 1, jax.local_device_count()),
         )
 
@@ -164,6 +169,7 @@ def train(
     workdir: Path,
     command: str = "",
     *,
+    extend: bool = False,
     began: float | None = None,
     **limits: float,
 ) -> dict:
@@ -173,6 +179,8 @@ def train(
       config: see `configs/common.py`.
       workdir: of this one run; it holds all that the run leaves behind.
       command: what repeats the run, for the result.
+      extend: Whether a run may resume with a larger `config.total` although its
+        learning rates depend on that; see `dependencies.Resume`.
       began: the time of `time.perf_counter` when the command was given.
       limits: `grace` and `stall_timeout` of `Preemption`.
 
@@ -188,20 +196,39 @@ def train(
         last = setup.total_steps
         chief = jax.process_index() == 0
         say = writers.say if chief else lambda text: None
-        stack.enter_context(claimed(workdir, config))
+        stack.enter_context(claimed(workdir))
         say(summary(setup, workdir))
+        saved = stack.enter_context(Checkpoints.open(setup, workdir))
+        data = describe_data(setup.train.source, setup.test.source)
+        record = saved.newest_record()
+        # A finished run learns no more, so its teacher may be gone.
+        finished = record and record["progress"]["step"] >= last
+        teacher = None if finished else teacher_weights(setup)
+        about_teacher = describe_weights(config.distill.teacher_init, teacher)
+        if record:
+            resume = Resume(workdir, record, setup, data, about_teacher)
+            for note in resume.check(extend):
+                say(note)
+            about_teacher = about_teacher or record.get("teacher")
+        if chief:
+            writers.write_json(workdir / "config.json", config.to_dict())
         start.done("data")
 
         # Restore.
-        saved = stack.enter_context(Checkpoints.open(setup, workdir))
         restored = saved.restore_latest(setup.state_like())
         if restored:
             state, progress = restored
             say(f"going on from the checkpoint of step {progress.step}")
+            about_weights = record.get("init", UNKNOWN)
         else:
-            state, progress = first_state(setup), Progress()
-            if config.init_from:
+            weights = initial_weights(setup)
+            state, progress = first_state(setup, weights), Progress()
+            if weights:
                 say(f"starting from the weights of {config.init_from}")
+            about_weights = describe_weights(config.init_from, weights)
+        saved.about |= {"data": data, "init": about_weights, "teacher": about_teacher}
+        # Of an extended run.
+        progress.recomputed &= progress.step == last
         on_disk = progress.step if restored else None
         writer = stack.enter_context(
             writers.Writer(workdir, step=progress.step, total_steps=last, active=chief)
@@ -215,7 +242,7 @@ def train(
             say("compiling")
             if progress.step < last:
                 batches = stack.enter_context(setup.train_batches(progress.step))
-                teacher = teacher_variables(setup)
+                teacher = teacher_variables(setup, teacher or teacher_weights(setup))
                 size = setup.train_size(progress.step)
                 train_step = setup.at(size).compile_train_step(teacher)
                 preemption.check()
@@ -342,48 +369,6 @@ def lower_rate(setup: Setup, state: TrainState, progress: Progress) -> TrainStat
     progress.plateau = setup.plateau.after(progress.plateau, top1)
     factor = progress.plateau["factor"]
     return state.replace(opt_state=set_rate_factor(state.opt_state, factor))
-
-
-def first_state(setup: Setup) -> TrainState:
-    """The state before the first step: of the weights of `init_from`, or drawn."""
-    config, model = setup.config, setup.model
-    if not config.init_from:
-        return setup.init_state()
-    fields = dataclasses.asdict(model.spec)
-    _, variables = load(
-        config.init_from, model=config.model.name, seed=config.seed, **fields
-    )
-    if model.scan_blocks:
-        variables = stack_blocks(variables, model.spec)
-    return setup.state_from(variables)
-
-
-def teacher_variables(setup: Setup) -> dict | None:
-    """The variables of `config.distill.teacher`, on the devices; None without one.
-
-    Raises UserError if the weights are not of the student's classes and channels.
-    """
-    distill, teacher = setup.config.distill, setup.teacher()
-    if not teacher:
-        return None
-    spec = teacher.model.spec
-    if distill.teacher_init == "drawn":
-        image = jnp.zeros((1, *setup.batch_like(1, "image")["image"].shape[1:]))
-        variables = jax.jit(teacher.model.init)(jax.random.key(0), image)
-    else:
-        ends = ("num_classes", "in_channels")
-        fields = {k: v for k, v in dataclasses.asdict(spec).items() if k not in ends}
-        card, variables = load(distill.teacher_init, model=distill.teacher, **fields)
-        theirs = card.make_spec()
-        for field in ends:
-            if getattr(theirs, field) != getattr(spec, field):
-                raise UserError(
-                    f"distill.teacher_init={distill.teacher_init} has {field}="
-                    f"{getattr(theirs, field)}, but the student"
-                    f" (model.name={setup.config.model.name}) has"
-                    f" {getattr(spec, field)}; take a teacher of the same data."
-                )
-    return jax.device_put(variables, sharding.replicated(setup.mesh))
 
 
 def note_evaluation(

@@ -10,10 +10,8 @@ import time
 from collections.abc import Iterator
 
 import psutil
-from ml_collections import ConfigDict
 
-from resnet_jax import processes, storage, writers
-from resnet_jax.config import differences
+from resnet_jax import processes, storage
 from resnet_jax.errors import UserError
 from resnet_jax.storage import Path, is_remote
 
@@ -29,20 +27,20 @@ GIVEN_BACK = 5.0
 
 
 @contextlib.contextmanager
-def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
-    """Holds the workdir for this run, or raises UserError if it is another one's.
+def claimed(workdir: Path) -> Iterator[None]:
+    """Holds the workdir for this run.
 
     Process 0 does; the other processes must see what it wrote there.
+
+    Raises UserError if another run holds it, or it is another program's.
     """
     with contextlib.ExitStack() as held:
 
         def claim() -> str:
             with storage.telling(workdir):
-                _check(workdir, config)
+                _check(workdir)
                 storage.make_directory(workdir)
                 lock = held.enter_context(Lock(workdir))
-                if not (workdir / "config.json").exists():
-                    writers.write_json(workdir / "config.json", config.to_dict())
             return lock.token
 
         token = processes.first_does("workdir", claim)
@@ -68,24 +66,16 @@ def _not_shared(workdir: Path, token: str) -> str:
     return ""
 
 
-def _check(workdir: Path, config: ConfigDict) -> None:
-    """Raises UserError if a workdir is another run's, or another program's."""
-    ours = ("checkpoints", "metrics.jsonl", "result.json", "report.png", "tensorboard")
-    found = [name for name in ours if (workdir / name).exists()]
-    saved = workdir / "config.json"
-    if saved.exists():
-        changed = differences(json.loads(saved.read_text()), config)
-        if changed:
+def _check(workdir: Path) -> None:
+    """Raises UserError if a workdir is another program's."""
+    if (workdir / "config.json").exists():
+        return
+    for name in ("metrics.jsonl", "result.json", "report.png", "tensorboard"):
+        if (workdir / name).exists():
             raise UserError(
-                f"{workdir} holds a run with another config ({'; '.join(changed[:3])}"
-                f"{' ...' if len(changed) > 3 else ''}); choose another --workdir, or"
-                " the old settings to go on with that run."
+                f"{workdir} already holds a {name} but no config.json, so it is not"
+                " this program's; choose another --workdir."
             )
-    elif found:
-        raise UserError(
-            f"{workdir} already holds a {found[0]} but no config.json, so it is not"
-            " this program's; choose another --workdir."
-        )
 
 
 class Lock:

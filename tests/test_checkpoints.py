@@ -108,7 +108,7 @@ def test_the_last_ones_and_the_best_are_kept(tmp_path):
         assert saved.best_step() == 2
     with open_at(tmp_path) as saved:
         assert saved.best_step() == 2
-        restored, _ = saved.restore(2, like(state_of(2), 1))
+        restored = saved.restore(2, like(state_of(2), 1))
     assert_equal(restored, state_of(2))
 
 

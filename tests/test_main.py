@@ -37,7 +37,7 @@ for line in open(sys.argv[1]).read().splitlines():
     folder = "--config.data.source=folder:"
     splits = "--config.data.eval_split=validation"
     cases = [
-        ([work], "Which config"),
+        ([work], "--config=configs/quickstart.py"),
         ([QUICK], "--workdir=runs/NAME"),
         (["--config=configs/quickstrat.py", work], "configs/quickstart.py"),
         ([QUICK, work, "--mod=eval"], "mode"),

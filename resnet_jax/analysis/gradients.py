@@ -23,9 +23,11 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from resnet_jax import losses, sharding, step, storage
-from resnet_jax.checkpoints import Checkpoints
-from resnet_jax.config import load, override
+from resnet_jax.checkpoints import open_checkpoints
+from resnet_jax.config import from_saved, load, override
+from resnet_jax.dependencies import spec_change
 from resnet_jax.errors import UserError
+from resnet_jax.initial import first_state, initial_weights
 from resnet_jax.models import build
 from resnet_jax.models.cost import init_shapes
 from resnet_jax.models.scan import unstack_blocks
@@ -33,7 +35,6 @@ from resnet_jax.models.zoo import Spec
 from resnet_jax.setup import Setup, set_up
 from resnet_jax.step import TrainState, Tree
 from resnet_jax.storage import Path
-from resnet_jax.train import first_state
 from resnet_jax.writers import write_json
 
 
@@ -103,26 +104,13 @@ def compile_norms(setup: Setup) -> Callable[..., Float[Array, "blocks"]]:
     return jax.jit(norms, out_shardings=placed).lower(like, batch).compile()
 
 
-def newest_state(setup: Setup, workdir: Path) -> TrainState:
-    """The newest checkpoint of a run; raises UserError if there is none."""
-    if not (workdir / "checkpoints").exists():
-        raise UserError(
-            f"{workdir} holds no checkpoint; leave --workdir out for initial weights."
-        )
-    with Checkpoints.open(setup, workdir) as saved:
-        restored = saved.restore_latest(setup.state_like())
-    if not restored:
-        raise UserError(f"{workdir} holds no checkpoint yet.")
-    return restored[0]
-
-
 def measure(config: ConfigDict, workdir: Path | None = None, batches: int = 4) -> dict:
     """Norms on the first batches of the training split.
 
     Args:
-      config: of the run; its augmentation counts.
-      workdir: of the run whose newest checkpoint is taken; None: the initial weights.
-      batches: how many.
+      config: The config of the run; its augmentation counts.
+      workdir: The run whose newest checkpoint is taken; None takes initial weights.
+      batches: The number of batches.
 
     Returns:
       `model`, `step`, and `norms`: of each block's name, a list of one norm a batch.
@@ -133,7 +121,10 @@ def measure(config: ConfigDict, workdir: Path | None = None, batches: int = 4) -
     if batches < 1:
         raise UserError(f"--batches={batches} must be at least 1.")
     setup = set_up(config)
-    state = newest_state(setup, workdir) if workdir else first_state(setup)
+    if workdir:
+        state = _newest_state(setup, workdir)
+    else:
+        state = first_state(setup, initial_weights(setup))
     names, norms_of = block_names(setup.model.spec), compile_norms(setup)
     with setup.train_batches(0, batches) as made:
         found = [np.asarray(norms_of(state, setup.to_devices(batch))) for batch in made]
@@ -142,6 +133,19 @@ def measure(config: ConfigDict, workdir: Path | None = None, batches: int = 4) -
         "step": int(state.step),
         "norms": dict(zip(names, np.array(found).T.tolist(), strict=True)),
     }
+
+
+def _newest_state(setup: Setup, workdir: Path) -> TrainState:
+    """Returns the newest checkpoint's parameters and statistics as a state."""
+    like = setup.state_like()
+    with open_checkpoints(workdir) as saved:
+        step = saved.steps()[-1]
+        if change := spec_change(saved.read(step)["spec"], setup.model.spec):
+            raise UserError(f"{workdir} holds another network ({change}).")
+        arrays = {"params": like.params, "batch_stats": like.batch_stats}
+        restored = saved.restore(step, arrays)
+    state = setup.state_from(jax.device_get(restored))
+    return state.replace(step=jnp.int32(step))
 
 
 def draw(measured: dict, path: Path) -> Path:
@@ -174,12 +178,22 @@ def main(argv: list[str]) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT")
-    parser.add_argument("--workdir", type=storage.path_of, help="of the run")
+    parser.add_argument(
+        "--config", help="FILE.py or FILE.py:VARIANT; default: that of the workdir"
+    )
+    parser.add_argument(
+        "--workdir", type=storage.path_of, help="a run; default: initial weights"
+    )
     parser.add_argument("--batches", type=int, default=4)
     parser.add_argument("--save", type=storage.path_of, required=True, help="a .png")
     args, overrides = parser.parse_known_args(argv[1:])
-    config = load(args.config)
+    if args.config:
+        config = load(args.config)
+    elif args.workdir:
+        with open_checkpoints(args.workdir) as saved:
+            config = from_saved(saved.read(saved.steps()[-1])["config"])
+    else:
+        raise UserError("--config or --workdir is required.")
     override(config, overrides)
     measured = measure(config, args.workdir, args.batches)
     for name, values in measured["norms"].items():

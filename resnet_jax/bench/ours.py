@@ -12,11 +12,11 @@ from ml_collections import ConfigDict
 
 from resnet_jax import compile_cache, host
 from resnet_jax.config import load
+from resnet_jax.initial import teacher_variables, teacher_weights
 from resnet_jax.models import create_model, get_spec
 from resnet_jax.models.cost import init_shapes
 from resnet_jax.setup import Setup, set_up
 from resnet_jax.sharding import local_rows
-from resnet_jax.train import teacher_variables
 
 
 def short_config(
@@ -98,7 +98,7 @@ def _compiling(config: ConfigDict) -> Callable[[], None]:
 
     def run() -> None:
         setup = set_up(config)
-        setup.compile_train_step(teacher_variables(setup))
+        setup.compile_train_step(teacher_variables(setup, teacher_weights(setup)))
 
     return run
 

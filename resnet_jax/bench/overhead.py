@@ -18,8 +18,9 @@ from resnet_jax.bench.contender import name_of
 from resnet_jax.bench.ours import fake_batch, short_config
 from resnet_jax.bench.table import Benchmark, row
 from resnet_jax.errors import UserError
+from resnet_jax.initial import teacher_variables, teacher_weights
 from resnet_jax.setup import Setup, set_up
-from resnet_jax.train import teacher_variables, train
+from resnet_jax.train import train
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +59,9 @@ def rows(args: argparse.Namespace) -> Iterator[dict]:
 
 
 def _bare_rate(setup: Setup) -> float:
-    train_step = setup.compile_train_step(teacher_variables(setup))
+    train_step = setup.compile_train_step(
+        teacher_variables(setup, teacher_weights(setup))
+    )
     state, batch = setup.init_state(), fake_batch(setup)
     warm = max(setup.total_steps // 4, 1)
     for i in range(setup.total_steps):

@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 
 from resnet_jax.data.decode import Picture
-from resnet_jax.data.sources import DigitsSource, FakeSource, Source
+from resnet_jax.data.sources import DigitsSource, FakeSource, Source, checksum
 from resnet_jax.errors import BadImageError, UserError
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,11 @@ class MemorySource:
 
     def name(self, index: int) -> str:
         return self.origin.name(index) if self.origin else f"{self.where}/{index}"
+
+    def digest(self) -> str:
+        if self.origin:
+            return self.origin.digest()
+        return checksum(self.where, len(self), np.asarray(self.labels).tolist())
 
 
 def cached(source: Source, channels: int, mode: str) -> Source:

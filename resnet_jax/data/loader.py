@@ -241,8 +241,8 @@ class Examples:
     def _stop_unless_skipped(self, error: BadImageError) -> None:
         if not self.skip_bad:
             raise BadImageError(
-                f"{error} Mend or remove it, or pass over such images, which are then"
-                " counted, with --config.data.on_bad_image=skip."
+                f"{error} Repair it, or skip such images, which are then counted, with"
+                " --config.data.on_bad_image=skip."
             ) from None
 
     def _example(self, index: int, key: int | None, bad: int) -> Batch:
@@ -478,7 +478,8 @@ def _check_memory(examples: Examples, images: int) -> None:
         raise UserError(
             f"This host has too little memory for this run: {images:,} images of"
             f" {height}x{width} pixels take {needed / 2**30:,.1f} GiB, and it has"
-            f" {there / 2**30:,.1f}. Take a smaller batch_size or data.image_size."
+            f" {there / 2**30:,.1f}. Start one with a smaller batch_size or"
+            " data.image_size; a run that has a checkpoint needs more or larger hosts."
         )
 
 

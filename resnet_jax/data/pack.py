@@ -388,9 +388,13 @@ def _claimed(
     """Keeps other processes and other packings out of a directory."""
     # What a shard prints as says which images are in it, in every process alike.
     plan = hashlib.sha256()
+    examples = hashlib.sha256()
     for split, shards in data.splits.items():
         for shard in shards:
             plan.update(f"{split} {reencode} {shard!r}\n".encode())
+            # Neither sizes nor shards: the same images may be encoded again.
+            for file in getattr(shard, "files", ()):
+                examples.update(f"{split} {file.name!r} {file.label}\n".encode())
     before = read_record(work)
     if before and before["plan"] != plan.hexdigest():
         raise UserError(
@@ -405,7 +409,12 @@ def _claimed(
         except BlockingIOError:
             raise UserError(f"Another process is writing {work}.") from None
         note = reencode.note if reencode else ""
-        record = {"command": command, "note": note, "plan": plan.hexdigest()}
+        record = {
+            "command": command,
+            "note": note,
+            "plan": plan.hexdigest(),
+            "examples": examples.hexdigest(),
+        }
         write_json(work / RECORD, record)
         for path in scratch.glob("*array_record*"):
             path.unlink()

@@ -12,7 +12,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 OPTIONS = "group_size:1"
 # Lies beside the shards that this project wrote: `command`, which writes them again if
 # the directory, which may have been moved, is put behind it; `note`, what was done to
-# the images.
+# the images; `examples`, a checksum of their names and labels.
 RECORD = "prepared.json"
 
 

@@ -8,7 +8,9 @@ pickle small, since worker processes open them again.
 import bisect
 import dataclasses
 import functools
+import hashlib
 import itertools
+import json
 import os
 import pathlib
 import re
@@ -65,6 +67,17 @@ class Source(Protocol):
 
     def name(self, index: int) -> str:
         """What to call the example in a message."""
+
+    def digest(self) -> str:
+        """Returns a checksum of the examples' names, order and labels.
+
+        It reads no image and does not depend on where the data lie.
+        """
+
+
+def checksum(*facts: object) -> str:
+    """Returns the SHA-256 of facts that JSON can write."""
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def open_source(
@@ -172,8 +185,8 @@ def check_same_classes(train: Source, test: Source) -> None:
         if missing:
             raise UserError(
                 f"Class {missing[0]!r} is in {source.where} but not in"
-                f" {other.where}, so labels would differ; add it to both splits or"
-                " remove it from both."
+                f" {other.where}, so labels would differ; add it to both splits, or"
+                " remove it from both before a run begins."
             )
 
 
@@ -240,6 +253,33 @@ def sizes_and_shares(source: Source) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return (len(source),), (len(source),)
 
 
+@dataclasses.dataclass(frozen=True)
+class RecordedSplit:
+    """A split of which only the classes and the size are known, as a run recorded them.
+
+    Attributes:
+      classes: The names of the classes, in the order of the labels.
+      size: The number of images.
+      where: The name of the split in a message.
+    """
+
+    classes: tuple[str, ...]
+    size: int
+    where: str
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> tuple[bytes | np.ndarray, int]:
+        raise UserError(f"{self.where} was not opened, so it has no image {index}.")
+
+    def name(self, index: int) -> str:
+        return f"{self.where}/{index}"
+
+    def digest(self) -> str:
+        return checksum(self.where, self.classes, self.size)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subset:
     """Some examples of a source.
@@ -270,6 +310,9 @@ class Subset:
 
     def name(self, index: int) -> str:
         return self.source.name(int(self.indices[index]))
+
+    def digest(self) -> str:
+        return checksum(self.source.digest(), self.indices.tolist())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -302,6 +345,9 @@ class Relabelled:
 
     def name(self, index: int) -> str:
         return self.source.name(index)
+
+    def digest(self) -> str:
+        return checksum(self.source.digest(), self.labels_to)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -363,6 +409,9 @@ class Mix:
         part, own_index = self._find(index)
         return part.name(own_index)
 
+    def digest(self) -> str:
+        return checksum([part.digest() for part in self.parts], self.shares)
+
     def _find(self, index: int) -> tuple[Source, int]:
         starts = [0, *itertools.accumulate(self.sizes)]
         number = bisect.bisect_right(starts, index) - 1
@@ -399,6 +448,9 @@ class DigitsSource:
 
     def name(self, index: int) -> str:
         return f"{self.where}/{index}"
+
+    def digest(self) -> str:
+        return checksum(self.where, self.labels.tolist())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -437,6 +489,9 @@ class FakeSource:
     def name(self, index: int) -> str:
         return f"{self.where}/{index}"
 
+    def digest(self) -> str:
+        return checksum(self.where, self.num_classes, len(self))
+
 
 @functools.cache
 def _noise(shape: tuple[int, ...]) -> np.ndarray:
@@ -472,8 +527,8 @@ class FolderSource:
             )
             if not names:
                 raise UserError(
-                    f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}); add some"
-                    " or remove the class from every split."
+                    f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}); add"
+                    " some, or remove the class from every split before a run begins."
                 )
             self.paths += [f"{folder.name}/{name}" for name in names]
             self.labels += [label] * len(names)
@@ -491,6 +546,9 @@ class FolderSource:
 
     def name(self, index: int) -> str:
         return str(self.root / self.paths[index])
+
+    def digest(self) -> str:
+        return checksum(self.paths, self.labels)
 
 
 def folder_splits(path: str) -> list[str]:

@@ -1,6 +1,8 @@
 """Data sets of tensorflow-datasets, random access to them without TensorFlow."""
 
 import functools
+import hashlib
+import json
 import pathlib
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -184,6 +186,17 @@ class TfdsSource:
 
     def name(self, index: int) -> str:
         return f"tfds:{self.dataset}/{self.split}[{index}]"
+
+    def digest(self) -> str:
+        """Returns a checksum of the data set's name and version, and of the split.
+
+        The records hold names and labels beside the images, so they are not read. What
+        this project packed itself has a checksum of both.
+        """
+        info = self._records.dataset_info
+        packed = read_record(pathlib.Path(info.data_dir)).get("examples", "")
+        facts = [info.full_name, self.split, len(self), packed]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def reason_of_tfds(error: Exception) -> str:

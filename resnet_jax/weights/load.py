@@ -7,30 +7,20 @@ import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Float
 
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models import zoo
-from resnet_jax.models.relatives import HighwaySpec, VGGSpec
-from resnet_jax.models.spec import ResNetSpec
-from resnet_jax.models.zoo import ZOO, Spec, build, get_entry, get_spec, resolve
+from resnet_jax.models.zoo import ZOO, Spec, get_entry, get_spec, resolve
 from resnet_jax.storage import path_of, telling
 from resnet_jax.weights import SCHEMES, files, hub, own
 from resnet_jax.weights.bit import BIT
 from resnet_jax.weights.card import Card, default_card
+from resnet_jax.weights.fit import FIRST_CONVS, fit_ends
 from resnet_jax.weights.naming import Scheme, from_theirs, shapes_of
 
 log = logging.getLogger(__name__)
 
-FIRST_CONVS = {
-    ResNetSpec: "stem_conv1",
-    VGGSpec: "stage1_conv1",
-    HighwaySpec: "stage1_layer1/conv",
-}
 # What the shapes of the head and of the first kernel say.
 ENDS = ("num_classes", "in_channels")
 # Fields of a spec that may differ between the network whose weights they were and the
@@ -65,15 +55,24 @@ def load(
       UserError: there are no such weights, they cannot be read, or are not those of
         the network.
     """
-    card, tensors = _read(where, model, overrides)
+    card, variables = read(where, model=model, **overrides)
     spec = card.make_spec()
-    try:
-        variables = from_theirs(tensors, spec, _scheme_of(card))
-    except UserError as error:
-        raise UserError(f"{where} does not fit {card.network}: {error}") from None
     wanted = {key: overrides[key] for key in ENDS if key in overrides}
     target = dataclasses.replace(spec, **wanted)
-    return card.for_spec(target), _adapt(variables, spec, target, seed, where)
+    variables = fit_ends(variables, spec, target, seed=seed, where=where)
+    return card.for_spec(target), variables
+
+
+def read(where: str, *, model: str | None = None, **overrides) -> tuple[Card, dict]:
+    """Returns card and float32 variables of weights, with the head and input they have.
+
+    Arguments and what is raised are as in `load`.
+    """
+    card, tensors = _read(where, model, overrides)
+    try:
+        return card, from_theirs(tensors, card.make_spec(), _scheme_of(card))
+    except UserError as error:
+        raise UserError(f"{where} does not fit {card.network}: {error}") from None
 
 
 def schemes_of(network: str, suffix: str) -> list[Scheme]:
@@ -284,51 +283,3 @@ def _weights(tensors: Tensors, scheme: Scheme) -> Tensors:
         for name, value in tensors.items()
         if not re.fullmatch(scheme.ignored, name)
     }
-
-
-def _adapt(variables: dict, spec: Spec, target: Spec, seed: int, where: str) -> dict:
-    """Gives variables the target's number of input channels and of classes."""
-    flat = flatten_dict(variables)
-    if target.in_channels != spec.in_channels:
-        log.warning(
-            "%s has %d input channels; its first kernel is adapted to %d.",
-            *(where, spec.in_channels, target.in_channels),
-        )
-        key = ("params", *FIRST_CONVS[type(spec)].split("/"), "kernel")
-        flat[key] = adapt_channels(flat[key], target.in_channels)
-    if target.num_classes != spec.num_classes:
-        log.warning(
-            "%s has %d classes; the head for %d is a fresh one.",
-            *(where, spec.num_classes, target.num_classes),
-        )
-        flat = {key: x for key, x in flat.items() if key[:2] != ("params", "head")}
-        if target.num_classes:
-            fresh = {("params", "head"): _fresh_head(target, seed)}
-            flat |= flatten_dict(unflatten_dict(fresh))
-    return unflatten_dict(flat)
-
-
-def adapt_channels(
-    kernel: Float[np.ndarray, "h w i o"], channels: int
-) -> Float[np.ndarray, "h w {channels} o"]:
-    """A first kernel for another number of input channels, as timm makes it.
-
-    One channel gets the sum over the old ones; more get them over and over, scaled so
-    that the sum over channels stays about what it was.
-    """
-    old = kernel.shape[2]
-    if channels == 1:
-        return kernel.sum(axis=2, keepdims=True)
-    repeated = np.tile(kernel, (1, 1, -(-channels // old), 1))[:, :, :channels]
-    return repeated * np.float32(old / channels)
-
-
-def _fresh_head(spec: Spec, seed: int) -> dict:
-    image = jnp.zeros((1, 64, 64, spec.in_channels))
-
-    # The compiler leaves out all but the head.
-    @jax.jit
-    def init():
-        return build(spec).init(jax.random.key(seed), image)["params"]["head"]
-
-    return jax.tree.map(np.asarray, init())

@@ -4,21 +4,22 @@ A weights directory holds `card.json` and the variables as an Orbax checkpoint.
 """
 
 import io
-import json
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
-from ml_collections import ConfigDict
 
 from resnet_jax import storage
 from resnet_jax.checkpoints import (
-    Checkpoints,
     DamagedError,
-    fingerprint,
+    changed_arrays,
+    open_checkpoints,
     orbax_options,
 )
+from resnet_jax.config import from_saved
 from resnet_jax.errors import UserError
 from resnet_jax.models.scan import unstack_blocks
 from resnet_jax.models.zoo import get_spec, resolve
@@ -88,52 +89,52 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], Card]:
 def read_workdir(path: Path) -> tuple[dict[str, np.ndarray], Card]:
     """Returns what evaluates best of a run: its averaged variables if it has any.
 
-    Raises UserError if there is no checkpoint that is whole.
+    Raises UserError if there is no checkpoint, or the best one is damaged.
     """
-    config = ConfigDict(json.loads((path / "config.json").read_text()))
-    with Checkpoints(path / "checkpoints", config.checkpoint, {}) as saved:
-        steps, step = saved.steps(), saved.best_step()
-    if not steps:
-        raise UserError(f"{path} holds no checkpoint yet.")
-    step = steps[-1] if step is None else step
+    with open_checkpoints(path) as saved:
+        best = saved.best_step()
+        step = saved.steps()[-1] if best is None else best
+        record = saved.read(step)
     directory = path / "checkpoints" / str(step)
     try:
-        run = json.loads((directory / "run" / "metadata").read_text())
         state = _restore(directory / "state", ("ema", "params", "batch_stats"))
     except Exception as error:
         raise DamagedError(f"{directory} is damaged: {_first_line(error)}") from error
-    for name, value in fingerprint(state).items():
-        if run["fingerprint"].get(name) != value:
-            raise DamagedError(f"{directory} holds other values than saved, in {name}.")
-    card = _card_of_run(path, config, run)
+    if changed := changed_arrays(state, record["fingerprint"]):
+        raise DamagedError(
+            f"{directory} holds other values than saved, in {changed[0]}."
+        )
+    card = _card_of_run(path, record)
     variables = state.get("ema") or state
-    if config.model.get("scan_blocks"):
+    if record["config"]["model"].get("scan_blocks"):
         variables = unstack_blocks(variables, card.make_spec())
     return _flatten(variables), card
 
 
-def _card_of_run(path: Path, config: ConfigDict, run: dict) -> Card:
+def _card_of_run(path: Path, record: Mapping[str, Any]) -> Card:
+    config, progress = from_saved(record["config"]), record["progress"]
     name, data = resolve(config.model.name), config.data
-    evaluation = run["progress"]["evaluation"] or {}
-    top1 = evaluation.get("top1")
+    top1 = (progress["evaluation"] or {}).get("top1")
     return default_card(
         name,
-        get_spec(name, **{key: as_tuples(x) for key, x in run["spec"].items()}),
+        get_spec(name, **{key: as_tuples(x) for key, x in record["spec"].items()}),
         scheme=OWN.name,
-        image_size=data.get("eval_size") or data.image_size,
+        image_size=data.eval_size or data.image_size,
         mean=tuple(data.mean),
         std=tuple(data.std),
         interpolation=data.interpolation,
         crop_fraction=data.crop_fraction,
         bgr=False,
-        classes=_classes(path),
-        origin=f"{path}, step {run['progress']['step']}",
+        classes=_classes(path, record),
+        origin=f"{path}, step {progress['step']}",
         top1=None if top1 is None else 100 * top1,
     )
 
 
-def _classes(path: Path) -> tuple[str, ...]:
-    # An evaluation leaves them; the data set itself may be far away.
+def _classes(path: Path, record: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the classes; an older version left them with an evaluation."""
+    if "data" in record:
+        return tuple(record["data"]["classes"])
     predictions = path / "predictions.npz"
     if not predictions.exists():
         return ()

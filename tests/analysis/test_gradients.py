@@ -99,7 +99,7 @@ def test_the_command_draws_the_newest_checkpoint(tmp_path, monkeypatch, capsys):
 
 
 def test_what_cannot_be_measured_is_told(tmp_path):
-    with pytest.raises(UserError, match="holds no checkpoint; leave --workdir out"):
+    with pytest.raises(UserError, match="holds no run"):
         gradients.measure(tiny.config(), tmp_path)
     with pytest.raises(UserError, match="without blocks"):
         gradients.first_convolutions({"stem_conv1": {}, "head": {}})

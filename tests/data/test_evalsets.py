@@ -377,7 +377,7 @@ def test_a_run_reports_each_set_on_a_line_and_in_its_files(tmp_path, data_dir, c
         assert output.count(f"evaluated on {name}: top-1") == 1
         assert f"on {n} images" in output
 
-    again = evaluate_workdir(run, workdir, "last")
+    again = evaluate_workdir(workdir, "last")
     assert again["sets"] == result["sets"]
     saved = pathlib.Path(workdir / "eval_validation.json").read_text()
     assert json.loads(saved)["sets"] == result["sets"]

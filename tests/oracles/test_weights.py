@@ -19,7 +19,8 @@ from resnet_jax.convert import main, save
 from resnet_jax.errors import UserError
 from resnet_jax.models import get_spec
 from resnet_jax.weights.card import default_card
-from resnet_jax.weights.load import adapt_channels, load
+from resnet_jax.weights.fit import adapt_channels
+from resnet_jax.weights.load import load
 from tests import keyed
 from tests.oracles import networks
 from tests.real_data import real_data

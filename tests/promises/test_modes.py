@@ -43,14 +43,22 @@ def test_every_key_can_be_set_on_the_command_line():
 def test_eval_mode_takes_any_split_and_either_checkpoint(tmp_path):
     workdir = tmp_path / "run"
     assert runs.run(workdir, *runs.SMALL)[0] == 0
+    other = ("--config.data.eval_split=train", "--config.evaluate.batch_size=50")
     for flags, size in (
         ((), 360),
-        (("--checkpoint=last",), 360),
-        (("--config.data.eval_split=train", "--config.evaluate.batch_size=50"), 1437),
+        # The config may be given again; where it differs, the run's own is taken.
+        ((*runs.SMALL[:2], "--config.ema_decay=0.9", "--checkpoint=last"), 360),
+        (other, 1437),
     ):
-        code, output = runs.run(workdir, *runs.SMALL, "--mode=eval", *flags)
+        code, output = runs.run(workdir, "--mode=eval", *flags)
         assert code == 0, output
         assert f"on {size:,} images" in output
+        told = re.findall(r"^other than in training: ([\w.]+): ", output, re.MULTILINE)
+        assert (
+            told == ["data.eval_split", "evaluate.batch_size"][: 2 * (flags == other)]
+        )
+        given = any(flag.startswith("--config=") for flag in flags)
+        assert ("--config differs from the run's own config" in output) == given
     last = runs.read_json(workdir / "eval_test.json")
     assert last["top1"] == runs.result(workdir)["top1"]
     assert last["loss"] == runs.result(workdir)["loss"]

@@ -12,7 +12,8 @@ from resnet_jax.convert import save
 from resnet_jax.errors import UserError
 from resnet_jax.models import ZOO, build, get_spec
 from resnet_jax.weights import SCHEMES, files
-from resnet_jax.weights.load import adapt_channels, load
+from resnet_jax.weights.fit import adapt_channels
+from resnet_jax.weights.load import load
 from resnet_jax.weights.naming import to_theirs
 from tests import keyed
 from tests.weights import small

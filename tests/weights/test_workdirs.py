@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +10,21 @@ import numpy as np
 import optax
 import pytest
 
-from resnet_jax import report, writers
+from resnet_jax import checkpoints, report, writers
 from resnet_jax.checkpoints import Checkpoints, Progress
 from resnet_jax.convert import main, save
+from resnet_jax.dependencies import describe_data, describe_weights
 from resnet_jax.errors import UserError
+from resnet_jax.initial import (
+    first_state,
+    initial_weights,
+    teacher_variables,
+    teacher_weights,
+)
 from resnet_jax.models.scan import stack_blocks
 from resnet_jax.setup import Setup, set_up
 from resnet_jax.step import TrainState, normalize
-from resnet_jax.train import first_state, teacher_variables, train
+from resnet_jax.train import train
 from resnet_jax.weights.card import default_card
 from resnet_jax.weights.load import load
 from tests import keyed, tiny
@@ -26,10 +34,14 @@ from tests.weights import small
 def write_run(workdir, changes=None, devices: int = 4) -> Setup:
     """A workdir as a run leaves it: the best checkpoint and a worse one after it."""
     setup = tiny.setup(changes, devices)
+    workdir.mkdir(exist_ok=True)
     writers.write_json(workdir / "config.json", setup.config.to_dict())
-    classes = [f"digit {i}" for i in range(10)]
-    np.savez(workdir / "predictions.npz", classes=classes)
     with Checkpoints.open(setup, workdir) as saved:
+        saved.about |= {
+            "data": describe_data(setup.train.source, setup.test.source),
+            "init": describe_weights(setup.config.init_from, initial_weights(setup)),
+            "teacher": None,
+        }
         for step, top1 in ((1, 0.75), (2, 0.5)):
             evaluation = {"top1": top1, "step": step}
             progress = Progress(step=step, evaluation=evaluation)
@@ -70,7 +82,7 @@ def test_a_workdir_gives_the_variables_that_evaluated_best(tmp_path, changes, se
     small.assert_equal(variables, keyed.variables(setup.model.spec, seed))
     assert card.make_spec() == setup.model.spec
     assert (card.image_size, card.mean, card.crop_fraction) == (8, (0.5,), 1.0)
-    assert card.class_name(3) == "digit 3"
+    assert card.classes == setup.classes
     assert card.top1 == 75.0
 
 
@@ -92,12 +104,18 @@ def test_a_workdir_without_a_checkpoint_is_told(tmp_path):
 
 
 def test_a_checkpoint_with_other_values_than_saved_is_refused(tmp_path):
-    write_run(tmp_path)
+    setup = write_run(tmp_path)
+    with Checkpoints(tmp_path / "checkpoints") as saved:
+        record = saved.read(1)
+    # As the checkpoint of an older version, whose record has no checksum.
+    name = "params/head/bias"
+    record["fingerprint"] = checkpoints.old_fingerprint(state_of(setup, seed=1))
     path = tmp_path / "checkpoints" / "1" / "run" / "metadata"
-    run = json.loads(path.read_text())
-    run["fingerprint"]["params/head/bias"] ^= 1
-    path.write_text(json.dumps(run))
-    with pytest.raises(UserError, match="other values than saved, in params/head/bias"):
+    path.write_text(json.dumps(record))
+    load(str(tmp_path))
+    record["fingerprint"][name] ^= 1
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match=f"other values than saved, in {name}"):
         load(str(tmp_path))
 
 
@@ -105,7 +123,7 @@ def weights_for(tmp_path, setup: Setup, **fields) -> tuple[str, dict]:
     """Writes keyed weights of the setup's network, or one with other fields."""
     spec = dataclasses.replace(setup.model.spec, **fields)
     variables = keyed.variables(spec, seed=7)
-    card = default_card(setup.config.model.name, spec)
+    card = default_card(setup.config.model.name, spec, classes=())
     path = str(tmp_path / "w.safetensors")
     save(path, variables, card)
     return path, variables
@@ -117,7 +135,7 @@ def test_the_first_loss_of_a_run_is_that_of_the_weights_it_starts_from(tmp_path)
     setup = tiny.setup(changes | tiny.IN_PARTS, devices=2)
     path, variables = weights_for(tmp_path, setup)
     setup.config.init_from = path
-    state = first_state(setup)
+    state = first_state(setup, initial_weights(setup))
     started = {"params": state.params, "batch_stats": state.batch_stats}
     small.assert_equal(jax.device_get(started), variables)
     small.assert_equal(jax.device_get(state.ema), variables)
@@ -142,7 +160,7 @@ def test_a_fresh_head_is_the_one_that_the_seed_gives(tmp_path, caplog):
     path, variables = weights_for(tmp_path, setup, num_classes=4)
     drawn = setup.init_state().params["head"]
     setup.config.init_from = path
-    params = first_state(setup).params
+    params = first_state(setup, initial_weights(setup)).params
     assert "4 classes; the head for 10 is a fresh one" in caplog.text
     small.assert_equal(jax.device_get(params["head"]), jax.device_get(drawn))
     np.testing.assert_array_equal(
@@ -156,23 +174,28 @@ def test_a_scanned_network_starts_from_the_same_weights(tmp_path):
     path, variables = weights_for(tmp_path, setup)
     setup.config.init_from = path
     stacked = stack_blocks(variables, setup.model.spec)
-    small.assert_equal(jax.device_get(first_state(setup).params), stacked["params"])
+    state = first_state(setup, initial_weights(setup))
+    small.assert_equal(jax.device_get(state.params), stacked["params"])
 
 
 def test_a_run_does_not_start_from_weights_of_another_network(tmp_path):
     setup = tiny.setup(devices=1)
     setup.config.init_from, _ = weights_for(tmp_path, setup, stage_sizes=(1, 2))
     with pytest.raises(UserError, match=r"w\.safetensors does not fit .*layer2\.1"):
-        first_state(setup)
+        first_state(setup, initial_weights(setup))
 
 
-def test_a_run_that_goes_on_does_not_read_them(tmp_path, monkeypatch):
+def test_a_run_resumes_when_the_weights_that_it_started_from_are_gone(
+    tmp_path, monkeypatch
+):
     changes = {"total": {"steps": 2}}
-    write_run(tmp_path, changes)
+    path, _ = weights_for(tmp_path, tiny.setup(changes))
+    changes["init_from"] = path
+    write_run(tmp_path / "run", changes)
+    pathlib.Path(path).unlink()
     # The workdir is not one to draw a report of.
     monkeypatch.setattr(report, "draw", lambda workdir: workdir)
-    changes["init_from"] = str(tmp_path / "gone.safetensors")
-    assert train(tiny.config(changes), tmp_path)["step"] == 2
+    assert train(tiny.config(changes), tmp_path / "run")["step"] == 2
 
 
 # Teachers.
@@ -188,7 +211,7 @@ def test_a_finished_run_can_be_a_teacher(tmp_path):
     with config.unlocked():
         config.distill.overrides = dict(tiny.NETWORK)
     setup = set_up(config)
-    variables = teacher_variables(setup)
+    variables = teacher_variables(setup, teacher_weights(setup))
     # The averaged ones of the best checkpoint.
     expected = keyed.variables(there.model.spec, 11)
     small.assert_equal(jax.device_get(variables), expected)
@@ -211,4 +234,4 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path):
         config.distill.overrides = dict(tiny.NETWORK)
     match = r"distill\.teacher_init=.* num_classes=12, .*\(model\.name=.* 10;"
     with pytest.raises(UserError, match=match):
-        teacher_variables(set_up(config))
+        teacher_weights(set_up(config))

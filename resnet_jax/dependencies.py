@@ -1,0 +1,384 @@
+"""What a run depends on: recorded in each checkpoint, and compared when it resumes.
+
+Compared are the config, the classes, the file names, order, labels and number of the
+images of both splits, and the weights that the run started from or learns from. Paths,
+times and pixels are not, so data may move, and no image is opened.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from resnet_jax import source
+from resnet_jax.checkpoints import find_versions, fingerprint
+from resnet_jax.config import (
+    COMPARED_OTHERWISE,
+    FOR_PLATEAU,
+    MAY_CHANGE,
+    SETS_RATES,
+    differences,
+    from_saved,
+    to_steps,
+)
+from resnet_jax.data.sources import Source
+from resnet_jax.errors import UserError
+from resnet_jax.initial import Weights, initial_weights
+from resnet_jax.models.zoo import Spec
+from resnet_jax.schedules import make_schedule
+from resnet_jax.setup import Setup
+from resnet_jax.storage import Path
+
+# Stands for weights that the version which began a run did not record.
+UNKNOWN = "unknown"
+SPLITS = {"train": "training", "eval": "evaluation"}
+# Fields of a card that say what function of an image the weights are.
+OF_THE_FUNCTION = (
+    *("network", "spec", "image_size", "mean", "std"),
+    *("interpolation", "crop_fraction", "bgr", "classes"),
+)
+
+
+def describe_data(train: Source, test: Source) -> dict[str, Any]:
+    """Returns the names of the classes, and size and checksum of both splits."""
+    splits = {"train": train, "eval": test}
+    return {"classes": list(train.classes)} | {
+        name: {"images": len(source), "digest": source.digest()}
+        for name, source in splits.items()
+    }
+
+
+def describe_weights(where: str, weights: Weights | None) -> dict[str, Any] | None:
+    """Returns the place of weights, their card and a fingerprint of their arrays."""
+    if not weights:
+        return None
+    card, variables = weights
+    fields = json.loads(card.to_json())
+    return {"where": where, "card": fields, "fingerprint": fingerprint(variables)}
+
+
+def data_changes(
+    old: Mapping[str, Any], new: Mapping[str, Any], splits: Sequence[str]
+) -> list[str]:
+    """Returns how two results of `describe_data` differ in the classes and in splits.
+
+    There is a phrase for each difference.
+    """
+    found = class_changes(old["classes"], new["classes"])
+    for split in splits:
+        before, after = old[split], new[split]
+        name = f"the {SPLITS[split]} split"
+        if before["images"] != after["images"]:
+            found.append(
+                f"{name} had {before['images']:,} images and has {after['images']:,}"
+            )
+        elif before["digest"] != after["digest"] and not found:
+            found.append(f"file names, their order or labels of {name} have changed")
+    return found
+
+
+def class_changes(old: Sequence[str], new: Sequence[str]) -> list[str]:
+    """Returns how two lists of class names differ, as one phrase or none."""
+    missing = [name for name in old if name not in set(new)]
+    added = [name for name in new if name not in set(old)]
+    if missing or added:
+        changes = ((missing, "is missing"), (added, "is new"))
+        named = [
+            f"{names[0]!r}{f' and {len(names) - 1} more' if names[1:] else ''} {what}"
+            for names, what in changes
+            if names
+        ]
+        counts = f"{len(new)} classes instead of {len(old)}: "
+        counts = counts if len(old) != len(new) else ""
+        return [f"the classes have changed ({counts}{', '.join(named)})"]
+    for label, (before, after) in enumerate(zip(old, new, strict=True)):
+        if before != after:
+            return [f"class {label} was {before!r} and is {after!r}"]
+    return []
+
+
+def card_change(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Returns how the function of an image that two cards tell differs, or ''."""
+    for field in OF_THE_FUNCTION:
+        before, after = old["card"].get(field), new["card"].get(field)
+        if before != after:
+            return f"their {field} was {_short(before)} and is {_short(after)}"
+    return ""
+
+
+def weights_change(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Returns how two results of `describe_weights` differ, or ''."""
+    same = old["fingerprint"] == new["fingerprint"]
+    return card_change(old, new) or ("" if same else "they hold other values")
+
+
+def spec_change(old: Mapping[str, Any], new: Spec) -> str:
+    """Returns the first field in which a saved spec differs from another, or ''.
+
+    Fields that only one has come with another version.
+    """
+    fields = json.loads(json.dumps(dataclasses.asdict(new)))
+    for field in [field for field in old if field in fields]:
+        if old[field] != fields[field]:
+            return f"{field}: {_short(old[field])} -> {_short(fields[field])}"
+    return ""
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else text[:57] + "..."
+
+
+@dataclasses.dataclass(frozen=True)
+class Resume:
+    """A run that is about to resume, and what its newest checkpoint recorded.
+
+    Attributes:
+      workdir: The run's directory.
+      record: The record of the newest checkpoint; see `Checkpoints.read`.
+      setup: What the command asks for now.
+      data: The result of `describe_data` for it.
+      teacher: The result of `describe_weights` for the teacher it learns from.
+    """
+
+    workdir: Path
+    record: Mapping[str, Any]
+    setup: Setup
+    data: Mapping[str, Any]
+    teacher: Mapping[str, Any] | None
+
+    @property
+    def step(self) -> int:
+        """The step that the run has reached."""
+        return self.record["progress"]["step"]
+
+    @property
+    def _is_old(self) -> bool:
+        """Whether the checkpoint is from before version 0.2, which recorded less."""
+        return "data" not in self.record
+
+    def check(self, extend: bool) -> list[str]:
+        """Compares the record with what the command asks for.
+
+        Args:
+          extend: Whether a longer run may change the learning rates of finished steps.
+
+        Returns:
+          What the user should know, a sentence each.
+
+        Raises:
+          UserError: What the run depends on has changed.
+        """
+        self._check_config()
+        if not self._is_old:
+            self._check_data()
+            self._check_initial_weights()
+            self._check_teacher()
+        self._check_spec()
+        return [
+            *self._unknown(),
+            *self._check_length(extend),
+            *self._devices(),
+            *self._versions(),
+        ]
+
+    def _other_evaluation(self) -> bool:
+        """Whether another evaluation split was asked for, not the same one moved."""
+        old, new = self.record["config"]["data"], self.setup.config.data
+        return any(old[key] != new[key] for key in ("eval_split", "eval_source"))
+
+    def _refuse(self, changed: str, way_out: str) -> UserError:
+        return UserError(
+            f"{self.workdir} holds a run at step {self.step:,} with {changed}."
+            f" {way_out}"
+        )
+
+    def _check_config(self) -> None:
+        def may_differ(key: str) -> bool:
+            if self.setup.plateau and key.startswith(FOR_PLATEAU):
+                return False
+            # Of old runs the images cannot be compared, so their place is.
+            if self._is_old and key in ("data.source", "data.eval_source"):
+                return False
+            # A decay beyond the end of a run, for instance, has no effect.
+            if key.startswith(SETS_RATES) and self._same_rates:
+                return True
+            return key.startswith(MAY_CHANGE + COMPARED_OTHERWISE)
+
+        changed = differences(self.record["config"], self.setup.config, may_differ)
+        if changed:
+            raise self._refuse(
+                f"another config ({'; '.join(changed[:3])}"
+                f"{' ...' if len(changed) > 3 else ''})",
+                "Choose another --workdir, or the old settings to resume that run.",
+            )
+
+    def _check_data(self) -> None:
+        splits = list(SPLITS)
+        # Another evaluation changes no parameter.
+        if self._other_evaluation() and not self.setup.plateau:
+            splits.remove("eval")
+        if changed := data_changes(self.record["data"], self.data, splits):
+            raise self._refuse(
+                f"other data: {'; '.join(changed)}",
+                "Restore the data to resume it, or choose another --workdir.",
+            )
+
+    def _check_initial_weights(self) -> None:
+        old, where = self.record["init"], self.setup.config.init_from
+        if old == UNKNOWN or not (old or where):
+            return
+        begun = old["where"] if old else "random initialisation"
+        way_out = (
+            f"Leave {'--config.init_from as it was' if old else 'init_from out'} to"
+            " resume it, or choose another --workdir."
+        )
+        if not old or not where:
+            raise self._refuse(f"other initial weights ({begun})", way_out)
+        moved = where != old["where"]
+        try:
+            new = describe_weights(where, initial_weights(self.setup))
+        except UserError:
+            # The run has no need of them any more.
+            if moved:
+                raise
+            return
+        # In the same place they may be those of a run that has trained on.
+        change = (weights_change if moved else card_change)(old, new)
+        if change:
+            raise self._refuse(
+                f"other initial weights: those of {where} are not those of {begun},"
+                f" {change}",
+                way_out,
+            )
+
+    def _check_teacher(self) -> None:
+        old, new = self.record["teacher"], self.teacher
+        # A teacher is named in the config, so there is one now as well.
+        if old and old != UNKNOWN and new and (change := weights_change(old, new)):
+            raise self._refuse(
+                f"another teacher: {new['where']} has changed, {change}",
+                "Restore its weights to resume it, or choose another --workdir.",
+            )
+
+    def _check_spec(self) -> None:
+        if change := spec_change(self.record["spec"], self.setup.model.spec):
+            raise self._refuse(
+                f"another network ({change})",
+                "Restore the data or the version that it was begun with, or choose"
+                " another --workdir.",
+            )
+
+    def _unknown(self) -> list[str]:
+        if not self._is_old:
+            return []
+        return [
+            "warning: this run was begun by a version that did not record the class"
+            " names, the images and the initial weights, so whether they are the same"
+            " now cannot be compared; its next checkpoints record them."
+        ]
+
+    @functools.cached_property
+    def _old_config(self) -> ConfigDict:
+        return from_saved(self.record["config"])
+
+    @functools.cached_property
+    def _train_size(self) -> int:
+        return self.record.get("data", self.data)["train"]["images"]
+
+    @functools.cached_property
+    def _old_length(self) -> int:
+        """The number of steps that the run was to have."""
+        config = self._old_config
+        return to_steps(config.total, config.batch_size, self._train_size, "total")
+
+    def _rates(self, steps: Int[Array, "n"]) -> list[Float[Array, "n"]]:
+        """The learning rates of steps by the old config and by the new one."""
+        size, new = self._train_size, self.setup
+        schedules = (
+            make_schedule(config, total_steps=length, train_size=size)
+            for config, length in (
+                (self._old_config, self._old_length),
+                (new.config, new.total_steps),
+            )
+        )
+        # That of a constant schedule is one number.
+        return [jnp.broadcast_to(rates(steps), steps.shape) for rates in schedules]
+
+    @functools.cached_property
+    def _same_rates(self) -> bool:
+        """Whether both configs give all steps that both have the same rates."""
+        kinds = {self._old_config.optim.schedule, self.setup.config.optim.schedule}
+        if len(kinds) > 1 and "plateau" in kinds:
+            return False  # evaluations to come decide
+        steps = jnp.arange(min(self._old_length, self.setup.total_steps))
+        return np.array_equal(*self._rates(steps))
+
+    def _check_length(self, extend: bool) -> list[str]:
+        """Compares the number of steps."""
+        config, old, new = self.setup.config, self._old_length, self.setup.total_steps
+        if new < self.step:
+            raise self._refuse(
+                f"more steps than config.total={dict(config.total)}, which is {new:,}",
+                "Choose a total of at least as many, evaluate what there is with"
+                " --mode=eval, or choose another --workdir.",
+            )
+        if new == old:
+            return []
+        said = f"The run has {new:,} steps instead of {old:,}."
+        if self._same_rates:
+            return [said]
+        schedule = config.optim.schedule
+        before, after = self._rates(jnp.array([self.step]))
+        rate = f"at step {self.step:,} it is {after[0]:.4g} instead of {before[0]:.4g}"
+        if new < old or not extend:
+            way_out = "Choose the old total, or another --workdir."
+            if new > old:
+                way_out = (
+                    "--extend resumes it all the same, with the rates of the longer"
+                    f" schedule from now on ({rate}); or choose another --workdir."
+                )
+            raise self._refuse(
+                f"another length ({old:,} steps, now {new:,}), on which all rates of"
+                f" its {schedule} schedule depend",
+                way_out,
+            )
+        return [
+            f"{said} From now on the learning rate is that of the longer {schedule}"
+            f" schedule ({rate}), so the result is not that of a run which had this"
+            " length from the start."
+        ]
+
+    def _devices(self) -> list[str]:
+        """Names what the number of devices changes, which the config allows it to."""
+        new = self.setup.model.bn_group_size
+        old = self.record.get("ghost_batch_size", new)
+        if old == new:
+            return []
+        return [
+            f"warning: with model.bn_group_size=device, {new} images share batch-norm"
+            f" statistics on these devices, and {old} did before."
+        ]
+
+    def _versions(self) -> list[str]:
+        """Names what has another version since the newest checkpoint."""
+        old, new = self.record.get("versions", {}), find_versions()
+        changed = [
+            f"{name} {old[name]} -> {new[name]}"
+            for name in new
+            if old.get(name, new[name]) != new[name]
+        ]
+        if self.record.get("code", source.digest()) != source.digest():
+            changed.append("the source code of resnet_jax")
+        if not changed:
+            return []
+        return [
+            "warning: other versions than those of the newest checkpoint"
+            f" ({', '.join(changed)}) may round in another way."
+        ]

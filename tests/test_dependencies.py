@@ -1,0 +1,592 @@
+"""A run resumes only with what it was begun with; what differs is one sentence."""
+
+import contextlib
+import json
+import pathlib
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from resnet_jax import checkpoints, config, schedules
+from resnet_jax.checkpoints import Checkpoints, fingerprint
+from resnet_jax.data.sources import Mix, Subset, open_source, with_classes
+from resnet_jax.errors import UserError
+from resnet_jax.evaluate import evaluate_workdir
+from resnet_jax.initial import first_state, initial_weights, teacher_weights
+from resnet_jax.train import train
+from resnet_jax.weights import own
+from resnet_jax.weights.card import default_card
+from tests import keyed, tiny
+from tests.weights import small
+
+CLASSES = ("ant", "bee", "cat", "dog")
+
+
+def make_folder(root: pathlib.Path, classes=CLASSES, images: int = 6) -> pathlib.Path:
+    """Writes grey PNGs of 8 x 8 pixels, a brightness for each class."""
+    for split, number in (("train", images), ("val", 3)):
+        for label, name in enumerate(classes):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(number):
+                pixels = np.full((8, 8), 60 * label + i, np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
+
+
+def config_for(root: pathlib.Path | str = "images", changes=None) -> ConfigDict:
+    """Four steps of eight images of a folder, saved and evaluated every other step."""
+    run = {
+        "data.source": f"folder:{root}",
+        "data.eval_split": "val",
+        "batch_size": 8,
+        "model.bn_group_size": 8,
+        "checkpoint.every": ConfigDict({"steps": 2}),
+        "evaluate.every": ConfigDict({"steps": 2}),
+    }
+    return tiny.config(run | (changes or {}))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> pathlib.Path:
+    """A directory with a folder of `images` and the workdir of a `run` on it."""
+    root = tmp_path_factory.mktemp("finished")
+    with contextlib.chdir(root):
+        make_folder(root / "images")
+        train(config_for(), root / "run")
+    return root
+
+
+@pytest.fixture
+def copies(finished, tmp_path, monkeypatch) -> tuple[pathlib.Path, pathlib.Path]:
+    """A folder of images and the workdir of a run that has ended, to be changed."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "images", tmp_path / "run"
+
+
+def files_of(workdir: pathlib.Path) -> dict[str, bytes]:
+    return {str(x): x.read_bytes() for x in workdir.rglob("*") if x.is_file()}
+
+
+def remove_an_image(images):
+    (images / "train" / "bee" / "3.png").unlink()
+
+
+def remove_an_evaluated_image(images):
+    (images / "val" / "dog" / "1.png").unlink()
+
+
+def add_images(images):
+    for i in range(6, 20):
+        shutil.copy(images / "train/ant/0.png", images / f"train/ant/{i}.png")
+
+
+def rename_an_image(images):
+    # Before all others: the number of every image is another one.
+    (images / "train" / "ant" / "5.png").rename(images / "train" / "ant" / "0a.png")
+
+
+def rename_a_class(images):
+    # Behind all others: the labels of the other classes change as well.
+    for split in ("train", "val"):
+        (images / split / "bee").rename(images / split / "zebra")
+
+
+def add_a_class(images):
+    for split in ("train", "val"):
+        shutil.copytree(images / split / "bee", images / split / "cow")
+
+
+def move_an_image_to_another_class(images):
+    shutil.move(images / "train/ant/5.png", images / "train/bee/6.png")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (remove_an_image, "the training split had 24 images and has 23"),
+        (remove_an_evaluated_image, "the evaluation split had 12 images and has 11"),
+        (add_images, "the training split had 24 images and has 38"),
+        (rename_an_image, "file names, their order or labels of the training split"),
+        (rename_a_class, "the classes have changed ('bee' is missing, 'zebra' is new)"),
+        (add_a_class, "(5 classes instead of 4: 'cow' is new)"),
+        (move_an_image_to_another_class, "labels of the training split have changed"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_run_whose_images_have_changed_is_refused_and_left_alone(
+    copies, change, message
+):
+    images, workdir = copies
+    change(images)
+    before = files_of(workdir)
+    with pytest.raises(UserError) as told:
+        train(config_for(), workdir)
+    assert f"{workdir} holds a run at step 4 with other data: " in str(told.value)
+    assert message in str(told.value)
+    assert files_of(workdir) == before
+
+
+def test_images_that_moved_and_were_encoded_again_are_the_same(copies, tmp_path):
+    images, workdir = copies
+    moved = tmp_path / "elsewhere"
+    shutil.move(images, moved)
+    first = next(moved.rglob("*.png"))
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(first)
+    changes = {"total": ConfigDict({"steps": 4}), "data.cache": "ram"}
+    changes |= {"data.on_bad_image": "skip", "data.num_threads": 1}
+    assert train(config_for(moved, changes), workdir)["step"] == 4
+
+
+def test_a_digest_tells_order_labels_and_shares_and_no_paths(tmp_path):
+    one, other = (
+        open_source(f"folder:{make_folder(tmp_path / name)}", "train")
+        for name in ("one", "other")
+    )
+    assert one.digest() == other.digest()
+    backwards = np.arange(len(one))[::-1]
+    digests = {
+        one.digest(),
+        open_source(f"folder:{tmp_path / 'one'}", "val").digest(),
+        Subset(one, backwards, "turned").digest(),
+        with_classes(one, ("zoo", *CLASSES)).digest(),
+        Mix((one, other), (1.0, 1.0)).digest(),
+        Mix((one, other), (3.0, 1.0)).digest(),
+        open_source("digits", "train").digest(),
+        open_source("digits", "train[:50%]").digest(),
+        open_source("fake:10:64", "train").digest(),
+        open_source("fake:10:65", "train").digest(),
+    }
+    assert len(digests) == 10
+
+
+# The record beside the arrays.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"step": 4', '"step": 3'),
+        ('"examples": 32', '"examples": 31'),
+        ('"momentum": 0.9', '"momentum": 0.8'),
+        ('"ant"', '"and"'),
+    ],
+)
+def test_an_edited_record_is_moved_aside(copies, caplog, old, new):
+    _, workdir = copies
+    whole = train(config_for(), workdir)
+    path = workdir / "checkpoints/4/run/metadata"
+    text = path.read_text()
+    if old not in text:
+        old, new = old.replace(": ", ":"), new.replace(": ", ":")
+    assert old in text
+    path.write_text(text.replace(old, new))
+    again = train(config_for(), workdir)
+    assert "does not match its checksum" in caplog.text
+    assert (workdir / "damaged" / "4").is_dir()
+    assert (again["loss"], again["top1"]) == (whole["loss"], whole["top1"])
+
+
+def test_a_fingerprint_tells_any_number_of_flipped_signs():
+    x = jax.random.normal(jax.random.key(0), (6, 4))
+    kept = fingerprint({"k": x})
+    assert fingerprint({"k": -x}) != kept
+    found = {kept["k"]}
+    rng = np.random.default_rng(0)
+    for flipped in (2, 4, 10, 24):
+        signs = np.ones(24, np.float32)
+        signs[rng.permutation(24)[:flipped]] = -1
+        found.add(fingerprint({"k": x * signs.reshape(6, 4)})["k"])
+    # The highest bits of other types, two at a time.
+    whole = np.arange(8, dtype=np.int32)
+    found.add(fingerprint({"k": jax.numpy.asarray(whole)})["k"])
+    whole[[1, 5]] ^= np.int32(-(2**31))
+    found.add(fingerprint({"k": jax.numpy.asarray(whole)})["k"])
+    assert len(found) == 7
+
+
+def as_older(workdir: pathlib.Path) -> None:
+    """Rewrites all checkpoints as the version before wrote them."""
+    for path in (workdir / "checkpoints").glob("*/run/metadata"):
+        record = json.loads(path.read_text())
+        for key in ("data", "init", "teacher", "code", "checksum", "ghost_batch_size"):
+            del record[key]
+        setup = tiny.set_up(config.from_saved(record["config"]))
+        with Checkpoints(workdir / "checkpoints") as saved:
+            state = saved.restore(int(path.parts[-3]), setup.state_like())
+        record["fingerprint"] = checkpoints.old_fingerprint(state)
+        path.write_text(json.dumps(record))
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_the_version_before_resumes_with_one_warning(copies, capsys):
+    images, workdir = copies
+    as_older(workdir)
+    shutil.rmtree(workdir / "checkpoints" / "4")
+    again = train(config_for(), workdir)
+    said = capsys.readouterr().out
+    assert len(re.findall("warning: .* cannot be compared", said)) == 1
+    assert again["step"] == 4
+    # From then on it is recorded.
+    remove_an_image(images)
+    with pytest.raises(UserError, match="had 24 images and has 23"):
+        train(config_for(), workdir)
+
+
+@pytest.mark.slow
+def test_of_an_old_checkpoint_the_arrays_and_the_place_of_images_are_still_compared(
+    copies, tmp_path, caplog
+):
+    images, workdir = copies
+    as_older(workdir)
+    shutil.copytree(images, tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"another config \(data\.source: "):
+        train(config_for(tmp_path / "elsewhere"), workdir)
+    add_a_class(images)
+    with pytest.raises(UserError, match=r"another network \(num_classes: 4 -> 5\)"):
+        train(config_for(), workdir)
+    shutil.rmtree(images)
+    make_folder(images)
+    path = workdir / "checkpoints/4/run/metadata"
+    record = json.loads(path.read_text())
+    record["fingerprint"]["params/head/bias"] ^= 1
+    path.write_text(json.dumps(record))
+    train(config_for(), workdir)
+    assert "other values than were saved, in params/head/bias" in caplog.text
+
+
+# Settings that may change, and those that may not.
+
+
+@pytest.mark.slow
+def test_a_workdir_without_a_step_is_free(tmp_path):
+    make_folder(tmp_path / "images")
+    (tmp_path / "images/train/ant/0.png").write_bytes(b"not an image")
+    with pytest.raises(UserError, match="on_bad_image=skip"):
+        train(config_for(tmp_path / "images"), tmp_path / "run")
+    assert (tmp_path / "run" / "config.json").exists()
+    # As the message says; and with settings that have nothing to do with it.
+    changes = {"data.on_bad_image": "skip", "seed": 5, "batch_size": 16}
+    result = train(config_for(tmp_path / "images", changes), tmp_path / "run")
+    assert result["bad_train_images"] == 1
+
+
+def longer(**optim) -> dict:
+    """Changes for six steps instead of four."""
+    changes = {f"optim.{key}": value for key, value in optim.items()}
+    return {"total": ConfigDict({"steps": 6})} | changes
+
+
+STEP = {"schedule": "step", "decay_at": ({"steps": 2},)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"schedule": "constant"}, {"schedule": "constant"}),
+        (STEP, STEP),
+        # A decay behind the old end changes no rate of the steps before it.
+        (STEP, STEP | {"decay_at": ({"steps": 2}, {"steps": 5})}),
+        (
+            {"schedule_length": ConfigDict({"steps": 3}), "end_learning_rate": 0.01},
+            {"schedule_length": ConfigDict({"steps": 3}), "end_learning_rate": 0.01},
+        ),
+    ],
+    ids=["constant", "step", "one more decay", "cosine of its own length"],
+)
+def test_a_run_can_be_extended_where_the_finished_steps_keep_their_rates(
+    tmp_path, before, after
+):
+    make_folder(tmp_path / "images")
+    optim = {f"optim.{key}": value for key, value in before.items()}
+    train(config_for(tmp_path / "images", optim), tmp_path / "run")
+    extended = train(config_for(tmp_path / "images", longer(**after)), tmp_path / "run")
+    whole = train(config_for(tmp_path / "images", longer(**after)), tmp_path / "whole")
+    assert extended["step"] == whole["step"] == 6
+    assert (extended["loss"], extended["top1"]) == (whole["loss"], whole["top1"])
+
+
+@pytest.mark.slow
+def test_a_run_with_a_cosine_is_extended_on_request_only(copies, capsys):
+    _, workdir = copies
+    run = config_for("images", longer())
+    with pytest.raises(UserError, match=r"4 steps, now 6.*--extend resumes it"):
+        train(run, workdir)
+    with pytest.raises(UserError, match=r"config\.total=.*, which is 3"):
+        train(config_for("images", {"total": ConfigDict({"steps": 3})}), workdir)
+    capsys.readouterr()
+    assert train(run, workdir, extend=True)["step"] == 6
+    assert "From now on the learning rate is that of the longer" in (
+        capsys.readouterr().out
+    )
+    # It is the run's length from then on.
+    assert train(run, workdir)["step"] == 6
+    with pytest.raises(UserError, match="another config"):
+        train(config_for("images", longer(momentum=0.5)), workdir, extend=True)
+
+
+@pytest.mark.slow
+def test_what_sets_a_plateau_may_not_change(tmp_path):
+    make_folder(tmp_path / "images")
+    plateau = {"optim.schedule": "plateau"}
+    train(config_for(tmp_path / "images", plateau), tmp_path / "run")
+    remove_an_evaluated_image(tmp_path / "images")
+    for changes, message in (
+        (
+            {"evaluate.every": ConfigDict({"steps": 1})},
+            r"evaluate\.every\.steps: 2 -> 1",
+        ),
+        ({"data.eval_split": "train"}, r"data\.eval_split: 'val' -> 'train'"),
+        ({"optim.schedule": "constant"}, r"optim\.schedule: 'plateau' -> 'constant'"),
+        ({"data.eval_source": f"folder:{tmp_path / 'images'}"}, "12 images and has 11"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(config_for(tmp_path / "images", plateau | changes), tmp_path / "run")
+
+
+@pytest.mark.parametrize("ends", [(30, 60, 80), (80,)])
+def test_the_decay_that_a_message_leaves_out_can_be_left_out(ends):
+    run = tiny.config({"total": ConfigDict({"steps": 70}), "optim.schedule": "step"})
+    run.optim.decay_at = tuple({"steps": end} for end in ends)
+    with pytest.raises(UserError) as told:
+        schedules.make_schedule(run, total_steps=70, train_size=64)
+    (flag,) = re.findall(r"leave it out with (\S+=(?:\".*?\"|\w+))", str(told.value))
+    config.override(run, [flag.replace('"', "")])
+    schedules.make_schedule(run, total_steps=70, train_size=64)
+
+
+# Evaluation.
+
+
+def test_an_evaluation_needs_nothing_but_the_workdir_and_the_evaluated_images(
+    copies, capsys
+):
+    images, workdir = copies
+    shutil.rmtree(images / "train")
+    result = evaluate_workdir(workdir, "last")
+    trained = json.loads((workdir / "result.json").read_text())
+    assert (result["loss"], result["top1"]) == (trained["loss"], trained["top1"])
+    assert result["changed"] == []
+    overrides = ["--config.evaluate.views=flip", "--config.evaluate.batch_size=4"]
+    changed = evaluate_workdir(workdir, "last", overrides)["changed"]
+    assert changed == [
+        "evaluate.batch_size: 0 -> 4",
+        "evaluate.views: 'one' -> 'flip'",
+    ]
+    assert "other than in training: evaluate.views: " in capsys.readouterr().out
+
+
+def test_an_evaluation_names_images_that_are_not_those_of_training(copies):
+    images, workdir = copies
+    remove_an_evaluated_image(images)
+    result = evaluate_workdir(workdir, "last")
+    assert result["changed"] == ["the evaluation split had 12 images and has 11"]
+    assert result["n_seen"] == 11
+
+
+def test_an_evaluation_numbers_classes_as_the_network_does(copies, tmp_path):
+    images, workdir = copies
+    whole = evaluate_workdir(workdir, "last")
+    # Of other classes, all predictions would be wrong.
+    other = make_folder(tmp_path / "other", classes=("elk", "fox", "gnu", "hen"))
+    flag = f"--config.data.source=folder:{other}"
+    with pytest.raises(UserError, match="'elk', which is none of the 4 classes"):
+        evaluate_workdir(workdir, "last", [flag])
+    # Of fewer ones, each image keeps the label that it had.
+    right = {}
+    for name in CLASSES:
+        for split in ("train", "val"):
+            shutil.copytree(images / split / name, tmp_path / name / split / name)
+        flag = f"--config.data.source=folder:{tmp_path / name}"
+        result = evaluate_workdir(workdir, "last", [flag])
+        assert result["n_seen"] == 3
+        right[name] = 3 * result["top1"]
+    assert sum(right.values()) == pytest.approx(12 * whole["top1"])
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        (
+            "model.overrides.widths=(8, 8)",
+            r"another network \(model\.overrides\.widths",
+        ),
+        ("model.name=cifar_resnet32", r"another network \(model\.name"),
+        ("ema_decay=0.9", "no averaged parameters"),
+        ("optim.nam=adam", r"optim\.name"),
+    ],
+)
+def test_an_evaluation_of_another_network_is_refused(finished, flag, message):
+    with pytest.raises(UserError, match=message):
+        evaluate_workdir(finished / "run", "last", [f"--config.{flag}"])
+
+
+def test_an_evaluation_takes_the_parameters_only(copies):
+    _, workdir = copies
+    before = evaluate_workdir(workdir, "last")
+    result = evaluate_workdir(workdir, "last", ["--config.optim.name=lamb"])
+    assert result["loss"] == before["loss"]
+    assert result["changed"] == ["optim.name: 'sgd' -> 'lamb'"]
+
+
+def test_a_config_that_was_saved_takes_overrides_of_any_type():
+    for name in ("quickstart", "r50"):
+        run = config.load(f"configs/{name}.py")
+        again = config.from_saved(json.loads(config.as_json(run)))
+        assert config.as_text(again) == config.as_text(run)
+    config.override(again, ["--config.model.bn_group_size=global"])
+    config.override(again, ["--config.total.steps=5"])
+    assert again.total.to_dict() == {"steps": 5}
+
+
+# Initial weights.
+
+
+def weights_for(path: pathlib.Path, setup, **card) -> dict:
+    """Writes keyed weights of the setup's network with a card; returns them."""
+    variables = keyed.variables(setup.model.spec, seed=7)
+    fields = {"mean": (0.5,), "std": (0.5,)} | card
+    known = card_for(setup, **fields)
+    own.write(path, variables, known)
+    return variables
+
+
+def card_for(setup, **fields):
+    """The card of weights under this project's names for a setup's network."""
+    fields = {"scheme": own.OWN.name} | fields
+    return default_card(setup.config.model.name, setup.model.spec, **fields)
+
+
+def test_weights_that_expect_another_input_are_named_with_the_flags(tmp_path, caplog):
+    make_folder(tmp_path / "images")
+    run = config_for(tmp_path / "images")
+    setup = tiny.set_up(run)
+    facts = {"mean": (0.3,), "interpolation": "bicubic", "classes": CLASSES}
+    weights_for(tmp_path / "w", setup, **facts)
+    run.init_from = str(tmp_path / "w")
+    first_state(setup, initial_weights(setup))
+    flags = re.findall(r'(--config\.[\w.]+)=(?:"(.*?)"|(\w+))', caplog.text)
+    assert [flag for flag, *_ in flags] == [
+        "--config.data.mean",
+        "--config.data.interpolation",
+    ]
+    config.override(run, [f"{flag}={text or word}" for flag, text, word in flags])
+    caplog.clear()
+    setup = tiny.set_up(run)
+    first_state(setup, initial_weights(setup))
+    assert caplog.text == ""
+
+
+def test_weights_for_bgr_see_the_same_image(tmp_path):
+    setup = tiny.setup(
+        {"data.channels": 3, "data.mean": (0.5,) * 3, "data.std": (1.0,) * 3}
+    )
+    means = {"mean": (0.1, 0.2, 0.3), "std": (1.0, 1.0, 1.0), "classes": ()}
+    variables = weights_for(tmp_path / "w", setup, bgr=True, **means)
+    setup.config.init_from = str(tmp_path / "w")
+    params = first_state(setup, initial_weights(setup)).params
+    kernel = variables["params"]["stem_conv1"]["kernel"]
+    np.testing.assert_array_equal(params["stem_conv1"]["kernel"], kernel[:, :, ::-1])
+
+
+def test_a_head_is_kept_reordered_or_fresh_by_class_names(tmp_path, caplog):
+    make_folder(tmp_path / "images")
+    run = config_for(tmp_path / "images")
+    setup = tiny.set_up(run)
+    fresh = jax.device_get(setup.init_state().params["head"])
+
+    def backwards(head):
+        return {name: x[..., ::-1] for name, x in head.items()}
+
+    for classes, said, expected in (
+        (CLASSES, "", lambda head: head),
+        (CLASSES[::-1], "is reordered", backwards),
+        (("elk", "fox", "gnu", "hen"), "'ant' is not among them", lambda head: fresh),
+        ((), "", lambda head: head),
+    ):
+        caplog.clear()
+        path = tmp_path / "_".join(classes or ["unknown"])
+        variables = weights_for(path, setup, classes=classes)
+        run.init_from = str(path)
+        state = first_state(setup, initial_weights(setup))
+        small.assert_equal(
+            jax.device_get(state.params["head"]), expected(variables["params"]["head"])
+        )
+        assert said in caplog.text and bool(said) == bool(caplog.text)
+
+
+def test_a_teacher_of_classes_with_other_names_is_refused(tmp_path):
+    make_folder(tmp_path / "images")
+    run = config_for(tmp_path / "images")
+    weights_for(tmp_path / "w", tiny.set_up(run), classes=("elk", "fox", "gnu", "hen"))
+    run.distill.teacher = run.model.name
+    run.distill.teacher_init = str(tmp_path / "w")
+    with run.unlocked():
+        run.distill.overrides = dict(tiny.NETWORK)
+    with pytest.raises(UserError, match="'ant' is not among them"):
+        teacher_weights(tiny.set_up(run))
+
+
+@pytest.mark.slow
+def test_a_run_resumes_with_the_initial_weights_that_it_had(tmp_path):
+    make_folder(tmp_path / "images")
+    setup = tiny.set_up(config_for(tmp_path / "images"))
+    facts = {"classes": CLASSES}
+    weights_for(tmp_path / "w", setup, **facts)
+
+    def resume(where):
+        run = config_for(tmp_path / "images", {"init_from": str(where or "")})
+        return train(run, tmp_path / "run")
+
+    resume(tmp_path / "w")
+    shutil.copytree(tmp_path / "w", tmp_path / "moved")
+    resume(tmp_path / "moved")
+    other = keyed.variables(setup.model.spec, seed=8)
+    card = card_for(setup, mean=(0.5,), std=(0.5,), **facts)
+    own.write(tmp_path / "other", other, card)
+    for where, message in (
+        (tmp_path / "other", "they hold other values"),
+        (None, r"other initial weights \(.*w\)"),
+        (tmp_path / "nowhere", "nowhere"),
+    ):
+        with pytest.raises(UserError, match=message):
+            resume(where)
+    shutil.rmtree(tmp_path / "w")
+    weights_for(tmp_path / "w", setup, classes=CLASSES[::-1])
+    with pytest.raises(UserError, match="their classes was"):
+        resume(tmp_path / "w")
+
+
+@pytest.mark.slow
+def test_a_run_stops_when_its_teacher_has_changed(tmp_path):
+    make_folder(tmp_path / "images")
+    setup = tiny.set_up(config_for(tmp_path / "images"))
+    weights_for(tmp_path / "w", setup, classes=CLASSES)
+    changes = {
+        "distill.teacher": setup.config.model.name,
+        "distill.teacher_init": str(tmp_path / "w"),
+    }
+
+    def resume(steps: int):
+        length = {"total": ConfigDict({"steps": steps}), "optim.schedule": "constant"}
+        run = config_for(tmp_path / "images", changes | length)
+        with run.unlocked():
+            run.distill.overrides = dict(tiny.NETWORK)
+        return train(run, tmp_path / "run")
+
+    resume(2)
+    shutil.move(tmp_path / "w", tmp_path / "moved")
+    changes["distill.teacher_init"] = str(tmp_path / "moved")
+    resume(4)
+    card = card_for(setup, mean=(0.5,), std=(0.5,), classes=CLASSES)
+    own.write(tmp_path / "moved", keyed.variables(setup.model.spec, seed=8), card)
+    with pytest.raises(UserError, match=r"another teacher: .* they hold other values"):
+        resume(6)
