@@ -2,12 +2,13 @@
 
 python launch/local.py N --config=... --workdir=...
 
-Prefixes each line with its process, passes SIGTERM and Ctrl-C on, and returns the first
-exit code that is not 0. Where one process fails, the others get two minutes to notice
-and to say so. With GPUs, each process takes one.
+Prefixes each line with its process, passes SIGTERM, Ctrl-C and SIGHUP on, and returns
+the first exit code that is not 0. Where one process fails, the others get two minutes
+to notice and to say so. With GPUs, each process takes one.
 """
 
 import ctypes
+import functools
 import math
 import os
 import pathlib
@@ -46,8 +47,13 @@ def main(argv: list[str]) -> int:
         for line in processes[i].stdout:
             output.say(f"[{i}] {line.rstrip()}")
 
-    # No signal may come between the first start and the handlers.
-    numbers = {signal.SIGTERM, signal.SIGINT}
+    # No signal may come between the first start and the handlers. What nohup or the
+    # shell let this launcher ignore stays ignored, in the processes as well.
+    numbers = {signal.SIGTERM} | {
+        number
+        for number in (signal.SIGINT, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN
+    }
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     processes += [
         subprocess.Popen(
@@ -59,7 +65,7 @@ def main(argv: list[str]) -> int:
             env={"JAX_LOCAL_DEVICE_IDS": str(i), **os.environ},
             # Ctrl-C in a terminal reaches only this launcher, which passes it on.
             start_new_session=True,
-            preexec_fn=_prepare,
+            preexec_fn=functools.partial(_prepare, numbers),
         )
         for i in range(count)
     ]
@@ -81,9 +87,9 @@ def main(argv: list[str]) -> int:
     return next((code for code in codes if code), 0)
 
 
-def _prepare() -> None:
+def _prepare(numbers: set[signal.Signals]) -> None:
     """In each process: takes signals again, and ends when this launcher is killed."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)

@@ -212,7 +212,7 @@ def evaluate_workdir(
     Raises:
       UserError: There is no such checkpoint, or other classes or another network were
         asked for.
-      PreemptedError: SIGTERM or Ctrl-C came.
+      PreemptedError: A signal asked the evaluation to stop.
     """
     with (
         Preemption(workdir, **limits) as preemption,

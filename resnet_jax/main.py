@@ -3,6 +3,14 @@
 python -m resnet_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
+from resnet_jax import host, output, signals
+
+if __name__ == "__main__":
+    # First of all: Ctrl-C may come at any time. The heap is of this process alone, and
+    # is set before there are threads.
+    host.use_one_heap()
+    signals.listen()
+
 import contextlib
 import errno
 import inspect
@@ -11,6 +19,7 @@ import logging
 import pathlib
 import secrets
 import shlex
+import shutil
 import sys
 import tempfile
 import threading
@@ -21,7 +30,6 @@ import absl.logging
 from absl import flags
 from ml_collections import config_flags
 
-from resnet_jax import host, output
 from resnet_jax.config import (
     as_json,
     check_keys,
@@ -199,8 +207,20 @@ def _scratch() -> Iterator["Path"]:
     from resnet_jax import processes, storage
 
     if processes.count() == 1:
-        with tempfile.TemporaryDirectory() as directory:
-            yield pathlib.Path(directory) / "run"
+        token = secrets.token_hex(8)
+        directory = pathlib.Path(tempfile.gettempdir()) / f"resnet_jax_dry_run_{token}"
+
+        def remove_directory() -> None:
+            # While the process is ended, other threads may still write there.
+            for _ in range(5):
+                shutil.rmtree(directory, ignore_errors=True)
+
+        processes.at_end.append(remove_directory)
+        directory.mkdir(mode=0o700)
+        try:
+            yield directory / "run"
+        finally:
+            remove_directory()
         return
     if not _WORKDIR.value:
         raise UserError(
@@ -269,6 +289,13 @@ def run(command: str) -> None:
 
 def main(argv: list[str]) -> int:
     """Returns the exit code: 0, 1 for an error, 128 + the number of a signal."""
+    with signals.listening():
+        code = _main(argv)
+        signals.wait_if_ending()
+        return code
+
+
+def _main(argv: list[str]) -> int:
     own = ("--coordinator", "--num_processes", "--process_id")
     told = [argument for argument in argv[1:] if not argument.startswith(own)]
     command = "python -m resnet_jax.main " + shlex.join(told)
@@ -291,10 +318,6 @@ def main(argv: list[str]) -> int:
     except PreemptedError as stop:
         output.note(str(stop))
         return processes.leave(stop.exit_code)
-    except KeyboardInterrupt:
-        if processes.count() == 1:
-            raise
-        return processes.leave(130)  # JAX would wait for the others
     except UserError as error:
         return processes.give_up(str(error))
     except Exception as error:
@@ -336,7 +359,8 @@ def quiet_libraries() -> None:
 
     def one_line(failed) -> None:
         if not noise(failed.exc_value, getattr(failed, "object", None)):
-            output.warn(str(failed.exc_value))
+            text = str(failed.exc_value or "") or failed.exc_type.__name__
+            output.warn(text)
 
     def uncaught(kind, error, traceback) -> None:
         if not noise(error):
@@ -347,6 +371,4 @@ def quiet_libraries() -> None:
 
 
 if __name__ == "__main__":
-    # Of this process alone, and before there are threads.
-    host.use_one_heap()
     output.command(main)

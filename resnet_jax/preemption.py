@@ -1,35 +1,34 @@
-"""SIGTERM and Ctrl-C: noted at once, acted on where a run can stop cleanly.
+"""Signals that ask a run to stop: it saves first, if there is something to save.
 
-A run that does not come to such a place in time is ended from outside of it: when the
-grace of a signal is over, and when it stalls.
+A run that does not come to a place where it can stop cleanly in time is ended from
+outside of it: when the grace of a signal is over, and when it stalls.
 """
 
 import contextlib
 import faulthandler
-import os
 import signal
-import socket
 import threading
 import time
 
 from jax.experimental import multihost_utils
 
-from resnet_jax import output, processes
+from resnet_jax import output, processes, signals
 from resnet_jax.checkpoints import newest_step
 from resnet_jax.storage import Path, is_remote
 
 # Seconds: of a GKE pod's and a spot machine's thirty, five are left for the exit; and
 # what neither compiling nor saving a large network should take.
 GRACE, STALL_TIMEOUT = 25.0, 1800.0
-# What JAX's preemption service sets when any process got a SIGTERM.
-_NOTICE = "RECEIVED_PREEMPTION_NOTICE"
+# Seconds that JAX's preemption service takes to tell of a signal.
+NOTICED_WITHIN = 3.0
 
 
 class PreemptedError(Exception):
     """The run was asked to stop, and did.
 
     Attributes:
-      exit_code: 128 + the number of the signal: 143 for SIGTERM, 130 for Ctrl-C.
+      exit_code: 128 + the number of the signal: 143 for SIGTERM, 130 for Ctrl-C, 129
+        for SIGHUP.
     """
 
     def __init__(self, signal_number: int):
@@ -38,12 +37,16 @@ class PreemptedError(Exception):
 
 
 class Preemption:
-    """Notes SIGTERM and SIGINT while it is entered; a second Ctrl-C kills.
+    """Notes the signals that ask a run to stop, while it is entered.
 
-    Schedulers may send SIGTERM more than once, so a second one changes nothing.
+    Where a command listens to signals, they end the process at once until `hold` says
+    that there is something to save; then they are noted, and `check` raises. In a
+    program that calls this as a library they are always noted, and outside of its main
+    thread never. A second Ctrl-C ends the process. Schedulers may send SIGTERM more
+    than once, so a second one changes nothing.
 
     With several processes JAX's own service notes SIGTERM on any of them and lets all
-    stop at the same poll; so all must poll equally often.
+    stop at the same poll; so all must poll equally often. Other signals become SIGTERM.
 
     Args:
       workdir: whose newest checkpoint is told when the process must be ended.
@@ -60,82 +63,111 @@ class Preemption:
     ):
         self._workdir, self._grace, self._stall = workdir, grace, stall_timeout
         self._signal: int | None = None
+        self._pressed = 0.0
         self._polls = 0
         self._polled = time.monotonic()
-        self._before: dict = {}
-        self._left = threading.Event()
+        self._held = False
+        self._listener: signals.Listener | None = None
+        self._noted, self._left = threading.Event(), threading.Event()
 
     def __enter__(self) -> "Preemption":
         self._alone = processes.count() == 1
-        for number in (signal.SIGTERM, signal.SIGINT) if self._alone else ():
-            self._before[number] = signal.signal(number, self._note)
-        if self._alone:
-            # Handlers wait until the main thread runs Python again, and may never.
-            self._read, self._write = socket.socketpair()
-            self._write.setblocking(False)
-            self._wakeup = signal.set_wakeup_fd(self._write.fileno())
-        else:
-            # JAX's handler stays; Ctrl-C does the same.
-            self._before[signal.SIGINT] = signal.signal(
-                signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+        in_main = threading.current_thread() is threading.main_thread()
+        if in_main and not signals.is_listening():
+            # JAX's handler of SIGTERM stays.
+            self._listener = (
+                signals.Listener(self._note)
+                if self._alone
+                else signals.Listener(processes.pass_on, (signal.SIGINT, signal.SIGHUP))
             )
-        processes.listen(self._end_after_grace)
-        threading.Thread(target=self._end_when_stalled, daemon=True).start()
+        if not self._alone:
+            processes.listen(self._await_notice)
+        for function in (self._end_after_grace, self._end_when_stalled):
+            threading.Thread(target=function, daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
         self._left.set()
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        if self._alone:
-            signal.set_wakeup_fd(self._wakeup)
-            self._write.close()
+        # Its thread waits for it, and ends.
+        self._noted.set()
+        if self._listener:
+            self._listener.stop()
+        elif self._alone and self._signal is None:
+            signals.defer_to(None)
 
-    def _note(self, number: int, _) -> None:
-        self._signal = number
+    def _note(self, number: int) -> None:
+        now = time.monotonic()
         if number == signal.SIGINT:
-            signal.signal(number, signal.SIG_DFL)
+            if self._pressed and now > self._pressed + signals.SAME_PRESS:
+                stands = self._last_checkpoint()
+                processes.end_now(
+                    128 + number, f"a second Ctrl-C ended the run at once; {stands}."
+                )
+            self._pressed = self._pressed or now
+        self._signal = self._signal or number
+        self._noted.set()
+
+    def _await_notice(self) -> None:
+        if processes.wait_for_notice():
+            self._signal = signal.SIGTERM
+            self._noted.set()
+
+    def hold(self) -> None:
+        """From here on there is something to save, so that signals are only noted.
+
+        Does not return if a signal is ending the process already.
+        """
+        if self._held:
+            return
+        if not self._alone:
+            processes.hold()
+        elif signals.is_listening():
+            signals.defer_to(self._note)
+        self._held = True
+
+    def release(self) -> None:
+        """All is saved; raises PreemptedError if a signal was noted meanwhile.
+
+        Several processes go on to their end, since others may not be there yet.
+        """
+        if not self._alone:
+            return
+        if signals.is_listening():
+            signals.defer_to(None)
+        self._held = False
+        if self._signal is not None:
+            raise PreemptedError(self._signal)
 
     def check(self) -> None:
         """A sign of life; raises PreemptedError if the run was asked to stop."""
         self._polled = time.monotonic()
         self._polls += 1
+        if self._alone and self._signal is not None:
+            raise PreemptedError(self._signal)
         if not self._alone and multihost_utils.reached_preemption_sync_point(
             self._polls
         ):
             raise PreemptedError(signal.SIGTERM)
-        if self._signal is not None:
-            raise PreemptedError(self._signal)
+
+    def asked(self) -> PreemptedError | None:
+        """The stop that a signal has asked for; None if none came."""
+        if not self._alone:
+            self._noted.wait(NOTICED_WITHIN)
+        return None if self._signal is None else PreemptedError(self._signal)
 
     def _end_after_grace(self) -> None:
-        number = self._wait_for_signal()
+        self._noted.wait()
         # Process 0 ends last: without it, JAX aborts the others.
         early = 0.5 if processes.index() == 0 else 1.5
-        if not number or not self._grace:
+        if not self._grace:
             return
         if self._left.wait(max(self._grace - early, 0.9 * self._grace)):
             return
         processes.end_now(
-            128 + number,
+            128 + self._signal,
             f"the run could not stop and save within --grace={self._grace:g}s of"
-            f" {signal.Signals(number).name}; {self._last_checkpoint()}.",
+            f" {signal.Signals(self._signal).name}; {self._last_checkpoint()}.",
         )
-
-    def _wait_for_signal(self) -> int:
-        """The number of the signal that came; 0 if the run ended without one."""
-        if self._alone:
-            while received := self._read.recv(1):
-                if received[0] in (signal.SIGTERM, signal.SIGINT):
-                    return received[0]
-            return 0
-        while not self._left.is_set():
-            try:
-                processes.client().blocking_key_value_get(_NOTICE, 60_000)
-                return signal.SIGTERM
-            except Exception as error:
-                if "DEADLINE_EXCEEDED" not in str(error):
-                    return 0  # the run has ended
-        return 0
 
     def _end_when_stalled(self) -> None:
         while self._stall:

@@ -21,8 +21,9 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from resnet_jax import output
+from resnet_jax import output, signals
 from resnet_jax.errors import UserError
+from resnet_jax.signals import at_end as at_end
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +34,12 @@ CLOCKS_MAY_DIFFER = 60
 # Milliseconds; who fails or dies meanwhile stops all, so waiting needs no other end.
 _FOREVER = 7 * 24 * 3600 * 1000
 _STOP = "resnet_jax/stop"
+# What the processes do when one gets a signal: the first that has something to save
+# writes "save" here, the first that learns of the signal before that writes "end".
+_FATE = "resnet_jax/fate"
+# JAX's preemption service writes it when any process got a SIGTERM.
+_NOTICE = "RECEIVED_PREEMPTION_NOTICE"
 
-# What is to be done however the process ends, such as giving a lock back.
-at_end: list[Callable[[], None]] = []
-_ending = threading.Lock()
 _listening: list[threading.Thread] = []
 _turns: collections.Counter[str] = collections.Counter()
 _told: dict[str, Any] = {"text": "", "code": 1}
@@ -99,7 +102,10 @@ def connect(
         " reason stands above, most likely that another one died, whose log says why."
         " The same command goes on from the last checkpoint."
     )
+    # JAX notes SIGTERM from here on, and the others are no different.
+    signals.defer_to(pass_on)
     listen(_watch)
+    listen(_end_unless_held)
     atexit.register(_disconnect)
 
 
@@ -108,6 +114,50 @@ def listen(function: Callable[[], None]) -> None:
     thread = threading.Thread(target=function, daemon=True)
     thread.start()
     _listening.append(thread)
+
+
+def pass_on(_: int) -> None:
+    """Lets JAX's preemption service note a signal that it does not know."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def wait_for_notice() -> bool:
+    """Waits until any process got a signal; returns False if the run ends without."""
+    return _wait_for(_NOTICE) is not None
+
+
+def _wait_for(key: str) -> str | None:
+    """Waits for a key; returns its value, or None when the connection is closed."""
+    while True:
+        try:
+            return client().blocking_key_value_get(key, 60_000)
+        except Exception as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                return None  # the run has ended, or JAX aborts this process
+
+
+def hold() -> None:
+    """Notes on all processes that there is something to save.
+
+    From here on a signal is acted on where all processes can save together. Does not
+    return if they agreed to end before.
+    """
+    if count() > 1 and _decide("save") == "end":
+        signals.wait_for_the_end()
+
+
+def _end_unless_held() -> None:
+    """Ends this process, as all the others, if a signal comes before `hold`."""
+    if wait_for_notice() and _decide("end") == "end":
+        signals.tell(f"stopped by {signal.SIGTERM.name}")
+        leave(128 + signal.SIGTERM)
+
+
+def _decide(fate: str) -> str:
+    """Writes what all do, unless another process was first; returns what stands."""
+    with contextlib.suppress(Exception):
+        client().key_value_set(_FATE, fate)
+    return _wait_for(_FATE) or fate
 
 
 def _disconnect() -> None:
@@ -258,25 +308,26 @@ def give_up(text: str) -> int:
 
     With other processes it does not return: JAX would wait for them at the exit.
     """
+    signals.wait_if_ending()
     if client() is not None:
         end_all(text)
     output.fail(text)
     return 1
 
 
-def end_all(text: str) -> NoReturn:
+def end_all(text: str, code: int = 1) -> NoReturn:
     """Prints an error on all processes and ends them, whatever else they do."""
-    with _ending:
-        _told["code"] = 1
-        output.fail(text)
+    with signals.ending:
+        _told["code"] = code
+        signals.tell(f"error: {text}")
         if client() is not None:
-            reason = json.dumps({"who": me(), "text": text})
+            reason = json.dumps({"who": me(), "text": text, "code": code})
             # Another process may have been first.
             with contextlib.suppress(Exception):
                 client().key_value_set(_STOP, reason)
             if index() == 0:
                 time.sleep(3)  # the others read it from here
-        _leave(1)
+        signals.leave(code)
 
 
 def give_up_after(error: BaseException) -> int:
@@ -285,6 +336,7 @@ def give_up_after(error: BaseException) -> int:
     A process that dies breaks the collectives of the others, and an error of one is
     told to all: so what it says is waited for.
     """
+    signals.wait_if_ending()
     if client() is None:
         raise error
     time.sleep(2)
@@ -308,41 +360,28 @@ def leave(code: int) -> int:
     """Ends a process that stops as all do: together, or after some seconds alone."""
     if client() is None:
         return code
-    with _ending:
+    with signals.ending:
         _told["code"] = code
         with contextlib.suppress(Exception):
             client().wait_at_barrier("resnet_jax/leave", 5000)
         if index() == 0:
             time.sleep(1)
-        _leave(code)
+        signals.leave(code)
 
 
 def end_now(code: int, text: str) -> NoReturn:
     """Prints an error and ends this process whatever its other threads do."""
-    with _ending:
+    with signals.ending:
         _told["code"] = code
-        output.fail(text)
-        _leave(code)
-
-
-def _leave(code: int) -> NoReturn:
-    for function in at_end:
-        with contextlib.suppress(Exception):
-            function()
-    output.flush()
-    os._exit(code)
+        signals.tell(f"error: {text}")
+        signals.leave(code)
 
 
 def _watch() -> None:
     """Stops this process when another one says why it stopped."""
-    while True:
-        try:
-            reason = json.loads(client().blocking_key_value_get(_STOP, 60_000))
-        except Exception as error:
-            if "DEADLINE_EXCEEDED" in str(error):
-                continue
-            return  # the run has ended, or JAX aborts this process
-        end_now(1, f"{reason['who']} stopped: {reason['text']}")
+    if told := _wait_for(_STOP):
+        reason = json.loads(told)
+        end_now(reason["code"], f"{reason['who']} stopped: {reason['text']}")
 
 
 def _say_when_aborted(text: str) -> None:
@@ -359,7 +398,6 @@ def _say_when_aborted(text: str) -> None:
 
 def _aborted(_: int) -> None:
     # Another thread may be telling why, and ends the process.
-    if _ending.acquire(timeout=5):
-        with contextlib.suppress(OSError):
-            os.write(2, f"error: {_told['text']}\n".encode())
-    _leave(_told["code"])
+    if signals.ending.acquire(timeout=5):
+        os.write(2, f"error: {_told['text']}\n".encode())
+    signals.leave(_told["code"])

@@ -4,14 +4,15 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import checkpoints, output, report, sharding, writers
+from resnet_jax import checkpoints, output, processes, report, sharding, writers
 from resnet_jax.checkpoints import Checkpoints, Progress
-from resnet_jax.data.loader import bad_indices
+from resnet_jax.data.loader import WorkerDiedError, bad_indices
 from resnet_jax.dependencies import UNKNOWN, Resume, describe_data, describe_weights
 from resnet_jax.errors import UserError
 from resnet_jax.evaluate import Evaluation, Gallery, evaluate, evaluate_sets
@@ -60,6 +61,7 @@ class Meter:
     def __init__(self, setup: Setup, progress: Progress, writer: writers.Writer):
         self._setup, self._progress, self._writer = setup, progress, writer
         self._pending: list[dict] = []
+        self._rows: list[Callable[[], None]] = []
         self._settled = self._advised = False
         self.restart()
 
@@ -87,7 +89,16 @@ class Meter:
         self._pending.append(values)
 
     def flush(self) -> None:
-        """Waits for the noted steps and writes their means.
+        """Waits for the noted steps and writes their means; raises as `settle`."""
+        self.settle()
+        rows, self._rows = self._rows, []
+        for write in rows:
+            write()
+        if rows:
+            self.restart()
+
+    def settle(self) -> None:
+        """Waits for the noted steps and takes their means, which `flush` writes.
 
         Raises UserError if a loss is not finite, and names the steps.
         """
@@ -122,9 +133,15 @@ class Meter:
             "images_per_second": images / elapsed,
             "data_wait": self._waited / elapsed,
         }
-        self._advise(values["data_wait"])
         left = self._setup.total_steps - progress.step
-        self._writer.train(progress.step, values, eta=left * elapsed / len(steps))
+        eta = left * elapsed / len(steps)
+        step = progress.step
+
+        def write() -> None:
+            self._advise(values["data_wait"])
+            self._writer.train(step, values, eta=eta)
+
+        self._rows.append(write)
         self.restart()
 
     def _advise(self, waiting: float) -> None:
@@ -172,7 +189,7 @@ def train(
 
     Raises:
       UserError: the config, the data or the disk; the message says what to do.
-      PreemptedError: SIGTERM or Ctrl-C came; everything is saved.
+      PreemptedError: a signal asked the run to stop; everything is saved.
     """
     start = Start(time.perf_counter() if began is None else began)
     start.done("imports")
@@ -268,6 +285,7 @@ def train(
                     note_evaluation(progress, result, sets, writer)
                     state = lower_rate(setup, state, progress)
                 if to_evaluate or to_save:
+                    preemption.hold()
                     writer.flush()
                     saved.save(state, progress)
                     on_disk = now
@@ -296,6 +314,7 @@ def train(
                 meter.add(metrics)
                 if progress.step == first + 1:
                     jax.block_until_ready(metrics)
+                    preemption.hold()
                     start.done("step")
                     say(str(start))
 
@@ -305,15 +324,28 @@ def train(
                     meter.flush()
                     saved.check()
                 preemption.check()
-        except PreemptedError:
-            meter.flush()
-            writer.flush()
-            if on_disk != progress.step:
+            saved.wait()
+            preemption.release()
+        except (PreemptedError, WorkerDiedError) as error:
+            stop = error if isinstance(error, PreemptedError) else preemption.asked()
+            if stop is None:
+                raise
+            if processes.count() > 1 and stop is not error:
+                # The others stop at a step that this process cannot reach.
+                processes.end_all(
+                    f"{processes.me()} was {stop}. {error}", stop.exit_code
+                )
+            # First of all to disk; a loss that is not finite raises here.
+            meter.settle()
+            # A step 0 is no more than its config, which makes it again.
+            if progress.step and on_disk != progress.step:
                 saved.save(state, progress)
             saved.wait()
-            say(f"saved step {progress.step}; the same command goes on from there")
-            raise
-        saved.wait()
+            meter.flush()
+            writer.flush()
+            if progress.step:
+                say(f"saved step {progress.step}; the same command goes on from there")
+            raise stop from None
 
     result = {
         **progress.evaluation,

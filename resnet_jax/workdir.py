@@ -111,9 +111,11 @@ class Lock:
         self._done = threading.Event()
 
     def __enter__(self) -> "Lock":
+        # Before it is taken, since a signal may end the process right after; what is
+        # another run's stays.
+        processes.at_end.append(self.release)
         while not self._taken():
             self._remove_dead()
-        processes.at_end.append(self.release)
         threading.Thread(target=self._live, daemon=True).start()
         return self
 

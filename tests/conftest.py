@@ -3,8 +3,10 @@
 import os
 import signal
 
-# Whoever runs tests in the background has them, and what they start, ignore Ctrl-C.
+# Whoever runs tests in the background has them, and what they start, ignore Ctrl-C;
+# nohup, SIGHUP.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Before jax is imported anywhere.
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ["JAX_PLATFORMS"] = "cpu"

@@ -3,8 +3,9 @@
 python -m tests.fault_drill --faults=200 --processes=2 --seed=7
 
 The end must be that of a run that nothing happened to, bit for bit. Of several
-processes, a signal strikes any one. A full and a read-only file system take root, to
-mount one; without it these two are left out.
+processes, a signal strikes any one; of a run of one, also all that it has started,
+which are worker processes in some starts. A full and a read-only file system take root,
+to mount one; without it these two are left out.
 """
 
 import argparse
@@ -21,7 +22,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import psutil
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from resnet_jax.writers import read_metrics
 from tests import runs
@@ -29,6 +33,8 @@ from tests import runs
 # A checkpoint every other step: most faults strike near one or in one.
 FLAGS = (
     *runs.SMALL,
+    # In memory, images would need no workers.
+    "--config.data.cache=none",
     "--config.checkpoint.every.steps=2",
     "--config.checkpoint.keep_last=3",
     "--config.evaluate.every.steps=25",
@@ -42,6 +48,7 @@ class Drill:
 
     Args:
       workdir: of the run; its parent is `disk` if that is a file system of its own.
+      images: The folder of images that it trains on.
       faults: how many there will be, which makes the length of the run.
       processes: of the run.
       seed: of their order.
@@ -51,13 +58,19 @@ class Drill:
     def __init__(
         self,
         workdir: pathlib.Path,
+        images: pathlib.Path,
         faults: int,
         processes: int,
         seed: int,
         disk: pathlib.Path | None,
     ):
         self.done: list[str] = []
-        self._flags = (*FLAGS, f"--config.total.steps={20 + 3 * faults}")
+        self._images = images
+        self._flags = (
+            *FLAGS,
+            f"--config.total.steps={20 + 3 * faults}",
+            f"--config.data.source=folder:{images}",
+        )
         self._processes = processes
         self._workdir, self._faults, self._disk = workdir, faults, disk
         self._random = random.Random(seed)
@@ -67,13 +80,17 @@ class Drill:
     def run(self) -> None:
         """Lets all faults happen, then the run end."""
         ends = [self.kill, self.terminate, self.close_the_output]
+        if self._processes == 1:
+            ends.append(self.signal_all)
         if self._disk:
             ends += [self.fill_the_disk, self.make_it_read_only]
-        harms = [self.corrupt, self.remove_a_shard]
+        harms = [self.corrupt, self.remove_a_shard, self.edit_the_record]
         while len(self.done) < self._faults:
-            fault = self._random.choice([*ends, *harms])
-            # Without a whole checkpoint, a run says so and does not go on.
+            fault = self._random.choice([*ends, *harms, self.change_the_data])
+            # Without an intact checkpoint, a run says so and does not resume.
             if fault in harms and len(self._whole) < 2:
+                continue
+            if fault == self.change_the_data and not self._whole:
                 continue
             happened = fault()
             if happened:
@@ -84,11 +101,13 @@ class Drill:
 
     def start(self, workdir: pathlib.Path, redirect: str = "") -> subprocess.Popen:
         """Starts the run, or one like it in another workdir."""
-        flags = (f"--workdir={workdir}", *self._flags)
-        launcher = ("-m", "resnet_jax.main")
+        flags = [f"--workdir={workdir}", *self._flags]
         if self._processes > 1:
             launcher = ("launch/local.py", str(self._processes))
-        return runs.start_python(*launcher, *flags, redirect=redirect)
+            return runs.start_python(*launcher, *flags, redirect=redirect)
+        flags.append(f"--config.data.num_workers={self._random.choice((0, 0, 2))}")
+        main = ("-m", "resnet_jax.main")
+        return runs.start_python(*main, *flags, redirect=redirect, own_group=True)
 
     def _start(self, redirect: str = "") -> subprocess.Popen:
         return self.start(self._workdir, redirect)
@@ -107,7 +126,9 @@ class Drill:
             return []
         return runs.checkpoint_steps(self._workdir)
 
-    def _strike(self, number: signal.Signals, *expected: int) -> str:
+    def _strike(
+        self, number: signal.Signals, *expected: int, all_at_once: bool = False
+    ) -> str:
         """Sends a signal some lines behind the start, and a moment behind the line."""
         process, lines = self._start(), []
         left = self._random.randint(1, 5)
@@ -125,7 +146,10 @@ class Drill:
         with contextlib.suppress(psutil.NoSuchProcess):
             # Processes, and helpers of theirs that end with them.
             all_of_run = psutil.Process(process.pid).children(recursive=True)
-            self._struck(process).send_signal(number)
+            if all_at_once:
+                os.killpg(process.pid, number)
+            else:
+                self._struck(process).send_signal(number)
         began = time.monotonic()
         code, rest = runs.finish(process)
         output = "".join(lines) + rest
@@ -200,6 +224,12 @@ class Drill:
         while process.poll() is None and not done():
             time.sleep(0.01)
 
+    def signal_all(self) -> str:
+        """As `timeout`, systemd and Slurm do, and a terminal: the workers as well."""
+        number = self._random.choice((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+        happened = self._strike(number, 128 + number, all_at_once=True)
+        return happened and f"{number.name} {happened}"
+
     def fill_the_disk(self) -> str:
         """Leaves less room than a checkpoint needs."""
         filler = self._disk / "filler"
@@ -234,11 +264,14 @@ class Drill:
         # Metadata beside the arrays may be derived from others.
         return sorted(file for file in files if "/d/" in str(file))
 
-    def _harm(self, harm: Callable[[pathlib.Path], None]) -> str:
+    def _harm(self, harm: Callable[[pathlib.Path], None], record: bool = False) -> str:
+        """Harms the largest file of the newest checkpoint, or its record."""
         step = max(self._steps())
         if step not in self._whole:
             return ""
         file = max(self._data_files(), key=lambda file: file.stat().st_size)
+        if record:
+            file = self._workdir / "checkpoints" / str(step) / "run" / "metadata"
         harm(file)
         self._whole.remove(step)
         return f"the checkpoint of step {step}"
@@ -253,6 +286,46 @@ class Drill:
 
         return self._harm(flip)
 
+    def edit_the_record(self) -> str:
+        """Changes a digit of the step or of the number of examples."""
+        key = self._random.choice(("step", "examples"))
+
+        def edit(file: pathlib.Path) -> None:
+            text = file.read_text()
+            # The first one is that of the progress.
+            found = re.search(rf'"{key}": ?(\d+)', text)
+            place = self._random.randrange(*found.span(1))
+            digit = self._random.choice([x for x in "123456789" if x != text[place]])
+            file.write_text(text[:place] + digit + text[place + 1 :])
+
+        return self._harm(edit, record=True)
+
+    def change_the_data(self) -> str:
+        """Removes, renames or adds an image, or renames a class, for one start."""
+        images = sorted(self._images.rglob("*.png"))
+        image = self._random.choice(images)
+        aside = self._images.with_name("aside")
+        shutil.copytree(self._images, aside)
+        change = self._random.choice(
+            (
+                image.unlink,
+                lambda: image.rename(image.with_name("renamed.png")),
+                lambda: shutil.copy(image, image.with_name("added.png")),
+                lambda: image.parent.rename(image.parent.with_name("renamed")),
+            )
+        )
+        change()
+        try:
+            code, output = runs.finish(self._start())
+        finally:
+            shutil.rmtree(self._images)
+            aside.rename(self._images)
+        # A class in one split alone is an error of its own.
+        assert code == 1, output
+        assert "with other data: " in output or "labels would differ" in output, output
+        self._ended(output)
+        return "1 and a sentence"
+
     def remove_a_shard(self) -> str:
         """Of the newest checkpoint."""
         return self._harm(pathlib.Path.unlink)
@@ -261,6 +334,17 @@ class Drill:
 def remount(disk: pathlib.Path, options: str) -> None:
     """Mounts a file system in another way."""
     subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
+
+
+def write_images(folder: pathlib.Path) -> pathlib.Path:
+    """Writes the first of scikit-learn's digits as PNG files of two splits."""
+    digits = load_digits()
+    for i, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        if i == 500:
+            return folder
+        path = folder / ("train" if i % 5 else "test") / str(label) / f"{i:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.round(pixels * (255 / 16)).astype(np.uint8)).save(path)
 
 
 @contextlib.contextmanager
@@ -291,7 +375,8 @@ def drill(
         if disk is None:
             print("no full and no read-only disk: to mount one takes root")
         workdir = (disk or directory) / "broken"
-        broken = Drill(workdir, faults, processes, seed, disk)
+        images = write_images(directory / "images")
+        broken = Drill(workdir, images, faults, processes, seed, disk)
         broken.run()
         code, output = runs.finish(broken.start(directory / "undisturbed"))
         assert code == 0, output
@@ -300,6 +385,9 @@ def drill(
 
 
 def main() -> None:
+    # Under nohup or in the background, the runs would ignore what is sent to them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faults", type=int, default=20)
     parser.add_argument("--processes", type=int, default=1)

@@ -18,10 +18,12 @@ def start(
     of_each: dict[int, list[str]] | None = None,
     main: tuple[str, ...] = MAIN,
     environments: dict[int, dict[str, str]] | None = None,
+    own_group: bool = False,
 ) -> list[subprocess.Popen]:
     """Starts the processes of one run.
 
-    `of_each` and `environments` have more flags and variables, by process.
+    `of_each` and `environments` have more flags and variables, by process; with
+    `own_group`, each leads a process group.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -35,6 +37,7 @@ def start(
             *((f"--num_processes={number}", f"--process_id={i}")[: 2 * (number > 1)]),
             *flags,
             *(of_each or {}).get(i, []),
+            own_group=own_group,
             **{"JAX_NUM_CPU_DEVICES": str(devices)} | (environments or {}).get(i, {}),
         )
         for i in range(number)

@@ -1,5 +1,6 @@
 """Real runs in processes of their own, for the tests that stop and break them."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import sys
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import psutil
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -37,7 +39,11 @@ def start(workdir: pathlib.Path, *flags: str, **options) -> subprocess.Popen:
 
 
 def start_python(
-    *arguments: str, stderr=subprocess.STDOUT, redirect: str = "", **environment: str
+    *arguments: str,
+    stderr=subprocess.STDOUT,
+    redirect: str = "",
+    own_group: bool = False,
+    **environment: str,
 ) -> subprocess.Popen:
     """Starts Python at the root of the project, with one device unless told.
 
@@ -45,6 +51,7 @@ def start_python(
       arguments: The arguments of Python.
       stderr: As in `subprocess.Popen`; stdout is a pipe.
       redirect: Redirections of a shell, such as ">&- 2>/dev/full".
+      own_group: Whether it leads a process group, whose number is its own.
       environment: Variables of the environment.
     """
     environment = {
@@ -65,6 +72,7 @@ def start_python(
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,
+        process_group=0 if own_group else None,
     )
 
 
@@ -85,17 +93,35 @@ def run_python(*arguments: str, **options) -> tuple[int, str]:
 
 
 def send_when(
-    process: subprocess.Popen, pattern: str, number: signal.Signals
+    process: subprocess.Popen,
+    pattern: str,
+    number: signal.Signals,
+    to_group: bool = False,
 ) -> tuple[int, str]:
-    """Sends a signal as soon as a line matches; returns exit code and the output."""
+    """Sends a signal as soon as a line matches; returns exit code and the output.
+
+    With `to_group`, all processes get it that the run has started.
+    """
     lines = []
     for line in process.stdout:
         lines.append(line)
         if re.search(pattern, line):
-            process.send_signal(number)
+            send = os.killpg if to_group else os.kill
+            send(process.pid, number)
             break
     code, rest = finish(process)
     return code, "".join(lines) + rest
+
+
+def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
+    """The processes that a run has started to decode images."""
+    found = []
+    for child in psutil.Process(process.pid).children():
+        # Others may end meanwhile.
+        with contextlib.suppress(psutil.Error):
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def read_json(path: pathlib.Path) -> dict:

@@ -206,3 +206,21 @@ def test_an_object_store_that_refuses_is_one_sentence(monkeypatch, capsys):
     monkeypatch.setattr(main, "run", lambda command: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main.main(["main"])
+
+
+def test_a_warning_of_an_error_without_words_names_its_type():
+    code, output = runs.run_python(
+        "-c",
+        """
+from resnet_jax import main
+main.quiet_libraries()
+class Broken:
+    def __init__(self, *words):
+        self.words = words
+    def __del__(self):
+        raise OSError(*self.words)
+Broken()
+Broken("The disk is full.")
+""",
+    )
+    assert (code, output) == (0, "warning: OSError\nwarning: The disk is full.\n")

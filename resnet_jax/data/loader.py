@@ -11,15 +11,17 @@ permutations where the epoch before it stopped. What is said here of the epoch o
 image is then the epoch of its source.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import functools
 import itertools
 import math
+import multiprocessing
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing import resource_tracker
 
 import grain
 import jax
@@ -28,11 +30,13 @@ import psutil
 from absl import flags
 from jaxtyping import Int, Int32, Int64, UInt64
 
+from resnet_jax import processes, signals
 from resnet_jax.data.augment import Augment
 from resnet_jax.data.cache import MemorySource
 from resnet_jax.data.crops import mix
 from resnet_jax.data.decode import Picture
 from resnet_jax.data.sources import Source, sizes_and_shares
+from resnet_jax.data.workers import start_worker
 from resnet_jax.errors import BadImageError, UserError
 
 # First words of what random numbers are made of.
@@ -285,13 +289,35 @@ def _start_worker(parent: int, *_) -> None:
     """Keeps a worker off the accelerators, and ends it when its parent has ended."""
     # Grain imports jax, which must not take the devices that the parent computes on.
     jax.config.update("jax_platforms", "cpu")
+    start_worker(parent)
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+@functools.cache
+def _end_workers_with_this_process() -> None:
+    """Registers the ends of workers for all ends of this process; called once."""
+    processes.at_end.append(_kill_children)
+    # Before that of multiprocessing, which would wait for those that nobody closed:
+    # they do not listen to its SIGTERM.
+    atexit.register(_kill_workers)
+
+
+def _kill_workers() -> None:
+    for child in multiprocessing.active_children():
+        if child.name.startswith("grain-"):
+            child.kill()
+
+
+def _kill_children() -> None:
+    # Also those that have just been started, which multiprocessing does not know yet
+    # and which would complain. Its tracker frees the memory that the others shared.
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if "multiprocessing.resource_tracker" not in " ".join(child.cmdline()):
+                child.kill()
+
+
+class WorkerDiedError(UserError):
+    """A process that decodes images was killed."""
 
 
 class Batches:
@@ -317,6 +343,10 @@ class Batches:
             # Grain reads absl flags when it starts workers; a library user has none.
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()
+            _end_workers_with_this_process()
+            # Here, since it would unblock signals of the thread that it starts from.
+            with signals.blocked():
+                resource_tracker.ensure_running()
             ahead = 1 + -(-chunks_a_batch // num_workers)
             chunks = chunks.mp_prefetch(
                 grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=ahead),
@@ -324,17 +354,24 @@ class Batches:
             )
         self._chunks_a_batch = chunks_a_batch
         self._iterator = iter(chunks)
+        # Grain starts its workers with the first batch. Signals to all processes of a
+        # group are the parent's to answer.
+        self._starting = signals.blocked if num_workers else contextlib.nullcontext
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
         try:
-            chunks = list(itertools.islice(self._iterator, self._chunks_a_batch))
+            with self._starting():
+                chunks = list(itertools.islice(self._iterator, self._chunks_a_batch))
+            self._starting = contextlib.nullcontext
         except RuntimeError as error:
             if "Worker process was terminated" not in str(error):
                 raise
-            raise UserError(
+            # A signal that comes with it says why.
+            time.sleep(1)
+            raise WorkerDiedError(
                 "A process that decodes images was killed, perhaps for lack of memory;"
                 " the same command goes on from the last checkpoint. If it happens"
                 " again: fewer --config.data.num_workers (0: threads only)."

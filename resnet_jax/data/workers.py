@@ -13,7 +13,7 @@ from typing import Any
 
 import tqdm
 
-from resnet_jax import output
+from resnet_jax import output, signals
 from resnet_jax.errors import UserError
 
 
@@ -49,11 +49,13 @@ def each(
         pool = concurrent.futures.ProcessPoolExecutor(
             min(workers, len(jobs)),
             multiprocessing.get_context("spawn"),
-            initializer=_start,
+            initializer=start_worker,
             initargs=(os.getpid(),),
         )
         try:
-            futures = {pool.submit(function, job): len(job) for job in jobs}
+            # Ctrl-C is left to this process, while they still start as well.
+            with signals.blocked({signal.SIGINT}):
+                futures = {pool.submit(function, job): len(job) for job in jobs}
             for future in concurrent.futures.as_completed(futures):
                 yield future.result()
                 bar.update(futures[future])
@@ -66,9 +68,8 @@ def each(
             pool.shutdown(cancel_futures=True)
 
 
-def _start(parent: int) -> None:
-    """Leaves Ctrl-C to the parent, and ends this process when the parent has ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def start_worker(parent: int) -> None:
+    """Makes output safe, and ends this process when its parent has ended in any way."""
     output.prepare()
 
     def watch() -> None:

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -159,6 +160,22 @@ def test_the_same_command_starts_leaves_or_goes_on(tmp_path, state, verbs):
     if "apply" in verbs:
         _, manifest = launch("--dry_run", *NAME, *GPU, *TRAIN)
         assert (tmp_path / "applied").read_text() == manifest
+
+
+def test_ctrl_c_ends_it_and_kubectl_without_a_traceback(tmp_path):
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text("#!/bin/sh\necho waiting >&2\nexec sleep 60\n")
+    kubectl.chmod(0o755)
+    process = subprocess.Popen(
+        [sys.executable, RUN, *NAME, *TPU, *TRAIN],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+    assert process.stderr.readline() == "waiting\n"
+    os.killpg(process.pid, signal.SIGINT)
+    assert (process.communicate(timeout=30)[1], process.returncode) == ("", 130)
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,9 @@ i = flags["process_id"]
 def stop(number, frame):
     print("saved", flush=True)
     sys.exit(128 + number)
-signal.signal(signal.SIGTERM, stop)
-signal.signal(signal.SIGINT, stop)
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) != signal.SIG_IGN:
+        signal.signal(number, stop)
 print("up", os.getpid(), flags["num_processes"], os.environ["JAX_LOCAL_DEVICE_IDS"])
 time.sleep(float(flags.get("sleep" + i, 0)))
 sys.exit(int(flags.get("exit" + i, 0)))
@@ -38,9 +39,9 @@ def start(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(LOCAL.parent)}
     patient = "import sys, local; local.PATIENCE = 1; sys.exit(local.main(sys.argv))"
 
-    def start_launcher(*flags):
+    def start_launcher(*flags, before=()):
         return subprocess.Popen(
-            [sys.executable, "-c", patient, "2", *flags],
+            [*before, sys.executable, "-c", patient, "2", *flags],
             cwd=tmp_path,
             env=environment,
             stdout=subprocess.PIPE,
@@ -73,7 +74,7 @@ def test_the_first_exit_code_that_is_not_0_is_returned(start):
     assert runs.finish(process)[0] == 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_every_process_gets_the_signal(start, number):
     process = start("--sleep0=60", "--sleep1=60")
     ids_of(process)
@@ -81,6 +82,26 @@ def test_every_process_gets_the_signal(start, number):
     code, output = runs.finish(process, 20)
     assert code == 128 + number
     assert sorted(output.splitlines()) == ["[0] saved", "[1] saved"]
+
+
+def test_a_launcher_that_ignores_a_signal_lets_its_processes_ignore_it(start):
+    ignoring = ("sh", "-c", 'trap \'\' HUP INT; exec "$0" "$@"')
+    process = start("--sleep0=60", "--sleep1=60", before=ignoring)
+    ids = ids_of(process)
+    for number in (signal.SIGHUP, signal.SIGINT):
+        for pid in (process.pid, *ids):
+            os.kill(pid, number)
+    process.send_signal(signal.SIGTERM)
+    assert runs.finish(process, 20)[0] == 143
+
+
+def test_processes_save_though_the_terminal_of_their_launcher_is_closed(start):
+    process = start("--sleep0=60", "--sleep1=60")
+    ids = ids_of(process)
+    process.stdout.close()
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(20) == 129
+    assert not any(map(runs_on, ids))
 
 
 def test_what_runs_on_after_another_failed_is_killed(start):

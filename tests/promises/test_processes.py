@@ -1,8 +1,11 @@
 """Several processes of one run: the same result, and one stop for all."""
 
 import json
+import os
+import pathlib
 import re
 import signal
+import socket
 import time
 
 import numpy as np
@@ -201,11 +204,86 @@ def test_sigterm_stops_all_processes_at_the_same_step(tmp_path):
     assert saved and runs.checkpoint_steps(tmp_path / "run")[-1] == int(saved[0])
 
 
+# As Slurm does, to the workers of a task as well.
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_group_of_one_process_saves_one_step_on_all(
+    number, two, tmp_path
+):
+    flags = (*FLAGS, "--config.data.num_workers=1", "--config.data.cache=none")
+    processes = pods.start(2, tmp_path / "run", *flags, own_group=True)
+    pods.wait_for(processes[0], "step 8/")
+    os.killpg(processes[1].pid, number)
+    ends = pods.finish(processes)
+    assert [code for code, _ in ends] == [143, 143], ends
+    saved = re.findall(r"saved step (\d+);", ends[0][1])
+    assert saved and runs.checkpoint_steps(tmp_path / "run")[-1] == int(saved[0])
+    assert not any("Traceback" in output for _, output in ends)
+    pods.run(2, tmp_path / "run", *flags)
+    runs.assert_same_end(tmp_path / "run", two)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_before_the_first_step_ends_all_processes_with_nothing_saved(
+    number, tmp_path
+):
+    fresh = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "nothing compiled yet")}
+    processes = pods.start(
+        2, tmp_path / "run", *FLAGS, environments=dict.fromkeys(range(2), fresh)
+    )
+    # JAX takes a second or two to tell of it; the first step is further away.
+    pods.wait_for(processes[0], "workdir:")
+    processes[1].send_signal(number)
+    ends = pods.finish(processes)
+    assert [code for code, _ in ends] == [143, 143], ends
+    assert all(x.splitlines()[-1] == "stopped by SIGTERM" for _, x in ends), ends
+    assert runs.checkpoint_steps(tmp_path / "run") == []
+    assert not (tmp_path / "run" / "running.json").exists()
+
+
+def test_a_worker_that_is_killed_when_a_signal_comes_ends_all_processes_by_it(
+    two, tmp_path
+):
+    flags = (*FLAGS, "--config.data.num_workers=1", "--config.data.cache=none")
+    processes = pods.start(2, tmp_path / "run", *flags)
+    pods.wait_for(processes[0], "step 8/")
+    for worker in runs.workers_of(processes[1]):
+        worker.kill()
+    time.sleep(0.2)
+    processes[1].send_signal(signal.SIGTERM)
+    ends = pods.finish(processes)
+    assert [code for code, _ in ends] == [143, 143], ends
+    pods.run(2, tmp_path / "run", *flags)
+    runs.assert_same_end(tmp_path / "run", two)
+
+
+# Process 0 waits for the other one, and process 1 for the coordinator.
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_process_that_waits_for_the_others_ends_with_a_signal(index, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    process = runs.start(
+        tmp_path / "run",
+        *(*FLAGS, f"--coordinator=localhost:{port}", "--num_processes=2"),
+        f"--process_id={index}",
+    )
+    # A thread of the client is there; by then it has begun to wait.
+    status = pathlib.Path(f"/proc/{process.pid}/task")
+    while not any(
+        "grpc" in (task / "comm").read_text() for task in list(status.iterdir())
+    ):
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    code, output = runs.finish(process, 30)
+    assert (code, output) == (143, "stopped by SIGTERM\n")
+
+
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_dry_run_of_several_processes_leaves_nothing(stopped, tmp_path):
     process = launch(tmp_path / "run", *FLAGS, "--mode=dry_run")
     number = signal.SIGTERM if stopped else signal.SIGCONT
-    code, output = runs.send_when(process, "compiling", number)
+    code, output = runs.send_when(process, r"\] compiling", number)
     assert code == (143 if stopped else 0), output
     assert ("all is well" in output) != stopped
     assert not list(tmp_path.iterdir())
@@ -292,6 +370,22 @@ def test_what_hangs_when_a_signal_came_is_ended_within_the_grace(
         (error,) = pods.errors(output)
         assert "within --grace=4s of SIGTERM" in error
         assert "the last checkpoint is that of step 4" in error
+
+
+def test_a_second_ctrl_c_ends_a_run_whose_save_hangs(tmp_path):
+    flags = (*FLAGS, "--config.total.steps=9000")
+    process = runs.start_python(
+        *("-c", HANGING, f"--workdir={tmp_path / 'run'}", *flags), HANGS="save"
+    )
+    pods.wait_for(process, "hanging")
+    for _ in range(2):
+        time.sleep(1.5)
+        process.send_signal(signal.SIGINT)
+    code, output = runs.finish(process, 20)
+    assert code == 130, output
+    (error,) = pods.errors(output)
+    assert "a second Ctrl-C ended the run at once; the last checkpoint is" in error
+    assert not (tmp_path / "run" / "running.json").exists()
 
 
 def test_a_run_that_stalls_says_where_and_stops(tmp_path):

@@ -1,10 +1,14 @@
 """A run that is killed, stopped or damaged goes on by the same command, bit for bit."""
 
 import os
+import pathlib
+import re
 import resource
 import shutil
 import signal
 import subprocess
+import sys
+import time
 
 import psutil
 import pytest
@@ -33,8 +37,8 @@ def metric_rows(workdir):
     return [row.split('"train/images_per_second"')[0] for row in rows]
 
 
-def go_on(workdir):
-    code, output = runs.run(workdir, *runs.SMALL)
+def go_on(workdir, *flags):
+    code, output = runs.run(workdir, *runs.SMALL, *flags)
     assert code == 0, output
     return output
 
@@ -82,14 +86,162 @@ def test_sigterm_in_training_saves_that_step_and_exits_with_143(undisturbed, tmp
 
 
 @pytest.mark.slow
-def test_sigterm_while_compiling_saves_and_exits_with_143(undisturbed, tmp_path):
+def test_sigterm_while_compiling_ends_the_run_with_nothing_saved(undisturbed, tmp_path):
     fresh = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "nothing compiled yet")}
     process = runs.start(tmp_path / "run", *runs.SMALL, **fresh)
-    code, output = runs.send_when(process, "compiling", signal.SIGTERM)
+    code, output = runs.send_when(process, "^compiling", signal.SIGTERM)
     assert code == 143, output
-    assert "first step after" not in output
-    assert runs.checkpoint_steps(tmp_path / "run") == [0]
+    assert output.endswith("compiling\nstopped by SIGTERM\n")
+    assert runs.checkpoint_steps(tmp_path / "run") == []
+    assert not (tmp_path / "run" / "running.json").exists()
     go_on(tmp_path / "run")
+    runs.assert_same_end(tmp_path / "run", undisturbed)
+
+
+# In memory, images would need no workers.
+UNCACHED = "--config.data.cache=none"
+WORKERS = (UNCACHED, "--config.data.num_workers=2")
+
+
+# As `timeout`, systemd and Slurm send it, and as a terminal does when it is closed: to
+# the workers as well. Of the evaluation, the first batch waits for its workers.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("line", "number", "step"),
+    [
+        ("step 15/40  epoch", signal.SIGTERM, 15),
+        ("step 7/", signal.SIGHUP, 8),
+        pytest.param("step 20/", signal.SIGINT, 21, marks=pytest.mark.long),
+        pytest.param("step 1/", signal.SIGTERM, 2, marks=pytest.mark.long),
+        pytest.param("step 39/", signal.SIGHUP, 40, marks=pytest.mark.long),
+    ],
+)
+def test_a_signal_to_all_processes_of_a_run_saves(
+    line, number, step, undisturbed, tmp_path
+):
+    flags = (*runs.SMALL, *WORKERS)
+    process = runs.start(tmp_path / "run", *flags, own_group=True)
+    code, output = runs.send_when(process, line, number, to_group=True)
+    assert code == 128 + number, output
+    assert f"stopped by {number.name}" in output
+    assert "Traceback" not in output and "error" not in output, output
+    # The signal may land in the step behind the line.
+    assert runs.checkpoint_steps(tmp_path / "run")[-1] in (step - 1, step, step + 1)
+    go_on(tmp_path / "run", UNCACHED)
+    runs.assert_same_end(tmp_path / "run", undisturbed)
+
+
+def wait_for_handlers(process):
+    """Waits until a run has a handler of SIGHUP, the last one that it sets."""
+    status = pathlib.Path(f"/proc/{process.pid}/status")
+    while process.poll() is None:
+        caught = re.search(r"SigCgt:\s*(\w+)", status.read_text())
+        if caught and int(caught[1], 16) & 1 << signal.SIGHUP - 1:
+            return
+        time.sleep(0.001)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of handlers")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("moment", [0.0, 0.4])
+def test_a_signal_while_the_program_starts_ends_it(number, moment, tmp_path):
+    process = runs.start(tmp_path / "run", *runs.SMALL, own_group=True)
+    wait_for_handlers(process)
+    time.sleep(moment)
+    os.killpg(process.pid, number)
+    code, output = runs.finish(process, 60)
+    assert code == 128 + number, output
+    assert output == f"stopped by {number.name}\n"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.long
+def test_a_signal_at_any_moment_ends_or_saves_the_run(undisturbed, tmp_path):
+    flags = (*runs.SMALL, *WORKERS)
+    moments = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 1.7, 2.3, 3.0, 4.0, 5.5, 7.0, 9.0)
+    for moment in moments:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            process = runs.start(tmp_path / "run", *flags, own_group=True)
+            time.sleep(moment)
+            os.killpg(process.pid, number)
+            code, output = runs.finish(process, 60)
+            # Until Python has read the first lines, it does what it always does.
+            early = moment < 0.5 and code == -number
+            assert code in (0, 128 + number) or early, (moment, number, output)
+            assert "Traceback" not in output or early, (moment, number, output)
+            assert not (tmp_path / "run" / "running.json").exists() or early
+    go_on(tmp_path / "run", UNCACHED)
+    runs.assert_same_end(tmp_path / "run", undisturbed)
+
+
+# As nohup starts a run, and as a shell without job control starts one behind an &.
+IGNORING = """
+import os, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+os.execv(sys.executable, [sys.executable, "-u", "-m", "resnet_jax.main", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.slow
+def test_signals_that_were_ignored_at_the_start_stay_ignored(undisturbed, tmp_path):
+    process = runs.start_python(
+        *("-c", IGNORING, f"--workdir={tmp_path / 'run'}", *runs.SMALL, *WORKERS),
+        own_group=True,
+    )
+    for line in process.stdout:
+        if line.startswith("step 2/"):
+            break
+    os.killpg(process.pid, signal.SIGHUP)
+    os.killpg(process.pid, signal.SIGINT)
+    code, output = runs.finish(process)
+    assert code == 0, output
+    runs.assert_same_end(tmp_path / "run", undisturbed)
+
+
+def wait_for_workers(process):
+    """Waits until a run has started two workers, which take seconds to import all."""
+    while len(workers := runs.workers_of(process)) != 2:
+        time.sleep(0.01)
+    return workers
+
+
+@pytest.mark.slow
+def test_workers_that_still_start_end_with_a_run_that_is_killed(tmp_path):
+    process = runs.start(tmp_path / "run", *runs.SMALL, *WORKERS, own_group=True)
+    workers = wait_for_workers(process)
+    # They do not listen to it: that is the run's to answer.
+    for worker in workers:
+        worker.terminate()
+    time.sleep(0.5)
+    assert all(worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
+    process.kill()
+    assert runs.finish(process)[0] == -signal.SIGKILL
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_when_a_signal_comes_does_not_keep_it_from_saving(
+    undisturbed, tmp_path
+):
+    process = runs.start(tmp_path / "run", *runs.SMALL, *WORKERS)
+    for line in process.stdout:
+        if line.startswith("step 2/"):
+            break
+    process.send_signal(signal.SIGSTOP)
+    for worker in wait_for_workers(process):
+        worker.kill()
+    process.send_signal(signal.SIGCONT)
+    # The run learns of the workers first.
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    code, output = runs.finish(process)
+    assert code == 143, output
+    assert runs.checkpoint_steps(tmp_path / "run")[-1] >= 2
+    assert "Traceback" not in output and "killed" not in output
+    go_on(tmp_path / "run", UNCACHED)
     runs.assert_same_end(tmp_path / "run", undisturbed)
 
 
@@ -251,7 +403,7 @@ def test_a_killed_worker_stops_the_run_with_a_sentence_and_leaves_nothing(tmp_pa
         if line.startswith("step 2/"):
             break
     children = psutil.Process(process.pid).children(recursive=True)
-    workers = [child for child in children if "spawn_main" in str(child.cmdline())]
+    workers = runs.workers_of(process)
     assert len(workers) == 2
     # Of this run only: others share memory meanwhile.
     maps = [one.path for child in workers for one in child.memory_maps()]
