@@ -1,8 +1,5 @@
 """What this library does in the benchmarks: its step, its inference, its compiling."""
 
-import collections
-import pathlib
-import sys
 from collections.abc import Callable
 
 import jax
@@ -116,25 +113,3 @@ def inference(model: str, size: int, batch: int, dtype: str) -> Callable[[], Non
     image = jnp.asarray(rng.standard_normal(shape, np.float32))
     logits_of = jax.jit(network.apply).lower(variables, image).compile()
     return lambda: jax.block_until_ready(logits_of(variables, image))
-
-
-def profile(run: Callable[[], None], folder: str) -> None:
-    """Writes a trace of a call, and prints the operations that take longest."""
-    with jax.profiler.trace(folder):
-        run()
-    print(f"costliest operations of the trace in {folder}:", file=sys.stderr)
-    for name, seconds in costliest(pathlib.Path(folder)):
-        print(f"{1e3 * seconds:10.3f} ms  {name}", file=sys.stderr, flush=True)
-
-
-def costliest(trace: pathlib.Path, count: int = 10) -> list[tuple[str, float]]:
-    """The operations of the newest trace in a folder that take longest, in seconds."""
-    files = sorted(trace.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
-    seconds: collections.Counter[str] = collections.Counter()
-    for plane in jax.profiler.ProfileData.from_file(str(files[-1])).planes:
-        for line in plane.lines:
-            for event in line.events:
-                operation = dict(event.stats).get("hlo_op")
-                if operation:
-                    seconds[operation] += event.duration_ns / 1e9
-    return seconds.most_common(count)
