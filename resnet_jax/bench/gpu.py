@@ -9,6 +9,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -71,7 +72,8 @@ SIZES = {True: (224, 128, 20), False: (64, 8, 4)}
 ROUNDS = 4
 WARM_UP = 2
 PROFILED = 3
-# Logits may take this part of the time, so that the train step is measured, too.
+# Logits may take this part of the time before the train step is measured; what is
+# missing then is computed after it.
 LOGITS_SHARE = 0.45
 
 
@@ -163,13 +165,19 @@ class Check:
       ends: The time, by `time.monotonic`, at which everything must have ended.
       environment: Environment variables of the processes.
       report: The content of the JSON file.
+      logits: The result for each network and type; None before it is there.
     """
 
     args: argparse.Namespace
     golden: dict[str, list[float]]
     ends: float
     environment: dict[str, str]
-    report: dict
+    report: dict = dataclasses.field(default_factory=lambda: {"left_out": []})
+    logits: dict[tuple[str, str], dict | None] = dataclasses.field(init=False)
+
+    def __post_init__(self):
+        cases = itertools.product(self.args.networks, BOUNDS)
+        self.logits = dict.fromkeys(cases)
 
     def left(self) -> float:
         """Returns the seconds that are left."""
@@ -208,10 +216,12 @@ def run(args: argparse.Namespace) -> None:
         golden=_read_golden(args),
         ends=started + args.seconds,
         environment=_environment(),
-        report={"left_out": []},
     )
     check.write()
     device = _device(check)
+    if device["platform"] == "cpu":
+        # Plugins of devices that are not there may still take part in tracing.
+        check.environment["JAX_PLATFORMS"] = "cpu"
     on_gpu = device["platform"] == "gpu"
     sizes = {
         name: getattr(args, name) or default
@@ -230,8 +240,10 @@ def run(args: argparse.Namespace) -> None:
     }
     print(f"{_about(device)}\n\n{table.describe(where)}\n", flush=True)
 
-    failures = compare_logits(check)
-    failures += compare_steps(check, **sizes)
+    compare_logits(check, LOGITS_SHARE * check.left())
+    failures = compare_steps(check, **sizes)
+    compare_logits(check, check.left())
+    failures = report_logits(check) + failures
 
     check.report["seconds"] = time.monotonic() - started
     check.write()
@@ -314,74 +326,75 @@ def _about(device: dict) -> str:
 # Logits.
 
 
-def compare_logits(check: Check) -> list[str]:
-    """Compares the logits of each network; returns a sentence for each failure."""
-    names = check.args.networks
-    ends = time.monotonic() + LOGITS_SHARE * check.left()
-    pending = collections.deque(names)
-    found: dict[str, list[dict]] = {name: [] for name in names}
-    # Compiling takes the time, of which two processes on four cores lose none.
-    workers = min(4, max(1, len(os.sched_getaffinity(0)) // 2), len(names))
+def compare_logits(check: Check, seconds: float) -> None:
+    """Compares the logits that were not compared before, as far as the time goes."""
+    pending = collections.deque(
+        case for case, result in check.logits.items() if result is None
+    )
+    if not pending:
+        return
+    ends = time.monotonic() + seconds
+    # Nearly all of the time is compiling, which gains from several processes.
+    workers = min(4, max(1, len(os.sched_getaffinity(0)) // 2), len(pending))
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         try:
             made = [
-                pool.submit(_compute_logits, check, pending, found, ends)
+                pool.submit(_compute_logits, check, pending, ends)
                 for _ in range(workers)
             ]
             for worker in made:
                 worker.result()
-        except BaseException:
+        finally:
+            # After an interrupt, the workers stop at the next network.
             pending.clear()
-            raise
-    check.report["logits"] = [result for name in names for result in found[name]]
+    check.report["logits"] = [result for result in check.logits.values() if result]
     check.write()
-
-    print("| logits of | kind | float32 error (bound) | bfloat16 error (bound) |")
-    print("|---|---|---|---|")
-    for name in names:
-        cells = {result["dtype"]: _error_cell(result) for result in found[name]}
-        told = " | ".join(cells.get(dtype, "left out") for dtype in BOUNDS)
-        print(f"| {name} | {NETWORKS.get(name, '')} | {told} |")
-    print(flush=True)
-    return [
-        f"The logits of {result['network']} in {result['dtype']} "
-        + (f"failed: {result['failure']}" if result["failure"] else "differ")
-        for result in check.report["logits"]
-        if not result["equal"]
-    ]
 
 
 def _compute_logits(
-    check: Check,
-    pending: collections.deque[str],
-    found: dict[str, list[dict]],
-    ends: float,
+    check: Check, pending: collections.deque[tuple[str, str]], ends: float
 ) -> None:
-    """Takes networks from a queue until it is empty, and adds their results."""
+    """Takes networks and types from a queue until it is empty or the time is over."""
     part = None
     while True:
         try:
-            name = pending.popleft()
+            name, dtype = pending.popleft()
         except IndexError:
             break
-        for dtype in BOUNDS:
-            if part is None:
-                part = Part(sys.executable, "logits", "resnet_jax", **check.environment)
-            left = ends - time.monotonic()
-            try:
-                answer = part.within(left, f"logits {name} {dtype}")
-            except LeftOutError as error:
-                part.close()
-                part = None
-                if isinstance(error, TooLateError):
-                    check.leave_out(f"logits of {name} in {dtype}", str(error))
-                    continue
-                answer = {"error": str(error)}
-            result = compared(name, dtype, answer, check.golden[name])
-            found[name].append(result)
-            _progress(f"logits of {name} in {dtype}: {_error_cell(result)}")
+        part = part or Part(sys.executable, "logits", "resnet_jax", **check.environment)
+        try:
+            answer = part.within(ends - time.monotonic(), f"logits {name} {dtype}")
+        except TooLateError:
+            break
+        except LeftOutError as error:
+            answer = {"error": str(error)}
+            part.close()
+            part = None
+        result = compared(name, dtype, answer, check.golden[name])
+        check.logits[name, dtype] = result
+        _progress(f"logits of {name} in {dtype}: {_error_cell(result)}")
     if part:
         part.close()
+
+
+def report_logits(check: Check) -> list[str]:
+    """Prints how far the logits differ; returns a sentence for each failure."""
+    print("| logits of | kind | float32 error (bound) | bfloat16 error (bound) |")
+    print("|---|---|---|---|")
+    for name in check.args.networks:
+        cells = [_error_cell(check.logits[name, dtype]) for dtype in BOUNDS]
+        print(f"| {name} | {NETWORKS.get(name, '')} | {' | '.join(cells)} |")
+    print(flush=True)
+    failures = []
+    for (name, dtype), result in check.logits.items():
+        what = f"logits of {name} in {dtype}"
+        if result is None:
+            check.leave_out(what, "no time was left")
+        elif result["failure"]:
+            failures.append(f"The {what} failed: {result['failure']}")
+        elif not result["equal"]:
+            failures.append(f"The {what} differ from the golden figures")
+    return failures
 
 
 def compared(name: str, dtype: str, answer: dict, golden: list[float]) -> dict:
@@ -408,7 +421,9 @@ def compared(name: str, dtype: str, answer: dict, golden: list[float]) -> dict:
     }
 
 
-def _error_cell(result: dict) -> str:
+def _error_cell(result: dict | None) -> str:
+    if result is None:
+        return "left out"
     if result["failure"]:
         return f"FAILED: {result['failure'].replace('|', '/')}"
     told = f"{result['error']:.1e} ({result['bound']:g})"
@@ -438,9 +453,9 @@ def compare_steps(
             parts.pop(who).close()
             reasons[who] = str(error)
             measured.pop(who, None)
+            check.leave_out(f"{name}: {who}", str(error))
             if who == ours and not isinstance(error, TooLateError):
                 failures.append(f"The {name} failed: {error}")
-            check.leave_out(f"{name}: {who}", str(error))
             return None
 
     try:
@@ -464,9 +479,13 @@ def compare_steps(
             if peak is not None:
                 measured[who]["memory"] = [peak / 2**30]
         _report_steps(check, name, batch_size, measured, reasons)
-        # Last, since tracing may fail or take long.
+        # Last, since a profiler that does not fit the driver may end the process.
         if ours in measured:
-            _report_kernels(check, ask(ours, f"kernels {PROFILED}"))
+            try:
+                line = f"kernels {PROFILED}"
+                _report_kernels(check, parts[ours].within(check.left(), line))
+            except LeftOutError as error:
+                check.leave_out(f"kernels of the {name}", str(error))
     finally:
         for part in parts.values():
             part.close()
@@ -504,13 +523,13 @@ def _report_steps(
             elif peer in values:
                 rows.append(table.row(f"{title}, {peer}", unit, values[peer]))
     check.write()
-    print("\n".join([table.HEAD, *map(table.as_markdown, rows)]) + "\n", flush=True)
+    if rows:
+        lines = [table.HEAD, *map(table.as_markdown, rows)]
+        print("\n".join(lines) + "\n", flush=True)
 
 
-def _report_kernels(check: Check, kernels: list[dict] | None) -> None:
+def _report_kernels(check: Check, kernels: list[dict]) -> None:
     """Records and prints the kernels that take longest."""
-    if kernels is None:
-        return
     check.report["kernels"] = kernels
     check.write()
     print("| kernel | ms a step | of all kernels' time | calls a step |")

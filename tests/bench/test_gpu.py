@@ -138,7 +138,7 @@ def test_a_wrong_logit_is_reported_and_the_other_parts_are_measured(tmp_path):
         *("--model=cifar_resnet20", "--image_size=16"),
     )
     assert code == 1
-    message = "error: The logits of cifar_resnet20 in float32 differ. See"
+    message = "error: The logits of cifar_resnet20 in float32 differ from the golden"
     assert message in output.splitlines()[-1]
     assert "DIFFERS: 1.0e-03 (0.0001)" in output
     assert [result["equal"] for result in found["logits"]] == [False, True]
@@ -236,16 +236,43 @@ def test_without_time_all_parts_are_left_out_by_name(tmp_path):
         environment={},
         report={"left_out": [], "device": {"platform": "cpu"}},
     )
-    assert gpu.compare_logits(late) == []
+    gpu.compare_logits(late, late.left())
     assert gpu.compare_steps(late, image_size=32, batch_size=2, steps=1) == []
+    assert gpu.report_logits(late) == []
     parts = [left_out["part"] for left_out in late.report["left_out"]]
     assert len(parts) == 7
     assert {f"logits of {name} in bfloat16" for name in args.networks} <= set(parts)
-    assert {part.rpartition(": ")[2] for part in parts[-3:]} == set(gpu_child.MAKERS)
+    assert [part.rpartition(": ")[2] for part in parts[:3]] == list(gpu_child.MAKERS)
     assert {left_out["reason"] for left_out in late.report["left_out"]} == {
         "no time was left"
     }
     assert late.report["rows"] == late.report["logits"] == []
+
+
+@pytest.mark.slow
+def test_a_step_that_fails_is_a_failure_and_one_that_a_peer_lacks_is_not(tmp_path):
+    args = command.make_parser("gpu").parse_args(
+        ["gpu", "--model=resnet5O", "--torch=/no/python", f"--json={tmp_path / 'x'}"]
+    )
+    check = gpu.Check(
+        args=args,
+        golden={},
+        ends=time.monotonic() + 900,
+        environment={},
+        report={"left_out": [], "device": {"platform": "cpu"}},
+    )
+    (failure,) = gpu.compare_steps(check, image_size=32, batch_size=2, steps=1)
+    step = "train step of resnet5O, 32 px, batch 2, bfloat16"
+    message = "There is no network 'resnet5O'. Did you mean"
+    assert failure.startswith(f"The {step} failed: {message}")
+    found = {x["part"]: x["reason"] for x in check.report["left_out"]}
+    assert found.pop(f"{step}: resnet_jax").startswith(message)
+    assert found == {
+        f"{step}: stock Linen": "stock Linen has no resnet5O here",
+        f"{step}: torchvision, channels_last, AMP": (
+            "/no/python: No such file or directory"
+        ),
+    }
 
 
 # The kernels of a trace.
