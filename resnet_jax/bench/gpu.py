@@ -132,17 +132,15 @@ class Part(Child):
 
     def within(self, seconds: float, line: str):
         """Returns the answer to a line; raises TooLateError if none comes in time."""
+        if seconds <= 0:
+            raise TooLateError("no time was left")
         late = threading.Event()
 
-        def kill() -> None:
+        def end() -> None:
             late.set()
-            if self.process:
-                self.process.kill()
+            self.kill()
 
-        if seconds <= 0:
-            kill()
-            raise TooLateError("no time was left")
-        timer = threading.Timer(seconds, kill)
+        timer = threading.Timer(seconds, end)
         timer.start()
         try:
             return self.ask(line)
@@ -153,6 +151,16 @@ class Part(Child):
             raise TooLateError(reason) from None
         finally:
             timer.cancel()
+
+    def kill(self) -> None:
+        """Ends the process at once, whatever it computes."""
+        if self.process:
+            self.process.kill()
+
+    def close(self) -> None:
+        """Ends the process; it has nothing to write."""
+        self.kill()
+        super().close()
 
 
 @dataclasses.dataclass
@@ -166,6 +174,7 @@ class Check:
       environment: Environment variables of the processes.
       report: The content of the JSON file.
       logits: The result for each network and type; None before it is there.
+      parts: All processes that were started.
     """
 
     args: argparse.Namespace
@@ -174,10 +183,17 @@ class Check:
     environment: dict[str, str]
     report: dict = dataclasses.field(default_factory=lambda: {"left_out": []})
     logits: dict[tuple[str, str], dict | None] = dataclasses.field(init=False)
+    parts: list[Part] = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
         cases = itertools.product(self.args.networks, BOUNDS)
         self.logits = dict.fromkeys(cases)
+
+    def start(self, python: str, *arguments: str | int) -> Part:
+        """Starts a process; `gpu_child.main` has the arguments."""
+        part = Part(python, *arguments, **self.environment)
+        self.parts.append(part)
+        return part
 
     def left(self) -> float:
         """Returns the seconds that are left."""
@@ -285,7 +301,7 @@ def _environment() -> dict[str, str]:
 
 def _device(check: Check) -> dict:
     """Returns JAX's platform and device kind, and what nvidia-smi says of the GPU."""
-    part = Part(sys.executable, "logits", "resnet_jax", **check.environment)
+    part = check.start(sys.executable, "logits", "resnet_jax")
     try:
         device = part.within(check.left(), "device")
     except LeftOutError as error:
@@ -345,8 +361,10 @@ def compare_logits(check: Check, seconds: float) -> None:
             for worker in made:
                 worker.result()
         finally:
-            # After an interrupt, the workers stop at the next network.
+            # After an interrupt, the workers must not go on.
             pending.clear()
+            for part in check.parts:
+                part.kill()
     check.report["logits"] = [result for result in check.logits.values() if result]
     check.write()
 
@@ -361,7 +379,7 @@ def _compute_logits(
             name, dtype = pending.popleft()
         except IndexError:
             break
-        part = part or Part(sys.executable, "logits", "resnet_jax", **check.environment)
+        part = part or check.start(sys.executable, "logits", "resnet_jax")
         try:
             answer = part.within(ends - time.monotonic(), f"logits {name} {dtype}")
         except TooLateError:
@@ -462,7 +480,7 @@ def compare_steps(
         for who in MAKERS:
             python = check.args.torch if who.startswith("torch") else sys.executable
             platform = check.report["device"]["platform"]
-            parts[who] = Part(python, "step", who, *case, platform, **check.environment)
+            parts[who] = check.start(python, "step", who, *case, platform)
             seconds = ask(who, "start")
             if seconds is None or ask(who, f"steps {WARM_UP}") is None:
                 continue
