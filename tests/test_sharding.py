@@ -299,6 +299,6 @@ def test_a_batch_size_that_the_devices_divide_is_legal(batch_size):
 def test_an_illegal_batch_size_is_answered_with_the_nearest_legal_ones(
     batch_size, nearest
 ):
-    match = rf"evaluate\.batch_size={batch_size} .*8 devices.*: {nearest}\."
+    match = rf"evaluate\.batch_size={batch_size} .*8 devices.* with {nearest}\."
     with pytest.raises(UserError, match=match):
         sharding.check_batch_size("evaluate.batch_size", batch_size, tiny.mesh_of(8))

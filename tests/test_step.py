@@ -231,7 +231,7 @@ def test_a_group_size_that_is_neither_number_nor_name_is_refused(chosen):
 def test_microbatches_that_devices_cannot_share_are_answered_with_the_nearest(
     microbatches, nearest
 ):
-    match = rf"optim\.microbatches={microbatches} .*256 .*8 devices.*: {nearest}\."
+    match = rf"optim\.microbatches={microbatches} .*256 .*8 devices.* with {nearest}\."
     with pytest.raises(UserError, match=match):
         group_size_of(32, batch_size=256, microbatches=microbatches, devices=8)
 

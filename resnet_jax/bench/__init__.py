@@ -19,6 +19,12 @@ network; with `--topology=v5e:2x4`, the share that `plan` expects on 8 to 4096 c
 convolutions: GFLOP/s of every form that a network's convolutions can take on CPUs,
 against XLA's own; the choice in models/cpu_conv.py is made by it.
 
+gpu: a check for a machine with one GPU, in less than eight minutes: logits against the
+golden figures, the train step against stock Linen and torchvision (images/s, memory,
+time until the first step has ended) and the kernels that take longest. It runs in a
+checkout and needs neither Grain, tfds nor ml_collections. The exit code is 1 if a logit
+differs. It keeps its results in bench_gpu.json, or in the `--json=FILE`.
+
 Pictures, which take overrides as the program does: --config.data.policy=augmix.
 schedule: learning rate and weight decay over a run of a config (`--save=lr.png` draws
 them); runs nothing, and needs no data if `--train_size` is given.

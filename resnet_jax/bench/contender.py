@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from resnet_jax import output
 from resnet_jax.arguments import count, counts, words
@@ -176,6 +177,9 @@ class LeftOutError(Exception):
 class Child:
     """A contender's process, which answers a line with a line of JSON.
 
+    Attributes:
+      module: The module that runs in the process.
+
     Args:
       python: the interpreter.
       what: a task of `CONTENDERS`.
@@ -184,8 +188,10 @@ class Child:
       environment: besides this process's.
     """
 
+    module = "resnet_jax.bench.contender"
+
     def __init__(self, python: str, what: str, who: str, *case, **environment: str):
-        command = [python, "-m", "resnet_jax.bench.contender", what, who]
+        command = [python, "-m", self.module, what, who]
         try:
             self.process = subprocess.Popen(
                 [*command, *map(str, case)],
@@ -198,8 +204,12 @@ class Child:
             self.process = None
             self.failure = f"{python}: {error.strerror}"
 
-    def ask(self, line: str) -> float:
-        """The seconds that a call took; raises LeftOutError if it cannot be made."""
+    def ask(self, line: str) -> Any:
+        """Returns the answer, such as the seconds that a call took.
+
+        Raises:
+          LeftOutError: The process has none; the message says why.
+        """
         if not self.process:
             raise LeftOutError(self.failure)
         with contextlib.suppress(BrokenPipeError):
@@ -214,8 +224,9 @@ class Child:
         return found
 
     def close(self) -> None:
-        """Ends the process."""
-        self.process.communicate()
+        """Ends the process, if there is one."""
+        if self.process:
+            self.process.communicate()
 
 
 # In a contender's process.
@@ -228,19 +239,27 @@ def prepared(what: str, who: str, model: str, size: int, batch: int, dtype: str)
     return getattr(module, function)(model, size, batch, dtype)
 
 
+def answers() -> Callable[[Any], None]:
+    """Returns the function that answers a line; a string says why there is no more."""
+    stdout = os.dup(1)
+    # What libraries print must not be taken for an answer.
+    os.dup2(2, 1)
+
+    def answer(found: Any) -> None:
+        text = json.dumps(found).encode() + b"\n"
+        while text:
+            text = text[os.write(stdout, text) :]
+
+    return answer
+
+
 def main(argv: list[str]) -> None:
     """Answers each line of the input with the seconds of a call; see `Child`.
 
     See `CALLS`; `profile DIR` is a call whose trace is written.
     """
     what, who, model, size, batch, dtype = argv[1:]
-    answers = os.dup(1)
-    # What libraries print must not be taken for an answer.
-    os.dup2(2, 1)
-
-    def answer(found: float | str) -> None:
-        os.write(answers, json.dumps(found).encode() + b"\n")
-
+    answer = answers()
     try:
         run = prepared(what, who, model, int(size), int(batch), dtype)
     except ModuleNotFoundError as error:
@@ -252,7 +271,7 @@ def main(argv: list[str]) -> None:
     for line in sys.stdin:
         verb, _, argument = line.strip().partition(" ")
         if verb == "profile":
-            importlib.import_module("resnet_jax.bench.ours").profile(run, argument)
+            importlib.import_module("resnet_jax.bench.traces").profile(run, argument)
             answer(0.0)
         else:
             answer(_timed(run, *CALLS[verb]))

@@ -1,7 +1,5 @@
 """What this library does in the benchmarks: its step, its inference, its compiling."""
 
-import collections
-import pathlib
 from collections.abc import Callable
 
 import jax
@@ -9,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import compile_cache, host, output
+from resnet_jax import compile_cache, host
 from resnet_jax.config import load
 from resnet_jax.initial import teacher_variables, teacher_weights
 from resnet_jax.models import create_model, get_spec
@@ -115,25 +113,3 @@ def inference(model: str, size: int, batch: int, dtype: str) -> Callable[[], Non
     image = jnp.asarray(rng.standard_normal(shape, np.float32))
     logits_of = jax.jit(network.apply).lower(variables, image).compile()
     return lambda: jax.block_until_ready(logits_of(variables, image))
-
-
-def profile(run: Callable[[], None], folder: str) -> None:
-    """Writes a trace of a call, and prints the operations that take longest."""
-    with jax.profiler.trace(folder):
-        run()
-    output.note(f"costliest operations of the trace in {folder}:")
-    for name, seconds in costliest(pathlib.Path(folder)):
-        output.note(f"{1e3 * seconds:10.3f} ms  {name}")
-
-
-def costliest(trace: pathlib.Path, count: int = 10) -> list[tuple[str, float]]:
-    """The operations of the newest trace in a folder that take longest, in seconds."""
-    files = sorted(trace.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
-    seconds: collections.Counter[str] = collections.Counter()
-    for plane in jax.profiler.ProfileData.from_file(str(files[-1])).planes:
-        for line in plane.lines:
-            for event in line.events:
-                operation = dict(event.stats).get("hlo_op")
-                if operation:
-                    seconds[operation] += event.duration_ns / 1e9
-    return seconds.most_common(count)

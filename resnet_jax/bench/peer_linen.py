@@ -63,6 +63,14 @@ def make_network(model: str, dtype: str) -> StockResNet:
     return StockResNet(get_spec(model).stage_sizes, jnp.dtype(dtype))
 
 
+def make_optimizer() -> optax.GradientTransformation:
+    """Returns SGD with Nesterov momentum and weight decay on all parameters."""
+    return optax.chain(
+        optax.add_decayed_weights(DECAY),
+        optax.sgd(LEARNING_RATE, MOMENTUM, nesterov=True),
+    )
+
+
 def train_step(model: str, size: int, batch: int, dtype: str):
     """The jitted train step of `StockResNet`, and shapes of its two arguments.
 
@@ -70,10 +78,7 @@ def train_step(model: str, size: int, batch: int, dtype: str):
     `image` and `label`. Raises LookupError for networks that are no `StockResNet`.
     """
     network = make_network(model, dtype)
-    optimizer = optax.chain(
-        optax.add_decayed_weights(DECAY),
-        optax.sgd(LEARNING_RATE, MOMENTUM, nesterov=True),
-    )
+    optimizer = make_optimizer()
     shapes = {
         "image": jax.ShapeDtypeStruct((batch, size, size, 3), jnp.dtype(dtype)),
         "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
@@ -104,8 +109,8 @@ def train_step(model: str, size: int, batch: int, dtype: str):
     return step, jax.eval_shape(init, shapes["image"]), shapes
 
 
-def step(model: str, size: int, batch: int, dtype: str) -> Callable[[], None]:
-    """A train step on noise."""
+def compiled_step(model: str, size: int, batch: int, dtype: str):
+    """Returns the compiled train step, a state and a batch of noise."""
     jitted, state_like, shapes = train_step(model, size, batch, dtype)
     compiled = jitted.lower(state_like, shapes).compile()
     rng = np.random.default_rng(0)
@@ -114,10 +119,20 @@ def step(model: str, size: int, batch: int, dtype: str) -> Callable[[], None]:
         "image": jnp.asarray(image, dtype),
         "label": jnp.asarray(rng.integers(10, size=batch), jnp.int32),
     }
-    # Values do not change the speed, as long as they stay finite.
-    state = jax.tree.map(
-        lambda x: jnp.asarray(rng.uniform(0.01, 0.02, x.shape), x.dtype), state_like
+    return compiled, make_state(state_like), placed
+
+
+def make_state(like):
+    """Returns a state of these shapes; its values do not change the speed."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda x: jnp.asarray(rng.uniform(0.01, 0.02, x.shape), x.dtype), like
     )
+
+
+def step(model: str, size: int, batch: int, dtype: str) -> Callable[[], None]:
+    """A train step on noise."""
+    compiled, state, placed = compiled_step(model, size, batch, dtype)
 
     def run() -> None:
         nonlocal state

@@ -57,9 +57,14 @@ def network_of(model: str):
     )
 
 
-def step(model: str, size: int, batch: int, dtype: str) -> Callable[[], None]:
-    """An eager train step in `channels_last`, bfloat16 by autocast."""
-    network = network_of(model).to(memory_format=torch.channels_last)
+def step(
+    model: str, size: int, batch: int, dtype: str, device: str = "cpu"
+) -> Callable[[], None]:
+    """An eager train step in `channels_last`, bfloat16 by autocast.
+
+    On a GPU (`device="cuda"`) a call returns before the step has ended.
+    """
+    network = network_of(model).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         network.parameters(),
         LEARNING_RATE,
@@ -67,11 +72,12 @@ def step(model: str, size: int, batch: int, dtype: str) -> Callable[[], None]:
         weight_decay=DECAY,
         nesterov=True,
     )
-    image = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
-    label = torch.randint(0, 10, (batch,))
+    image = torch.randn(batch, 3, size, size)
+    image = image.to(device, memory_format=torch.channels_last)
+    label = torch.randint(0, 10, (batch,)).to(device)
 
     def run() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
             loss = torch.nn.functional.cross_entropy(network(image), label)
         optimizer.zero_grad()
         loss.backward()

@@ -132,12 +132,17 @@ class Report:
                 raise UserError(f"--json={self.path}: {error.strerror}.") from None
 
 
-def machine(benchmark: Benchmark, peers_python: str = sys.executable) -> dict:
+def machine(
+    packages: Sequence[str],
+    peers: Sequence[str] = (),
+    peers_python: str = sys.executable,
+) -> dict:
     """The machine and the versions that a table depends on.
 
     Args:
-      benchmark: of the table.
-      peers_python: the interpreter that peers run in.
+      packages: The packages whose versions matter.
+      peers: The packages of the peers.
+      peers_python: The interpreter that peers run in.
     """
     # Imported here: the Python of a peer, which imports this file, may lack it.
     import psutil
@@ -145,9 +150,9 @@ def machine(benchmark: Benchmark, peers_python: str = sys.executable) -> dict:
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
     found = re.search(r"model name\s*: (.*)", text)
-    here = ("python", *benchmark.packages)
+    here = ("python", *packages)
     same = peers_python == sys.executable
-    versions = _versions(here + tuple(benchmark.peers) if same else here)
+    versions = _versions(here + tuple(peers) if same else here)
     where = {
         "cpu": found[1] if found else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
@@ -156,8 +161,8 @@ def machine(benchmark: Benchmark, peers_python: str = sys.executable) -> dict:
         "busy": psutil.cpu_percent(interval=0.5) / 100,
         "versions": versions,
     }
-    if benchmark.peers and not same:
-        where["peers_versions"] = _versions_of(peers_python, benchmark.peers)
+    if peers and not same:
+        where["peers_versions"] = _versions_of(peers_python, peers)
     return where
 
 

@@ -13,7 +13,7 @@ import zipfile
 import pytest
 
 from resnet_jax.bench import __main__ as command
-from resnet_jax.bench import contender, convolutions, ours, table
+from resnet_jax.bench import contender, convolutions, ours, table, traces
 from resnet_jax.bench import input as input_bench
 from resnet_jax.bench.contender import Child, LeftOutError
 from resnet_jax.errors import UserError
@@ -59,22 +59,25 @@ def test_a_peer_that_is_left_out_is_told_in_the_table():
     assert line.count("|") == table.HEAD.splitlines()[0].count("|")
 
 
+# The arguments that each made-up benchmark was given.
+TOLD: dict[str, argparse.Namespace] = {}
+
+
+def made_up_rows(args: argparse.Namespace):
+    TOLD[args.what] = args
+    yield table.row(args.what, "s", [1.0])
+
+
+MADE_UP = table.Benchmark(table.add_torch, made_up_rows, table.JAX, table.TORCH)
+
+
 @pytest.fixture
 def made_up(monkeypatch):
     """Benchmarks of `all` that measure nothing; gives what they were told."""
-    told = {}
-
-    def add_arguments(parser: argparse.ArgumentParser) -> None:
-        table.add_torch(parser)
-
-    def rows(args: argparse.Namespace):
-        told[args.what] = args
-        yield table.row(args.what, "s", [1.0])
-
+    TOLD.clear()
     for name in command.ALL:
-        made = table.Benchmark(add_arguments, rows, table.JAX, table.TORCH)
-        monkeypatch.setitem(command.TABLES, name, made)
-    return told
+        monkeypatch.setitem(command.TABLES, name, f"{__name__}:MADE_UP")
+    return TOLD
 
 
 def test_all_tables_come_from_one_command(made_up, tmp_path, capsys):
@@ -95,7 +98,7 @@ def test_all_tables_come_from_one_command(made_up, tmp_path, capsys):
 
 @pytest.mark.parametrize(("busy", "told"), [(0.04, False), (0.5, True)])
 def test_a_busy_machine_is_told(busy, told):
-    where = table.machine(command.TABLES["step"]) | {"busy": busy}
+    where = table.machine(contender.STEP.packages) | {"busy": busy}
     assert ("Other work took 50% of the cores" in table.describe(where)) == told
 
 
@@ -105,7 +108,7 @@ def test_an_interrupted_benchmark_keeps_what_it_has_measured(made_up, tmp_path):
         raise KeyboardInterrupt
 
     path = tmp_path / "tables.json"
-    where = table.machine(command.TABLES["step"])
+    where = table.machine(contender.STEP.packages)
     with pytest.raises(KeyboardInterrupt):
         table.Report(path).add("the command", where, rows(None))
     (found,) = json.loads(path.read_text())
@@ -247,7 +250,7 @@ def test_the_step_is_measured_traced_and_what_has_no_peer_is_told(
     seconds = [float(cost) for cost, _ in costs]
     assert seconds == sorted(seconds, reverse=True)
     # The newest trace of the folder is the one that is told.
-    again = ours.costliest(trace)
+    again = traces.costliest(trace)
     assert [name for name, _ in again] == [name for _, name in costs]
 
 

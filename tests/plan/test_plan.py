@@ -183,7 +183,7 @@ def test_the_rate_of_the_input_is_read_from_its_benchmark(tmp_path):
         table.row("random resized crop", "images/s/core", [600.0, 619.0, 620.0]),
         table.row("evaluation", "images/s/core", [400.0]),
     ]
-    table.Report(path).add("bench input", table.machine(input.BENCHMARK), rows)
+    table.Report(path).add("bench input", table.machine(input.BENCHMARK.packages), rows)
     assert command.input_rate(str(path)) == 619
     assert command.input_rate("500.5") == 500.5
     path.write_text("{}")
