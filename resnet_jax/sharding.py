@@ -12,6 +12,8 @@ from jax.sharding import PartitionSpec as P
 from resnet_jax.errors import UserError, nearest_numbers
 
 Tree = Any
+# A `jax.Device`, or an object that describes one as far as a mesh asks.
+Device = Any
 
 # Smaller arrays are whole on every device: in float32 they are 64 KiB, which a link of
 # a TPU (some 50 GB/s) carries in the time that a message takes to get there.
@@ -35,7 +37,7 @@ def find_devices() -> list[jax.Device]:
         ) from None
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(devices: Sequence[Device] | None = None) -> Mesh:
     """Returns the mesh of all devices along one axis, `data`.
 
     Devices of one slice are ordered as `jax.make_mesh` orders them. Of several slices,
@@ -51,7 +53,7 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
         libtpu cannot compile.
     """
     devices = find_devices() if devices is None else devices
-    slices: dict[int, list[jax.Device]] = {}
+    slices: dict[int, list[Device]] = {}
     for device in devices:
         slices.setdefault(slice_of(device), []).append(device)
     if len(slices) == 1:
@@ -63,7 +65,7 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
             f"A run on several TPU slices needs as many devices on each ({told}). Take"
             " slices of one topology."
         )
-    ordered: list[jax.Device] = []
+    ordered: list[Device] = []
     for index in sizes:
         # The order in which JAX lists the devices of a slice.
         own = sorted(slices[index], key=lambda x: (x.process_index, x.id))
@@ -71,14 +73,14 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return Mesh(np.array(ordered), ("data",), axis_types=(AxisType.Auto,))
 
 
-def _mesh_of_slice(devices: Sequence[jax.Device]) -> Mesh:
+def _mesh_of_slice(devices: Sequence[Device]) -> Mesh:
     """Returns the mesh of the devices of one slice."""
     return jax.make_mesh(
         (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
     )
 
 
-def slice_of(device: jax.Device) -> int:
+def slice_of(device: Device) -> int:
     """Returns the number of the slice of a device.
 
     A slice is what the fast network connects: a TPU slice, or an NVLink domain of GPUs,

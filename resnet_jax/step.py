@@ -131,7 +131,7 @@ def group_size_of(
       batch_size: Images per step over all devices.
       microbatches: Number of microbatches of a step.
       devices: Number of devices.
-      tpu_slices: Number of TPU slices that the devices form. libtpu (0.0.52) aborts
+      tpu_slices: Number of TPU slices that the devices form. libtpu (0.0.52) can abort
         where statistics are summed over parts of slices.
 
     Raises:
@@ -176,7 +176,7 @@ def group_size_of(
         raise UserError(
             f"model.bn_group_size={chosen} would spread ghost batches over parts of the"
             f" {tpu_slices} TPU slices of {devices // tpu_slices} devices each, which"
-            " libtpu cannot compile; the nearest size that does not:"
+            " libtpu can fail to compile; the nearest size that does not:"
             f" {nearest_numbers(chosen, whole)}."
         )
     return chosen

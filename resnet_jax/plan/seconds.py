@@ -41,7 +41,7 @@ def ring_seconds(kind: str, size: int, chips: int, chip: Chip) -> float:
     return seconds
 
 
-def outside_bytes(kind: str, size: float, slices: int) -> float:
+def outside_bytes(kind: str, size: int | float, slices: int) -> int | float:
     """Returns the bytes that a device sends to other slices in a collective.
 
     Args:
@@ -52,7 +52,7 @@ def outside_bytes(kind: str, size: float, slices: int) -> float:
     return ROUNDS.get(kind, 1) * (slices - 1) / slices * size
 
 
-def outside_seconds(kind: str, size: float, slices: int, chip: Chip) -> float:
+def outside_seconds(kind: str, size: int | float, slices: int, chip: Chip) -> float:
     """Returns how long a collective takes through the data-centre network.
 
     Args:
