@@ -168,6 +168,7 @@ def test_the_same_command_starts_leaves_or_goes_on(tmp_path, state, verbs):
         ((*NAME, *GPU), "--config"),
         ((*NAME, *GPU, *TRAIN[:2], "--workdir=/tmp/r50"), "gs://"),
         ((*NAME, *GPU, "--slices=2", *TRAIN), "--slices"),
+        ((*NAME, *TPU, "--hosts=1", *TRAIN), "--slices needs slices of several"),
         ((*NAME, *GPU, "--hosts=0", *TRAIN), "--hosts"),
     ],
 )
