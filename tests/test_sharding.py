@@ -14,7 +14,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
 from resnet_jax.plan import hlo
 from resnet_jax.plan.hlo import Collective
-from resnet_jax.setup import Setup
+from resnet_jax.setup import Setup, summary
 from resnet_jax.step import TrainState
 from tests import tiny
 
@@ -322,6 +322,16 @@ def test_devices_of_one_slice_are_ordered_as_jax_does(slice_index):
     mesh = sharding.make_mesh(devices)
     assert mesh.devices.tolist() == expected.devices.tolist()
     assert sharding.slice_count(mesh) == 1
+
+
+@pytest.mark.parametrize(
+    ("slices", "told"),
+    [([0, 1], "8 x NVIDIA H100 80GB HBM3 (gpu), 2 slices,"), ([0, 0], "(gpu), 1 pro")],
+)
+def test_a_run_tells_of_its_slices(slices, told, tmp_path):
+    mesh = sharding.make_mesh(gpus(slices, 4))
+    text = summary(dataclasses.replace(tiny.setup(), mesh=mesh), tmp_path)
+    assert told in text.splitlines()[0]
 
 
 def test_tpu_slices_of_different_sizes_are_refused():
