@@ -16,6 +16,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+fail() {
+    echo "error: $*" >&2
+    exit 1
+}
+
 name='' zone='' accelerator='' runtime=tpu-ubuntu2204-base
 keep='' delete='' dry_run=''
 pause=${PAUSE:-30} # seconds between two questions
@@ -29,16 +34,15 @@ while (($#)) && [[ $1 != -- ]]; do
         --keep) keep=yes ;;
         --delete) delete=yes ;;
         --dry_run) dry_run=yes ;;
+        --node-count* | --node-prefix*)
+            fail "$1: this script runs on one TPU slice. For several, use" \
+                "launch/gke/run.py --slices=N."
+            ;;
         *) create+=("$1") ;;
     esac
     shift
 done
 (($#)) && shift
-
-fail() {
-    echo "error: $*" >&2
-    exit 1
-}
 
 [[ $name ]] || fail "which TPU? Give --name=NAME."
 [[ $zone ]] || fail "where? Give --zone=us-central2-b, say."

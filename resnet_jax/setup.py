@@ -485,11 +485,13 @@ def _check_values(config: ConfigDict, mesh: Mesh) -> None:
 
 def _make_model(config: ConfigDict, mesh: Mesh, source: Source) -> nn.Module:
     """The network for the classes of a source."""
+    on_tpu = sharding.platform_of(mesh) == "tpu"
     group_size = step.group_size_of(
         config.model.bn_group_size,
         batch_size=config.batch_size,
         microbatches=config.optim.microbatches,
         devices=mesh.size,
+        tpu_slices=sharding.slice_count(mesh) if on_tpu else 1,
     )
     fields = {
         "num_classes": len(source.classes),
@@ -533,9 +535,11 @@ def summary(setup: Setup, workdir: Path) -> str:
     macs = cost_of_image(model, size).macs
     device = mesh.devices.flat[0]
     epochs = setup.total_steps * config.batch_size / len(setup.train.source)
+    slices = sharding.slice_count(mesh)
     rows = {
         "devices": f"{mesh.size} x {device.device_kind} ({device.platform}),"
-        f" {jax.process_count()} process(es), parameters {config.sharding.params}",
+        + (f" {slices} slices," if slices > 1 else "")
+        + f" {jax.process_count()} process(es), parameters {config.sharding.params}",
         "model": f"{config.model.name}, {count(like.params):,} parameters,"
         f" {macs / 1e6:,.1f} M MACs at {size}x{size}, {config.model.dtype}",
         "train": f"{setup.train.source.where}, {len(setup.train.source):,} images,"

@@ -12,6 +12,8 @@ from jax.sharding import PartitionSpec as P
 from resnet_jax.errors import UserError, nearest_numbers
 
 Tree = Any
+# A `jax.Device`, or an object that describes one as far as a mesh asks.
+Device = Any
 
 # Smaller arrays are whole on every device: in float32 they are 64 KiB, which a link of
 # a TPU (some 50 GB/s) carries in the time that a message takes to get there.
@@ -35,12 +37,62 @@ def find_devices() -> list[jax.Device]:
         ) from None
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Devices along one axis, `data`; those of all processes unless told otherwise."""
+def make_mesh(devices: Sequence[Device] | None = None) -> Mesh:
+    """Returns the mesh of all devices along one axis, `data`.
+
+    Devices of one slice are ordered as `jax.make_mesh` orders them. Of several slices,
+    which `jax.make_mesh` refuses, the mesh has one slice after the other, and within a
+    slice one process after the other. So each process holds consecutive rows of a
+    batch, and neighbours in the mesh are neighbours in the fast network.
+
+    Args:
+      devices: The devices, in any order; by default those of all processes.
+
+    Raises:
+      UserError: There are no devices, or TPU slices of different sizes, for which
+        libtpu cannot compile.
+    """
     devices = find_devices() if devices is None else devices
+    slices: dict[int, list[Device]] = {}
+    for device in devices:
+        slices.setdefault(slice_of(device), []).append(device)
+    if len(slices) == 1:
+        return _mesh_of_slice(devices)
+    sizes = {index: len(slices[index]) for index in sorted(slices)}
+    if devices[0].platform == "tpu" and len(set(sizes.values())) > 1:
+        told = ", ".join(f"slice {index} has {size}" for index, size in sizes.items())
+        raise UserError(
+            f"A run on several TPU slices needs as many devices on each ({told}). Take"
+            " slices of one topology."
+        )
+    ordered: list[Device] = []
+    for index in sizes:
+        # The order in which JAX lists the devices of a slice.
+        own = sorted(slices[index], key=lambda x: (x.process_index, x.id))
+        ordered += sorted(_mesh_of_slice(own).devices, key=lambda x: x.process_index)
+    return Mesh(np.array(ordered), ("data",), axis_types=(AxisType.Auto,))
+
+
+def _mesh_of_slice(devices: Sequence[Device]) -> Mesh:
+    """Returns the mesh of the devices of one slice."""
     return jax.make_mesh(
         (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
     )
+
+
+def slice_of(device: Device) -> int:
+    """Returns the number of the slice of a device.
+
+    A slice is what the fast network connects: a TPU slice, or an NVLink domain of GPUs,
+    which is one node on most systems. JAX numbers slices only where there can be
+    several; all CPU devices are one slice.
+    """
+    return getattr(device, "slice_index", None) or 0
+
+
+def slice_count(mesh: Mesh) -> int:
+    """Returns the number of slices whose devices are in the mesh."""
+    return len({slice_of(device) for device in mesh.devices.flat})
 
 
 def platform_of(mesh: Mesh) -> str:

@@ -116,16 +116,27 @@ def normalize(
 
 
 def group_size_of(
-    chosen: object, *, batch_size: int, microbatches: int, devices: int
+    chosen: object,
+    *,
+    batch_size: int,
+    microbatches: int,
+    devices: int,
+    tpu_slices: int = 1,
 ) -> int | None:
-    """Examples that share batch-norm statistics; None: all of a microbatch.
+    """Returns the ghost batch size in examples, or None for the whole microbatch.
 
     Args:
-      chosen: a number of examples, `global` (a whole microbatch) or `device` (what
+      chosen: A number of examples, `global` (a whole microbatch) or `device` (what
         one device holds of a microbatch).
+      batch_size: Images per step over all devices.
+      microbatches: Number of microbatches of a step.
+      devices: Number of devices.
+      tpu_slices: Number of TPU slices that the devices form. libtpu (0.0.52) can abort
+        where statistics are summed over parts of slices.
 
     Raises:
-      UserError: the size does not divide the microbatch; names the nearest that do.
+      UserError: The size does not divide the microbatch, or ghost batches would spread
+        over parts of TPU slices; the message names the nearest legal sizes.
     """
     legal = [m for m in _divisors(batch_size) if (batch_size // m) % devices == 0]
     if microbatches not in legal:
@@ -151,6 +162,22 @@ def group_size_of(
         raise UserError(
             f"model.bn_group_size={chosen} does not divide {of}; the nearest that"
             f" does: {nearest_numbers(chosen, _divisors(microbatch))}."
+        )
+
+    def ends_with_slices(size: int) -> bool:
+        # XLA shards the ghost batches over as many devices as divide their number and
+        # sums each one's statistics over the devices that are left.
+        over = devices // math.gcd(devices, microbatch // size)
+        inside = devices // tpu_slices
+        return max(over, inside) % min(over, inside) == 0
+
+    if not ends_with_slices(chosen):
+        whole = [size for size in _divisors(microbatch) if ends_with_slices(size)]
+        raise UserError(
+            f"model.bn_group_size={chosen} would spread ghost batches over parts of the"
+            f" {tpu_slices} TPU slices of {devices // tpu_slices} devices each, which"
+            " libtpu can fail to compile; the nearest size that does not:"
+            f" {nearest_numbers(chosen, whole)}."
         )
     return chosen
 

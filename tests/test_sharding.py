@@ -1,6 +1,8 @@
 """What lies where; the number of devices changes neither result nor group."""
 
+import dataclasses
 import functools
+import random
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
 from resnet_jax.plan import hlo
 from resnet_jax.plan.hlo import Collective
-from resnet_jax.setup import Setup
+from resnet_jax.setup import Setup, summary
 from resnet_jax.step import TrainState
 from tests import tiny
 
@@ -264,6 +266,81 @@ def test_one_process_holds_all_rows(devices):
 def test_the_mesh_is_all_devices_along_one_axis():
     mesh = sharding.make_mesh()
     assert (mesh.shape, mesh.devices.tolist()) == ({"data": 8}, jax.devices())
+
+
+@dataclasses.dataclass(frozen=True)
+class Accelerator:
+    """A device as JAX describes it, as far as a mesh asks."""
+
+    id: int
+    process_index: int
+    slice_index: int
+    platform: str = "gpu"
+    device_kind: str = "NVIDIA H100 80GB HBM3"
+
+
+def gpus(slices: list[int], of_each: int) -> list[Accelerator]:
+    """GPUs of processes with `of_each` of them; the process i is in slice slices[i]."""
+    return [
+        Accelerator(process * of_each + i, process, slice_)
+        for process, slice_ in enumerate(slices)
+        for i in range(of_each)
+    ]
+
+
+@pytest.mark.parametrize(
+    "devices",
+    [
+        pytest.param(gpus([0, 1, 2, 3], 8), id="a process a node"),
+        pytest.param(gpus([0] * 4 + [1] * 4, 1), id="a process a GPU"),
+        # As Slurm's --distribution=cyclic places them.
+        pytest.param(gpus([0, 1, 0, 1, 0, 1], 1), id="processes dealt to nodes"),
+        pytest.param(gpus([3, 3, 1, 1], 4), id="two nodes a slice, the last one first"),
+        pytest.param(gpus([0, 0, 0, 1], 4), id="one slice is smaller"),
+    ],
+)
+def test_a_mesh_of_several_slices_has_one_slice_and_process_after_the_other(devices):
+    # JAX does not promise the order in which it lists devices.
+    shuffled = random.Random(0).sample(devices, len(devices))
+    mesh = sharding.make_mesh(shuffled)
+    found = mesh.devices.tolist()
+    assert found == sorted(
+        devices, key=lambda one: (one.slice_index, one.process_index, one.id)
+    )
+    assert sharding.slice_count(mesh) == len({one.slice_index for one in devices})
+    # Each image lies where it would on one slice: the i-th rows are the i-th device's.
+    of_device = sharding.batch_sharding(mesh).devices_indices_map((3 * len(devices),))
+    assert [of_device[one] for one in found] == [
+        (slice(3 * i, 3 * i + 3),) for i in range(len(devices))
+    ]
+
+
+@pytest.mark.parametrize("slice_index", [0, 5, None])
+def test_devices_of_one_slice_are_ordered_as_jax_does(slice_index):
+    devices = [Accelerator(i, i // 4, slice_index) for i in (3, 0, 7, 1, 2, 6, 5, 4)]
+    expected = jax.make_mesh((8,), ("data",), devices=devices)
+    mesh = sharding.make_mesh(devices)
+    assert mesh.devices.tolist() == expected.devices.tolist()
+    assert sharding.slice_count(mesh) == 1
+
+
+@pytest.mark.parametrize(
+    ("slices", "told"),
+    [([0, 1], "8 x NVIDIA H100 80GB HBM3 (gpu), 2 slices,"), ([0, 0], "(gpu), 1 pro")],
+)
+def test_a_run_tells_of_its_slices(slices, told, tmp_path):
+    mesh = sharding.make_mesh(gpus(slices, 4))
+    text = summary(dataclasses.replace(tiny.setup(), mesh=mesh), tmp_path)
+    assert told in text.splitlines()[0]
+
+
+def test_tpu_slices_of_different_sizes_are_refused():
+    devices = [
+        dataclasses.replace(one, platform="tpu", device_kind="TPU v5 lite")
+        for one in gpus([0, 0, 1], 4)
+    ]
+    with pytest.raises(UserError, match="slice 0 has 8, slice 1 has 4"):
+        sharding.make_mesh(devices)
 
 
 def test_replicated_arrays_are_whole_everywhere():

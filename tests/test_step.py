@@ -236,6 +236,28 @@ def test_microbatches_that_devices_cannot_share_are_answered_with_the_nearest(
         group_size_of(32, batch_size=256, microbatches=microbatches, devices=8)
 
 
+# Three TPU slices of four devices, with four images each. libtpu 0.0.52 aborts on each
+# of the sizes that are refused here.
+SLICED = {"batch_size": 48, "microbatches": 1, "devices": 12, "tpu_slices": 3}
+
+
+@pytest.mark.parametrize("chosen", [1, 2, 4, 8, 16, 48])
+def test_ghost_batches_inside_tpu_slices_or_of_whole_ones_are_legal(chosen):
+    assert group_size_of(chosen, **SLICED) == chosen
+
+
+@pytest.mark.parametrize(
+    ("chosen", "nearest"),
+    [(3, "2 or 4"), (6, "4 or 8"), (12, "8 or 16"), (24, "16 or 48")],
+)
+def test_ghost_batches_over_parts_of_tpu_slices_are_refused(chosen, nearest):
+    match = rf"model\.bn_group_size={chosen} .* 3 TPU slices of 4 .*: {nearest}\."
+    with pytest.raises(UserError, match=match):
+        group_size_of(chosen, **SLICED)
+    # GPUs and single slices have no such limit.
+    assert group_size_of(chosen, **SLICED | {"tpu_slices": 1}) == chosen
+
+
 # Compilation.
 
 

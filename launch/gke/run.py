@@ -67,6 +67,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.error("--hosts, --chips and --slices are at least 1.")
     if values.slices > 1 and not values.topology:
         parser.error("--slices is for TPUs (--topology); give GPUs more --hosts.")
+    if values.slices > 1 and values.hosts == 1:
+        parser.error(
+            "--slices needs slices of several --hosts: GKE connects no others. Take a"
+            " larger --topology."
+        )
     if not any(flag.startswith("--config=") for flag in run):
         parser.error("train what? Give -- --config=configs/r50.py --workdir=gs://...")
     if not any(re.match(r"--workdir=(gs|s3)://", flag) for flag in run):

@@ -9,6 +9,7 @@ import ast
 import functools
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import socket
@@ -138,8 +139,15 @@ def predictions(config: ConfigDict, topology: str) -> Iterator[dict]:
     alone = max(seconds_of(train, chip, facts["devices"] // chips).values())
     for number in SLICES:
         network = network_seconds(
-            train["collectives"], chips, facts["devices"], number, chip
+            train["collectives"],
+            chips,
+            facts["devices"],
+            number,
+            chip,
+            facts.get("slices", 1),
         )
+        if not math.isfinite(network):
+            continue
         name = f"plan {config.model.name} {number} chips of {chip_of(topology)}"
         share = network / (alone + network)
         yield table.row(f"{name}: in collectives", "of the step", [share])

@@ -3,7 +3,8 @@
 python -m resnet_jax.plan --config=configs/r50.py --topology=v5e:16x16
 
 compiles the train and the evaluation step of a config for a TPU slice, with no TPU
-there (`pip install -r requirements-plan.txt`), or for this machine's own devices
+there (`pip install -r requirements-plan.txt`), for several slices that the data-centre
+network connects (`--topology='2*v5e:16x16'`), or for this machine's own devices
 (`--topology=local`, the default), and tells what the compiler says of them. Several
 topologies, batch sizes and ways in which parameters lie (`--sharding=replicated,fsdp`),
 with commas between them, stand side by side. Overrides are those of the program:
@@ -29,6 +30,13 @@ or memory, whichever takes longer by the peaks.
 A collective goes in rings along the axes of a torus: an all-reduce of B bytes over n
 chips takes 2 (n - 1) / n B / bandwidth, and 2 us for each hop along half of every ring;
 beyond a pod, each chip's share goes once more through the data-centre network.
+
+With several slices the compiler splits each collective into one inside every slice and
+one between the slices, in which a device of each slice takes part. The bytes of the
+latter are counted apart, and take (s - 1) / s of them, twice for an all-reduce, over s
+slices at the bandwidth of a chip in the data-centre network. Where none is published
+(v3, v4), no speed is told. The efficiency on other numbers of chips is that of more or
+fewer slices of the same size.
 
 `--sweep` compiles the train step with one option of the compiler after the other and
 keeps what saves cycles in `configs/compiler/CHIP.py`, which training on the chip reads.

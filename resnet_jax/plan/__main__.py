@@ -65,7 +65,10 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT")
     parser.add_argument(
-        "--topology", default=LOCAL, help="such as v5e:2x4,v4:2x2x1 (default: local)"
+        "--topology",
+        default=LOCAL,
+        help="plan for these, with commas between them: CHIP:SHAPE, such as v5e:2x4,"
+        " N*CHIP:SHAPE for N slices, or local (the default)",
     )
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument(

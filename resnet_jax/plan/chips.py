@@ -24,10 +24,11 @@ class Chip:
       hbm: bytes of memory.
       hbm_bandwidth: bytes per second.
       network: bytes per second that it sends over all its links.
-      pod: most chips in one network.
+      pod: most chips in one network, and so in a slice.
       axes: of the network's torus.
       host: most chips of a slice that has one host only.
-      outside: bytes per second between pods, for each chip; 0: not published.
+      outside: bytes per second through the data-centre network, which connects slices
+        and pods, for each chip; 0: not published.
       config: how libtpu calls the two cores of a chip as one device.
       source: of the figures.
     """
@@ -137,33 +138,46 @@ CHIPS = {
         network=1200e9 / 2,
         pod=9216,
         axes=3,
+        outside=100e9 / 8,
         source=DOCS + "tpu7x; bandwidth of memory: jax's pallas/mosaic/tpu_info.py",
     ),
 }
 LOCAL = "local"
+# No published run took more than 199 slices. libtpu numbers devices by 100,000 a slice,
+# of which 32 bits hold those of 21,474.
+MOST_SLICES = 1024
 
 
 def chip_of(topology: str) -> str:
-    """The chip of a topology such as `v5e:2x4`; '' for `local`.
+    """Returns the chip of a topology such as `v5e:2x4`, or '' for `local`.
 
-    Raises UserError for a name that is not of this form, and for unknown chips.
+    Raises:
+      UserError: The name is not of this form, or of an unknown chip, or there is no
+        slice or number of slices of that size.
     """
     if topology == LOCAL:
         return ""
-    chip, colon, shape = topology.partition(":")
+    count, star, slice_ = topology.rpartition("*")
+    chip, colon, shape = slice_.partition(":")
     if chip not in CHIPS:
         known = [LOCAL, *CHIPS]
+        if star and slice_ == LOCAL:
+            hint = f" {LOCAL} stands alone, for all devices of this machine."
+        elif star and count.partition(":")[0] in CHIPS:
+            hint = " The number of slices comes first."
+        else:
+            hint = nearest(chip, known)
         raise UserError(
-            f"There is no topology {topology!r}.{nearest(chip, known)} It is {LOCAL},"
+            f"There is no topology {topology!r}.{hint} It is {LOCAL},"
             f" or a chip ({', '.join(CHIPS)}) and the shape of a slice, such as"
-            " v5e:2x4 or v4:2x2x1."
+            " v5e:2x4 or v4:2x2x1, or several such slices: 2*v5e:2x4."
         )
     known = CHIPS[chip]
     if not colon or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", shape):
         sides = "x".join("224"[: known.axes])
         raise UserError(
-            f"The topology {topology!r} has no shape of a slice; write {chip}:{sides},"
-            " say."
+            f"The topology {topology!r} has no shape of a slice; write"
+            f" {count}{star}{chip}:{sides}, say."
         )
     sides = sides_of(topology)
     chips = math.prod(sides)
@@ -171,18 +185,30 @@ def chip_of(topology: str) -> str:
     if len(sides) > known.axes and sides[-1] > 1:
         raise UserError(
             f"The topology {topology!r} has three sides, but chips of {chip} lie in"
-            f" two; write {chip}:{sides[0]}x{sides[1] * sides[2]}, say."
+            f" two; write {count}{star}{chip}:{sides[0]}x{sides[1] * sides[2]}, say."
         )
     if chips > known.pod:
         raise UserError(
-            f"The topology {topology!r} has {chips:,} chips, but a pod of {chip} has"
-            f" {known.pod:,}; a plan for a part of it tells how it scales beyond."
+            f"The slice {slice_!r} has {chips:,} chips, but a pod of {chip} has"
+            f" {known.pod:,}; take several smaller slices, written as 2*{chip}:SHAPE."
+        )
+    if star and not (
+        re.fullmatch(r"[1-9]\d{0,9}", count) and int(count) <= MOST_SLICES
+    ):
+        raise UserError(
+            f"The topology {topology!r} has {count!r} slices, which is not a number"
+            f" from 1 to {MOST_SLICES:,}; write 2*{slice_}, say."
         )
     return chip
 
 
+def slices_of(topology: str) -> int:
+    """Returns the number of slices: 2 of `2*v5e:2x4`, 1 of `v5e:2x4`."""
+    return int(topology.rpartition("*")[0] or 1)
+
+
 def sides_of(topology: str) -> list[int]:
-    """The sides of a topology such as `v5e:2x4`."""
+    """Returns the sides of each slice of a topology such as `v5e:2x4`."""
     return [int(side) for side in topology.partition(":")[2].split("x")]
 
 

@@ -24,7 +24,13 @@ from resnet_jax.data.sources import KNOWN
 from resnet_jax.errors import NO_MEMORY, UserError
 from resnet_jax.models.cost import cost_of_image, count
 from resnet_jax.plan import hlo
-from resnet_jax.plan.chips import CHIPS, chip_of, chip_of_device, sides_of
+from resnet_jax.plan.chips import (
+    CHIPS,
+    chip_of,
+    chip_of_device,
+    sides_of,
+    slices_of,
+)
 from resnet_jax.setup import VIEWS, Setup, set_up
 
 # How XLA tells that a program does not fit, and how much it wanted of how much.
@@ -45,14 +51,14 @@ def facts(
 
     Args:
       config: see `configs/common.py`; data sets of `KNOWN` need not be there.
-      topology: `local`, or as `v5e:2x4`; TPUs need libtpu, and no TPU.
+      topology: `local`, or as `v5e:2x4` or `2*v5e:2x4`; TPUs need libtpu, and no TPU.
       per_chip, evaluation: see `ask.ask`.
 
     Returns:
-      `devices`, `chips`, `hosts` (counts), `chip` (of `CHIPS`, or ''), `kind`,
-      `memory` (bytes of a device), of the run `params`, `macs` (of one image's forward
-      pass), `batch_size`, `steps`, `train_images`, `eval_images`, `eval_batch_size`,
-      `evaluations`, and `train` and `eval`: see `of_step`.
+      `devices`, `chips`, `hosts`, `slices` (counts), `chip` (of `CHIPS`, or ''),
+      `kind`, `memory` (bytes of a device), of the run `params`, `macs` (of one image's
+      forward pass), `batch_size`, `steps`, `train_images`, `eval_images`,
+      `eval_batch_size`, `evaluations`, and `train` and `eval`: see `of_step`.
 
     Raises:
       UserError: the config or the topology cannot be.
@@ -106,7 +112,10 @@ def devices_of(topology: str) -> list:
         options["chips_per_host_bounds"] = (*sides, 1)[:3]
     try:
         found = topologies.get_topology_desc(
-            platform="tpu", topology_name=topology, **options
+            platform="tpu",
+            topology_name=topology.rpartition("*")[2],
+            num_slices=slices_of(topology),
+            **options,
         )
     except Exception as error:
         reason = str(error).splitlines()[0]
@@ -120,7 +129,11 @@ def devices_of(topology: str) -> list:
 def where_of(topology: str, devices: list) -> dict:
     """The part of `facts` that is of the devices alone."""
     first = devices[0]
-    at = {tuple(getattr(device, "coords", (device.id,))) for device in devices}
+    # Chips of different slices have the same coordinates.
+    at = {
+        (sharding.slice_of(device), *getattr(device, "coords", (device.id,)))
+        for device in devices
+    }
     hosts = len({device.process_index for device in devices})
     name = chip_of(topology) or chip_of_device(first.device_kind)
     if name:
@@ -137,6 +150,7 @@ def where_of(topology: str, devices: list) -> dict:
         "devices": len(devices),
         "chips": len(at),
         "hosts": hosts,
+        "slices": len({slice_ for slice_, *_ in at}),
         "memory": memory,
     }
 
@@ -246,6 +260,7 @@ def of_step(
                 "kind": one.kind,
                 "bytes": one.bytes,
                 "devices": one.devices or mesh.size,
+                "slices": one.slices,
                 "times": one.times * number,
             }
             for one, number in found.items()

@@ -19,6 +19,16 @@ CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 SHAPE = re.compile(r"\b(pred|[a-z]+\d\w*)\[([\d,]*)\](\{[^}]*\})?")
 CHAIN = re.compile(r'chain_id="\d+"')
+# Between slices of TPUs, libtpu leaves a collective to its runtime, Megascale: each
+# device sends its part to the host and receives the result.
+MEGASCALE = '_xla_host_transfer_handler_name="xla_megascale_runtime"'
+TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+# Either slices (numbered from 1) and devices in them, "{1,2}x{0:7}", or groups of
+# devices, whose numbers count 100,000 a slice.
+BETWEEN = re.compile(
+    r'_xla_megascale_target=(?:"\{(?P<slices>[\d,:]+)\}|\{\{(?P<devices>[\d,]+)\})'
+)
+DEVICES_A_SLICE = 100_000
 # A layout says so of what does not lie in the main memory.
 ELSEWHERE = re.compile(r"S\([1-9]\d*\)")
 # These move nothing themselves.
@@ -39,6 +49,8 @@ class Collective:
       bytes: of these.
       devices: how many devices take part in one group of it; 0: all.
       times: how often a step does it.
+      slices: how many slices take part, if it goes through the data-centre network, on
+        which there is one device of each in a group; 0: it stays in the fast network.
     """
 
     kind: str
@@ -46,6 +58,7 @@ class Collective:
     bytes: int
     devices: int
     times: int = 1
+    slices: int = 0
 
 
 def estimated_cycles(text: str) -> int:
@@ -123,6 +136,9 @@ def _moved(
             found.append(min(size, others) * (main + other_main))
         else:
             total = sum(size for size, main in arrays[one["name"]] if main)
+            if kind == "send":
+                # Its result is its operand, which is only read.
+                total = 0
             for index, name in enumerate(_operands(one)):
                 size = sum(size for size, main in arrays.get(name, []) if main)
                 if size and kind == "fusion":
@@ -220,6 +236,8 @@ def collectives(text: str) -> list[Collective]:
         operation = OPERATION.match(line)
         if not operation:
             continue
+        if operation["kind"] == "send" and MEGASCALE in operation["rest"]:
+            found.append(_between_slices(operation, times))
         kind = operation["kind"].removesuffix("-start")
         if kind not in KINDS:
             continue
@@ -244,6 +262,31 @@ def collectives(text: str) -> list[Collective]:
             elements, size = elements * devices, size * devices
         found.append(Collective(kind, elements, size, devices, times))
     return found
+
+
+def _between_slices(send: re.Match, times: int) -> Collective:
+    """Returns the collective that a device's transfer to Megascale is a part of."""
+    transfer, target = TRANSFER.search(send["rest"]), BETWEEN.search(send["rest"])
+    if not (transfer and target):
+        raise ValueError(f"no known form of a transfer between slices: {send[0]}")
+    kind = transfer[1].lower().replace("_", "-")
+    if target["slices"]:
+        slices = sum(_length(part) for part in target["slices"].split(","))
+    else:
+        numbers = target["devices"].split(",")
+        slices = len({int(number) // DEVICES_A_SLICE for number in numbers})
+    dtype, shape, _ = SHAPE.search(send["shapes"]).groups()
+    elements, size = _size(dtype, shape)
+    if kind == "all-gather":
+        # It sends its own part of what it gets.
+        elements, size = elements * slices, size * slices
+    return Collective(kind, elements, size, slices, times, slices)
+
+
+def _length(part: str) -> int:
+    """Returns how many numbers a part such as `3` or `0:7` (with 7) stands for."""
+    first, _, last = part.partition(":")
+    return int(last or first) - int(first) + 1
 
 
 def group_size(text: str) -> int:

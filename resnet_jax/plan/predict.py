@@ -5,7 +5,7 @@ import math
 
 from resnet_jax.plan import calibration
 from resnet_jax.plan.chips import CHIPS
-from resnet_jax.plan.seconds import network_seconds, seconds_of
+from resnet_jax.plan.seconds import network_seconds, outside_bytes, seconds_of
 
 # Chips whose scaling is told.
 SLICES = (1, 4, 16, 64, 256, 1024, 4096)
@@ -29,15 +29,17 @@ def predict(
 
     Returns:
       `fits` and `memory` (bytes of a device that the larger step wants; `limit`: that
-      there are), and, for chips of known peaks, if it fits: `seconds` of a train step
-      by `compute`, `memory`, `cycles` and `network`, their `bound`, `rate` (images per
-      second and chip), calibrated by `factor` (None: not, see `calibration`),
-      of what was `published` (each rate with its `deviation` from the estimate),
-      `uncalibrated` (the rate without), `most` (that by the published peaks alone),
-      `utilization` (operations per second as part of the peak), `efficiency` by chips
-      (None: not known),
-      `hours`, of which `eval_hours`, `host_rate` (images per second and host), `cores`
-      (of a host) and `cost`.
+      there are). Of several slices of a known chip, if it fits, also `outside_bytes`
+      (that a chip sends to other slices in a train step). For chips of known peaks, of
+      which several slices need a known `Chip.outside`, if it fits: `seconds` of a train
+      step by `compute`, `memory`, `cycles`, `network` and, of several slices, `outside`
+      (the part of `network` between them), their `bound`, `rate` (images per second and
+      chip), calibrated by `factor` (None: not, see `calibration`), of what was
+      `published` (each rate with its `deviation` from the estimate), `uncalibrated`
+      (the rate without), `most` (that by the published peaks alone), `utilization`
+      (operations per second as part of the peak), `efficiency` by chips (None: not
+      known), `hours`, of which `eval_hours`, `host_rate` (images per second and host),
+      `cores` (of a host) and `cost`.
     """
     steps = [facts[name] for name in ("train", "eval") if name in facts]
     wanted = [
@@ -57,10 +59,21 @@ def predict(
     seconds = seconds_of(train, chip, devices // chips)
     plain, alone = max(seconds.values()), calibration.calibrated(seconds, factor)
 
+    slices = facts.get("slices", 1)
+
     def network(step: dict, over: int) -> float:
-        return network_seconds(step["collectives"], chips, devices, over, chip)
+        return network_seconds(step["collectives"], chips, devices, over, chip, slices)
 
     seconds["network"] = network(train, chips)
+    if slices > 1:
+        between = [one for one in train["collectives"] if one["slices"]]
+        found["outside_bytes"] = (devices // chips) * sum(
+            one["times"] * outside_bytes(one["kind"], one["bytes"], one["slices"])
+            for one in between
+        )
+        seconds["outside"] = network({"collectives": between}, chips)
+        if not math.isfinite(seconds["outside"]):
+            return found
     step = alone + seconds["network"]
     images = facts["batch_size"] / chips
     rate = images / step

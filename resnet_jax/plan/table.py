@@ -21,9 +21,15 @@ PARTS = {
 def as_text(plans: list[tuple[dict, dict]]) -> str:
     """The table of plans: what the compiler says of each, and what follows."""
     columns = [_column(facts, found) for facts, found in plans]
-    # In the order of the column that has most; what others lack stays empty.
-    labels = list(max(columns, key=len))
-    labels += [key for column in columns for key in column if key not in labels]
+    # In the order of the column that has most; what others lack stays empty, and what
+    # only others have follows the same row as there.
+    labels: list[str] = []
+    for column in sorted(columns, key=len, reverse=True):
+        place = 0
+        for label in column:
+            if label not in labels:
+                labels.insert(place, label)
+            place = labels.index(label) + 1
     table = [
         [label, *(column.get(label, "") for column in columns)] for label in labels
     ]
@@ -96,6 +102,10 @@ def _column(facts: dict, found: dict) -> dict[str, str]:
             "step by bytes": f"{1e3 * seconds['memory']:.2f} ms",
             "step by cycles": f"{1e3 * seconds['cycles']:.2f} ms",
             "network, in addition": f"{1e3 * seconds['network']:.2f} ms",
+        }
+        if "outside" in seconds:
+            column["  of it between slices"] = f"{1e3 * seconds['outside']:.2f} ms"
+        column |= {
             "bound by": found["bound"],
             "images/s/chip": f"{found['rate']:,.0f}",
             "  by the compiler alone": f"{found['uncalibrated']:,.0f}",
@@ -113,12 +123,19 @@ def _column(facts: dict, found: dict) -> dict[str, str]:
     column |= {"NETWORK, A STEP": ""}
     by_kind: dict[tuple, list[dict]] = {}
     for one in train["collectives"]:
-        by_kind.setdefault((one["kind"], one["devices"]), []).append(one)
-    for (kind, over), same in sorted(by_kind.items()):
-        every = "all" if over == devices else str(over)
+        key = one.get("slices", 0), one["kind"], one["devices"]
+        by_kind.setdefault(key, []).append(one)
+    for (between, kind, over), same in sorted(by_kind.items()):
+        if between:
+            every = f"{between} slices"
+        else:
+            every = "all" if over == devices else str(over)
         times = sum(one["times"] for one in same)
         size = sum(one["times"] * one["bytes"] for one in same)
         column[f"{kind} over {every}"] = f"{times} x, {amount(size)}"
+    if "outside_bytes" in found:
+        sent = amount(found["outside_bytes"])
+        column["sent by a chip to other slices"] = sent
     for over, efficiency in found.get("efficiency", {}).items():
         label = f"efficiency, {over:,} chip{'s' if over > 1 else ''}"
         column[label] = f"{100 * efficiency:.1f} %" if efficiency else "not known"
@@ -193,11 +210,18 @@ def _notes(plans: list[tuple[dict, dict]]) -> list[str]:
                 f" {facts['kind']} are known; measure it: python -m resnet_jax.bench"
                 " overhead."
             )
+        elif "rate" not in found:
+            lines.append(
+                f"{where} no speed, hours, cores or cost, since no bandwidth of the"
+                f" data-centre network is published for {facts['chip']}; a plan for one"
+                " slice has them."
+            )
     chips = dict.fromkeys(f["chip"] for f, p in plans if "rate" in p)
     lines += [
         f"{name}: {chip.flops / 1e12:g} Tflop/s in bf16, {amount(chip.hbm)} at"
         f" {chip.hbm_bandwidth / 1e9:g} GB/s, network {chip.network / 1e9:.0f} GB/s,"
-        f" {chip.clock / 1e9:.2f} GHz ({chip.source})"
+        + (f" between slices {chip.outside / 1e9:.1f} GB/s," * bool(chip.outside))
+        + f" {chip.clock / 1e9:.2f} GHz ({chip.source})"
         for name, chip in CHIPS.items()
         if name in chips
     ]

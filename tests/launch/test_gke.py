@@ -185,6 +185,7 @@ def test_ctrl_c_ends_it_and_kubectl_without_a_traceback(tmp_path):
         ((*NAME, *GPU), "--config"),
         ((*NAME, *GPU, *TRAIN[:2], "--workdir=/tmp/r50"), "gs://"),
         ((*NAME, *GPU, "--slices=2", *TRAIN), "--slices"),
+        ((*NAME, *TPU, "--hosts=1", *TRAIN), "--slices needs slices of several"),
         ((*NAME, *GPU, "--hosts=0", *TRAIN), "--hosts"),
     ],
 )

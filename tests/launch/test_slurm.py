@@ -1,6 +1,8 @@
 """launch/slurm.sbatch on a real Slurm: one controller, two nodes, this machine."""
 
+import os
 import re
+import subprocess
 import sys
 import time
 
@@ -111,3 +113,52 @@ def test_scancel_ends_a_run_for_good(slurm, tmp_path):
     slurm.run("scancel", number)
     job = end_of(slurm, number, log)
     assert (job["JobState"], job["Restarts"]) == ("CANCELLED", "0"), log.read_text()
+
+
+# GPUs, of which a batch script is told by variables; no Slurm is needed.
+
+
+def devices_of_tasks(directory, **variables):
+    """Runs the script with an srun that prints which GPUs JAX is to take."""
+    srun = directory / "srun"
+    srun.write_text('#!/bin/sh\necho "GPUs: ${JAX_LOCAL_DEVICE_IDS-by task}"\n')
+    srun.chmod(0o755)
+    done = subprocess.run(
+        ["bash", runs.ROOT / "launch/slurm.sbatch"],
+        env={"PATH": f"{directory}:{os.environ['PATH']}", **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return done.returncode, done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "tasks", "expected"),
+    [
+        ("8", "1(x4)", "GPUs: 0,1,2,3,4,5,6,7"),
+        ("2", "1", "GPUs: 0,1"),
+        ("1", "1(x2)", "GPUs: by task"),
+        ("8", "8(x4)", "GPUs: by task"),
+        # CPUs only.
+        ("", "1(x2)", "GPUs: by task"),
+    ],
+)
+def test_the_tasks_of_a_node_use_all_its_gpus(tmp_path, gpus, tasks, expected):
+    told = {"SLURM_GPUS_ON_NODE": gpus} if gpus else {}
+    code, output = devices_of_tasks(tmp_path, SLURM_TASKS_PER_NODE=tasks, **told)
+    assert (code, output) == (0, expected)
+
+
+def test_gpus_that_were_chosen_are_kept(tmp_path):
+    told = {"SLURM_GPUS_ON_NODE": "8", "SLURM_TASKS_PER_NODE": "1"}
+    code, output = devices_of_tasks(tmp_path, **told, JAX_LOCAL_DEVICE_IDS="4,5")
+    assert (code, output) == (0, "GPUs: 4,5")
+
+
+def test_tasks_that_would_leave_gpus_idle_are_refused(tmp_path):
+    told = {"SLURM_GPUS_ON_NODE": "8", "SLURM_TASKS_PER_NODE": "2(x4)"}
+    code, output = devices_of_tasks(tmp_path, **told)
+    assert code == 1 and "GPUs:" not in output
+    assert output.startswith("error: 2 tasks a node cannot share its 8 GPUs.")
+    assert "--ntasks-per-node=8" in output

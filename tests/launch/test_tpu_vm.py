@@ -185,6 +185,7 @@ def test_the_same_command_follows_a_run_that_runs(fake):
         ((*WHICH, "--", "--workdir=gs://b/r"), "--accelerator"),
         (TPU, "--workdir"),
         ((*TPU, "--", "--workdir=/tmp/r"), "gs://"),
+        ((*TPU, "--node-count=2", "--", "--workdir=gs://b/r"), "launch/gke/run.py"),
     ],
 )
 def test_what_is_missing_is_named_before_anything_is_asked_for(fake, arguments, told):

@@ -3,7 +3,14 @@
 import pytest
 
 from resnet_jax.errors import UserError
-from resnet_jax.plan.chips import CHIPS, LOCAL, chip_of, chip_of_device
+from resnet_jax.plan.chips import (
+    CHIPS,
+    LOCAL,
+    chip_of,
+    chip_of_device,
+    sides_of,
+    slices_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,7 +25,20 @@ from resnet_jax.plan.chips import CHIPS, LOCAL, chip_of, chip_of_device
         ("v4:2x2x0", r"no shape of a slice; write v4:2x2x4, say\."),
         ("v5e-8", r"There is no topology 'v5e-8'\."),
         ("v5e:2x4x2", r"three sides, but .* v5e lie in two; write v5e:2x8, say\."),
-        ("v6e:32x32", r"has 1,024 chips, but a pod of v6e has 256;"),
+        ("v6e:32x32", r"has 1,024 chips, but a pod of v6e has 256; .* 2\*v6e:SHAPE"),
+        ("2*v6e:32x32", r"'v6e:32x32' has 1,024 chips"),
+        ("0*v5e:2x4", r"'0' slices, which is not a number from 1 to 1,024; write 2\*"),
+        ("x*v5e:2x4", r"'x' slices, .*; write 2\*v5e:2x4, say\."),
+        ("-1*v5e:2x4", r"'-1' slices"),
+        ("1.5*v5e:2x4", r"'1\.5' slices"),
+        ("*v5e:2x4", r"'' slices"),
+        ("2*2*v5e:2x4", r"'2\*2' slices"),
+        ("1025*v5e:2x4", r"'1025' slices"),
+        ("2*v5e", r"no shape of a slice; write 2\*v5e:2x2, say\."),
+        ("2*v5e:2x4x2", r"write 2\*v5e:2x8, say\."),
+        ("2*v5f:2x4", r"Did you mean v5"),
+        ("v5e:2x4*2", r"The number of slices comes first\..*2\*v5e:2x4\."),
+        ("2*local", r"local stands alone"),
     ],
 )
 def test_an_unknown_topology_is_answered_with_the_known_ones(topology, message):
@@ -29,6 +49,15 @@ def test_an_unknown_topology_is_answered_with_the_known_ones(topology, message):
 @pytest.mark.parametrize("topology", ["v5e:2x4x1", "v5e:16x16", "v4:16x16x16", LOCAL])
 def test_slices_that_can_be_are_known(topology):
     assert chip_of(topology) == topology.partition(":")[0].replace(LOCAL, "")
+
+
+@pytest.mark.parametrize(
+    ("topology", "slices"),
+    [("v5e:2x4", 1), ("1*v5e:2x4", 1), ("2*v5e:2x4", 2), ("1024*v5e:2x4", 1024)],
+)
+def test_several_slices_are_of_one_chip_and_shape(topology, slices):
+    assert chip_of(topology) == "v5e"
+    assert (slices_of(topology), sides_of(topology)) == (slices, [2, 4])
 
 
 def test_devices_are_known_by_what_jax_calls_them():

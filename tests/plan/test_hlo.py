@@ -13,6 +13,8 @@ from tests import tiny
 
 # libtpu's for v5e:2x2: three gradients in a loop, another one behind it, and a maximum.
 SAMPLE = (pathlib.Path(__file__).parent / "v5e_2x2.hlo").read_text()
+# libtpu's for 2*v5e:2x4: one matrix in parts, another one whole on every device.
+TWO_SLICES = (pathlib.Path(__file__).parent / "2_v5e_2x4.hlo").read_text()
 # An array of float32 [256, 256].
 SQUARE = 256 * 256 * 4
 
@@ -170,6 +172,69 @@ def test_what_libtpu_makes_of_a_reduce_scatter_is_one():
         "  %f = f32[2,5]{1,0} fusion(%x), calls=%all-reduce-scatter.1\n}\n"
     )
     assert hlo.collectives(text) == [Collective("reduce-scatter", 40, 160, 4)]
+
+
+def test_what_crosses_the_data_centre_network_is_counted_apart():
+    found = hlo.collectives(TWO_SLICES)
+    part = SQUARE // 8
+    assert [one for one in found if one.slices] == [
+        # Of the two slices a device has two sixteenths; the rest comes from its slice.
+        Collective("all-gather", 2**13, part, devices=2, slices=2),
+        # Of either gradient it has an eighth of the slice's sum, and then the loss.
+        Collective("all-reduce", 2**13, part, devices=2, slices=2),
+        Collective("all-reduce", 2**13, part, devices=2, slices=2),
+        Collective("all-reduce", 128, 512, devices=2, slices=2),
+    ]
+    inside = [(one.kind, one.bytes, one.devices) for one in found if not one.slices]
+    assert sorted(inside) == [
+        ("all-gather", SQUARE // 2, 8),
+        ("all-gather", SQUARE, 8),
+        ("all-gather", SQUARE, 8),
+        ("all-reduce", 512, 8),
+        ("reduce-scatter", SQUARE, 8),
+        ("reduce-scatter", SQUARE, 8),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("target", "slices"),
+    [
+        ('"{1,2,3}x{0:3}"', 3),
+        ('"{1:4}x{0}"', 4),
+        ('"{1,3:4}x{0:7}"', 3),
+        # Some slices with some: groups of devices.
+        ("{{100000,200000},{100001,200001},{300000,400000},{300001,400001}}", 2),
+    ],
+)
+def test_the_slices_of_a_transfer_are_counted_in_all_forms(target, slices):
+    attributes = (
+        'is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="'
+        f'xla_megascale_runtime",_xla_megascale_target={target},'
+        '_xla_megascale_transfer_type="ALL_REDUCE"}'
+    )
+    text = (
+        "ENTRY %main (x: f32[3]) -> f32[3] {\n"
+        "  %s = (f32[4,3]{1,0:T(8,128)}, u32[], token[]) send(%x, %a), channel_id=2, "
+        f"{attributes}\n"
+        f"  %r = (f32[4,3]{{1,0}}, u32[], token[]) recv(%a), channel_id=1, {attributes}"
+        "\n  %d = token[] send-done(%s), channel_id=2\n}\n"
+    )
+    assert hlo.collectives(text) == [
+        Collective("all-reduce", 12, 48, devices=slices, slices=slices)
+    ]
+
+
+def test_what_is_sent_is_read_once_and_what_is_received_is_written_once():
+    sent = "f32[4,3]{1,0}, u32[], token[]"
+    text = (
+        "ENTRY %main (x: f32[4,3]) -> f32[4,3] {\n"
+        "  %x = f32[4,3]{1,0} parameter(0)\n"
+        "  %a = token[] after-all()\n"
+        f"  %s = ({sent}) send(%x, %a), channel_id=2\n"
+        f"  %r = ({sent}) recv(%a), channel_id=1\n}}\n"
+    )
+    # And the number in the result of what is received.
+    assert hlo.hbm_bytes(text) == 48 + 48 + 4
 
 
 def test_a_gathering_in_several_fusions_counts_once():

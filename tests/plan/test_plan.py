@@ -15,7 +15,7 @@ from resnet_jax.plan.ask import ask
 from resnet_jax.plan.predict import predict
 from resnet_jax.plan.table import amount, as_text
 from tests import runs, tiny
-from tests.plan.test_predict import facts
+from tests.plan.test_predict import facts, two_slices
 
 TINY = (
     "--config=configs/quickstart.py",
@@ -99,6 +99,26 @@ def test_plans_stand_side_by_side():
     assert "optim.microbatches=2" in text
     assert "cloud.google.com/tpu/docs/v4" in text
     assert text.endswith("jax 1.2.3")
+
+
+def test_slices_stand_beside_one_and_rows_stay_in_their_section():
+    plans = [facts(), two_slices(), two_slices(topology="2*v4:2x2x2", chip="v4")]
+    text = as_text([(one, predict(one)) for one in plans])
+    rows = {line.strip()[:24].strip(): line.split() for line in text.splitlines()}
+    assert rows["topology"][1:] == ["v5e:2x4", "2*v5e:2x4", "2*v4:2x2x2"]
+    assert rows["of it between slices"][4:] == ["4.00", "ms"]
+    # 12.5 MB.
+    assert rows["all-reduce over 2 slices"][4:] == 2 * ["1", "x,", "11.9", "MiB"]
+    assert rows["sent by a chip to other"][7:] == 2 * ["11.9", "MiB"]
+    assert "between slices 3.1 GB/s" in text
+    message = "2*v4:2x2x2, batch 2048: no speed, hours, cores or cost, since no bandwid"
+    assert message in text
+    labels = list(rows)
+    assert (
+        labels.index("NETWORK, A STEP")
+        < labels.index("all-reduce over all")
+        < labels.index("HOST")
+    )
 
 
 @pytest.mark.parametrize(
@@ -242,6 +262,7 @@ def test_a_small_run_is_planned_for_this_machine(home):
     [
         (("--topology=v5z:2x4",), "Did you mean v5p or v5e?"),
         (("--topology=local,v5e",), "has no shape of a slice"),
+        (("--topology=local,0*v5e:2x4",), "write 2*v5e:2x4, say."),
         (("--batch_size=15",), "batch_size=15 cannot be divided over 8 devices"),
         (("--per_chip=3", "--config.model.bn_group_size=5"), "does not divide"),
         (("--batch_size=0",), "'0' is no whole number above 0"),

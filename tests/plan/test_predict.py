@@ -7,7 +7,13 @@ import pytest
 from resnet_jax.plan import calibration
 from resnet_jax.plan.chips import CHIPS, HOP, chip_of
 from resnet_jax.plan.predict import predict
-from resnet_jax.plan.seconds import network_seconds, ring_seconds, seconds_of
+from resnet_jax.plan.seconds import (
+    network_seconds,
+    outside_bytes,
+    outside_seconds,
+    ring_seconds,
+    seconds_of,
+)
 
 V5E, V6E, V4, V5P = (CHIPS[name] for name in ("v5e", "v6e", "v4", "v5p"))
 GIB = 2**30
@@ -33,6 +39,7 @@ def facts(**changes) -> dict:
         "devices": 8,
         "chips": 8,
         "hosts": 2,
+        "slices": 1,
         "memory": 16 * GIB,
         "model": "resnet50",
         "dtype": "bfloat16",
@@ -217,6 +224,80 @@ def test_what_does_not_fit_gets_no_speed():
     # As of a machine whose compiler does not refuse.
     found = predict(facts(chip="", memory=7 * GIB))
     assert found == {"fits": False, "memory": 8 * GIB, "limit": 7 * GIB}
+
+
+# Two slices of eight chips: 100 MB summed in each, of which each chip sends an eighth
+# to the other slice.
+BETWEEN = [
+    {"kind": "reduce-scatter", "bytes": 10**8, "devices": 8, "slices": 0, "times": 1},
+    {"kind": "all-reduce", "bytes": 10**8 // 8, "devices": 2, "slices": 2, "times": 1},
+]
+
+
+def two_slices(**changes) -> dict:
+    train = facts()["train"] | {"collectives": BETWEEN}
+    where = {"topology": "2*v5e:2x4", "slices": 2, "devices": 16, "chips": 16}
+    return facts(train=train, batch_size=2048) | where | changes
+
+
+def test_what_a_chip_sends_to_other_slices_takes_the_data_centre_network():
+    # An all-reduce sends twice, all others once, what other slices have or lack.
+    assert outside_bytes("all-reduce", 1200, 2) == 1200
+    assert outside_bytes("all-reduce", 1200, 4) == 1800
+    assert outside_bytes("all-gather", 1200, 4) == 900
+    assert outside_bytes("all-reduce", 1200, 1) == 0
+    assert outside_seconds("all-reduce", 1200, 2, V5E) == 1200 / 3.125e9
+    assert outside_seconds("all-reduce", 1200, 2, V4) == math.inf
+    assert outside_seconds("all-reduce", 1200, 1, V4) == 0
+
+
+def test_slices_add_the_data_centre_network_to_a_step():
+    one, two = predict(facts()), predict(two_slices())
+    assert two["outside_bytes"] == 10**8 // 8
+    assert two["seconds"]["outside"] == 12.5e6 / 3.125e9
+    inside = ring_seconds("reduce-scatter", 10**8, 8, V5E)
+    assert two["seconds"]["network"] == pytest.approx(inside + 12.5e6 / 3.125e9)
+    assert "outside" not in one["seconds"] and "outside_bytes" not in one
+    # Twice the images at nearly twice the rate, on twice the chips.
+    assert one["rate"] * 0.9 < two["rate"] < one["rate"]
+
+
+def test_the_two_devices_of_a_chip_share_its_data_centre_network():
+    found = predict(two_slices(chip="tpu7x", devices=32, chips=16))
+    assert found["outside_bytes"] == 2 * 10**8 // 8
+    assert found["seconds"]["outside"] == 25e6 / 12.5e9
+
+
+def test_other_numbers_of_chips_are_more_or_fewer_of_the_same_slices():
+    efficiency = predict(two_slices())["efficiency"]
+    alone = 0.1
+
+    def expected(inside: int, slices: int) -> float:
+        network = ring_seconds("reduce-scatter", 10**8, inside, V5E)
+        network += outside_seconds("all-reduce", 12.5e6, slices, V5E)
+        return alone / (alone + network)
+
+    assert efficiency == pytest.approx(
+        {
+            1: 1.0,
+            4: expected(4, 1),
+            16: expected(8, 2),
+            64: expected(8, 8),
+            256: expected(8, 32),
+            1024: expected(8, 128),
+            4096: expected(8, 512),
+        }
+    )
+
+
+def test_without_a_published_data_centre_network_no_speed_is_told():
+    found = predict(two_slices(chip="v4"))
+    assert found == {
+        "fits": True,
+        "memory": 8 * GIB,
+        "limit": 16 * GIB,
+        "outside_bytes": 10**8 // 8,
+    }
 
 
 def test_unknown_chips_get_no_speed():

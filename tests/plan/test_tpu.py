@@ -2,15 +2,17 @@
 
 import importlib.util
 
+import jax
 import pytest
 
+from resnet_jax import sharding
 from resnet_jax.errors import UserError
 from resnet_jax.models import create_model
 from resnet_jax.models.cost import cost_of_image
 from resnet_jax.plan import ask as ask_module
 from resnet_jax.plan import compiled, stock
 from resnet_jax.plan.ask import ask
-from resnet_jax.plan.chips import CHIPS
+from resnet_jax.plan.chips import CHIPS, slices_of
 from resnet_jax.plan.predict import predict
 from tests import tiny
 
@@ -33,13 +35,95 @@ def test_chips_cores_and_hosts_are_those_of_the_slice(monkeypatch):
         ("v5p:2x2x2", 8, 8, 2),
         ("v3:4x4", 32, 16, 4),
         ("tpu7x:2x2x1", 8, 4, 1),
+        # Chips of different slices have the same coordinates.
+        ("2*v5e:2x4", 16, 16, 2),
+        ("3*v6e:4x4", 48, 48, 12),
+        ("2*v5p:2x2x1", 8, 8, 2),
+        ("2*v4:2x2x1", 8, 8, 2),
+        ("2*v3:2x2", 16, 8, 2),
+        ("2*tpu7x:2x2x1", 16, 8, 2),
     ):
         where = compiled.where_of(topology, compiled.devices_of(topology))
         found = where["devices"], where["chips"], where["hosts"]
         assert (topology, *found) == (topology, devices, chips, hosts)
-        chip = CHIPS[topology.partition(":")[0]]
+        chip = CHIPS[topology.rpartition("*")[2].partition(":")[0]]
+        assert where["slices"] == slices_of(topology)
         assert where["memory"] * devices == chip.hbm * chips
         assert where["kind"] == chip.kind
+
+
+@pytest.mark.parametrize("slice_", ["v5e:2x4", "v6e:4x4", "v4:2x2x2", "v3:4x4"])
+def test_the_mesh_of_slices_is_that_of_each_with_processes_together(
+    slice_, monkeypatch
+):
+    for name, value in ask_module.FOR_TPU.items():
+        monkeypatch.setenv(name, value)
+    alone = compiled.devices_of(slice_)
+    mesh = sharding.make_mesh(alone)
+    expected = jax.make_mesh((len(alone),), ("data",), devices=alone)
+    assert mesh.devices.tolist() == expected.devices.tolist()
+    several = compiled.devices_of(f"3*{slice_}")
+    found = sharding.make_mesh(several[::-1]).devices.tolist()
+    assert set(found) == set(several)
+    processes = [one.process_index for one in found]
+    assert processes == sorted(processes)
+    assert [one.slice_index for one in found] == sorted(
+        one.slice_index for one in several
+    )
+    # Within a process, devices are in the order of a slice alone.
+    place = {(*one.coords, one.core_on_chip): i for i, one in enumerate(mesh.devices)}
+    for index in set(processes):
+        own = [one for one in found if one.process_index == index]
+        places = [place[(*one.coords, one.core_on_chip)] for one in own]
+        assert places == sorted(places)
+
+
+def test_a_small_run_is_planned_for_slices_that_are_not_there(cache):
+    # Groups of eight images are on two devices, and in one slice.
+    config = tiny.config({"model.bn_group_size": 8})
+    found = ask(config, "2*v5e:2x4", per_chip=4)
+    assert (found["devices"], found["chips"], found["hosts"]) == (16, 16, 2)
+    assert (found["slices"], found["batch_size"]) == (2, 64)
+    collectives = found["train"]["collectives"]
+    between = [one for one in collectives if one["slices"]]
+    assert {(one["kind"], one["slices"]) for one in between} == {("all-reduce", 2)}
+    # Each device sends its eighth of the float32 gradients, in rows of 128 numbers, of
+    # which kernels with eight channels fill a sixteenth.
+    sent = sum(one["times"] * one["bytes"] for one in between)
+    assert 4 * found["params"] / 8 < sent < 16 * 4 * found["params"] / 8
+    # Statistics of ghost batches stay in pairs of devices of one slice.
+    inside = [one for one in collectives if not one["slices"]]
+    assert 2 in {one["devices"] for one in inside}
+    assert max(one["devices"] for one in inside) == 8
+    predicted = predict(found)
+    assert predicted["outside_bytes"] == sent
+    assert 0 < predicted["seconds"]["outside"] < predicted["seconds"]["network"]
+
+
+def test_parameters_in_parts_are_planned_over_slices(cache):
+    found = ask(tiny.config(tiny.IN_PARTS), "2*v5e:2x2", per_chip=4)
+    kinds = {
+        (one["kind"], one["devices"])
+        for one in found["train"]["collectives"]
+        if one["slices"]
+    }
+    assert kinds == {("all-gather", 2), ("all-reduce", 2)}
+    assert ("reduce-scatter", 4) in {
+        (one["kind"], one["devices"]) for one in found["train"]["collectives"]
+    }
+
+
+@pytest.mark.parametrize("size", [4, 16])
+def test_ghost_batches_that_are_legal_on_slices_compile(cache, size):
+    config = tiny.config({"model.bn_group_size": size})
+    found = ask(config, "3*v5e:2x2", per_chip=4, evaluation=False)
+    assert found["slices"] == 3 and "memory" in found["train"]
+
+
+def test_ghost_batches_over_parts_of_slices_are_refused_before_compiling(cache):
+    config = tiny.config({"model.bn_group_size": 24})
+    with pytest.raises(UserError, match=r"bn_group_size=24 .* the nearest .* 16 or 48"):
+        ask(config, "3*v5e:2x2", per_chip=4)
 
 
 def test_a_small_run_is_planned_for_tpus_that_are_not_there(cache):
