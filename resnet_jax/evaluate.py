@@ -263,7 +263,9 @@ def evaluate_workdir(
     }
     if chief:
         name = re.sub(r"[^\w]+", "_", config.data.eval_split).strip("_")
-        writers.write_json(workdir / f"eval_{name}.json", content)
+        path = workdir / f"eval_{name}.json"
+        with output.dispensable(str(path)):
+            writers.write_json(path, content)
         for name, values in sets.items():
             say(f"{name}: {writers.describe(values)}")
     return content

@@ -6,10 +6,11 @@ python -m resnet_jax.main --config=configs/quickstart.py --workdir=runs/quicksta
 from resnet_jax import host, output, signals
 
 if __name__ == "__main__":
-    # First of all: Ctrl-C may come at any time. The heap is of this process alone, and
-    # is set before there are threads.
-    host.use_one_heap()
+    # First of all: a closed descriptor must not become that of a file, and Ctrl-C may
+    # come at any time. The heap is of this process alone, before there are threads.
+    output.prepare()
     signals.listen()
+    host.use_one_heap()
 
 import contextlib
 import errno
