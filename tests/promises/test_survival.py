@@ -337,7 +337,7 @@ def test_when_no_checkpoint_is_whole_the_run_does_not_start_anew(undisturbed, tm
                 os.truncate(file, 0)
     code, output = runs.run(tmp_path / "run", *runs.SMALL)
     assert code == 1
-    assert "No older one is whole" in output.splitlines()[-1]
+    assert "No older one is intact" in output.splitlines()[-1]
     assert runs.checkpoint_steps(tmp_path / "run") == [35, 40]
 
 
