@@ -19,9 +19,9 @@ from ml_collections import ConfigDict
 from resnet_jax import source
 from resnet_jax.checkpoints import find_versions, fingerprint
 from resnet_jax.config import (
-    COMPARED_OTHERWISE,
     FOR_PLATEAU,
     MAY_CHANGE,
+    NAMES,
     SETS_RATES,
     differences,
     from_saved,
@@ -70,7 +70,7 @@ def data_changes(
 
     There is a phrase for each difference.
     """
-    found = class_changes(old["classes"], new["classes"])
+    classes, found = class_changes(old["classes"], new["classes"]), []
     for split in splits:
         before, after = old[split], new[split]
         name = f"the {SPLITS[split]} split"
@@ -78,9 +78,11 @@ def data_changes(
             found.append(
                 f"{name} had {before['images']:,} images and has {after['images']:,}"
             )
-        elif before["digest"] != after["digest"] and not found:
-            found.append(f"file names, their order or labels of {name} have changed")
-    return found
+        elif before["digest"] != after["digest"] and not classes:
+            found.append(
+                f"file names, labels, order or mix weights of {name} have changed"
+            )
+    return classes + found
 
 
 def class_changes(old: Sequence[str], new: Sequence[str]) -> list[str]:
@@ -163,6 +165,13 @@ class Resume:
         """Whether the checkpoint is from before version 0.2, which recorded less."""
         return "data" not in self.record
 
+    @property
+    def _unrecorded(self) -> tuple[str, ...]:
+        """The settings of which the name was recorded, but not what it names."""
+        if self._is_old:
+            return NAMES
+        return ("init_from",) if self.record["init"] == UNKNOWN else ()
+
     def check(self, extend: bool) -> list[str]:
         """Compares the record with what the command asks for.
 
@@ -203,13 +212,15 @@ class Resume:
         def may_differ(key: str) -> bool:
             if self.setup.plateau and key.startswith(FOR_PLATEAU):
                 return False
-            # Of old runs the images cannot be compared, so their place is.
-            if self._is_old and key in ("data.source", "data.eval_source"):
+            # What was not recorded is compared by its name.
+            if key in self._unrecorded:
                 return False
-            # A decay beyond the end of a run, for instance, has no effect.
-            if key.startswith(SETS_RATES) and self._same_rates:
-                return True
-            return key.startswith(MAY_CHANGE + COMPARED_OTHERWISE)
+            # A decay beyond the end of a run, for instance, has no effect. Others
+            # need --extend, see `_check_length`.
+            if key.startswith(SETS_RATES):
+                is_longer = self.setup.total_steps > self._old_length
+                return self._same_rates or (is_longer and key != "optim.schedule")
+            return key.startswith((*MAY_CHANGE, *NAMES, "total."))
 
         changed = differences(self.record["config"], self.setup.config, may_differ)
         if changed:
@@ -260,11 +271,19 @@ class Resume:
 
     def _check_teacher(self) -> None:
         old, new = self.record["teacher"], self.teacher
-        # A teacher is named in the config, so there is one now as well.
-        if old and old != UNKNOWN and new and (change := weights_change(old, new)):
+        if old == UNKNOWN or self.step >= self.setup.total_steps:
+            return
+        name, change = self.setup.config.distill.teacher_init, ""
+        if old and new:
+            if change := weights_change(old, new):
+                change = f"{name} has changed, {change}"
+        elif old or new:
+            before = old["where"] if old else "drawn"
+            change = f"distill.teacher_init was {before} and is {name}"
+        if change:
             raise self._refuse(
-                f"another teacher: {new['where']} has changed, {change}",
-                "Restore its weights to resume it, or choose another --workdir.",
+                f"another teacher: {change}",
+                "Restore the teacher to resume it, or choose another --workdir.",
             )
 
     def _check_spec(self) -> None:
