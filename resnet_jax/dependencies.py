@@ -105,19 +105,28 @@ def class_changes(old: Sequence[str], new: Sequence[str]) -> list[str]:
     return []
 
 
-def card_change(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Returns how the function of an image that two cards tell differs, or ''."""
-    for field in OF_THE_FUNCTION:
-        before, after = old["card"].get(field), new["card"].get(field)
-        if before != after:
-            return f"their {field} was {_short(before)} and is {_short(after)}"
-    return ""
+def weights_change(
+    old: Mapping[str, Any], new: Mapping[str, Any], values: bool = True
+) -> str:
+    """Returns how two results of `describe_weights` differ, or ''.
 
-
-def weights_change(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Returns how two results of `describe_weights` differ, or ''."""
-    same = old["fingerprint"] == new["fingerprint"]
-    return card_change(old, new) or ("" if same else "they hold other values")
+    Args:
+      old: What a checkpoint recorded.
+      new: What there is now.
+      values: Whether the arrays are compared, not the cards alone.
+    """
+    changes = [
+        f"{field}: {_short(old['card'].get(field))} -> {_short(new['card'].get(field))}"
+        for field in OF_THE_FUNCTION
+        if old["card"].get(field) != new["card"].get(field)
+    ]
+    if values and old["fingerprint"] != new["fingerprint"]:
+        changes.append("other values")
+    if not changes:
+        return ""
+    begun, where = old["where"], new["where"]
+    what = "has changed" if where == begun else f"is not {begun}"
+    return f"{where} {what} ({changes[0]})"
 
 
 def spec_change(old: Mapping[str, Any], new: Spec) -> str:
@@ -245,14 +254,14 @@ class Resume:
         old, where = self.record["init"], self.setup.config.init_from
         if old == UNKNOWN or not (old or where):
             return
-        begun = old["where"] if old else "random initialisation"
-        way_out = (
-            f"Leave {'--config.init_from as it was' if old else 'init_from out'} to"
-            " resume it, or choose another --workdir."
-        )
-        if not old or not where:
-            raise self._refuse(f"other initial weights ({begun})", way_out)
-        moved = where != old["where"]
+        begun = old["where"] if old else ""
+        way_out = "Restore them" if where == begun else "Leave init_from as it was"
+        way_out += " to resume it, or choose another --workdir."
+        if not begun or not where:
+            raise self._refuse(
+                f"other initial weights (init_from: {begun!r} -> {where!r})", way_out
+            )
+        moved = where != begun
         try:
             new = describe_weights(where, initial_weights(self.setup))
         except UserError:
@@ -261,25 +270,19 @@ class Resume:
                 raise
             return
         # In the same place they may be those of a run that has trained on.
-        change = (weights_change if moved else card_change)(old, new)
-        if change:
-            raise self._refuse(
-                f"other initial weights: those of {where} are not those of {begun},"
-                f" {change}",
-                way_out,
-            )
+        if change := weights_change(old, new, values=moved):
+            raise self._refuse(f"other initial weights: {change}", way_out)
 
     def _check_teacher(self) -> None:
         old, new = self.record["teacher"], self.teacher
         if old == UNKNOWN or self.step >= self.setup.total_steps:
             return
-        name, change = self.setup.config.distill.teacher_init, ""
+        change = ""
         if old and new:
-            if change := weights_change(old, new):
-                change = f"{name} has changed, {change}"
+            change = weights_change(old, new)
         elif old or new:
-            before = old["where"] if old else "drawn"
-            change = f"distill.teacher_init was {before} and is {name}"
+            before, after = (x["where"] if x else "drawn" for x in (old, new))
+            change = f"distill.teacher_init: {before} -> {after}"
         if change:
             raise self._refuse(
                 f"another teacher: {change}",
