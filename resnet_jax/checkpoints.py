@@ -128,7 +128,9 @@ class Checkpoints:
         # Orbax reads all metrics at once, fails at one that was cut off, and keeps the
         # best by them; what they say stands in the checkpoint's progress too.
         for file in self.directory.glob("*/metrics/metrics"):
-            if not _are_as_saved(file):
+            # Others are being written, maybe by a run that is evaluated meanwhile.
+            is_finished = file.parents[1].name.isdigit()
+            if is_finished and not _are_as_saved(file):
                 log.warning("Leaving out %s, which is not as it was saved.", file)
                 file.unlink(missing_ok=True)
         self._manager = ocp.CheckpointManager(

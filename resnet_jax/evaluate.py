@@ -313,8 +313,8 @@ def _set_up_as_trained(config: ConfigDict, record: Mapping, workdir: Path) -> Se
     setup = set_up(config_lib.for_evaluation(config, mesh.size), mesh, train)
     if change := spec_change(record["spec"], setup.model.spec):
         raise UserError(
-            f"{workdir} holds another network ({change}); evaluate it on images of"
-            " the classes that it was trained for, without overrides of the network."
+            f"{workdir} holds another network ({change}); evaluate it with the classes"
+            " and the channels that it was trained for."
         )
     return setup
 

@@ -221,6 +221,12 @@ def test_metrics_that_are_not_as_they_were_saved_are_left_out(copies, caplog):
         caplog.clear()
         evaluate_workdir(workdir)
         assert "is not as it was saved" in caplog.text and not path.exists()
+    # What a run is writing while it is evaluated is left alone.
+    writing = workdir / "checkpoints/6.orbax-checkpoint-tmp/metrics/metrics"
+    writing.parent.mkdir(parents=True)
+    writing.write_text("{")
+    evaluate_workdir(workdir)
+    assert writing.exists()
     shutil.rmtree(workdir / "checkpoints/4")
     (workdir / "checkpoints/2/metrics/metrics").write_text("{}")
     assert train(config_for(), workdir)["step"] == 4
