@@ -125,13 +125,13 @@ class Checkpoints:
         return cls(workdir / "checkpoints", setup.config.checkpoint, about)
 
     def _open(self) -> None:
-        # Orbax reads all metrics at once and fails at one that was cut off; what they
-        # say stands in the checkpoint's progress too.
+        # Orbax reads all metrics at once, fails at one that was cut off, and keeps the
+        # best by them; what they say stands in the checkpoint's progress too.
         for file in self.directory.glob("*/metrics/metrics"):
-            try:
-                json.loads(file.read_text())
-            except ValueError:
-                log.warning("Leaving out %s, which cannot be read.", file)
+            # Others are being written, maybe by a run that is evaluated meanwhile.
+            is_finished = file.parents[1].name.isdigit()
+            if is_finished and not _are_as_saved(file):
+                log.warning("Leaving out %s, which is not as it was saved.", file)
                 file.unlink(missing_ok=True)
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -238,12 +238,12 @@ class Checkpoints:
         args = ocp.args.Composite(run=ocp.args.JsonRestore())
         record = self._read(step, args).run
         try:
-            # Without a checksum it was written by a version before 0.2.
             saved = record.pop("checksum", None)
             intact = record["progress"]["step"] == step
-            intact &= saved in (None, _checksum_of_record(record))
+            # Versions before 0.2 wrote none.
+            if saved is not None or not _is_old(record["fingerprint"]):
+                intact &= saved == _checksum_of_record(record)
             Progress(**record["progress"])
-            record["fingerprint"].items()
         except (KeyError, TypeError, AttributeError):
             intact = False
         if not intact:
@@ -347,6 +347,20 @@ class Checkpoints:
             self._manager.close()
 
 
+def _are_as_saved(metrics: Path) -> bool:
+    """Whether the metrics of a checkpoint are those that its record tells."""
+    wrong = (ValueError, KeyError, TypeError, FileNotFoundError)
+    try:
+        top1 = json.loads(metrics.read_text())["top1"]
+    except wrong:
+        return False
+    try:
+        record = json.loads((metrics.parents[1] / "run" / "metadata").read_text())
+        return top1 == record["progress"]["evaluation"]["top1"]
+    except wrong:
+        return isinstance(top1, float)  # who reads the record tells what is wrong
+
+
 def _kept(options: ConfigDict) -> policies.AnyPreservationPolicy:
     """Which checkpoints `config.checkpoint` keeps: the last ones and the best ones."""
     kept = [policies.LatestN(options.keep_last)]
@@ -382,6 +396,18 @@ def open_checkpoints(workdir: Path) -> Iterator[Checkpoints]:
         if not saved.steps():
             raise UserError(f"{workdir} holds no checkpoint yet.")
         yield saved
+
+
+@contextlib.contextmanager
+def telling_way_out(checkpoint: Path) -> Iterator[None]:
+    """Adds to a `DamagedError` what can be done where a checkpoint is only read."""
+    try:
+        yield
+    except DamagedError as error:
+        raise DamagedError(
+            f"{error} Restore it from a copy, or move {checkpoint} away to use another"
+            " one."
+        ) from error
 
 
 def newest_step(workdir: Path) -> int | None:
@@ -441,9 +467,12 @@ def changed_arrays(tree: Any, expected: Mapping[str, str | int]) -> list[str]:
       expected: A fingerprint of these arrays and maybe of others. That of a checkpoint
         from before version 0.2 holds integers, and is verified as it was made.
     """
-    is_old = any(isinstance(value, int) for value in expected.values())
-    found = old_fingerprint(tree) if is_old else fingerprint(tree)
+    found = old_fingerprint(tree) if _is_old(expected) else fingerprint(tree)
     return [name for name in found if found[name] != expected.get(name)]
+
+
+def _is_old(fingerprint: Mapping[str, str | int]) -> bool:
+    return any(isinstance(value, int) for value in fingerprint.values())
 
 
 def _checksum_of_record(record: Mapping[str, Any]) -> str:

@@ -33,16 +33,10 @@ MAY_CHANGE = (
 )
 # These may not where evaluations set the learning rate (`optim.schedule=plateau`).
 FOR_PLATEAU = ("evaluate.every.", "evaluate.views", "data.eval_size", "data.eval_split")
-# These may where all steps keep their learning rates.
-SETS_RATES = ("optim.schedule", "optim.decay_at")
-# `dependencies.py` compares what is behind these: images, weights, length of the run.
-COMPARED_OTHERWISE = (
-    "data.source",
-    "data.eval_source",
-    "distill.teacher_init",
-    "init_from",
-    "total.",
-)
+# These may where all steps keep their learning rates, or a run is extended.
+SETS_RATES = ("optim.schedule", "optim.decay_at", "optim.end_learning_rate")
+# `dependencies.py` compares the images and weights that these name.
+NAMES = ("data.source", "data.eval_source", "distill.teacher_init", "init_from")
 
 
 def file_of(path: str) -> str:
@@ -222,14 +216,13 @@ def differences(
       new: The config to compare with it.
       may_differ: Tells of a key, such as `optim.momentum`, that it is not compared.
     """
-    # Through JSON, where tuples are lists.
-    flat_new = flatten(json.loads(as_json(new)))
-    defaults = flatten(json.loads(as_json(_defaults())))
-    flat_old = flatten(old)
-    flat_old |= {
-        key: defaults[key]
-        for key in flat_new.keys() & defaults.keys() - flat_old.keys()
-    }
+
+    def values(config: ConfigDict) -> dict[str, Any]:
+        # Through JSON, where tuples are lists.
+        flat = flatten(json.loads(as_json(config)))
+        return {key: value for key, value in flat.items() if value != {}}
+
+    flat_old, flat_new = values(from_saved(old)), values(new)
     found = []
     for key in sorted(flat_old.keys() | flat_new.keys()):
         before, after = flat_old.get(key, "nothing"), flat_new.get(key, "nothing")
@@ -309,9 +302,12 @@ def for_evaluation(config: ConfigDict, devices: int) -> ConfigDict:
         config.batch_size = -(-batch_size // devices) * devices
         config.evaluate.batch_size = 0
         config.model.bn_group_size = "global"
-        config.optim.microbatches = 1
-        config.mix.mixup_alpha = config.mix.cutmix_alpha = 0.0
-        config.distill.teacher = ""
+        # Durations in epochs take another number of steps at that batch size.
+        config.total = ConfigDict({"steps": 1})
+        config.data.resize_schedule = ConfigDict()
+        for section in ("optim", "mix", "distill"):
+            config[section] = _defaults()[section]
+        config.optim.warmup = ConfigDict({"steps": 0})
     return config
 
 

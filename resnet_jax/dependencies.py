@@ -19,9 +19,9 @@ from ml_collections import ConfigDict
 from resnet_jax import source
 from resnet_jax.checkpoints import find_versions, fingerprint
 from resnet_jax.config import (
-    COMPARED_OTHERWISE,
     FOR_PLATEAU,
     MAY_CHANGE,
+    NAMES,
     SETS_RATES,
     differences,
     from_saved,
@@ -70,7 +70,7 @@ def data_changes(
 
     There is a phrase for each difference.
     """
-    found = class_changes(old["classes"], new["classes"])
+    classes, found = class_changes(old["classes"], new["classes"]), []
     for split in splits:
         before, after = old[split], new[split]
         name = f"the {SPLITS[split]} split"
@@ -78,9 +78,11 @@ def data_changes(
             found.append(
                 f"{name} had {before['images']:,} images and has {after['images']:,}"
             )
-        elif before["digest"] != after["digest"] and not found:
-            found.append(f"file names, their order or labels of {name} have changed")
-    return found
+        elif before["digest"] != after["digest"] and not classes:
+            found.append(
+                f"file names, labels, order or mix weights of {name} have changed"
+            )
+    return classes + found
 
 
 def class_changes(old: Sequence[str], new: Sequence[str]) -> list[str]:
@@ -103,19 +105,28 @@ def class_changes(old: Sequence[str], new: Sequence[str]) -> list[str]:
     return []
 
 
-def card_change(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Returns how the function of an image that two cards tell differs, or ''."""
-    for field in OF_THE_FUNCTION:
-        before, after = old["card"].get(field), new["card"].get(field)
-        if before != after:
-            return f"their {field} was {_short(before)} and is {_short(after)}"
-    return ""
+def weights_change(
+    old: Mapping[str, Any], new: Mapping[str, Any], values: bool = True
+) -> str:
+    """Returns how two results of `describe_weights` differ, or ''.
 
-
-def weights_change(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Returns how two results of `describe_weights` differ, or ''."""
-    same = old["fingerprint"] == new["fingerprint"]
-    return card_change(old, new) or ("" if same else "they hold other values")
+    Args:
+      old: What a checkpoint recorded.
+      new: What there is now.
+      values: Whether the arrays are compared, not the cards alone.
+    """
+    changes = [
+        f"{field}: {_short(old['card'].get(field))} -> {_short(new['card'].get(field))}"
+        for field in OF_THE_FUNCTION
+        if old["card"].get(field) != new["card"].get(field)
+    ]
+    if values and old["fingerprint"] != new["fingerprint"]:
+        changes.append("other values")
+    if not changes:
+        return ""
+    begun, where = old["where"], new["where"]
+    what = "has changed" if where == begun else f"is not {begun}"
+    return f"{where} {what} ({changes[0]})"
 
 
 def spec_change(old: Mapping[str, Any], new: Spec) -> str:
@@ -163,6 +174,13 @@ class Resume:
         """Whether the checkpoint is from before version 0.2, which recorded less."""
         return "data" not in self.record
 
+    @property
+    def _unrecorded(self) -> tuple[str, ...]:
+        """The settings of which the name was recorded, but not what it names."""
+        if self._is_old:
+            return NAMES
+        return ("init_from",) if self.record["init"] == UNKNOWN else ()
+
     def check(self, extend: bool) -> list[str]:
         """Compares the record with what the command asks for.
 
@@ -203,13 +221,15 @@ class Resume:
         def may_differ(key: str) -> bool:
             if self.setup.plateau and key.startswith(FOR_PLATEAU):
                 return False
-            # Of old runs the images cannot be compared, so their place is.
-            if self._is_old and key in ("data.source", "data.eval_source"):
+            # What was not recorded is compared by its name.
+            if key in self._unrecorded:
                 return False
-            # A decay beyond the end of a run, for instance, has no effect.
-            if key.startswith(SETS_RATES) and self._same_rates:
-                return True
-            return key.startswith(MAY_CHANGE + COMPARED_OTHERWISE)
+            # A decay beyond the end of a run, for instance, has no effect. Others
+            # need --extend, see `_check_length`.
+            if key.startswith(SETS_RATES):
+                is_longer = self.setup.total_steps > self._old_length
+                return self._same_rates or (is_longer and key != "optim.schedule")
+            return key.startswith((*MAY_CHANGE, *NAMES, "total."))
 
         changed = differences(self.record["config"], self.setup.config, may_differ)
         if changed:
@@ -234,14 +254,14 @@ class Resume:
         old, where = self.record["init"], self.setup.config.init_from
         if old == UNKNOWN or not (old or where):
             return
-        begun = old["where"] if old else "random initialisation"
-        way_out = (
-            f"Leave {'--config.init_from as it was' if old else 'init_from out'} to"
-            " resume it, or choose another --workdir."
-        )
-        if not old or not where:
-            raise self._refuse(f"other initial weights ({begun})", way_out)
-        moved = where != old["where"]
+        begun = old["where"] if old else ""
+        way_out = "Restore them" if where == begun else "Leave init_from as it was"
+        way_out += " to resume it, or choose another --workdir."
+        if not begun or not where:
+            raise self._refuse(
+                f"other initial weights (init_from: {begun!r} -> {where!r})", way_out
+            )
+        moved = where != begun
         try:
             new = describe_weights(where, initial_weights(self.setup))
         except UserError:
@@ -250,21 +270,23 @@ class Resume:
                 raise
             return
         # In the same place they may be those of a run that has trained on.
-        change = (weights_change if moved else card_change)(old, new)
-        if change:
-            raise self._refuse(
-                f"other initial weights: those of {where} are not those of {begun},"
-                f" {change}",
-                way_out,
-            )
+        if change := weights_change(old, new, values=moved):
+            raise self._refuse(f"other initial weights: {change}", way_out)
 
     def _check_teacher(self) -> None:
         old, new = self.record["teacher"], self.teacher
-        # A teacher is named in the config, so there is one now as well.
-        if old and old != UNKNOWN and new and (change := weights_change(old, new)):
+        if old == UNKNOWN or self.step >= self.setup.total_steps:
+            return
+        change = ""
+        if old and new:
+            change = weights_change(old, new)
+        elif old or new:
+            before, after = (x["where"] if x else "drawn" for x in (old, new))
+            change = f"distill.teacher_init: {before} -> {after}"
+        if change:
             raise self._refuse(
-                f"another teacher: {new['where']} has changed, {change}",
-                "Restore its weights to resume it, or choose another --workdir.",
+                f"another teacher: {change}",
+                "Restore the teacher to resume it, or choose another --workdir.",
             )
 
     def _check_spec(self) -> None:

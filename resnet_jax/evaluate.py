@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
 from resnet_jax import output, sharding, writers
-from resnet_jax.checkpoints import open_checkpoints
+from resnet_jax.checkpoints import open_checkpoints, telling_way_out
 from resnet_jax.config import as_json, differences, from_saved, override
 from resnet_jax.data.evalsets import summarize
 from resnet_jax.data.loader import bad_indices
@@ -220,7 +220,8 @@ def evaluate_workdir(
     ):
         best = saved.best_step() if which == "best" else None
         step = saved.steps()[-1] if best is None else best
-        record = saved.read(step)
+        with telling_way_out(saved.directory / str(step)):
+            record = saved.read(step)
         config = from_saved(record["config"])
         override(config, list(overrides))
         changed = differences(record["config"], config)
@@ -232,7 +233,8 @@ def evaluate_workdir(
         wanted = {"ema": like.ema}
         if not like.ema:
             wanted = {"params": like.params, "batch_stats": like.batch_stats}
-        variables = saved.restore(step, wanted)
+        with telling_way_out(saved.directory / str(step)):
+            variables = saved.restore(step, wanted)
         state = TrainState(
             step=step,
             params=variables.get("params"),
@@ -311,8 +313,8 @@ def _set_up_as_trained(config: ConfigDict, record: Mapping, workdir: Path) -> Se
     setup = set_up(config_lib.for_evaluation(config, mesh.size), mesh, train)
     if change := spec_change(record["spec"], setup.model.spec):
         raise UserError(
-            f"{workdir} holds another network ({change}); evaluate it on images of"
-            " the classes that it was trained for, without overrides of the network."
+            f"{workdir} holds another network ({change}); evaluate it with the classes"
+            " and the channels that it was trained for."
         )
     return setup
 
@@ -320,7 +322,13 @@ def _set_up_as_trained(config: ConfigDict, record: Mapping, workdir: Path) -> Se
 def _check_split(setup: Setup, record: Mapping, changed: Sequence[str]) -> list[str]:
     """Returns how the images of the split differ although the same were asked for."""
     keys = "data.source", "data.eval_source", "data.eval_split", "data.data_dir"
-    if "data" not in record or any(line.startswith(keys) for line in changed):
+    if "data" not in record:
+        log.warning(
+            "This run was begun by a version that did not record the class names and"
+            " the images, so whether they are the same now cannot be compared."
+        )
+        return []
+    if any(line.startswith(keys) for line in changed):
         return []
     data = describe_data(setup.train.source, setup.test.source)
     return data_changes(record["data"], data, ["eval"])

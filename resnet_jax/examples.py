@@ -157,8 +157,8 @@ def make_resize(
     if end > total_steps:
         raise UserError(
             f"{name}.end={dict(schedule.end)} is step {end:,.0f}, but the run"
-            f" (config.total) has only {total_steps:,}; let the images grow earlier, or"
-            " lengthen the run."
+            f" (config.total) has only {total_steps:,}; lengthen the run, or start one"
+            " whose images grow earlier."
         )
     # Refuses a crop that cannot be of that size.
     dataclasses.replace(train_augment(config), size=first)

@@ -107,7 +107,7 @@ def _fit(weights: Weights, setup: Setup, target: Spec, where: str) -> dict:
     if flags := input_differences(card.for_spec(target), setup.config.data):
         log.warning(
             "%s expects its input prepared as by %s, and this run prepares it"
-            " otherwise; start again with these flags if that is not intended.",
+            " otherwise; start another run with these flags if that is not intended.",
             *(where, " ".join(flags)),
         )
     return variables

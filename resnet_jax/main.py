@@ -111,12 +111,12 @@ def parse(argv: list[str]) -> None:
     argv = rewrite_durations(argv)
     # The config flag looks for its overrides here.
     sys.argv = argv
-    path = _value_of("config", argv)
-    if path is not None:
-        file_of(path)
-    if path is None and _value_of("mode", argv) == "eval":
-        # They override the run's own config, which is not read yet.
+    path = _path_of_config(argv)
+    if path is None:
+        # Those of --mode=eval override the run's own config, which is not read yet.
         argv = [x for x in argv if not x.startswith("--config.")]
+    else:
+        file_of(path)
     try:
         rest = flags.FLAGS(argv)[1:]
     except flags.Error as error:
@@ -143,11 +143,11 @@ def parse(argv: list[str]) -> None:
         )
 
 
-def _value_of(flag: str, argv: list[str]) -> str | None:
-    """Returns what a command line gives for a flag; None if it is not there."""
+def _path_of_config(argv: list[str]) -> str | None:
+    """Returns the value of --config; None if it is not there."""
     for argument, following in zip(argv, [*argv[1:], None], strict=True):
         name, equals, value = argument.partition("=")
-        if name in (f"--{flag}", f"-{flag}"):
+        if name in ("--config", "-config"):
             return value if equals else following
     return None
 

@@ -61,7 +61,7 @@ def make_schedule(
     if warmup and warmup >= total_steps:
         raise UserError(
             f"optim.warmup takes {warmup} steps, but the run (config.total) has only"
-            f" {total_steps}; shorten the warm-up or lengthen the run."
+            f" {total_steps}; lengthen the run, or start one with a shorter warm-up."
         )
     length = total_steps
     if optim.schedule_length:

@@ -212,9 +212,7 @@ def train(
             resume = Resume(workdir, record, setup, data, about_teacher)
             for note in resume.check(extend):
                 say(note)
-            about_teacher = about_teacher or record.get("teacher")
-        if chief:
-            writers.write_json(workdir / "config.json", config.to_dict())
+            about_teacher = about_teacher or record.get("teacher", UNKNOWN)
         start.done("data")
 
         # Restore.
@@ -233,6 +231,8 @@ def train(
         # Of an extended run.
         progress.recomputed &= progress.step == last
         on_disk = progress.step if restored else None
+        if chief:
+            writers.write_json(workdir / "config.json", config.to_dict())
         writer = stack.enter_context(
             writers.Writer(workdir, step=progress.step, total_steps=last, active=chief)
         )

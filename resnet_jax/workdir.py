@@ -70,6 +70,8 @@ def _check(workdir: Path) -> None:
     """Raises UserError if a workdir is another program's."""
     if (workdir / "config.json").exists():
         return
+    if any((workdir / "checkpoints").glob("*/run/metadata")):
+        return
     for name in ("metrics.jsonl", "result.json", "report.png", "tensorboard"):
         if (workdir / name).exists():
             raise UserError(

@@ -145,7 +145,18 @@ def test_a_run_from_before_a_key_goes_on_with_its_default():
     # A duration has one key, whose unit the default does not share.
     new = load("quickstart")
     new.total = ConfigDict({"steps": 5})
-    assert config_lib.differences(json.loads(config_lib.as_json(new)), new) == []
+    old = json.loads(config_lib.as_json(new))
+    assert config_lib.differences(old, new) == []
+    new.total = ConfigDict({"examples": 7})
+    assert config_lib.differences(old, new) == [
+        "total.examples: 'nothing' -> 7",
+        "total.steps: 5 -> 'nothing'",
+    ]
+    del old["total"]
+    assert config_lib.differences(old, new) == [
+        "total.epochs: 90 -> 'nothing'",
+        "total.examples: 'nothing' -> 7",
+    ]
 
 
 def test_a_dry_run_is_small_whatever_the_config():

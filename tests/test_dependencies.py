@@ -92,6 +92,12 @@ def rename_an_image(images):
     (images / "train" / "ant" / "5.png").rename(images / "train" / "ant" / "0a.png")
 
 
+def rename_an_image_of_each_split(images):
+    for split in ("train", "val"):
+        first = images / split / "ant" / "0.png"
+        first.rename(first.with_name("9.png"))
+
+
 def rename_a_class(images):
     # Behind all others: the labels of the other classes change as well.
     for split in ("train", "val"):
@@ -113,10 +119,11 @@ def move_an_image_to_another_class(images):
         (remove_an_image, "the training split had 24 images and has 23"),
         (remove_an_evaluated_image, "the evaluation split had 12 images and has 11"),
         (add_images, "the training split had 24 images and has 38"),
-        (rename_an_image, "file names, their order or labels of the training split"),
+        (rename_an_image, "labels, order or mix weights of the training split have"),
+        (rename_an_image_of_each_split, "mix weights of the evaluation split have"),
         (rename_a_class, "the classes have changed ('bee' is missing, 'zebra' is new)"),
         (add_a_class, "(5 classes instead of 4: 'cow' is new)"),
-        (move_an_image_to_another_class, "labels of the training split have changed"),
+        (move_an_image_to_another_class, "the training split have changed"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -177,6 +184,7 @@ def test_a_digest_tells_order_labels_and_shares_and_no_paths(tmp_path):
         ('"examples": 32', '"examples": 31'),
         ('"momentum": 0.9', '"momentum": 0.8'),
         ('"ant"', '"and"'),
+        ('"checksum"', '"sum"'),
     ],
 )
 def test_an_edited_record_is_moved_aside(copies, caplog, old, new):
@@ -192,6 +200,43 @@ def test_an_edited_record_is_moved_aside(copies, caplog, old, new):
     assert "does not match its checksum" in caplog.text
     assert (workdir / "damaged" / "4").is_dir()
     assert (again["loss"], again["top1"]) == (whole["loss"], whole["top1"])
+
+
+def test_a_run_without_an_intact_record_is_refused_and_left_alone(copies):
+    _, workdir = copies
+    for path in (workdir / "checkpoints").glob("*/run/metadata"):
+        path.write_bytes(b"")
+    before = files_of(workdir)
+    with pytest.raises(UserError, match="No older one is intact"):
+        train(config_for("images", {"seed": 5}), workdir)
+    assert files_of(workdir) == before
+
+
+@pytest.mark.slow
+def test_metrics_that_are_not_as_they_were_saved_are_left_out(copies, caplog):
+    _, workdir = copies
+    path = workdir / "checkpoints/4/metrics/metrics"
+    for text in ("{", "[]", '{"top1": 2.0}'):
+        path.write_text(text)
+        caplog.clear()
+        evaluate_workdir(workdir)
+        assert "is not as it was saved" in caplog.text and not path.exists()
+    # What a run is writing while it is evaluated is left alone.
+    writing = workdir / "checkpoints/6.orbax-checkpoint-tmp/metrics/metrics"
+    writing.parent.mkdir(parents=True)
+    writing.write_text("{")
+    evaluate_workdir(workdir)
+    assert writing.exists()
+    shutil.rmtree(workdir / "checkpoints/4")
+    (workdir / "checkpoints/2/metrics/metrics").write_text("{}")
+    assert train(config_for(), workdir)["step"] == 4
+
+
+def test_a_run_resumes_without_the_copy_of_its_config(copies):
+    _, workdir = copies
+    (workdir / "config.json").unlink()
+    assert train(config_for(), workdir)["step"] == 4
+    assert (workdir / "config.json").exists()
 
 
 def test_a_fingerprint_tells_any_number_of_flipped_signs():
@@ -226,15 +271,23 @@ def as_older(workdir: pathlib.Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_the_version_before_resumes_with_one_warning(copies, capsys):
+def test_a_checkpoint_of_the_version_before_resumes_with_one_warning(
+    copies, capsys, caplog
+):
     images, workdir = copies
     as_older(workdir)
+    evaluate_workdir(workdir)
+    assert caplog.text.count("cannot be compared") == 1
     shutil.rmtree(workdir / "checkpoints" / "4")
+    capsys.readouterr()
     again = train(config_for(), workdir)
     said = capsys.readouterr().out
     assert len(re.findall("warning: .* cannot be compared", said)) == 1
     assert again["step"] == 4
-    # From then on it is recorded.
+    # The name is all that is known of the initial weights.
+    with pytest.raises(UserError, match=r"init_from: '' -> 'elsewhere'"):
+        train(config_for("images", {"init_from": "elsewhere"}), workdir)
+    # From then on the rest is recorded.
     remove_an_image(images)
     with pytest.raises(UserError, match="had 24 images and has 23"):
         train(config_for(), workdir)
@@ -249,6 +302,8 @@ def test_of_an_old_checkpoint_the_arrays_and_the_place_of_images_are_still_compa
     shutil.copytree(images, tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"another config \(data\.source: "):
         train(config_for(tmp_path / "elsewhere"), workdir)
+    with pytest.raises(UserError, match=r"another config \(init_from: "):
+        train(config_for("images", {"init_from": "elsewhere"}), workdir)
     add_a_class(images)
     with pytest.raises(UserError, match=r"another network \(num_classes: 4 -> 5\)"):
         train(config_for(), workdir)
@@ -317,9 +372,10 @@ def test_a_run_can_be_extended_where_the_finished_steps_keep_their_rates(
 @pytest.mark.slow
 def test_a_run_with_a_cosine_is_extended_on_request_only(copies, capsys):
     _, workdir = copies
-    run = config_for("images", longer())
-    with pytest.raises(UserError, match=r"4 steps, now 6.*--extend resumes it"):
-        train(run, workdir)
+    for length in ({}, {"steps": 6}):
+        run = config_for("images", longer(schedule_length=ConfigDict(length)))
+        with pytest.raises(UserError, match=r"4 steps, now 6.*--extend resumes it"):
+            train(run, workdir)
     with pytest.raises(UserError, match=r"config\.total=.*, which is 3"):
         train(config_for("images", {"total": ConfigDict({"steps": 3})}), workdir)
     capsys.readouterr()
@@ -329,8 +385,9 @@ def test_a_run_with_a_cosine_is_extended_on_request_only(copies, capsys):
     )
     # It is the run's length from then on.
     assert train(run, workdir)["step"] == 6
-    with pytest.raises(UserError, match="another config"):
-        train(config_for("images", longer(momentum=0.5)), workdir, extend=True)
+    for other in ({"momentum": 0.5}, {"schedule": "constant"}):
+        with pytest.raises(UserError, match="another config"):
+            train(config_for("images", longer(**other)), workdir, extend=True)
 
 
 @pytest.mark.slow
@@ -382,6 +439,44 @@ def test_an_evaluation_needs_nothing_but_the_workdir_and_the_evaluated_images(
         "evaluate.views: 'one' -> 'flip'",
     ]
     assert "other than in training: evaluate.views: " in capsys.readouterr().out
+
+
+def test_an_evaluation_needs_nothing_that_only_training_does(tmp_path):
+    make_folder(tmp_path / "images")
+    sizes = {"first": 8, "last": 16, "start": {"steps": 1}, "end": {"steps": 2}}
+    changes = {
+        "total": ConfigDict({"epochs": 1}),
+        "optim.warmup": ConfigDict({"steps": 2}),
+        "data.image_size": 16,
+        "data.resize_schedule": ConfigDict(sizes),
+        "distill.teacher": "cifar_resnet20",
+        "distill.teacher_init": "nowhere",
+    }
+    run = config_for(tmp_path / "images", changes)
+    assert tiny.set_up(run).total_steps == 3
+    # The warm-up is longer than an epoch of such batches.
+    run.evaluate.batch_size = 128
+    run.data.image_size = 32
+    setup = tiny.set_up(config.for_evaluation(run, devices=8))
+    assert setup.eval_batch_size == 128
+    assert setup.test.augment.size == 32
+
+
+def test_an_evaluation_of_a_damaged_checkpoint_tells_a_way_out(copies, tmp_path):
+    _, workdir = copies
+    (workdir / "checkpoints/4/run/metadata").write_bytes(b"")
+    with pytest.raises(UserError) as told:
+        evaluate_workdir(workdir, "last")
+    (path,) = re.findall(r"move (\S+) away to use another", str(told.value))
+    shutil.move(path, tmp_path / "away")
+    assert evaluate_workdir(workdir, "last")["step"] == 2
+
+
+def test_an_evaluation_has_a_result_where_its_file_cannot_be_written(copies, capfd):
+    _, workdir = copies
+    (workdir / "eval_val.json").mkdir()
+    assert evaluate_workdir(workdir)["step"] == 4
+    assert "eval_val.json cannot be written" in "".join(capfd.readouterr())
 
 
 def test_an_evaluation_names_images_that_are_not_those_of_training(copies):
@@ -553,15 +648,15 @@ def test_a_run_resumes_with_the_initial_weights_that_it_had(tmp_path):
     card = card_for(setup, mean=(0.5,), std=(0.5,), **facts)
     own.write(tmp_path / "other", other, card)
     for where, message in (
-        (tmp_path / "other", "they hold other values"),
-        (None, r"other initial weights \(.*w\)"),
+        (tmp_path / "other", r"other is not .*w \(other values\)"),
+        (None, r"other initial weights \(init_from: .*w' -> ''\)"),
         (tmp_path / "nowhere", "nowhere"),
     ):
         with pytest.raises(UserError, match=message):
             resume(where)
     shutil.rmtree(tmp_path / "w")
     weights_for(tmp_path / "w", setup, classes=CLASSES[::-1])
-    with pytest.raises(UserError, match="their classes was"):
+    with pytest.raises(UserError, match=r"has changed \(classes: .*Restore them"):
         resume(tmp_path / "w")
 
 
@@ -586,7 +681,11 @@ def test_a_run_stops_when_its_teacher_has_changed(tmp_path):
     shutil.move(tmp_path / "w", tmp_path / "moved")
     changes["distill.teacher_init"] = str(tmp_path / "moved")
     resume(4)
+    changes["distill.teacher_init"] = "drawn"
+    with pytest.raises(UserError, match=r"another teacher: .*moved -> drawn"):
+        resume(6)
+    changes["distill.teacher_init"] = str(tmp_path / "moved")
     card = card_for(setup, mean=(0.5,), std=(0.5,), classes=CLASSES)
     own.write(tmp_path / "moved", keyed.variables(setup.model.spec, seed=8), card)
-    with pytest.raises(UserError, match=r"another teacher: .* they hold other values"):
+    with pytest.raises(UserError, match=r"another teacher: .*moved has changed \("):
         resume(6)

@@ -38,6 +38,7 @@ for line in open(sys.argv[1]).read().splitlines():
     splits = "--config.data.eval_split=validation"
     cases = [
         ([work], "--config=configs/quickstart.py"),
+        ([work, "--config.total.steps=3"], "--config=configs/quickstart.py"),
         ([QUICK], "--workdir=runs/NAME"),
         (["--config=configs/quickstrat.py", work], "configs/quickstart.py"),
         ([QUICK, work, "--mod=eval"], "mode"),

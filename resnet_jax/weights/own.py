@@ -18,6 +18,7 @@ from resnet_jax.checkpoints import (
     changed_arrays,
     open_checkpoints,
     orbax_options,
+    telling_way_out,
 )
 from resnet_jax.config import from_saved
 from resnet_jax.errors import UserError
@@ -94,21 +95,28 @@ def read_workdir(path: Path) -> tuple[dict[str, np.ndarray], Card]:
     with open_checkpoints(path) as saved:
         best = saved.best_step()
         step = saved.steps()[-1] if best is None else best
-        record = saved.read(step)
-    directory = path / "checkpoints" / str(step)
-    try:
-        state = _restore(directory / "state", ("ema", "params", "batch_stats"))
-    except Exception as error:
-        raise DamagedError(f"{directory} is damaged: {_first_line(error)}") from error
-    if changed := changed_arrays(state, record["fingerprint"]):
-        raise DamagedError(
-            f"{directory} holds other values than saved, in {changed[0]}."
-        )
+        directory = saved.directory / str(step)
+        with telling_way_out(directory):
+            record = saved.read(step)
+            state = _restore_whole(directory, record["fingerprint"])
     card = _card_of_run(path, record)
     variables = state.get("ema") or state
     if record["config"]["model"].get("scan_blocks"):
         variables = unstack_blocks(variables, card.make_spec())
     return _flatten(variables), card
+
+
+def _restore_whole(directory: Path, fingerprint: Mapping[str, str | int]) -> dict:
+    """Restores a checkpoint's variables; raises DamagedError if they have changed."""
+    try:
+        state = _restore(directory / "state", ("ema", "params", "batch_stats"))
+    except Exception as error:
+        raise DamagedError(f"{directory} is damaged: {_first_line(error)}.") from error
+    if changed := changed_arrays(state, fingerprint):
+        raise DamagedError(
+            f"{directory} holds other values than saved, in {changed[0]}."
+        )
+    return state
 
 
 def _card_of_run(path: Path, record: Mapping[str, Any]) -> Card:
