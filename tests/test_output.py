@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -86,6 +87,43 @@ def test_a_stream_that_fails_ends_nothing_and_is_one_warning(
     # A stream that the user closed is not a failure.
     failed = ("/dev/full" in redirect or ">&0" in redirect) and (out_works or err_works)
     assert told == failed, both
+
+
+def test_processes_that_are_started_get_no_file_as_a_closed_stream(tmp_path):
+    child = (
+        "import os, sys; null = os.stat(os.devnull); open(sys.argv[1], 'w').write("
+        "str([os.path.samestat(os.fstat(n), null) for n in range(3)]))"
+    )
+    script = (
+        "import subprocess, sys\nfrom resnet_jax import output\noutput.prepare()\n"
+        f"subprocess.run([sys.executable, '-c', {child!r}, sys.argv[1]], check=True)"
+    )
+    done = run(script, str(tmp_path / "seen"), redirect="<&- >&- 2>&-")
+    assert done.returncode == 0
+    assert (tmp_path / "seen").read_text() == "[True, True, True]"
+
+
+# A line that fits into the pipe's buffer at no time, and many that do.
+@pytest.mark.parametrize("lines", ["'x' * 10**6", "*['x'] * 10**6"])
+def test_output_that_nobody_reads_is_waited_for_until_there_is_a_hurry(lines):
+    script = (
+        "import os, sys, threading\nfrom resnet_jax import output\noutput.prepare()\n"
+        "threading.Timer(1, output.hurry).start()\n"
+        f"for line in [{lines}]: output.say(line)\n"
+        "output.note('the end')"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": str(runs.ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.wait(60) == 0
+    assert process.communicate()[1] == (
+        "warning: Standard output cannot be written (Nobody reads it). Nothing more is"
+        " printed there.\nthe end\n"
+    )
 
 
 def test_a_reader_that_goes_away_ends_nothing(tmp_path):
@@ -212,6 +250,10 @@ def test_a_stream_of_somebody_else_that_fails_is_left_to_the_other(monkeypatch, 
         assert told.count("Standard output cannot be written (No space left") == 1
         # What is left in the buffer cannot be written either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+    # A user's own class may have no more than `write`.
+    monkeypatch.setattr(sys, "stdout", types.SimpleNamespace(write=lambda text: None))
+    output.say("line")
+    assert "'flush'" in capsys.readouterr().err
     monkeypatch.setattr(sys, "stdout", None)
     output.say("line")
     monkeypatch.undo()
