@@ -8,6 +8,7 @@ before everything else.
 
 import contextlib
 import errno
+import functools
 import io
 import logging
 import os
@@ -119,7 +120,11 @@ def command(main: Callable[[list[str]], int | None]) -> NoReturn:
         UserError becomes one sentence and exit code 1, and Ctrl-C exit code 130.
     """
     prepare()
+    sys.unraisablehook = functools.partial(_press_again, sys.unraisablehook)
     try:
+        # See `resnet_jax/__init__.py`.
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         code = main(sys.argv)
     except UserError as error:
         fail(str(error))
@@ -127,6 +132,15 @@ def command(main: Callable[[list[str]], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     sys.exit(code)
+
+
+def _press_again(hook: Callable[[Any], None], lost: Any) -> None:
+    """Sends Ctrl-C again where it came in a callback of C, which raises nothing."""
+    if lost.exc_type is KeyboardInterrupt:
+        interrupt = (os.getpid(), signal.SIGINT)
+        threading.Timer(0.1, os.kill, interrupt).start()
+    else:
+        hook(lost)
 
 
 def say(text: str) -> None:

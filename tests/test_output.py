@@ -202,6 +202,13 @@ def test_an_answer_that_cannot_be_written_is_an_error():
             "error: no \\x1b[31m such thing\n",
         ),
         ("os.kill(os.getpid(), 2)", 130, ""),
+        # As JAX does, libraries have callbacks of the garbage collector.
+        (
+            "gc.callbacks.append(lambda *_: os.kill(os.getpid(), 2))\n"
+            "    gc.collect(); gc.callbacks.clear(); time.sleep(60)",
+            130,
+            "",
+        ),
         ("raise SystemExit(3)", 3, ""),
         ("return 5", 5, ""),
         ("return None", 0, ""),
@@ -209,7 +216,7 @@ def test_an_answer_that_cannot_be_written_is_an_error():
 )
 def test_a_command_ends_with_one_sentence_and_its_code(body, code, told):
     script = (
-        "import os\nfrom resnet_jax import output\n"
+        "import gc, os, time\nfrom resnet_jax import output\n"
         "from resnet_jax.errors import UserError\n"
         f"def main(argv):\n    {body}\noutput.command(main)"
     )
