@@ -61,6 +61,8 @@ def main(argv: list[str]) -> int:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            # Libraries and names of files bring any bytes.
+            errors="backslashreplace",
             # Which of the machine's GPUs JAX takes.
             env={"JAX_LOCAL_DEVICE_IDS": str(i), **os.environ},
             # Ctrl-C in a terminal reaches only this launcher, which passes it on.

@@ -8,6 +8,7 @@ before everything else.
 
 import contextlib
 import errno
+import functools
 import io
 import logging
 import os
@@ -15,6 +16,7 @@ import re
 import select
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -27,6 +29,10 @@ _TITLES = {"stdout": "Standard output", "stderr": "Standard error"}
 _UNSAFE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+
+# Seconds that a process in a hurry waits for the reader of its output.
+_PATIENCE = 1.0
+_in_a_hurry = threading.Event()
 
 # The stream objects that failed, by name, each with its error.
 _failures: dict[str, tuple[object, Exception]] = {}
@@ -42,20 +48,24 @@ class _SafeFile(io.FileIO):
         self._stream_name = name
 
     def write(self, data) -> int:
-        while True:
-            try:
-                written = super().write(data)
-            except OSError as error:
-                # Libraries in C++, child processes and Python's flush at exit write to
-                # the descriptor too, so the descriptor itself is replaced.
-                with open(os.devnull, "wb") as devnull:
-                    os.dup2(devnull.fileno(), self.fileno())
-                _note_failure(self._stream_name, error)
-                return memoryview(data).nbytes
-            if written is not None:
-                return written
-            # Another program made the terminal or pipe non-blocking, and it is full.
-            select.select([], [self], [])
+        try:
+            while True:
+                # A pipe or terminal may be full. What is longer than PIPE_BUF would
+                # block although there is room for some of it.
+                while not select.select([], [self], [], _PATIENCE)[1]:
+                    if _in_a_hurry.is_set():
+                        raise TimeoutError(errno.ETIMEDOUT, "Nobody reads it")
+                written = super().write(memoryview(data)[: select.PIPE_BUF])
+                # None: another program made the descriptor non-blocking.
+                if written is not None:
+                    return written
+        except OSError as error:
+            # Libraries in C++, child processes and Python's flush at exit write to the
+            # descriptor too, so the descriptor itself is replaced.
+            with open(os.devnull, "wb") as devnull:
+                os.dup2(devnull.fileno(), self.fileno())
+            _note_failure(self._stream_name, error)
+            return memoryview(data).nbytes
 
 
 class _Handler(logging.Handler):
@@ -77,8 +87,9 @@ def prepare() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            # The lowest free number is taken, so no later file can get it.
-            os.open(os.devnull, os.O_RDWR)
+            # The lowest free number is taken, so no later file can get it: neither
+            # here nor in processes that are started.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     for name, descriptor in _DESCRIPTORS.items():
         stream = getattr(sys, name)
         if stream is not None:
@@ -109,7 +120,11 @@ def command(main: Callable[[list[str]], int | None]) -> NoReturn:
         UserError becomes one sentence and exit code 1, and Ctrl-C exit code 130.
     """
     prepare()
+    sys.unraisablehook = functools.partial(_press_again, sys.unraisablehook)
     try:
+        # See `resnet_jax/__init__.py`.
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         code = main(sys.argv)
     except UserError as error:
         fail(str(error))
@@ -117,6 +132,15 @@ def command(main: Callable[[list[str]], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     sys.exit(code)
+
+
+def _press_again(hook: Callable[[Any], None], lost: Any) -> None:
+    """Sends Ctrl-C again where it came in a callback of C, which raises nothing."""
+    if lost.exc_type is KeyboardInterrupt:
+        interrupt = (os.getpid(), signal.SIGINT)
+        threading.Timer(0.1, os.kill, interrupt).start()
+    else:
+        hook(lost)
 
 
 def say(text: str) -> None:
@@ -162,6 +186,14 @@ def flush() -> None:
     for name in _DESCRIPTORS:
         with contextlib.suppress(AttributeError, OSError, ValueError):
             getattr(sys, name).flush()
+
+
+def hurry() -> None:
+    """Lets output that nobody reads fail from now on, as there is something to save.
+
+    Before that, a reader such as `less` may take its time, and the process waits.
+    """
+    _in_a_hurry.set()
 
 
 def printable(text: str, encoding: str = "utf-8") -> str:
@@ -231,7 +263,8 @@ def _print(name: str, text: str, report: bool = True) -> None:
             encoding = getattr(stream, "encoding", None) or "utf-8"
             with _above_progress_bar(stream):
                 print(printable(text, encoding), file=stream, flush=True)
-        except (OSError, ValueError) as error:
+        except Exception as error:
+            # The object of a notebook or a user's own may fail in any way.
             _note_failure(name, error)
     if report:
         _report_failures()

@@ -65,7 +65,7 @@ def _curves(axes, rows: list[dict], key: str, scale: float) -> None:
 
 def _gallery(figure, path: Path) -> None:
     data = {}
-    if path.exists():
+    if path.is_file():
         with (
             output.dispensable(str(path), "read"),
             np.load(io.BytesIO(path.read_bytes())) as saved,
@@ -102,7 +102,7 @@ def _gallery(figure, path: Path) -> None:
 
 def _title(workdir: Path, result: dict | None) -> str:
     path = workdir / "result.json"
-    if result is None and path.exists():
+    if result is None and path.is_file():
         result = json.loads(path.read_text())
     if result is None:
         return shorten(workdir.name, 100)

@@ -31,7 +31,8 @@ def read_metrics(workdir: Path) -> list[dict]:
     path = workdir / "metrics.jsonl"
     try:
         with storage.telling(workdir):
-            lines = storage.read(path).splitlines() if path.exists() else ()
+            # A pipe of this name would be waited for.
+            lines = storage.read(path).splitlines() if path.is_file() else ()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {reason_of(error)}.") from None
     for line in lines:

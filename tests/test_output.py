@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -88,6 +89,43 @@ def test_a_stream_that_fails_ends_nothing_and_is_one_warning(
     assert told == failed, both
 
 
+def test_processes_that_are_started_get_no_file_as_a_closed_stream(tmp_path):
+    child = (
+        "import os, sys; null = os.stat(os.devnull); open(sys.argv[1], 'w').write("
+        "str([os.path.samestat(os.fstat(n), null) for n in range(3)]))"
+    )
+    script = (
+        "import subprocess, sys\nfrom resnet_jax import output\noutput.prepare()\n"
+        f"subprocess.run([sys.executable, '-c', {child!r}, sys.argv[1]], check=True)"
+    )
+    done = run(script, str(tmp_path / "seen"), redirect="<&- >&- 2>&-")
+    assert done.returncode == 0
+    assert (tmp_path / "seen").read_text() == "[True, True, True]"
+
+
+# A line that fits into the pipe's buffer at no time, and many that do.
+@pytest.mark.parametrize("lines", ["'x' * 10**6", "*['x'] * 10**6"])
+def test_output_that_nobody_reads_is_waited_for_until_there_is_a_hurry(lines):
+    script = (
+        "import os, sys, threading\nfrom resnet_jax import output\noutput.prepare()\n"
+        "threading.Timer(1, output.hurry).start()\n"
+        f"for line in [{lines}]: output.say(line)\n"
+        "output.note('the end')"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": str(runs.ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.wait(60) == 0
+    assert process.communicate()[1] == (
+        "warning: Standard output cannot be written (Nobody reads it). Nothing more is"
+        " printed there.\nthe end\n"
+    )
+
+
 def test_a_reader_that_goes_away_ends_nothing(tmp_path):
     kept, script = tmp_path / "kept", tmp_path / "script.py"
     script.write_text(PROGRAM)
@@ -164,6 +202,13 @@ def test_an_answer_that_cannot_be_written_is_an_error():
             "error: no \\x1b[31m such thing\n",
         ),
         ("os.kill(os.getpid(), 2)", 130, ""),
+        # As JAX does, libraries have callbacks of the garbage collector.
+        (
+            "gc.callbacks.append(lambda *_: os.kill(os.getpid(), 2))\n"
+            "    gc.collect(); gc.callbacks.clear(); time.sleep(60)",
+            130,
+            "",
+        ),
         ("raise SystemExit(3)", 3, ""),
         ("return 5", 5, ""),
         ("return None", 0, ""),
@@ -171,7 +216,7 @@ def test_an_answer_that_cannot_be_written_is_an_error():
 )
 def test_a_command_ends_with_one_sentence_and_its_code(body, code, told):
     script = (
-        "import os\nfrom resnet_jax import output\n"
+        "import gc, os, time\nfrom resnet_jax import output\n"
         "from resnet_jax.errors import UserError\n"
         f"def main(argv):\n    {body}\noutput.command(main)"
     )
@@ -212,6 +257,10 @@ def test_a_stream_of_somebody_else_that_fails_is_left_to_the_other(monkeypatch, 
         assert told.count("Standard output cannot be written (No space left") == 1
         # What is left in the buffer cannot be written either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+    # A user's own class may have no more than `write`.
+    monkeypatch.setattr(sys, "stdout", types.SimpleNamespace(write=lambda text: None))
+    output.say("line")
+    assert "'flush'" in capsys.readouterr().err
     monkeypatch.setattr(sys, "stdout", None)
     output.say("line")
     monkeypatch.undo()

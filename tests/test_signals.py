@@ -140,6 +140,34 @@ def test_ctrl_c_while_a_pool_starts_is_left_to_the_parent():
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize("command", ["predict", "convert", "prepare", "report", "zoo"])
+def test_ctrl_c_while_a_command_imports_its_libraries_prints_no_traceback(
+    command, tmp_path
+):
+    for name in ("jax", "numpy", "flax"):
+        slow = "import time; print('importing', flush=True); time.sleep(60)"
+        (tmp_path / f"{name}.py").write_text(slow)
+    process = runs.start_python(
+        *("-m", f"resnet_jax.{command}", "resnet18"),
+        PYTHONPATH=f"{tmp_path}:{runs.ROOT}",
+    )
+    code, output = runs.send_when(process, "importing", signal.SIGINT)
+    # The signal itself, which a shell calls 130.
+    assert (code, output) == (-signal.SIGINT, "importing\n")
+
+
+def test_ctrl_c_stays_what_it_was_in_a_program_that_uses_the_library(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/__init__.py").write_text("import resnet_jax")
+    (tmp_path / "theirs/__main__.py").write_text(
+        "import signal; print(signal.getsignal(signal.SIGINT).__name__)"
+    )
+    path = f"{tmp_path}:{runs.ROOT}"
+    for arguments in ("-m theirs", "-m theirs resnet_jax.main", "-um theirs -m"):
+        code, output = runs.run_python(*arguments.split(), PYTHONPATH=path)
+        assert (code, output) == (0, "default_int_handler\n")
+
+
 def handlers():
     return [signal.getsignal(number) for number in signals.STOPS]
 

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import json
+import os
 import struct
 
 import pytest
@@ -38,6 +39,12 @@ def test_a_row_that_was_cut_off_is_left_out(tmp_path):
     write(tmp_path, step=0, rows=(1, 2))
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text()[:-9])
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1]
+
+
+def test_a_named_pipe_in_the_way_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    write(tmp_path, step=0, rows=(1,))
     assert [row["step"] for row in read_metrics(tmp_path)] == [1]
 
 

@@ -20,6 +20,8 @@ i = flags["process_id"]
 def stop(number, frame):
     print("saved", flush=True)
     sys.exit(128 + number)
+if "bytes" in flags:
+    os.write(1, bytes.fromhex(flags["bytes"]))
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(number) != signal.SIG_IGN:
         signal.signal(number, stop)
@@ -72,6 +74,14 @@ def test_the_first_exit_code_that_is_not_0_is_returned(start):
     process = start("--exit1=3")
     ids_of(process)
     assert runs.finish(process)[0] == 3
+
+
+def test_lines_that_are_not_text_are_shown_with_escapes(start):
+    code, output = runs.finish(start("--bytes=68e90a"), 20)
+    assert code == 0
+    lines = output.splitlines()
+    for i in ("0", "1"):
+        assert [x.split()[1] for x in lines if x[1] == i] == [r"h\xe9", "up"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -1,13 +1,16 @@
 """A failure to print, draw or log neither ends a run nor changes its result."""
 
 import contextlib
+import fcntl
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import termios
+import time
 
 import numpy as np
 import pytest
@@ -93,6 +96,23 @@ def test_a_run_that_is_stopped_saves_although_nobody_reads(flags, tmp_path, numb
     process.send_signal(number)
     assert process.wait(300) == 128 + number
     assert runs.checkpoint_steps(tmp_path / "run")[-1] >= 6
+
+
+def test_a_run_that_is_stopped_saves_although_its_reader_waits(flags, tmp_path):
+    """A pager reads no more than it shows, and training waits for it."""
+    total = ("--config.total.steps=400", "--config.checkpoint.every.steps=400")
+    process = runs.start(tmp_path / "run", *flags, *total)
+    fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+    waiting, before = bytearray(4), b""
+    # A line is shorter than what may be free.
+    while waiting != before or int.from_bytes(waiting, sys.byteorder) < 3000:
+        before = bytes(waiting)
+        time.sleep(2)
+        fcntl.ioctl(process.stdout, termios.FIONREAD, waiting)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    steps = re.findall(r"^step (\d+)/.*ETA", process.stdout.read(), re.MULTILINE)
+    assert runs.checkpoint_steps(tmp_path / "run")[-1] > int(steps[-1])
 
 
 def test_files_that_a_run_can_do_without_may_fail(flags, undisturbed, tmp_path):

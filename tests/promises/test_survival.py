@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 
 import psutil
@@ -198,6 +199,44 @@ def test_signals_that_were_ignored_at_the_start_stay_ignored(undisturbed, tmp_pa
     code, output = runs.finish(process)
     assert code == 0, output
     runs.assert_same_end(tmp_path / "run", undisturbed)
+
+
+# Makes the terminal that is its stderr the controlling one, as that of a login is.
+IN_A_TERMINAL = """
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(2, termios.TIOCSCTTY, 0)
+os.dup2(2, 0), os.dup2(2, 1)
+os.execv(sys.executable, [sys.executable, "-m", "resnet_jax.main", *sys.argv[1:]])
+"""
+
+
+# As ssh and a window do when they go, and a user in a hurry.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "leave", ["close", pytest.param("\x03", marks=pytest.mark.long)]
+)
+def test_a_run_whose_terminal_is_closed_saves(leave, tmp_path):
+    workdir = tmp_path / "run"
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 160))
+    process = runs.start_python(
+        *("-c", IN_A_TERMINAL, f"--workdir={workdir}", *runs.SMALL, *WORKERS, *LONG),
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown = b""
+    while not re.search(rb"\d\d/9000 \[", shown):
+        shown += os.read(ours, 4096)
+    if leave != "close":
+        # Ctrl-C goes to all processes in front, the workers too.
+        os.write(ours, leave.encode())
+        while b"the same command" not in shown:
+            shown += os.read(ours, 4096)
+    os.close(ours)
+    assert process.wait(60) == (129 if leave == "close" else 130)
+    assert runs.checkpoint_steps(workdir)[-1] >= 10
+    assert not (workdir / "running.json").exists()
 
 
 def wait_for_workers(process):
