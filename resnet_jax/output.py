@@ -262,7 +262,9 @@ def _print(name: str, text: str, report: bool = True) -> None:
         try:
             encoding = getattr(stream, "encoding", None) or "utf-8"
             with _above_progress_bar(stream):
-                print(printable(text, encoding), file=stream, flush=True)
+                # In one piece: other threads print as well.
+                stream.write(printable(text, encoding) + "\n")
+                stream.flush()
         except Exception as error:
             # The object of a notebook or a user's own may fail in any way.
             _note_failure(name, error)

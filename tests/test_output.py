@@ -1,9 +1,13 @@
 """Standard streams that fail, and texts that a terminal must not get."""
 
+import contextlib
+import io
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 import types
 
 import pytest
@@ -287,3 +291,27 @@ def test_a_by_product_fails_once(capsys):
     )
     with pytest.raises(KeyboardInterrupt), output.dispensable("It"):
         raise KeyboardInterrupt
+
+
+class SlowStream(io.StringIO):
+    """A stream whose writer is interrupted after each write."""
+
+    def write(self, text: str) -> int:
+        written = super().write(text)
+        time.sleep(0.002)
+        return written
+
+
+def test_lines_of_several_threads_stay_whole():
+    def talk(name):
+        for _ in range(20):
+            output.say(name * 20)
+
+    with contextlib.redirect_stdout(SlowStream()) as stream:
+        threads = [threading.Thread(target=talk, args=(name,)) for name in "abcd"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    lines = stream.getvalue().splitlines()
+    assert sorted(lines) == sorted(name * 20 for name in "abcd" for _ in range(20))

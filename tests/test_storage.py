@@ -24,7 +24,6 @@ from resnet_jax import (
     workdir,
     writers,
 )
-from resnet_jax.config import load as load_config
 from resnet_jax.data import sources
 from resnet_jax.errors import UserError
 from resnet_jax.storage import path_of
@@ -327,11 +326,10 @@ def test_a_data_set_that_is_not_in_a_store_or_too_large_is_told(
 
 def refusal(where: str, environment: dict[str, str]) -> str:
     """What a run is told that is to begin at a path."""
-    config = load_config("configs/quickstart.py")
     with (
         stores.known(environment),
         pytest.raises(UserError) as told,
-        claimed(path_of(where), config),
+        claimed(path_of(where)),
     ):
         pass
     message = str(told.value)

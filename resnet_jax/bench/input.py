@@ -30,6 +30,7 @@ from resnet_jax.data.augment import Augment
 from resnet_jax.data.cache import MemorySource
 from resnet_jax.data.decode import Picture
 from resnet_jax.data.loader import Examples, eval_batches, train_batches
+from resnet_jax.data.sources import checksum
 from resnet_jax.errors import BadImageError, UserError
 
 BATCH = 128
@@ -248,6 +249,9 @@ class _Served:
 
     def name(self, index: int) -> str:
         return f"{self.where}/{index}"
+
+    def digest(self) -> str:
+        return checksum(self.where, len(self))
 
 
 def _fast_difference(jpegs: list[bytes]) -> float:
