@@ -91,18 +91,20 @@ _DISTRIBUTED = flags.DEFINE_boolean(
 )
 
 _INITIALIZATION_TIMEOUT = flags.DEFINE_string(
-    "initialization_timeout", "100s", "In which all processes must have come."
+    "initialization_timeout", "100s", "How long to wait for all processes to connect."
 )
 _GRACE = flags.DEFINE_string(
     "grace",
     "25s",
-    "From SIGTERM until the scheduler kills; the run exits with 143 before. 0: never.",
+    "Time between a signal (SIGTERM, Ctrl-C, SIGHUP) and the scheduler's SIGKILL. The"
+    " run saves and exits with code 128 + the signal's number within it. 0 disables the"
+    " limit.",
 )
 _STALL_TIMEOUT = flags.DEFINE_string(
     "stall_timeout",
     "30m",
-    "Without the end of a step, a batch of evaluation or a program's compilation, after"
-    " which the run says where it hangs, and exits. 0: never.",
+    "Time without the end of a step, an evaluation batch or a compilation after which"
+    " the run prints where each thread is and exits with code 1. 0 disables the limit.",
 )
 
 

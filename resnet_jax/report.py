@@ -82,9 +82,10 @@ def _gallery(figure, path: Path) -> None:
             grid[row], np.flatnonzero(data["right"] == right), strict=False
         ):
             axes.imshow(data["image"][i].squeeze(), cmap="gray", vmin=0, vmax=255)
+            # A head may have more classes than the data.
             predicted, label = (
-                shorten(str(classes[data[kind][i]]), 20)
-                for kind in ("predicted", "label")
+                shorten(str(classes[n]) if n < len(classes) else f"class {n}", 20)
+                for n in (data["predicted"][i], data["label"][i])
             )
             text = f"{predicted} ({data['probability'][i]:.2f})"
             if not right:

@@ -51,6 +51,15 @@ def test_a_run_is_drawn_whatever_its_classes_are_called(tmp_path, mathematics):
             assert pixels_of(report.draw(tmp_path)).shape == (800, 1300, 4)
 
 
+def test_a_prediction_beyond_the_classes_of_the_data_is_drawn(tmp_path):
+    row = {"step": 1, "train/loss": 1.0, "train/top1": 0.5}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    seen = {"image": np.zeros((8, 8, 3), np.uint8), "label": 0, "probability": 0.5}
+    gallery = Gallery(rows=[seen | {"predicted": 7, "right": False}])
+    report.save_gallery(tmp_path, gallery, ("cat", "dog"))
+    assert report.draw(tmp_path).exists()
+
+
 def test_predictions_and_runs_of_any_name_are_drawn(tmp_path):
     images = [
         {"top": [{"name": name, "probability": 0.5}, {"name": name, "probability": 0}]}
