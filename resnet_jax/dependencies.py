@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from resnet_jax import source
-from resnet_jax.checkpoints import find_versions, fingerprint
+from resnet_jax.checkpoints import find_versions
 from resnet_jax.config import (
     FOR_PLATEAU,
     MAY_CHANGE,
@@ -29,6 +29,7 @@ from resnet_jax.config import (
 )
 from resnet_jax.data.sources import Source
 from resnet_jax.errors import UserError
+from resnet_jax.fingerprint import fingerprint
 from resnet_jax.initial import Weights, initial_weights
 from resnet_jax.models.zoo import Spec
 from resnet_jax.schedules import make_schedule

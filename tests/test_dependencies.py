@@ -12,11 +12,12 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from resnet_jax import checkpoints, config, schedules
-from resnet_jax.checkpoints import Checkpoints, fingerprint
+from resnet_jax import config, schedules
+from resnet_jax.checkpoints import Checkpoints
 from resnet_jax.data.sources import Mix, Subset, open_source, with_classes
 from resnet_jax.errors import UserError
 from resnet_jax.evaluate import evaluate_workdir
+from resnet_jax.fingerprint import fingerprint, old_fingerprint
 from resnet_jax.initial import first_state, initial_weights, teacher_weights
 from resnet_jax.train import train
 from resnet_jax.weights import own
@@ -266,7 +267,7 @@ def as_older(workdir: pathlib.Path) -> None:
         setup = tiny.set_up(config.from_saved(record["config"]))
         with Checkpoints(workdir / "checkpoints") as saved:
             state = saved.restore(int(path.parts[-3]), setup.state_like())
-        record["fingerprint"] = checkpoints.old_fingerprint(state)
+        record["fingerprint"] = old_fingerprint(state)
         path.write_text(json.dumps(record))
 
 

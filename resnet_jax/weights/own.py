@@ -15,13 +15,13 @@ from flax.traverse_util import flatten_dict
 from resnet_jax import storage
 from resnet_jax.checkpoints import (
     DamagedError,
-    changed_arrays,
     open_checkpoints,
     orbax_options,
     telling_way_out,
 )
 from resnet_jax.config import from_saved
 from resnet_jax.errors import UserError
+from resnet_jax.fingerprint import changed_arrays
 from resnet_jax.models.scan import unstack_blocks
 from resnet_jax.models.zoo import get_spec, resolve
 from resnet_jax.storage import Path

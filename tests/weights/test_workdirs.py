@@ -10,11 +10,12 @@ import numpy as np
 import optax
 import pytest
 
-from resnet_jax import checkpoints, report, writers
+from resnet_jax import report, writers
 from resnet_jax.checkpoints import Checkpoints, Progress
 from resnet_jax.convert import main, save
 from resnet_jax.dependencies import describe_data, describe_weights
 from resnet_jax.errors import UserError
+from resnet_jax.fingerprint import old_fingerprint
 from resnet_jax.initial import (
     first_state,
     initial_weights,
@@ -109,7 +110,7 @@ def test_a_checkpoint_with_other_values_than_saved_is_refused(tmp_path):
         record = saved.read(1)
     # As the checkpoint of an older version, whose record has no checksum.
     name = "params/head/bias"
-    record["fingerprint"] = checkpoints.old_fingerprint(state_of(setup, seed=1))
+    record["fingerprint"] = old_fingerprint(state_of(setup, seed=1))
     path = tmp_path / "checkpoints" / "1" / "run" / "metadata"
     path.write_text(json.dumps(record))
     load(str(tmp_path))
