@@ -100,6 +100,8 @@ class Drill:
             if happened:
                 self.done.append(f"{fault.__name__}: {happened}")
                 print(f"{len(self.done):4} {self.done[-1]}", flush=True)
+            else:
+                print(f"     {fault.__name__}: it did not strike", flush=True)
         code, output = runs.finish(self._start())
         assert code == 0, output
 
@@ -199,7 +201,8 @@ class Drill:
         before = self._metrics_file()
         redirect = self._random.choice(("", ">&-", "2>&-", ">&- 2>&-"))
         process = self._start(redirect)
-        for _ in range(self._random.randint(0, 12)):
+        # With a closed stream, few lines come, and waiting for more would take the run.
+        for _ in range(0 if redirect else self._random.randint(0, 12)):
             process.stdout.readline()
         process.stdout.close()
         # The start of a run replaces the file.
