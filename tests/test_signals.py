@@ -130,10 +130,8 @@ except KeyboardInterrupt:
 
 def test_ctrl_c_while_a_pool_starts_is_left_to_the_parent():
     process = runs.start_python("-c", POOL, own_group=True)
-    for line in process.stdout:
-        if "images" in line:
-            break
-    time.sleep(0.1)
+    while not runs.workers_of(process):
+        time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
     code, output = runs.finish(process, 60)
     assert code == 130, output

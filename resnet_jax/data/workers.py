@@ -1,8 +1,10 @@
 """Work on many files in several processes, with progress."""
 
 import concurrent.futures
+import functools
 import multiprocessing
 import os
+import queue
 import signal
 import sys
 import threading
@@ -52,13 +54,31 @@ def each(
             initializer=start_worker,
             initargs=(os.getpid(),),
         )
-        try:
+        done = queue.SimpleQueue()
+
+        def note(size: int, future: concurrent.futures.Future) -> None:
+            done.put((future, size))
+
+        def submit() -> None:
             # Ctrl-C is left to this process, while they still start as well.
             with signals.blocked({signal.SIGINT}):
-                futures = {pool.submit(function, job): len(job) for job in jobs}
-            for future in concurrent.futures.as_completed(futures):
+                for job in jobs:
+                    try:
+                        future = pool.submit(function, job)
+                    except Exception as error:
+                        # It is raised where its result is asked for.
+                        future = concurrent.futures.Future()
+                        future.set_exception(error)
+                    future.add_done_callback(functools.partial(note, len(job)))
+
+        try:
+            # Ctrl-C can only raise in the main thread. It would do so while that holds
+            # locks of the pool, which then never ends.
+            threading.Thread(target=submit).start()
+            for _ in jobs:
+                future, size = done.get()
                 yield future.result()
-                bar.update(futures[future])
+                bar.update(size)
         except BrokenProcessPool:
             raise UserError(
                 "A worker process was killed, which a lack of memory may do; run the"

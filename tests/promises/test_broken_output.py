@@ -102,10 +102,10 @@ def test_a_run_that_is_stopped_saves_although_its_reader_waits(flags, tmp_path):
     """A pager reads no more than it shows, and training waits for it."""
     total = ("--config.total.steps=400", "--config.checkpoint.every.steps=400")
     process = runs.start(tmp_path / "run", *flags, *total)
-    fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+    fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 8192)
     waiting, before = bytearray(4), b""
-    # A line is shorter than what may be free.
-    while waiting != before or int.from_bytes(waiting, sys.byteorder) < 3000:
+    # It counts as full when its second page is begun.
+    while waiting != before or int.from_bytes(waiting, sys.byteorder) < 4096:
         before = bytes(waiting)
         time.sleep(2)
         fcntl.ioctl(process.stdout, termios.FIONREAD, waiting)
