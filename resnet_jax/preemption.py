@@ -6,11 +6,10 @@ outside of it: when the grace of a signal is over, and when it stalls.
 
 import contextlib
 import faulthandler
+import math
 import signal
 import threading
 import time
-
-from jax.experimental import multihost_utils
 
 from resnet_jax import output, processes, signals
 from resnet_jax.checkpoints import newest_step
@@ -45,8 +44,9 @@ class Preemption:
     thread never. A second Ctrl-C ends the process. Schedulers may send SIGTERM more
     than once, so a second one changes nothing.
 
-    With several processes JAX's own service notes SIGTERM on any of them and lets all
-    stop at the same poll; so all must poll equally often. Other signals become SIGTERM.
+    With several processes JAX's own service notes SIGTERM on any of them. They agree on
+    the poll at which all stop, so all must poll equally often. Other signals become
+    SIGTERM.
 
     Args:
       workdir: whose newest checkpoint is told when the process must be ended.
@@ -64,7 +64,9 @@ class Preemption:
         self._workdir, self._grace, self._stall = workdir, grace, stall_timeout
         self._signal: int | None = None
         self._pressed = 0.0
-        self._polls = 0
+        # All processes poll equally often, and stop at the same poll.
+        self._polls, self._last_poll = 0, math.inf
+        self._polling = threading.Lock()
         self._polled = time.monotonic()
         self._held = False
         self._listener: signals.Listener | None = None
@@ -108,9 +110,14 @@ class Preemption:
         self._noted.set()
 
     def _await_notice(self) -> None:
-        if processes.wait_for_notice():
-            self._signal = signal.SIGTERM
-            self._noted.set()
+        if not processes.wait_for_notice():
+            return
+        # Meanwhile no process polls, so none passes the poll at which all stop. JAX's
+        # `reached_preemption_sync_point` was seen to miss it where polls come fast.
+        with self._polling:
+            self._last_poll = processes.greatest("poll", self._polls) + 1
+        self._signal = signal.SIGTERM
+        self._noted.set()
 
     def hold(self) -> None:
         """From here on there is something to save, so that signals are only noted.
@@ -141,13 +148,12 @@ class Preemption:
     def check(self) -> None:
         """A sign of life; raises PreemptedError if the run was asked to stop."""
         self._polled = time.monotonic()
-        self._polls += 1
         if self._alone and self._signal is not None:
             raise PreemptedError(self._signal)
-        if not self._alone and multihost_utils.reached_preemption_sync_point(
-            self._polls
-        ):
-            raise PreemptedError(signal.SIGTERM)
+        with self._polling:
+            self._polls += 1
+            if self._polls >= self._last_poll:
+                raise PreemptedError(signal.SIGTERM)
 
     def asked(self) -> PreemptedError | None:
         """The stop that a signal has asked for; None if none came."""

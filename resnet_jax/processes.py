@@ -136,6 +136,19 @@ def _wait_for(key: str) -> str | None:
                 return None  # the run has ended, or JAX aborts this process
 
 
+def greatest(what: str, number: int) -> int:
+    """Returns the greatest of a number of each process, of which each tells one.
+
+    A thread may wait here while the main thread computes. If the run ends meanwhile, it
+    returns the number of this process.
+    """
+    key = f"resnet_jax/{what}"
+    with contextlib.suppress(Exception):
+        client().key_value_set(f"{key}/{index()}", str(number))
+    told = [_wait_for(f"{key}/{i}") for i in range(count())]
+    return max(int(one or number) for one in told)
+
+
 def hold() -> None:
     """Notes on all processes that there is something to save.
 
