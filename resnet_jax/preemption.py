@@ -18,6 +18,8 @@ from resnet_jax.storage import Path, is_remote
 # Seconds: of a GKE pod's and a spot machine's thirty, five are left for the exit; and
 # what neither compiling nor saving a large network should take.
 GRACE, STALL_TIMEOUT = 25.0, 1800.0
+# Seconds in which output that nobody reads fails, and a run goes on without it.
+READER_WITHIN = 5.0
 # Seconds that JAX's preemption service takes to tell of a signal.
 NOTICED_WITHIN = 3.0
 
@@ -182,6 +184,12 @@ class Preemption:
         while self._stall:
             left = self._polled + self._stall - time.monotonic()
             if left <= 0:
+                # A reader that reads no more may be all that the run waits for.
+                output.hurry()
+                if self._left.wait(READER_WITHIN):
+                    return
+                if self._polled + self._stall > time.monotonic():
+                    continue
                 break
             if self._left.wait(left):
                 return

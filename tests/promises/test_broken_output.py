@@ -115,6 +115,16 @@ def test_a_run_that_is_stopped_saves_although_its_reader_waits(flags, tmp_path):
     assert runs.checkpoint_steps(tmp_path / "run")[-1] > int(steps[-1])
 
 
+@pytest.mark.long
+def test_a_run_whose_reader_waits_too_long_goes_on_without_it(flags, tmp_path):
+    steps = ("--config.total.steps=400", "--config.checkpoint.every.steps=400")
+    stall = "--stall_timeout=10s"
+    process = runs.start(tmp_path / "run", *flags, *steps, stall)
+    fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 8192)
+    assert process.wait(300) == 0
+    assert runs.result(tmp_path / "run")["step"] == 400
+
+
 def test_files_that_a_run_can_do_without_may_fail(flags, undisturbed, tmp_path):
     workdir = tmp_path / "run"
     process = runs.start(workdir, *flags)

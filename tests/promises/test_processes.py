@@ -196,9 +196,11 @@ def test_other_processes_and_devices_go_on_with_the_same_images(tmp_path):
     assert runs.result(tmp_path / "run")["n_seen"] == 360
 
 
-def test_sigterm_stops_all_processes_at_the_same_step(tmp_path):
+# Where steps take milliseconds, one time in four shows whether it is left to chance.
+@pytest.mark.parametrize("attempt", range(6))
+def test_sigterm_stops_all_processes_at_the_same_step(attempt, tmp_path):
     process = launch(tmp_path / "run", *FLAGS, *LONG)
-    code, output = runs.send_when(process, "step 8/", signal.SIGTERM)
+    code, output = runs.send_when(process, f"step {6 + attempt}/", signal.SIGTERM)
     assert code == 143, output
     saved = re.findall(r"saved step (\d+);", output)
     assert saved and runs.checkpoint_steps(tmp_path / "run")[-1] == int(saved[0])
