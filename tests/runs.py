@@ -62,6 +62,8 @@ def start_python(
         "PYTHONPATH": str(ROOT),
         **environment,
     }
+    # libtpu, where a test has loaded it, lets this process ignore it.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     command = [sys.executable, "-u", *arguments]
     if redirect:
         command = ["sh", "-c", f'exec "$@" {redirect}', "sh", *command]

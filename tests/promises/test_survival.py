@@ -147,7 +147,7 @@ def has_handlers(process):
 @pytest.mark.parametrize("moment", [0.0, 0.4])
 def test_a_signal_while_the_program_starts_ends_it(number, moment, tmp_path):
     process = runs.start(tmp_path / "run", *runs.SMALL, own_group=True)
-    while not has_handlers(process):
+    while process.poll() is None and not has_handlers(process):
         time.sleep(0.001)
     time.sleep(moment)
     os.killpg(process.pid, number)
