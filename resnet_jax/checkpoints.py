@@ -347,7 +347,7 @@ class Checkpoints:
 
 
 def _are_as_saved(metrics: Path) -> bool:
-    """Whether the metrics of a checkpoint are those that its record tells."""
+    """Tells whether the metrics of a checkpoint are those of its record."""
     wrong = (ValueError, KeyError, TypeError, FileNotFoundError)
     try:
         top1 = json.loads(metrics.read_text())["top1"]

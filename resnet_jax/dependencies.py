@@ -1,4 +1,4 @@
-"""What a run depends on: recorded in each checkpoint, and compared when it resumes.
+"""Records in each checkpoint what a run depends on, and compares it on resuming.
 
 Compared are the config, the classes, the file names, order, labels and number of the
 images of both splits, and the weights that the run started from or learns from. Paths,
@@ -172,7 +172,7 @@ class Resume:
 
     @property
     def _is_old(self) -> bool:
-        """Whether the checkpoint is from before version 0.2, which recorded less."""
+        """Tells whether the checkpoint is from before 0.2, which recorded less."""
         return "data" not in self.record
 
     @property
@@ -208,7 +208,7 @@ class Resume:
         ]
 
     def _other_evaluation(self) -> bool:
-        """Whether another evaluation split was asked for, not the same one moved."""
+        """Tells whether another evaluation split than the recorded one is named."""
         old, new = self.record["config"]["data"], self.setup.config.data
         return any(old[key] != new[key] for key in ("eval_split", "eval_source"))
 
@@ -336,7 +336,7 @@ class Resume:
 
     @functools.cached_property
     def _same_rates(self) -> bool:
-        """Whether both configs give all steps that both have the same rates."""
+        """Tells whether both configs give common steps the same rates."""
         kinds = {self._old_config.optim.schedule, self.setup.config.optim.schedule}
         if len(kinds) > 1 and "plateau" in kinds:
             return False  # evaluations to come decide
