@@ -138,7 +138,9 @@ def _press_again(hook: Callable[[Any], None], lost: Any) -> None:
     """Sends Ctrl-C again where it came in a callback of C, which raises nothing."""
     if lost.exc_type is KeyboardInterrupt:
         interrupt = (os.getpid(), signal.SIGINT)
-        threading.Timer(0.1, os.kill, interrupt).start()
+        # No thread can start while Python exits, which is what Ctrl-C asks for.
+        with contextlib.suppress(RuntimeError):
+            threading.Timer(0.1, os.kill, interrupt).start()
     else:
         hook(lost)
 
