@@ -50,8 +50,8 @@ def describe_data(train: Source, test: Source) -> dict[str, Any]:
     """Returns the names of the classes, and size and checksum of both splits."""
     splits = {"train": train, "eval": test}
     return {"classes": list(train.classes)} | {
-        name: {"images": len(source), "digest": source.digest()}
-        for name, source in splits.items()
+        name: {"images": len(split), "digest": split.digest()}
+        for name, split in splits.items()
     }
 
 
@@ -202,6 +202,7 @@ class Resume:
         self._check_spec()
         return [
             *self._unknown(),
+            *self._evaluation(),
             *self._check_length(extend),
             *self._devices(),
             *self._versions(),
@@ -378,6 +379,15 @@ class Resume:
             " length from the start."
         ]
 
+    def _evaluation(self) -> list[str]:
+        """Names another evaluation split, with which results are hard to compare."""
+        if self._is_old or not data_changes(self.record["data"], self.data, ["eval"]):
+            return []
+        return [
+            f"warning: the evaluations up to step {self.step:,} are of another split,"
+            " and the best result is the best of both."
+        ]
+
     def _devices(self) -> list[str]:
         """Names what the number of devices changes, which the config allows it to."""
         new = self.setup.model.bn_group_size
@@ -397,7 +407,8 @@ class Resume:
             for name in new
             if old.get(name, new[name]) != new[name]
         ]
-        if self.record.get("code", source.digest()) != source.digest():
+        code = source.digest()
+        if self.record.get("code", code) != code:
             changed.append("the source code of resnet_jax")
         if not changed:
             return []

@@ -141,6 +141,14 @@ def test_a_run_whose_images_have_changed_is_refused_and_left_alone(
     assert files_of(workdir) == before
 
 
+def test_another_evaluation_split_is_told(copies, capsys):
+    _, workdir = copies
+    split = {"data.eval_split": "train", "total": ConfigDict({"steps": 4})}
+    train(config_for(changes=split), workdir)
+    told = "warning: the evaluations up to step 4 are of another split, and the best"
+    assert told in capsys.readouterr().out
+
+
 def test_images_that_moved_and_were_encoded_again_are_the_same(copies, tmp_path):
     images, workdir = copies
     moved = tmp_path / "elsewhere"
