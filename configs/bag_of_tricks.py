@@ -8,8 +8,7 @@ table 6; `distill` learns from ResNet-152-D (its weights: `distill.teacher_init`
 
 from ml_collections import ConfigDict
 
-from configs import common
-from resnet_jax.config import choose
+from resnet_jax.config import choose, defaults
 
 PUBLISHED = {
     **{"cosine": "77.91", "smoothing": "78.31"},
@@ -19,7 +18,7 @@ PUBLISHED = {
 
 def get_config(tricks: str = "mixup") -> ConfigDict:
     number = choose(tricks, PUBLISHED)
-    config = common.get_config()
+    config = defaults.get_config()
     config.batch_size = 1024
     config.total = ConfigDict({"epochs": 120})
 

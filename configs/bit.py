@@ -9,15 +9,14 @@ the paper publishes what they reach after pre-training on ImageNet-21k.
 
 from ml_collections import ConfigDict
 
-from configs import common
-from resnet_jax.config import choose
+from resnet_jax.config import choose, defaults
 
 PUBLISHED = dict.fromkeys(("50x1", "50x3", "101x1", "101x3", "152x2", "152x4"), "")
 
 
 def get_config(network: str = "50x1") -> ConfigDict:
     choose(network, PUBLISHED)
-    config = common.get_config()
+    config = defaults.get_config()
     config.batch_size = 4096
     config.model.name = f"resnetv2_{network}_bit"
     config.model.dtype = "bfloat16"

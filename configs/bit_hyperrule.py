@@ -14,8 +14,7 @@ square; here the short side, and the shape stays.
 
 from ml_collections import ConfigDict
 
-from configs import common
-from resnet_jax.config import choose
+from resnet_jax.config import choose, defaults
 
 PUBLISHED = {"cifar10": "97.3", "cifar100": "86.5", "imagenet2012": "80.68"}
 
@@ -23,7 +22,7 @@ PUBLISHED = {"cifar10": "97.3", "cifar100": "86.5", "imagenet2012": "80.68"}
 def get_config(dataset: str = "cifar10") -> ConfigDict:
     choose(dataset, PUBLISHED)
     large = dataset == "imagenet2012"
-    config = common.get_config()
+    config = defaults.get_config()
     config.batch_size = 512
     steps = 20_000 if large else 10_000
     config.total = ConfigDict({"steps": steps})

@@ -9,11 +9,11 @@ here each channel's mean is subtracted, and it is divided by the deviation.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from resnet_jax.config import defaults
 
 
 def get_config() -> ConfigDict:
-    config = common.get_config()
+    config = defaults.get_config()
     config.batch_size = 128
     config.total = ConfigDict({"steps": 64_000})
     config.log_every = ConfigDict({"steps": 100})

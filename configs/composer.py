@@ -13,15 +13,14 @@ import math
 
 from ml_collections import ConfigDict
 
-from configs import common
-from resnet_jax.config import choose
+from resnet_jax.config import choose, defaults
 
 PUBLISHED = {"mild": "76.19", "medium": "79.5", "hot": "79.5"}
 
 
 def get_config(recipe: str = "mild") -> ConfigDict:
     choose(recipe, PUBLISHED)
-    config = common.get_config()
+    config = defaults.get_config()
     config.batch_size = 2048
     config.total = ConfigDict({"epochs": 36})
 

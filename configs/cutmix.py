@@ -7,15 +7,14 @@ Argument: 50, 101, or none50, without it. Source: table 3 (best of the run).
 
 from ml_collections import ConfigDict
 
-from configs import common
-from resnet_jax.config import choose
+from resnet_jax.config import choose, defaults
 
 PUBLISHED = {"50": "78.60", "101": "79.83", "none50": "76.32"}
 
 
 def get_config(network: str = "50") -> ConfigDict:
     choose(network, PUBLISHED)
-    config = common.get_config()
+    config = defaults.get_config()
     config.total = ConfigDict({"epochs": 300})
     config.model.name = f"resnet{network.removeprefix('none')}"
 

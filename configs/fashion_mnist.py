@@ -8,11 +8,11 @@ The recipe is this project's own; README.md says what it reached.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from resnet_jax.config import defaults
 
 
 def get_config() -> ConfigDict:
-    config = common.get_config()
+    config = defaults.get_config()
     config.batch_size = 128
     config.total = ConfigDict({"epochs": 3})
 

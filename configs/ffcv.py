@@ -12,8 +12,7 @@ whose names hold "bn"; here the blur is behind it, and no norm is decayed.
 
 from ml_collections import ConfigDict
 
-from configs import common
-from resnet_jax.config import choose
+from resnet_jax.config import choose, defaults
 
 PUBLISHED = {
     **{"16": "73.8", "24": "75.6", "32": "76.6"},
@@ -23,7 +22,7 @@ PUBLISHED = {
 
 def get_config(epochs: str = "88") -> ConfigDict:
     choose(epochs, PUBLISHED)
-    config = common.get_config()
+    config = defaults.get_config()
     length = int(epochs)
     config.batch_size = 4096
     config.total = ConfigDict({"epochs": length})

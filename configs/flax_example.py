@@ -9,13 +9,13 @@ draws them.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from resnet_jax.config import defaults
 
 PUBLISHED = {"": "76.54"}
 
 
 def get_config() -> ConfigDict:
-    config = common.get_config()
+    config = defaults.get_config()
     config.batch_size = 1024
     config.total = ConfigDict({"epochs": 100})
 

@@ -11,8 +11,7 @@ steps; here the rate rises from 0.01 in 400 steps.
 
 from ml_collections import ConfigDict
 
-from configs import cifar10
-from resnet_jax.config import choose
+from resnet_jax.config import RECIPES, choose, load
 
 PUBLISHED = {
     **{"20": "91.25", "32": "92.49", "44": "92.83", "56": "93.03"},
@@ -23,7 +22,7 @@ PUBLISHED = {
 
 def get_config(network: str = "20") -> ConfigDict:
     choose(network, PUBLISHED)
-    config = cifar10.get_config()
+    config = load(RECIPES / "cifar10.py")
     plain = network.startswith("plain")
     config.model.name = network if plain else f"cifar_resnet{network}"
     if network in ("110", "1202"):

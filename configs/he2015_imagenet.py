@@ -13,8 +13,7 @@ each pixel; here each channel's mean is subtracted, and it is divided by the dev
 
 from ml_collections import ConfigDict
 
-from configs import common
-from resnet_jax.config import choose
+from resnet_jax.config import choose, defaults
 
 PUBLISHED = {
     **{"18": "72.12", "34": "74.97", "50": "77.1", "101": "78.2", "152": "78.6"},
@@ -24,7 +23,7 @@ PUBLISHED = {
 
 def get_config(network: str = "50") -> ConfigDict:
     choose(network, PUBLISHED)
-    config = common.get_config()
+    config = defaults.get_config()
     config.total = ConfigDict({"steps": 600_000})
 
     config.model.name = network if network.startswith("plain") else f"resnet{network}"

@@ -8,15 +8,14 @@ tenth of the rate at 100 and at 150, one mixing weight a batch.
 
 from ml_collections import ConfigDict
 
-from configs import cifar10
-from resnet_jax.config import choose
+from resnet_jax.config import RECIPES, choose, load
 
 PUBLISHED = {"mixup": "97.3", "none": "96.2"}
 
 
 def get_config(kind: str = "mixup") -> ConfigDict:
     choose(kind, PUBLISHED)
-    config = cifar10.get_config()
+    config = load(RECIPES / "cifar10.py")
     config.total = ConfigDict({"epochs": 200})
     config.model.name = "wrn28_10"
     config.optim.decay_at = ({"epochs": 100}, {"epochs": 150})

@@ -9,15 +9,14 @@ MLPerf training (mlcommons/logging, 4.0.0): 75.9 % is reached after 39 to 42 and
 
 from ml_collections import ConfigDict
 
-from configs import common
-from resnet_jax.config import choose
+from resnet_jax.config import choose, defaults
 
 PUBLISHED = {"4096": "75.9", "32768": "75.9"}
 
 
 def get_config(batch_size: str = "4096") -> ConfigDict:
     choose(batch_size, PUBLISHED)
-    config = common.get_config()
+    config = defaults.get_config()
     config.batch_size = int(batch_size)
     config.total = ConfigDict({"epochs": 42})
 

@@ -8,13 +8,13 @@ has 4 operations of magnitude 5 (appendix A).
 
 from ml_collections import ConfigDict
 
-from configs import common
+from resnet_jax.config import defaults
 
 PUBLISHED = {"": "83.6"}
 
 
 def get_config() -> ConfigDict:
-    config = common.get_config()
+    config = defaults.get_config()
     config.batch_size = 4096
     config.total = ConfigDict({"epochs": 360})
 

@@ -8,15 +8,14 @@ PyTorch/Classification/ConvNets/resnet50v1.5, on A100 with mixed precision.
 
 from ml_collections import ConfigDict
 
-from configs import common
-from resnet_jax.config import choose
+from resnet_jax.config import choose, defaults
 
 PUBLISHED = {"50": "75.81", "90": "77.12", "250": "78.43"}
 
 
 def get_config(epochs: str = "90") -> ConfigDict:
     choose(epochs, PUBLISHED)
-    config = common.get_config()
+    config = defaults.get_config()
     config.batch_size = 2048
     config.total = ConfigDict({"epochs": int(epochs)})
 

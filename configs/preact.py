@@ -9,15 +9,14 @@ median of 5 runs (github.com/KaimingHe/resnet-1k-layers). The paper warms up at 
 
 from ml_collections import ConfigDict
 
-from configs import cifar10
-from resnet_jax.config import choose
+from resnet_jax.config import RECIPES, choose, load
 
 PUBLISHED = {"110": "93.63", "164": "94.54", "1001": "95.38"}
 
 
 def get_config(depth: str = "164") -> ConfigDict:
     choose(depth, PUBLISHED)
-    config = cifar10.get_config()
+    config = load(RECIPES / "cifar10.py")
     config.model.name = f"preact{depth}"
     config.optim.warmup = ConfigDict({"steps": 400})
     config.optim.warmup_from = 0.01

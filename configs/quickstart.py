@@ -5,11 +5,11 @@ python -m resnet_jax.main --config=configs/quickstart.py --workdir=runs/quicksta
 
 from ml_collections import ConfigDict
 
-from configs import common
+from resnet_jax.config import defaults
 
 
 def get_config() -> ConfigDict:
-    config = common.get_config()
+    config = defaults.get_config()
     config.batch_size = 64
     config.total = ConfigDict({"epochs": 30})
     config.log_every = ConfigDict({"epochs": 1})

@@ -8,10 +8,10 @@ Published for a like recipe (torchvision, batch 256, all parameters decayed): to
 
 from ml_collections import ConfigDict
 
-from configs import r50
+from resnet_jax.config import RECIPES, load
 
 
 def get_config() -> ConfigDict:
-    config = r50.get_config()
+    config = load(RECIPES / "r50.py")
     config.model.name = "resnet18"
     return config

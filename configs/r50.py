@@ -11,11 +11,11 @@ On a TPU pod, on every host: add `--distributed` and a --workdir that all hosts 
 
 from ml_collections import ConfigDict
 
-from configs import common
+from resnet_jax.config import defaults
 
 
 def get_config() -> ConfigDict:
-    config = common.get_config()
+    config = defaults.get_config()
     config.batch_size = 1024
     config.total = ConfigDict({"epochs": 90})
 

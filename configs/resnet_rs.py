@@ -12,8 +12,7 @@ steps (keep-momentum 0), but the parameters' average also averages these.
 
 from ml_collections import ConfigDict
 
-from configs import common
-from resnet_jax.config import choose
+from resnet_jax.config import choose, defaults
 
 SIZES = {
     **{"50": 160, "101": 192, "152": 256, "200": 256},
@@ -27,7 +26,7 @@ PUBLISHED = {
 
 def get_config(depth: str = "50") -> ConfigDict:
     choose(depth, PUBLISHED)
-    config = common.get_config()
+    config = defaults.get_config()
     config.batch_size = 4096
     config.total = ConfigDict({"epochs": 350})
 

@@ -8,15 +8,14 @@ weights have 80.38, 79.83 and 78.05.
 
 from ml_collections import ConfigDict
 
-from configs import common
-from resnet_jax.config import choose
+from resnet_jax.config import choose, defaults
 
 PUBLISHED = {"a1": "80.4", "a2": "79.8", "a3": "78.1"}
 
 
 def get_config(procedure: str = "a2") -> ConfigDict:
     choose(procedure, PUBLISHED)
-    config = common.get_config()
+    config = defaults.get_config()
     config.batch_size = 2048
     config.total = ConfigDict({"epochs": 300})
 

@@ -8,15 +8,14 @@ and the README of github.com/yueatsprograms/Stochastic_Depth.
 
 from ml_collections import ConfigDict
 
-from configs import cifar10
-from resnet_jax.config import choose
+from resnet_jax.config import RECIPES, choose, load
 
 PUBLISHED = {"110": "94.75", "1202": "95.09", "constant110": "93.59"}
 
 
 def get_config(network: str = "110") -> ConfigDict:
     choose(network, PUBLISHED)
-    config = cifar10.get_config()
+    config = load(RECIPES / "cifar10.py")
     config.total = ConfigDict({"epochs": 500})
     config.model.name = f"stochastic_depth{network.removeprefix('constant')}"
     if network == "constant110":

@@ -9,8 +9,7 @@ classification of its repository; who ran it again reached 75.4 to 75.9 with Res
 
 from ml_collections import ConfigDict
 
-from configs import common
-from resnet_jax.config import choose
+from resnet_jax.config import choose, defaults
 
 PUBLISHED = {
     **{"resnet18": "69.758", "resnet34": "73.314", "resnet50": "76.130"},
@@ -22,7 +21,7 @@ PUBLISHED = {
 
 def get_config(network: str = "resnet50") -> ConfigDict:
     choose(network, PUBLISHED)
-    config = common.get_config()
+    config = defaults.get_config()
     epochs = 100 if network.startswith("resnext") else 90
     config.total = ConfigDict({"epochs": epochs})
     config.model.name = f"torchvision_{network}"

@@ -9,8 +9,7 @@ runs and of all epochs. An epoch shows each image that it takes four times.
 
 from ml_collections import ConfigDict
 
-from configs import common
-from resnet_jax.config import choose, rescaled_ema_decay
+from resnet_jax.config import choose, defaults, rescaled_ema_decay
 
 PUBLISHED = {
     **{"resnet50": "80.858", "resnet101": "81.886", "resnet152": "82.284"},
@@ -22,7 +21,7 @@ PUBLISHED = {
 
 def get_config(network: str = "resnet50") -> ConfigDict:
     choose(network, PUBLISHED)
-    config = common.get_config()
+    config = defaults.get_config()
     config.batch_size = 1024
     config.total = ConfigDict({"epochs": 600})
     config.model.name = f"torchvision_{network}"

@@ -8,15 +8,14 @@ and 1, no augmentation. Data as configs/signs.py has them.
 
 from ml_collections import ConfigDict
 
-from configs import signs
-from resnet_jax.config import choose
+from resnet_jax.config import RECIPES, choose, load
 
 PUBLISHED = {"2": "", "20": ""}
 
 
 def get_config(epochs: str = "20") -> ConfigDict:
     choose(epochs, PUBLISHED)
-    config = signs.get_config()
+    config = load(RECIPES / "signs.py")
     config.batch_size = 32
     config.total = ConfigDict({"epochs": int(epochs)})
     config.model.name = "tutorial_keras_resnet50"

@@ -8,15 +8,14 @@ github.com/szagoruyko/wide-residual-networks, medians of 5 runs.
 
 from ml_collections import ConfigDict
 
-from configs import cifar10
-from resnet_jax.config import choose
+from resnet_jax.config import RECIPES, choose, load
 
 PUBLISHED = {"plain": "96.00", "dropout": "96.11"}
 
 
 def get_config(kind: str = "plain") -> ConfigDict:
     choose(kind, PUBLISHED)
-    config = cifar10.get_config()
+    config = load(RECIPES / "cifar10.py")
     config.total = ConfigDict({"epochs": 200})
     config.model.name = "wrn28_10"
     if kind == "dropout":

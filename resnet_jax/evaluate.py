@@ -10,10 +10,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import config as config_lib
 from resnet_jax import output, sharding, writers
 from resnet_jax.checkpoints import open_checkpoints, telling_way_out
-from resnet_jax.config import as_json, differences, from_saved, override
+from resnet_jax.config import (
+    as_json,
+    differences,
+    for_evaluation,
+    from_saved,
+    override,
+)
 from resnet_jax.data.evalsets import summarize
 from resnet_jax.data.loader import bad_indices
 from resnet_jax.data.sources import RecordedSplit
@@ -310,7 +315,7 @@ def _set_up_as_trained(config: ConfigDict, record: Mapping, workdir: Path) -> Se
         size, where = data["train"]["images"], config.data.source
         train = RecordedSplit(tuple(data["classes"]), size, where)
     mesh = sharding.make_mesh()
-    setup = set_up(config_lib.for_evaluation(config, mesh.size), mesh, train)
+    setup = set_up(for_evaluation(config, mesh.size), mesh, train)
     if change := spec_change(record["spec"], setup.model.spec):
         raise UserError(
             f"{workdir} holds another network ({change}); evaluate it with the classes"

@@ -13,6 +13,7 @@ if __name__ == "__main__":
     host.use_one_heap()
 
 import contextlib
+import dataclasses
 import errno
 import inspect
 import json
@@ -29,17 +30,17 @@ from collections.abc import Iterator
 
 import absl.logging
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict
 
 from resnet_jax.config import (
     as_json,
-    check_keys,
-    file_of,
     flatten,
     for_dry_run,
     load,
-    rewrite_durations,
+    override,
+    take_overrides,
 )
+from resnet_jax.config.overrides import HELP
 from resnet_jax.errors import UserError, problem_of_memory, problem_of_store
 
 _BEGAN = time.perf_counter()  # jax and what stands on it are imported later
@@ -57,11 +58,12 @@ REFUSALS = (
 )
 MODES = ("train", "eval", "dry_run")
 
-_CONFIG = config_flags.DEFINE_config_file(
+_CONFIG = flags.DEFINE_string(
     "config",
     None,
-    "The recipe, a file of configs/. --mode=eval needs none: it takes the run's own"
-    " config from the workdir.",
+    "The config: a file of your own, or configs/NAME.py, a recipe that ships with"
+    " resnet_jax (python -m resnet_jax.recipes lists them). FILE.py:VARIANT names a"
+    " variant. --mode=eval needs none: it takes the run's own config from the workdir.",
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where this one run keeps everything.")
 _MODE = flags.DEFINE_enum(
@@ -108,32 +110,34 @@ _STALL_TIMEOUT = flags.DEFINE_string(
 )
 
 
-def parse(argv: list[str]) -> None:
-    """Parses the flags; raises UserError for what they cannot be."""
-    argv = rewrite_durations(argv)
-    # The config flag looks for its overrides here.
-    sys.argv = argv
-    path = _path_of_config(argv)
-    if path is None:
-        # Those of --mode=eval override the run's own config, which is not read yet.
-        argv = [x for x in argv if not x.startswith("--config.")]
-    else:
-        file_of(path)
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """The part of the command line that is about the config.
+
+    Attributes:
+      config: The config with the overrides; None where --mode=eval has no --config.
+      overrides: The overrides, `--config.KEY=VALUE`.
+    """
+
+    config: ConfigDict | None
+    overrides: list[str]
+
+
+def parse(argv: list[str]) -> Arguments:
+    """Parses the command line; raises UserError for a mistake in it."""
     try:
+        # Overrides may also be in the file that absl's --flagfile names.
+        argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
+        argv, overrides = take_overrides(argv)
         rest = flags.FLAGS(argv)[1:]
     except flags.Error as error:
-        if path is not None:
-            # Says what is wrong, if it is the config.
-            load(path)
         raise UserError(
             f"{str(error).splitlines()[0]} (--help lists the flags)"
         ) from None
-    except (AttributeError, KeyError):
-        if path is not None:
-            check_keys(load(path), argv)
-        raise
     if rest:
-        raise UserError(f"What is {rest[0]!r}? Arguments are written --name=value.")
+        raise UserError(
+            f"Unexpected argument {rest[0]!r}. Arguments are written --name=value."
+        )
     if _CONFIG.value is None and _MODE.value != "eval":
         raise UserError(
             "--config is required, for example --config=configs/quickstart.py."
@@ -143,20 +147,11 @@ def parse(argv: list[str]) -> None:
             "--workdir is required, for example --workdir=runs/NAME: one directory a"
             " run."
         )
-
-
-def _path_of_config(argv: list[str]) -> str | None:
-    """Returns the value of --config; None if it is not there."""
-    for argument, following in zip(argv, [*argv[1:], None], strict=True):
-        name, equals, value = argument.partition("=")
-        if name in ("--config", "-config"):
-            return value if equals else following
-    return None
-
-
-def _overrides() -> list[str]:
-    """Returns the `--config.KEY=VALUE` of the command line."""
-    return [argument for argument in sys.argv if argument.startswith("--config.")]
+    if _CONFIG.value is None:
+        return Arguments(None, overrides)
+    config = load(_CONFIG.value)
+    override(config, overrides)
+    return Arguments(config, overrides)
 
 
 def _seconds(text: str, flag: str) -> float:
@@ -168,7 +163,7 @@ def _seconds(text: str, flag: str) -> float:
         raise UserError(f"--{flag}={text} is no time, such as 25s or 30m.") from None
 
 
-def connect() -> None:
+def connect(arguments: Arguments) -> None:
     """Connects the processes of a run, if there are several; JAX's first call."""
     from resnet_jax import processes, source
     from resnet_jax.checkpoints import find_versions
@@ -183,8 +178,8 @@ def connect() -> None:
     )
     names = ("mode", "checkpoint", "extend")
     told = {name: flags.FLAGS[name].value for name in names}
-    told["config.*"] = _overrides()
-    config = json.loads(as_json(_CONFIG.value)) if _CONFIG.value else {}
+    told["config.*"] = arguments.overrides
+    config = json.loads(as_json(arguments.config)) if arguments.config else {}
     processes.check_same(
         "start",
         {
@@ -247,9 +242,9 @@ def _scratch() -> Iterator["Path"]:
         remove()
 
 
-def run(command: str) -> None:
-    """Does what the flags say."""
-    # Imported here so that a wrong flag is told at once.
+def run(arguments: Arguments, command: str) -> None:
+    """Trains, evaluates or tries out, as the flags say."""
+    # Imported here, so that a wrong flag is reported at once.
     import jax
 
     from resnet_jax import compile_cache
@@ -263,7 +258,7 @@ def run(command: str) -> None:
     compile_cache.turn_on()
     if find_devices()[0].platform == "cpu":
         host.keep_freed_memory()
-    config = _CONFIG.value
+    config = arguments.config
     limits = {
         "grace": _seconds(_GRACE.value, "grace"),
         "stall_timeout": _seconds(_STALL_TIMEOUT.value, "stall_timeout"),
@@ -279,7 +274,12 @@ def run(command: str) -> None:
     workdir = path_of(_WORKDIR.value)
     if _MODE.value == "eval":
         result = evaluate_workdir(
-            workdir, _CHECKPOINT.value, _overrides(), command, given=config, **limits
+            workdir,
+            _CHECKPOINT.value,
+            arguments.overrides,
+            command,
+            given=config,
+            **limits,
         )
     else:
         extend = _EXTEND.value
@@ -304,10 +304,11 @@ def _main(argv: list[str]) -> int:
     command = "python -m resnet_jax.main " + shlex.join(told)
     quiet_libraries()
     if {"--help", "-h", "-help"} & set(argv):
-        output.answer(f"{__doc__}\n{flags.FLAGS.module_help(sys.modules[__name__])}")
+        own = flags.FLAGS.module_help(sys.modules[__name__])
+        output.answer(f"{__doc__}\n{own}\n\n{HELP}")
         return 0
     try:
-        parse(argv)
+        arguments = parse(argv)
     except UserError as error:
         output.fail(str(error))
         return 1
@@ -316,8 +317,8 @@ def _main(argv: list[str]) -> int:
     from resnet_jax.preemption import PreemptedError
 
     try:
-        connect()
-        run(command)
+        connect(arguments)
+        run(arguments, command)
     except PreemptedError as stop:
         output.note(str(stop))
         return processes.leave(stop.exit_code)

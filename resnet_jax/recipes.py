@@ -8,23 +8,19 @@ or "" where it takes none), and `REACHED`, what this project reached.
 
 import argparse
 import fnmatch
-import pathlib
 import runpy
 from collections.abc import Iterator, Sequence
 
 from resnet_jax import output
-from resnet_jax.config import load
+from resnet_jax.config import RECIPES, load
 from resnet_jax.errors import UserError
 
-FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 COLUMNS = ("recipe", "network", "data", "length", "batch", "published", "reached")
 
 
 def variants() -> Iterator[tuple[str, str, str]]:
     """All recipes: FILE.py or FILE.py:VARIANT, what was published, and reached."""
-    for file in sorted(FOLDER.glob("*.py")):
-        if file.stem == "common":
-            continue
+    for file in sorted(RECIPES.glob("*.py")):
         module = runpy.run_path(str(file))
         reached = module.get("REACHED", {})
         for variant, published in module.get("PUBLISHED", {"": ""}).items():
@@ -34,7 +30,7 @@ def variants() -> Iterator[tuple[str, str, str]]:
 
 def row(name: str, published: str, reached: str) -> tuple[str, ...]:
     """One line of the table."""
-    config = load(str(FOLDER / name))
+    config = load(RECIPES / name)
     ((unit, amount),) = config.total.items()
     data = config.data
     size = f"{data.image_size}"

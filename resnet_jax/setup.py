@@ -371,7 +371,7 @@ def set_up(
     """Opens the data, makes network and optimiser; computes nothing.
 
     Args:
-      config: see `configs/common.py`.
+      config: see `resnet_jax/config/defaults.py`.
       mesh: of devices that need not be there; None: all of the run.
       train: Stands for the training split; see `open_examples`.
 

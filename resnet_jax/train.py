@@ -179,7 +179,7 @@ def train(
     the run, or None where it could not be drawn.
 
     Args:
-      config: see `configs/common.py`.
+      config: see `resnet_jax/config/defaults.py`.
       workdir: of this one run; it holds all that the run leaves behind.
       command: what repeats the run, for the result.
       extend: Whether a run may resume with a larger `config.total` although its

@@ -12,12 +12,12 @@ def lowered():
     return jax.jit(lambda x: x + 1).lower(1.0)
 
 
-def test_a_chip_has_the_options_of_its_file():
+def test_a_chip_has_the_options_of_its_entry():
     options = compiler.options_for("TPU v5 lite")
     assert options["xla_tpu_scoped_vmem_limit_kib"] == 49152
 
 
-def test_devices_without_a_file_have_none():
+def test_devices_without_an_entry_have_none():
     assert compiler.options_for("cpu") == {}
     assert compiler.compile_step(lowered(), "cpu", "chip")(1.0) == 2
 

@@ -10,12 +10,11 @@ from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
 from resnet_jax import recipes
+from resnet_jax.config.saved import MAY_CHANGE
 from resnet_jax.errors import UserError
 from tests.runs import ROOT
 
-CONFIGS = sorted(
-    path for path in (ROOT / "configs").glob("*.py") if path.stem != "common"
-)
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "configs"
 
 
@@ -59,8 +58,13 @@ def test_a_variant_that_is_none_is_answered_with_the_nearest():
     [
         ("def get_config(): ...", ":x", r"c\.py has no variants: leave :x out\.$"),
         ("def get_config(x): ...", "", r"c\.py needs a variant: .*c\.py:VARIANT\.$"),
-        ("x = 1", "", r"c\.py is no config: it has no function get_config\.$"),
-        ("a\nroot:x:0:0", "", r"c\.py is no config in Python: line 2: "),
+        ("x = 1", "", r"c\.py is not a config: it has no function get_config\.$"),
+        (
+            "def get_config(): return 1",
+            "",
+            r"c\.py is not a config: get_config returned int",
+        ),
+        ("a\nroot:x:0:0", "", r"c\.py is not a config in Python: line 2: "),
     ],
 )
 def test_what_is_no_config_is_told(text, variant, message, tmp_path):
@@ -100,21 +104,10 @@ def test_a_wrong_duration_is_named(duration):
         config_lib.to_steps(duration, 100, 1000, "total")
 
 
-def test_a_duration_may_change_its_unit_on_the_command_line():
-    argv = ["main", "--config=x.py", "--config.total.steps=5", "--config.seed=1"]
-    assert config_lib.rewrite_durations(argv) == [
-        "main",
-        "--config=x.py",
-        "--config.total={'steps': 5}",
-        "--config.seed=1",
-    ]
-
-
 def test_an_unknown_key_is_answered_with_the_nearest():
     config = load("quickstart")
-    with pytest.raises(UserError, match=r"optim\.learning_rate"):
-        config_lib.check_keys(config, ["--config.optim.learnin_rate=1"])
-    config_lib.check_keys(config, ["--config.optim.learning_rate=1", "--workdir=x"])
+    with pytest.raises(UserError, match=r"Did you mean optim\.learning_rate"):
+        config_lib.override(config, ["--config.optim.learnin_rate=1"])
 
 
 def test_only_what_changes_no_parameter_may_differ_when_a_run_goes_on():
@@ -122,7 +115,7 @@ def test_only_what_changes_no_parameter_may_differ_when_a_run_goes_on():
     new = load("quickstart")
 
     def may_change(key: str) -> bool:
-        return key.startswith(config_lib.MAY_CHANGE)
+        return key.startswith(MAY_CHANGE)
 
     assert config_lib.differences(old, new, may_change) == []
     new.data.num_workers = 7
@@ -198,7 +191,7 @@ def test_a_field_that_is_not_overridden_yet_is_answered_with_what_sets_it(text, 
     with pytest.raises(
         UserError, match=r"model\.overrides sets no field; give"
     ) as told:
-        config_lib.check_keys(config, [flag])
+        config_lib.override(config, [flag])
     (answer,) = re.findall(r'(--config\.[^=]+=)"(.*)"$', str(told.value))
     before = config.model.overrides.to_dict()
     config_lib.override(config, ["".join(answer)])
@@ -235,14 +228,111 @@ def test_an_override_takes_the_place_of_what_was_there(argument, key, value):
 
 
 @pytest.mark.parametrize(
-    ("argument", "message"),
+    ("argument", "key", "value"),
     [
-        ("--config.batch_size=many", "is not a value as 1024"),
-        ("--config.total=90", "--config.total=90'"),
-        ("--config.batch=5", "Did you mean batch_size"),
-        ("batch_size=5", "Overrides are --config.KEY=VALUE"),
+        ("--config.data.flip=true", "data.flip", True),
+        ("--config.data.flip=0", "data.flip", False),
+        ("--config.data.flip", "data.flip", True),
+        ("--noconfig.data.flip", "data.flip", False),
+        ("-config.seed=3", "seed", 3),
+        ("--config.seed=0x10", "seed", 16),
+        ("--config.batch_size=1e3", "batch_size", 1000),
+        ("--config.optim.learning_rate=1", "optim.learning_rate", 1.0),
+        ("--config.optim.learning_rate=1e-3", "optim.learning_rate", 1e-3),
+        ("--config.data.mean=0.5,0.5,0.5", "data.mean", (0.5, 0.5, 0.5)),
+        ("--config.data.policy=", "data.policy", ""),
+        ("--config.model.unwritten=false", "model.unwritten", False),
+        ("--config.optim.schedule_length.epochs=9", "optim.schedule_length.epochs", 9),
     ],
 )
-def test_an_override_that_cannot_be_is_told(argument, message):
+def test_an_override_has_the_type_of_the_key(argument, key, value):
+    config = load("r50")
+    config_lib.override(config, [argument])
+    got = config_lib.flatten(config)[key]
+    assert (got, type(got)) == (value, type(value))
+
+
+def test_an_override_may_have_its_value_in_the_next_argument():
+    config = load("r50")
+    arguments = ["--config.seed", "-3", "--config.data.flip", "--config.batch_size=8"]
+    config_lib.override(config, arguments)
+    assert (config.seed, config.data.flip, config.batch_size) == (-3, True, 8)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.batch_size=many", "is not a number"),
+        ("--config.batch_size=2.5", "is not a whole number"),
+        ("--config.batch_size=", "is not a number"),
+        ("--config.batch_size", "needs a value: --config.batch_size=VALUE"),
+        ("--config.model.name", "needs a value: --config.model.name=VALUE"),
+        ("--config.optim.learning_rate=nan", "learning_rate=nan is not a number"),
+        ("--config.total.epochs=inf", "total.epochs=inf is not a number"),
+        ("--config.data.flip=maybe", "data.flip=maybe is neither true nor false"),
+        ("--config.data.mean=dark", r"not a tuple, such as \"\(0\.485,"),
+        ("--config.evaluate.sets=imagenet_a", r"not a tuple, such as \"\('a', 'b'\)"),
+        ("--config.total=90", r"not a dictionary, such as \"{'epochs': 90}\""),
+        ("--config.optim={'momentum': 0}", "set the keys of optim one by one"),
+        ("--config.total.days=9", "no key 'total.days'"),
+        ("--config.seed.x=9", "no key 'seed.x'"),
+        ("--config.batch=5", "Did you mean batch_size"),
+        ("batch_size=5", "Overrides are written --config.KEY=VALUE"),
+    ],
+)
+def test_an_override_that_cannot_be_is_reported(argument, message):
     with pytest.raises(UserError, match=message):
         config_lib.override(load("r50"), [argument])
+
+
+def test_a_config_of_ones_own_starts_from_the_defaults_or_a_recipe(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from resnet_jax.config import RECIPES, load\n"
+        "def get_config():\n"
+        '    config = load(RECIPES / "rsb.py:a2")\n'
+        "    config.batch_size = 48\n"
+        "    return config\n"
+    )
+    config = config_lib.load(tmp_path / "mine.py")
+    expected = load("rsb:a2")
+    expected.batch_size = 48
+    assert config_lib.as_text(config) == config_lib.as_text(expected)
+
+
+@pytest.mark.parametrize(
+    "line", ["config.optim.learning_rat = 1", 'config["batchsize"] = 8']
+)
+def test_a_key_that_no_config_has_is_reported_with_its_line(line, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from resnet_jax.config import defaults\n"
+        "def get_config():\n"
+        "    config = defaults.get_config()\n"
+        f"    {line}\n"
+        "    return config\n"
+    )
+    with pytest.raises(UserError, match=r"mine\.py, line 4: .*does not exist"):
+        config_lib.load(tmp_path / "mine.py")
+
+
+def test_a_config_of_an_older_version_is_told_what_to_import(tmp_path):
+    (tmp_path / "old.py").write_text("from configs import common\n")
+    (tmp_path / "older.py").write_text("import configs.common\n")
+    with pytest.raises(UserError, match=r"resnet_jax\.config\.defaults"):
+        config_lib.load(tmp_path / "old.py")
+    with pytest.raises(UserError, match=r"resnet_jax\.config\.defaults"):
+        config_lib.load(tmp_path / "older.py")
+
+
+def test_a_recipe_is_found_from_any_directory_and_an_own_file_wins(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert config_lib.load("configs/wrn_28_10.py").model.name == "wrn28_10"
+    with pytest.raises(UserError, match=r"Did you mean configs/quickstart\.py"):
+        config_lib.load("configs/quickstrat.py")
+    (tmp_path / "configs").mkdir()
+    # Recipes that build on cifar10.py still find the one that they ship with.
+    own = "from ml_collections import ConfigDict\ndef get_config(): return ConfigDict()"
+    (tmp_path / "configs" / "cifar10.py").write_text(own)
+    assert not config_lib.load("configs/cifar10.py")
+    assert config_lib.load("configs/wrn_28_10.py").model.name == "wrn28_10"

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
+from resnet_jax.config import defaults
 from resnet_jax.errors import UserError
 from resnet_jax.losses import (
     binary_cross_entropy,
@@ -82,7 +82,7 @@ def test_the_gradient_is_the_difference_of_the_distributions():
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy"])
 def test_a_whole_class_is_the_same_as_its_number(loss, smoothing):
-    config = common.get_config()
+    config = defaults.get_config()
     config.loss, config.label_smoothing = loss, smoothing
     logits, labels = draw(10)
     loss_of = make_loss(config)
@@ -148,7 +148,7 @@ def test_the_gradient_of_a_hot_teacher_does_not_shrink():
     ],
 )
 def test_losses_that_cannot_be_are_refused(changes, message):
-    config = common.get_config()
+    config = defaults.get_config()
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=message):
         check(config)

@@ -17,9 +17,6 @@ import sys
 from absl import flags
 from resnet_jax import main
 for line in open(sys.argv[1]).read().splitlines():
-    for name in list(flags.FLAGS):
-        if name.startswith("config."):
-            delattr(flags.FLAGS, name)
     flags.FLAGS.unparse_flags()
     print(">>>", main.main(["main", *line.split("\\t")]), flush=True)
 """
@@ -188,12 +185,12 @@ def test_an_object_store_that_refuses_is_one_sentence(monkeypatch, capsys):
         ValueError("PERMISSION_DENIED: storage.objects.create [gs://bucket/run]"),
     ]
     monkeypatch.setattr(main, "parse", lambda argv: None)
-    monkeypatch.setattr(main, "connect", lambda: None)
+    monkeypatch.setattr(main, "connect", lambda arguments: None)
     workdir = types.SimpleNamespace(value="gs://bucket/run")
     monkeypatch.setattr(main, "_WORKDIR", workdir)
     for error in raised:
 
-        def run(command, error=error):
+        def run(arguments, command, error=error):
             try:
                 raise error
             except Exception as inner:

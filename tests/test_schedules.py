@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import common
+from resnet_jax.config import defaults
 from resnet_jax.errors import UserError
 from resnet_jax.schedules import Plateau, make_schedule
 
@@ -15,7 +15,7 @@ TRAIN_SIZE = 2560  # ten steps an epoch at the batch size of `configure`
 
 def configure(**optim) -> ConfigDict:
     """The defaults without warm-up, with other values in `optim`."""
-    config = common.get_config()
+    config = defaults.get_config()
     config.batch_size = 256
     config.optim.warmup = ConfigDict({"steps": 0})
     with config.ignore_type():

@@ -1,20 +1,31 @@
-"""Edited source is other source."""
+"""The checksum of the source code: edited code is another version."""
 
-import pytest
+import shutil
 
 from resnet_jax import source
 
 
-@pytest.mark.parametrize("name", ["resnet_jax/a/b.py", "configs/compiler/v5e.py"])
-def test_an_edited_file_is_another_version(name, monkeypatch, tmp_path):
-    here = source.digest()
-    assert here == source.digest()
-    monkeypatch.setattr(source, "ROOT", tmp_path)
-    file = tmp_path / name
+def test_an_edited_file_is_another_version(monkeypatch, tmp_path):
+    package = tmp_path / "resnet_jax"
+    file = package / "a" / "b.py"
     file.parent.mkdir(parents=True)
+    monkeypatch.setattr(source, "PACKAGE", package)
     file.write_text("x = 1")
     first = source.digest()
-    aside = source.digest(lambda file: file == name)
+    aside = source.digest(lambda name: name == "resnet_jax/a/b.py")
     file.write_text("x = 2")
-    assert len({here, first, source.digest()}) == 3
-    assert source.digest(lambda file: file == name) == aside
+    assert source.digest() != first
+    assert source.digest(lambda name: name == "resnet_jax/a/b.py") == aside
+
+
+def test_an_installed_package_with_its_recipes_is_the_same_version(
+    monkeypatch, tmp_path
+):
+    here = source.digest()
+    installed = tmp_path / "resnet_jax"
+    shutil.copytree(source.PACKAGE, installed)
+    (installed / "configs").mkdir(exist_ok=True)
+    (installed / "configs" / "r50.py").write_text("x = 1")
+    monkeypatch.setattr(source, "PACKAGE", installed)
+    monkeypatch.setattr(source, "RECIPES", installed / "configs")
+    assert source.digest() == here

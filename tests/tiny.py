@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 from ml_collections import ConfigDict
 
-from configs import quickstart
+from resnet_jax.config import load
 from resnet_jax.setup import Setup, set_up
 from resnet_jax.step import TrainState
 from tests import keyed
@@ -30,7 +30,7 @@ IN_PARTS = {
 
 def config(changes: Mapping | None = None) -> ConfigDict:
     """A run of four steps of 16 images on fake data, with changes by dotted key."""
-    config = quickstart.get_config()
+    config = load("configs/quickstart.py")
     config.batch_size = 16
     config.total = ConfigDict({"steps": 4})
     config.model.overrides = ConfigDict(NETWORK)

@@ -39,7 +39,7 @@ slices at the bandwidth of a chip in the data-centre network. Where none is publ
 fewer slices of the same size.
 
 `--sweep` compiles the train step with one option of the compiler after the other and
-keeps what saves cycles in `configs/compiler/CHIP.py`, which training on the chip reads.
+prints those that save cycles; `resnet_jax/compiler/options.py` has them by chip.
 
 A compilation takes minutes; its figures are kept in the user's cache directory, by
 config, topology, versions and code (`--fresh` compiles anew).

@@ -5,7 +5,6 @@ import itertools
 import json
 import math
 import pathlib
-import shlex
 import signal
 import sys
 
@@ -95,7 +94,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--sweep",
         action="store_true",
-        help="try options of the compiler; keep the best in configs/compiler/",
+        help="try options of the compiler, and print the best",
     )
     parser.add_argument("--fresh", action="store_true", help="compile anew")
     parser.add_argument("--json", action="store_true", help="an array of plans")
@@ -120,8 +119,7 @@ def main(argv: list[str]) -> None:
     if args.sweep:
         if len(topologies) > 1 or len(args.per_chip) > 1 or not args.per_chip[0]:
             raise UserError("--sweep takes one --topology and one --per_chip.")
-        command = "python -m resnet_jax.plan " + shlex.join(argv[1:])
-        sweep.run(config, topologies[0], args.per_chip[0], command)
+        sweep.run(config, topologies[0], args.per_chip[0])
         return
     priced = itertools.zip_longest(topologies, args.price, fillvalue=args.price[0])
     plans: list[tuple[dict, dict]] = []

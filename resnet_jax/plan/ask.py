@@ -43,7 +43,7 @@ def ask(
     """What a compiler says of a config on a topology: see `compiled.facts`.
 
     Args:
-      config: see `configs/common.py`.
+      config: see `resnet_jax/config/defaults.py`.
       topology: see `chips.chip_of`.
       per_chip: images a step and chip, in place of `config.batch_size`; 0: as there.
       evaluation: whether the evaluation step is compiled as well.

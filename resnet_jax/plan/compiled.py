@@ -50,7 +50,8 @@ def facts(
     evaluated, only the split is considered (not `evaluate.sets`).
 
     Args:
-      config: see `configs/common.py`; data sets of `KNOWN` need not be there.
+      config: see `resnet_jax/config/defaults.py`; data sets of `KNOWN` need not be
+        there.
       topology: `local`, or as `v5e:2x4` or `2*v5e:2x4`; TPUs need libtpu, and no TPU.
       per_chip, evaluation: see `ask.ask`.
 

@@ -1,19 +1,16 @@
-"""Tries options of the compiler for a chip, and keeps the best."""
+"""Tries options of the compiler for a chip, and prints the best."""
 
-import json
 import math
-import pathlib
-import textwrap
 from collections.abc import Callable, Iterator
 
 from ml_collections import ConfigDict
 
 from resnet_jax import output
+from resnet_jax.compiler import options as table
 from resnet_jax.errors import UserError
 from resnet_jax.plan.ask import ask
 from resnet_jax.plan.chips import chip_of
 
-KEPT = pathlib.Path("configs", "compiler")
 # Less than this part fewer bytes, or than a third of it fewer cycles, is no reason.
 WORTH = 0.005
 # libtpu 0.0.52 takes each of these, and refuses names that it does not know; it
@@ -35,16 +32,6 @@ CANDIDATES = (
     {"xla_jf_conv_input_fusion": False},
     {"xla_jf_conv_output_fusion": False},
 )
-
-FILE = '''r"""Options of XLA's compiler for TPU {chip}, as this command found them:
-
-{command}
-
-README.md says what was tried.
-"""
-
-OPTIONS = {body}
-'''
 
 
 def sweep(config: ConfigDict, topology: str, per_chip: int) -> Iterator[dict]:
@@ -149,26 +136,13 @@ def _verdict(row: dict, before: list[dict], best: dict) -> str:
     return f"{row['cycles'] / plain['cycles'] - 1:+.1%}"
 
 
-def keep(chip: str, options: dict, command: str) -> pathlib.Path:
-    """Writes `configs/compiler/CHIP.py`, which training on the chip reads."""
-    path = KEPT / f"{chip}.py"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    items = "".join(f"    {json.dumps(k)}: {v!r},\n" for k, v in options.items())
-    body = f"{{\n{items}}}" if options else "{}"
-    lines = textwrap.wrap(command, 80, subsequent_indent="    ", break_on_hyphens=False)
-    command = " \\\n".join(lines)
-    path.write_text(FILE.format(chip=chip, command=command, body=body))
-    return path
-
-
 def run(
     config: ConfigDict,
     topology: str,
     per_chip: int,
-    command: str,
     say: Callable[[str], None] = output.answer,
 ) -> None:
-    """Sweeps, prints the table, and keeps the best."""
+    """Sweeps, and prints the table and the best options."""
     chip = chip_of(topology)
     if not chip:
         raise UserError("--sweep compares cycles, which only compilers for TPUs tell.")
@@ -181,4 +155,8 @@ def run(
             f"The step does not compile for {topology}: {rows[0]['refused']}"
         )
     say(as_markdown(rows))
-    say(f"kept: {keep(chip, best_of(rows)['options'], command)}")
+    options = best_of(rows)["options"]
+    say(
+        f'Use them with --config.compiler_options="{options}", or make them the'
+        f" default for {chip}: {table.__file__}"
+    )

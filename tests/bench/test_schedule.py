@@ -68,9 +68,9 @@ def test_data_that_are_not_there_are_told_with_the_way_out(tmp_path):
 def test_a_config_may_take_an_argument(tmp_path):
     file = tmp_path / "config.py"
     file.write_text(
-        "from configs import common\n"
+        "from resnet_jax.config import defaults\n"
         "def get_config(rate):\n"
-        "    config = common.get_config()\n"
+        "    config = defaults.get_config()\n"
         "    config.optim.learning_rate = float(rate)\n"
         "    return config\n"
     )

@@ -19,9 +19,8 @@ from ml_collections import ConfigDict
 from torch import nn
 from torchvision.transforms import v2
 
-from configs import common
 from resnet_jax import losses, step
-from resnet_jax.config import rescaled_ema_decay
+from resnet_jax.config import defaults, rescaled_ema_decay
 from resnet_jax.mix import Drawn, Mix
 from resnet_jax.models import ZOO, build
 from resnet_jax.optim import make_optimizer, update_ema
@@ -40,7 +39,7 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 def configure(**changes) -> ConfigDict:
     """The defaults with a cosine over 20 steps; changes of `optim` by key."""
-    config = common.get_config()
+    config = defaults.get_config()
     config.batch_size = 8
     config.optim.learning_rate_batch = 0
     config.optim.warmup = ConfigDict({"steps": 0})
@@ -397,7 +396,7 @@ def logits_and_labels(classes: int = 10):
 
 
 def loss_config(**changes) -> ConfigDict:
-    config = common.get_config()
+    config = defaults.get_config()
     config.update(changes)
     return config
 

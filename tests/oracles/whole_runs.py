@@ -31,8 +31,8 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from configs.common import IMAGENET_MEAN, IMAGENET_STD
 from resnet_jax import config as config_lib
+from resnet_jax.config.defaults import IMAGENET_MEAN, IMAGENET_STD
 from resnet_jax.train import train
 from tests.oracles.networks import Cifar
 

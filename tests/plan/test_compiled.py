@@ -4,7 +4,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from configs import r50
+from resnet_jax.config import load
 from resnet_jax.models.cost import count
 from resnet_jax.plan import compiled
 from resnet_jax.plan.chips import LOCAL
@@ -56,7 +56,7 @@ def test_a_run_is_described(planned):
 
 
 def test_known_data_need_not_be_there():
-    config = r50.get_config()
+    config = load("configs/r50.py")
     setup = set_up(compiled.stand_in(config))
     assert len(setup.train.source) == 1_281_167
     assert len(setup.test.source) == 50_000
@@ -68,7 +68,7 @@ def test_known_data_need_not_be_there():
 
 
 def test_a_part_of_known_data_is_that_part():
-    config = r50.get_config()
+    config = load("configs/r50.py")
     config.data.train_split, config.data.eval_split = "train[:10%]", "train[90%:]"
     setup = set_up(compiled.stand_in(config))
     assert len(setup.train.source) == 128_117

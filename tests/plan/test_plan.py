@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from configs import r50
 from resnet_jax.bench import input, table
+from resnet_jax.config import load
 from resnet_jax.errors import UserError
 from resnet_jax.plan import __main__ as command
 from resnet_jax.plan import calibration
@@ -144,7 +144,7 @@ def test_the_largest_batch_is_searched_from_the_one_that_is_planned(monkeypatch)
         return facts(train=train, batch_size=8 * per_chip)
 
     monkeypatch.setattr(command, "ask", answer)
-    config = r50.get_config()
+    config = load("configs/r50.py")
     fits, fails = command.search(config, facts())
     # 448 images and the parameters are 15 GiB of 16, and 480 all.
     assert 0.9 * 480 < fits <= 480 and fits < fails <= fits * 17 / 16 + 4
@@ -162,7 +162,7 @@ def test_a_batch_that_the_config_refuses_ends_the_search(monkeypatch, capsys):
         return facts(train=facts()["train"] | {"memory": memory})
 
     monkeypatch.setattr(command, "ask", answer)
-    assert command.search(r50.get_config(), facts()) == (128, 0)
+    assert command.search(load("configs/r50.py"), facts()) == (128, 0)
     assert "no larger batch was tried: The data has" in capsys.readouterr().err
 
 

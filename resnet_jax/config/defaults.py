@@ -5,15 +5,20 @@ the command line: `--config.optim.learning_rate=0.2`, `--config.total.epochs=30`
 A duration is written `{'epochs': 90}`, `{'steps': 500}` or `{'examples': 1e6}`.
 """
 
+import ml_collections
 from ml_collections import ConfigDict
-
-from resnet_jax.config import literal
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+def literal(value) -> ml_collections.FieldReference:
+    """A config value whose overrides may have another type, such as 32 or 'global'."""
+    return ml_collections.FieldReference(value, field_type=object)
+
+
 def get_config() -> ConfigDict:
+    """Returns the defaults, locked: to set a key that there is not is an error."""
     config = ConfigDict()
     config.seed = 0
     config.batch_size = 256  # images a step, over all devices
@@ -39,7 +44,7 @@ def get_config() -> ConfigDict:
     # gets the others when it needs them: for networks that else do not fit.
     config.sharding.params = "replicated"
 
-    # Options of XLA's compiler for the steps, or 'chip': those of configs/compiler/.
+    # Options of XLA's compiler for the steps, or 'chip': those of resnet_jax/compiler/.
     config.compiler_options = literal("chip")
 
     # Weights to start from: a file, a workdir or timm:NAME.TAG; empty: drawn.
@@ -160,4 +165,11 @@ def get_config() -> ConfigDict:
     config.checkpoint.every = ConfigDict({"epochs": 1})
     config.checkpoint.keep_last = 2
     config.checkpoint.keep_best = 1
+    config.lock()
+    # These are empty here; a recipe may fill them entry by entry.
+    for value in (
+        *(config.model.overrides, config.distill.overrides),
+        *(config.data.resize_schedule, config.optim.schedule_length),
+    ):
+        value.unlock()
     return config

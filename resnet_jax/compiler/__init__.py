@@ -1,12 +1,11 @@
-"""Options of XLA's compiler for the steps, on chips where some are known to be better.
+"""Compiling a step with the options of XLA's compiler that suit the chip.
 
-`configs/compiler/CHIP.py` has those of a chip, and its README.md what was tried.
+`options.py` has the options, and README.md what was tried.
 """
-
-import importlib
 
 import jax
 
+from resnet_jax.compiler.options import OPTIONS
 from resnet_jax.errors import UserError
 from resnet_jax.plan.chips import chip_of_device
 
@@ -14,12 +13,8 @@ UNKNOWN = "No such compile option"
 
 
 def options_for(device_kind: str) -> dict:
-    """The options for devices that JAX calls so; none where none are known."""
-    chip = chip_of_device(device_kind)
-    try:
-        return dict(importlib.import_module(f"configs.compiler.{chip}").OPTIONS)
-    except ModuleNotFoundError:
-        return {}
+    """Returns the options for devices of a kind; none for chips that have no entry."""
+    return dict(OPTIONS.get(chip_of_device(device_kind), {}))
 
 
 def compile_step(
@@ -28,12 +23,12 @@ def compile_step(
     """Compiles a step.
 
     Args:
-      lowered: the step.
-      device_kind: how JAX calls the devices.
-      options: of the compiler, or `chip`: those of `options_for`.
+      lowered: The step.
+      device_kind: JAX's name for the devices.
+      options: The compiler's options, or `chip` for those of `options_for`.
 
     Raises:
-      UserError: the compiler does not know an option.
+      UserError: The compiler does not know an option.
     """
     if options == "chip":
         options = options_for(device_kind)

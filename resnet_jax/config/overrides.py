@@ -1,0 +1,188 @@
+"""The `--config.KEY=VALUE` of every command: how they are found, read and applied."""
+
+import ast
+import contextlib
+import functools
+import json
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from ml_collections import ConfigDict
+
+from resnet_jax.config import defaults
+from resnet_jax.config.durations import UNITS
+from resnet_jax.config.saved import flatten, is_section
+from resnet_jax.errors import UserError, nearest
+
+PREFIX = "--config."
+TRUTHS = {"true": True, "yes": True, "1": True} | {
+    "false": False,
+    "no": False,
+    "0": False,
+}
+HELP = f"""\
+--config.KEY=VALUE sets a key of the config, such as --config.optim.learning_rate=0.2 or
+--config.total.epochs=30 (a duration is in steps, epochs or examples). All keys, each
+with a comment, are in {defaults.__file__}"""
+
+
+def take_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Takes the overrides out of a command line.
+
+    `--config.KEY VALUE`, `--config.KEY` (true) and `--noconfig.KEY` (false) are
+    overrides, too.
+
+    >>> take_overrides(["--config=c.py", "--config.seed", "3", "--noconfig.data.flip"])
+    (['--config=c.py'], ['--config.seed=3', '--config.data.flip=false'])
+
+    Args:
+      arguments: A command line.
+
+    Returns:
+      The other arguments, and the overrides in the form `--config.KEY=VALUE`, or
+      `--config.KEY` where there is no value.
+    """
+    others, overrides, rest = [], [], list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if argument == "--":
+            return [*others, argument, *rest], overrides
+        # A flag of absl may begin with one dash.
+        name, equals, value = re.sub("^-(?=[^-])", "--", argument).partition("=")
+        negated = name.startswith("--noconfig.") and not equals
+        if negated:
+            name, value = name.replace("--no", "--", 1), "false"
+        elif not name.startswith(PREFIX):
+            others.append(argument)
+            continue
+        elif not equals:
+            if not rest or re.match("-+[a-zA-Z]", rest[0]):
+                overrides.append(name)
+                continue
+            value = rest.pop(0)
+        overrides.append(f"{name}={value}")
+    return others, overrides
+
+
+def override(config: ConfigDict, arguments: Sequence[str]) -> None:
+    """Applies overrides to a config; later ones win.
+
+    >>> config = defaults.get_config()
+    >>> override(config, ["--config.total.steps=5", "--config.data.flip=false"])
+    >>> config.total.steps, config.data.flip
+    (5, False)
+
+    Args:
+      config: The config, which is changed.
+      arguments: `--config.KEY=VALUE`, where VALUE has the type of the key's value and a
+        duration may have another unit; or any form that `take_overrides` takes.
+
+    Raises:
+      UserError: An argument is not an override, the config does not have the key, or
+        the value has another type.
+    """
+    others, overrides = take_overrides(arguments)
+    if others:
+        raise UserError(
+            f"Unexpected argument {others[0]!r}. Overrides are written"
+            " --config.KEY=VALUE."
+        )
+    for argument in overrides:
+        key, equals, text = argument.removeprefix(PREFIX).partition("=")
+        *path, last = key.split(".")
+        node = _node(config, path, key, text)
+        if last in UNITS and set(node) <= set(UNITS):
+            amount = ConfigDict({last: _number(argument, text)})
+            *path, last = path
+            node, value = _node(config, path, key, text), amount
+        elif last not in node:
+            _refuse_key(config, key, node, text)
+        elif equals:
+            value = _read(argument, text, node, last, ".".join((*path, last)))
+        elif node.get_type(last) is bool:
+            value = True
+        else:
+            raise UserError(f"{argument} needs a value: {argument}=VALUE.")
+        try:
+            node[last] = value
+        except TypeError as error:
+            raise UserError(f"{argument}: {error}.") from None
+
+
+def _node(config: ConfigDict, path: list[str], key: str, text: str) -> ConfigDict:
+    """Returns the section that holds a key."""
+    node = config
+    for part in path:
+        if part not in node or not isinstance(node[part], ConfigDict):
+            _refuse_key(config, key, node, text)
+        node = node[part]
+    return node
+
+
+def _refuse_key(config: ConfigDict, key: str, node: ConfigDict, text: str) -> NoReturn:
+    where, _, field = key.rpartition(".")
+    if where.endswith(".overrides"):
+        with contextlib.suppress(ValueError, SyntaxError):
+            text = ast.literal_eval(text)
+        raise UserError(
+            f"The config's {where} sets no {field}; give all that it is to set:"
+            f' --config.{where}="{node.to_dict() | {field: text}}"'
+        )
+    raise UserError(f"The config has no key {key!r}.{nearest(key, flatten(config))}")
+
+
+def _read(argument: str, text: str, node: ConfigDict, last: str, key: str) -> Any:
+    """Returns the value of an override in the type that the key's value has."""
+    kind, old = node.get_type(last), node[last]
+    if kind is str:
+        return text
+    if kind is bool:
+        if text.lower() not in TRUTHS:
+            raise UserError(f"{argument} is neither true nor false.")
+        return TRUTHS[text.lower()]
+    if kind in (int, float):
+        number = _number(argument, text)
+        if kind is int and number != int(number):
+            raise UserError(f"{argument} is not a whole number.")
+        return kind(number)
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = {"true": True, "false": False}.get(text, text)
+    if issubclass(kind, tuple | list):
+        if not isinstance(value, tuple | list):
+            example = old or ("a", "b")
+            raise UserError(f'{argument} is not a tuple, such as "{tuple(example)}".')
+        return kind(value)
+    if issubclass(kind, ConfigDict):
+        if _is_section(key):
+            raise UserError(f"{argument}: set the keys of {key} one by one.")
+        if not isinstance(value, dict):
+            example = json.dumps(old.to_dict() or {"epochs": 1}).replace('"', "'")
+            raise UserError(f'{argument} is not a dictionary, such as "{example}".')
+        # The whole value is replaced, not only the entries that are given.
+        return ConfigDict(value)
+    return value
+
+
+def _number(argument: str, text: str) -> int | float:
+    """Returns a finite number; an integer stays one."""
+    try:
+        number = ast.literal_eval(text)
+        if type(number) in (int, float) and math.isfinite(number):
+            return number
+    except (ValueError, SyntaxError):
+        pass
+    raise UserError(f"{argument} is not a number.")
+
+
+def _is_section(key: str) -> bool:
+    try:
+        default = functools.reduce(
+            ConfigDict.__getitem__, key.split("."), defaults.get_config()
+        )
+    except (KeyError, TypeError):
+        return False
+    return is_section(default)

@@ -1,0 +1,61 @@
+"""Configs that follow from another one: for an evaluation and for a dry run."""
+
+from ml_collections import ConfigDict
+
+from resnet_jax.config import defaults
+
+
+def for_evaluation(config: ConfigDict, devices: int) -> ConfigDict:
+    """Returns a config that evaluates the same on any number of devices.
+
+    What only training needs is set to what every network and batch size allows.
+    """
+    config = ConfigDict(config.to_dict())
+    with config.ignore_type():
+        batch_size = config.evaluate.batch_size or config.batch_size
+        config.batch_size = -(-batch_size // devices) * devices
+        config.evaluate.batch_size = 0
+        config.model.bn_group_size = "global"
+        # Durations in epochs take another number of steps at that batch size.
+        config.total = ConfigDict({"steps": 1})
+        config.data.resize_schedule = ConfigDict()
+        for section in ("optim", "mix", "distill"):
+            config[section] = defaults.get_config()[section]
+        config.optim.warmup = ConfigDict({"steps": 0})
+    return config
+
+
+def for_dry_run(config: ConfigDict, devices: int) -> ConfigDict:
+    """Returns a config of two steps of everything on fake data at a small size."""
+    config = ConfigDict(config.to_dict())
+    with config.ignore_type():
+        # Two examples a device and microbatch, in groups as a device holds them.
+        config.batch_size = 2 * devices * config.optim.microbatches
+        config.evaluate.batch_size = 2 * devices
+        config.model.bn_group_size = "device"
+        # Does not divide into batches, so that the last one is padded.
+        config.data.source = f"fake:10:{config.batch_size + 1}"
+        config.data.train_split, config.data.eval_split = "train", "validation"
+        config.data.eval_source, config.data.shots = "", 0
+        config.evaluate.sets = ()
+        config.data.image_size = min(config.data.image_size, 64)
+        config.data.eval_size = min(config.data.eval_size, 64)
+        if config.data.resize_schedule:
+            # A step of either size.
+            size = config.data.image_size
+            times = {"start": {"steps": 0}, "end": {"steps": 1}}
+            sizes = {"first": max(size // 2, 1), "last": size}
+            config.data.resize_schedule = ConfigDict(times | sizes)
+        config.init_from = ""
+        config.bn_recompute = min(config.bn_recompute, 1)
+        config.total = ConfigDict({"steps": 2})
+        if config.optim.warmup and max(config.optim.warmup.values()):
+            config.optim.warmup = ConfigDict({"steps": 1})
+        config.optim.decay_at = tuple({"steps": 1} for _ in config.optim.decay_at[:1])
+        config.optim.schedule_length = ConfigDict()
+        if config.distill.teacher:
+            config.distill.teacher_init = "drawn"
+        for section in (config.evaluate, config.checkpoint):
+            section.every = ConfigDict({"steps": 2})
+        config.log_every = ConfigDict({"steps": 1})
+    return config
