@@ -201,7 +201,7 @@ def test_an_object_store_that_refuses_is_one_sentence(monkeypatch, capsys):
         said = capsys.readouterr().err
         assert said.startswith("error: gs://bucket/run cannot be used: ")
         assert str(error) in said and said.count("\n") == 1
-    monkeypatch.setattr(main, "run", lambda command: 1 / 0)
+    monkeypatch.setattr(main, "run", lambda arguments, command: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main.main(["main"])
 

@@ -65,7 +65,7 @@ def test_the_code_that_counts_is_what_steps_are_made_of(tmp_path, monkeypatch):
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
-    monkeypatch.setattr(source, "ROOT", tmp_path)
+    monkeypatch.setattr(source, "PACKAGE", tmp_path / "resnet_jax")
     before = ask_module.code()
     for name, counts in files.items():
         (tmp_path / name).write_text("changed")
