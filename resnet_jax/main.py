@@ -252,7 +252,7 @@ def run(arguments: Arguments, command: str) -> None:
     from resnet_jax.output import say
     from resnet_jax.sharding import find_devices
     from resnet_jax.storage import path_of
-    from resnet_jax.train import train
+    from resnet_jax.training.loop import train
     from resnet_jax.writers import describe
 
     compile_cache.turn_on()

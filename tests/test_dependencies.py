@@ -19,7 +19,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.evaluate import evaluate_workdir
 from resnet_jax.fingerprint import fingerprint, old_fingerprint
 from resnet_jax.initial import first_state, initial_weights, teacher_weights
-from resnet_jax.train import train
+from resnet_jax.training.loop import train
 from resnet_jax.weights import own
 from resnet_jax.weights.card import default_card
 from tests import keyed, tiny

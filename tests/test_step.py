@@ -16,7 +16,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.models.cost import inner_jaxprs
 from resnet_jax.optim import update_ema
 from resnet_jax.step import StepOptions, group_size_of, make_train_step, normalize
-from resnet_jax.train import train
+from resnet_jax.training.loop import train
 from tests import keyed, tiny
 
 # One block: the stem's norm and two more.

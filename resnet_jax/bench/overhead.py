@@ -20,7 +20,7 @@ from resnet_jax.bench.table import Benchmark, row
 from resnet_jax.errors import UserError
 from resnet_jax.initial import teacher_variables, teacher_weights
 from resnet_jax.setup import Setup, set_up
-from resnet_jax.train import train
+from resnet_jax.training.loop import train
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

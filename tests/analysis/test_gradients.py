@@ -12,7 +12,7 @@ from resnet_jax import losses, step
 from resnet_jax.analysis import gradients
 from resnet_jax.errors import UserError
 from resnet_jax.models.scan import stack_blocks
-from resnet_jax.train import train
+from resnet_jax.training.loop import train
 from tests import keyed, tiny
 
 # More than nine blocks: by name, the tenth would be before the second.

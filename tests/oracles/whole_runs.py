@@ -33,7 +33,7 @@ from torchvision.transforms import v2
 
 from resnet_jax import config as config_lib
 from resnet_jax.config.defaults import IMAGENET_MEAN, IMAGENET_STD
-from resnet_jax.train import train
+from resnet_jax.training.loop import train
 from tests.oracles.networks import Cifar
 
 ROOT = Path(__file__).parents[2]

@@ -79,7 +79,7 @@ DRY_RUN = """
 import pathlib, sys, tempfile
 from resnet_jax.config import for_dry_run
 from resnet_jax.models import get_spec
-from resnet_jax.train import train
+from resnet_jax.training.loop import train
 from tests.test_config import load
 
 for name in sys.argv[1:]:

@@ -25,7 +25,7 @@ from resnet_jax.initial import (
 from resnet_jax.models.scan import stack_blocks
 from resnet_jax.setup import Setup, set_up
 from resnet_jax.step import TrainState, normalize
-from resnet_jax.train import train
+from resnet_jax.training.loop import train
 from resnet_jax.weights.card import default_card
 from resnet_jax.weights.load import load
 from tests import keyed, tiny

@@ -17,7 +17,7 @@ from resnet_jax.checkpoints import Progress
 from resnet_jax.errors import UserError
 from resnet_jax.preemption import PreemptedError
 from resnet_jax.setup import summary
-from resnet_jax.train import Meter, train
+from resnet_jax.training.loop import Meter, train
 from resnet_jax.writers import Writer
 from tests import tiny
 
@@ -42,7 +42,7 @@ def test_the_summary_tells_the_groups_of_batch_norm_where_there_is_one(norm, tol
 
 
 def test_a_start_does_not_wait_for_what_draws():
-    code = "import resnet_jax.train, sys; sys.exit('matplotlib' in sys.modules)"
+    code = "import resnet_jax.training.loop, sys; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -1,0 +1,1 @@
+"""Training: the loop from top to bottom."""
