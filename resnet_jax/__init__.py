@@ -1,7 +1,27 @@
-"""Residual networks in JAX: equal to their references, from a laptop to a pod."""
+"""Residual networks in JAX: equal to their references, from a laptop to a pod.
 
+>>> import resnet_jax
+>>> resnet_jax.list_models("resnet5*d")
+['resnet50d']
+>>> resnet_jax.create_model("resnet50d", num_classes=10).spec.num_classes
+10
+
+The public names are those in `__all__` of this module and of `resnet_jax.config`,
+`resnet_jax.data`, `resnet_jax.errors`, `resnet_jax.models` and `resnet_jax.weights`,
+with the public methods of their classes. Everything else is private and may change in
+any version; the commands, `python -m resnet_jax.NAME`, keep their flags.
+"""
+
+import importlib
 import signal
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from resnet_jax import config, data, errors, models, weights
+    from resnet_jax.models.zoo import create_model, list_models
+    from resnet_jax.training.loop import train
+    from resnet_jax.weights.trained import load
 
 __version__ = "0.1.0"
 
@@ -13,3 +33,35 @@ if (
     and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 ):
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+__all__ = [
+    "config",
+    "create_model",
+    "data",
+    "errors",
+    "list_models",
+    "load",
+    "models",
+    "train",
+    "weights",
+]
+# JAX is imported when one of these is first used.
+_MODULES = {
+    "create_model": "resnet_jax.models.zoo",
+    "list_models": "resnet_jax.models.zoo",
+    "load": "resnet_jax.weights.trained",
+    "train": "resnet_jax.training.loop",
+}
+
+
+def __getattr__(name: str):
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    globals()[name] = value = getattr(importlib.import_module(_MODULES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,7 +13,8 @@ from resnet_jax.analysis import degradation
 from resnet_jax.errors import UserError
 from resnet_jax.evaluate import Gallery
 from resnet_jax.pictures import picture, shorten
-from resnet_jax.predict import draw
+from resnet_jax.weights.card import Prediction
+from resnet_jax.weights.drawing import draw_predictions
 
 NAMES = (
     *("a$b_$", "$", r"\frac{$x$}", r"\$x", "$x$", "_hidden", "%d {x}", "&#"),
@@ -61,12 +62,11 @@ def test_a_prediction_beyond_the_classes_of_the_data_is_drawn(tmp_path):
 
 
 def test_predictions_and_runs_of_any_name_are_drawn(tmp_path):
-    images = [
-        {"top": [{"name": name, "probability": 0.5}, {"name": name, "probability": 0}]}
-        for name in NAMES
+    predictions = [
+        [Prediction(0, name, 0.5), Prediction(1, name, 0.0)] for name in NAMES
     ]
     pixels = np.zeros((len(NAMES), 8, 8, 3), np.uint8)
-    draw(tmp_path / "a$b_$.png", pixels, images)
+    draw_predictions(tmp_path / "a$b_$.png", pixels, predictions)
     assert pixels_of(tmp_path / "a$b_$.png").any()
     workdirs = []
     for name in ("a$b_$", "_run", "\x1b[31m", os.fsdecode(b"\xff"), "n" * 200):

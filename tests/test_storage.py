@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 
 from resnet_jax import (
-    convert,
     evaluate,
     predict,
     processes,
@@ -28,6 +27,7 @@ from resnet_jax.data import sources
 from resnet_jax.errors import UserError
 from resnet_jax.storage import path_of
 from resnet_jax.weights import load as weights
+from resnet_jax.weights.save import save
 from resnet_jax.workdir import Lock, claimed
 from tests import stores
 from tests.data.prepared import prepare
@@ -230,7 +230,7 @@ def test_a_run_stops_whose_workdir_in_a_store_was_taken(folder, quick, monkeypat
 def test_weights_are_written_to_a_store_and_read_from_it(folder, tmp_path):
     card, variables = small_weights()
     for name in ("w.safetensors", "w.npz", "weights"):
-        convert.save(str(folder / name), variables, card)
+        save(str(folder / name), variables, card)
         found, read = weights.load(str(folder / name))
         assert found.network == card.network
         jax.tree.map(np.testing.assert_array_equal, variables, read)
@@ -396,7 +396,7 @@ def test_weights_and_images_that_s3_does_not_give_are_told(tmp_path):
                     weights.load(weights_file)
                 card, _ = small_weights()
                 with pytest.raises(UserError, match=f"{image} cannot be used"):
-                    card.read_image(path_of(image))
+                    card.preprocess(image)
                 with pytest.raises(UserError, match="s3://bucket/secret cannot be"):
                     report.draw(path_of("s3://bucket/secret"))
 

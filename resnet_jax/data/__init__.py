@@ -1,1 +1,17 @@
 """From a data set to batches of uint8 images. Imports no TensorFlow, uses no device."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from resnet_jax.data.sources import Source
+
+__all__ = ["Source"]
+
+
+def __getattr__(name: str):
+    # Worker processes that decode images need not import what sources need.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from resnet_jax.data.sources import Source
+
+    return Source

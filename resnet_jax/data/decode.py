@@ -27,12 +27,12 @@ class Picture:
     """An image whose size is known before its pixels are decoded.
 
     Attributes:
-      image: the bytes of an image file, or uint8 pixels [h, w, c].
-      channels: of the pixels that are wanted, 1 or 3.
-      name: what to call the image if it cannot be decoded.
+      image: The bytes of an image file, uint8 pixels [h, w, c] or an image of Pillow.
+      channels: The number of channels of the wanted pixels, 1 or 3.
+      name: The name of the image in a message.
     """
 
-    image: bytes | UInt8[np.ndarray, "h w c"]
+    image: bytes | UInt8[np.ndarray, "h w c"] | Image.Image
     channels: int
     name: str = "an image"
 
@@ -121,14 +121,17 @@ class Picture:
                 return self.image
             pixels = self.image[:, :, 0] if self.image.shape[-1] == 1 else self.image
             return _to_pixels(Image.fromarray(pixels), self.channels)
-        if not self.image:
+        if self.image == b"":
             raise BadImageError(f"{self.name}: the file is empty.")
+        # A user's own image of Pillow stays as it is.
+        ours = not isinstance(self.image, Image.Image)
         try:
-            decoded = Image.open(io.BytesIO(self.image))
+            decoded = Image.open(io.BytesIO(self.image)) if ours else self.image
             decoded.load()
             # A broken EXIF block does not make the pixels bad.
             with contextlib.suppress(Exception):
-                ImageOps.exif_transpose(decoded, in_place=True)
+                upright = ImageOps.exif_transpose(decoded, in_place=ours)
+                decoded = upright or decoded
             return _to_pixels(decoded, self.channels)
         except MemoryError:
             raise

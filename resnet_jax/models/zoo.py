@@ -3,8 +3,10 @@
 import dataclasses
 import fnmatch
 import logging
+from typing import Any
 
 import flax.linen as nn
+from jax.typing import DTypeLike
 
 from resnet_jax.errors import UserError, check_known, nearest
 from resnet_jax.models.relatives import VGG, Highway, HighwaySpec, VGGSpec
@@ -780,7 +782,18 @@ ALIASES = {
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the networks that match a shell-style pattern, in the zoo's order."""
+    """Lists the names of networks.
+
+    Args:
+      pattern: A shell-style pattern that the names match.
+
+    Returns:
+      The names in the order of the zoo; an empty list if none matches.
+
+    Example:
+      >>> resnet_jax.list_models("cifar_resnet1*")
+      ['cifar_resnet110', 'cifar_resnet1202']
+    """
     return fnmatch.filter(ZOO, pattern)
 
 
@@ -800,17 +813,35 @@ def resolve(name: str) -> str:
 
 
 def get_entry(name: str) -> Entry:
-    """Returns a network's row, by any name that `resolve` takes."""
+    """Returns a network's row of the zoo.
+
+    Args:
+      name: A name of `list_models`, or one that timm gives the network.
+
+    Raises:
+      UserError: There is no such network; the message names the nearest ones.
+
+    Example:
+      >>> resnet_jax.models.get_entry("resnet50").params
+      25557032
+    """
     return ZOO[resolve(name)]
 
 
-def get_spec(name: str, **overrides) -> Spec:
+def get_spec(name: str, **overrides: Any) -> Spec:
     """Returns a network's spec with some fields replaced.
 
     Args:
-      name: any name that `resolve` takes; else raises UserError with the nearest ones.
-      **overrides: fields of the spec; an unknown field or a value that is not allowed
-        raises UserError.
+      name: A name of `list_models`, or one that timm gives the network.
+      **overrides: Fields of the spec to replace.
+
+    Raises:
+      UserError: There is no such network or field, or the network cannot have such a
+        value. The message names the nearest ones.
+
+    Example:
+      >>> resnet_jax.models.get_spec("resnet50", output_stride=8).stage_sizes
+      (3, 4, 6, 3)
     """
     spec = get_entry(name).spec
     fields = [field.name for field in dataclasses.fields(spec)]
@@ -823,27 +854,67 @@ def get_spec(name: str, **overrides) -> Spec:
         raise UserError(f"{name}: {error}.") from None
 
 
-def build(spec: Spec, *, dtype="float32", bn_group_size=None, scan_blocks=False):
+def build(
+    spec: Spec,
+    *,
+    dtype: DTypeLike = "float32",
+    bn_group_size: int | None = None,
+    scan_blocks: bool = False,
+) -> nn.Module:
     """Returns the module of a spec.
 
     Args:
-      spec: the network.
-      dtype: type of the computation.
-      bn_group_size: examples that share batch-norm statistics; None: the whole batch.
-      scan_blocks: whether equal consecutive blocks are scanned.
+      spec: The network.
+      dtype: The type of the computation; parameters and statistics are float32.
+      bn_group_size: The ghost batch size in examples; by default it is the whole batch.
+      scan_blocks: Whether equal consecutive blocks are one scan, which compiles faster
+        and stacks their parameters.
+
+    Returns:
+      The Flax module. It maps normalised images [b, h, w, c] to float32 logits.
+
+    Example:
+      >>> from resnet_jax import models
+      >>> spec = models.get_spec("resnet18", num_classes=10)
+      >>> models.build(spec) == resnet_jax.create_model("resnet18", num_classes=10)
+      True
     """
     return MODULES[type(spec)](spec, dtype, bn_group_size, scan_blocks)
 
 
 def create_model(
-    name: str, *, dtype="float32", bn_group_size=None, scan_blocks=False, **overrides
+    name: str,
+    *,
+    dtype: DTypeLike = "float32",
+    bn_group_size: int | None = None,
+    scan_blocks: bool = False,
+    **overrides: Any,
 ) -> nn.Module:
-    """Returns the network of that name; see `build` and `get_spec`.
+    """Creates a network of the zoo.
 
     Args:
-      name: any name that `resolve` takes; else raises UserError with the nearest ones.
-      dtype, bn_group_size, scan_blocks: see `build`.
-      **overrides: fields of the spec to replace, such as `num_classes=10`.
+      name: A name of `list_models`, or one that timm gives the network.
+      dtype: The type of the computation; parameters and statistics are float32.
+      bn_group_size: The ghost batch size in examples; by default it is the whole batch.
+      scan_blocks: Whether equal consecutive blocks are one scan, which compiles faster
+        and stacks their parameters.
+      **overrides: Fields of the network's spec to replace, such as `num_classes=10`.
+
+    Returns:
+      The Flax module. It maps normalised images [b, h, w, c] to float32 logits.
+
+    Raises:
+      UserError: There is no such network or field, or the network cannot have such a
+        value. The message names the nearest ones.
+
+    Example:
+      >>> module = resnet_jax.create_model("cifar_resnet20", num_classes=7)
+      >>> x = np.zeros((2, 32, 32, 3))
+      >>> variables = module.init(jax.random.key(0), x)
+      >>> module.apply(variables, x).shape
+      (2, 7)
+      >>> list(module.apply(variables, x, features=True))
+      ['C1', 'C2', 'C3', 'C4']
     """
     return build(
         get_spec(name, **overrides),

@@ -3,6 +3,9 @@
 `SCHEMES` has them by name; `naming.py` says what a scheme is.
 """
 
+import importlib
+from typing import TYPE_CHECKING
+
 from resnet_jax.weights import akamaster, bit, highway, keras, timm, vgg
 
 SCHEMES = {
@@ -13,3 +16,17 @@ SCHEMES = {
         *(keras.APPLICATIONS, keras.TUTORIAL),
     )
 }
+
+if TYPE_CHECKING:
+    from resnet_jax.weights.card import Card, Prediction
+    from resnet_jax.weights.trained import TrainedModel
+
+__all__ = ["Card", "Prediction", "TrainedModel"]
+
+
+def __getattr__(name: str):
+    # Their modules import `SCHEMES` from here.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = "trained" if name == "TrainedModel" else "card"
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)

@@ -1,4 +1,4 @@
-"""The card of weights: what network they are of, and how its input is made."""
+"""The card of weights: the network they belong to, and how its input is made."""
 
 import dataclasses
 import fnmatch
@@ -6,21 +6,20 @@ import functools
 import importlib.util
 import json
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
-from numpy import ndarray
+import numpy as np
+from jaxtyping import Array, Float, Float32, UInt8
 
-from resnet_jax import storage
 from resnet_jax.data.augment import Augment
 from resnet_jax.data.decode import MODES, Picture
 from resnet_jax.data.resize import INTERPOLATIONS
-from resnet_jax.errors import UserError, nearest
+from resnet_jax.errors import BadImageError, UserError, nearest
 from resnet_jax.models.zoo import ALIASES, Spec, get_entry, get_spec, resolve
 from resnet_jax.step import normalize
-from resnet_jax.storage import Path
+from resnet_jax.weights.images import Images, pictures_of
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
@@ -55,26 +54,42 @@ FAMILIES = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Card:
-    """What must be known of weights to use them.
+class Prediction(NamedTuple):
+    """A class that a network takes an image for.
 
     Attributes:
-      network: its name in the zoo.
-      spec: fields of its spec.
-      scheme: the naming scheme of the tensors beside which the card lies.
-      image_size: side of the input in pixels.
-      mean, std: of each channel as the network sees them, in units of 0 to 1.
-      interpolation, crop_fraction: see `Augment`.
-      bgr: whether the channels are in the order of OpenCV and Caffe.
-      classes: names of the classes in the order of the logits, as far as known.
-      license: of the weights, as SPDX has it where their source does.
-      origin: where they come from.
-      top1: accuracy in percent as their source gives it, or None.
+      index: The index of the class.
+      name: The name of the class, or `class INDEX` if no name is known.
+      probability: The probability that the network gives it, from 0 to 1.
+    """
+
+    index: int
+    name: str
+    probability: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Card:
+    """The facts that are needed to use weights.
+
+    Attributes:
+      network: The name of the network in the zoo.
+      spec: The fields of the network's spec.
+      scheme: The naming scheme of the tensors beside which the card lies.
+      image_size: The side of the input in pixels.
+      mean: The mean of each channel as the network sees it, from 0 to 1.
+      std: The standard deviation of each channel, in the same unit.
+      interpolation: The name of the resizing filter, as in `data.interpolation`.
+      crop_fraction: The part of the resized short side that the central crop keeps.
+      bgr: Whether the channels are in the order of OpenCV and Caffe.
+      classes: The names of the classes in the order of the logits, as far as known.
+      license: The licence of the weights, as SPDX if their source gives it so.
+      origin: The place where the weights come from.
+      top1: The accuracy in percent that their source gives, or None.
     """
 
     network: str
-    spec: Mapping[str, Any]
+    spec: Mapping[str, Any] = dataclasses.field(repr=False)
     scheme: str
     image_size: int
     mean: tuple[float, ...]
@@ -82,7 +97,7 @@ class Card:
     interpolation: str = "bilinear"
     crop_fraction: float = 0.875
     bgr: bool = False
-    classes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     license: str = ""
     origin: str = ""
     top1: float | None = None
@@ -104,11 +119,11 @@ class Card:
             )
 
     def make_spec(self) -> Spec:
-        """The spec of the network; raises UserError for fields that it cannot have."""
+        """Returns the network's spec; raises UserError for fields it cannot have."""
         return get_spec(self.network, **self.spec)
 
     def for_spec(self, spec: Spec) -> "Card":
-        """The card of the same weights with another number of classes or channels."""
+        """Returns the card for another number of classes or channels."""
         changes = {"spec": dataclasses.asdict(spec)}
         if spec.num_classes != self.spec["num_classes"]:
             changes |= {"classes": (), "top1": None}
@@ -121,39 +136,89 @@ class Card:
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> str:
-        """The card as text, one line a field."""
+        """Returns the card as JSON, one line a field."""
         fields = dataclasses.asdict(self).items()
         lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in fields)
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
     def class_name(self, index: int) -> str:
-        """What to call a class: its name, or its number where it has none."""
+        """Returns the name of a class, or `class INDEX` if no name is known."""
         return self.classes[index] if index < len(self.classes) else f"class {index}"
 
-    def read_image(self, path: Path) -> UInt8[ndarray, "h w c"]:
-        """Returns those pixels of an image file that the network sees.
+    def top(
+        self, logits: Float[np.ndarray, " classes"], k: int = 5
+    ) -> list[Prediction]:
+        """Returns the k most probable classes by the logits of one image."""
+        logits = logits.astype(np.float64)
+        probabilities = np.exp(logits - logits.max())
+        probabilities /= probabilities.sum()
+        order = np.argsort(-probabilities, kind="stable")[:k].tolist()
+        return [
+            Prediction(index, self.class_name(index), float(probabilities[index]))
+            for index in order
+        ]
 
-        Raises UserError for what is no image, or a network whose input is none.
+    def preprocess(self, images: Images) -> Float32[np.ndarray, "n s s c"]:
+        """Prepares images as in the evaluation of the weights' training.
+
+        Images are decoded, turned upright as their EXIF data say, resized, cropped
+        and normalised. Grey and colour images are converted to what the network takes,
+        and transparency is dropped.
+
+        Args:
+          images: A path (also of `gs://` or `s3://`), the bytes of an image file, an
+            image of Pillow, a uint8 array [h, w], [h, w, c] or [n, h, w, c] of NumPy
+            or JAX, or a list of these, which may be mixed.
+
+        Returns:
+          The network's input; a single image has n = 1.
+
+        Raises:
+          UserError: An image cannot be read, or has another form.
+
+        Example:
+          >>> card = resnet_jax.load("runs/digits").card
+          >>> card.preprocess(["seven.png", np.zeros((20, 30, 3), np.uint8)]).shape
+          (2, 8, 8, 1)
         """
-        channels = self.spec["in_channels"]
-        if channels not in MODES:
-            raise UserError(
-                f"{self.network} takes {channels} channels; image files have 1 or 3."
-            )
+        return np.array(self.normalize(jnp.asarray(self.crop(images))))
+
+    def crop(self, images: Images) -> UInt8[np.ndarray, "n s s c"]:
+        """Returns the pixels that the network sees, before they are normalised.
+
+        The arguments and errors are those of `preprocess`.
+        """
         augment = Augment(
             size=self.image_size,
             crop_fraction=self.crop_fraction,
             interpolation=self.interpolation,
         )
         try:
-            with storage.telling(path):
-                content = path.read_bytes()
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}.") from None
-        return augment(Picture(content, channels, str(path)), None)
+            pixels = [augment(picture, None) for picture in self.open(images)]
+        except BadImageError as error:
+            reason = str(error).rstrip(".")
+            raise BadImageError(f"{reason}; replace it or leave it out.") from None
+        if not pixels:
+            side, channels = self.image_size, self.spec["in_channels"]
+            return np.zeros((0, side, side, channels), np.uint8)
+        return np.stack(pixels)
+
+    def open(self, images: Images) -> Iterator[Picture]:
+        """Reads images without decoding them, one at a time as they are taken.
+
+        The result may be given to `crop`, `preprocess` and the methods of a loaded
+        model. The arguments and errors are those of `preprocess`.
+        """
+        channels = self.spec["in_channels"]
+        if channels not in MODES:
+            raise UserError(
+                f"{self.network} takes {channels} channels; image files have 1 or 3."
+                " Prepare its input yourself, and apply its module to that."
+            )
+        return pictures_of(images, channels)
 
     def normalize(self, pixels: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Turns pixels into the network's input."""
+        """Turns cropped pixels into the network's input."""
         if self.bgr:
             pixels = pixels[..., ::-1]
         return normalize(pixels, self.mean, self.std, jnp.float32)

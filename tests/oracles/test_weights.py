@@ -15,12 +15,13 @@ from timm.models import adapt_input_conv
 from torch import nn
 
 from resnet_jax import predict
-from resnet_jax.convert import main, save
+from resnet_jax.convert import main
 from resnet_jax.errors import UserError
 from resnet_jax.models import get_spec
 from resnet_jax.weights.card import default_card
 from resnet_jax.weights.fit import adapt_channels
 from resnet_jax.weights.load import load
+from resnet_jax.weights.save import save
 from tests import keyed
 from tests.oracles import networks
 from tests.real_data import real_data

@@ -103,7 +103,7 @@ def test_an_image_is_read_as_the_card_says(tmp_path):
     # The short side to 40, then the middle 20 of 60 x 40.
     resized = Image.fromarray(ramp).resize((60, 40), Image.Resampling.BICUBIC)
     expected = np.asarray(resized.crop((20, 10, 40, 30)))
-    np.testing.assert_array_equal(card.read_image(tmp_path / "ramp.png"), expected)
+    np.testing.assert_array_equal(card.crop(tmp_path / "ramp.png")[0], expected)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_no_image_has_as_many_channels_as_some_networks(tmp_path):
     card = default_card("resnet18")
     card = card.for_spec(dataclasses.replace(card.make_spec(), in_channels=4))
     with pytest.raises(UserError, match="takes 4 channels; image files have 1 or 3"):
-        card.read_image(tmp_path / "image.png")
+        card.preprocess(tmp_path / "image.png")
 
 
 def test_timms_config_says_all_that_the_card_needs():

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from resnet_jax.convert import main, save
+from resnet_jax.convert import main
 from resnet_jax.errors import UserError
 from resnet_jax.weights import files
 from resnet_jax.weights.load import load
+from resnet_jax.weights.save import save
 from tests.weights import small
 
 # The two-minute part has no room for them.

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from resnet_jax.convert import save
 from resnet_jax.errors import UserError
 from resnet_jax.models import ZOO, build, get_spec
 from resnet_jax.weights import SCHEMES, files
 from resnet_jax.weights.fit import adapt_channels
 from resnet_jax.weights.load import load
 from resnet_jax.weights.naming import to_theirs
+from resnet_jax.weights.save import save
 from tests import keyed
 from tests.weights import small
 

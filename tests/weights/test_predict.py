@@ -1,7 +1,6 @@
 """Image files are classified by any weights, as text, JSON and a picture."""
 
 import json
-import pathlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +8,10 @@ import pytest
 from PIL import Image
 
 from resnet_jax import predict
-from resnet_jax.convert import save
 from resnet_jax.errors import UserError
 from resnet_jax.models import build
 from resnet_jax.weights.card import CIFAR10_CLASSES
+from resnet_jax.weights.save import save
 from tests.real_data import real_data
 from tests.weights import small
 
@@ -52,7 +51,7 @@ def test_json_is_one_document_with_the_logits_that_the_network_gives(
     document = json.loads(capsys.readouterr().out)
     assert document["network"] == "akamaster_resnet20"
     card, variables = small.card_and_variables("akamaster_resnet20", num_classes=10)
-    pixels = np.stack([card.read_image(path) for path in map(pathlib.Path, images)])
+    pixels = card.crop(images)
     logits = build(card.make_spec()).apply(
         variables, card.normalize(jnp.asarray(pixels))
     )
@@ -63,17 +62,6 @@ def test_json_is_one_document_with_the_logits_that_the_network_gives(
         best = image["top"][0]
         assert best["index"] == int(np.argmax(image["logits"]))
         assert sum(one["probability"] for one in image["top"]) <= 1 + 1e-9
-
-
-def test_logits_do_not_depend_on_the_other_images(weights, images, monkeypatch):
-    card, variables = small.card_and_variables("akamaster_resnet20")
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(256, size=(5, 32, 32, 3), dtype=np.uint8)
-    together = predict.predict(card, variables, pixels)
-    monkeypatch.setattr(predict, "BATCH", 2)
-    in_parts = predict.predict(card, variables, pixels)
-    assert in_parts.shape == (5, 6)
-    np.testing.assert_allclose(in_parts, together, rtol=1e-4, atol=1e-5)
 
 
 def test_a_picture_shows_the_predictions(weights, images, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 
 from resnet_jax import report, writers
 from resnet_jax.checkpoints import Checkpoints, Progress
-from resnet_jax.convert import main, save
+from resnet_jax.convert import main
 from resnet_jax.dependencies import describe_data, describe_weights
 from resnet_jax.errors import UserError
 from resnet_jax.fingerprint import old_fingerprint
@@ -28,6 +28,7 @@ from resnet_jax.step import TrainState, normalize
 from resnet_jax.training.loop import train
 from resnet_jax.weights.card import default_card
 from resnet_jax.weights.load import load
+from resnet_jax.weights.save import save
 from tests import keyed, tiny
 from tests.weights import small
 
