@@ -8,8 +8,8 @@
 
 The public names are those in `__all__` of this module and of `resnet_jax.config`,
 `resnet_jax.data`, `resnet_jax.errors`, `resnet_jax.models` and `resnet_jax.weights`,
-with the public methods of their classes. Everything else is private and may change in
-any version; the commands, `python -m resnet_jax.NAME`, keep their flags.
+with the attributes and public methods of their classes; a network's only public method
+is its call. Everything else is private and may change in any version.
 """
 
 import importlib
@@ -64,4 +64,4 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, "__version__"])

@@ -9,6 +9,7 @@ import json
 
 from resnet_jax import output, storage
 from resnet_jax.weights.drawing import draw_predictions
+from resnet_jax.weights.images import pictures_of
 from resnet_jax.weights.trained import load
 
 
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> None:
     model = load(args.weights, model=args.model)
     card = model.card
     # Each file is read once, since it may be a pipe.
-    pictures = list(card.open(args.images))
+    pictures = list(pictures_of(args.images, card.spec["in_channels"], card.network))
     logits = model.logits(pictures)
     predictions = [card.top(values) for values in logits]
     if args.save:

@@ -909,7 +909,7 @@ def create_model(
 
     Example:
       >>> module = resnet_jax.create_model("cifar_resnet20", num_classes=7)
-      >>> x = np.zeros((2, 32, 32, 3))
+      >>> x = jax.numpy.zeros((2, 32, 32, 3))
       >>> variables = module.init(jax.random.key(0), x)
       >>> module.apply(variables, x).shape
       (2, 7)

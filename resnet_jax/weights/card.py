@@ -6,7 +6,7 @@ import functools
 import importlib.util
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, UInt8
 
 from resnet_jax.data.augment import Augment
-from resnet_jax.data.decode import MODES, Picture
 from resnet_jax.data.resize import INTERPOLATIONS
 from resnet_jax.errors import BadImageError, UserError, nearest
 from resnet_jax.models.zoo import ALIASES, Spec, get_entry, get_spec, resolve
@@ -158,7 +157,7 @@ class Card:
             for index in order
         ]
 
-    def preprocess(self, images: Images) -> Float32[np.ndarray, "n s s c"]:
+    def preprocess(self, images: Images) -> Float32[Array, "n s s c"]:
         """Prepares images as in the evaluation of the weights' training.
 
         Images are decoded, turned upright as their EXIF data say, resized, cropped
@@ -177,45 +176,32 @@ class Card:
           UserError: An image cannot be read, or has another form.
 
         Example:
-          >>> card = resnet_jax.load("runs/digits").card
+          >>> card = resnet_jax.load("runs/quickstart").card
           >>> card.preprocess(["seven.png", np.zeros((20, 30, 3), np.uint8)]).shape
           (2, 8, 8, 1)
         """
-        return np.array(self.normalize(jnp.asarray(self.crop(images))))
+        return self.normalize(jnp.asarray(self.crop(images)))
 
     def crop(self, images: Images) -> UInt8[np.ndarray, "n s s c"]:
         """Returns the pixels that the network sees, before they are normalised.
 
         The arguments and errors are those of `preprocess`.
         """
+        channels = self.spec["in_channels"]
         augment = Augment(
             size=self.image_size,
             crop_fraction=self.crop_fraction,
             interpolation=self.interpolation,
         )
         try:
-            pixels = [augment(picture, None) for picture in self.open(images)]
+            pictures = pictures_of(images, channels, self.network)
+            pixels = [augment(picture, None) for picture in pictures]
         except BadImageError as error:
             reason = str(error).rstrip(".")
             raise BadImageError(f"{reason}; replace it or leave it out.") from None
         if not pixels:
-            side, channels = self.image_size, self.spec["in_channels"]
-            return np.zeros((0, side, side, channels), np.uint8)
+            return np.zeros((0, *augment.shape, channels), np.uint8)
         return np.stack(pixels)
-
-    def open(self, images: Images) -> Iterator[Picture]:
-        """Reads images without decoding them, one at a time as they are taken.
-
-        The result may be given to `crop`, `preprocess` and the methods of a loaded
-        model. The arguments and errors are those of `preprocess`.
-        """
-        channels = self.spec["in_channels"]
-        if channels not in MODES:
-            raise UserError(
-                f"{self.network} takes {channels} channels; image files have 1 or 3."
-                " Prepare its input yourself, and apply its module to that."
-            )
-        return pictures_of(images, channels)
 
     def normalize(self, pixels: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Turns cropped pixels into the network's input."""

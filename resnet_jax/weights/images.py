@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 
 from resnet_jax import storage
-from resnet_jax.data.decode import Picture
+from resnet_jax.data.decode import MODES, Picture
 from resnet_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,21 +28,28 @@ CHANNELS = (1, 2, 3, 4)
 _Bytes = bytes | bytearray | memoryview
 
 
-def pictures_of(images: Images, channels: int) -> Iterator[Picture]:
-    """Yields each of the images, ready to be decoded.
+def pictures_of(images: Images, channels: int, network: str) -> Iterator[Picture]:
+    """Reads images, one at a time as they are taken, without decoding them.
 
     Args:
-      images: What `Card.preprocess` takes, or pictures.
-      channels: The number of channels of the wanted pixels, 1 or 3.
+      images: What `Card.preprocess` takes, or pictures of this function.
+      channels: The number of channels that the network takes.
+      network: The network's name in a message.
 
     Raises:
-      UserError: An image has another form, or its file cannot be read.
+      UserError: An image has another form, its file cannot be read, or the network
+        takes neither grey nor colour images.
     """
+    if channels not in MODES:
+        raise UserError(
+            f"{network} takes {channels} channels; image files have 1 or 3. Prepare its"
+            " input yourself, and apply its module to that."
+        )
     if isinstance(images, Sequence) and not isinstance(images, str | _Bytes):
         for number, image in enumerate(images):
             yield from _pictures_of(image, channels, f"images[{number}]")
     else:
-        yield from _pictures_of(images, channels, "the image")
+        yield from _pictures_of(images, channels, "The image")
 
 
 def _pictures_of(image: Image, channels: int, name: str) -> list[Picture]:
@@ -95,10 +102,13 @@ def _check_pixels(pixels: np.ndarray, name: str) -> np.ndarray:
     if len(shape) in (3, 4) and shape[-3] in CHANNELS:
         advice = "channels come last: give numpy.moveaxis(x, -3, -1)"
     elif len(shape) == 3:
-        advice = "give x[..., None] if these are grey images [n, h, w]"
+        advice = (
+            "choose at most 3 of its channels, or give x[..., None] if these are grey"
+            " images [n, h, w]"
+        )
     else:
-        advice = "choose at most 3 of the channels" if len(shape) == 4 else ""
+        advice = "choose at most 3 of its channels, or cut it into such arrays"
     raise UserError(
         f"{name} has the shape {shape}, but an array of pixels is [h, w], [h, w, c] or"
-        f" [n, h, w, c] with 1 to 4 channels{'; ' if advice else ''}{advice}."
+        f" [n, h, w, c] with 1 to 4 channels; {advice}."
     )

@@ -18,7 +18,7 @@ from resnet_jax.models.cost import count
 from resnet_jax.sharding import find_devices
 from resnet_jax.weights import load as weights_load
 from resnet_jax.weights.card import Card, Prediction
-from resnet_jax.weights.images import Images
+from resnet_jax.weights.images import Images, pictures_of
 
 # The largest number of images that are computed at a time.
 BATCH = 32
@@ -69,11 +69,11 @@ class TrainedModel:
           UserError: The network has no head, or an image cannot be read.
 
         Example:
-          >>> model = resnet_jax.load("runs/digits")
-          >>> for prediction in model.predict(["seven.png"], k=2)[0]:
-          ...     print(prediction.name, round(prediction.probability, 2))
-          7 0.99
-          4 0.0
+          >>> model = resnet_jax.load("runs/quickstart")
+          >>> for predictions in model.predict(["seven.png", "three.png"], k=1):
+          ...     print(predictions[0].name)
+          7
+          3
         """
         if k < 1:
             raise UserError(f"k={k} is not a number of classes; give at least 1.")
@@ -89,6 +89,7 @@ class TrainedModel:
           UserError: The network has no head, or an image cannot be read.
 
         Example:
+          >>> model = resnet_jax.load("runs/quickstart")
           >>> model.logits(["seven.png", np.zeros((8, 8), np.uint8)]).shape
           (2, 10)
         """
@@ -109,6 +110,7 @@ class TrainedModel:
           UserError: An image cannot be read.
 
         Example:
+          >>> model = resnet_jax.load("runs/quickstart")
           >>> model.features("seven.png").shape
           (1, 64)
         """
@@ -129,7 +131,8 @@ class TrainedModel:
 
     def _compute(self, function: Callable, images: Images) -> np.ndarray:
         """Returns a function of the variables and of pixels for all images."""
-        pictures = self.card.open(images)
+        channels, network = self.card.spec["in_channels"], self.card.network
+        pictures = pictures_of(images, channels, network)
         size, results = 0, []
         while batch := list(itertools.islice(pictures, BATCH)):
             pixels = self.card.crop(batch)
@@ -177,7 +180,7 @@ def load(
         the network.
 
     Example:
-      >>> model = resnet_jax.load("runs/digits")
+      >>> model = resnet_jax.load("runs/quickstart")
       >>> model.predict("seven.png")[0][0].name
       '7'
       >>> module, variables, card = model

@@ -1,0 +1,174 @@
+"""An image gives the same input in whatever form a user has it."""
+
+import dataclasses
+import io
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnet_jax.errors import UserError
+from resnet_jax.weights.card import Card, default_card
+
+ORIENTATION = 0x0112
+
+
+def card_of(channels: int = 3, **facts) -> Card:
+    """The card of a network for small images."""
+    card = default_card("cifar_resnet20")
+    spec = dataclasses.replace(card.make_spec(), in_channels=channels)
+    return dataclasses.replace(card.for_spec(spec), **facts)
+
+
+def photo(height: int = 40, width: int = 50) -> np.ndarray:
+    return np.random.default_rng(0).integers(
+        256, size=(height, width, 3), dtype=np.uint8
+    )
+
+
+def file_of(image: Image.Image, **options) -> bytes:
+    content = io.BytesIO()
+    image.save(content, **options)
+    return content.getvalue()
+
+
+def picture_of_mode(mode: str) -> Image.Image:
+    if mode == "I;16":
+        return Image.fromarray(photo()[:, :, 0].astype(np.uint16) * 257)
+    return Image.fromarray(photo()).convert(mode)
+
+
+def test_every_form_of_an_image_gives_the_same_input(tmp_path):
+    card, pixels = card_of(), photo()
+    picture = Image.fromarray(pixels)
+    content = file_of(picture, format="PNG")
+    path = tmp_path / "photo.png"
+    path.write_bytes(content)
+    forms = [path, str(path), content, bytearray(content), picture, pixels]
+    forms += [pixels[None], jnp.asarray(pixels)]
+    together = card.preprocess(forms)
+    assert together.shape == (len(forms), 32, 32, 3)
+    assert together.dtype == np.float32
+    for number, form in enumerate(forms):
+        alone = card.preprocess(form)
+        assert alone.shape == (1, 32, 32, 3)
+        np.testing.assert_array_equal(alone[0], together[number])
+        np.testing.assert_array_equal(alone[0], together[0])
+
+
+def test_arrays_of_several_images_may_stand_beside_single_ones():
+    card, pixels = card_of(), photo()
+    given = card.preprocess([np.stack([pixels] * 3), pixels[:, :, 0]])
+    assert given.shape == (4, 32, 32, 3)
+    np.testing.assert_array_equal(given[3], card.preprocess(pixels[:, :, 0])[0])
+    np.testing.assert_array_equal(given[3], card.preprocess(pixels[:, :, :1])[0])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("mode", "format"),
+    [
+        *(("1", "PNG"), ("L", "PNG"), ("LA", "PNG"), ("P", "PNG"), ("P", "GIF")),
+        *(("RGB", "PNG"), ("RGBA", "PNG"), ("I;16", "PNG"), ("I;16", "TIFF")),
+        *(("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("CMYK", "TIFF")),
+    ],
+)
+def test_a_picture_of_any_mode_gives_what_its_file_gives(mode, format, channels):
+    card = card_of(channels)
+    content = file_of(picture_of_mode(mode), format=format)
+    opened = Image.open(io.BytesIO(content))
+    before = opened.copy()
+    np.testing.assert_array_equal(card.crop(opened), card.crop(content))
+    assert opened.mode == before.mode
+    assert opened.tobytes() == before.tobytes()
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_picture_gives_what_its_file_gives(format, orientation):
+    card, exif = card_of(), Image.Exif()
+    exif[ORIENTATION] = orientation
+    content = file_of(Image.fromarray(photo()), format=format, exif=exif)
+    opened = Image.open(io.BytesIO(content))
+    expected = card.crop(content)
+    np.testing.assert_array_equal(card.crop(opened), expected)
+    # The user's picture has not been turned.
+    np.testing.assert_array_equal(card.crop(opened), expected)
+
+
+def test_the_input_is_the_normalised_crop():
+    card = card_of(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), bgr=True)
+    pixels = photo(32, 32)
+    expected = (pixels[:, :, ::-1] / 255 - card.mean) / card.std
+    # float32 rounds at 1e-7 of values up to 3.
+    np.testing.assert_allclose(card.preprocess(pixels)[0], expected, atol=1e-6)
+
+
+def test_the_channels_are_those_of_the_network():
+    grey = card_of(1)
+    expected = np.asarray(Image.fromarray(photo(32, 32)).convert("L"))
+    np.testing.assert_array_equal(grey.crop(photo(32, 32))[0, :, :, 0], expected)
+    assert grey.preprocess([photo(), photo()[:, :, 0]]).shape == (2, 32, 32, 1)
+
+
+def test_no_images_give_an_empty_input():
+    assert card_of().preprocess([]).shape == (0, 32, 32, 3)
+    assert card_of(1).preprocess(np.zeros((0, 8, 8, 1), np.uint8)).shape == (
+        *(0, 32, 32),
+        1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "told"),
+    [
+        (None, "The image is None, which is not an image; give a path"),
+        (2.5, "of the type float"),
+        ({"a": 1}, "of the type dict"),
+        (iter([]), "or a list of these"),
+        ([[photo()]], r"images\[0\] is of the type list"),
+        (photo() / 255, r"array of float64.*\(255 \* x\)\.round\(\)\.astype"),
+        (jnp.zeros((4, 4)), r"array of float32.*astype\('uint8'\)"),
+        (photo() > 3, "array of bool"),
+        (np.zeros((5, 28, 28), np.uint8), r"give x\[\.\.\., None\]"),
+        (np.zeros((3, 28, 28), np.uint8), r"numpy\.moveaxis\(x, -3, -1\)"),
+        (np.zeros((9, 3, 8, 8), np.uint8), r"numpy\.moveaxis\(x, -3, -1\)"),
+        (np.zeros((8, 8, 300), np.uint8), "choose at most 3 of its channels"),
+        (np.zeros((2, 8, 8, 300), np.uint8), "choose at most 3 of its channels"),
+        (np.zeros((1, 1, 8, 8, 3), np.uint8), r"\[n, h, w, c\] with 1 to 4"),
+        (np.zeros(8, np.uint8), r"the shape \(8,\)"),
+        (np.zeros((0, 8, 3), np.uint8), "has no pixels; leave it out"),
+        ("gone.png", r"gone\.png: No such file.*give the path"),
+        ("a\0b.png", "null byte; give the path"),
+        ("https://a.b/c.png", "gs:// and s3:// are"),
+        (".", "Is a directory; give the path"),
+        (b"", "the file is empty; replace it"),
+        ([photo(), b"GIF89a"], r"images\[1\]: cannot be decoded.*; replace it"),
+        (file_of(Image.fromarray(photo()), format="PNG")[:500], "truncated"),
+    ],
+)
+def test_what_is_no_image_is_told_in_one_sentence(images, told):
+    with pytest.raises(UserError, match=told) as error:
+        card_of().preprocess(images)
+    assert "\n" not in str(error.value)
+    assert str(error.value).endswith(".")
+
+
+def test_the_advice_for_arrays_works():
+    card, pixels = card_of(), photo()
+    expected = card.preprocess(pixels)
+    for x in (pixels / 255, jnp.asarray(pixels, jnp.float32) / 255):
+        given = card.preprocess((255 * x).round().astype("uint8"))
+        np.testing.assert_array_equal(given, expected)
+    for x in (pixels.astype(np.float64), jnp.asarray(pixels, int)):
+        np.testing.assert_array_equal(card.preprocess(x.astype("uint8")), expected)
+    first = np.moveaxis(pixels, -1, 0)
+    np.testing.assert_array_equal(card.preprocess(np.moveaxis(first, -3, -1)), expected)
+    assert card.preprocess(pixels[..., 0][None][..., None]).shape == (1, 32, 32, 3)
+
+
+def test_a_broken_picture_of_pillow_is_told():
+    content = file_of(Image.fromarray(photo()), format="PNG")[:500]
+    with pytest.raises(UserError, match=r"The image: cannot be decoded: .*truncated"):
+        card_of().preprocess(Image.open(io.BytesIO(content)))
