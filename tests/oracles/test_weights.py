@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from PIL import Image
 from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from torch import nn
@@ -189,3 +190,29 @@ def test_published_weights_give_their_authors_logits(tmp_path, name, file, capsy
 
     main(["convert", weights, str(tmp_path / "w.safetensors")])
     small.assert_equal(load(str(tmp_path / "w.safetensors"))[1], load(weights)[1])
+
+
+@pytest.mark.parametrize(
+    ("interpolation", "channels"), [("bicubic", 3), ("bilinear", 3), ("bicubic", 1)]
+)
+def test_an_image_is_prepared_as_by_timms_transform(tmp_path, interpolation, channels):
+    pixels = np.random.default_rng(0).integers(256, size=(90, 130, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    spec = get_spec("resnet18", in_channels=channels)
+    half = {"mean": (0.5,) * channels, "std": (0.25,) * channels}
+    card = default_card(
+        "resnet18", spec, image_size=56, interpolation=interpolation, **half
+    )
+    transform = timm.data.create_transform(
+        (channels, 56, 56),
+        interpolation=interpolation,
+        crop_pct=card.crop_fraction,
+        mean=card.mean,
+        std=card.std,
+    )
+    theirs = transform(picture.convert("L") if channels == 1 else picture)
+    ours = np.asarray(card.preprocess(picture)).transpose(0, 3, 1, 2)
+    levels = np.abs(ours[0] - theirs.numpy()) * card.std[0] * 255
+    # Only the kept box is resized: see `test_a_center_crop_is_torchvisions`.
+    assert levels.max() < 2
+    assert levels.mean() < 0.3
