@@ -1,5 +1,6 @@
 """What `import resnet_jax` offers to programs: its names, types and examples."""
 
+import ast
 import contextlib
 import doctest
 import importlib
@@ -54,6 +55,18 @@ for module in pkgutil.walk_packages(resnet_jax.__path__, "resnet_jax."):
 print(json.dumps([type(getattr(resnet_jax, x)).__name__ for x in {FUNCTIONS}]))
 """)
     assert kinds == ["function"] * len(FUNCTIONS)
+
+
+@pytest.mark.parametrize("command", ["convert", "predict"])
+def test_nothing_in_the_package_imports_a_command(command):
+    for path in (ROOT / "resnet_jax").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names]
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module, *(f"{node.module}.{name}" for name in names)]
+            assert f"resnet_jax.{command}" not in names, path
 
 
 def test_all_public_names_are_there_and_others_are_not():

@@ -195,12 +195,14 @@ def _recognise(path: pathlib.Path, read: Callable) -> tuple[str, Scheme, Tensors
         names = ", ".join(map(repr, sorted(tensors)[:3]))
         raise UserError(
             f"{path} fits no network of the zoo ({len(tensors)} tensors: {names} ...);"
-            " --model=NAME tells what misses from that network."
+            " name one (model=NAME, or --model=NAME on a command line) to see which"
+            " tensors differ from it."
         )
     if len(found) > 1:
         names = [name for name, *_ in found]
         log.warning(
-            "%s fits %s alike and is taken for %s; --model=NAME says otherwise.",
+            "%s fits %s alike and is taken for %s; name another one by model=NAME, or"
+            " --model=NAME on a command line.",
             *(path, ", ".join(names), names[0]),
         )
     return found[0]

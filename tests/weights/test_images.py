@@ -148,7 +148,7 @@ def test_no_images_give_an_empty_input():
         (file_of(Image.fromarray(photo()), format="PNG")[:500], "truncated"),
     ],
 )
-def test_what_is_no_image_is_told_in_one_sentence(images, told):
+def test_a_wrong_image_raises_one_sentence_that_says_what_to_give(images, told):
     with pytest.raises(UserError, match=told) as error:
         card_of().preprocess(images)
     assert "\n" not in str(error.value)
@@ -168,7 +168,7 @@ def test_the_advice_for_arrays_works():
     assert card.preprocess(pixels[..., 0][None][..., None]).shape == (1, 32, 32, 3)
 
 
-def test_a_broken_picture_of_pillow_is_told():
+def test_a_broken_picture_of_pillow_raises_a_user_error():
     content = file_of(Image.fromarray(photo()), format="PNG")[:500]
     with pytest.raises(UserError, match=r"The image: cannot be decoded: .*truncated"):
         card_of().preprocess(Image.open(io.BytesIO(content)))

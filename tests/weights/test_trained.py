@@ -17,6 +17,9 @@ from resnet_jax.weights.card import CIFAR10_CLASSES
 from resnet_jax.weights.save import save
 from tests.weights import small
 
+# The two-minute part has no room for what they compile; test_predict.py is in it.
+pytestmark = pytest.mark.slow
+
 
 def pixels(count: int, side: int = 32) -> np.ndarray:
     shape = (count, side, side, 3)
@@ -71,7 +74,6 @@ def test_predictions_are_the_most_probable_classes_by_name(path):
 
 
 # One network of each family, and one whose head is not behind a global average.
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
