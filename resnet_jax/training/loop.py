@@ -15,7 +15,7 @@ from resnet_jax.checkpoints import Checkpoints, Progress
 from resnet_jax.config import load
 from resnet_jax.data.given import Arrays, config_of_given, open_given
 from resnet_jax.data.loader import WorkerDiedError, bad_indices
-from resnet_jax.data.sources import Source
+from resnet_jax.data.sources import Source, checksum
 from resnet_jax.dependencies import UNKNOWN, Resume, describe_data, describe_weights
 from resnet_jax.errors import UserError
 from resnet_jax.evaluate import Evaluation, Gallery, evaluate, evaluate_sets
@@ -241,7 +241,7 @@ def train(
         say(summary(setup, workdir))
         saved = stack.enter_context(Checkpoints.open(setup, workdir))
         about_data = describe_data(setup.train.source, setup.test.source)
-        processes.check_same("data", {"their images and labels": about_data})
+        processes.check_same("data", {"their images": checksum(about_data)[:12]})
         record = saved.newest_record()
         # A finished run learns no more, so its teacher may be gone.
         finished = record and record["progress"]["step"] >= last
