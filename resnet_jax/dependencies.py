@@ -20,7 +20,7 @@ from resnet_jax import source
 from resnet_jax.checkpoints import find_versions
 from resnet_jax.config import differences, from_saved, to_steps
 from resnet_jax.config.saved import FOR_PLATEAU, MAY_CHANGE, NAMES, SETS_RATES
-from resnet_jax.data.sources import Source
+from resnet_jax.data.sources import NamedSource
 from resnet_jax.errors import UserError
 from resnet_jax.fingerprint import fingerprint
 from resnet_jax.initial import Weights, initial_weights
@@ -39,7 +39,7 @@ OF_THE_FUNCTION = (
 )
 
 
-def describe_data(train: Source, test: Source) -> dict[str, Any]:
+def describe_data(train: NamedSource, test: NamedSource) -> dict[str, Any]:
     """Returns the names of the classes, and size and checksum of both splits."""
     splits = {"train": train, "eval": test}
     return {"classes": list(train.classes)} | {
@@ -74,7 +74,8 @@ def data_changes(
             )
         elif before["digest"] != after["digest"] and not classes:
             found.append(
-                f"file names, labels, order or mix weights of {name} have changed"
+                "file names (or images that were handed to train), labels, order or"
+                f" mix weights of {name} have changed"
             )
     return classes + found
 

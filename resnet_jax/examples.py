@@ -11,7 +11,8 @@ from resnet_jax.data.cache import cached
 from resnet_jax.data.evalsets import EvaluationSet, open_set
 from resnet_jax.data.loader import Examples, ResizeSchedule
 from resnet_jax.data.sources import (
-    Source,
+    NamedSource,
+    RecordedSplit,
     check_same_classes,
     few_shot,
     open_source,
@@ -67,14 +68,17 @@ def eval_size(config: ConfigDict) -> int:
 
 
 def open_examples(
-    config: ConfigDict, train: Source | None = None
+    config: ConfigDict,
+    train: NamedSource | None = None,
+    test: NamedSource | None = None,
 ) -> tuple[Examples, Examples, dict[str, EvaluationSet]]:
     """Opens the examples of the two splits, augmented and not, and more to evaluate.
 
     Args:
       config: The run's config.
-      train: Stands for the training split, which is then not opened; an evaluation
-        needs no more than its classes.
+      train: Stands for the training split, which is then not opened; of a
+        `RecordedSplit`, an evaluation takes the classes.
+      test: Stands for the evaluation split.
 
     Raises:
       UserError: A split cannot be opened, or its classes are not those of the other.
@@ -84,19 +88,19 @@ def open_examples(
     open_split = functools.partial(
         open_source, data_dir=data.data_dir, fake_shape=fake_shape
     )
-    recorded = train is not None
+    by_name = bool(data.eval_source) or train is not None
     train = train or open_split(data.source, data.train_split)
-    test = open_split(data.eval_source or data.source, data.eval_split)
-    if data.eval_source or recorded:
+    test = test or open_split(data.eval_source or data.source, data.eval_split)
+    if by_name:
         test = with_classes(test, train.classes)
     else:
         check_same_classes(train, test)
-    if data.shots and not recorded:
+    if data.shots and not isinstance(train, RecordedSplit):
         train = few_shot(train, data.shots, config.seed)
     test = cached(test, data.channels, data.cache)
     common = {"channels": data.channels, "skip_bad": data.on_bad_image == "skip"}
 
-    def to_evaluate(source: Source, cropped: bool, most_labels: int) -> Examples:
+    def to_evaluate(source: NamedSource, cropped: bool, most_labels: int) -> Examples:
         crop_fraction = 1.0 if cropped else data.crop_fraction
         return Examples(
             source=source,

@@ -33,7 +33,7 @@ from resnet_jax.data.loader import (
     eval_batches,
     train_batches,
 )
-from resnet_jax.data.sources import Source
+from resnet_jax.data.sources import NamedSource
 from resnet_jax.errors import UserError, check_known
 from resnet_jax.examples import eval_augment, make_resize, open_examples, train_augment
 from resnet_jax.models import create_model, get_spec, platforms
@@ -319,7 +319,7 @@ class Setup:
         return schedules.Plateau(self.config.optim) if of_plateau else None
 
     @functools.cached_property
-    def _held(self) -> Source:
+    def _held(self) -> NamedSource:
         """The training split, in memory where `data.cache` wants it.
 
         Not in `set_up`: an evaluation alone would decode what it never reads.
@@ -366,21 +366,24 @@ def _with_sharding(shapes, sharding_of: Callable):
 
 
 def set_up(
-    config: ConfigDict, mesh: Mesh | None = None, train: Source | None = None
+    config: ConfigDict,
+    mesh: Mesh | None = None,
+    train: NamedSource | None = None,
+    test: NamedSource | None = None,
 ) -> Setup:
     """Opens the data, makes network and optimiser; computes nothing.
 
     Args:
       config: see `resnet_jax/config/defaults.py`.
       mesh: of devices that need not be there; None: all of the run.
-      train: Stands for the training split; see `open_examples`.
+      train, test: Stand for the splits; see `open_examples`.
 
     Raises:
       UserError: something in the config cannot be.
     """
     mesh = mesh or sharding.make_mesh()
     _check_values(config, mesh)
-    train, test, sets = open_examples(config, train)
+    train, test, sets = open_examples(config, train, test)
     train_size = len(train.source)
     total_steps = to_steps(config.total, config.batch_size, train_size, "total")
     if total_steps < 1:
@@ -483,7 +486,7 @@ def _check_values(config: ConfigDict, mesh: Mesh) -> None:
         get_spec(config.distill.teacher, **config.distill.overrides)
 
 
-def _make_model(config: ConfigDict, mesh: Mesh, source: Source) -> nn.Module:
+def _make_model(config: ConfigDict, mesh: Mesh, source: NamedSource) -> nn.Module:
     """The network for the classes of a source."""
     on_tpu = sharding.platform_of(mesh) == "tpu"
     group_size = step.group_size_of(

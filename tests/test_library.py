@@ -114,7 +114,7 @@ def test_the_examples_of_docstrings_and_readme_give_what_they_show(tmp_path):
 
 
 def test_every_public_function_and_method_of_the_library_has_an_example():
-    for name in ("create_model", "list_models", "load"):
+    for name in FUNCTIONS:
         assert ">>>" in getattr(resnet_jax, name).__doc__, name
     for name in ("predict", "logits", "features"):
         assert ">>>" in getattr(resnet_jax.weights.TrainedModel, name).__doc__, name

@@ -49,6 +49,9 @@ def train(workdir: pathlib.Path) -> float:
     config = load(RECIPES / "quickstart.py")
     config.total = {"epochs": 3}
     result = resnet_jax.train(config, workdir)
+    images, labels = np.zeros((64, 8, 8), np.uint8), np.zeros(64, np.int32)
+    resnet_jax.train(config, "runs/mine", data=(images, labels), callback=print)
+    resnet_jax.train(config, workdir, data="mine")  # type: ignore[arg-type]
     return float(result["top1"])
 
 

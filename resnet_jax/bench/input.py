@@ -235,7 +235,7 @@ def _memory(jpegs: list[bytes]) -> list[float]:
 
 @dataclasses.dataclass(frozen=True)
 class _Served:
-    """A source that is handed to worker processes; see `sources.Source`."""
+    """A source that is handed to worker processes; see `sources.NamedSource`."""
 
     jpegs: list[bytes] = dataclasses.field(repr=False)
     classes: tuple[str, ...] = ("0",)

@@ -4,13 +4,14 @@ import concurrent.futures
 import dataclasses
 import logging
 import os
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
 import psutil
 
 from resnet_jax.data.decode import Picture
-from resnet_jax.data.sources import DigitsSource, FakeSource, Source, checksum
+from resnet_jax.data.sources import DigitsSource, FakeSource, NamedSource, checksum
 from resnet_jax.errors import BadImageError, UserError
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ SAMPLE = 64
 # No repr: Grain takes one of whatever it is given, which of all images takes minutes.
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class MemorySource:
-    """Images and labels in memory; see `sources.Source`.
+    """Images and labels in memory; see `sources.NamedSource`.
 
     Attributes:
       images: bytes of image files, or uint8 pixels [h, w, c].
@@ -40,7 +41,7 @@ class MemorySource:
     labels: Sequence[int] | np.ndarray = ()
     classes: tuple[str, ...] = ("0",)
     where: str = "memory"
-    origin: Source | None = None
+    origin: NamedSource | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -54,10 +55,14 @@ class MemorySource:
     def digest(self) -> str:
         if self.origin:
             return self.origin.digest()
-        return checksum(self.where, len(self), np.asarray(self.labels).tolist())
+        content = zlib.crc32(b"")
+        for image in self.images:
+            content = zlib.crc32(image, content)
+        labels = np.asarray(self.labels).tolist()
+        return checksum(self.where, self.classes, len(self), labels, content)
 
 
-def cached(source: Source, channels: int, mode: str) -> Source:
+def cached(source: NamedSource, channels: int, mode: str) -> NamedSource:
     """Returns the split in memory if `mode` and the memory allow, else as it is.
 
     An image that cannot be decoded stays encoded, so that it is told when it is used.
@@ -71,7 +76,8 @@ def cached(source: Source, channels: int, mode: str) -> Source:
     Raises:
       UserError: the images of a split take more than 80 % of the memory that is free.
     """
-    if mode == "none" or isinstance(source, FakeSource | DigitsSource):
+    in_memory = FakeSource | DigitsSource | MemorySource
+    if mode == "none" or isinstance(source, in_memory):
         return source
     side, total = estimate(source, channels)
     free = psutil.virtual_memory().available
@@ -88,7 +94,7 @@ def cached(source: Source, channels: int, mode: str) -> Source:
     return _decode_all(source, channels)
 
 
-def estimate(source: Source, channels: int) -> tuple[int, int]:
+def estimate(source: NamedSource, channels: int) -> tuple[int, int]:
     """The longest side of some images in pixels, and the bytes of all, decoded."""
     places = np.linspace(0, len(source) - 1, SAMPLE).astype(int)
     sizes = []
@@ -105,7 +111,7 @@ def estimate(source: Source, channels: int) -> tuple[int, int]:
     return int(sides.max()), int(mean * len(source))
 
 
-def _decode_all(source: Source, channels: int) -> MemorySource:
+def _decode_all(source: NamedSource, channels: int) -> MemorySource:
     def decode(index: int):
         image, label = source[index]
         try:

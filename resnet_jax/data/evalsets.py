@@ -27,8 +27,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from resnet_jax.data.loader import Examples
 from resnet_jax.data.sources import (
+    NamedSource,
     Relabelled,
-    Source,
     label_of,
     open_source,
     split_of,
@@ -149,7 +149,7 @@ def open_set(
     classes: Sequence[str],
     *,
     data_dir: str,
-    examples_of: Callable[[Source, bool, int], Examples],
+    examples_of: Callable[[NamedSource, bool, int], Examples],
 ) -> EvaluationSet:
     """Opens an evaluation set.
 

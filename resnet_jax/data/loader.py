@@ -35,7 +35,7 @@ from resnet_jax.data.augment import Augment
 from resnet_jax.data.cache import MemorySource
 from resnet_jax.data.crops import mix
 from resnet_jax.data.decode import Picture
-from resnet_jax.data.sources import Source, sizes_and_shares
+from resnet_jax.data.sources import NamedSource, sizes_and_shares
 from resnet_jax.data.workers import start_worker
 from resnet_jax.errors import BadImageError, UserError
 
@@ -158,7 +158,7 @@ class Examples:
         al. 2020, arXiv:1901.09335); an epoch then sees that part of the images.
     """
 
-    source: Source
+    source: NamedSource
     augment: Augment
     channels: int
     skip_bad: bool

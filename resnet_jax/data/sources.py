@@ -15,7 +15,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -41,29 +41,57 @@ KINDS = (
     *("tfds:NAME[/CONFIG]", "tfds:DIRECTORY", "folder:PATH", "digits"),
     *("fake[:CLASSES[:SIZE]]", "mix:[WEIGHT*]SOURCE[@SPLIT],..."),
 )
+# Stands for data that were handed to `train`; see `given.py`.
+GIVEN = "train(data=...)"
 # First word of the key of the random generator.
 SHOTS = 3
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Random access to the examples of one split.
+    """Random access to the examples of one split: what `train` needs of your own data.
+
+    >>> class Squares:
+    ...     classes = ("dark", "bright")
+    ...     def __len__(self):
+    ...         return 100
+    ...     def __getitem__(self, index):
+    ...         label = index % 2
+    ...         return np.full((32, 32, 3), 255 * label, np.uint8), label
+    >>> isinstance(Squares(), Source)
+    True
+
+    `torchvision.datasets.ImageFolder(...)` is one, too.
 
     Attributes:
-      classes: names of the classes, in the order of the labels.
-      where: what to call the split in a message.
+      classes: The names of the classes, in the order of the labels.
     """
 
-    classes: tuple[str, ...]
-    where: str
+    @property
+    def classes(self) -> Sequence[str]: ...
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[bytes | np.ndarray, int]:
-        """Returns an encoded image, or uint8[h, w, c] pixels, and its label.
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        """Returns an image and its label, the same ones at every call.
 
-        Where images have several labels, they are an int array padded with -1.
+        The image is the bytes of an image file, uint8 pixels [h, w, c] or [h, w], or an
+        image of Pillow's. The label is the index of a class.
         """
+
+
+@runtime_checkable
+class NamedSource(Source, Protocol):
+    """A source whose images have names, and which has a checksum.
+
+    Its images are bytes or uint8[h, w, c]. Where images have several labels, these are
+    an int array padded with -1.
+
+    Attributes:
+      where: The name of the split in a message.
+    """
+
+    where: str
 
     def name(self, index: int) -> str:
         """What to call the example in a message."""
@@ -82,7 +110,7 @@ def checksum(*facts: object) -> str:
 
 def open_source(
     source: str, split: str, *, data_dir: str = "", fake_shape=(224, 224, 3)
-) -> Source:
+) -> NamedSource:
     """Opens one split of a data set.
 
     Args:
@@ -115,6 +143,12 @@ def open_source(
         shape = tuple(fake_shape)
         numbers = [int(number) for number in rest.split(":") if rest]
         return _open_slices(lambda name: FakeSource(name, shape, *numbers), split)
+    if source == GIVEN:
+        raise UserError(
+            "The images of this run were handed to resnet_jax.train(data=...). Resume"
+            " it with such a call, or evaluate others with --config.data.source=SOURCE"
+            " --config.data.eval_split=SPLIT."
+        )
     hint = nearest(kind, ("tfds", "folder", "digits", "fake", "mix"))
     raise UserError(
         f"There is no data source {source!r}.{hint} A source is written"
@@ -129,7 +163,9 @@ def split_of(source: str, default: str = "") -> tuple[str, str]:
     return (name, split) if at and "/" not in split else (source, default)
 
 
-def _open_mix(text: str, split: str, open_part: Callable[[str, str], Source]) -> Source:
+def _open_mix(
+    text: str, split: str, open_part: Callable[[str, str], NamedSource]
+) -> NamedSource:
     """Opens `[WEIGHT*]SOURCE[@SPLIT],...`."""
     parts, weights = [], []
     for entry in text.split(","):
@@ -150,7 +186,7 @@ def _open_mix(text: str, split: str, open_part: Callable[[str, str], Source]) ->
     )
 
 
-def _open_slices(open_split: Callable[[str], Source], split: str) -> Source:
+def _open_slices(open_split: Callable[[str], NamedSource], split: str) -> NamedSource:
     """Opens a split or, in tfds's syntax, a sum of slices of splits."""
     if "[" not in split and "+" not in split:
         return open_split(split)
@@ -178,7 +214,7 @@ def _open_slices(open_split: Callable[[str], Source], split: str) -> Source:
     return parts[0] if len(parts) == 1 else Mix(tuple(parts), weights)
 
 
-def check_same_classes(train: Source, test: Source) -> None:
+def check_same_classes(train: NamedSource, test: NamedSource) -> None:
     """Raises UserError unless both splits number the same classes in the same way."""
     for source, other in ((train, test), (test, train)):
         missing = sorted(set(source.classes) - set(other.classes))
@@ -190,7 +226,7 @@ def check_same_classes(train: Source, test: Source) -> None:
             )
 
 
-def with_classes(source: Source, classes: Sequence[str]) -> Source:
+def with_classes(source: NamedSource, classes: Sequence[str]) -> NamedSource:
     """The source with its labels as numbers of other classes, found by their names.
 
     Raises UserError with the first class that is not among them.
@@ -210,7 +246,7 @@ def with_classes(source: Source, classes: Sequence[str]) -> Source:
     return Relabelled(source, classes, tuple(number[name] for name in source.classes))
 
 
-def few_shot(source: Source, shots: int, seed: int) -> Source:
+def few_shot(source: NamedSource, shots: int, seed: int) -> NamedSource:
     """Some images of each class, drawn from a seed; of each source, if it is a mix.
 
     Raises UserError if a class has not as many.
@@ -236,7 +272,7 @@ def few_shot(source: Source, shots: int, seed: int) -> Source:
     )
 
 
-def label_of(source: Source, index: int) -> int | np.ndarray:
+def label_of(source: NamedSource, index: int) -> int | np.ndarray:
     """The label of an example, without its image where that is faster."""
     if isinstance(source, Subset):
         return label_of(source.source, int(source.indices[index]))
@@ -244,7 +280,7 @@ def label_of(source: Source, index: int) -> int | np.ndarray:
     return source[index][1] if labels is None else int(labels[index])
 
 
-def sizes_and_shares(source: Source) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def sizes_and_shares(source: NamedSource) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Images of each source of a mix, and how many of them an epoch takes."""
     # Held in memory, a mix is still one.
     source = getattr(source, "origin", None) or source
@@ -290,7 +326,7 @@ class Subset:
       where: what to call the subset in a message.
     """
 
-    source: Source
+    source: NamedSource
     indices: np.ndarray
     where: str
 
@@ -325,7 +361,7 @@ class Relabelled:
       labels_to: the new label of each old one.
     """
 
-    source: Source
+    source: NamedSource
     classes: tuple[str, ...]
     labels_to: tuple[int, ...]
 
@@ -362,7 +398,7 @@ class Mix:
       weights: of each, above 0.
     """
 
-    parts: tuple[Source, ...]
+    parts: tuple[NamedSource, ...]
     weights: tuple[float, ...]
 
     def __post_init__(self):
@@ -412,7 +448,7 @@ class Mix:
     def digest(self) -> str:
         return checksum([part.digest() for part in self.parts], self.shares)
 
-    def _find(self, index: int) -> tuple[Source, int]:
+    def _find(self, index: int) -> tuple[NamedSource, int]:
         starts = [0, *itertools.accumulate(self.sizes)]
         number = bisect.bisect_right(starts, index) - 1
         return self.parts[number], index - starts[number]

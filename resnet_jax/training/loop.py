@@ -12,7 +12,10 @@ from ml_collections import ConfigDict
 
 from resnet_jax import checkpoints, output, processes, report, sharding, writers
 from resnet_jax.checkpoints import Checkpoints, Progress
+from resnet_jax.config import load
+from resnet_jax.data.given import Arrays, config_of_given, open_given
 from resnet_jax.data.loader import WorkerDiedError, bad_indices
+from resnet_jax.data.sources import Source, checksum
 from resnet_jax.dependencies import UNKNOWN, Resume, describe_data, describe_weights
 from resnet_jax.errors import UserError
 from resnet_jax.evaluate import Evaluation, Gallery, evaluate, evaluate_sets
@@ -28,7 +31,7 @@ from resnet_jax.preemption import PreemptedError, Preemption
 from resnet_jax.recompute import recompute_statistics
 from resnet_jax.setup import Setup, set_up, summary
 from resnet_jax.step import TrainState
-from resnet_jax.storage import Path
+from resnet_jax.storage import path_of
 from resnet_jax.workdir import claimed
 from resnet_jax.writers import Writer
 
@@ -165,51 +168,87 @@ def _finite(values: dict) -> bool:
 
 
 def train(
-    config: ConfigDict,
-    workdir: Path,
+    config: ConfigDict | str | os.PathLike,
+    workdir: str | os.PathLike,
     command: str = "",
     *,
+    data: Source | Arrays | None = None,
+    eval_data: Source | Arrays | None = None,
+    callback: Callable[[dict], None] | None = None,
     extend: bool = False,
     began: float | None = None,
     **limits: float,
 ) -> dict:
-    """Trains from where the workdir stands to the end; returns the result.
+    """Trains a network, from the newest checkpoint of a workdir if it has one.
 
-    The result is what `result.json` holds, and `report`: the path of the picture of
-    the run, or None where it could not be drawn.
+    >>> from resnet_jax.config import load, override
+    >>> config = load("configs/quickstart.py")
+    >>> override(config, ["--config.total.epochs=1", "--config.optim.warmup.steps=0"])
+    >>> result = train(config, "runs/digits")  # doctest: +SKIP
+    >>> images = np.random.default_rng(0).integers(0, 256, (640, 8, 8), np.uint8)
+    >>> labels = images.mean(axis=(1, 2)) > 127
+    >>> result = train(config, "runs/mine", data=(images, labels))  # doctest: +SKIP
 
     Args:
-      config: see `resnet_jax/config/defaults.py`.
-      workdir: of this one run; it holds all that the run leaves behind.
-      command: what repeats the run, for the result.
+      config: The run's config (`resnet_jax/config/defaults.py`), or the file of one,
+        such as `configs/r50.py`.
+      workdir: The directory of this one run: a path, or `gs://...` or `s3://...`. It
+        holds all that the run leaves. The same call resumes the run, and returns the
+        result of a finished one.
+      command: The command that repeats the run, for the result.
+      data: The training images in place of `config.data.source`: `(images, labels)`,
+        with images uint8[n, h, w, c] or uint8[n, h, w] (or a list of pixels, of bytes
+        of image files, or of Pillow's images) and labels int[n] or names; or a
+        `resnet_jax.data.Source`. The config's augmentation, `data.channels`,
+        `data.mean` and `data.std` apply to them. All processes of a run need the same.
+      eval_data: The images to evaluate on, with classes of the same names; None holds
+        a fifth of `data` out of training, chosen by `config.seed`.
+      callback: A function that takes the result of each evaluation (`step`, `top1`,
+        `top5`, `loss`, `n_seen`, `sets`). All processes call it. An exception that it
+        raises ends the run, which the same call resumes after that evaluation.
       extend: Whether a run may resume with a larger `config.total` although its
         learning rates depend on that; see `dependencies.Resume`.
-      began: the time of `time.perf_counter` when the command was given.
+      began: The time of `time.perf_counter` when the command was given.
       limits: `grace` and `stall_timeout` of `Preemption`.
 
+    Returns:
+      The content of `result.json`, and `report`: the path of the picture of the run, or
+      None where it could not be drawn.
+
     Raises:
-      UserError: the config, the data or the disk; the message says what to do.
-      PreemptedError: a signal asked the run to stop; everything is saved.
+      UserError: The config, the data or the disk is at fault; the message says what to
+        do.
+      PreemptedError: A signal asked the run to stop; everything is saved.
     """
+    if not isinstance(config, ConfigDict):
+        config = load(config)
+    splits = {}
+    if data is not None:
+        splits = open_given(data, eval_data, config.seed)
+        config = config_of_given(config)
+    elif eval_data is not None:
+        raise UserError("eval_data takes data, too: the images to train on.")
+    workdir = path_of(workdir)
     start = Start(time.perf_counter() if began is None else began)
     start.done("imports")
     with Preemption(workdir, **limits) as preemption, contextlib.ExitStack() as stack:
         # Set up.
-        setup = set_up(config)
+        setup = set_up(config, **splits)
         last = setup.total_steps
         chief = jax.process_index() == 0
         say = output.say if chief else lambda text: None
         stack.enter_context(claimed(workdir))
         say(summary(setup, workdir))
         saved = stack.enter_context(Checkpoints.open(setup, workdir))
-        data = describe_data(setup.train.source, setup.test.source)
+        about_data = describe_data(setup.train.source, setup.test.source)
+        processes.check_same("data", {"their images": checksum(about_data)[:12]})
         record = saved.newest_record()
         # A finished run learns no more, so its teacher may be gone.
         finished = record and record["progress"]["step"] >= last
         teacher = None if finished else teacher_weights(setup)
         about_teacher = describe_weights(config.distill.teacher_init, teacher)
         if record:
-            resume = Resume(workdir, record, setup, data, about_teacher)
+            resume = Resume(workdir, record, setup, about_data, about_teacher)
             for note in resume.check(extend):
                 say(note)
             about_teacher = about_teacher or record.get("teacher", UNKNOWN)
@@ -227,7 +266,11 @@ def train(
             if weights:
                 say(f"starting from the weights of {config.init_from}")
             about_weights = describe_weights(config.init_from, weights)
-        saved.about |= {"data": data, "init": about_weights, "teacher": about_teacher}
+        saved.about |= {
+            "data": about_data,
+            "init": about_weights,
+            "teacher": about_teacher,
+        }
         # Of an extended run.
         progress.recomputed &= progress.step == last
         on_disk = progress.step if restored else None
@@ -291,6 +334,9 @@ def train(
                     on_disk = now
                     if to_evaluate and chief:
                         report.save_gallery(workdir, gallery, setup.classes)
+                if to_evaluate and callback:
+                    callback(dict(progress.evaluation))
+                if to_evaluate or to_save:
                     meter.restart()
                 if progress.step == last:
                     break

@@ -1,0 +1,241 @@
+"""Data that a caller hands to `train`: arrays, or a source of the caller's own."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnet_jax.config import from_saved
+from resnet_jax.data.given import open_given
+from resnet_jax.data.sources import DigitsSource, NamedSource, Source, Subset
+from resnet_jax.errors import UserError
+from resnet_jax.training.loop import train
+from tests import runs, tiny
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (80, 8, 8, 3), np.uint8)
+LABELS = np.arange(80) % 4
+
+
+class Own:
+    """A source as a user would write it."""
+
+    classes = ("a", "b", "c", "d")
+
+    def __init__(self, images=IMAGES, labels=LABELS):
+        self.images, self.of_images = images, labels
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index], self.of_images[index]
+
+
+def encoded(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png")
+    return file.getvalue()
+
+
+def opened(data, eval_data=None) -> NamedSource:
+    """The training split."""
+    return open_given(data, eval_data or data, 0)["train"]
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        IMAGES,
+        list(IMAGES),
+        [encoded(image) for image in IMAGES],
+        [Image.fromarray(image) for image in IMAGES],
+    ],
+    ids=["array", "list", "files", "pillow"],
+)
+def test_images_come_in_any_form(images):
+    source = opened((images, LABELS))
+    assert len(source) == 80 and source.classes == ("0", "1", "2", "3")
+    image, label = source[7]
+    if isinstance(image, bytes):
+        image = np.asarray(Image.open(io.BytesIO(image)))
+    assert np.array_equal(image, IMAGES[7]) and label == 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (LABELS.tolist(), ("0", "1", "2", "3")),
+        (LABELS[:, None], ("0", "1", "2", "3")),
+        (LABELS.astype(np.uint8), ("0", "1", "2", "3")),
+        (LABELS > 1, ("0", "1")),
+        (np.array(["dog", "ant", "cat", "bee"])[LABELS], ("ant", "bee", "cat", "dog")),
+        (["dog", "cat"] * 40, ("cat", "dog")),
+    ],
+)
+def test_labels_are_numbers_or_names(labels, classes):
+    source = opened((IMAGES, labels))
+    assert source.classes == classes
+    number_or_name = np.ravel(labels)[5]
+    label = source[5][1]
+    if isinstance(number_or_name, str):
+        assert classes[label] == number_or_name
+    else:
+        assert label == number_or_name
+
+
+def test_gray_images_need_no_axis_of_channels():
+    assert opened((IMAGES[..., 0], LABELS))[3][0].shape == (8, 8, 1)
+    assert opened(Own(IMAGES[..., 0]))[3][0].shape == (8, 8, 1)
+
+
+def test_a_source_of_ones_own_has_three_members():
+    own = Own([Image.fromarray(image) for image in IMAGES], LABELS.astype(np.int64))
+    assert isinstance(own, Source) and not isinstance(own, NamedSource)
+    source = opened(own)
+    assert isinstance(source, NamedSource)
+    image, label = source[5]
+    assert np.array_equal(image, IMAGES[5]) and (label, type(label)) == (1, int)
+    assert source.classes == own.classes and source.name(5) == "data/5"
+
+
+def test_a_fifth_is_held_out_where_nothing_else_is_given():
+    splits = open_given((IMAGES, LABELS), None, 3)
+    train, test = splits["train"], splits["test"]
+    assert isinstance(train, Subset) and isinstance(test, Subset)
+    assert (len(train), len(test)) == (64, 16)
+    assert set(train.indices) | set(test.indices) == set(range(80))
+    again, other = (open_given((IMAGES, LABELS), None, seed)["test"] for seed in (3, 4))
+    assert again.digest() == test.digest() != other.digest()
+
+
+def test_other_images_labels_or_classes_are_other_data():
+    changed_labels, changed_images = LABELS.copy(), IMAGES.copy()
+    changed_labels[70], changed_images[70, 3, 3, 1] = 0, 1
+    digests = [
+        opened(data).digest()
+        for data in (
+            (IMAGES, LABELS),
+            (IMAGES, changed_labels),
+            (changed_images, LABELS),
+            (IMAGES[1:], LABELS[1:]),
+            Own(),
+            Own(labels=(LABELS + 1) % 4),
+            Own(IMAGES[1:], LABELS[1:]),
+        )
+    ]
+    assert len(set(digests)) == len(digests)
+    assert opened((list(IMAGES), LABELS)).digest() == digests[0]
+
+
+class Nameless(Own):
+    classes = ()
+
+
+class OneName(Own):
+    classes = "abcd"
+
+
+class Twice(Own):
+    classes = ("a", "b", "a", "d")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            IMAGES,
+            r"data is uint8\[80, 8, 8, 3\]\. Give \(images, labels\), or a source",
+        ),
+        ("folder:x", r"data is str\. Give \(images, labels\)"),
+        ((IMAGES / 255, LABELS), r"float64\[80, 8, 8, 3\].*\.astype\('uint8'\)"),
+        ((IMAGES[0, 0], LABELS), r"uint8\[8, 3\]\. Give pixels"),
+        ((IMAGES, LABELS[1:]), "80 images and 79 labels"),
+        ((IMAGES[:0], LABELS[:0]), "0 images and 0 labels"),
+        ((IMAGES, np.eye(4)[LABELS]), r"float64\[80, 4\]\. .*onehot\.argmax"),
+        ((IMAGES, LABELS / 1), r"float64\[80\]\. Give one"),
+        ((IMAGES, LABELS - 1), r"Label 0 of data is -1\. Count from 0\."),
+        (([*IMAGES[1:], "cat.png"], LABELS), r"data/79 is str\. Give the bytes"),
+        (([*IMAGES[1:], IMAGES[0] / 2], LABELS), r"data/79 is float64\[8, 8, 3\]"),
+        (Nameless(), r"classes of data are \(\)"),
+        (OneName(), "classes of data are 'abcd'"),
+        (Twice(), "Two classes of data have the same name"),
+        (Own(IMAGES[:0]), "data holds no image"),
+    ],
+)
+def test_what_is_not_images_and_labels_is_reported(data, message):
+    with pytest.raises(UserError, match=message):
+        open_given(data, data, 0)
+
+
+@pytest.mark.parametrize("label", [4, -1, 1.0, "a", np.array([1])])
+def test_a_label_that_is_not_a_class_is_reported_with_its_place(label):
+    source = opened(Own(labels=[0, label, *[0] * 78]))
+    with pytest.raises(UserError, match=r"label of data/1 is .* from 0 to 3"):
+        source[1]
+
+
+def test_few_images_are_not_divided():
+    with pytest.raises(UserError, match=r"data has 4 images, too few .* eval_data"):
+        open_given((IMAGES[:4], LABELS[:4]), None, 0)
+
+
+def config():
+    return tiny.config(
+        {"data.eval_split": "test", "data.source": "digits", "checkpoint.keep_last": 1}
+    )
+
+
+def arrays(split: str):
+    digits = DigitsSource(split)
+    return digits.images, digits.labels
+
+
+def test_arrays_train_as_the_same_images_do_by_their_name(tmp_path):
+    evaluations = []
+    by_name = train(config(), tmp_path / "name")
+    given = train(
+        config(),
+        str(tmp_path / "given"),
+        data=arrays("train"),
+        eval_data=arrays("test"),
+        callback=evaluations.append,
+    )
+    assert (given["loss"], given["top1"]) == (by_name["loss"], by_name["top1"])
+    assert [x["step"] for x in evaluations] == [4]
+    assert evaluations[0]["loss"] == given["loss"]
+    saved = runs.read_json(tmp_path / "given" / "config.json")
+    assert saved["data"]["source"] == "train(data=...)"
+    # The command cannot open them.
+    with pytest.raises(UserError, match=r"handed to resnet_jax\.train\(data=\.\.\.\)"):
+        train(from_saved(saved), tmp_path / "given")
+
+
+def test_a_run_on_given_data_resumes_after_its_callback_failed(tmp_path):
+    half = config()
+    half.evaluate.every = half.checkpoint.every = {"steps": 2}
+    seen = []
+
+    def fail_once(evaluation):
+        seen.append(evaluation["step"])
+        if len(seen) == 1:
+            raise RuntimeError("the callback's own")
+
+    data = Own(*arrays("train"))
+    data.classes = tuple("0123456789")
+    with pytest.raises(RuntimeError, match="the callback's own"):
+        train(half, tmp_path / "run", data=data, callback=fail_once)
+    result = train(half, tmp_path / "run", data=data, callback=fail_once)
+    assert seen == [2, 4]
+    whole = train(half, tmp_path / "whole", data=data)
+    assert result["loss"] == whole["loss"] and result["n_seen"] == 287
+    other = Own(255 - data.images, (data.of_images + 1) % 10)
+    other.classes = data.classes
+    with pytest.raises(UserError, match="other data"):
+        train(half, tmp_path / "run", data=other)
+
+
+def test_data_to_evaluate_alone_are_refused(tmp_path):
+    with pytest.raises(UserError, match="eval_data takes data, too"):
+        train(config(), tmp_path / "run", eval_data=(IMAGES, LABELS))
