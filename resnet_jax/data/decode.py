@@ -120,7 +120,7 @@ class Picture:
             if self.image.shape[-1] == self.channels:
                 return self.image
             pixels = self.image[:, :, 0] if self.image.shape[-1] == 1 else self.image
-            return to_pixels(Image.fromarray(pixels), self.channels)
+            return _to_pixels(Image.fromarray(pixels), self.channels)
         if self.image == b"":
             raise BadImageError(f"{self.name}: the file is empty.")
         # A user's own image of Pillow stays as it is.
@@ -132,7 +132,7 @@ class Picture:
             with contextlib.suppress(Exception):
                 upright = ImageOps.exif_transpose(decoded, in_place=ours)
                 decoded = upright or decoded
-            return to_pixels(decoded, self.channels)
+            return _to_pixels(decoded, self.channels)
         except MemoryError:
             raise
         # Pillow raises many types on broken files: OSError, SyntaxError, struct.error
@@ -179,8 +179,7 @@ def _has_exif(jpeg: bytes) -> bool:
     return False
 
 
-def to_pixels(image: Image.Image, channels: int) -> UInt8[np.ndarray, "h w {channels}"]:
-    """Returns the pixels of an image of Pillow's, converted to 1 or 3 channels."""
+def _to_pixels(image: Image.Image, channels: int) -> np.ndarray:
     if image.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):
         # Pillow's own conversion clips 16 bits at 255 instead of scaling them.
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))

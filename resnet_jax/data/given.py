@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from resnet_jax.data.cache import MemorySource
-from resnet_jax.data.decode import to_pixels
+from resnet_jax.data.decode import Picture
 from resnet_jax.data.sources import GIVEN, NamedSource, Source, Subset, checksum
 from resnet_jax.errors import UserError
 
@@ -127,7 +127,9 @@ def pixels_of(image: Any, name: str) -> bytes | np.ndarray:
     if isinstance(image, bytes):
         return image
     if isinstance(image, Image.Image):
-        return to_pixels(image, 1 if image.mode in ("1", "L", "I;16") else 3)
+        return Picture(
+            image, 1 if image.mode in ("1", "L", "I;16") else 3, name
+        ).pixels()
     if isinstance(image, np.ndarray) and image.dtype == np.uint8:
         if image.ndim == 2:
             image = image[..., None]

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from resnet_jax.config import from_saved
+from resnet_jax.data.decode import Picture
 from resnet_jax.data.given import open_given
 from resnet_jax.data.sources import DigitsSource, NamedSource, Source, Subset
 from resnet_jax.errors import UserError
@@ -61,6 +62,15 @@ def test_images_come_in_any_form(images):
     if isinstance(image, bytes):
         image = np.asarray(Image.open(io.BytesIO(image)))
     assert np.array_equal(image, IMAGES[7]) and label == 3
+
+
+def test_images_of_pillow_are_turned_upright_as_their_files_are():
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.fromarray(IMAGES[7]).save(file, "png", exif=exif)
+    image, _ = opened(([Image.open(file)] * 80, LABELS))[0]
+    assert np.array_equal(image, Picture(file.getvalue(), image.shape[-1]).pixels())
+    assert not np.array_equal(image, IMAGES[7])
 
 
 @pytest.mark.parametrize(
