@@ -22,7 +22,7 @@ from resnet_jax import output
 from resnet_jax.arguments import count, counts, words
 from resnet_jax.bench import table
 from resnet_jax.bench.table import Benchmark, row
-from resnet_jax.errors import UserError, check_known
+from resnet_jax.errors import ResNetJaxError, UserError, check_known
 
 # By task and contender: the function that takes model, image size, batch size and type
 # and gives what is called; ours first.
@@ -170,7 +170,7 @@ STEP = Benchmark(_add_step, step_rows, (*table.JAX, "optax"), table.TORCH)
 INFERENCE = Benchmark(_add_inference, inference_rows, table.JAX, table.TORCH)
 
 
-class LeftOutError(Exception):
+class LeftOutError(ResNetJaxError):
     """A contender cannot run; the message says why."""
 
 

@@ -6,7 +6,7 @@ import logging
 
 import flax.linen as nn
 
-from resnet_jax.errors import UserError, check_known, nearest
+from resnet_jax.errors import BadValueError, UserError, check_known, nearest
 from resnet_jax.models.relatives import VGG, Highway, HighwaySpec, VGGSpec
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.spec import ResNetSpec
@@ -819,8 +819,8 @@ def get_spec(name: str, **overrides) -> Spec:
             raise UserError(f"A spec has no field {key!r}.{nearest(key, fields)}")
     try:
         return dataclasses.replace(spec, **overrides)
-    except ValueError as error:
-        raise UserError(f"{name}: {error}.") from None
+    except BadValueError as error:
+        raise BadValueError(f"{name}: {error}") from None
 
 
 def build(spec: Spec, *, dtype="float32", bn_group_size=None, scan_blocks=False):
