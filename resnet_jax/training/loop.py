@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import checkpoints, output, processes, report, sharding, writers
+from resnet_jax import checkpoints, output, processes, sharding, writers
 from resnet_jax.checkpoints import Checkpoints, Progress
 from resnet_jax.data.loader import WorkerDiedError, bad_indices
 from resnet_jax.dependencies import UNKNOWN, Resume, describe_data, describe_weights
@@ -26,6 +26,7 @@ from resnet_jax.models.cost import count
 from resnet_jax.optim import set_rate_factor
 from resnet_jax.preemption import PreemptedError, Preemption
 from resnet_jax.recompute import recompute_statistics
+from resnet_jax.reports import curves
 from resnet_jax.setup import Setup, set_up, summary
 from resnet_jax.step import TrainState
 from resnet_jax.storage import Path
@@ -290,7 +291,7 @@ def train(
                     saved.save(state, progress)
                     on_disk = now
                     if to_evaluate and chief:
-                        report.save_gallery(workdir, gallery, setup.classes)
+                        curves.save_gallery(workdir, gallery, setup.classes)
                     meter.restart()
                 if progress.step == last:
                     break
@@ -363,7 +364,7 @@ def train(
         with output.dispensable(str(workdir / "result.json")):
             writers.write_json(workdir / "result.json", result)
         with output.dispensable(str(workdir / "report.png")):
-            picture = str(report.draw(workdir, result))
+            picture = str(curves.draw(workdir, result))
     return result | {"report": picture}
 
 
