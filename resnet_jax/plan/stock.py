@@ -49,7 +49,8 @@ def figures(
         flops=float(found["flops"]),
         hbm_bytes=float(found["hbm_bytes"]),
         cycles=float(found["cycles"]),
-        source=f"libtpu {named['libtpu']}, jax {named['jax']}",
+        libtpu=named["libtpu"],
+        jax=named["jax"],
     )
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 
 import pytest
@@ -86,7 +87,7 @@ def test_plans_stand_side_by_side():
     assert rows["images/s/chip"][1] == "1,269"
     assert rows["by the compiler alone"][4] == "1,269"
     assert rows["calibrated by"][2] == "none"
-    assert float(rows["calibrated by"][3]) == pytest.approx(
+    assert float(rows["calibrated by"][3].rstrip("*")) == pytest.approx(
         calibration.factor_of("v4"), abs=0.005
     )
     # Each published rate stands there with its deviation.
@@ -98,6 +99,45 @@ def test_plans_stand_side_by_side():
     assert "optim.microbatches=2" in text
     assert "cloud.google.com/tpu/docs/v4" in text
     assert text.endswith("jax 1.2.3")
+
+
+def table_of(libtpu: str, chip: str) -> tuple[dict, str]:
+    """Returns the prediction and the table of a plan that a version of libtpu made."""
+    one = facts(
+        topology=f"{chip}:2x2x1",
+        chip=chip,
+        devices=4,
+        chips=4,
+        versions={"libtpu": libtpu, "jax": "1.2.3"},
+    )
+    found = predict(one, price=2.0, input_rate=600.0)
+    return found, as_text([(one, found)])
+
+
+def test_rates_that_were_calibrated_with_another_libtpu_are_marked():
+    version = calibration.STOCK["v4"].libtpu
+    found, text = table_of(version, "v4")
+    assert found["calibrated"]
+    assert f"libtpu {version}" in text and "*" not in text
+    found, text = table_of("0.0.42.1", "v4")
+    assert not found["calibrated"]
+    lines = [line for line in text.splitlines() if re.search(r"\d( %)?\*$", line)]
+    marked = {line[:24].strip() for line in lines}
+    assert {"images/s/chip", "calibrated by", "hours", "cost"} <= marked
+    # These do not depend on the factor.
+    assert not {"by the compiler alone", "at most, by the peaks", "steps"} & marked
+    assert "libtpu 0.0.42.1 compiled this, but the factor was calibrated" in text
+    assert f"with libtpu {version}." in text
+    # There is no factor for v5p.
+    found, text = table_of("0.0.42.1", "v5p")
+    assert not found["calibrated"] and "libtpu 0.0.42.1" in text and "*" not in text
+
+
+def test_a_libtpu_that_tells_no_cycles_is_not_taken_for_a_fast_chip():
+    step = facts()["train"] | {"cycles": 0}
+    one = facts(train=step, versions={"libtpu": "9.9"})
+    text = as_text([(one, predict(one))])
+    assert "libtpu 9.9 does not say how many cycles" in text
 
 
 def test_slices_stand_beside_one_and_rows_stay_in_their_section():
