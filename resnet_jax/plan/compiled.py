@@ -255,11 +255,12 @@ def of_step(
             "hbm_bytes": hlo.hbm_bytes(text),
             "cycles": hlo.estimated_cycles(text),
         }
-    except (ValueError, LookupError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        # The text is what another program wrote, in a form of its own.
         raise UserError(
             "plan cannot read the program that this compiler made"
-            f" ({type(error).__name__}: {error}). It reads those of libtpu 0.0.30 to"
-            " 0.0.52: take one of these."
+            f" ({type(error).__name__}: {str(error)[:200]}). It reads those of libtpu"
+            " 0.0.30 to 0.0.52; install one of these."
         ) from None
     return {
         "seconds": seconds,
