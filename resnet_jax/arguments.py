@@ -1,24 +1,126 @@
-"""Kinds of arguments that several commands take, for `argparse`."""
+"""The parser of command lines, and the types of arguments that commands share."""
 
 import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from resnet_jax.errors import UserError, nearest
+
+# Benchmarks run where ml_collections is missing, so only commands that take a config
+# import `resnet_jax.config`.
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+CONFIG = (
+    "The config: a file of your own, or configs/NAME.py, a recipe that ships with"
+    " resnet_jax (python -m resnet_jax.recipes lists them). FILE.py:VARIANT names a"
+    " variant."
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """The parser of a command, whose mistakes are a UserError.
+
+    Args:
+      command: The command's name after `python -m resnet_jax.`, such as `plan`.
+      description: What the command does; its module's docstring.
+    """
+
+    def __init__(self, command: str, description: str | None):
+        super().__init__(
+            prog=f"python -m resnet_jax.{command}",
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            # An abbreviation would change its meaning when a flag is added.
+            allow_abbrev=False,
+            add_help=False,
+        )
+        self.add_argument(
+            "-h", "--help", action="help", help="Prints this text and exits."
+        )
+
+    def add_config(self, note: str = "", **options) -> None:
+        """Adds `--config`, and with it `--config.KEY=VALUE`.
+
+        Args:
+          note: A sentence that follows the flag's help, for example on its default.
+          **options: Other arguments of `add_argument`.
+        """
+        from resnet_jax.config.overrides import HELP
+
+        self.add_argument("--config", help=f"{CONFIG} {note}".rstrip(), **options)
+        self.set_defaults(overrides=[])
+        self.epilog = HELP
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Parses a command line.
+
+        Args:
+          arguments: The command line, without the name of the program.
+
+        Returns:
+          The values of the flags. Commands that take `--config` also find `overrides`
+          there, see `load_config`.
+
+        Raises:
+          UserError: A flag is unknown or required, or it cannot have its value.
+        """
+        rest, overrides = list(arguments), []
+        if self.get_default("overrides") is not None:
+            from resnet_jax.config import take_overrides
+
+            rest, overrides = take_overrides(rest)
+        args, unknown = self.parse_known_args(rest)
+        for argument in unknown:
+            flag = argument.partition("=")[0]
+            if flag.startswith("-"):
+                known = [x for x in self._option_string_actions if x != "-h"]
+                raise UserError(f"There is no flag {flag}.{nearest(flag, known)}")
+            raise UserError(
+                f"Unexpected argument {argument!r}. Flags are written --name=value."
+            )
+        if overrides:
+            args.overrides = overrides
+        return args
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError with argparse's message as a sentence."""
+        message = message[:1].upper() + message[1:]
+        raise UserError(f"{message} ({self.prog} --help lists the flags).")
+
+
+def load_config(args: argparse.Namespace) -> "ConfigDict":
+    """Loads the config that a command line names, and applies its overrides.
+
+    Args:
+      args: What `Parser.parse` returned for a command that takes `--config`.
+
+    Raises:
+      UserError: There is no such file, or a key or a value cannot be.
+    """
+    from resnet_jax.config import load, override
+
+    config = load(args.config)
+    override(config, args.overrides)
+    return config
 
 
 def count(text: str) -> int:
-    """A whole number above 0."""
+    """Parses a whole number above 0."""
     try:
         found = int(text)
     except ValueError:
         found = 0
     if found < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return found
 
 
 def counts(text: str) -> list[int]:
-    """Some of these, such as `128,256`."""
+    """Parses whole numbers above 0, such as `128,256`."""
     return [count(part) for part in text.split(",")]
 
 
 def words(text: str) -> list[str]:
-    """Some words, such as `float32,bfloat16`."""
+    """Parses words, such as `float32,bfloat16`."""
     return text.split(",")

@@ -5,9 +5,8 @@ workdir, a weights directory or `timm:NAME.TAG`. The suffix of OUT names the for
 without a suffix it is a weights directory.
 """
 
-import argparse
-
 from resnet_jax import output
+from resnet_jax.arguments import Parser
 from resnet_jax.storage import path_of
 from resnet_jax.weights import files
 from resnet_jax.weights.load import load
@@ -16,10 +15,7 @@ from resnet_jax.weights.save import is_directory, save
 
 def main(argv: list[str]) -> None:
     """Runs the command; the module's docstring explains it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m resnet_jax.convert",
-        description="Converts weights between frameworks, bit for bit.",
-    )
+    parser = Parser("convert", __doc__)
     parser.add_argument(
         "source",
         metavar="IN",
@@ -44,7 +40,7 @@ def main(argv: list[str]) -> None:
         help="The network's name. It is needed only if neither IN nor a card beside it"
         " names the network; the default is then the first network that IN fits.",
     )
-    args = parser.parse_args(argv[1:])
+    args = parser.parse(argv[1:])
     if not is_directory(args.target):
         files.check_suffix(path_of(args.target))
     card, variables = load(args.source, model=args.model)

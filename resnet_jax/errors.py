@@ -1,12 +1,39 @@
-"""What a user did wrong, told in one sentence with the way out."""
+"""The exceptions of this package, and the sentences that they carry.
+
+Every exception that the package raises on purpose is a `ResNetJaxError`:
+
+- `UserError`: something that the user can fix, such as a config that cannot be, a file
+  that is missing or a full disk. Its message is a sentence that says what happened, to
+  what, and what to do. Commands print it without a traceback and exit with code 1.
+  - `BadValueError`: an argument of a function that cannot be, such as a field of a
+    network's spec or the shape of a batch. It is a `ValueError`, too.
+  - `BadImageError`: an image that cannot be decoded.
+  - `resnet_jax.data.loader.WorkerDiedError`: a process that decodes images was killed.
+  - `resnet_jax.checkpoints.DamagedError`: a checkpoint that is not as it was saved.
+- `resnet_jax.preemption.PreemptedError`: a signal asked the run to stop, and it did. It
+  is no mistake, so it is not a `UserError`.
+- `resnet_jax.bench.contender.LeftOutError`: a benchmark leaves a contender out, which
+  cannot run here; `resnet_jax.bench.gpu.TooLateError` if no time was left for it.
+
+Other exceptions, such as a plain `ValueError` or `AssertionError`, are errors in the
+package or come from the libraries that it calls.
+"""
 
 import difflib
 import re
 from collections.abc import Iterable
 
 
-class UserError(Exception):
-    """A mistake that the user can mend; `main` prints it without a traceback."""
+class ResNetJaxError(Exception):
+    """The base class of all exceptions that this package raises on purpose."""
+
+
+class UserError(ResNetJaxError):
+    """Something that the user can fix; commands print it without a traceback."""
+
+
+class BadValueError(UserError, ValueError):
+    """An argument that cannot be; the message says why and what is possible."""
 
 
 class BadImageError(UserError):

@@ -32,6 +32,7 @@ import absl.logging
 from absl import flags
 from ml_collections import ConfigDict
 
+from resnet_jax.arguments import CONFIG
 from resnet_jax.config import (
     as_json,
     flatten,
@@ -61,18 +62,22 @@ MODES = ("train", "eval", "dry_run")
 _CONFIG = flags.DEFINE_string(
     "config",
     None,
-    "The config: a file of your own, or configs/NAME.py, a recipe that ships with"
-    " resnet_jax (python -m resnet_jax.recipes lists them). FILE.py:VARIANT names a"
-    " variant. --mode=eval needs none: it takes the run's own config from the workdir.",
+    f"{CONFIG} --mode=eval needs none: it takes the run's own config from the workdir.",
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where this one run keeps everything.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "The directory of this one run, local or in an object store (gs://, s3://), where"
+    " it keeps everything. --mode=dry_run needs none.",
+)
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
     MODES,
-    "train: starts a run, or resumes the one in the workdir. eval: evaluates a"
-    " checkpoint of the workdir as it was trained, or as --config.KEY=VALUE say"
-    " otherwise. dry_run: two steps of the config on fake data at a small size.",
+    "What the command does. train starts a run, or resumes the one in the workdir."
+    " eval evaluates a checkpoint of the workdir as it was trained, or as"
+    " --config.KEY=VALUE say otherwise. dry_run runs two steps of the config on fake"
+    " data at a small size.",
 )
 _EXTEND = flags.DEFINE_boolean(
     "extend",
@@ -81,19 +86,40 @@ _EXTEND = flags.DEFINE_boolean(
     " depends on that: finished steps keep the rates that they had.",
 )
 _CHECKPOINT = flags.DEFINE_enum(
-    "checkpoint", "best", ("best", "last"), "Which checkpoint --mode=eval takes."
+    "checkpoint",
+    "best",
+    ("best", "last"),
+    "The checkpoint that --mode=eval evaluates: the one of the best evaluation, or the"
+    " last one.",
 )
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "HOST:PORT of process 0, where JAX cannot find it out."
+    "coordinator",
+    None,
+    "The address HOST:PORT of process 0, for runs of several processes that JAX cannot"
+    " find out by itself. It needs --num_processes and --process_id.",
 )
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator.")
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes",
+    None,
+    "The number of processes of the run, the same for all. It needs --coordinator.",
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id",
+    None,
+    "The number of this process, from 0 to --num_processes - 1. It needs"
+    " --coordinator.",
+)
 _DISTRIBUTED = flags.DEFINE_boolean(
-    "distributed", False, "Several processes; a TPU pod, Slurm or Open MPI tells which."
+    "distributed",
+    False,
+    "Connects the processes of a TPU pod, a Slurm job or Open MPI, which JAX finds by"
+    " itself.",
 )
 
 _INITIALIZATION_TIMEOUT = flags.DEFINE_string(
-    "initialization_timeout", "100s", "How long to wait for all processes to connect."
+    "initialization_timeout",
+    "100s",
+    "How long to wait for all processes to connect, such as 90s, 5m or 1h.",
 )
 _GRACE = flags.DEFINE_string(
     "grace",

@@ -4,10 +4,10 @@ WEIGHTS is what `resnet_jax.load` takes: a file of any framework, a workdir, a w
 directory or `timm:NAME.TAG`. Its card says how images are prepared.
 """
 
-import argparse
 import json
 
 from resnet_jax import output, storage
+from resnet_jax.arguments import Parser
 from resnet_jax.weights.drawing import draw_predictions
 from resnet_jax.weights.images import pictures_of
 from resnet_jax.weights.trained import load
@@ -15,10 +15,7 @@ from resnet_jax.weights.trained import load
 
 def main(argv: list[str]) -> None:
     """Runs the command; the module's docstring explains it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m resnet_jax.predict",
-        description="Classifies image files with any weights.",
-    )
+    parser = Parser("predict", __doc__)
     parser.add_argument(
         "weights",
         metavar="WEIGHTS",
@@ -56,7 +53,7 @@ def main(argv: list[str]) -> None:
         help="Draws each image as the network sees it with its predictions, and writes"
         " the picture to this file. By default nothing is drawn.",
     )
-    args = parser.parse_args(argv[1:])
+    args = parser.parse(argv[1:])
     model = load(args.weights, model=args.model)
     card = model.card
     # Each file is read once, since it may be a pipe.

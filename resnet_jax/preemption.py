@@ -13,6 +13,7 @@ import time
 
 from resnet_jax import output, processes, signals
 from resnet_jax.checkpoints import newest_step
+from resnet_jax.errors import ResNetJaxError
 from resnet_jax.storage import Path, is_remote
 
 # Seconds: of a GKE pod's and a spot machine's thirty, five are left for the exit; and
@@ -24,7 +25,7 @@ READER_WITHIN = 5.0
 NOTICED_WITHIN = 3.0
 
 
-class PreemptedError(Exception):
+class PreemptedError(ResNetJaxError):
     """The run was asked to stop, and did.
 
     Attributes:

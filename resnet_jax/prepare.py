@@ -9,294 +9,117 @@ python -m resnet_jax.prepare verify SOURCE_OR_DIR            lists what is wrong
 --max_side=N and --quality=Q make the images smaller, once: the longer side becomes at
 most N pixels, and the image a JPEG of quality Q (90 if only N is given), 4:2:0.
 
-Everything but tfds:NAME can be interrupted: the same command goes on. tfds:NAME is also
-the one that may need TensorFlow (`requirements-prepare.txt`), with which many builders
-extract their archives. Training reads the results without it.
+Everything but tfds:NAME can be interrupted: the same command resumes it. tfds:NAME is
+also the one that may need TensorFlow (`requirements-prepare.txt`), with which many
+builders extract their archives. Training reads the results without it.
 """
 
 import argparse
-import dataclasses
 import logging
 import os
-import pathlib
-import re
-import shlex
 from collections.abc import Sequence
 
-import tensorflow_datasets as tfds
-from tensorflow_datasets.core.download import downloader
-
-from resnet_jax import output, storage
-from resnet_jax.data import originals, pack
-from resnet_jax.data.pack import DataSet, Reencode
-from resnet_jax.data.sources import FolderSource, folder_splits
-from resnet_jax.data.tfds_source import tfds_builder
-from resnet_jax.data.verify import checks_of_builder, checks_of_folder, verify
+from resnet_jax import output
+from resnet_jax.arguments import Parser, count
 from resnet_jax.errors import UserError
 
-PROGRAM = "python -m resnet_jax.prepare"
-ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
 
-
-def prepare(dataset: str, data_dir: str = "", manual_dir: str = "") -> pathlib.Path:
-    """Prepares a data set of tfds with the builder of tfds; returns where it is.
-
-    Args:
-      dataset: NAME[/CONFIG].
-      data_dir: where tfds keeps its data sets; empty: tfds's default.
-      manual_dir: where files lie that are not to be downloaded.
-
-    Raises:
-      UserError: an unknown data set, a missing package, or no way to get the files.
-    """
-    there = tfds_builder(dataset, data_dir)
-    path = pathlib.Path(there.data_path)
-    if (path / "dataset_info.json").exists():
-        if ARRAY_RECORD in there.info.available_file_formats():
-            return path
-        raise UserError(
-            f"tfds:{dataset} is prepared in {path}, but not as ArrayRecord; run"
-            f" `{PROGRAM} convert {path}`."
-        )
-    builder = tfds_builder(dataset, data_dir, file_format="array_record")
-    # Its ten retries take minutes where there is no network.
-    downloader.MAX_RETRIES = 3
-    options = tfds.download.DownloadConfig(
-        manual_dir=manual_dir or None, try_download_gcs=False
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = Parser("prepare", __doc__)
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="What is prepared: imagenet2012, tfds:NAME or folder:PATH; or what is"
+        " done with a directory: convert or verify.",
     )
-    try:
-        builder.download_and_prepare(download_config=options)
-    except Exception as error:
-        raise UserError(f"tfds:{dataset} is not prepared. {way_out(error)}") from error
-    return path
-
-
-def way_out(error: Exception) -> str:
-    """What to do about an error of a tfds builder, from what caused it."""
-    chain = [error]
-    while (after := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain.append(after)
-    text = " ".join(str(chain[-1]).split())
-    if any("No module named 'tensorflow'" in str(link) for link in chain):
-        return (
-            "Its builder needs TensorFlow: pip install -r requirements-prepare.txt, and"
-            " run this command again."
-        )
-    names = {type(link).__name__ for link in chain}
-    if names & {"ConnectionError", "gaierror", "NewConnectionError", "DownloadError"}:
-        url = getattr(getattr(error, "request", None), "url", None)
-        what = url or "what its page on tensorflow.org/datasets names"
-        return (
-            f"There is no way to the network: fetch {what}, put it into a directory,"
-            " and run this command again with --manual_dir=DIRECTORY."
-        )
-    if wrong := re.search("Artifact (.*), downloaded to (.*), has wrong check", text):
-        url, path = wrong.groups()
-        return (
-            f"{path} is not the file that tfds knows (its checksum is another one):"
-            f" delete it, fetch {url} again, and run this command again."
-        )
-    if isinstance(chain[-1], AssertionError | FileNotFoundError):
-        return f"{text} (--manual_dir=DIRECTORY says where files lie.)"
-    return f"{type(chain[-1]).__name__}: {text[:300]}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """The command line; see the module's docstring."""
-
-    source: str
-    directory: str
-    data_dir: str
-    manual_dir: str
-    out: str
-    reencode: Reencode | None
-    num_workers: int
-
-    @property
-    def command(self) -> str:
-        """What to type to do the same, but for the directory to be made, its end."""
-        if self.in_place:
-            return f"{PROGRAM} convert "
-        words = [self.source]
-        if self.source.startswith("folder:"):
-            words = [f"folder:{_absolute(self.source.removeprefix('folder:'))}"]
-        if self.directory:
-            words.append(str(_absolute(self.directory)))
-        for key in ("data_dir", "manual_dir"):
-            if value := getattr(self, key):
-                words.append(f"--{key}={_absolute(value)}")
-        if self.reencode:
-            words += [
-                f"--max_side={self.reencode.max_side}",
-                f"--quality={self.reencode.quality}",
-            ]
-        return f"{PROGRAM} {shlex.join(words)} --out="
-
-    @property
-    def in_place(self) -> bool:
-        """Whether ArrayRecord files are added to a directory of TFRecords."""
-        return self.source == "convert" and not (self.out or self.reencode)
-
-    @property
-    def suffix(self) -> str:
-        """What the name of a re-encoded data set ends in."""
-        return self.reencode.suffix if self.reencode else ""
-
-    @property
-    def root(self) -> pathlib.Path:
-        """Where tfds keeps its data sets."""
-        return _absolute(self.data_dir or tfds.core.constants.DATA_DIR)
-
-    def out_or(self, default: pathlib.Path) -> pathlib.Path:
-        """The directory to be made."""
-        return _absolute(self.out) if self.out else default
-
-
-def _local(path: str) -> pathlib.Path:
-    return storage.local_path_of(path, "What prepare reads and writes")
-
-
-def _absolute(path: str) -> pathlib.Path:
-    return _local(path).expanduser().absolute()
-
-
-def _pack(data: DataSet, out: pathlib.Path, options: Options) -> pathlib.Path:
-    pack.pack(
-        data,
-        out,
-        command=options.command,
-        reencode=options.reencode,
-        workers=options.num_workers,
+    parser.add_argument(
+        "directory",
+        nargs="?",
+        default="",
+        metavar="DIRECTORY",
+        help="The directory that convert reads, or the directory or source that verify"
+        " reads.",
     )
-    return out
-
-
-def _prepare_imagenet(options: Options) -> pathlib.Path:
-    builder = tfds.builder("imagenet2012", data_dir=str(options.root))
-    name = f"imagenet2012{options.suffix}"
-    out = options.out_or(options.root / name / str(builder.version))
-    manual_dir = _absolute(options.manual_dir or f"{options.root}/downloads/manual")
-    scratch = pack.work_dir(out) / pack.SCRATCH
-    return _pack(originals.imagenet(builder.info, manual_dir, scratch), out, options)
-
-
-def _prepare_tfds(options: Options) -> pathlib.Path:
-    if options.out and not options.reencode:
-        raise UserError(
-            "A builder of tfds writes into --data_dir=DIRECTORY; --out is for the"
-            " smaller images of --max_side or --quality."
-        )
-    dataset = options.source.removeprefix("tfds:")
-    _local(options.data_dir)
-    path = prepare(dataset, options.data_dir, options.manual_dir)
-    return _reencode(path, options) if options.reencode else path
-
-
-def _prepare_folder(options: Options) -> pathlib.Path:
-    path = options.source.removeprefix("folder:")
-    root = _absolute(path)
-    beside = root.with_name(f"{root.name}{options.suffix or '_arrayrecord'}")
-    return _pack(originals.folder(path), options.out_or(beside), options)
-
-
-def _convert(options: Options) -> pathlib.Path:
-    directory = _absolute(options.directory)
-    if not options.in_place:
-        return _reencode(directory, options)
-    builder = originals.builder_of(directory)
-    if builder.info.file_format == ARRAY_RECORD:
-        raise UserError(f"{directory} is ArrayRecord already; nothing is to be done.")
-    data = originals.prepared(builder)
-    workers = options.num_workers
-    pack.convert(data, directory, command=options.command, workers=workers)
-    return directory
-
-
-def _reencode(directory: pathlib.Path, options: Options) -> pathlib.Path:
-    data = originals.prepared(originals.builder_of(directory))
-    default = options.root / f"{data.name}{options.suffix}" / data.version
-    return _pack(data, options.out_or(default), options)
-
-
-def _verify(options: Options) -> None:
-    """Prints what is wrong with a data set; exits with 1 if anything is."""
-    source = options.directory
-    kind, _, rest = source.partition(":")
-    if kind == "folder":
-        sources = [FolderSource(rest, split) for split in folder_splits(rest)]
-        checks = [check for part in sources for check in checks_of_folder(part)]
-    else:
-        dataset = rest if kind == "tfds" else str(_absolute(source))
-        builder = tfds_builder(dataset, options.data_dir)
-        if not (builder.data_path / "dataset_info.json").exists():
-            raise UserError(f"tfds:{dataset} is not prepared in {builder.data_path}.")
-        checks = checks_of_builder(builder)
-    wrong = 0
-    for problem in verify(checks, options.num_workers):
-        wrong += 1
-        output.answer(problem)
-    total = sum(map(len, checks))
-    if wrong:
-        raise UserError(f"{wrong:,} things are wrong in {source}.")
-    output.answer(f"All {total:,} images of {source} are readable.")
-
-
-def _options(argv: Sequence[str]) -> Options:
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser.add_argument(
+        "--data_dir",
+        default="",
+        help="The directory in which tfds keeps its data sets. The default is tfds's"
+        " own, $TFDS_DATA_DIR or ~/tensorflow_datasets.",
     )
-    parser.add_argument("source", help="imagenet2012, tfds:NAME, folder:PATH, ...")
-    parser.add_argument("directory", nargs="?", default="", help="of convert, verify")
-    parser.add_argument("--data_dir", default="", help="where tfds keeps its data sets")
-    parser.add_argument("--manual_dir", default="", help="where files lie already")
-    parser.add_argument("--out", default="", help="the directory to be made")
-    parser.add_argument("--max_side", type=int, default=0, help="pixels, at most")
-    parser.add_argument("--quality", type=int, default=0, help="of JPEG, 1 to 100")
+    parser.add_argument(
+        "--manual_dir",
+        default="",
+        help="The directory of archives that you have downloaded yourself. The default"
+        " is downloads/manual in --data_dir.",
+    )
+    parser.add_argument(
+        "--out",
+        default="",
+        help="The directory that is made. The default is in --data_dir, or beside a"
+        " folder.",
+    )
+    parser.add_argument(
+        "--max_side",
+        type=int,
+        default=0,
+        help="The longest side of an image in pixels: larger images are made smaller."
+        " The default of 0 leaves them as they are.",
+    )
+    parser.add_argument(
+        "--quality",
+        type=int,
+        default=0,
+        help="The quality of the JPEGs, from 1 to 100, to which images are encoded"
+        " again. The default is 90 with --max_side, and otherwise the original files.",
+    )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
     parser.add_argument(
         "--num_workers",
-        type=int,
+        type=count,
         default=cores or os.cpu_count() or 1,
-        help="processes; one a core unless told",
+        help="The number of processes. The default is one per core, %(default)s here.",
     )
-    args = vars(parser.parse_args(argv))
-    max_side, quality = args.pop("max_side"), args.pop("quality")
-    reencode = Reencode(max_side, quality or 90) if max_side or quality else None
-    return Options(reencode=reencode, **args)
+    args = parser.parse(arguments)
+    if args.source in ("convert", "verify") and not args.directory:
+        raise UserError(
+            f"{args.source} needs a directory: python -m resnet_jax.prepare"
+            f" {args.source} DIRECTORY."
+        )
+    return args
 
 
 def main(argv: Sequence[str]) -> None:
-    """Command line: see the module's docstring."""
-    options = _options(argv[1:])
+    """Runs the command; see the module's docstring."""
+    args = vars(_parse(argv[1:]))
+    # Imported here, so that --help answers at once.
+    from resnet_jax.data.pack import Reencode
+    from resnet_jax.data.prepare import Options, prepare, split_sizes
+
     # It warns of each of many retries where there is no network.
     logging.getLogger("urllib3").setLevel(logging.ERROR)
-    kind, _, rest = options.source.partition(":")
-    if options.source in ("convert", "verify") and not options.directory:
-        raise UserError(f"Write {options.source} DIRECTORY.")
-    if options.source == "verify":
-        return _verify(options)
-    if options.source == "convert":
-        path = _convert(options)
-    elif options.source in ("imagenet2012", "tfds:imagenet2012"):
-        path = _prepare_imagenet(options)
-    elif kind == "tfds" and rest:
-        path = _prepare_tfds(options)
-    elif kind == "folder" and rest:
-        path = _prepare_folder(options)
-    else:
-        raise UserError(
-            f"What is {options.source!r}? Write imagenet2012, tfds:NAME, folder:PATH,"
-            " convert DIRECTORY or verify DIRECTORY."
-        )
-    counts = ", ".join(
-        f"{split.name} {split.num_examples:,}"
-        for split in originals.builder_of(path).info.splits.values()
-    )
-    output.say(f"{path} is prepared ({counts} images).")
+    if args["source"] == "verify":
+        _verify(args["directory"], args["data_dir"], args["num_workers"])
+        return
+    max_side, quality = args.pop("max_side"), args.pop("quality")
+    reencode = Reencode(max_side, quality or 90) if max_side or quality else None
+    path = prepare(Options(reencode=reencode, **args))
+    sizes = ", ".join(f"{name} {size:,}" for name, size in split_sizes(path).items())
+    output.say(f"{path} is prepared ({sizes} images).")
     output.say(f"Train on it with --config.data.source=tfds:{path}")
+
+
+def _verify(source: str, data_dir: str, num_workers: int) -> None:
+    """Prints what is wrong with a data set; raises UserError if anything is."""
+    from resnet_jax.data.prepare import check
+
+    total, problems = check(source, data_dir, num_workers)
+    wrong = 0
+    for problem in problems:
+        wrong += 1
+        output.answer(problem)
+    if wrong:
+        raise UserError(f"{wrong:,} things are wrong in {source}.")
+    output.answer(f"All {total:,} images of {source} are readable.")
 
 
 def run(argv: Sequence[str]) -> None:

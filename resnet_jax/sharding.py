@@ -1,5 +1,6 @@
 """The mesh of devices, and what lies where on it."""
 
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from resnet_jax import accelerators, output
 from resnet_jax.errors import UserError, nearest_numbers
 
 Tree = Any
@@ -19,11 +21,25 @@ Device = Any
 # a TPU (some 50 GB/s) carries in the time that a message takes to get there.
 SMALL = 2**14
 
+# The warnings on accelerators that were printed.
+_warned: set[str] = set()
 
-def find_devices() -> list[jax.Device]:
-    """The devices of all processes; raises UserError where JAX can use none."""
+
+def find_devices(root: pathlib.Path = pathlib.Path("/")) -> list[jax.Device]:
+    """Returns the devices of all processes.
+
+    The lead process warns, once, if JAX chose CPUs although this machine has a GPU or a
+    TPU.
+
+    Args:
+      root: The root of the file system, in which the kernel lists devices.
+
+    Raises:
+      UserError: JAX can use no devices.
+    """
     try:
-        return jax.devices()
+        with accelerators.hints_held() as hints:
+            devices = jax.devices()
     except (RuntimeError, AssertionError) as error:
         platforms = jax.config.jax_platforms
         asked = f" of JAX_PLATFORMS={platforms}" if platforms else ""
@@ -35,6 +51,19 @@ def find_devices() -> list[jax.Device]:
             " for TPUs or GPUs, see that no other process holds them, or unset"
             " JAX_PLATFORMS to run on what there is."
         ) from None
+    chosen = jax.config.jax_platforms
+    if devices[0].platform == "cpu" and not chosen and jax.process_index() == 0:
+        _warn_of_accelerators(root, [hint.getMessage() for hint in hints])
+    return devices
+
+
+def _warn_of_accelerators(root: pathlib.Path, hints: Sequence[str]) -> None:
+    """Warns once of an accelerator that is not used, in our words or else in JAX's."""
+    advice = accelerators.advice(root, accelerators.installed(), accelerators.hidden())
+    for text in [advice] if advice else hints:
+        if text not in _warned:
+            _warned.add(text)
+            output.warn(text)
 
 
 def make_mesh(devices: Sequence[Device] | None = None) -> Mesh:

@@ -22,6 +22,14 @@ def test_devices_without_an_entry_have_none():
     assert compiler.compile_step(lowered(), "cpu", "chip")(1.0) == 2
 
 
+def test_an_older_compiler_leaves_out_what_it_does_not_know_and_says_so(capsys):
+    # The compiler for CPUs knows no option of TPUs.
+    assert compiler.compile_step(lowered(), "TPU v5 lite", "chip")(1.0) == 2
+    text = capsys.readouterr().err
+    for name in compiler.options_for("TPU v5 lite"):
+        assert text.count(f"does not know the option {name}=") == 1
+
+
 def test_options_of_the_config_reach_the_compiler():
     changes = {"compiler_options": {"xla_no_such_option": 1}}
     with pytest.raises(UserError, match=r"compiler_options=.*'xla_no_such_option'"):

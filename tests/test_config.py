@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
-from resnet_jax import recipes
+from resnet_jax.config import recipes
 from resnet_jax.config.saved import MAY_CHANGE
 from resnet_jax.errors import UserError
 from tests.runs import ROOT

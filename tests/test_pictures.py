@@ -8,11 +8,11 @@ import matplotlib
 import numpy as np
 import pytest
 
-from resnet_jax import report
 from resnet_jax.analysis import degradation
 from resnet_jax.errors import UserError
 from resnet_jax.evaluate import Gallery
 from resnet_jax.pictures import picture, shorten
+from resnet_jax.reports import curves
 from resnet_jax.weights.card import Prediction
 from resnet_jax.weights.drawing import draw_predictions
 
@@ -47,9 +47,9 @@ def test_a_run_is_drawn_whatever_its_classes_are_called(tmp_path, mathematics):
                 | {"predicted": label if number % 2 else (label + 1) % len(NAMES)}
                 | {"probability": 0.5, "right": bool(number % 2)}
             )
-        report.save_gallery(tmp_path, gallery, NAMES)
+        curves.save_gallery(tmp_path, gallery, NAMES)
         with matplotlib.rc_context(mathematics):
-            assert pixels_of(report.draw(tmp_path)).shape == (800, 1300, 4)
+            assert pixels_of(curves.draw(tmp_path)).shape == (800, 1300, 4)
 
 
 def test_a_prediction_beyond_the_classes_of_the_data_is_drawn(tmp_path):
@@ -57,8 +57,8 @@ def test_a_prediction_beyond_the_classes_of_the_data_is_drawn(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     seen = {"image": np.zeros((8, 8, 3), np.uint8), "label": 0, "probability": 0.5}
     gallery = Gallery(rows=[seen | {"predicted": 7, "right": False}])
-    report.save_gallery(tmp_path, gallery, ("cat", "dog"))
-    assert report.draw(tmp_path).exists()
+    curves.save_gallery(tmp_path, gallery, ("cat", "dog"))
+    assert curves.draw(tmp_path).exists()
 
 
 def test_predictions_and_runs_of_any_name_are_drawn(tmp_path):
@@ -113,7 +113,7 @@ def test_a_gallery_that_cannot_be_read_leaves_the_curves(tmp_path, capsys):
     row = {"step": 1, "train/loss": 1.0, "train/top1": 0.5}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     (tmp_path / "predictions.npz").write_bytes(b"PK damaged")
-    assert report.draw(tmp_path).exists()
+    assert curves.draw(tmp_path).exists()
     assert "predictions.npz cannot be read (" in capsys.readouterr().err
 
 

@@ -18,10 +18,11 @@ from PIL import Image
 
 from resnet_jax.data import originals, pack
 from resnet_jax.data.decode import Picture
+from resnet_jax.data.prepare import way_out
 from resnet_jax.data.shards import read_shard
 from resnet_jax.data.sources import open_source
 from resnet_jax.errors import UserError
-from resnet_jax.prepare import main, way_out
+from resnet_jax.prepare import main
 from tests import runs
 from tests.data.pictures import encode, noise, write_folder
 from tests.data.test_sources import TinyPictures, levels, tfds_image
@@ -569,8 +570,8 @@ def test_an_unknown_data_set_is_answered_with_the_nearest(tmp_path):
         (["pictures"], "Write imagenet2012, tfds:NAME"),
         (["folder:"], "Write imagenet2012, tfds:NAME"),
         (["folder:/nowhere/at/all"], "no folder /nowhere/at/all"),
-        (["convert"], "Write convert DIRECTORY"),
-        (["verify"], "Write verify DIRECTORY"),
+        (["convert"], "convert needs a directory"),
+        (["verify"], "verify needs a directory"),
         (["verify", "/nowhere/at/all"], "no prepared data set in /nowhere/at/all"),
         (["tfds:mnist", "--out=x"], "--data_dir=DIRECTORY"),
     ],

@@ -18,13 +18,13 @@ from resnet_jax import (
     evaluate,
     predict,
     processes,
-    report,
     storage,
     workdir,
     writers,
 )
 from resnet_jax.data import sources
 from resnet_jax.errors import UserError
+from resnet_jax.reports import curves
 from resnet_jax.storage import path_of
 from resnet_jax.weights import load as weights
 from resnet_jax.weights.save import save
@@ -108,8 +108,8 @@ def test_a_run_writes_its_rows_events_and_report(folder):
         {"image": np.zeros((8, 8, 3), np.uint8), "label": 0, "predicted": 1}
         | {"probability": 0.5, "right": False}
     )
-    report.save_gallery(folder, gallery, ("cat", "dog"))
-    assert report.draw(folder).read_bytes().startswith(b"\x89PNG")
+    curves.save_gallery(folder, gallery, ("cat", "dog"))
+    assert curves.draw(folder).read_bytes().startswith(b"\x89PNG")
 
 
 def test_checkpoints_come_back_and_the_last_and_best_are_kept(folder):
@@ -398,7 +398,7 @@ def test_weights_and_images_that_s3_does_not_give_are_told(tmp_path):
                 with pytest.raises(UserError, match=f"{image} cannot be used"):
                     card.preprocess(image)
                 with pytest.raises(UserError, match="s3://bucket/secret cannot be"):
-                    report.draw(path_of("s3://bucket/secret"))
+                    curves.draw(path_of("s3://bucket/secret"))
 
 
 def test_a_checkpoint_that_a_store_refuses_is_told():

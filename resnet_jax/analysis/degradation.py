@@ -7,11 +7,11 @@ which residual networks do not have (arXiv:1512.03385, section 4.2). Dashed line
 errors on what was trained on, as it went, and bold lines errors on the test split.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 
 from resnet_jax import output, storage
+from resnet_jax.arguments import Parser
 from resnet_jax.errors import UserError
 from resnet_jax.pictures import picture, shorten
 from resnet_jax.storage import Path
@@ -70,15 +70,20 @@ def draw(workdirs: Sequence[Path], path: Path) -> Path:
 
 
 def main(argv: list[str]) -> None:
-    """Command line: see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m resnet_jax.analysis.degradation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    """Runs the command; see the module's docstring."""
+    parser = Parser("analysis.degradation", __doc__)
+    parser.add_argument(
+        "--runs",
+        required=True,
+        help="The workdirs of the runs, with commas between them.",
     )
-    parser.add_argument("--runs", required=True, help="workdirs, with commas between")
-    parser.add_argument("--save", type=storage.path_of, required=True, help="a .png")
-    args = parser.parse_args(argv[1:])
+    parser.add_argument(
+        "--save",
+        type=storage.path_of,
+        required=True,
+        help="The picture that is written, such as errors.png.",
+    )
+    args = parser.parse(argv[1:])
     workdirs = [storage.path_of(run) for run in args.runs.split(",")]
     for workdir in workdirs:
         last = {split: points[-1:] for split, points in errors(workdir).items()}

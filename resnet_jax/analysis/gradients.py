@@ -9,7 +9,6 @@ without it of the initial weights. He et al. 2015 (arXiv:1512.03385), section 4.
 from such norms that the plain networks' trouble is not that gradients vanish.
 """
 
-import argparse
 import re
 from collections.abc import Callable, Mapping
 
@@ -22,8 +21,9 @@ from matplotlib.ticker import LogFormatter
 from ml_collections import ConfigDict
 
 from resnet_jax import losses, output, sharding, step, storage
+from resnet_jax.arguments import Parser, count, load_config
 from resnet_jax.checkpoints import open_checkpoints
-from resnet_jax.config import from_saved, load, override
+from resnet_jax.config import from_saved, override
 from resnet_jax.dependencies import spec_change
 from resnet_jax.errors import UserError
 from resnet_jax.initial import first_state, initial_weights
@@ -174,29 +174,38 @@ def draw(measured: dict, path: Path) -> Path:
 
 
 def main(argv: list[str]) -> None:
-    """Command line: see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m resnet_jax.analysis.gradients",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    """Runs the command; see the module's docstring."""
+    parser = Parser("analysis.gradients", __doc__)
+    parser.add_config("The default is the config of --workdir.")
+    parser.add_argument(
+        "--workdir",
+        type=storage.path_of,
+        help="The directory of a run, whose newest checkpoint is measured. Without it,"
+        " the initial weights are measured.",
     )
     parser.add_argument(
-        "--config", help="FILE.py or FILE.py:VARIANT; default: that of the workdir"
+        "--batches",
+        type=count,
+        default=4,
+        help="The number of batches over which gradients are measured. The default is"
+        " %(default)s.",
     )
     parser.add_argument(
-        "--workdir", type=storage.path_of, help="a run; default: initial weights"
+        "--save",
+        type=storage.path_of,
+        required=True,
+        help="The picture that is written, such as norms.png. The numbers are written"
+        " beside it, as norms.json.",
     )
-    parser.add_argument("--batches", type=int, default=4)
-    parser.add_argument("--save", type=storage.path_of, required=True, help="a .png")
-    args, overrides = parser.parse_known_args(argv[1:])
+    args = parser.parse(argv[1:])
     if args.config:
-        config = load(args.config)
+        config = load_config(args)
     elif args.workdir:
         with open_checkpoints(args.workdir) as saved:
             config = from_saved(saved.read(saved.steps()[-1])["config"])
+        override(config, args.overrides)
     else:
         raise UserError("--config or --workdir is required.")
-    override(config, overrides)
     measured = measure(config, args.workdir, args.batches)
     for name, values in measured["norms"].items():
         output.say(f"{name}: {np.mean(values):.4g}")

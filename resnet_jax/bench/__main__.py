@@ -6,11 +6,13 @@ import pkgutil
 import shlex
 import signal
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from resnet_jax import bench, host, output
-from resnet_jax.arguments import count
+from resnet_jax.arguments import Parser, count
 from resnet_jax.bench import table
+from resnet_jax.errors import check_known
 
 # The names of objects, of which only the one that is asked for is imported: `gpu` runs
 # where packages are missing that others need.
@@ -31,6 +33,7 @@ PICTURES = {
     "schedule": "resnet_jax.bench.schedule",
 }
 CHECKS = {"gpu": "resnet_jax.bench.gpu"}
+WHATS = (*TABLES, "all", *PICTURES, *CHECKS)
 
 
 def imported(what: str) -> Any:
@@ -38,58 +41,77 @@ def imported(what: str) -> Any:
     return pkgutil.resolve_name((TABLES | PICTURES | CHECKS)[what])
 
 
-def make_parser(what: str) -> argparse.ArgumentParser:
-    """Makes the parser of the command line.
+def make_parser(what: str) -> Parser:
+    """Makes the parser of `bench WHAT`.
 
     Args:
-      what: The WHAT whose arguments are known to the parser; the others have none.
+      what: A name of `WHATS`, the only one whose module is imported; or '' for the
+        parser of `bench` alone.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m resnet_jax.bench",
-        description=bench.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    kinds = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
-    for name in (*TABLES, "all", *PICTURES, *CHECKS):
-        kind = kinds.add_parser(name)
-        if name != what:
-            continue
-        if name in TABLES or name == "all":
-            add_common(kind)
-        if name == "all":
-            table.add_torch(kind)
-            pkgutil.resolve_name("resnet_jax.bench.input").add_images(kind)
-        else:
-            imported(name).add_arguments(kind)
+    if not what:
+        parser = Parser("bench", bench.__doc__)
+        parser.add_argument(
+            "what",
+            metavar="WHAT",
+            help=f"What is measured or plotted: {', '.join(WHATS)}. `python -m"
+            " resnet_jax.bench WHAT --help` lists its flags.",
+        )
+        return parser
+    parser = Parser(f"bench {what}", None)
+    if what in TABLES or what == "all":
+        add_common(parser)
+    if what == "all":
+        parser.description = "The tables " + ", ".join(ALL) + ", one after the other."
+        table.add_torch(parser)
+        pkgutil.resolve_name("resnet_jax.bench.input").add_images(parser)
+    else:
+        module = (TABLES | PICTURES | CHECKS)[what].partition(":")[0]
+        parser.description = pkgutil.resolve_name(module).__doc__
+        imported(what).add_arguments(parser)
     return parser
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
+def add_common(parser: Parser) -> None:
     """Adds the arguments of every table."""
-    parser.add_argument("--repeats", type=count, default=3)
     parser.add_argument(
-        "--json", type=pathlib.Path, metavar="FILE", help="keeps them there"
+        "--repeats",
+        type=count,
+        default=3,
+        help="The number of times that everything is measured. The default is"
+        " %(default)s.",
+    )
+    parser.add_argument(
+        "--json",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="The file in which the tables are kept as JSON. Without it, they are only"
+        " printed.",
     )
 
 
 def part_of_all(name: str, given: argparse.Namespace) -> list[str]:
     """The command with which `all` makes a table."""
-    default = make_parser(name).parse_args([name])
+    default = make_parser(name).parse([])
     shared = [key for key in SHARED if key in default]
     changed = [k for k in shared if getattr(given, k) != getattr(default, k)]
     return [name, *(f"--{key}={getattr(given, key)}" for key in changed)]
 
 
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses a command line, without the program's name; adds `what` to its flags."""
+    what = argv[0] if argv else ""
+    if what.startswith("-") or not what:
+        make_parser("").parse(argv)
+    check_known(f"benchmark {what!r}", what, WHATS)
+    args = make_parser(what).parse(argv[1:])
+    args.what = what
+    return args
+
+
 def main(argv: list[str]) -> None:
-    """Command line: see the package's docstring."""
-    parser = make_parser("".join(argv[1:2]))
-    args, overrides = parser.parse_known_args(argv[1:])
-    if args.what in PICTURES:
-        imported(args.what).run(args, overrides)
-        return
-    if overrides:
-        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
-    if args.what in CHECKS:
+    """Runs the command; see the package's docstring."""
+    args = parse(argv[1:])
+    if args.what in PICTURES | CHECKS:
         imported(args.what).run(args)
         return
     report = table.Report(args.json)
@@ -97,7 +119,7 @@ def main(argv: list[str]) -> None:
     if args.what == "all":
         commands = [part_of_all(name, args) for name in ALL]
     for command in commands:
-        args = make_parser(command[0]).parse_args(command)
+        args = parse(command)
         benchmark = imported(args.what)
         python = getattr(args, "torch", sys.executable)
         where = table.machine(benchmark.packages, benchmark.peers, python)

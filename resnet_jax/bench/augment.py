@@ -10,9 +10,8 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
 from resnet_jax import output
-from resnet_jax.arguments import count
+from resnet_jax.arguments import Parser, count, load_config
 from resnet_jax.bench.input import read_jpegs
-from resnet_jax.config import load, override
 from resnet_jax.data.crops import mix
 from resnet_jax.data.decode import Picture
 from resnet_jax.data.ops import to_image
@@ -23,24 +22,43 @@ from resnet_jax.examples import train_augment
 GAP = 4  # pixels between pictures
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of `bench augment`."""
-    parser.add_argument("--config", required=True)
+def add_arguments(parser: Parser) -> None:
+    """Adds the arguments of `bench augment`."""
+    parser.add_config(required=True)
     parser.add_argument(
-        "--images", type=pathlib.Path, help="a folder or .zip of JPEGs, not the data"
+        "--images",
+        type=pathlib.Path,
+        help="A folder or .zip of JPEGs that are augmented. The default is the config's"
+        " training data.",
     )
-    parser.add_argument("--save", type=pathlib.Path, required=True, help="a .png")
-    parser.add_argument("--rows", type=count, default=8, help="pictures")
-    parser.add_argument("--columns", type=count, default=8, help="versions of each")
+    parser.add_argument(
+        "--save",
+        type=pathlib.Path,
+        required=True,
+        help="The picture that is written, such as sheet.png.",
+    )
+    parser.add_argument(
+        "--rows",
+        type=count,
+        default=8,
+        help="The number of training pictures, one per row. The default is"
+        " %(default)s.",
+    )
+    parser.add_argument(
+        "--columns",
+        type=count,
+        default=8,
+        help="The number of augmented versions of each picture. The default is"
+        " %(default)s.",
+    )
 
 
-def run(args: argparse.Namespace, overrides: list[str]) -> None:
+def run(args: argparse.Namespace) -> None:
     """Draws the contact sheet of the arguments."""
     kind = Image.registered_extensions().get(args.save.suffix.lower())
     if kind not in Image.SAVE:
         raise UserError(f"--save={args.save} must be the name of a picture: sheet.png.")
-    config = load(args.config)
-    override(config, overrides)
+    config = load_config(args)
     found = pictures(config, args.images)
     sheet = draw_sheet(config, found, rows=args.rows, columns=args.columns)
     try:

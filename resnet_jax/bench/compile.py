@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 
 from resnet_jax import output
+from resnet_jax.arguments import Parser
 from resnet_jax.bench import table
 from resnet_jax.bench.contender import (
     CONTENDERS,
@@ -24,13 +25,13 @@ HELP = ["-m", "resnet_jax.main", "--help"]
 IMPORT = ["-c", "import jax"]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of `bench compile`."""
+def add_arguments(parser: Parser) -> None:
+    """Adds the arguments of `bench compile`."""
     add_network(parser)
     parser.add_argument(
         "--scan",
         action="store_true",
-        help="scanned blocks against unrolled ones, in place of the tables",
+        help="Compares scanned blocks with unrolled ones, in place of the tables.",
     )
 
 

@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from resnet_jax import output
-from resnet_jax.arguments import count, counts, words
+from resnet_jax.arguments import Parser, count, counts, words
 from resnet_jax.bench import table
 from resnet_jax.bench.table import Benchmark, row
-from resnet_jax.errors import UserError, check_known
+from resnet_jax.errors import ResNetJaxError, UserError, check_known
 
 # By task and contender: the function that takes model, image size, batch size and type
 # and gives what is called; ours first.
@@ -59,12 +59,32 @@ ONE_CPU = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
 CALLS = {"once": (1, 0.0), "warm": (2, 0.0), "run": (1, 1.0)}
 
 
-def add_network(parser: argparse.ArgumentParser) -> None:
-    """Adds what network is measured, and how."""
-    parser.add_argument("--model", help="of the zoo; default: those of README.md")
-    parser.add_argument("--image_size", type=count, help="default: the network's own")
-    parser.add_argument("--batch_size", type=counts, help="a,b,.. (with --model: 32)")
-    parser.add_argument("--dtype", type=words, default=list(TYPES), help="a,b,..")
+def add_network(parser: Parser) -> None:
+    """Adds the network that is measured, and its input."""
+    parser.add_argument(
+        "--model",
+        help="The network, by its name in the zoo. The default is the networks of the"
+        " README.",
+    )
+    parser.add_argument(
+        "--image_size",
+        type=count,
+        help="The height and width of the images in pixels. The default is the"
+        " network's own.",
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=counts,
+        help="The number of images. Several have commas between them. The default is"
+        " 32 with --model, and otherwise the README's.",
+    )
+    parser.add_argument(
+        "--dtype",
+        type=words,
+        default=list(TYPES),
+        help="The type of the computation. Several have commas between them. The"
+        f" default is {','.join(TYPES)}.",
+    )
 
 
 def cases_of(what: str, args: argparse.Namespace) -> Iterator[tuple]:
@@ -153,15 +173,17 @@ def _compare(what: str, case: tuple, args: argparse.Namespace) -> Iterator[dict]
         child.close()
 
 
-def _add_step(parser: argparse.ArgumentParser) -> None:
+def _add_step(parser: Parser) -> None:
     add_network(parser)
     table.add_torch(parser)
     parser.add_argument(
-        "--profile", type=pathlib.Path, help="writes a trace to this folder"
+        "--profile",
+        type=pathlib.Path,
+        help="The folder in which a trace is written. Without it, none is made.",
     )
 
 
-def _add_inference(parser: argparse.ArgumentParser) -> None:
+def _add_inference(parser: Parser) -> None:
     add_network(parser)
     table.add_torch(parser)
 
@@ -170,7 +192,7 @@ STEP = Benchmark(_add_step, step_rows, (*table.JAX, "optax"), table.TORCH)
 INFERENCE = Benchmark(_add_inference, inference_rows, table.JAX, table.TORCH)
 
 
-class LeftOutError(Exception):
+class LeftOutError(ResNetJaxError):
     """A contender cannot run; the message says why."""
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax import output
-from resnet_jax.arguments import count, counts, words
+from resnet_jax.arguments import Parser, count, counts, words
 from resnet_jax.bench import table
 from resnet_jax.bench.contender import TYPES, check_types
 from resnet_jax.bench.table import Benchmark, row
@@ -26,12 +26,35 @@ from resnet_jax.models.cpu_forms import FORMS, Geometry, apply, forms_of
 Shape = tuple[int, int, int, int, int, Geometry]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of `bench convolutions`."""
-    parser.add_argument("--model", default="resnet50", help="of the zoo")
-    parser.add_argument("--image_size", type=count, default=224)
-    parser.add_argument("--batch_size", type=counts, default=[32], help="a,b,..")
-    parser.add_argument("--dtype", type=words, default=list(TYPES), help="a,b,..")
+def add_arguments(parser: Parser) -> None:
+    """Adds the arguments of `bench convolutions`."""
+    parser.add_argument(
+        "--model",
+        default="resnet50",
+        help="The network whose convolutions are measured, by its name in the zoo. The"
+        " default is %(default)s.",
+    )
+    parser.add_argument(
+        "--image_size",
+        type=count,
+        default=224,
+        help="The height and width of the network's images in pixels. The default is"
+        " %(default)s.",
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=counts,
+        default=[32],
+        help="The number of images. Several have commas between them. The default is"
+        " 32.",
+    )
+    parser.add_argument(
+        "--dtype",
+        type=words,
+        default=list(TYPES),
+        help="The type of the computation. Several have commas between them. The"
+        f" default is {','.join(TYPES)}.",
+    )
 
 
 def rows(args: argparse.Namespace) -> Iterator[dict]:

@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 
 from resnet_jax import output
-from resnet_jax.arguments import count, words
+from resnet_jax.arguments import Parser, count, words
 from resnet_jax.bench import table
 from resnet_jax.bench.contender import Child, LeftOutError, name_of
 from resnet_jax.bench.gpu_child import MAKERS
@@ -78,47 +78,60 @@ PROFILED = 3
 LOGITS_SHARE = 0.45
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Adds the arguments of `bench gpu`."""
     table.add_torch(parser)
     parser.add_argument(
         "--networks",
         type=words,
         default=list(NETWORKS),
-        help="networks whose logits are compared, a,b,..; default: one of each kind",
+        help="The networks whose logits are compared, with commas between them. The"
+        " default is one of each kind.",
     )
-    parser.add_argument("--model", default="resnet50", help="network of the train step")
+    parser.add_argument(
+        "--model",
+        default="resnet50",
+        help="The network of the train step, by its name in the zoo. The default is"
+        " %(default)s.",
+    )
     on_gpu, elsewhere = SIZES[True], SIZES[False]
     for i, (name, what) in enumerate(
         (
-            ("image_size", "height and width of the images"),
-            ("batch_size", "images in a step"),
-            ("steps", "steps that are timed"),
+            ("image_size", "The height and width of the images in pixels"),
+            ("batch_size", "The number of images per step"),
+            ("steps", "The number of steps that are timed"),
         )
     ):
         parser.add_argument(
             f"--{name}",
             type=count,
-            help=f"{what}; default: {on_gpu[i]} on a GPU, {elsewhere[i]} elsewhere",
+            help=f"{what}. The default is {on_gpu[i]} on a GPU, and {elsewhere[i]}"
+            " elsewhere.",
         )
-    parser.add_argument("--dtype", default="bfloat16", help="type of the train step")
+    parser.add_argument(
+        "--dtype",
+        default="bfloat16",
+        help="The type of the train step's computation. The default is %(default)s.",
+    )
     parser.add_argument(
         "--seconds",
         type=count,
         default=450,
-        help="time for everything; what does not fit is left out; default: 450",
+        help="The time for everything in seconds; parts that do not fit into it are"
+        " left out. The default is %(default)s.",
     )
     parser.add_argument(
         "--golden",
         type=pathlib.Path,
         default=GOLDEN,
-        help="file of the golden logits; default: tests/golden/logits.json",
+        help="The file of the golden logits. The default is tests/golden/logits.json"
+        " of the checkout.",
     )
     parser.add_argument(
         "--json",
         type=pathlib.Path,
         default=pathlib.Path("bench_gpu.json"),
-        help="file of the results; default: bench_gpu.json",
+        help="The file of the results. The default is %(default)s.",
     )
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from resnet_jax import output
-from resnet_jax.arguments import count
+from resnet_jax.arguments import Parser, count
 from resnet_jax.bench.table import TORCH, Benchmark, row
 from resnet_jax.data.augment import Augment
 from resnet_jax.data.cache import MemorySource
@@ -60,21 +60,33 @@ MEASUREMENTS = (
 PEER_CONTENDERS = {peer for _, _, peer, _ in MEASUREMENTS} - {"bare"}
 
 
-def add_images(parser: argparse.ArgumentParser) -> None:
-    """Adds what the pipeline is measured on."""
+def add_images(parser: Parser) -> None:
+    """Adds the images on which the pipeline is measured."""
     parser.add_argument(
         "--images",
         type=pathlib.Path,
         default=SAMPLE,
-        help="a folder or .zip of JPEGs; default: two photographs of scikit-learn's",
+        help="A folder or .zip of JPEGs. The default is two photographs of"
+        " scikit-learn's.",
     )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of `bench input`."""
+def add_arguments(parser: Parser) -> None:
+    """Adds the arguments of `bench input`."""
     add_images(parser)
-    parser.add_argument("--cores", type=count, default=2)
-    parser.add_argument("--batches", type=count, default=16, help="of 128, a repeat")
+    parser.add_argument(
+        "--cores",
+        type=count,
+        default=2,
+        help="The number of cores that each pipeline uses. The default is %(default)s.",
+    )
+    parser.add_argument(
+        "--batches",
+        type=count,
+        default=16,
+        help="The number of batches of 128 images in each repeat. The default is"
+        " %(default)s.",
+    )
 
 
 def rows(args: argparse.Namespace) -> Iterator[dict]:

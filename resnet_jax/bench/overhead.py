@@ -12,25 +12,51 @@ from collections.abc import Iterator
 import jax
 
 from resnet_jax import writers
-from resnet_jax.arguments import count
+from resnet_jax.arguments import Parser, count
 from resnet_jax.bench import table
 from resnet_jax.bench.contender import name_of
 from resnet_jax.bench.ours import fake_batch, short_config
 from resnet_jax.bench.table import Benchmark, row
+from resnet_jax.config import override
 from resnet_jax.errors import UserError
 from resnet_jax.initial import teacher_variables, teacher_weights
 from resnet_jax.setup import Setup, set_up
 from resnet_jax.training.loop import train
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of `bench overhead`."""
-    parser.add_argument("--config", default="configs/cifar10.py")
-    parser.add_argument("--model", default="", help="of the zoo; default: the config's")
-    parser.add_argument("--image_size", type=count, default=32)
-    parser.add_argument("--batch_size", type=count, default=128)
-    parser.add_argument("--steps", type=count, default=16)
-    parser.add_argument("--dtype", default="float32")
+def add_arguments(parser: Parser) -> None:
+    """Adds the arguments of `bench overhead`."""
+    parser.add_config("The default is %(default)s.", default="configs/cifar10.py")
+    parser.add_argument(
+        "--model",
+        default="",
+        help="The network, by its name in the zoo. The default is the config's.",
+    )
+    parser.add_argument(
+        "--image_size",
+        type=count,
+        default=32,
+        help="The height and width of the images in pixels. The default is"
+        " %(default)s.",
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=count,
+        default=128,
+        help="The number of images per step. The default is %(default)s.",
+    )
+    parser.add_argument(
+        "--steps",
+        type=count,
+        default=16,
+        help="The number of steps of a run, of which the first warms up. The default"
+        " is %(default)s.",
+    )
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        help="The type of the computation. The default is %(default)s.",
+    )
 
 
 def rows(args: argparse.Namespace) -> Iterator[dict]:
@@ -42,6 +68,7 @@ def rows(args: argparse.Namespace) -> Iterator[dict]:
         raise UserError(f"--steps={args.steps}: the first warms up; take two or more.")
     case = args.model, args.image_size, args.batch_size, args.dtype
     config = short_config(args.config, *case, steps=args.steps)
+    override(config, args.overrides)
     setup = set_up(config)
     bare, run = [], []
     for _ in range(args.repeats):

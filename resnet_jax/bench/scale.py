@@ -26,12 +26,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from resnet_jax import host, output, processes, sharding
-from resnet_jax.arguments import count, counts
+from resnet_jax.arguments import Parser, count, counts, load_config
 from resnet_jax.bench import table
 from resnet_jax.bench.ours import fake_batch, short_config
 from resnet_jax.bench.table import Benchmark
 from resnet_jax.checkpoints import Checkpoints, Progress
-from resnet_jax.config import load
+from resnet_jax.config import override
 from resnet_jax.errors import UserError, reason_of
 from resnet_jax.models import get_spec
 from resnet_jax.plan import hlo
@@ -48,20 +48,64 @@ MEASURED = ["together", "alone", "between", "stall", "save", "written", "restore
 PATIENCE = 1800
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of `bench scale`."""
-    parser.add_argument("--config", default="configs/r50.py")
-    parser.add_argument("--model", default="resnet18", help="that is trained here")
-    parser.add_argument("--saved", default="resnet152", help="whose state is saved")
-    parser.add_argument("--processes", type=counts, default=[1, 2, 4, 8])
-    parser.add_argument("--image_size", type=count, default=64)
-    parser.add_argument("--batch_size", type=count, default=8, help="of a process")
-    parser.add_argument("--steps", type=count, default=20, help="timed at once")
+def add_arguments(parser: Parser) -> None:
+    """Adds the arguments of `bench scale`."""
+    parser.add_config("The default is %(default)s.", default="configs/r50.py")
     parser.add_argument(
-        "--between", type=float, default=20.0, help="seconds from one save to the next"
+        "--model",
+        default="resnet18",
+        help="The network that is trained, by its name in the zoo. The default is"
+        " %(default)s.",
     )
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--topology", help="of `plan`, for predictions: v5e:2x4")
+    parser.add_argument(
+        "--saved",
+        default="resnet152",
+        help="The network whose state is saved and restored, by its name in the zoo."
+        " The default is %(default)s.",
+    )
+    parser.add_argument(
+        "--processes",
+        type=counts,
+        default=[1, 2, 4, 8],
+        help="The numbers of processes, with commas between them. The default is"
+        " 1,2,4,8.",
+    )
+    parser.add_argument(
+        "--image_size",
+        type=count,
+        default=64,
+        help="The height and width of the images in pixels. The default is"
+        " %(default)s.",
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=count,
+        default=8,
+        help="The number of images per step and process. The default is %(default)s.",
+    )
+    parser.add_argument(
+        "--steps",
+        type=count,
+        default=20,
+        help="The number of steps that are timed together. The default is %(default)s.",
+    )
+    parser.add_argument(
+        "--between",
+        type=float,
+        default=20.0,
+        help="The time in seconds from one save to the next. The default is"
+        " %(default)s.",
+    )
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        help="The type of the computation. The default is %(default)s.",
+    )
+    parser.add_argument(
+        "--topology",
+        help="A TPU slice, such as v5e:2x4, for which `plan` predicts. Without it,"
+        " nothing is predicted.",
+    )
 
 
 def rows(args: argparse.Namespace) -> Iterator[dict]:
@@ -73,11 +117,12 @@ def rows(args: argparse.Namespace) -> Iterator[dict]:
         raise UserError(f"--topology={args.topology}: only TPUs are predicted for.")
     case = args.model, args.image_size, args.batch_size, args.dtype
     config = short_config(args.config, *case, steps=args.steps)
+    override(config, args.overrides)
     for number in args.processes:
         yield from _of_processes(config, number, args)
     yield from _of_checkpoint(config, args.saved, args.repeats)
     if args.topology:
-        yield from predictions(load(args.config), args.topology)
+        yield from predictions(load_config(args), args.topology)
 
 
 def _of_processes(

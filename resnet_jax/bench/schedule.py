@@ -10,8 +10,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import output, storage
-from resnet_jax.arguments import count
-from resnet_jax.config import load, override, to_steps
+from resnet_jax.arguments import Parser, count, load_config
+from resnet_jax.config import to_steps
 from resnet_jax.data.sources import KNOWN, few_shot, open_source
 from resnet_jax.errors import UserError
 from resnet_jax.optim import check, make_decay
@@ -22,20 +22,30 @@ from resnet_jax.schedules import make_schedule
 MOST_POINTS = 4000
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of `bench schedule`."""
-    parser.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT")
+def add_arguments(parser: Parser) -> None:
+    """Adds the arguments of `bench schedule`."""
+    parser.add_config(required=True)
     parser.add_argument(
-        "--save", type=storage.path_of, help="draws there, such as lr.png"
+        "--save",
+        type=storage.path_of,
+        help="The picture that is written, such as lr.png. Without it, none is"
+        " plotted.",
     )
-    parser.add_argument("--train_size", type=count, help="images; else the source's")
-    parser.add_argument("--json", action="store_true", help="an object, no text")
+    parser.add_argument(
+        "--train_size",
+        type=count,
+        help="The number of training images. The default is that of the config's data.",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="Prints a JSON object in place of a sentence.",
+    )
 
 
-def run(args: argparse.Namespace, overrides: list[str]) -> None:
-    """Tells the range of the curves, and draws them."""
-    config = load(args.config)
-    override(config, overrides)
+def run(args: argparse.Namespace) -> None:
+    """Prints the range of the curves, and plots them."""
+    config = load_config(args)
     size = train_size_of(config, args.train_size)
     found = ranges(config, size)
     if args.save:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from resnet_jax import output
+from resnet_jax.arguments import Parser
 from resnet_jax.errors import UserError
 
 JAX = ("jax", "jaxlib", "flax", "onednn-devel-cpu-gomp")
@@ -34,7 +35,7 @@ class Benchmark:
       peers: those of peers, which another interpreter may have (`--torch`).
     """
 
-    add_arguments: Callable[[argparse.ArgumentParser], None]
+    add_arguments: Callable[[Parser], None]
     rows: Callable[[argparse.Namespace], Iterator[dict]]
     packages: Sequence[str]
     peers: Sequence[str] = ()
@@ -212,8 +213,11 @@ def _versions_of(python: str, names: Sequence[str]) -> dict[str, str]:
 # Arguments of several benchmarks.
 
 
-def add_torch(parser: argparse.ArgumentParser) -> None:
+def add_torch(parser: Parser) -> None:
     """Adds `--torch`."""
     parser.add_argument(
-        "--torch", default=sys.executable, help="the Python that has torch"
+        "--torch",
+        default=sys.executable,
+        help="The Python interpreter that has torch. The default is the one that runs"
+        " this command.",
     )

@@ -5,6 +5,7 @@
 
 import jax
 
+from resnet_jax import output
 from resnet_jax.compiler.options import OPTIONS
 from resnet_jax.errors import UserError
 from resnet_jax.plan.chips import chip_of_device
@@ -27,17 +28,31 @@ def compile_step(
       device_kind: JAX's name for the devices.
       options: The compiler's options, or `chip` for those of `options_for`.
 
+    Options of the chip that this compiler does not know are left out with a warning:
+    they make a step faster, and change no result.
+
     Raises:
-      UserError: The compiler does not know an option.
+      UserError: The compiler does not know an option that the user chose.
     """
-    if options == "chip":
-        options = options_for(device_kind)
-    try:
-        return lowered.compile(compiler_options=dict(options))
-    except jax.errors.JaxRuntimeError as error:
-        if UNKNOWN not in str(error):
-            raise
-        raise UserError(
-            f"compiler_options={dict(options)}: the compiler for {device_kind} says:"
-            f" {str(error).splitlines()[0]}"
-        ) from None
+    chosen = options_for(device_kind) if options == "chip" else dict(options)
+    while True:
+        try:
+            return lowered.compile(compiler_options=chosen)
+        except jax.errors.JaxRuntimeError as error:
+            reason = str(error).splitlines()[0]
+            unknown = [name for name in chosen if repr(name) in reason]
+            if UNKNOWN not in reason:
+                raise
+            if options != "chip" or not unknown:
+                raise UserError(
+                    f"compiler_options={chosen}: the compiler for {device_kind} says:"
+                    f" {reason}"
+                ) from None
+        for name in unknown:
+            value = chosen.pop(name)
+            if jax.process_index() == 0:
+                output.warn(
+                    f"The compiler for {device_kind} does not know the option"
+                    f" {name}={value}. The step is compiled without it and may be"
+                    " slower; a newer libtpu may know it."
+                )

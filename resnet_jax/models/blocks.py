@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from resnet_jax.errors import BadValueError
 from resnet_jax.models import layers
 from resnet_jax.models.attention import (
     EfficientChannelAttention,
@@ -373,11 +374,11 @@ class NormFreeBlock(Block):
 
 
 def same_size(shortcut, residual):
-    """Returns the shortcut; raises ValueError if the sum would not be possible."""
+    """Returns the shortcut; raises BadValueError if it cannot be added."""
     if shortcut.shape != residual.shape:
-        raise ValueError(
-            f"a shortcut gives {shortcut.shape[1:]}, its block {residual.shape[1:]}:"
-            " this network needs image sides that its strides divide"
+        raise BadValueError(
+            f"A shortcut gives {shortcut.shape[1:]}, its block {residual.shape[1:]}:"
+            " this network needs image sides that its strides divide."
         )
     return shortcut
 

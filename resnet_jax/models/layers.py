@@ -11,6 +11,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from resnet_jax.errors import BadValueError
 from resnet_jax.models import cpu_pool
 from resnet_jax.models.cpu_conv import as_taken, convolve
 from resnet_jax.models.cpu_forms import Geometry, Padding
@@ -271,13 +272,16 @@ def pad_shortcut(
 
     Args:
       x: the block's input.
-      features: channels to reach; raises ValueError if `x` has more.
+      features: channels to reach; raises BadValueError if `x` has more.
       stride: every how many pixels one is kept.
       where: `end` puts all zeros behind the channels, `both` half of them before.
     """
     missing = features - x.shape[-1]
     if missing < 0:
-        raise ValueError(f"a pad shortcut cannot go from {x.shape[-1]} to {features}")
+        raise BadValueError(
+            f"A pad shortcut cannot go from {x.shape[-1]} to {features} channels, since"
+            " it only adds some; take shortcut='projection', or widths that grow."
+        )
     before = missing // 2 if where == "both" else 0
     x = x[:, ::stride, ::stride, :]
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (before, missing - before)))

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from resnet_jax.errors import BadValueError
 from resnet_jax.models import cpu_norm, tpu_norm
 from resnet_jax.models.parameters import parameter
 from resnet_jax.models.platforms import by_platform, traced_once
@@ -37,7 +38,7 @@ class BatchNorm(nn.Module):
 
     Attributes:
       group_size: examples that share statistics; None: the whole batch. The batch
-        must be a multiple of it (ValueError).
+        must be a multiple of it (BadValueError).
       epsilon: added to the variance.
       momentum: keep-momentum of the running statistics.
       unbiased: whether the running variance is multiplied by n / (n - 1).
@@ -82,7 +83,10 @@ class BatchNorm(nn.Module):
             return self.pool(x) if self.pool else x
 
         if b % size:
-            raise ValueError(f"a batch of {b} cannot be cut into groups of {size}")
+            raise BadValueError(
+                f"A batch of {b} images cannot be cut into ghost batches of {size}; use"
+                " a bn_group_size that divides it."
+            )
         of = Normalization(size, self.epsilon, self.activation, self.dtype)
         if isinstance(x, Product):
             out, mean, var = tpu_norm.normalize(x, scale, bias, of, self.unwritten)
@@ -108,7 +112,7 @@ class GroupNorm(nn.Module):
     """Wu & He 2018 (arXiv:1803.08494), in float32.
 
     Attributes:
-      groups: number of groups of channels; must divide the channels (ValueError).
+      groups: number of groups of channels; must divide the channels (BadValueError).
       epsilon, scale_init, activation, dtype: as of `BatchNorm`.
     """
 
@@ -386,5 +390,8 @@ def _scale_and_bias(module: nn.Module, channels: int, scale_init):
 def _by_group(x: jax.Array, groups: int) -> jax.Array:
     b, h, w, c = x.shape
     if c % groups:
-        raise ValueError(f"{c} channels cannot be cut into {groups} groups")
+        raise BadValueError(
+            f"{c} channels cannot be cut into {groups} groups for group norm; use"
+            " widths that the number of groups divides."
+        )
     return x.reshape(b, h, w, groups, c // groups)

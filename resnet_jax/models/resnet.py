@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from resnet_jax.errors import BadValueError
 from resnet_jax.models import layers, norms
 from resnet_jax.models.blocks import BLOCKS
 from resnet_jax.models.spec import BlockPlan, ResNetSpec, plan_blocks
@@ -55,9 +56,9 @@ class ResNet(nn.Module):
         """
         spec = self.spec
         if x.shape[-1] != spec.in_channels:
-            raise ValueError(
-                f"the network takes {spec.in_channels} channels, the images have"
-                f" {x.shape[-1]}"
+            raise BadValueError(
+                f"The network takes {spec.in_channels} channels, the images have"
+                f" {x.shape[-1]}."
             )
         conv = self.conv()
         x, outputs = self.stem(x, train=train, features=features)

@@ -6,6 +6,8 @@ import types
 import typing
 from typing import Literal
 
+from resnet_jax.errors import BadValueError
+
 BlockName = Literal[
     "basic", "bottleneck", "preact_basic", "preact_bottleneck", "norm_free"
 ]
@@ -202,27 +204,31 @@ class ResNetSpec:
             check_words(field, value)
         stages = len(self.stage_sizes)
         if len(self.widths) != stages:
-            raise ValueError(
+            raise BadValueError(
                 f"stage_sizes {self.stage_sizes} and widths {self.widths} must be of"
-                " the same length: one entry a stage"
+                " the same length: one entry per stage."
             )
         if isinstance(self.block, tuple) and len(self.block) != stages:
-            raise ValueError(f"block {self.block} must name one block, or one a stage")
+            raise BadValueError(
+                f"block {self.block} must name one block, or one per stage."
+            )
         for (name, value), kinds in KNOWN_BY.items():
             unaware = [kind for kind in self.blocks if kind not in kinds]
             if getattr(self, name) == value and unaware:
-                raise ValueError(
+                raise BadValueError(
                     f"{name}={value!r} is not known by the block {unaware[0]}, only by"
-                    f" {', '.join(kinds)}"
+                    f" {', '.join(kinds)}."
                 )
         if self.block_dropout and set(self.blocks) != {"preact_basic"}:
-            raise ValueError(
+            raise BadValueError(
                 f"block_dropout={self.block_dropout} is known by the block"
                 " preact_basic alone; dropout is before the head, drop_path leaves"
-                " out whole blocks"
+                " out whole blocks."
             )
         if self.output_stride and self.output_stride & (self.output_stride - 1):
-            raise ValueError(f"output_stride={self.output_stride} is no power of two")
+            raise BadValueError(
+                f"output_stride={self.output_stride} is not a power of two."
+            )
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -351,12 +357,12 @@ def _drop_path(spec: ResNetSpec, block: int, depth: int, stage: int) -> float:
 
 
 def check_words(field: dataclasses.Field, value) -> None:
-    """Raises ValueError if a string is none of those that a field allows."""
+    """Raises BadValueError if a string is none of those that a field allows."""
     allowed = _words(field.type)
     for word in value if isinstance(value, tuple) else (value,):
         if isinstance(word, str) and allowed and word not in allowed:
-            raise ValueError(
-                f"{field.name}={word!r} is not one of {', '.join(allowed)}"
+            raise BadValueError(
+                f"{field.name}={word!r} is not one of {', '.join(allowed)}."
             )
 
 

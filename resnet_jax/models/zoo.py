@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 from jax.typing import DTypeLike
 
-from resnet_jax.errors import UserError, check_known, nearest
+from resnet_jax.errors import BadValueError, UserError, check_known, nearest
 from resnet_jax.models.relatives import VGG, Highway, HighwaySpec, VGGSpec
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.spec import ResNetSpec
@@ -850,8 +850,8 @@ def get_spec(name: str, **overrides: Any) -> Spec:
             raise UserError(f"A spec has no field {key!r}.{nearest(key, fields)}")
     try:
         return dataclasses.replace(spec, **overrides)
-    except ValueError as error:
-        raise UserError(f"{name}: {error}.") from None
+    except BadValueError as error:
+        raise BadValueError(f"{name}: {error}") from None
 
 
 def build(

@@ -20,7 +20,9 @@ published bandwidth, libtpu 0.0.52 expects 80 % for sums of float32 arrays, but 
 50 % for bfloat16. So in bfloat16 the time of computation is divided by a factor for
 chips of which rates of ResNet-50 were published (v3, v4), but never below what the
 peaks allow; the rates without the factor and by the peaks alone stand below, and how
-far each published rate is from the estimate (`resnet_jax/plan/calibration.py`).
+far each published rate is from the estimate (`resnet_jax/plan/calibration.py`). The
+factors are of libtpu 0.0.52. Other versions compile, too (0.0.30 and later were tried):
+the table names the one that did, and marks with a * what a factor of another one gave.
 
 Where images grow during a run, all its steps are taken to be those of the last size;
 of what is evaluated only the split counts, not `evaluate.sets`. A step is bound by the

@@ -11,8 +11,7 @@ import sys
 from ml_collections import ConfigDict
 
 from resnet_jax import output, plan
-from resnet_jax.arguments import counts
-from resnet_jax.config import load, override
+from resnet_jax.arguments import Parser, counts, load_config
 from resnet_jax.errors import UserError, check_known
 from resnet_jax.plan import sweep
 from resnet_jax.plan.ask import ask
@@ -55,52 +54,80 @@ def input_rate(text: str) -> float:
     return found
 
 
-def main(argv: list[str]) -> None:
-    """Command line: see the package's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m resnet_jax.plan",
-        description=plan.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT")
+def make_parser() -> Parser:
+    """Makes the parser of the command line."""
+    parser = Parser("plan", plan.__doc__)
+    parser.add_config(required=True)
     parser.add_argument(
         "--topology",
         default=LOCAL,
-        help="plan for these, with commas between them: CHIP:SHAPE, such as v5e:2x4,"
-        " N*CHIP:SHAPE for N slices, or local (the default)",
+        help="The devices to plan for: CHIP:SHAPE, such as v5e:2x4, N*CHIP:SHAPE for N"
+        " slices, or local for this machine's own. Several have commas between them."
+        " The default is local.",
     )
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument(
-        "--batch_size", type=counts, default=[0], help="images a step; default: config"
+        "--batch_size",
+        type=counts,
+        default=[0],
+        help="The number of images per step. Several have commas between them. The"
+        " default is the config's batch_size.",
     )
     sizes.add_argument(
-        "--per_chip", type=counts, default=[0], help="images a step and chip"
+        "--per_chip",
+        type=counts,
+        default=[0],
+        help="The number of images per step and chip, in place of --batch_size. Several"
+        " have commas between them.",
     )
     parser.add_argument(
-        "--sharding", help="of parameters: replicated,fsdp or one; default: config"
+        "--sharding",
+        help="The placement of parameters: replicated, fsdp, or both with a comma"
+        " between them. The default is the config's sharding.params.",
     )
     parser.add_argument(
-        "--largest", action="store_true", help="search the largest batch that fits"
+        "--largest",
+        action="store_true",
+        help="Searches for the largest batch that fits into a chip's memory.",
     )
     parser.add_argument(
         "--input_rate",
         type=input_rate,
         default=0.0,
-        help="images/s/core of `bench input`, or what its --json=FILE has written",
+        help="The rate of the input pipeline in images/s/core, or the file that"
+        " `bench input --json=FILE` has written. Without it, the cores that a host"
+        " needs are not printed.",
     )
     parser.add_argument(
-        "--price", type=prices, default=[0.0], help="of a chip-hour; one a topology"
+        "--price",
+        type=prices,
+        default=[0.0],
+        help="The price of a chip-hour in your currency: one for all topologies, or one"
+        " for each with commas between them. Without it, no cost is printed.",
     )
     parser.add_argument(
         "--sweep",
         action="store_true",
-        help="try options of the compiler, and print the best",
+        help="Tries compiler options for one --topology and one --per_chip, and prints"
+        " the best ones.",
     )
-    parser.add_argument("--fresh", action="store_true", help="compile anew")
-    parser.add_argument("--json", action="store_true", help="an array of plans")
-    args, overrides = parser.parse_known_args(argv[1:])
-    config = load(args.config)
-    override(config, overrides)
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="Compiles again, although the answer may be in the cache.",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="Prints a JSON array of plans in place of the table.",
+    )
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command; see the package's docstring."""
+    args = make_parser().parse(argv[1:])
+    config = load_config(args)
     topologies = args.topology.split(",")
     for topology in topologies:
         chip_of(topology)

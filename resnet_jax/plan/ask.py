@@ -119,6 +119,9 @@ def _answer(request: dict, environment: dict[str, str]) -> dict:
         ) from None
     if "error" in found:
         raise UserError(found["error"])
+    for line in done.stderr.splitlines():
+        if line.startswith("warning: "):
+            output.note(line)
     return found
 
 

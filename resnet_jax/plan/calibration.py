@@ -23,7 +23,7 @@ class Stock:
       images: of a step.
       devices: of a chip.
       flops, hbm_bytes, cycles: of a step; see `compiled.of_step`.
-      source: of the figures.
+      libtpu, jax: The versions that gave the figures.
     """
 
     images: int
@@ -31,7 +31,8 @@ class Stock:
     flops: float
     hbm_bytes: float
     cycles: float
-    source: str
+    libtpu: str
+    jax: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,8 @@ STOCK = {
         flops=3.0862e12,
         hbm_bytes=34.066e9,
         cycles=129.096e6,
-        source="libtpu 0.0.52, jax 0.10.2",
+        libtpu="0.0.52",
+        jax="0.10.2",
     ),
     "v4": Stock(
         images=128,
@@ -68,7 +70,8 @@ STOCK = {
         flops=3.0851e12,
         hbm_bytes=28.556e9,
         cycles=54.898e6,
-        source="libtpu 0.0.52, jax 0.10.2",
+        libtpu="0.0.52",
+        jax="0.10.2",
     ),
 }
 PUBLISHED = {
@@ -121,6 +124,14 @@ def factor_of(chip: str) -> float | None:
     fastest = max(PUBLISHED[chip], key=lambda one: one.rate)
     network = ring_seconds("all-reduce", REDUCED, fastest.chips, CHIPS[chip])
     return _alone(chip, fastest) / (fastest.per_chip / fastest.rate - network)
+
+
+def libtpu_of(chip: str) -> str:
+    """Returns the version of libtpu for which `factor_of` holds; empty if it is None.
+
+    Another version may expect other cycles of the same step.
+    """
+    return STOCK[chip].libtpu if factor_of(chip) else ""
 
 
 def calibrated(seconds: dict[str, float], factor: float | None) -> float:

@@ -6,6 +6,7 @@ its environment before JAX is imported, and keeps what it has loaded.
 """
 
 import ast
+import collections
 import json
 import math
 import re
@@ -246,16 +247,25 @@ def of_step(
             " take a newer jax, which for TPU7x is 0.12 on Python 3.12."
         ) from None
     flops = cost.get("flops", 0.0)
-    found: dict[hlo.Collective, int] = {}
-    for one in hlo.collectives(text):
-        found[one] = found.get(one, 0) + 1
+    try:
+        found = collections.Counter(hlo.collectives(text))
+        read = {
+            "flops": max(flops, least) if hlo.repeats_products(text) else flops,
+            "bytes": cost.get("bytes accessed", 0.0) + hlo.repeated_bytes(text),
+            "hbm_bytes": hlo.hbm_bytes(text),
+            "cycles": hlo.estimated_cycles(text),
+        }
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        # The text is what another program wrote, in a form of its own.
+        raise UserError(
+            "plan cannot read the program that this compiler made"
+            f" ({type(error).__name__}: {str(error)[:200]}). It reads those of libtpu"
+            " 0.0.30 to 0.0.52; install one of these."
+        ) from None
     return {
         "seconds": seconds,
         "memory": memory,
-        "flops": max(flops, least) if hlo.repeats_products(text) else flops,
-        "bytes": cost.get("bytes accessed", 0.0) + hlo.repeated_bytes(text),
-        "hbm_bytes": hlo.hbm_bytes(text),
-        "cycles": hlo.estimated_cycles(text),
+        **read,
         "collectives": [
             {
                 "kind": one.kind,

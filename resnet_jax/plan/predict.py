@@ -34,7 +34,8 @@ def predict(
       which several slices need a known `Chip.outside`, if it fits: `seconds` of a train
       step by `compute`, `memory`, `cycles`, `network` and, of several slices, `outside`
       (the part of `network` between them), their `bound`, `rate` (images per second and
-      chip), calibrated by `factor` (None: not, see `calibration`), of what was
+      chip), calibrated by `factor` (None: not, see `calibration`), `calibrated`
+      (whether the factor is of the version of libtpu that compiled), of what was
       `published` (each rate with its `deviation` from the estimate), `uncalibrated`
       (the rate without), `most` (that by the published peaks alone), `utilization`
       (operations per second as part of the peak), `efficiency` by chips (None: not
@@ -56,6 +57,7 @@ def predict(
     train = facts["train"]
     # What was published is of this type, and the compiler's caution depends on it.
     factor = calibration.factor_of(facts["chip"]) if facts["dtype"] == DTYPE else None
+    version = facts["versions"].get("libtpu")
     seconds = seconds_of(train, chip, devices // chips)
     plain, alone = max(seconds.values()), calibration.calibrated(seconds, factor)
 
@@ -85,6 +87,7 @@ def predict(
         "bound": "network" if seconds["network"] > alone else peaks,
         "rate": rate,
         "factor": factor,
+        "calibrated": bool(factor) and version == calibration.libtpu_of(facts["chip"]),
         "published": [
             dataclasses.asdict(one) | {"deviation": deviation}
             for one, deviation in calibration.deviations(facts["chip"])

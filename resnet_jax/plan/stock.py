@@ -5,8 +5,10 @@ compilation takes minutes.
 """
 
 import os
-import sys
 
+from resnet_jax import output
+from resnet_jax.arguments import Parser
+from resnet_jax.errors import check_known
 from resnet_jax.plan.ask import FOR_TPU, versions
 from resnet_jax.plan.calibration import Stock
 from resnet_jax.plan.chips import CHIPS
@@ -47,11 +49,28 @@ def figures(
         flops=float(found["flops"]),
         hbm_bytes=float(found["hbm_bytes"]),
         cycles=float(found["cycles"]),
-        source=f"libtpu {named['libtpu']}, jax {named['jax']}",
+        libtpu=named["libtpu"],
+        jax=named["jax"],
     )
 
 
-if __name__ == "__main__":
+def main(argv: list[str]) -> None:
+    """Runs the command; see the module's docstring."""
+    parser = Parser("plan.stock", __doc__)
+    parser.add_argument(
+        "chips",
+        nargs="+",
+        metavar="CHIP",
+        help=f"A chip to compile for: {', '.join(CHIPS)}.",
+    )
+    args = parser.parse(argv[1:])
+    for chip in args.chips:
+        check_known(f"chip {chip!r}", chip, CHIPS)
+    # Before JAX is imported.
     os.environ.update(FOR_TPU)
-    for name in sys.argv[1:]:
-        print(f'"{name}": {figures(name)},', flush=True)
+    for chip in args.chips:
+        output.answer(f'"{chip}": {figures(chip)},')
+
+
+if __name__ == "__main__":
+    output.command(main)

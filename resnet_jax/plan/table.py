@@ -54,9 +54,12 @@ def amount(number: float | int) -> str:
 
 def _column(facts: dict, found: dict) -> dict[str, str]:
     devices, chips, batch = facts["devices"], facts["chips"], facts["batch_size"]
+    # The figures that follow from a factor of another compiler.
+    mark = "*" * _is_of_another_libtpu(found)
     column = {
         "topology": facts["topology"],
         "devices": f"{devices} x {facts['kind']}",
+        **({"compiler": _compiler(facts)} if facts["chip"] else {}),
         "chips, hosts": f"{chips}, {facts['hosts']}",
         "model": f"{facts['model']}, {facts['dtype']}",
         "parameters lie": facts["sharding"],
@@ -107,19 +110,21 @@ def _column(facts: dict, found: dict) -> dict[str, str]:
             column["  of it between slices"] = f"{1e3 * seconds['outside']:.2f} ms"
         column |= {
             "bound by": found["bound"],
-            "images/s/chip": f"{found['rate']:,.0f}",
+            "images/s/chip": f"{found['rate']:,.0f}{mark}",
             "  by the compiler alone": f"{found['uncalibrated']:,.0f}",
             "  at most, by the peaks": f"{found['most']:,.0f}",
-            "  calibrated by": f"{found['factor']:.2f}" if found["factor"] else "none",
-            "images/s": f"{found['rate'] * chips:,.0f}",
-            "of the peak": f"{100 * found['utilization']:.0f} %",
+            "  calibrated by": (
+                f"{found['factor']:.2f}{mark}" if found["factor"] else "none"
+            ),
+            "images/s": f"{found['rate'] * chips:,.0f}{mark}",
+            "of the peak": f"{100 * found['utilization']:.0f} %{mark}",
         }
         column["steps"] = f"{facts['steps']:,}"
-        column["hours"] = f"{found['hours']:.2f}"
+        column["hours"] = f"{found['hours']:.2f}{mark}"
         if "eval_hours" in found:
-            column["  of evaluation"] = f"{found['eval_hours']:.2f}"
+            column["  of evaluation"] = f"{found['eval_hours']:.2f}{mark}"
         if "cost" in found:
-            column["cost"] = f"{found['cost']:,.2f}"
+            column["cost"] = f"{found['cost']:,.2f}{mark}"
     column |= {"NETWORK, A STEP": ""}
     by_kind: dict[tuple, list[dict]] = {}
     for one in train["collectives"]:
@@ -138,25 +143,26 @@ def _column(facts: dict, found: dict) -> dict[str, str]:
         column["sent by a chip to other slices"] = sent
     for over, efficiency in found.get("efficiency", {}).items():
         label = f"efficiency, {over:,} chip{'s' if over > 1 else ''}"
-        column[label] = f"{100 * efficiency:.1f} %" if efficiency else "not known"
+        column[label] = f"{100 * efficiency:.1f} %{mark}" if efficiency else "not known"
     if "rate" in found:
         column |= {
             "HOST": "",
-            "images/s/host": f"{found['host_rate']:,.0f}",
+            "images/s/host": f"{found['host_rate']:,.0f}{mark}",
         }
         if "cores" in found:
-            column["cores for input, a host"] = str(found["cores"])
+            column["cores for input, a host"] = f"{found['cores']}{mark}"
     return column
 
 
 def _calibration(chip: str) -> list[str]:
     """What the rates of a chip are calibrated by."""
     if published := calibration.deviations(chip):
+        stock = calibration.STOCK[chip]
         return [
             f"{chip}: in bfloat16 {calibration.factor_of(chip):.2f} times as fast as"
             " the compiler expects, by the fastest of what was published of ResNet-50"
             " (each against the calibrated estimate of a stock step,"
-            f" {calibration.STOCK[chip].source}):",
+            f" libtpu {stock.libtpu}, jax {stock.jax}):",
             *(
                 f"  {one.rate:,.0f} images/s/chip ({100 * deviation:+.0f} %) on"
                 f" {one.chips:,} chips, {one.per_chip} images each: {one.source}"
@@ -172,6 +178,16 @@ def _calibration(chip: str) -> list[str]:
         f"{chip}: not calibrated, since no rate of ResNet-50 was published;"
         f" {', '.join(known)} as the compiler expects."
     ]
+
+
+def _compiler(facts: dict) -> str:
+    """Returns the compiler of a TPU's plan with its version."""
+    return f"libtpu {facts['versions'].get('libtpu') or 'of unknown version'}"
+
+
+def _is_of_another_libtpu(found: dict) -> bool:
+    """Returns whether rates have a factor that was found with another libtpu."""
+    return bool(found.get("factor")) and not found["calibrated"]
 
 
 def _fits(facts: dict, found: dict) -> str:
@@ -215,6 +231,17 @@ def _notes(plans: list[tuple[dict, dict]]) -> list[str]:
                 f"{where} no speed, hours, cores or cost, since no bandwidth of the"
                 f" data-centre network is published for {facts['chip']}; a plan for one"
                 " slice has them."
+            )
+        elif not facts["train"]["cycles"]:
+            lines.append(
+                f"{where} {_compiler(facts)} does not say how many cycles the"
+                " step takes, so the speed is only what the published peaks allow."
+            )
+        elif _is_of_another_libtpu(found):
+            lines.append(
+                f"* {where} {_compiler(facts)} compiled this, but the factor was"
+                f" calibrated with libtpu {calibration.libtpu_of(facts['chip'])}. These"
+                " figures are not calibrated for the compiler that gave them."
             )
     chips = dict.fromkeys(f["chip"] for f, p in plans if "rate" in p)
     lines += [

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import checkpoints, output, processes, report, sharding, writers
+from resnet_jax import checkpoints, output, processes, sharding, writers
 from resnet_jax.checkpoints import Checkpoints, Progress
 from resnet_jax.config import load
 from resnet_jax.data.given import Arrays, config_of_given, open_given
@@ -29,6 +29,7 @@ from resnet_jax.models.cost import count
 from resnet_jax.optim import set_rate_factor
 from resnet_jax.preemption import PreemptedError, Preemption
 from resnet_jax.recompute import recompute_statistics
+from resnet_jax.reports import curves
 from resnet_jax.setup import Setup, set_up, summary
 from resnet_jax.step import TrainState
 from resnet_jax.storage import path_of
@@ -333,7 +334,7 @@ def train(
                     saved.save(state, progress)
                     on_disk = now
                     if to_evaluate and chief:
-                        report.save_gallery(workdir, gallery, setup.classes)
+                        curves.save_gallery(workdir, gallery, setup.classes)
                 if to_evaluate and callback:
                     callback(dict(progress.evaluation))
                 if to_evaluate or to_save:
@@ -409,7 +410,7 @@ def train(
         with output.dispensable(str(workdir / "result.json")):
             writers.write_json(workdir / "result.json", result)
         with output.dispensable(str(workdir / "report.png")):
-            picture = str(report.draw(workdir, result))
+            picture = str(curves.draw(workdir, result))
     return result | {"report": picture}
 
 

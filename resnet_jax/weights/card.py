@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Float32, UInt8
 
 from resnet_jax.data.augment import Augment
 from resnet_jax.data.resize import INTERPOLATIONS
-from resnet_jax.errors import BadImageError, UserError, nearest
+from resnet_jax.errors import BadImageError, BadValueError, UserError, nearest
 from resnet_jax.models.zoo import ALIASES, Spec, get_entry, get_spec, resolve
 from resnet_jax.step import normalize
 from resnet_jax.weights.images import Images, pictures_of
@@ -109,12 +109,12 @@ class Card:
         object.__setattr__(self, "spec", spec)
         channels, classes = spec["in_channels"], spec["num_classes"]
         if not len(self.mean) == len(self.std) == channels:
-            raise ValueError(
-                f"mean and std must have {channels} entries, one a channel"
+            raise BadValueError(
+                f"mean and std must have {channels} entries, one per channel."
             )
         if len(self.classes) > classes:
-            raise ValueError(
-                f"there are {len(self.classes)} names of {classes} classes"
+            raise BadValueError(
+                f"The card has {len(self.classes)} names for {classes} classes."
             )
 
     def make_spec(self) -> Spec:
@@ -222,7 +222,8 @@ def from_json(text: str, where: str) -> Card:
     try:
         return Card(**{key: as_tuples(x) for key, x in json.loads(text).items()})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"The card of {where} cannot be used: {error}.") from None
+        reason = str(error).rstrip(".")
+        raise UserError(f"The card of {where} cannot be used: {reason}.") from None
 
 
 def default_card(network: str, spec: Spec | None = None, **facts) -> Card:

@@ -80,9 +80,9 @@ def test_a_sheet_is_of_the_data_without_pictures_of_yours(tmp_path):
     [
         ("--config.data.polic=augmix", "Did you mean data.policy"),
         ("--config.data.policy=augmixed", "Did you mean augmix"),
-        ("--config.data.erase=much", "is not a value as 0.0"),
+        ("--config.data.erase=much", "data.erase=much is not a number"),
         ("--config.data.erase=(1,)", "data.erase"),
-        ("--polic=augmix", "Overrides are --config.KEY=VALUE"),
+        ("--polic=augmix", "There is no flag --polic"),
     ],
 )
 def test_a_wrong_override_is_told(argument, message, images):

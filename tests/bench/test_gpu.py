@@ -226,8 +226,8 @@ def test_a_process_that_takes_too_long_is_ended():
 
 @pytest.mark.slow
 def test_without_time_all_parts_are_left_out_by_name(tmp_path):
-    args = command.make_parser("gpu").parse_args(
-        ["gpu", "--networks=plain20,highway19", f"--json={tmp_path / 'gpu.json'}"]
+    args = command.make_parser("gpu").parse(
+        ["--networks=plain20,highway19", f"--json={tmp_path / 'gpu.json'}"]
     )
     late = gpu.Check(
         args=args,
@@ -251,8 +251,8 @@ def test_without_time_all_parts_are_left_out_by_name(tmp_path):
 
 @pytest.mark.slow
 def test_a_step_that_fails_is_a_failure_and_one_that_a_peer_lacks_is_not(tmp_path):
-    args = command.make_parser("gpu").parse_args(
-        ["gpu", "--model=resnet5O", "--torch=/no/python", f"--json={tmp_path / 'x'}"]
+    args = command.make_parser("gpu").parse(
+        ["--model=resnet5O", "--torch=/no/python", f"--json={tmp_path / 'x'}"]
     )
     check = gpu.Check(
         args=args,

@@ -97,8 +97,8 @@ def test_the_share_of_collectives_is_what_the_step_takes_longer(monkeypatch):
         return [found | {"start": 7.0 + i} for i in range(number)]
 
     monkeypatch.setattr(scale, "run", run)
-    command = "scale --processes=1,2 --steps=5 --saved=resnet18 --batch_size=16"
-    made = scale.rows(make_parser("scale").parse_args(command.split()))
+    flags = "--processes=1,2 --steps=5 --saved=resnet18 --batch_size=16"
+    made = scale.rows(make_parser("scale").parse(flags.split()))
     rows = {row["name"].partition(": ")[2]: row for row in made}
     # Of the last ones, the large checkpoint has the batch of the config too.
     assert asked == [(1, 16), (2, 32), (1, 16)]

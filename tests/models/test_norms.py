@@ -130,7 +130,7 @@ def test_statistics_start_at_mean_zero_and_variance_one():
 
 @pytest.mark.parametrize("size", [4, 5, 12])
 def test_a_group_size_that_does_not_divide_the_batch_is_refused(size):
-    with pytest.raises(ValueError, match=f"batch of 6 .* groups of {size}"):
+    with pytest.raises(ValueError, match=f"batch of 6 .* ghost batches of {size}"):
         train(BatchNorm(size), draw_variables(4), draw("x", 6, 5, 3, 4))
 
 

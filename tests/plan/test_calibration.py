@@ -17,7 +17,13 @@ def made_up(monkeypatch):
     """v5e: a step of 100 images takes 0.2 s by the compiler, one device a chip."""
     clock = CHIPS["v5e"].clock
     stock = Stock(
-        images=100, devices=1, flops=0.0, hbm_bytes=0.0, cycles=clock / 5, source="here"
+        images=100,
+        devices=1,
+        flops=0.0,
+        hbm_bytes=0.0,
+        cycles=clock / 5,
+        libtpu="1.2",
+        jax="3.4",
     )
     one, eight = Published(1000.0, 1, 100, "a"), Published(500.0, 8, 50, "b")
     monkeypatch.setitem(STOCK, "v5e", stock)

@@ -196,6 +196,28 @@ def test_out_of_memory_is_an_answer(message, wanted, limit):
     assert found == {"wanted": wanted * 2**30, "limit": limit * 2**30}
 
 
+class OfAnotherCompiler:
+    """A program whose text is written in another form than that of today."""
+
+    def __init__(self):
+        self._compiled = jax.jit(lambda x: x + 1).lower(1.0).compile()
+        self.memory_analysis = self._compiled.memory_analysis
+        self.cost_analysis = self._compiled.cost_analysis
+
+    def as_text(self) -> str:
+        return (
+            "ENTRY %main (x: f32[4]) -> f32[4] {\n"
+            "  %x = f32[4]{0} parameter(0)\n"
+            "  ROOT %sum = f32[4]{0} all-reduce(%x), replica_groups=everyone\n"
+            "}\n"
+        )
+
+
+def test_a_program_that_cannot_be_read_is_told_in_a_sentence():
+    with pytest.raises(UserError, match=r"cannot read .*replica_groups=everyone"):
+        compiled.of_step(OfAnotherCompiler, {}, {}, tiny.mesh_of(8))
+
+
 def test_other_failures_of_a_compiler_are_not_swallowed():
     step = refusing("INTERNAL: something broke")
     with pytest.raises(jax.errors.JaxRuntimeError, match="something broke"):

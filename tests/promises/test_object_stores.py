@@ -5,7 +5,8 @@ import signal
 
 import pytest
 
-from resnet_jax import report, storage
+from resnet_jax import storage
+from resnet_jax.reports import curves
 from resnet_jax.storage import path_of
 from resnet_jax.weights.load import load
 from tests import pods, runs, stores
@@ -60,7 +61,7 @@ def test_a_killed_run_ends_with_the_same_parameters(store, undisturbed, tmp_path
         }
         # Its results and weights are read where they are.
         assert load(workdir)[0].top1 == 100 * runs.result(copy)["top1"]
-        assert report.draw(path_of(workdir)).read_bytes().startswith(b"\x89PNG")
+        assert curves.draw(path_of(workdir)).read_bytes().startswith(b"\x89PNG")
     code, output = runs.run(workdir, *runs.SMALL, "--mode=eval", **environment)
     assert code == 0, output
     with stores.known(environment):

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from resnet_jax import recipes, zoo
-from resnet_jax.config import flatten
+from resnet_jax.config import flatten, recipes
 from resnet_jax.models import ZOO
+from resnet_jax.models import table as table_of_networks
 from tests.runs import ROOT
 from tests.test_config import CONFIGS, load
 
@@ -67,7 +67,7 @@ def test_the_table_of_contents_of_an_image_is_the_order_of_the_files():
 def test_the_table_of_networks_is_what_the_command_prints():
     page = PAGES["README.md"]
     table = page.split("<!-- zoo -->\n\n")[1].split("\n\n<!-- end of zoo -->")[0]
-    assert table == zoo.as_markdown(zoo.rows(ZOO))
+    assert table == table_of_networks.as_markdown(table_of_networks.rows(ZOO))
 
 
 def test_the_table_of_recipes_is_what_the_command_prints():

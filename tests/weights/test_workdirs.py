@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from resnet_jax import report, writers
+from resnet_jax import writers
 from resnet_jax.checkpoints import Checkpoints, Progress
 from resnet_jax.convert import main
 from resnet_jax.dependencies import describe_data, describe_weights
@@ -23,6 +23,7 @@ from resnet_jax.initial import (
     teacher_weights,
 )
 from resnet_jax.models.scan import stack_blocks
+from resnet_jax.reports import curves
 from resnet_jax.setup import Setup, set_up
 from resnet_jax.step import TrainState, normalize
 from resnet_jax.training.loop import train
@@ -196,7 +197,7 @@ def test_a_run_resumes_when_the_weights_that_it_started_from_are_gone(
     write_run(tmp_path / "run", changes)
     pathlib.Path(path).unlink()
     # The workdir is not one to draw a report of.
-    monkeypatch.setattr(report, "draw", lambda workdir: workdir)
+    monkeypatch.setattr(curves, "draw", lambda workdir: workdir)
     assert train(tiny.config(changes), tmp_path / "run")["step"] == 2
 
 

@@ -1,0 +1,84 @@
+"""The table of networks that `python -m resnet_jax.zoo` prints."""
+
+from collections.abc import Iterable
+
+from resnet_jax.errors import UserError, nearest
+from resnet_jax.models import ZOO, build, list_models
+from resnet_jax.models.cost import cost_of_image
+from resnet_jax.models.scan import applies
+
+
+def matching(pattern: str) -> list[str]:
+    """Returns the names that match a pattern; raises UserError if there are none."""
+    names = list_models(pattern)
+    if not names:
+        hint = nearest(pattern, ZOO) if "*" not in pattern else ""
+        raise UserError(f"No network matches {pattern!r}.{hint}")
+    return names
+
+
+def rows(names: Iterable[str]) -> list[dict]:
+    """Returns the figures of networks, in units of one."""
+    return [_row(name) for name in names]
+
+
+def _row(name: str) -> dict:
+    entry = ZOO[name]
+    # Scanned, a deep network is traced in a moment.
+    model = build(entry.spec, scan_blocks=True)
+    cost = cost_of_image(model, entry.image_size)
+    return {
+        "name": name,
+        "params": entry.params,
+        "image_size": entry.image_size,
+        "macs": cost.macs,
+        "activation_bytes": 4 * cost.activations,
+        "top1": entry.top1,
+        "top1_source": entry.top1_source,
+        "oracle": entry.oracle,
+        "scan": applies(entry.spec),
+        "paper": entry.paper,
+    }
+
+
+HEADER = (
+    *("name", "params M", "px", "GMACs", "activations MB", "top-1 %", "of"),
+    *("oracle", "scan", "paper"),
+)
+
+
+def cells(row: dict) -> tuple[str, ...]:
+    """Formats a row for the table; see `HEADER`."""
+    return (
+        row["name"],
+        f"{row['params'] / 1e6:.2f}",
+        str(row["image_size"]),
+        f"{row['macs'] / 1e9:.3f}",
+        f"{row['activation_bytes'] / 1e6:.1f}",
+        "" if row["top1"] is None else f"{row['top1']:.2f}",
+        row["top1_source"],
+        row["oracle"],
+        "yes" if row["scan"] else "no",
+        row["paper"],
+    )
+
+
+def as_text(table: list[dict]) -> str:
+    """Formats the table for a terminal."""
+    lines = [HEADER, *map(cells, table)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    # Numbers stand to the right, words to the left.
+    sides = "<>>>>><<<<"
+    return "\n".join(
+        "  ".join(
+            f"{cell:{side}{width}}"
+            for cell, side, width in zip(line, sides, widths, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def as_markdown(table: list[dict]) -> str:
+    """Formats the table for the README."""
+    lines = [HEADER, ("---",) * len(HEADER), *map(cells, table)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

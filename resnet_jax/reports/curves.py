@@ -1,0 +1,110 @@
+"""Plots loss and accuracy of a run, and some right and wrong predictions."""
+
+import io
+import json
+
+import numpy as np
+
+from resnet_jax import output, storage
+from resnet_jax.errors import UserError
+from resnet_jax.evaluate import Gallery
+from resnet_jax.pictures import picture, shorten
+from resnet_jax.storage import Path
+from resnet_jax.writers import describe, read_metrics
+
+
+def save_gallery(workdir: Path, gallery: Gallery, classes: tuple[str, ...]) -> None:
+    """Writes a gallery as `predictions.npz` into the workdir, or one warning."""
+    path, rows = workdir / "predictions.npz", gallery.rows
+    with output.dispensable(str(path)):
+        columns = {key: np.array([row[key] for row in rows]) for key in rows[0]}
+        content = io.BytesIO()
+        np.savez_compressed(content, classes=classes, **columns)
+        storage.write(path, content.getvalue())
+
+
+def draw(workdir: Path, result: dict | None = None) -> Path:
+    """Draws loss and accuracy by step, and some right and wrong predictions.
+
+    Args:
+      workdir: The directory of the run.
+      result: The result of the run; None: what `result.json` holds, if there is one.
+
+    Raises:
+      UserError: The workdir holds no metrics, or the picture cannot be written.
+    """
+    rows = read_metrics(workdir)
+    if not rows:
+        raise UserError(f"{workdir} holds no metrics.jsonl to draw.")
+    path = workdir / "report.png"
+    with picture(path, figsize=(13, 8)) as figure:
+        above, below = figure.subfigures(2, 1, height_ratios=(1, 1.1))
+        loss, accuracy = above.subplots(1, 2)
+        _curves(loss, rows, "loss", 1.0)
+        loss.set(xlabel="step", ylabel="cross entropy (nats)", title="Loss")
+        _curves(accuracy, rows, "top1", 100.0)
+        accuracy.set(xlabel="step", ylabel="top-1 (%)", title="Accuracy")
+        for axes in (loss, accuracy):
+            axes.grid(alpha=0.3)
+            axes.legend()
+        _gallery(below, workdir / "predictions.npz")
+        figure.suptitle(_title(workdir, result))
+    return path
+
+
+def _curves(axes, rows: list[dict], key: str, scale: float) -> None:
+    for split, style in (("train", "-"), ("eval", "o-")):
+        points = [
+            (row["step"], scale * row[f"{split}/{key}"])
+            for row in rows
+            if f"{split}/{key}" in row
+        ]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=split, markersize=3)
+
+
+def _gallery(figure, path: Path) -> None:
+    data = {}
+    if path.is_file():
+        with (
+            output.dispensable(str(path), "read"),
+            np.load(io.BytesIO(path.read_bytes())) as saved,
+        ):
+            data = dict(saved)
+    if not data:
+        return
+    classes = data["classes"]
+    grid = figure.subplots(2, 8)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for row, (right, title) in enumerate(((True, "right"), (False, "wrong"))):
+        for axes, i in zip(
+            grid[row], np.flatnonzero(data["right"] == right), strict=False
+        ):
+            axes.imshow(data["image"][i].squeeze(), cmap="gray", vmin=0, vmax=255)
+            # A head may have more classes than the data.
+            predicted, label = (
+                shorten(str(classes[n]) if n < len(classes) else f"class {n}", 20)
+                for n in (data["predicted"][i], data["label"][i])
+            )
+            text = f"{predicted} ({data['probability'][i]:.2f})"
+            if not right:
+                text += f"\nis {label}"
+            axes.set_title(text, fontsize=8, color="green" if right else "firebrick")
+        grid[row][0].text(
+            -0.25,
+            0.5,
+            title,
+            transform=grid[row][0].transAxes,
+            rotation=90,
+            va="center",
+        )
+
+
+def _title(workdir: Path, result: dict | None) -> str:
+    path = workdir / "result.json"
+    if result is None and path.is_file():
+        result = json.loads(path.read_text())
+    if result is None:
+        return shorten(workdir.name, 100)
+    return f"{result['model']}: {describe(result)}"

@@ -1,0 +1,161 @@
+"""Every command: its --help, its mistakes, and that nothing else stands on it."""
+
+import ast
+import importlib
+import pathlib
+import re
+
+import pytest
+
+import resnet_jax
+from resnet_jax.arguments import Parser, count
+from resnet_jax.bench.__main__ import WHATS
+from resnet_jax.errors import UserError
+
+PACKAGE = pathlib.Path(resnet_jax.__file__).parent
+# Starts any command, so it imports them all.
+CONSOLE = "resnet_jax.cli"
+
+
+def name_of(path: pathlib.Path) -> str:
+    """Returns the name of a module by its file."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {
+    name_of(path): path
+    for path in PACKAGE.rglob("*.py")
+    if "configs" not in path.relative_to(PACKAGE).parts
+}
+# A module that ends in `output.command(main)` is one.
+COMMANDS = [
+    name for name, path in FILES.items() if "\n    output.command(" in path.read_text()
+]
+# absl parses the flags of main.
+OTHERS = (CONSOLE, "resnet_jax.main")
+LINES = [(name,) for name in COMMANDS if name not in OTHERS]
+LINES += [("resnet_jax.bench.__main__", what) for what in WHATS]
+
+
+def entry_of(name: str):
+    module = importlib.import_module(name)
+    return getattr(module, "run", None) if "prepare" in name else module.main
+
+
+def help_of(line: tuple[str, ...], capsys, monkeypatch) -> str:
+    """Returns what a command prints for --help, each flag on one line."""
+    name, *words = line
+    monkeypatch.setenv("COLUMNS", "2000")
+    with pytest.raises(SystemExit) as done:
+        entry_of(name)([name, *words, "--help"])
+    assert done.value.code in (0, None)
+    return capsys.readouterr().out
+
+
+def test_the_commands_are_found():
+    assert {
+        "resnet_jax.main",
+        "resnet_jax.plan.__main__",
+        "resnet_jax.bench.__main__",
+        "resnet_jax.prepare",
+        "resnet_jax.zoo",
+        "resnet_jax.analysis.gradients",
+    } <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("line", LINES, ids=" ".join)
+def test_help_has_a_sentence_for_every_flag(line, capsys, monkeypatch):
+    text = help_of(line, capsys, monkeypatch)
+    sections = text.partition("\npositional arguments:\n")[2]
+    sections = sections or text.partition("\noptions:\n")[2]
+    # The sentence of a long flag is on the next line.
+    sections = re.sub(r"\n {10,}", "  ", sections)
+    flags = re.findall(r"^  (\S.*?)(?:  +(.*))?$", sections, re.MULTILINE)
+    assert "--help" in sections
+    for flag, sentence in flags:
+        assert re.fullmatch(r"[A-Z].*\.", sentence), (flag, sentence)
+    takes_config = "\n  --config CONFIG" in sections
+    assert takes_config == ("--config.KEY=VALUE sets a key" in text)
+    if takes_config:
+        (defaults,) = re.findall(r"All keys.*?are in (\S+)", text, re.DOTALL)
+        assert pathlib.Path(defaults).is_file()
+
+
+def test_help_of_main_has_a_sentence_for_every_flag(capsys):
+    from resnet_jax import main
+
+    assert main.main(["main", "--help"]) == 0
+    text = capsys.readouterr().out
+    flags = re.split(r"\n {2}--", text.partition("\nresnet_jax.main:\n")[2])
+    assert len(flags) > 10
+    for flag in flags[1:]:
+        name, _, rest = flag.partition("\n\n")[0].partition(": ")
+        sentence = " ".join(rest.partition("\n    (")[0].split())
+        sentence = re.sub(r"^<[^>]*>: ", "", sentence)
+        assert re.fullmatch(r"[A-Z].*\.", sentence), (name, sentence)
+    assert "--config.KEY=VALUE sets a key" in text
+
+
+@pytest.mark.parametrize("line", LINES, ids=" ".join)
+def test_an_unknown_flag_is_told_with_the_nearest(line):
+    name, *words = line
+    with pytest.raises(UserError, match=r"no flag --hlep\.|are required"):
+        entry_of(name)([name, *words, "--hlep=1"])
+
+
+def test_overrides_may_be_apart_from_their_values():
+    parser = Parser("x", "")
+    parser.add_config(required=True)
+    parser.add_argument("--steps", type=count, default=1)
+    line = [
+        "--config",
+        "c.py",
+        "--config.seed",
+        "3",
+        "--steps=2",
+        "--noconfig.data.flip",
+    ]
+    args = parser.parse(line)
+    assert (args.config, args.steps) == ("c.py", 2)
+    assert args.overrides == ["--config.seed=3", "--config.data.flip=false"]
+    assert parser.parse(["--config=c.py"]).overrides == []
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--setps=2", r"no flag --setps\. Did you mean --steps"),
+        ("--config.seed=2", r"no flag --config\.seed\."),
+        ("--step=2", r"no flag --step\. Did you mean --steps"),
+        ("word", r"Unexpected argument 'word'\. Flags are written --name=value\."),
+        ("--steps=0", r"^Argument --steps: '0' is not a whole number above 0 \(python"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(line, message):
+    parser = Parser("x", "")
+    parser.add_argument("--steps", type=count)
+    with pytest.raises(UserError, match=message):
+        parser.parse([line])
+
+
+def imports_of(name: str) -> set[str]:
+    """Returns the modules of the package that a module imports, at any place."""
+    found = set()
+    for node in ast.walk(ast.parse(FILES[name].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_nothing_imports_a_command():
+    found = {
+        (name, command)
+        for name in FILES
+        for command in imports_of(name).intersection(COMMANDS)
+        if name != CONSOLE
+    }
+    assert not found

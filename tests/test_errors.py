@@ -1,0 +1,94 @@
+"""The hierarchy of exceptions."""
+
+import ast
+import importlib
+import inspect
+import pathlib
+import pkgutil
+import types
+from collections.abc import Iterator
+
+import jax.numpy as jnp
+import pytest
+
+import resnet_jax
+from resnet_jax import errors
+from resnet_jax.errors import BadValueError, ResNetJaxError, UserError
+from resnet_jax.models import build, create_model, get_spec
+from resnet_jax.preemption import PreemptedError
+
+PACKAGE = pathlib.Path(resnet_jax.__file__).parent
+# These build networks of frameworks that the tests do not have.
+PEERS = ("resnet_jax.bench.peer_torch",)
+# Errors inside of the package, which no caller can be expected to handle.
+INTERNAL = {
+    "data/ops.py": "policies.py has checked the names of operations",
+    "data/shards.py": "pack.py turns it into a sentence about the shard",
+    "plan/hlo.py": "compiled.py turns it into a sentence about the compiler",
+}
+BUILT_IN = ("Exception", "ValueError", "TypeError", "RuntimeError", "KeyError")
+
+
+def modules() -> Iterator[types.ModuleType]:
+    """Imports each module of the package."""
+    for found in pkgutil.walk_packages(resnet_jax.__path__, "resnet_jax."):
+        if found.name not in PEERS and not found.name.startswith("resnet_jax.configs"):
+            yield importlib.import_module(found.name)
+
+
+def test_every_exception_of_the_package_has_one_base_class():
+    own = {
+        value
+        for module in modules()
+        for value in vars(module).values()
+        if inspect.isclass(value)
+        and issubclass(value, BaseException)
+        and value.__module__.startswith("resnet_jax.")
+    }
+    assert {"UserError", "DamagedError", "LeftOutError", "WorkerDiedError"} <= {
+        kind.__name__ for kind in own
+    }
+    for kind in own:
+        assert issubclass(kind, ResNetJaxError)
+        # The documentation of the hierarchy is complete.
+        assert kind.__name__ in errors.__doc__
+
+
+def test_what_callers_handle_is_not_raised_as_an_exception_of_python():
+    found = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Raise)
+        and isinstance(node.exc, ast.Call)
+        and getattr(node.exc.func, "id", "") in BUILT_IN
+    }
+    assert found == INTERNAL.keys()
+
+
+def test_a_run_that_was_stopped_is_not_a_mistake_of_the_user():
+    assert not issubclass(PreemptedError, UserError)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"widths": (8, 16)},
+        {"block": ("basic",)},
+        {"block_dropout": 0.1},
+        {"output_stride": 3},
+    ],
+)
+def test_a_spec_that_cannot_be_is_a_bad_value_in_a_sentence(change):
+    with pytest.raises(BadValueError, match=r"^resnet18: .*[^.]\.$") as caught:
+        get_spec("resnet18", **change)
+    # Callers may catch what they caught before.
+    assert isinstance(caught.value, UserError) and isinstance(caught.value, ValueError)
+
+
+def test_images_that_a_network_cannot_take_are_a_bad_value():
+    with pytest.raises(BadValueError, match=r"takes 3 channels, the images have 1\."):
+        create_model("cifar_resnet20").init(0, jnp.zeros((1, 32, 32, 1)))
+    falling = get_spec("resnet18", widths=(64, 32, 16, 8), shortcut="pad")
+    with pytest.raises(BadValueError, match="pad shortcut cannot go from 64 to 32"):
+        build(falling).init(0, jnp.zeros((1, 32, 32, 3)))
