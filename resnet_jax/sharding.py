@@ -59,8 +59,9 @@ def find_devices(root: pathlib.Path = pathlib.Path("/")) -> list[jax.Device]:
 
 def _warn_of_accelerators(root: pathlib.Path, hints: Sequence[str]) -> None:
     """Warns once of an accelerator that is not used, in our words or else in JAX's."""
-    advice = accelerators.advice(root, accelerators.installed(), accelerators.hidden())
-    for text in [advice] if advice else hints:
+    hidden = accelerators.hidden()
+    advice = accelerators.advice(root, accelerators.installed(), hidden)
+    for text in [advice] if advice else [] if hidden else hints:
         if text not in _warned:
             _warned.add(text)
             output.warn(text)

@@ -142,11 +142,11 @@ def test_jax_does_not_warn_a_second_time(tmp_path):
         pytest.skip("this system lets nobody mount a /dev of his own")
     environment = {"PATH": os.environ["PATH"], **NO_METADATA}
 
-    def run(code: str) -> str:
+    def run(code: str, **more: str) -> str:
         done = subprocess.run(
             [*inside, sys.executable, "-c", code],
             cwd=runs.ROOT,
-            env=environment,
+            env=environment | more,
             capture_output=True,
             text=True,
         )
@@ -157,3 +157,4 @@ def test_jax_does_not_warn_a_second_time(tmp_path):
     assert "An NVIDIA GPU may be present" in run("import jax; jax.devices()")
     text = run(CODE)
     assert text.count("NVIDIA GPU") == text.count("'jax[cuda13]'") == 1
+    assert "NVIDIA" not in run(CODE, CUDA_VISIBLE_DEVICES="")

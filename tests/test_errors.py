@@ -8,6 +8,7 @@ import pkgutil
 import types
 from collections.abc import Iterator
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -88,7 +89,9 @@ def test_a_spec_that_cannot_be_is_a_bad_value_in_a_sentence(change):
 
 def test_images_that_a_network_cannot_take_are_a_bad_value():
     with pytest.raises(BadValueError, match=r"takes 3 channels, the images have 1\."):
-        create_model("cifar_resnet20").init(0, jnp.zeros((1, 32, 32, 1)))
+        create_model("cifar_resnet20").init(
+            jax.random.key(0), jnp.zeros((1, 32, 32, 1))
+        )
     falling = get_spec("resnet18", widths=(64, 32, 16, 8), shortcut="pad")
     with pytest.raises(BadValueError, match="pad shortcut cannot go from 64 to 32"):
-        build(falling).init(0, jnp.zeros((1, 32, 32, 3)))
+        build(falling).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))

@@ -66,7 +66,8 @@ def make_parser(what: str) -> Parser:
         pkgutil.resolve_name("resnet_jax.bench.input").add_images(parser)
     else:
         module = (TABLES | PICTURES | CHECKS)[what].partition(":")[0]
-        parser.description = pkgutil.resolve_name(module).__doc__
+        # What follows is for readers of the code.
+        parser.description = pkgutil.resolve_name(module).__doc__.splitlines()[0]
         imported(what).add_arguments(parser)
     return parser
 

@@ -5,6 +5,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from resnet_jax.config import load
+from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
 from resnet_jax.plan import compiled
 from resnet_jax.plan.chips import LOCAL
