@@ -1,10 +1,10 @@
 """What `import resnet_jax` offers to programs: its names, types and examples."""
 
-import ast
 import contextlib
 import doctest
 import importlib
 import json
+import re
 import subprocess
 
 import jax
@@ -18,6 +18,7 @@ from resnet_jax.config import RECIPES, load, override
 from tests import public_names
 from tests.runs import ROOT, run_python
 
+README = ROOT / "README.md"
 FUNCTIONS = ("create_model", "list_models", "load", "train")
 # Modules whose docstrings have examples.
 EXAMPLES = (
@@ -55,18 +56,6 @@ for module in pkgutil.walk_packages(resnet_jax.__path__, "resnet_jax."):
 print(json.dumps([type(getattr(resnet_jax, x)).__name__ for x in {FUNCTIONS}]))
 """)
     assert kinds == ["function"] * len(FUNCTIONS)
-
-
-@pytest.mark.parametrize("command", ["convert", "predict"])
-def test_nothing_in_the_package_imports_a_command(command):
-    for path in (ROOT / "resnet_jax").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = []
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                names = [alias.name for alias in node.names]
-            if isinstance(node, ast.ImportFrom):
-                names = [node.module, *(f"{node.module}.{name}" for name in names)]
-            assert f"resnet_jax.{command}" not in names, path
 
 
 def test_all_public_names_are_there_and_others_are_not():
@@ -108,9 +97,14 @@ def test_the_examples_of_docstrings_and_readme_give_what_they_show(tmp_path):
     with contextlib.chdir(tmp_path):
         for module in map(importlib.import_module, EXAMPLES):
             assert not doctest.testmod(module, extraglobs=names).failed, module
-        readme = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
+        readme = doctest.testfile(str(README), module_relative=False)
+        names |= {"images": digits, "labels": load_digits().target}
+        (program,) = re.findall("```python\n(.*?)```", README.read_text(), re.DOTALL)
+        exec(program, names)
     assert readme.attempted >= 8
     assert not readme.failed
+    assert names["result"]["n_seen"] == len(digits) // 5
+    assert names["result"]["top1"] > 0.9
 
 
 def test_every_public_function_and_method_of_the_library_has_an_example():
