@@ -3,7 +3,7 @@
 import signal
 import sys
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Python is about to run a command, `python -m resnet_jax.NAME`. Until that can answer
 # to Ctrl-C, in `output.command`, it ends the process without a traceback.

@@ -10,7 +10,7 @@ python -m resnet_jax.prepare verify SOURCE_OR_DIR            lists what is wrong
 most N pixels, and the image a JPEG of quality Q (90 if only N is given), 4:2:0.
 
 Everything but tfds:NAME can be interrupted: the same command goes on. tfds:NAME is also
-the one that may need TensorFlow (`requirements-prepare.txt`), with which many builders
+the one that may need TensorFlow (`pip install tensorflow`), with which many builders
 extract their archives. Training reads the results without it.
 """
 
@@ -79,8 +79,8 @@ def way_out(error: Exception) -> str:
     text = " ".join(str(chain[-1]).split())
     if any("No module named 'tensorflow'" in str(link) for link in chain):
         return (
-            "Its builder needs TensorFlow: pip install -r requirements-prepare.txt, and"
-            " run this command again."
+            "Its builder needs TensorFlow: pip install tensorflow, and run this command"
+            " again."
         )
     names = {type(link).__name__ for link in chain}
     if names & {"ConnectionError", "gaierror", "NewConnectionError", "DownloadError"}:
