@@ -108,6 +108,6 @@ def test_a_run_records_the_same_command_and_saves_on_ctrl_c(tmp_path):
     assert code == 130, output
     code, output = run("train", *flags)
     assert code == 0, output
-    assert "resum" in output
+    assert "the checkpoint of step 1" in output
     told = runs.result(tmp_path)["command"]
     assert told.startswith(f"python -m resnet_jax.main --workdir={tmp_path} --config=")

@@ -54,7 +54,7 @@ expect 'r50.py' resnet-jax recipes
 expect 'resnet50 ' python -m resnet_jax.zoo 'resnet50*'
 expect 'all is well' resnet-jax train --config=configs/r50.py --mode=dry_run
 expect 'at step 20' resnet-jax train "${small[@]}" --config.total.steps=20
-expect 'resum' python -m resnet_jax.main "${small[@]}" --config.total.steps=40
+expect 'from the checkpoint of step 20' python -m resnet_jax.main "${small[@]}" --config.total.steps=40
 expect 'at step 40' resnet-jax eval --workdir=run --checkpoint=last
 expect 'report.png' resnet-jax report run
 expect 'local' resnet-jax plan "${small[@]:0:1}" "$network" --topology=local
