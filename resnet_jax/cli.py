@@ -7,8 +7,7 @@ import runpy
 import signal
 import sys
 
-from resnet_jax import __version__, output
-from resnet_jax.errors import check_known
+from resnet_jax import __version__
 
 # The module of each command, the arguments that come before the user's, and what the
 # command does. Modules are imported only when they run: `--help` is to be fast.
@@ -34,6 +33,9 @@ def main() -> None:
     # traceback, as in `resnet_jax/__init__.py`.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Imported here, as Ctrl-C may come while it is.
+    from resnet_jax import output
+
     name, *arguments = sys.argv[1:] or ["--help"]
     if name not in COMMANDS:
         output.command(_answer)
@@ -44,6 +46,9 @@ def main() -> None:
 
 def _answer(argv: list[str]) -> None:
     """Prints the commands or the version; raises UserError for an unknown command."""
+    from resnet_jax import output
+    from resnet_jax.errors import check_known
+
     name = "".join(argv[1:2])
     if name == "--version":
         output.answer(f"resnet_jax {__version__}")

@@ -199,6 +199,7 @@ def test_what_is_missing_is_named_before_anything_is_asked_for(fake, arguments, 
 
 def test_the_scripts_pass_shellcheck():
     shellcheck = os.path.join(os.path.dirname(sys.executable), "shellcheck")
-    scripts = [SCRIPT, runs.ROOT / "launch/slurm.sbatch"]
+    others = ("launch/slurm.sbatch", "tests/wheel.sh", ".ci/run")
+    scripts = [SCRIPT, *(runs.ROOT / name for name in others)]
     done = subprocess.run([shellcheck, *scripts], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
