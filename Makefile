@@ -2,18 +2,26 @@
 # make test: the tests that need no torch; test-fast: the two-minute part; test-long:
 # what takes minutes: several processes, many faults, all recipes, the largest networks.
 # make test-oracles: against torchvision, timm, Keras, TensorFlow and the TPU compiler.
-# make slurm: what the tests of launch/slurm.sbatch take; as root, on Debian or Ubuntu.
+# make test-latest: the tests with the newest releases, in an environment of its own.
+# make test-wheel: the built package, in an empty environment and an empty directory.
+# make slurm: installs what the tests of launch/slurm.sbatch need; as root, on Debian or
+# Ubuntu.
 
 PYTHON ?= python3
 VENV ?= .venv
 ORACLES ?= .venv-oracles
+LATEST ?= .venv-latest
 DEMO ?= runs/quickstart
 # Three at a time on two cores, since some only wait.
 PYTEST = -m pytest -q -n 3 --dist worksteal
+# The versions that were tested with this version of Python.
+VERSION = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+TESTED = $(wildcard tests/constraints/$(VERSION).txt)
+INSTALL = pip install -q $(addprefix -c ,$(TESTED))
 # Large pages: the tests that draw hundreds of networks take half the time.
 export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 
-.PHONY: demo test test-fast test-long test-oracles lint slurm
+.PHONY: demo test test-fast test-long test-oracles test-latest test-wheel lint slurm
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python -m resnet_jax.main --config=configs/quickstart.py --workdir=$(DEMO)
@@ -32,6 +40,14 @@ test-oracles: $(ORACLES)/.installed
 	$(ORACLES)/bin/python $(PYTEST) tests/oracles tests/plan/test_tpu.py \
 		tests/test_prepare.py::test_tfrecords_become_arrayrecord
 
+test-latest:
+	$(PYTHON) -m venv $(LATEST)
+	$(LATEST)/bin/pip install -q --upgrade --upgrade-strategy eager -e '.[test]'
+	$(LATEST)/bin/python $(PYTEST) --ignore=tests/oracles -m "not long"
+
+test-wheel:
+	tests/wheel.sh $(PYTHON) $(TESTED)
+
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -39,16 +55,24 @@ lint: $(VENV)/.installed-test
 slurm:
 	apt-get install -y --no-install-recommends slurm-wlm munge
 
-$(VENV)/.installed: requirements.txt
+$(VENV)/.installed: requirements.txt pyproject.toml $(TESTED)
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -q -r requirements.txt
+	$(untested)
+	$(VENV)/bin/$(INSTALL) -e .
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed requirements-test.txt requirements-cloud.txt
-	$(VENV)/bin/pip install -q -r requirements-test.txt
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(VENV)/bin/$(INSTALL) -e '.[test]'
 	touch $@
 
-$(ORACLES)/.installed: $(wildcard requirements*.txt)
+$(ORACLES)/.installed: requirements.txt pyproject.toml $(TESTED)
 	$(PYTHON) -m venv $(ORACLES)
-	$(ORACLES)/bin/pip install -q -r requirements-oracles.txt
+	$(untested)
+	$(ORACLES)/bin/$(INSTALL) -e '.[oracles]'
 	touch $@
+
+# A warning, unless this version of Python has been tested.
+define untested
+	$(if $(TESTED),,@echo "Python $(VERSION) has no file in tests/constraints/: the\
+	 newest releases are installed, which nobody has tested with it.")
+endef

@@ -123,8 +123,7 @@ if [ ! -d .venv ]; then
     python3 -m pip install -q --user uv
     python3 -m uv venv -q --python=3.12 .venv
 fi
-python3 -m uv pip install -q --python=.venv/bin/python \
-    -r requirements-cloud.txt "jax[tpu]"'
+python3 -m uv pip install -q --python=.venv/bin/python -e ".[cloud,tpu]"'
 run='.venv/bin/python -u -m resnet_jax.main --distributed'
 (($#)) && run+=$(printf ' %q' "$@")
 start="cd resnet_jax
@@ -142,8 +141,9 @@ fi
 directory=$(mktemp -d)
 trap 'rm -rf "$directory"' EXIT
 code_file=$directory/resnet_jax.tar.gz
-tar -czf "$code_file" --exclude=__pycache__ requirements.txt requirements-cloud.txt \
-    resnet_jax configs
+# All that an installation needs.
+tar -czf "$code_file" --exclude=__pycache__ pyproject.toml requirements.txt README.md \
+    LICENSE resnet_jax configs
 
 failures=0
 while true; do

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from resnet_jax.training.loop import train
     from resnet_jax.weights.trained import load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Python is about to run a command, `python -m resnet_jax.NAME`. Until that can answer
 # to Ctrl-C, in `output.command`, it ends the process without a traceback.

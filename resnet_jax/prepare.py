@@ -10,7 +10,7 @@ python -m resnet_jax.prepare verify SOURCE_OR_DIR            lists what is wrong
 most N pixels, and the image a JPEG of quality Q (90 if only N is given), 4:2:0.
 
 Everything but tfds:NAME can be interrupted: the same command resumes it. tfds:NAME is
-also the one that may need TensorFlow (`requirements-prepare.txt`), with which many
+also the one that may need TensorFlow (`pip install tensorflow`), with which many
 builders extract their archives. Training reads the results without it.
 """
 

@@ -28,9 +28,8 @@ log = logging.getLogger(__name__)
 
 Path = pathlib.Path | epath.Path
 
-# What fsspec, which epath asks, needs to read and write objects, and how users get it.
+# The packages with which fsspec, which epath asks, reads and writes objects.
 CLIENTS = {"gs": "gcsfs", "s3": "s3fs"}
-INSTALL = "pip install -r requirements-cloud.txt"
 # Seconds; gcsfs takes 35 to say that credentials are not valid.
 ANSWERS_WITHIN = 60.0
 # Bytes, of what is always fetched again: tables of contents, lists of classes.
@@ -58,7 +57,8 @@ def path_of(where: str | os.PathLike) -> Path:
         raise UserError(f"{text} has no bucket: write {scheme}://BUCKET/FOLDER.")
     if importlib.util.find_spec(CLIENTS[scheme]) is None:
         raise UserError(
-            f"{text} takes {CLIENTS[scheme]}, which is not installed: {INSTALL}"
+            f"{text} needs the package {CLIENTS[scheme]}, which is not installed:"
+            f" pip install {CLIENTS[scheme]}"
         )
     _configure_clients()
     return epath.Path(text)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 for _name in ("gcsfs", "s3fs", "moto", "gcp_storage_emulator"):
-    pytest.importorskip(_name, reason=f"{_name} of requirements-test.txt is missing")
+    pytest.importorskip(_name, reason=f"{_name} of the extra `test` is missing")
 
 # No other store than the emulator is asked, whatever the machine is.
 NOWHERE = {

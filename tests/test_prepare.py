@@ -584,7 +584,10 @@ def test_what_is_no_data_set_is_told_how_to_write_one(arguments, told):
 @pytest.mark.parametrize(
     ("cause", "told"),
     [
-        (ModuleNotFoundError("No module named 'tensorflow'"), "requirements-prepare"),
+        (
+            ModuleNotFoundError("No module named 'tensorflow'"),
+            "pip install tensorflow,",
+        ),
         (ConnectionError("no route to host"), "--manual_dir=DIRECTORY"),
         (FileNotFoundError("train.tar is missing"), "--manual_dir=DIRECTORY"),
         (ValueError("something new"), "ValueError: something new"),

@@ -55,7 +55,7 @@ def test_only_paths_of_object_stores_are_not_those_of_pathlib(tmp_path):
 def test_a_client_that_is_not_installed_is_named_with_the_command(monkeypatch):
     monkeypatch.setattr(storage.importlib.util, "find_spec", lambda _: None)
     for where, client in (("gs://bucket/run", "gcsfs"), ("s3://bucket/run", "s3fs")):
-        match = f"{where} takes {client}, .*: pip install -r requirements-cloud.txt"
+        match = f"{where} needs the package {client}, .*: pip install {client}$"
         with pytest.raises(UserError, match=match):
             path_of(where)
 

@@ -174,7 +174,7 @@ def predictions(config: ConfigDict, topology: str) -> Iterator[dict]:
     if not importlib.util.find_spec("libtpu"):
         output.note(
             f"No prediction for {topology}: it needs libtpu, the compiler for TPUs (pip"
-            " install -r requirements-plan.txt)."
+            " install libtpu)."
         )
         return
     facts = ask(config, topology, evaluation=False)

@@ -62,7 +62,7 @@ def way_out(error: Exception) -> str:
     text = " ".join(str(chain[-1]).split())
     if any("No module named 'tensorflow'" in str(link) for link in chain):
         return (
-            "Its builder needs TensorFlow: pip install -r requirements-prepare.txt, and"
+            "Its builder needs TensorFlow: pip install tensorflow, and"
             " run this command again."
         )
     names = {type(link).__name__ for link in chain}

@@ -3,13 +3,13 @@
 python -m resnet_jax.plan --config=configs/r50.py --topology=v5e:16x16
 
 compiles the train and the evaluation step of a config for a TPU slice, with no TPU
-there (`pip install -r requirements-plan.txt`), for several slices that the data-centre
-network connects (`--topology='2*v5e:16x16'`), or for this machine's own devices
-(`--topology=local`, the default), and tells what the compiler says of them. Several
-topologies, batch sizes and ways in which parameters lie (`--sharding=replicated,fsdp`),
-with commas between them, stand side by side. Overrides are those of the program:
-`--config.model.name=resnet101`. Data sets of known size, such as ImageNet, need not be
-there; another one can be stood in for by `--config.data.source=fake:CLASSES:IMAGES`.
+there (`pip install libtpu`), for several slices that the data-centre network connects
+(`--topology='2*v5e:16x16'`), or for this machine's own devices (`--topology=local`, the
+default), and tells what the compiler says of them. Several topologies, batch sizes and
+ways in which parameters lie (`--sharding=replicated,fsdp`), with commas between them,
+stand side by side. Overrides are those of the program: `--config.model.name=resnet101`.
+Data sets of known size, such as ImageNet, need not be there; another one can be stood
+in for by `--config.data.source=fake:CLASSES:IMAGES`.
 
 What comes from the compiler: memory, operations, bytes, cycles and collectives. Time is
 an estimate: the longest of operations / peak, bytes of the main memory / bandwidth and

@@ -56,7 +56,7 @@ def ask(
     if tpu and not importlib.util.find_spec("libtpu"):
         raise UserError(
             f"Compiling for {topology} needs libtpu, the compiler for TPUs (no TPU is"
-            " needed): pip install -r requirements-plan.txt."
+            " needed): pip install libtpu"
         )
     request = {
         "config": config.to_dict(),

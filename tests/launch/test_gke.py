@@ -13,6 +13,7 @@ import yaml
 from kubernetes_validate import validate
 
 from tests import runs
+from tests.packaging_files import needed_to_install
 
 RUN = runs.ROOT / "launch/gke/run.py"
 NAME = ("--name=r50", "--image=registry/r50:1")
@@ -199,8 +200,7 @@ def test_the_image_holds_what_a_run_needs_and_lets_signals_through():
     lines = (runs.ROOT / "launch/gke/Dockerfile").read_text().splitlines()
     copies = [line.split()[1:-1] for line in lines if line.startswith("COPY ")]
     copied = [path for paths in copies for path in paths]
-    needed = ["requirements.txt", "requirements-cloud.txt", "configs", "resnet_jax"]
-    assert copied == needed
+    assert set(copied) == needed_to_install()
     assert all((runs.ROOT / path).exists() for path in copied)
     # What the comment and the README offer for PLATFORM.
     extras = importlib.metadata.metadata("jax").get_all("Provides-Extra")

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tests import runs
+from tests.packaging_files import needed_to_install
 
 pytestmark = pytest.mark.slow
 
@@ -102,6 +103,7 @@ def test_flags_reach_every_worker_as_they_were_given(fake):
         assert told == ["-u", "-m", "resnet_jax.main", "--distributed", *RUN]
         assert (home / "resnet_jax/main.py").exists()
         assert (home / "configs/r50.py").exists()
+        assert all((home / name).exists() for name in needed_to_install())
 
 
 def test_a_dry_run_prints_each_call_and_makes_none(fake):
@@ -197,6 +199,7 @@ def test_what_is_missing_is_named_before_anything_is_asked_for(fake, arguments, 
 
 def test_the_scripts_pass_shellcheck():
     shellcheck = os.path.join(os.path.dirname(sys.executable), "shellcheck")
-    scripts = [SCRIPT, runs.ROOT / "launch/slurm.sbatch"]
+    others = ("launch/slurm.sbatch", "tests/wheel.sh", ".ci/run")
+    scripts = [SCRIPT, *(runs.ROOT / name for name in others)]
     done = subprocess.run([shellcheck, *scripts], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

@@ -65,9 +65,8 @@ def test_a_sharding_that_is_not_there_is_told_at_once(no_compiler):
 
 def test_without_libtpu_the_way_to_it_is_told(monkeypatch, no_compiler):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install -r requirements-plan\.txt"):
+    with pytest.raises(UserError, match=r"needs libtpu, .*: pip install libtpu$"):
         ask(tiny.config(), "v5e:2x4")
-    assert "libtpu" in (runs.ROOT / "requirements-plan.txt").read_text()
 
 
 # What is told.

@@ -18,7 +18,7 @@ from tests import tiny
 
 pytestmark = pytest.mark.skipif(
     not importlib.util.find_spec("libtpu"),
-    reason="needs libtpu: pip install -r requirements-plan.txt",
+    reason="needs libtpu: pip install libtpu",
 )
 
 

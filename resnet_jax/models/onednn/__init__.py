@@ -1,4 +1,4 @@
-"""Convolutions and products on CPUs by oneDNN, with `requirements-onednn.txt`.
+"""Convolutions and products on CPUs by oneDNN (`pip install onednn-devel-cpu-gomp`).
 
 XLA calls `calls.cc`, which a C++ compiler makes at the first use: a few seconds, kept
 in the user's cache directory.
@@ -125,7 +125,7 @@ def _library() -> ctypes.CDLL | None:
     except (UserError, OSError) as error:
         log.warning(
             "oneDNN is installed but not used, and convolutions are slower: %s."
-            " requirements-onednn.txt needs a C++ compiler with OpenMP (CXX names it).",
+            " It needs a C++ compiler with OpenMP, which the variable CXX may name.",
             error,
         )
         return None

@@ -1,0 +1,176 @@
+"""What the package consists of, and what the project tells users to install."""
+
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import pytest
+from packaging.requirements import Requirement
+
+from tests import runs
+from tests.packaging_files import PROJECT, needed_to_install
+
+CONSTRAINTS = sorted((runs.ROOT / "tests/constraints").glob("*.txt"))
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def requirements(lines: list[str]) -> list[Requirement]:
+    """Requirements of a file or an extra; the project's own extras are resolved."""
+    found = []
+    for line in lines:
+        if not line.strip() or line.startswith("#"):
+            continue
+        requirement = Requirement(line)
+        if canonical(requirement.name) == "resnet-jax":
+            for extra in sorted(requirement.extras):
+                found += requirements(EXTRAS[extra])
+        elif not requirement.marker or requirement.marker.evaluate():
+            found.append(requirement)
+    return found
+
+
+def tracked() -> list[pathlib.Path]:
+    """The files of the repository."""
+    if not (runs.ROOT / ".git").exists():
+        pytest.skip("this is not a clone of the repository")
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(
+        command, cwd=runs.ROOT, capture_output=True, text=True, check=True
+    )
+    paths = [runs.ROOT / name for name in listed.stdout.split("\0") if name]
+    return [path for path in paths if path.is_file()]
+
+
+def texts() -> list[tuple[str, str]]:
+    """Names of the files with their texts, in which white space is one space."""
+    return [
+        (str(path.relative_to(runs.ROOT)), " ".join(path.read_text().split()))
+        for path in tracked()
+    ]
+
+
+# The package index has another project of this name.
+INSTALLS_A_STRANGER = re.compile(
+    r"\b(?:install|add|pipx|uvx)\s(?:[^`|&;()\n]{0,60}?[\s'\"])?resnet[-_.]jax(?![-_./\w])",
+    re.IGNORECASE,
+)
+
+
+def test_nothing_installs_the_project_of_this_name_from_the_package_index():
+    name = "resnet-jax"
+    for line in (
+        f"pip install {name}",
+        f"pip install -q '{name}[gpu]'",
+        f"uv pip install --python=x -U {name.replace('-', '_')}[tpu]",
+        f"uv add {name}",
+    ):
+        assert INSTALLS_A_STRANGER.search(line), line
+    for line in (f"pip install -e '.[cloud]' in {name}/", f"pip install x/{name}.whl"):
+        assert not INSTALLS_A_STRANGER.search(line), line
+    wrong = {
+        file: found[0]
+        for file, text in texts()
+        if (found := INSTALLS_A_STRANGER.search(text))
+    }
+    assert not wrong
+
+
+def test_every_file_of_requirements_that_a_text_names_is_there():
+    wrong = {
+        (file, name)
+        for file, text in texts()
+        for name in re.findall(r"\brequirements[-\w]*\.txt", text)
+        if not (runs.ROOT / name).exists()
+    }
+    assert not wrong
+
+
+def test_every_folder_of_code_is_in_the_package():
+    package = runs.ROOT / "resnet_jax"
+    folders = {path.parent for path in package.rglob("*.py")}
+    names = {".".join(path.relative_to(runs.ROOT).parts) for path in folders}
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == {
+        *names,
+        "resnet_jax.configs",
+    }
+
+
+@pytest.mark.parametrize("path", CONSTRAINTS, ids=lambda path: path.stem)
+def test_the_tested_versions_cover_every_requirement_of_the_tests(path):
+    lines = [line for line in path.read_text().splitlines() if line[0] != "#"]
+    pins = dict(line.split("==") for line in lines)
+    assert len(pins) == len(lines)
+    needed = (runs.ROOT / "requirements.txt").read_text().splitlines()
+    for requirement in requirements(needed) + requirements(EXTRAS["oracles"]):
+        version = pins.get(canonical(requirement.name), "0")
+        assert requirement.specifier.contains(version), requirement
+
+
+def test_plan_takes_the_libtpu_that_jax_brings():
+    (requirement,) = map(Requirement, EXTRAS["plan"])
+    assert requirement.name == "libtpu"
+    assert not requirement.specifier
+
+
+BUILD = """
+import sys
+from setuptools import build_meta
+getattr(build_meta, f"build_{sys.argv[1]}")(sys.argv[2])
+"""
+
+
+def build(kind: str, source: pathlib.Path, place: pathlib.Path) -> pathlib.Path:
+    """Builds a wheel or an sdist without a network; returns the file."""
+    place.mkdir()
+    command = [sys.executable, "-c", BUILD, kind, str(place)]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (built,) = place.iterdir()
+    return built
+
+
+def contents(wheel: pathlib.Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+@pytest.mark.slow
+def test_the_wheel_has_all_code_and_data_and_the_sdist_makes_the_same(tmp_path):
+    pytest.importorskip("setuptools", minversion="77.0.3")
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in needed_to_install():
+        path = runs.ROOT / name
+        if path.is_dir():
+            hidden = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(path, source / name, ignore=hidden)
+        else:
+            shutil.copy(path, source)
+    sdist = build("sdist", source, tmp_path / "sdist")
+    found = contents(build("wheel", source, tmp_path / "wheel"))
+    expected = set()
+    for path in tracked():
+        parts = path.relative_to(runs.ROOT).parts
+        # READMEs are for readers of the repository.
+        if path.suffix != ".md" and parts[0] in ("resnet_jax", "configs"):
+            parts = ("resnet_jax", *parts) if parts[0] == "configs" else parts
+            expected.add("/".join(parts))
+    (information,) = {name.partition("/")[0] for name in found if ".dist-info/" in name}
+    assert {name for name in found if not name.startswith(information)} == expected
+    metadata = found[f"{information}/METADATA"].decode()
+    wanted = (runs.ROOT / "requirements.txt").read_text().splitlines()
+    told = [Requirement(x) for x in re.findall(r"Requires-Dist: (.*)", metadata)]
+    assert {str(Requirement(x)) for x in wanted if x[0] != "#"} <= set(map(str, told))
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    again = contents(build("wheel", unpacked, tmp_path / "again"))
+    assert again == found
