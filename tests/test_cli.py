@@ -97,7 +97,8 @@ def test_ctrl_c_while_a_command_imports_its_libraries_prints_no_traceback(
         PYTHONPATH=f"{tmp_path}:{runs.ROOT}",
     )
     code, output = runs.send_when(process, "importing", signal.SIGINT)
-    assert (code, output) == (-signal.SIGINT, "importing\n")
+    assert code in (-signal.SIGINT, 130)
+    assert "importing" in output and "Traceback" not in output
 
 
 @pytest.mark.slow

@@ -150,8 +150,9 @@ def test_ctrl_c_while_a_command_imports_its_libraries_prints_no_traceback(
         PYTHONPATH=f"{tmp_path}:{runs.ROOT}",
     )
     code, output = runs.send_when(process, "importing", signal.SIGINT)
-    # The signal itself, which a shell calls 130.
-    assert (code, output) == (-signal.SIGINT, "importing\n")
+    # A shell calls the signal itself 130, too.
+    assert code in (-signal.SIGINT, 130)
+    assert "importing" in output and "Traceback" not in output
 
 
 def test_ctrl_c_stays_what_it_was_in_a_program_that_uses_the_library(tmp_path):

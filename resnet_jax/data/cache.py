@@ -47,7 +47,8 @@ class MemorySource:
         return len(self.images)
 
     def __getitem__(self, index: int):
-        return self.images[index], self.labels[index] if len(self.labels) else 0
+        label = self.labels[index] if len(self.labels) else 0
+        return self.images[index], label if np.ndim(label) else int(label)
 
     def name(self, index: int) -> str:
         return self.origin.name(index) if self.origin else f"{self.where}/{index}"

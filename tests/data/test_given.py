@@ -116,6 +116,8 @@ def test_a_fifth_is_held_out_where_nothing_else_is_given():
     assert isinstance(train, Subset) and isinstance(test, Subset)
     assert (len(train), len(test)) == (64, 16)
     assert set(train.indices) | set(test.indices) == set(range(80))
+    image, label = train[3]
+    assert np.array_equal(image, IMAGES[train.indices[3]]) and type(label) is int
     again, other = (open_given((IMAGES, LABELS), None, seed)["test"] for seed in (3, 4))
     assert again.digest() == test.digest() != other.digest()
 
