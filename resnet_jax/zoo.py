@@ -37,7 +37,10 @@ def main(argv: list[str]) -> None:
     args = parser.parse(argv[1:])
     # Imported here, so that --help answers at once.
     from resnet_jax.models import table
+    from resnet_jax.sharding import find_devices
 
+    # JAX's first call, which warns of an accelerator that is not used.
+    find_devices()
     found = table.rows(table.matching(args.pattern))
     if args.json:
         output.answer(json.dumps(found, indent=1))

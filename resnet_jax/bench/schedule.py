@@ -17,6 +17,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.optim import check, make_decay
 from resnet_jax.pictures import picture, shorten
 from resnet_jax.schedules import make_schedule
+from resnet_jax.sharding import find_devices
 
 # More points than a picture has pixels.
 MOST_POINTS = 4000
@@ -46,6 +47,7 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Prints the range of the curves, and plots them."""
     config = load_config(args)
+    find_devices()
     size = train_size_of(config, args.train_size)
     found = ranges(config, size)
     if args.save:
