@@ -67,7 +67,7 @@ class Parser(argparse.ArgumentParser):
         """
         rest, overrides = list(arguments), []
         if self.get_default("overrides") is not None:
-            from resnet_jax.config import take_overrides
+            from resnet_jax.config.overrides import take_overrides
 
             rest, overrides = take_overrides(rest)
         args, unknown = self.parse_known_args(rest)

@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from resnet_jax import orbax_s3, processes, source, storage
-from resnet_jax.config import as_json
+from resnet_jax.config.saved import as_json
 from resnet_jax.errors import UserError, problem_of_store
 from resnet_jax.fingerprint import changed_arrays, fingerprint, is_old
 from resnet_jax.setup import Setup

@@ -18,8 +18,15 @@ from ml_collections import ConfigDict
 
 from resnet_jax import source
 from resnet_jax.checkpoints import find_versions
-from resnet_jax.config import differences, from_saved, to_steps
-from resnet_jax.config.saved import FOR_PLATEAU, MAY_CHANGE, NAMES, SETS_RATES
+from resnet_jax.config.durations import to_steps
+from resnet_jax.config.saved import (
+    FOR_PLATEAU,
+    MAY_CHANGE,
+    NAMES,
+    SETS_RATES,
+    differences,
+    from_saved,
+)
 from resnet_jax.data.sources import NamedSource
 from resnet_jax.errors import UserError
 from resnet_jax.fingerprint import fingerprint

@@ -12,13 +12,9 @@ from ml_collections import ConfigDict
 
 from resnet_jax import output, sharding, writers
 from resnet_jax.checkpoints import open_checkpoints, telling_way_out
-from resnet_jax.config import (
-    as_json,
-    differences,
-    for_evaluation,
-    from_saved,
-    override,
-)
+from resnet_jax.config import override
+from resnet_jax.config.saved import as_json, differences, from_saved
+from resnet_jax.config.variants import for_evaluation
 from resnet_jax.data.evalsets import summarize
 from resnet_jax.data.loader import bad_indices
 from resnet_jax.data.sources import RecordedSplit

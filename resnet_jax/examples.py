@@ -5,7 +5,7 @@ import functools
 
 from ml_collections import ConfigDict
 
-from resnet_jax.config import in_steps
+from resnet_jax.config.durations import in_steps
 from resnet_jax.data.augment import Augment
 from resnet_jax.data.cache import cached
 from resnet_jax.data.evalsets import EvaluationSet, open_set

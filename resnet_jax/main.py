@@ -33,15 +33,10 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from resnet_jax.arguments import CONFIG
-from resnet_jax.config import (
-    as_json,
-    flatten,
-    for_dry_run,
-    load,
-    override,
-    take_overrides,
-)
-from resnet_jax.config.overrides import HELP
+from resnet_jax.config import load, override
+from resnet_jax.config.overrides import HELP, take_overrides
+from resnet_jax.config.saved import as_json, flatten
+from resnet_jax.config.variants import for_dry_run
 from resnet_jax.errors import UserError, problem_of_memory, problem_of_store
 
 _BEGAN = time.perf_counter()  # jax and what stands on it are imported later

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from resnet_jax.config import to_steps
+from resnet_jax.config.durations import to_steps
 from resnet_jax.errors import UserError, check_known
 
 FALLING = ("cosine", "polynomial", "triangular")  # to `schedule_length`

@@ -21,7 +21,7 @@ from resnet_jax import (
     step,
 )
 from resnet_jax.compiler import compile_step
-from resnet_jax.config import in_steps, to_steps
+from resnet_jax.config.durations import in_steps, to_steps
 from resnet_jax.data.augment import TRAIN_CROPS
 from resnet_jax.data.cache import MODES as CACHES
 from resnet_jax.data.cache import cached

@@ -1,6 +1,6 @@
 """Writes the golden texts of all configs: `python -m tests.make_golden_configs`."""
 
-from resnet_jax.config import as_text
+from resnet_jax.config.saved import as_text
 from tests.test_config import GOLDEN, RECIPES, golden, load
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
 from resnet_jax.config import recipes
-from resnet_jax.config.saved import MAY_CHANGE
+from resnet_jax.config.durations import to_steps
+from resnet_jax.config.saved import MAY_CHANGE, as_json, as_text, differences, flatten
+from resnet_jax.config.variants import for_dry_run
 from resnet_jax.errors import UserError
 from tests.runs import ROOT
 
@@ -34,7 +36,7 @@ def golden(name: str) -> pathlib.Path:
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_says_what_its_golden_text_says(name):
     """To accept a change: python -m tests.make_golden_configs, and read the diff."""
-    assert config_lib.as_text(load(name)) == golden(name).read_text()
+    assert as_text(load(name)) == golden(name).read_text()
 
 
 def test_every_golden_text_has_a_recipe():
@@ -44,8 +46,8 @@ def test_every_golden_text_has_a_recipe():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_file_without_its_argument_is_one_of_its_variants(path):
     variants = [name for name in RECIPES if name.partition(":")[0] == path.stem]
-    default = config_lib.as_text(load(path.stem))
-    assert default in [config_lib.as_text(load(name)) for name in variants]
+    default = as_text(load(path.stem))
+    assert default in [as_text(load(name)) for name in variants]
 
 
 def test_a_variant_that_is_none_is_answered_with_the_nearest():
@@ -93,7 +95,7 @@ def test_every_config_tells_the_command_that_runs_it(path):
     ],
 )
 def test_durations_become_steps(duration, steps):
-    assert config_lib.to_steps(duration, 100, 1000, "total") == steps
+    assert to_steps(duration, 100, 1000, "total") == steps
 
 
 @pytest.mark.parametrize(
@@ -101,7 +103,7 @@ def test_durations_become_steps(duration, steps):
 )
 def test_a_wrong_duration_is_named(duration):
     with pytest.raises(UserError, match="total"):
-        config_lib.to_steps(duration, 100, 1000, "total")
+        to_steps(duration, 100, 1000, "total")
 
 
 def test_an_unknown_key_is_answered_with_the_nearest():
@@ -111,42 +113,42 @@ def test_an_unknown_key_is_answered_with_the_nearest():
 
 
 def test_only_what_changes_no_parameter_may_differ_when_a_run_goes_on():
-    old = json.loads(config_lib.as_json(load("quickstart")))
+    old = json.loads(as_json(load("quickstart")))
     new = load("quickstart")
 
     def may_change(key: str) -> bool:
         return key.startswith(MAY_CHANGE)
 
-    assert config_lib.differences(old, new, may_change) == []
+    assert differences(old, new, may_change) == []
     new.data.num_workers = 7
     new.data.on_bad_image = "skip"
     new.checkpoint.keep_last = 9
-    assert config_lib.differences(old, new, may_change) == []
+    assert differences(old, new, may_change) == []
     new.optim.learning_rate = 0.2
     changed = ["optim.learning_rate: 0.1 -> 0.2"]
-    assert config_lib.differences(old, new, may_change) == changed
-    assert len(config_lib.differences(old, new)) == 4
+    assert differences(old, new, may_change) == changed
+    assert len(differences(old, new)) == 4
 
 
 def test_a_run_from_before_a_key_goes_on_with_its_default():
-    old = json.loads(config_lib.as_json(load("quickstart")))
+    old = json.loads(as_json(load("quickstart")))
     del old["data"]["policy"], old["data"]["color_jitter"], old["seed"]
     new = load("quickstart")
-    assert config_lib.differences(old, new) == []
+    assert differences(old, new) == []
     new.data.policy = "trivial_wide"
-    assert config_lib.differences(old, new) == ["data.policy: '' -> 'trivial_wide'"]
+    assert differences(old, new) == ["data.policy: '' -> 'trivial_wide'"]
     # A duration has one key, whose unit the default does not share.
     new = load("quickstart")
     new.total = ConfigDict({"steps": 5})
-    old = json.loads(config_lib.as_json(new))
-    assert config_lib.differences(old, new) == []
+    old = json.loads(as_json(new))
+    assert differences(old, new) == []
     new.total = ConfigDict({"examples": 7})
-    assert config_lib.differences(old, new) == [
+    assert differences(old, new) == [
         "total.examples: 'nothing' -> 7",
         "total.steps: 5 -> 'nothing'",
     ]
     del old["total"]
-    assert config_lib.differences(old, new) == [
+    assert differences(old, new) == [
         "total.epochs: 90 -> 'nothing'",
         "total.examples: 'nothing' -> 7",
     ]
@@ -154,7 +156,7 @@ def test_a_run_from_before_a_key_goes_on_with_its_default():
 
 def test_a_dry_run_is_small_whatever_the_config():
     for path in CONFIGS:
-        small = config_lib.for_dry_run(load(path.stem), devices=8)
+        small = for_dry_run(load(path.stem), devices=8)
         assert small.total.to_dict() == {"steps": 2}
         assert small.batch_size == 16 * small.optim.microbatches
         assert small.data.source.startswith("fake")
@@ -162,14 +164,14 @@ def test_a_dry_run_is_small_whatever_the_config():
 
 
 def test_keys_that_an_older_config_lacks_have_their_defaults():
-    old = json.loads(config_lib.as_json(load("quickstart")))
+    old = json.loads(as_json(load("quickstart")))
     del old["mix"], old["loss"], old["optim"]["name"], old["optim"]["schedule_length"]
     new = load("quickstart")
-    assert config_lib.differences(old, new) == []
+    assert differences(old, new) == []
     new.mix.mixup_alpha = 0.2
     new.optim.name = "lamb"
     new.optim.schedule_length = {"epochs": 3}
-    assert config_lib.differences(old, new) == [
+    assert differences(old, new) == [
         "mix.mixup_alpha: 0.0 -> 0.2",
         "optim.name: 'sgd' -> 'lamb'",
         "optim.schedule_length.epochs: 'nothing' -> 3",
@@ -221,10 +223,10 @@ def test_an_override_takes_the_place_of_what_was_there(argument, key, value):
     path = key.rpartition(".")[0]
     others = {
         name: old
-        for name, old in config_lib.flatten(before).items()
+        for name, old in flatten(before).items()
         if name != key and not (path in ("total", "model.overrides") and path in name)
     }
-    assert config_lib.flatten(changed) == others | {key: value}
+    assert flatten(changed) == others | {key: value}
 
 
 @pytest.mark.parametrize(
@@ -248,7 +250,7 @@ def test_an_override_takes_the_place_of_what_was_there(argument, key, value):
 def test_an_override_has_the_type_of_the_key(argument, key, value):
     config = load("r50")
     config_lib.override(config, [argument])
-    got = config_lib.flatten(config)[key]
+    got = flatten(config)[key]
     assert (got, type(got)) == (value, type(value))
 
 
@@ -296,7 +298,7 @@ def test_a_config_of_ones_own_starts_from_the_defaults_or_a_recipe(tmp_path):
     config = config_lib.load(tmp_path / "mine.py")
     expected = load("rsb:a2")
     expected.batch_size = 48
-    assert config_lib.as_text(config) == config_lib.as_text(expected)
+    assert as_text(config) == as_text(expected)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from PIL import Image
 
 from resnet_jax import config, schedules
 from resnet_jax.checkpoints import Checkpoints
+from resnet_jax.config.saved import as_json, as_text, from_saved
+from resnet_jax.config.variants import for_evaluation
 from resnet_jax.data.sources import Mix, Subset, open_source, with_classes
 from resnet_jax.errors import UserError
 from resnet_jax.evaluate import evaluate_workdir
@@ -272,7 +274,7 @@ def as_older(workdir: pathlib.Path) -> None:
         record = json.loads(path.read_text())
         for key in ("data", "init", "teacher", "code", "checksum", "ghost_batch_size"):
             del record[key]
-        setup = tiny.set_up(config.from_saved(record["config"]))
+        setup = tiny.set_up(from_saved(record["config"]))
         with Checkpoints(workdir / "checkpoints") as saved:
             state = saved.restore(int(path.parts[-3]), setup.state_like())
         record["fingerprint"] = old_fingerprint(state)
@@ -466,7 +468,7 @@ def test_an_evaluation_needs_nothing_that_only_training_does(tmp_path):
     # The warm-up is longer than an epoch of such batches.
     run.evaluate.batch_size = 128
     run.data.image_size = 32
-    setup = tiny.set_up(config.for_evaluation(run, devices=8))
+    setup = tiny.set_up(for_evaluation(run, devices=8))
     assert setup.eval_batch_size == 128
     assert setup.test.augment.size == 32
 
@@ -544,8 +546,8 @@ def test_an_evaluation_takes_the_parameters_only(copies):
 def test_a_config_that_was_saved_takes_overrides_of_any_type():
     for name in ("quickstart", "r50"):
         run = config.load(f"configs/{name}.py")
-        again = config.from_saved(json.loads(config.as_json(run)))
-        assert config.as_text(again) == config.as_text(run)
+        again = from_saved(json.loads(as_json(run)))
+        assert as_text(again) == as_text(run)
     config.override(again, ["--config.model.bn_group_size=global"])
     config.override(again, ["--config.total.steps=5"])
     assert again.total.to_dict() == {"steps": 5}

@@ -23,7 +23,8 @@ from ml_collections import ConfigDict
 from resnet_jax import losses, output, sharding, step, storage
 from resnet_jax.arguments import Parser, count, load_config
 from resnet_jax.checkpoints import open_checkpoints
-from resnet_jax.config import from_saved, override
+from resnet_jax.config import override
+from resnet_jax.config.saved import from_saved
 from resnet_jax.dependencies import spec_change
 from resnet_jax.errors import UserError
 from resnet_jax.initial import first_state, initial_weights

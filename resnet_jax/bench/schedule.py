@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax import output, storage
 from resnet_jax.arguments import Parser, count, load_config
-from resnet_jax.config import to_steps
+from resnet_jax.config.durations import to_steps
 from resnet_jax.data.sources import KNOWN, few_shot, open_source
 from resnet_jax.errors import UserError
 from resnet_jax.optim import check, make_decay

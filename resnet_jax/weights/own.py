@@ -19,7 +19,7 @@ from resnet_jax.checkpoints import (
     orbax_options,
     telling_way_out,
 )
-from resnet_jax.config import from_saved
+from resnet_jax.config.saved import from_saved
 from resnet_jax.errors import UserError
 from resnet_jax.fingerprint import changed_arrays
 from resnet_jax.models.scan import unstack_blocks

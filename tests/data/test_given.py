@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_jax.config import from_saved
+from resnet_jax.config.saved import from_saved
 from resnet_jax.data.decode import Picture
 from resnet_jax.data.given import open_given
 from resnet_jax.data.sources import DigitsSource, NamedSource, Source, Subset

@@ -11,17 +11,18 @@ from tests.test_config import CONFIGS
 # In a process of its own, since absl keeps what it has parsed.
 PARSE = """
 from absl import flags
-from resnet_jax import config, main
+from resnet_jax import main
+from resnet_jax.config.saved import as_text, flatten
 from tests.test_config import CONFIGS, load
 
 for path in CONFIGS:
     wanted = load(path.stem)
-    overrides = [f"--config.{k}={v}" for k, v in config.flatten(wanted).items()]
+    overrides = [f"--config.{k}={v}" for k, v in flatten(wanted).items()]
     overrides += ["--config.model.bn_group_size=global", "--config.total.examples=1e6"]
     wanted.model.bn_group_size = "global"
     wanted.total = {"examples": 1e6}
     argv = ["main", f"--config=configs/{path.name}", "--workdir=x", *overrides]
-    assert config.as_text(main.parse(argv).config) == config.as_text(wanted)
+    assert as_text(main.parse(argv).config) == as_text(wanted)
     flags.FLAGS.unparse_flags()
     print("parsed", path.stem)
 """
@@ -77,7 +78,7 @@ DRY_RUNS = [path.stem for path in CONFIGS] + [
 PARTS = 8  # processes, each of which has five minutes
 DRY_RUN = """
 import pathlib, sys, tempfile
-from resnet_jax.config import for_dry_run
+from resnet_jax.config.variants import for_dry_run
 from resnet_jax.models import get_spec
 from resnet_jax.training.loop import train
 from tests.test_config import load

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from resnet_jax.config import flatten, recipes
+from resnet_jax.config import recipes
+from resnet_jax.config.saved import flatten
 from resnet_jax.models import ZOO
 from resnet_jax.models import table as table_of_networks
 from tests.runs import ROOT
