@@ -48,6 +48,10 @@ class TrainedModel:
     def __iter__(self) -> Iterator[Any]:
         return iter((self.module, self.variables, self.card))
 
+    def __reduce__(self) -> tuple:
+        # Without the compiled programs, which cannot be pickled.
+        return type(self), tuple(self)
+
     def __repr__(self) -> str:
         card = self.card
         shape = (card.image_size, card.image_size, card.spec["in_channels"])

@@ -1,6 +1,7 @@
 """What `resnet_jax.load` returns computes classes, logits and features of images."""
 
 import dataclasses
+import pickle
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -146,6 +147,13 @@ def test_a_batch_size_is_compiled_once_for_an_object():
     for count in (1, 2, 5, 8, 6, 1, 33, 70):
         assert counted.logits(pixels(count)).shape == (count, 6)
     assert traced == [1, 2, 8, 32]
+
+
+def test_a_model_that_has_computed_can_be_pickled(path):
+    model = resnet_jax.load(path)
+    expected = model.logits(pixels(2))
+    again = pickle.loads(pickle.dumps(model))
+    assert np.array_equal(again.logits(pixels(2)), expected)
 
 
 def test_the_representation_names_the_network_and_prints_no_arrays(path):
