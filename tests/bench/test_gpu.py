@@ -64,6 +64,8 @@ def beyond(distributions: tuple[str, ...]) -> list[str]:
         package
         for package, owners in importlib.metadata.packages_distributions().items()
         if not required & {owner.lower().replace("_", "-") for owner in owners}
+        # The checkout itself, where it is installed.
+        and package != "resnet_jax"
     ]
 
 
