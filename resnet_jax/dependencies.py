@@ -92,10 +92,11 @@ def class_changes(old: Sequence[str], new: Sequence[str]) -> list[str]:
     missing = [name for name in old if name not in set(new)]
     added = [name for name in new if name not in set(old)]
     if missing or added:
-        changes = ((missing, "is missing"), (added, "is new"))
         named = [
-            f"{names[0]!r}{f' and {len(names) - 1} more' if names[1:] else ''} {what}"
-            for names, what in changes
+            f"{names[0]!r} and {len(names) - 1} more are {what}"
+            if names[1:]
+            else f"{names[0]!r} is {what}"
+            for names, what in ((missing, "missing"), (added, "new"))
             if names
         ]
         counts = f"{len(new)} classes instead of {len(old)}: "

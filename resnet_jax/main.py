@@ -1,4 +1,4 @@
-"""The command: flags -> config -> train, evaluate or try out.
+"""Trains a network, evaluates a run, or tries a config out.
 
 python -m resnet_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 """
@@ -153,7 +153,8 @@ def parse(argv: list[str]) -> Arguments:
         rest = flags.FLAGS(argv)[1:]
     except flags.Error as error:
         raise UserError(
-            f"{str(error).splitlines()[0]} (--help lists the flags)"
+            f"{str(error).splitlines()[0]} (--help lists the flags; --config.KEY=VALUE"
+            " sets a key of the config)"
         ) from None
     if rest:
         raise UserError(
@@ -287,7 +288,7 @@ def run(arguments: Arguments, command: str) -> None:
     if _MODE.value == "dry_run":
         small = for_dry_run(config, jax.device_count())
         with _scratch() as workdir:
-            result = train(small, workdir, command, began=_BEGAN, **limits)
+            result = train(small, workdir, command=command, began=_BEGAN, **limits)
         seen = result["n_seen"]
         if jax.process_index() == 0:
             say(f"dry run: 2 steps, then {seen} images evaluated; all is well")
@@ -304,7 +305,14 @@ def run(arguments: Arguments, command: str) -> None:
         )
     else:
         extend = _EXTEND.value
-        result = train(config, workdir, command, extend=extend, began=_BEGAN, **limits)
+        result = train(
+            config,
+            workdir,
+            command=command,
+            extend=extend,
+            began=_BEGAN,
+            **limits,
+        )
     if jax.process_index() == 0:
         if result.get("report"):
             say(f"report: {result['report']}")
@@ -326,7 +334,9 @@ def _main(argv: list[str]) -> int:
     quiet_libraries()
     if {"--help", "-h", "-help"} & set(argv):
         own = flags.FLAGS.module_help(sys.modules[__name__])
-        output.answer(f"{__doc__}\n{own}\n\n{HELP}")
+        # The first line names the module.
+        own = own.strip().partition("\n")[2]
+        output.answer(f"{__doc__}\nFlags:\n{own}\n\n{HELP}")
         return 0
     try:
         arguments = parse(argv)

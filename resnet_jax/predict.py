@@ -8,8 +8,8 @@ import json
 
 from resnet_jax import output, storage
 from resnet_jax.arguments import Parser
+from resnet_jax.data.images import pictures_of
 from resnet_jax.weights.drawing import draw_predictions
-from resnet_jax.weights.images import pictures_of
 from resnet_jax.weights.trained import load
 
 

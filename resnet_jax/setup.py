@@ -437,6 +437,23 @@ def set_up(
 def _check_values(config: ConfigDict, mesh: Mesh) -> None:
     """What can be told before the data are opened, which may take long."""
     data = config.data
+    for key, value, least in (
+        ("batch_size", config.batch_size, 1),
+        ("evaluate.batch_size", config.evaluate.batch_size, 0),
+        ("seed", config.seed, 0),
+        ("bn_recompute", config.bn_recompute, 0),
+        ("data.image_size", data.image_size, 1),
+        ("data.eval_size", data.eval_size, 0),
+        ("data.pad", data.pad, 0),
+        ("data.shots", data.shots, 0),
+        ("data.num_workers", data.num_workers, -1),
+        ("data.repeats", data.repeats, 1),
+        ("data.num_threads", data.num_threads, 0),
+        ("checkpoint.keep_last", config.checkpoint.keep_last, 1),
+        ("optim.learning_rate", config.optim.learning_rate, 0),
+    ):
+        if value < least:
+            raise UserError(f"{key}={value} must be at least {least}.")
     sharding.check_batch_size("batch_size", config.batch_size, mesh)
     if config.evaluate.batch_size:
         key = "evaluate.batch_size"
@@ -464,20 +481,6 @@ def _check_values(config: ConfigDict, mesh: Mesh) -> None:
         )
     train_augment(config)
     eval_augment(config, data.crop_fraction)
-    for key, value, least in (
-        ("seed", config.seed, 0),
-        ("bn_recompute", config.bn_recompute, 0),
-        ("data.image_size", data.image_size, 1),
-        ("data.eval_size", data.eval_size, 0),
-        ("data.pad", data.pad, 0),
-        ("data.shots", data.shots, 0),
-        ("data.num_workers", data.num_workers, -1),
-        ("data.repeats", data.repeats, 1),
-        ("data.num_threads", data.num_threads, 0),
-        ("checkpoint.keep_last", config.checkpoint.keep_last, 1),
-    ):
-        if value < least:
-            raise UserError(f"{key}={value} must be at least {least}.")
     optim.check(config)
     losses.check(config)
     mix.check(config)

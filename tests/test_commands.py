@@ -87,7 +87,7 @@ def test_help_of_main_has_a_sentence_for_every_flag(capsys):
 
     assert main.main(["main", "--help"]) == 0
     text = capsys.readouterr().out
-    flags = re.split(r"\n {2}--", text.partition("\nresnet_jax.main:\n")[2])
+    flags = re.split(r"\n {2}--", text.partition("\nFlags:\n")[2])
     assert len(flags) > 10
     for flag in flags[1:]:
         name, _, rest = flag.partition("\n\n")[0].partition(": ")

@@ -66,6 +66,11 @@ def test_a_variant_that_is_none_is_answered_with_the_nearest():
             "",
             r"c\.py is not a config: get_config returned int",
         ),
+        (
+            "import notthere",
+            "",
+            r"c\.py cannot be imported: No .* 'notthere'",
+        ),
         ("a\nroot:x:0:0", "", r"c\.py is not a config in Python: line 2: "),
     ],
 )
@@ -274,7 +279,8 @@ def test_an_override_may_have_its_value_in_the_next_argument():
         ("--config.data.flip=maybe", "data.flip=maybe is neither true nor false"),
         ("--config.data.mean=dark", r"not a tuple, such as \"\(0\.485,"),
         ("--config.evaluate.sets=imagenet_a", r"not a tuple, such as \"\('a', 'b'\)"),
-        ("--config.total=90", r"not a dictionary, such as \"{'epochs': 90}\""),
+        ("--config.total=90", r"no unit\. Write --config\.total\.epochs=NUMBER"),
+        ("--config.model.overrides=90", r"not a dictionary, such as \"{'"),
         ("--config.optim={'momentum': 0}", "set the keys of optim one by one"),
         ("--config.total.days=9", "no key 'total.days'"),
         ("--config.seed.x=9", "no key 'seed.x'"),
@@ -312,8 +318,16 @@ def test_a_key_that_no_config_has_is_reported_with_its_line(line, tmp_path):
         f"    {line}\n"
         "    return config\n"
     )
-    with pytest.raises(UserError, match=r"mine\.py, line 4: .*does not exist"):
+    with pytest.raises(
+        UserError, match=r"mine\.py, line 4: There is no key '\w+'\. Did you mean"
+    ):
         config_lib.load(tmp_path / "mine.py")
+
+
+def test_the_record_of_a_run_is_not_a_config(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"config\.json is not a config: .* Python"):
+        config_lib.load(tmp_path / "config.json")
 
 
 def test_a_config_of_an_older_version_is_told_what_to_import(tmp_path):

@@ -3,6 +3,7 @@
 import inspect
 import os
 import pathlib
+import re
 import runpy
 import traceback
 from collections.abc import Collection
@@ -10,6 +11,8 @@ from collections.abc import Collection
 import ml_collections
 from ml_collections import ConfigDict
 
+from resnet_jax.config import defaults
+from resnet_jax.config.saved import flatten
 from resnet_jax.errors import UserError, nearest
 
 PACKAGE = pathlib.Path(__file__).parents[1]
@@ -36,6 +39,8 @@ def find(path: str | os.PathLike) -> pathlib.Path:
     """
     file = pathlib.Path(os.fspath(path).partition(":")[0])
     if file.is_file():
+        if file.suffix != ".py":
+            raise UserError(f"{file} is not a config: that is a file in Python, .py.")
         return file
     shipped = RECIPES / file.name
     if file.parent == pathlib.Path("configs") and shipped.is_file():
@@ -70,7 +75,7 @@ def load(path: str | os.PathLike) -> ConfigDict:
     except ImportError as error:
         # Configs of versions before 0.2 imported the defaults from the checkout.
         if (error.name or "").partition(".")[0] != "configs":
-            raise
+            raise UserError(f"{file} cannot be imported: {error}.") from None
         raise UserError(
             f"{file}: {error}. The defaults are resnet_jax.config.defaults, and"
             ' load(RECIPES / "r50.py") of resnet_jax.config returns a recipe.'
@@ -105,8 +110,15 @@ def _refused_key(error: Exception, file: pathlib.Path) -> str:
     if not frames[-1].filename.startswith(library):
         return ""
     lines = [frame.lineno for frame in frames if frame.filename == str(file)]
+    if not lines:
+        return ""
     reason = " ".join(str(error.args[0]).split()) if error.args else repr(error)
-    return f"{file}, line {lines[-1]}: {reason[:300]}" if lines else ""
+    if missing := re.search('Key "(.*?)" does not exist', reason):
+        keys = {
+            part for key in flatten(defaults.get_config()) for part in key.split(".")
+        }
+        reason = f"There is no key {missing[1]!r}.{nearest(missing[1], sorted(keys))}"
+    return f"{file}, line {lines[-1]}: {reason[:300]}"
 
 
 def choose(variant: str, known: Collection[str]) -> int:

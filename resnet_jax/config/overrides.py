@@ -160,6 +160,11 @@ def _read(argument: str, text: str, node: ConfigDict, last: str, key: str) -> An
         if _is_section(key):
             raise UserError(f"{argument}: set the keys of {key} one by one.")
         if not isinstance(value, dict):
+            if set(old) and set(old) <= set(UNITS):
+                raise UserError(
+                    f"{argument} has no unit. Write {PREFIX}{key}.epochs=NUMBER, or"
+                    " .steps or .examples."
+                )
             example = json.dumps(old.to_dict() or {"epochs": 1}).replace('"', "'")
             raise UserError(f'{argument} is not a dictionary, such as "{example}".')
         # The whole value is replaced, not only the entries that are given.

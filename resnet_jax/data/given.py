@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from resnet_jax.data.cache import MemorySource
 from resnet_jax.data.decode import Picture
+from resnet_jax.data.images import check_pixels, parts_of
 from resnet_jax.data.sources import GIVEN, NamedSource, Source, Subset, checksum
 from resnet_jax.errors import UserError
 
@@ -22,27 +24,30 @@ SAMPLE = 64
 Arrays = tuple[Any, Any]
 
 
-def open_given(data: Any, eval_data: Any | None, seed: int) -> dict[str, NamedSource]:
+def open_given(
+    data: Any, eval_data: Any | None, config: ConfigDict
+) -> dict[str, NamedSource]:
     """Returns `train` and `test`, the splits of given data.
 
     Args:
       data: The training split: images and labels, or a source; anything else raises.
       eval_data: The evaluation split; None holds a fifth of `data` out of training,
-        chosen by the seed.
-      seed: The run's seed.
+        chosen by `config.seed`.
+      config: The run's config.
 
     Raises:
       UserError: They are not images and labels.
     """
-    train = _open(data, "data")
+    channels = config.data.channels
+    train = _open(data, channels, "data")
     if eval_data is not None:
-        return {"train": train, "test": _open(eval_data, "eval_data")}
+        return {"train": train, "test": _open(eval_data, channels, "eval_data")}
     if len(train) < PART:
         raise UserError(
             f"data has {len(train)} images, too few to hold some out of training; give"
             " eval_data."
         )
-    order = np.random.default_rng([HOLD_OUT, seed]).permutation(len(train))
+    order = np.random.default_rng([HOLD_OUT, config.seed]).permutation(len(train))
     held_out, rest = np.split(order, [len(train) // PART])
     return {
         "train": Subset(train, np.sort(rest), "data, four fifths"),
@@ -61,32 +66,34 @@ def config_of_given(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def _open(data: Any, name: str) -> NamedSource:
+def _open(data: Any, channels: int, name: str) -> NamedSource:
     if isinstance(data, Source):
-        return _open_source(data, name)
+        return _open_source(data, channels, name)
     if isinstance(data, tuple | list) and len(data) == 2:
-        return _open_arrays(*data, name)
+        return _open_arrays(*data, channels, name)
     raise UserError(
-        f"{name} is {_kind(data)}. Give (images, labels), or a source with __len__,"
-        " __getitem__ and classes."
+        f"{name} is {_kind(data)}. Give (images, labels), which zip(*pairs) makes of"
+        " pairs, or a source with __len__, __getitem__ and classes."
     )
 
 
-def _open_arrays(images: Any, labels: Any, name: str) -> MemorySource:
-    images, labels = _check_images(images, name), np.asarray(labels)
-    if labels.shape == (len(labels), 1):
+def _open_arrays(images: Any, labels: Any, channels: int, name: str) -> MemorySource:
+    images, labels = _check_images(images, channels, name), np.asarray(labels)
+    if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.ndim != 1 or labels.dtype.kind not in "iubUO":
+    are_names = all(isinstance(label, str) for label in labels.flat)
+    if labels.ndim != 1 or not (are_names or labels.dtype.kind in "iub"):
         raise UserError(
             f"The labels of {name} are {labels.dtype}{list(labels.shape)}. Give one"
-            " integer or name for each image, such as onehot.argmax(axis=1)."
+            " integer or name for each image: labels.astype(int) of whole numbers,"
+            " labels.argmax(axis=1) of one-hot rows."
         )
     if not 0 < len(labels) == len(images):
         raise UserError(
             f"{name} has {len(images)} images and {len(labels)} labels. Give one label"
             " for each image, and at least one image."
         )
-    if labels.dtype.kind in "UO":
+    if are_names:
         classes, labels = np.unique(labels.astype(str), return_inverse=True)
     elif labels.min() < 0:
         index = int(labels.argmin())
@@ -97,48 +104,37 @@ def _open_arrays(images: Any, labels: Any, name: str) -> MemorySource:
     return MemorySource(images, labels.astype(np.int32), classes, where=name)
 
 
-def _check_images(images: Any, name: str) -> np.ndarray | list:
+def _check_images(images: Any, channels: int, name: str) -> np.ndarray | list:
     """Returns uint8 pixels [n, h, w, c], or a list of image files and pixels."""
     if isinstance(images, list | tuple):
-        return [pixels_of(image, f"{name}/{i}") for i, image in enumerate(images)]
+        return [
+            _pixels_of(image, channels, f"{name}/{i}") for i, image in enumerate(images)
+        ]
     images = np.asarray(images)
     if images.ndim == 3:
         images = images[..., None]
-    if images.ndim != 4 or images.dtype != np.uint8:
+    if images.ndim != 4:
         raise UserError(
-            f"The images of {name} are {images.dtype}{list(images.shape)}. Give pixels"
-            " from 0 to 255 as uint8[n, h, w, c] or uint8[n, h, w]; those from 0 to 1"
-            " become such by (255 * images).round().astype('uint8')."
+            f"The images of {name} are {_kind(images)}. Give uint8[n, h, w, c] or"
+            " uint8[n, h, w]."
         )
-    return images
+    return check_pixels(images, channels, f"{name}[0]")
 
 
-def pixels_of(image: Any, name: str) -> bytes | np.ndarray:
-    """Returns an image as `Picture` takes it: an image file, or uint8 pixels [h, w, c].
+def _pixels_of(image: Any, channels: int, name: str) -> bytes | np.ndarray:
+    """Returns one image as the bytes of a file or as uint8 pixels [h, w, c].
 
-    Args:
-      image: The bytes of an image file, uint8 pixels [h, w, c] or [h, w], or an image
-        of Pillow's.
-      name: The image's name in a message.
-
-    Raises:
-      UserError: It is anything else.
+    Raises UserError if it is not one image in a form that `parts_of` takes.
     """
-    if isinstance(image, bytes):
-        return image
-    if isinstance(image, Image.Image):
-        return Picture(
-            image, 1 if image.mode in ("1", "L", "I;16") else 3, name
-        ).pixels()
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8:
-        if image.ndim == 2:
-            image = image[..., None]
-        if image.ndim == 3 and image.shape[-1] in (1, 3, 4):
-            return image
-    raise UserError(
-        f"{name} is {_kind(image)}. Give the bytes of an image file, uint8 pixels [h,"
-        " w, c] or [h, w], or an image of Pillow's."
-    )
+    if getattr(image, "ndim", 0) > 3:
+        raise UserError(
+            f"{name} is {_kind(image)}. Give one image [h, w, c] or [h, w]."
+        )
+    # An array of three axes is one image here.
+    (part,) = parts_of(image, 3, name)
+    if isinstance(part, Image.Image):
+        return Picture(part, channels, name).pixels()
+    return part
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -147,10 +143,12 @@ class OwnSource:
 
     Attributes:
       source: The caller's source.
+      channels: The number of channels that are wanted.
       where: The name of the split in a message.
     """
 
     source: Source
+    channels: int
     where: str
 
     @functools.cached_property
@@ -161,13 +159,22 @@ class OwnSource:
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[bytes | np.ndarray, int]:
-        image, label = self.source[index]
+        try:
+            example = self.source[index]
+        except Exception as error:
+            error.add_note(f"It was raised while {self.name(index)} was read.")
+            raise
+        if not isinstance(example, tuple | list) or len(example) != 2:
+            raise UserError(
+                f"{self.name(index)} is {_kind(example)}. Give an image and its label."
+            )
+        image, label = example
         if not _is_label(label) or not 0 <= label < len(self.classes):
             raise UserError(
                 f"The label of {self.name(index)} is {label!r}. Give an integer from 0"
                 f" to {len(self.classes) - 1}, the index of one of the classes."
             )
-        return pixels_of(image, self.name(index)), int(label)
+        return _pixels_of(image, self.channels, self.name(index)), int(label)
 
     def name(self, index: int) -> str:
         return f"{self.where}/{index}"
@@ -178,9 +185,10 @@ class OwnSource:
         return checksum(self.where, self.classes, len(self), labels)
 
 
-def _open_source(source: Source, name: str) -> OwnSource:
-    opened = OwnSource(source, name)
-    if isinstance(source.classes, str) or not opened.classes:
+def _open_source(source: Source, channels: int, name: str) -> OwnSource:
+    opened = OwnSource(source, channels, name)
+    is_sequence = isinstance(source.classes, Sequence) and len(source.classes) > 0
+    if isinstance(source.classes, str) or not is_sequence:
         raise UserError(
             f"The classes of {name} are {source.classes!r}. Give a sequence of names."
         )

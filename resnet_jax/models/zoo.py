@@ -916,6 +916,11 @@ def create_model(
       >>> list(module.apply(variables, x, features=True))
       ['C1', 'C2', 'C3', 'C4']
     """
+    if "pretrained" in overrides:
+        raise BadValueError(
+            "create_model makes networks without trained weights."
+            " resnet_jax.load('timm:NAME.TAG') returns one with those of the hub."
+        )
     return build(
         get_spec(name, **overrides),
         dtype=dtype,

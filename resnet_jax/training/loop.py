@@ -27,7 +27,7 @@ from resnet_jax.initial import (
 )
 from resnet_jax.models.cost import count
 from resnet_jax.optim import set_rate_factor
-from resnet_jax.preemption import PreemptedError, Preemption
+from resnet_jax.preemption import GRACE, STALL_TIMEOUT, PreemptedError, Preemption
 from resnet_jax.recompute import recompute_statistics
 from resnet_jax.reports import curves
 from resnet_jax.setup import Setup, set_up, summary
@@ -171,14 +171,15 @@ def _finite(values: dict) -> bool:
 def train(
     config: ConfigDict | str | os.PathLike,
     workdir: str | os.PathLike,
-    command: str = "",
     *,
     data: Source | Arrays | None = None,
     eval_data: Source | Arrays | None = None,
     callback: Callable[[dict], None] | None = None,
     extend: bool = False,
+    command: str = "",
     began: float | None = None,
-    **limits: float,
+    grace: float = GRACE,
+    stall_timeout: float = STALL_TIMEOUT,
 ) -> dict:
     """Trains a network, from the newest checkpoint of a workdir if it has one.
 
@@ -196,12 +197,13 @@ def train(
       workdir: The directory of this one run: a path, or `gs://...` or `s3://...`. It
         holds all that the run leaves. The same call resumes the run, and returns the
         result of a finished one.
-      command: The command that repeats the run, for the result.
       data: The training images in place of `config.data.source`: `(images, labels)`,
-        with images uint8[n, h, w, c] or uint8[n, h, w] (or a list of pixels, of bytes
-        of image files, or of Pillow's images) and labels int[n] or names; or a
-        `resnet_jax.data.Source`. The config's augmentation, `data.channels`,
+        with images uint8[n, h, w, c] or uint8[n, h, w] (or a list of paths, of bytes
+        of image files, of pixels or of Pillow's images) and labels int[n] or names; or
+        a `resnet_jax.data.Source`. The config's augmentation, `data.channels`,
         `data.mean` and `data.std` apply to them. All processes of a run need the same.
+        A run resumes only with the same ones; of a source, the classes, the number of
+        images and a sample of the labels are compared.
       eval_data: The images to evaluate on, with classes of the same names; None holds
         a fifth of `data` out of training, chosen by `config.seed`.
       callback: A function that takes the result of each evaluation (`step`, `top1`,
@@ -209,8 +211,10 @@ def train(
         raises ends the run, which the same call resumes after that evaluation.
       extend: Whether a run may resume with a larger `config.total` although its
         learning rates depend on that; see `dependencies.Resume`.
+      command: The command that repeats the run, for the result.
       began: The time of `time.perf_counter` when the command was given.
-      limits: `grace` and `stall_timeout` of `Preemption`.
+      grace: Seconds within which the run saves and ends after a signal.
+      stall_timeout: Seconds without the end of a step after which the run ends.
 
     Returns:
       The content of `result.json`, and `report`: the path of the picture of the run, or
@@ -221,18 +225,35 @@ def train(
         do.
       PreemptedError: A signal asked the run to stop; everything is saved.
     """
-    if not isinstance(config, ConfigDict):
+    if isinstance(config, str | os.PathLike):
         config = load(config)
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"config is {type(config).__name__}. Give a ConfigDict, such as what"
+            " resnet_jax.config.load returns, or the path of a config file."
+        )
+    if not isinstance(workdir, str | os.PathLike):
+        raise UserError(
+            f"workdir is {type(workdir).__name__}. Give the path of a directory."
+        )
+    if callback is not None and not callable(callback):
+        raise UserError(
+            f"callback is {type(callback).__name__}. Give one function that takes the"
+            " result of an evaluation."
+        )
     splits = {}
     if data is not None:
-        splits = open_given(data, eval_data, config.seed)
+        splits = open_given(data, eval_data, config)
         config = config_of_given(config)
     elif eval_data is not None:
-        raise UserError("eval_data takes data, too: the images to train on.")
+        raise UserError("eval_data also needs data, the images to train on.")
     workdir = path_of(workdir)
     start = Start(time.perf_counter() if began is None else began)
     start.done("imports")
-    with Preemption(workdir, **limits) as preemption, contextlib.ExitStack() as stack:
+    with (
+        Preemption(workdir, grace, stall_timeout) as preemption,
+        contextlib.ExitStack() as stack,
+    ):
         # Set up.
         setup = set_up(config, **splits)
         last = setup.total_steps

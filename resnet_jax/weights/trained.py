@@ -12,13 +12,13 @@ import jax
 import numpy as np
 from jaxtyping import Float32
 
+from resnet_jax.data.images import Images, pictures_of
 from resnet_jax.errors import UserError
 from resnet_jax.models import build
 from resnet_jax.models.cost import count
 from resnet_jax.sharding import find_devices
 from resnet_jax.weights import load as weights_load
 from resnet_jax.weights.card import Card, Prediction
-from resnet_jax.weights.images import Images, pictures_of
 
 # The largest number of images that are computed at a time.
 BATCH = 32
@@ -79,7 +79,7 @@ class TrainedModel:
           7
           3
         """
-        if k < 1:
+        if not isinstance(k, int) or k < 1:
             raise UserError(f"k={k} is not a number of classes; give at least 1.")
         return [self.card.top(values, k) for values in self.logits(images)]
 

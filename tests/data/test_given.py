@@ -1,7 +1,9 @@
 """Data that a caller hands to `train`: arrays, or a source of the caller's own."""
 
+import inspect
 import io
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -34,6 +36,12 @@ class Own:
         return self.images[index], self.of_images[index]
 
 
+def config(**changes):
+    """A run of four steps, whose data are the digits unless others are given."""
+    digits = {"data.eval_split": "test", "data.source": "digits"}
+    return tiny.config(digits | {"checkpoint.keep_last": 1} | changes)
+
+
 def encoded(pixels: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "png")
@@ -42,7 +50,7 @@ def encoded(pixels: np.ndarray) -> bytes:
 
 def opened(data, eval_data=None) -> NamedSource:
     """The training split."""
-    return open_given(data, eval_data or data, 0)["train"]
+    return open_given(data, eval_data or data, config(**{"data.channels": 3}))["train"]
 
 
 @pytest.mark.parametrize(
@@ -52,8 +60,9 @@ def opened(data, eval_data=None) -> NamedSource:
         list(IMAGES),
         [encoded(image) for image in IMAGES],
         [Image.fromarray(image) for image in IMAGES],
+        jnp.asarray(IMAGES),
     ],
-    ids=["array", "list", "files", "pillow"],
+    ids=["array", "list", "files", "pillow", "jax"],
 )
 def test_images_come_in_any_form(images):
     source = opened((images, LABELS))
@@ -71,6 +80,15 @@ def test_images_of_pillow_are_turned_upright_as_their_files_are():
     image, _ = opened(([Image.open(file)] * 80, LABELS))[0]
     assert np.array_equal(image, Picture(file.getvalue(), image.shape[-1]).pixels())
     assert not np.array_equal(image, IMAGES[7])
+
+
+def test_images_may_be_paths(tmp_path):
+    paths = [tmp_path / f"{i}.png" for i in range(5)]
+    for path, image in zip(paths, IMAGES, strict=False):
+        path.write_bytes(encoded(image))
+    assert opened((paths, LABELS[:5]))[4] == (paths[4].read_bytes(), 0)
+    with pytest.raises(UserError, match=r"6\.png: No such file or directory"):
+        opened(([*paths, tmp_path / "6.png"], LABELS[:6]))
 
 
 @pytest.mark.parametrize(
@@ -111,14 +129,16 @@ def test_a_source_of_ones_own_has_three_members():
 
 
 def test_a_fifth_is_held_out_where_nothing_else_is_given():
-    splits = open_given((IMAGES, LABELS), None, 3)
+    splits = open_given((IMAGES, LABELS), None, config(seed=3))
     train, test = splits["train"], splits["test"]
     assert isinstance(train, Subset) and isinstance(test, Subset)
     assert (len(train), len(test)) == (64, 16)
     assert set(train.indices) | set(test.indices) == set(range(80))
     image, label = train[3]
     assert np.array_equal(image, IMAGES[train.indices[3]]) and type(label) is int
-    again, other = (open_given((IMAGES, LABELS), None, seed)["test"] for seed in (3, 4))
+    again, other = (
+        open_given((IMAGES, LABELS), None, config(seed=seed))["test"] for seed in (3, 4)
+    )
     assert again.digest() == test.digest() != other.digest()
 
 
@@ -145,6 +165,10 @@ class Nameless(Own):
     classes = ()
 
 
+class Number(Own):
+    classes = 4
+
+
 class OneName(Own):
     classes = "abcd"
 
@@ -158,19 +182,31 @@ class Twice(Own):
     [
         (
             IMAGES,
-            r"data is uint8\[80, 8, 8, 3\]\. Give \(images, labels\), or a source",
+            r"data is uint8\[80, 8, 8, 3\]\. Give \(images, labels\), which",
         ),
         ("folder:x", r"data is str\. Give \(images, labels\)"),
-        ((IMAGES / 255, LABELS), r"float64\[80, 8, 8, 3\].*\.astype\('uint8'\)"),
-        ((IMAGES[0, 0], LABELS), r"uint8\[8, 3\]\. Give pixels"),
+        (
+            (IMAGES / 255, LABELS),
+            r"data\[0\] is an array of float64, .*'uint8'",
+        ),
+        ((IMAGES[0, 0], LABELS), r"uint8\[8, 3\]\. Give uint8\[n, h, w, c\]"),
+        ((IMAGES.transpose(0, 3, 1, 2), LABELS), r"numpy\.moveaxis\(x, -3, -1\)"),
+        (
+            ([IMAGES, IMAGES], LABELS),
+            r"data/0 is uint8\[80, 8, 8, 3\]\. Give one",
+        ),
         ((IMAGES, LABELS[1:]), "80 images and 79 labels"),
         ((IMAGES[:0], LABELS[:0]), "0 images and 0 labels"),
-        ((IMAGES, np.eye(4)[LABELS]), r"float64\[80, 4\]\. .*onehot\.argmax"),
-        ((IMAGES, LABELS / 1), r"float64\[80\]\. Give one"),
+        ((IMAGES, np.eye(4)[LABELS]), r"float64\[80, 4\]\. .*labels\.argmax"),
+        ((IMAGES, LABELS / 1), r"float64\[80\]\. .*labels\.astype"),
+        ((IMAGES, None), r"labels of data are object\[\]"),
+        ((IMAGES, [0, None] * 40), r"labels of data are object\[80\]"),
+        (list(zip(IMAGES, LABELS, strict=True)), r"zip\(\*pairs\) makes of pairs"),
         ((IMAGES, LABELS - 1), r"Label 0 of data is -1\. Count from 0\."),
-        (([*IMAGES[1:], "cat.png"], LABELS), r"data/79 is str\. Give the bytes"),
-        (([*IMAGES[1:], IMAGES[0] / 2], LABELS), r"data/79 is float64\[8, 8, 3\]"),
+        (([*IMAGES[1:], "cat.png"], LABELS), r"cat\.png: No such file"),
+        (([*IMAGES[1:], IMAGES[0] / 2], LABELS), r"data/79 is an array of float64"),
         (Nameless(), r"classes of data are \(\)"),
+        (Number(), "classes of data are 4"),
         (OneName(), "classes of data are 'abcd'"),
         (Twice(), "Two classes of data have the same name"),
         (Own(IMAGES[:0]), "data holds no image"),
@@ -178,7 +214,7 @@ class Twice(Own):
 )
 def test_what_is_not_images_and_labels_is_reported(data, message):
     with pytest.raises(UserError, match=message):
-        open_given(data, data, 0)
+        open_given(data, data, config())
 
 
 @pytest.mark.parametrize("label", [4, -1, 1.0, "a", np.array([1])])
@@ -188,15 +224,29 @@ def test_a_label_that_is_not_a_class_is_reported_with_its_place(label):
         source[1]
 
 
+@pytest.mark.parametrize("example", [None, IMAGES[0], {"image": 0, "label": 1}, (1,)])
+def test_an_example_that_is_not_a_pair_is_reported_with_its_place(example):
+    class Wrong(Own):
+        def __getitem__(self, index):
+            return example
+
+    with pytest.raises(UserError, match=r"data/1 is .* Give an image and its label"):
+        opened(Wrong())[1]
+
+
+def test_an_error_of_a_source_says_which_image_was_read():
+    class Broken(Own):
+        def __getitem__(self, index):
+            return 1 / 0
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        opened(Broken())[3]
+    assert caught.value.__notes__ == ["It was raised while data/3 was read."]
+
+
 def test_few_images_are_not_divided():
     with pytest.raises(UserError, match=r"data has 4 images, too few .* eval_data"):
-        open_given((IMAGES[:4], LABELS[:4]), None, 0)
-
-
-def config():
-    return tiny.config(
-        {"data.eval_split": "test", "data.source": "digits", "checkpoint.keep_last": 1}
-    )
+        open_given((IMAGES[:4], LABELS[:4]), None, config())
 
 
 def arrays(split: str):
@@ -249,5 +299,23 @@ def test_a_run_on_given_data_resumes_after_its_callback_failed(tmp_path):
 
 
 def test_data_to_evaluate_alone_are_refused(tmp_path):
-    with pytest.raises(UserError, match="eval_data takes data, too"):
+    with pytest.raises(UserError, match="eval_data also needs data"):
         train(config(), tmp_path / "run", eval_data=(IMAGES, LABELS))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config": {"epochs": 3}}, "config is dict. Give a ConfigDict"),
+        ({"workdir": None}, "workdir is NoneType. Give the path of a directory"),
+        ({"callback": [print]}, "callback is list. Give one function"),
+    ],
+)
+def test_an_argument_of_another_kind_is_reported_before_anything_is_done(
+    change, message, tmp_path
+):
+    arguments = {"config": config(), "workdir": tmp_path / "run"} | change
+    # Without the checks of types that tests turn on, which say less.
+    with pytest.raises(UserError, match=message):
+        inspect.unwrap(train)(**arguments)
+    assert not (tmp_path / "run").exists()

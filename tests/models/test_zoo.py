@@ -154,3 +154,8 @@ def test_images_of_the_wrong_channels_are_refused():
     model = create_model("cifar_resnet20")
     with pytest.raises(ValueError, match="takes 3 channels, the images have 1"):
         jax.eval_shape(model.apply, init_shapes(model, 32), grey)
+
+
+def test_create_model_says_where_trained_weights_come_from():
+    with pytest.raises(UserError, match=r"resnet_jax\.load\('timm:NAME\.TAG'\)"):
+        create_model("resnet18", pretrained=True)

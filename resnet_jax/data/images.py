@@ -53,18 +53,36 @@ def pictures_of(images: Images, channels: int, network: str) -> Iterator[Picture
 
 
 def _pictures_of(image: Image, channels: int, name: str) -> list[Picture]:
+    if isinstance(image, Picture):
+        return [image]
+    if isinstance(image, str | os.PathLike):
+        name = os.fspath(image) or name
+    return [Picture(part, channels, name) for part in parts_of(image, channels, name)]
+
+
+def parts_of(
+    image: Image, channels: int, name: str
+) -> list[bytes | PIL.Image.Image | np.ndarray]:
+    """Returns the images that a path, bytes, an image or an array is.
+
+    Args:
+      image: The image, or an array of several.
+      channels: The number of channels that are wanted, which tells one image [h, w, c]
+        from grey images [n, h, w].
+      name: The name of the image in a message.
+
+    Raises:
+      UserError: It has another form, or the file cannot be read.
+    """
     match image:
-        case Picture():
-            return [image]
         case str() | os.PathLike():
-            return [Picture(_read(image), channels, os.fspath(image))]
+            return [_read(image)]
         case bytes() | bytearray() | memoryview():
-            return [Picture(bytes(image), channels, name)]
+            return [bytes(image)]
         case PIL.Image.Image():
-            return [Picture(image, channels, name)]
+            return [image]
         case np.ndarray() | jax.Array():
-            pixels = _check_pixels(np.asarray(image), name)
-            return [Picture(part, channels, name) for part in pixels]
+            return list(check_pixels(np.asarray(image), channels, name))
     kind = "None" if image is None else f"of the type {type(image).__name__}"
     raise UserError(f"{name} is {kind}, which is not an image; give {FORMS}.")
 
@@ -80,8 +98,17 @@ def _read(path: str | os.PathLike) -> bytes:
         raise UserError(f"{path}: {reason}; give the path of an image file.") from None
 
 
-def _check_pixels(pixels: np.ndarray, name: str) -> np.ndarray:
-    """Returns an array as [n, h, w, c]; raises UserError if it is not of images."""
+def check_pixels(pixels: np.ndarray, channels: int, name: str) -> np.ndarray:
+    """Returns pixels as uint8[n, h, w, c].
+
+    Args:
+      pixels: One image or several, as in `parts_of`.
+      channels: The number of channels that are wanted.
+      name: The name of the array in a message.
+
+    Raises:
+      UserError: The array is not of images.
+    """
     if pixels.dtype != np.uint8:
         raise UserError(
             f"{name} is an array of {pixels.dtype}, but pixels are uint8 from 0 to"
@@ -91,6 +118,8 @@ def _check_pixels(pixels: np.ndarray, name: str) -> np.ndarray:
     shape = pixels.shape
     if len(shape) == 2:
         pixels = pixels[None, :, :, None]
+    elif len(shape) == 3 and channels == 1 and shape[-1] not in CHANNELS:
+        pixels = pixels[..., None]
     elif len(shape) == 3:
         pixels = pixels[None]
     if pixels.ndim == 4 and pixels.shape[-1] in CHANNELS:
@@ -99,16 +128,13 @@ def _check_pixels(pixels: np.ndarray, name: str) -> np.ndarray:
         raise UserError(
             f"{name} has the shape {shape}, so it has no pixels; leave it out."
         )
+    advice = []
     if len(shape) in (3, 4) and shape[-3] in CHANNELS:
-        advice = "channels come last: give numpy.moveaxis(x, -3, -1)"
-    elif len(shape) == 3:
-        advice = (
-            "choose at most 3 of its channels, or give x[..., None] if these are grey"
-            " images [n, h, w]"
-        )
-    else:
-        advice = "choose at most 3 of its channels, or cut it into such arrays"
+        advice.append("numpy.moveaxis(x, -3, -1) if the channels come first")
+    if len(shape) == 3:
+        advice.append("x[..., None] if these are grey images [n, h, w]")
+    advice.append("x[..., :3] if it has more channels")
     raise UserError(
         f"{name} has the shape {shape}, but an array of pixels is [h, w], [h, w, c] or"
-        f" [n, h, w, c] with 1 to 4 channels; {advice}."
+        f" [n, h, w, c] with 1 to 4 channels; give {', or '.join(advice)}."
     )
