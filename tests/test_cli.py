@@ -101,7 +101,7 @@ def test_ctrl_c_while_a_command_imports_its_libraries_prints_no_traceback(
     assert "importing" in output and "Traceback" not in output
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_records_the_same_command_and_saves_on_ctrl_c(tmp_path):
     flags = (f"--workdir={tmp_path}", *runs.SMALL)
     process = runs.start_python("-c", SCRIPT, "train", *flags)

@@ -104,7 +104,7 @@ def test_the_examples_of_docstrings_and_readme_give_what_they_show(tmp_path):
     assert readme.attempted >= 8
     assert not readme.failed
     assert names["result"]["n_seen"] == len(digits) // 5
-    assert names["result"]["top1"] > 0.9
+    assert names["result"]["top1"] > 0.8
 
 
 def test_every_public_function_and_method_of_the_library_has_an_example():
