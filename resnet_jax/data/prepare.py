@@ -55,7 +55,7 @@ def build(dataset: str, data_dir: str = "", manual_dir: str = "") -> pathlib.Pat
 
 
 def way_out(error: Exception) -> str:
-    """What to do about an error of a tfds builder, from what caused it."""
+    """Returns what to do about an error of a tfds builder, from its cause."""
     chain = [error]
     while (after := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(after)
@@ -86,7 +86,7 @@ def way_out(error: Exception) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is prepared, and where.
+    """The data set to prepare, and its place.
 
     Attributes:
       source: `imagenet2012`, `tfds:NAME[/CONFIG]`, `folder:PATH` or `convert`.
