@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import functools
 import logging
 import os
 import zlib
@@ -56,11 +57,18 @@ class MemorySource:
     def digest(self) -> str:
         if self.origin:
             return self.origin.digest()
-        content = zlib.crc32(b"")
-        for image in self.images:
-            content = zlib.crc32(image, content)
         labels = np.asarray(self.labels).tolist()
-        return checksum(self.where, self.classes, len(self), labels, content)
+        return checksum(self.where, self.classes, len(self), labels, self._content)
+
+    @functools.cached_property
+    def _content(self) -> int:
+        """Checksum of all images."""
+        content = 0
+        for image in self.images:
+            # A view, such as that of numpy.moveaxis, has its bytes in another order.
+            data = image if isinstance(image, bytes) else np.ascontiguousarray(image)
+            content = zlib.crc32(data, content)
+        return content
 
 
 def cached(source: NamedSource, channels: int, mode: str) -> NamedSource:

@@ -108,7 +108,7 @@ class Options:
 
     @property
     def command(self) -> str:
-        """What to type to do the same, but for the directory to be made, its end."""
+        """Returns the command that does the same, up to the output directory."""
         if self.in_place:
             return f"{PROGRAM} convert "
         words = [self.source]
@@ -128,7 +128,7 @@ class Options:
 
     @property
     def in_place(self) -> bool:
-        """Whether ArrayRecord files are added to a directory of TFRecords."""
+        """Tells whether ArrayRecord files are added to a directory of TFRecords."""
         return self.source == "convert" and not (self.out or self.reencode)
 
     @property

@@ -159,6 +159,11 @@ def test_other_images_labels_or_classes_are_other_data():
     ]
     assert len(set(digests)) == len(digests)
     assert opened((list(IMAGES), LABELS)).digest() == digests[0]
+    # Views, which do not lie in memory as they are read.
+    channels_first = np.ascontiguousarray(IMAGES.transpose(0, 3, 1, 2))
+    view = np.moveaxis(channels_first, -3, -1)
+    assert opened((view, LABELS)).digest() == digests[0]
+    assert opened((list(view), LABELS)).digest() == digests[0]
 
 
 class Nameless(Own):
