@@ -36,7 +36,8 @@ from resnet_jax.data.loader import (
 from resnet_jax.data.sources import NamedSource
 from resnet_jax.errors import UserError, check_known
 from resnet_jax.examples import eval_augment, make_resize, open_examples, train_augment
-from resnet_jax.models import create_model, get_spec, platforms
+from resnet_jax.kernels import platforms
+from resnet_jax.models import create_model, get_spec
 from resnet_jax.models.cost import cost_of_image, count, init_shapes
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.step import TrainState

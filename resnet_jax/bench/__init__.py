@@ -17,7 +17,7 @@ scale: 1 to 8 processes on this machine at equal work for each: bytes of collect
 share of time in them, start-up, stall of a save, restore; save and restore of a large
 network; with `--topology=v5e:2x4`, the share that `plan` expects on 8 to 4096 chips.
 convolutions: GFLOP/s of every form that a network's convolutions can take on CPUs,
-against XLA's own; the choice in models/cpu_conv.py is made by it.
+against XLA's own; the choice in kernels/conv.py is made by it.
 
 gpu: a check for a machine with one GPU, in less than eight minutes: logits against the
 golden figures, the train step against stock Linen and torchvision (images/s, memory,

@@ -17,10 +17,11 @@ from resnet_jax.arguments import Parser, count, counts, words
 from resnet_jax.bench import table
 from resnet_jax.bench.contender import TYPES, check_types
 from resnet_jax.bench.table import Benchmark, row
-from resnet_jax.models import create_model, onednn
+from resnet_jax.kernels import onednn
+from resnet_jax.kernels.conv import form_of
+from resnet_jax.kernels.cpu.conv import FORMS, Geometry, apply, forms_of
+from resnet_jax.models import create_model
 from resnet_jax.models.cost import init_shapes, inner_jaxprs
-from resnet_jax.models.cpu_conv import form_of
-from resnet_jax.models.cpu_forms import FORMS, Geometry, apply, forms_of
 
 # Image height, width and channels, kernel side, features, and where.
 Shape = tuple[int, int, int, int, int, Geometry]

@@ -56,7 +56,8 @@ def this_library(platform: str) -> Maker:
 
     from resnet_jax import compiler, host, step
     from resnet_jax.bench import peer_linen
-    from resnet_jax.models import create_model, platforms
+    from resnet_jax.kernels import platforms
+    from resnet_jax.models import create_model
 
     host.keep_freed_memory()
     device = jax.local_devices(backend=platform)[0]

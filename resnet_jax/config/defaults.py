@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     config.model.bn_group_size = literal(32)
 
     # Whether bottlenecks' last convolutions leave no output behind, which saves reads
-    # and writes of memory (models/tpu_norm.py), or 'chip': in bfloat16 on TPUs. They
+    # and writes of memory (kernels/tpu/norm.py), or 'chip': in bfloat16 on TPUs. They
     # leave it where devices do not hold whole batch-norm groups.
     config.model.unwritten = literal("chip")
 

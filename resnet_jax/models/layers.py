@@ -12,11 +12,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from resnet_jax.errors import BadValueError
-from resnet_jax.models import cpu_pool
-from resnet_jax.models.cpu_conv import as_taken, convolve
-from resnet_jax.models.cpu_forms import Geometry, Padding
+from resnet_jax.kernels import pool
+from resnet_jax.kernels.conv import as_taken, convolve
+from resnet_jax.kernels.cpu.conv import Geometry, Padding
+from resnet_jax.kernels.tpu.norm import Product
 from resnet_jax.models.parameters import parameter
-from resnet_jax.models.tpu_norm import Product
 
 CONV_INITS = {
     # He et al. 2015 (arXiv:1502.01852), as torchvision draws it: normal, fan out.
@@ -203,7 +203,7 @@ def max_pool(
     around = ((1, 1), (1, 1)) if border == "max" else ((0, 0), (0, 0))
     if border == "max_zero_pad":
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return cpu_pool.max_pool(x, 3, Geometry(stride, around))
+    return pool.max_pool(x, 3, Geometry(stride, around))
 
 
 @jax.jit

@@ -16,10 +16,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from resnet_jax.errors import BadValueError
-from resnet_jax.models import cpu_norm, tpu_norm
+from resnet_jax.kernels.cpu import norm as cpu_norm
+from resnet_jax.kernels.platforms import by_platform, traced_once
+from resnet_jax.kernels.tpu import norm as tpu_norm
+from resnet_jax.kernels.tpu.norm import Product, of_examples
 from resnet_jax.models.parameters import parameter
-from resnet_jax.models.platforms import by_platform, traced_once
-from resnet_jax.models.tpu_norm import Product, of_examples
 from resnet_jax.sharding import alike
 
 

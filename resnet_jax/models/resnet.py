@@ -26,7 +26,7 @@ class ResNet(nn.Module):
       scan_blocks: equal consecutive blocks of a stage are one `scan`, which compiles
         as fast as one block. Their parameters are stacked; `models/scan.py` converts.
       unwritten: the devices of a batch, if the last convolutions of bottlenecks are to
-        leave no output behind in training; see `models/tpu_norm.py`.
+        leave no output behind in training; see `kernels/tpu/norm.py`.
     """
 
     spec: ResNetSpec

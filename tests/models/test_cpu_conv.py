@@ -12,9 +12,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from resnet_jax.models import cpu_conv, cpu_pool, onednn
-from resnet_jax.models.cpu_conv import blocks_of, convolve, form_of
-from resnet_jax.models.cpu_forms import FORMS, Geometry, apply, forms_of
+from resnet_jax.kernels import conv, onednn, pool
+from resnet_jax.kernels.conv import blocks_of, convolve, form_of
+from resnet_jax.kernels.cpu.conv import FORMS, Geometry, apply, forms_of
 from tests import keyed, runs, tiny
 from tests.test_sharding import collectives
 
@@ -249,7 +249,7 @@ def train_like(x, kernel, where, groups=1):
 
     def loss(x, kernel):
         y = convolve(x, kernel, where, groups)
-        y = cpu_pool.max_pool(y, 3, Geometry(2, same(1)))
+        y = pool.max_pool(y, 3, Geometry(2, same(1)))
         return jnp.square(y.astype(jnp.float32)).sum()
 
     return jax.grad(loss, (0, 1))(x, kernel)
@@ -351,7 +351,7 @@ def test_the_choice_is_a_form_that_can_compute_it(monkeypatch):
         KINDS, FORMS, (1, 64), ("float32", "bfloat16"), (False, True)
     )
     for (k, where, h, _, c, _), direction, b, dtype, flag in options:
-        monkeypatch.setattr(cpu_conv, "xla_has_onednn", lambda found=flag: found)
+        monkeypatch.setattr(conv, "xla_has_onednn", lambda found=flag: found)
         size = where.output(h, 0, k)
         chosen = form_of(direction, b, size, c, k, where, dtype)
         assert chosen in forms_of(direction, k, where)
@@ -401,8 +401,8 @@ def test_what_made_an_image_is_not_repeated_in_its_transposition():
 ONEDNN = """
 import json
 import jax
-from resnet_jax.models.cpu_conv import convolve, xla_has_onednn
-from resnet_jax.models.cpu_forms import Geometry, convolution
+from resnet_jax.kernels.conv import convolve, xla_has_onednn
+from resnet_jax.kernels.cpu.conv import Geometry, convolution
 
 where = Geometry(1, ((1, 1), (1, 1)))
 x, kernel, g = (
@@ -431,7 +431,7 @@ def test_without_cpus_there_is_no_onednn(monkeypatch):
 
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_onednn_custom_call=true")
     monkeypatch.setattr(jax, "local_devices", no_devices)
-    assert not cpu_conv.xla_has_onednn.__wrapped__()
+    assert not conv.xla_has_onednn.__wrapped__()
 
 
 @pytest.mark.slow

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.models.cpu_forms import Geometry
-from resnet_jax.models.cpu_pool import max_pool
+from resnet_jax.kernels.cpu.conv import Geometry
+from resnet_jax.kernels.pool import max_pool
 from tests import keyed
 
 SHAPES = [(3, 2, 1, 9, 8), (3, 2, 0, 10, 11), (3, 1, 1, 7, 6), (2, 2, 0, 8, 9)]

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.models import ZOO, build, cpu_norm, norms
+from resnet_jax.kernels.cpu import norm as cpu_norm
+from resnet_jax.kernels.platforms import known
+from resnet_jax.models import ZOO, build, norms
 from resnet_jax.models.layers import max_pool
 from resnet_jax.models.norms import BatchNorm, Normalization
-from resnet_jax.models.platforms import known
 from tests import keyed, tiny
 
 EPSILON = 1e-3  # large enough to be seen in the outputs

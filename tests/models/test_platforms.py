@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_jax.models.platforms import by_platform, known, traced_once
+from resnet_jax.kernels.platforms import by_platform, known, traced_once
 from tests import tiny
 
 

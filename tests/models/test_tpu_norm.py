@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from resnet_jax.errors import UserError
-from resnet_jax.models import create_model, tpu_norm
-from resnet_jax.models.cpu_forms import Geometry, convolution
+from resnet_jax.kernels.cpu.conv import Geometry, convolution
+from resnet_jax.kernels.tpu import norm
+from resnet_jax.kernels.tpu.norm import Product
+from resnet_jax.models import create_model
 from resnet_jax.models.norms import Normalization
-from resnet_jax.models.tpu_norm import Product
 from resnet_jax.plan import hlo
 from tests import keyed, tiny
 
@@ -46,7 +47,7 @@ def test_statistics_output_and_gradients_are_those_of_the_output(size, devices):
         mesh = tiny.mesh_of(devices)
 
         def from_input(x, kernel, scale, bias):
-            return tpu_norm.normalize(Product(x, kernel), scale, bias, of, mesh)
+            return norm.normalize(Product(x, kernel), scale, bias, of, mesh)
 
         got, pull = jax.vjp(jax.jit(from_input), *args)
         expected, pull_plain = jax.vjp(lambda *args: from_output(*args, of), *args)
@@ -64,7 +65,7 @@ def test_a_scale_of_zero_has_gradients():
 
     def loss(scale):
         product, mesh = Product(x, kernel), tiny.mesh_of(1)
-        out, _, _ = tpu_norm.normalize(product, scale, bias, of, mesh)
+        out, _, _ = norm.normalize(product, scale, bias, of, mesh)
         return (out * g[..., None]).sum()
 
     def plain(scale):
@@ -159,7 +160,7 @@ def test_evaluation_and_wide_inputs_take_the_convolution(network):
         unwritten.apply(variables, image), model.apply(variables, image)
     )
     wide = Product(jnp.zeros((2, 3, 3, 512)), jnp.zeros((1, 1, 512, 8)))
-    assert not tpu_norm.suits(wide, 2, tiny.mesh_of(1))
+    assert not norm.suits(wide, 2, tiny.mesh_of(1))
     assert wide.shape == wide.evaluate().shape
 
 
@@ -187,7 +188,7 @@ BOTTLENECKS = {
 )
 def test_each_device_takes_whole_groups(images, group, devices, suits):
     product = Product(jnp.zeros((images, 1, 1, 8)), jnp.zeros((1, 1, 8, 32)))
-    assert tpu_norm.suits(product, group, tiny.mesh_of(devices)) == suits
+    assert norm.suits(product, group, tiny.mesh_of(devices)) == suits
 
 
 @pytest.mark.parametrize(

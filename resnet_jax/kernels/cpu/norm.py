@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from resnet_jax.models.platforms import traced_once
+from resnet_jax.kernels.platforms import traced_once
 
 Image = Float[Array, "b h w c"]
 Vector = Float[Array, "c"]

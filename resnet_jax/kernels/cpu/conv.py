@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 
-from resnet_jax.models import onednn
+from resnet_jax.kernels import onednn
 
 Image = Float[Array, "b h w c"]
 Kernel = Float[Array, "k k i f"]

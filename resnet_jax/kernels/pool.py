@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from resnet_jax.models.cpu_forms import (
+from resnet_jax.kernels.cpu.conv import (
     Geometry,
     OtherValues,
     Values,
@@ -21,7 +21,7 @@ from resnet_jax.models.cpu_forms import (
     taps,
     unfused,
 )
-from resnet_jax.models.platforms import by_platform
+from resnet_jax.kernels.platforms import by_platform
 
 Image = Float[Array, "b h w c"]
 Output = Float[Array, "b h2 w2 c"]

@@ -1,7 +1,7 @@
 """Convolutions on CPUs as matrix products, where XLA's own convolution is slower.
 
 `convolve` is `lax.conv_general_dilated` on every other platform. On CPUs the forward
-pass and the gradients by input and kernel each take one of the forms of `cpu_forms`.
+pass and the gradients by input and kernel each take one of the forms of `kernels/cpu/conv.py`.
 Convolutions of groups are a batch of products, each of some of the groups.
 """
 
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from resnet_jax.models import onednn
-from resnet_jax.models.cpu_forms import (
+from resnet_jax.kernels import onednn
+from resnet_jax.kernels.cpu.conv import (
     Geometry,
     Image,
     Kernel,
@@ -25,7 +25,7 @@ from resnet_jax.models.cpu_forms import (
     like_of,
     unfused,
 )
-from resnet_jax.models.platforms import by_platform, known, traced_once
+from resnet_jax.kernels.platforms import by_platform, known, traced_once
 from resnet_jax.sharding import alike
 
 # The choice.

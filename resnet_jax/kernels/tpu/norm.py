@@ -19,8 +19,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from resnet_jax.models.cpu_conv import convolve
-from resnet_jax.models.cpu_forms import Geometry, of_sums
+from resnet_jax.kernels.conv import convolve
+from resnet_jax.kernels.cpu.conv import Geometry, of_sums
 
 # With more, products of the input with itself take the time that is saved: 512 channels
 # of 7x7 pixels take as many cycles on v5e either way.
@@ -41,7 +41,7 @@ class Product:
 
     Attributes:
       x: what is convolved.
-      kernel: 1x1, `cpu_conv.as_taken`.
+      kernel: 1x1, `kernels.conv.as_taken`.
     """
 
     x: Image

@@ -1,0 +1,1 @@
+"""Convolution, batch norm and pooling for CPUs."""
