@@ -9,7 +9,7 @@ import flax.linen as nn
 from jax.typing import DTypeLike
 
 from resnet_jax.errors import BadValueError, UserError, check_known, nearest
-from resnet_jax.models.relatives import VGG, Highway, HighwaySpec, VGGSpec
+from resnet_jax.models.baselines import VGG, Highway, HighwaySpec, VGGSpec
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.spec import ResNetSpec
 

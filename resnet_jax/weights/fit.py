@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from resnet_jax.models.relatives import HighwaySpec, VGGSpec
+from resnet_jax.models.baselines import HighwaySpec, VGGSpec
 from resnet_jax.models.spec import ResNetSpec
 from resnet_jax.models.zoo import Spec, build
 from resnet_jax.weights.card import Card

@@ -1,6 +1,6 @@
 """Names of the Highway networks, which no library has: our own, with torch's leaves."""
 
-from resnet_jax.models.relatives import HighwaySpec
+from resnet_jax.models.baselines import HighwaySpec
 from resnet_jax.weights import timm
 from resnet_jax.weights.naming import Rules, Scheme
 

@@ -1,6 +1,6 @@
 """Names of torchvision's VGG networks, which count the layers of a `Sequential`."""
 
-from resnet_jax.models.relatives import VGGSpec
+from resnet_jax.models.baselines import VGGSpec
 from resnet_jax.weights import timm
 from resnet_jax.weights.naming import Rules, Scheme
 

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from resnet_jax.models import ZOO, build, create_model, get_spec
-from resnet_jax.models.relatives import average_to
+from resnet_jax.models.baselines import average_to
 from resnet_jax.models.spec import plan_blocks
 from tests import keyed, tiny
 from tests.models.names import one_of_each_kind

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from resnet_jax.models import get_spec
-from resnet_jax.models.relatives import HighwaySpec, VGGSpec
+from resnet_jax.models.baselines import HighwaySpec, VGGSpec
 from resnet_jax.models.zoo import Spec
 from resnet_jax.weights.card import Card, default_card
 from tests import keyed
