@@ -24,10 +24,11 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from resnet_jax import orbax_s3, processes, source, storage
+from resnet_jax import orbax_s3, source, storage
 from resnet_jax.config.saved import as_json
 from resnet_jax.errors import UserError, problem_of_store
 from resnet_jax.fingerprint import changed_arrays, fingerprint, is_old
+from resnet_jax.parallel import processes
 from resnet_jax.setup import Setup
 from resnet_jax.step import TrainState
 from resnet_jax.storage import Path

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import output, sharding, writers
+from resnet_jax import output, writers
 from resnet_jax.checkpoints import open_checkpoints, telling_way_out
 from resnet_jax.config import override
 from resnet_jax.config.saved import as_json, differences, from_saved
@@ -20,6 +20,7 @@ from resnet_jax.data.loader import bad_indices
 from resnet_jax.data.sources import RecordedSplit
 from resnet_jax.dependencies import data_changes, describe_data, spec_change
 from resnet_jax.errors import UserError
+from resnet_jax.parallel import sharding
 from resnet_jax.preemption import Preemption
 from resnet_jax.setup import Setup, set_up
 from resnet_jax.step import TrainState

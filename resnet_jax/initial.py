@@ -6,10 +6,10 @@ import logging
 import jax
 import jax.numpy as jnp
 
-from resnet_jax import sharding
 from resnet_jax.errors import UserError
 from resnet_jax.models.scan import stack_blocks
 from resnet_jax.models.zoo import Spec
+from resnet_jax.parallel import sharding
 from resnet_jax.setup import Setup
 from resnet_jax.step import TrainState
 from resnet_jax.weights.card import Card

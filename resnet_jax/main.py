@@ -3,14 +3,15 @@
 python -m resnet_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
-from resnet_jax import host, output, signals
+from resnet_jax import output
+from resnet_jax.parallel import memory, signals
 
 if __name__ == "__main__":
     # First of all: a closed descriptor must not become that of a file, and Ctrl-C may
     # come at any time. The heap is of this process alone, before there are threads.
     output.prepare()
     signals.listen()
-    host.use_one_heap()
+    memory.use_one_heap()
 
 import contextlib
 import dataclasses
@@ -187,8 +188,9 @@ def _seconds(text: str, flag: str) -> float:
 
 def connect(arguments: Arguments) -> None:
     """Connects the processes of a run, if there are several; JAX's first call."""
-    from resnet_jax import processes, source
+    from resnet_jax import source
     from resnet_jax.checkpoints import find_versions
+    from resnet_jax.parallel import processes
 
     if not (_COORDINATOR.value or _DISTRIBUTED.value):
         return
@@ -212,7 +214,7 @@ def connect(arguments: Arguments) -> None:
             **{f"config.{key}": value for key, value in flatten(config).items()},
         },
     )
-    from resnet_jax.sharding import find_devices
+    from resnet_jax.parallel.sharding import find_devices
 
     own = [x for x in find_devices() if x.process_index == processes.index()]
     kinds = sorted({device.device_kind for device in own})
@@ -224,7 +226,8 @@ def connect(arguments: Arguments) -> None:
 @contextlib.contextmanager
 def _scratch() -> Iterator["Path"]:
     """A workdir for a dry run, which goes."""
-    from resnet_jax import processes, storage
+    from resnet_jax import storage
+    from resnet_jax.parallel import processes
 
     if processes.count() == 1:
         token = secrets.token_hex(8)
@@ -272,14 +275,14 @@ def run(arguments: Arguments, command: str) -> None:
     from resnet_jax import compile_cache
     from resnet_jax.evaluate import evaluate_workdir
     from resnet_jax.output import say
-    from resnet_jax.sharding import find_devices
+    from resnet_jax.parallel.sharding import find_devices
     from resnet_jax.storage import path_of
     from resnet_jax.training.loop import train
     from resnet_jax.writers import describe
 
     compile_cache.turn_on()
     if find_devices()[0].platform == "cpu":
-        host.keep_freed_memory()
+        memory.keep_freed_memory()
     config = arguments.config
     limits = {
         "grace": _seconds(_GRACE.value, "grace"),
@@ -344,7 +347,7 @@ def _main(argv: list[str]) -> int:
         output.fail(str(error))
         return 1
     # Imports jax, so that a wrong flag is told before.
-    from resnet_jax import processes
+    from resnet_jax.parallel import processes
     from resnet_jax.preemption import PreemptedError
 
     try:

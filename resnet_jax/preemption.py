@@ -11,9 +11,10 @@ import signal
 import threading
 import time
 
-from resnet_jax import output, processes, signals
+from resnet_jax import output
 from resnet_jax.checkpoints import newest_step
 from resnet_jax.errors import ResNetJaxError
+from resnet_jax.parallel import processes, signals
 from resnet_jax.storage import Path, is_remote
 
 # Seconds: of a GKE pod's and a spot machine's thirty, five are left for the exit; and

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from resnet_jax import sharding
+from resnet_jax.parallel import sharding
 from resnet_jax.setup import Setup
 from resnet_jax.step import TrainState, Tree
 

@@ -11,15 +11,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from resnet_jax import (
-    host,
-    losses,
-    mix,
-    optim,
-    schedules,
-    sharding,
-    step,
-)
+from resnet_jax import losses, mix, optim, schedules, step
 from resnet_jax.compiler import compile_step
 from resnet_jax.config.durations import in_steps, to_steps
 from resnet_jax.data.augment import TRAIN_CROPS
@@ -40,6 +32,7 @@ from resnet_jax.kernels import platforms
 from resnet_jax.models import create_model, get_spec
 from resnet_jax.models.cost import cost_of_image, count, init_shapes
 from resnet_jax.models.resnet import ResNet
+from resnet_jax.parallel import memory, sharding
 from resnet_jax.step import TrainState
 from resnet_jax.storage import Path
 
@@ -54,7 +47,7 @@ def _traced(method: Callable) -> Callable:
     @functools.wraps(method)
     def traced(self: "Setup", *args, **kwargs):
         platform = sharding.platform_of(self.mesh)
-        with host.garbage_kept(), platforms.known(platform):
+        with memory.garbage_kept(), platforms.known(platform):
             return method(self, *args, **kwargs)
 
     return traced

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 
 import psutil
 
-from resnet_jax import processes, storage
+from resnet_jax import storage
 from resnet_jax.errors import UserError
+from resnet_jax.parallel import processes
 from resnet_jax.storage import Path, is_remote
 
 # Seconds between two signs of life, and after which a run without one is dead. A file

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse(argv[1:])
     # Imported here, so that --help answers at once.
     from resnet_jax.models import table
-    from resnet_jax.sharding import find_devices
+    from resnet_jax.parallel.sharding import find_devices
 
     # JAX's first call, which warns of an accelerator that is not used.
     find_devices()

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from resnet_jax.accelerators import advice
+from resnet_jax.parallel.accelerators import advice
 from tests import runs
 
 GPU = ("0x10de", "0x2335", "0x030200")
@@ -79,7 +79,7 @@ def test_a_gpu_that_the_user_hides_has_no_warning(tmp_path):
 
 CODE = """
 import pathlib, sys
-from resnet_jax.sharding import find_devices
+from resnet_jax.parallel.sharding import find_devices
 for _ in range(2):
     print(find_devices(*map(pathlib.Path, sys.argv[1:]))[0].platform)
 """

@@ -4,8 +4,8 @@ import socket
 
 import pytest
 
-from resnet_jax import processes
 from resnet_jax.errors import UserError
+from resnet_jax.parallel import processes
 from tests import pods, runs
 
 # Two processes without a run: each does what the case says, and prints what came.

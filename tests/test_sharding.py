@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import sharding
 from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
+from resnet_jax.parallel import sharding
 from resnet_jax.plan import hlo
 from resnet_jax.plan.hlo import Collective
 from resnet_jax.setup import Setup, summary

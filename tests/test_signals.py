@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from resnet_jax import signals
+from resnet_jax.parallel import signals
 from resnet_jax.preemption import PreemptedError, Preemption
 from tests import runs
 

@@ -11,10 +11,10 @@ import pytest
 from jax import monitoring
 from ml_collections import ConfigDict
 
-from resnet_jax import sharding
 from resnet_jax.errors import UserError
 from resnet_jax.models.cost import inner_jaxprs
 from resnet_jax.optim import update_ema
+from resnet_jax.parallel import sharding
 from resnet_jax.step import StepOptions, group_size_of, make_train_step, normalize
 from resnet_jax.training.loop import train
 from tests import keyed, tiny

@@ -14,16 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_jax import (
-    evaluate,
-    predict,
-    processes,
-    storage,
-    workdir,
-    writers,
-)
+from resnet_jax import evaluate, predict, storage, workdir, writers
 from resnet_jax.data import sources
 from resnet_jax.errors import UserError
+from resnet_jax.parallel import processes
 from resnet_jax.reports import curves
 from resnet_jax.storage import path_of
 from resnet_jax.weights import load as weights

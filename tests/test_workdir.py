@@ -12,8 +12,9 @@ import time
 import psutil
 import pytest
 
-from resnet_jax import processes, workdir
+from resnet_jax import workdir
 from resnet_jax.errors import UserError
+from resnet_jax.parallel import processes
 from resnet_jax.workdir import Lock
 
 

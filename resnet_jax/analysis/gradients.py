@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from matplotlib.ticker import LogFormatter
 from ml_collections import ConfigDict
 
-from resnet_jax import losses, output, sharding, step, storage
+from resnet_jax import losses, output, step, storage
 from resnet_jax.arguments import Parser, count, load_config
 from resnet_jax.checkpoints import open_checkpoints
 from resnet_jax.config import override
@@ -32,6 +32,7 @@ from resnet_jax.models import build
 from resnet_jax.models.cost import init_shapes
 from resnet_jax.models.scan import unstack_blocks
 from resnet_jax.models.zoo import Spec
+from resnet_jax.parallel import sharding
 from resnet_jax.pictures import picture
 from resnet_jax.setup import Setup, set_up
 from resnet_jax.step import TrainState, Tree

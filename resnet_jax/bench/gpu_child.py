@@ -54,12 +54,13 @@ def this_library(platform: str) -> Maker:
     import jax.numpy as jnp
     import numpy as np
 
-    from resnet_jax import compiler, host, step
+    from resnet_jax import compiler, step
     from resnet_jax.bench import peer_linen
     from resnet_jax.kernels import platforms
     from resnet_jax.models import create_model
+    from resnet_jax.parallel import memory
 
-    host.keep_freed_memory()
+    memory.keep_freed_memory()
     device = jax.local_devices(backend=platform)[0]
 
     def make(model: str, size: int, batch: int, dtype: str) -> Steps:
@@ -77,7 +78,7 @@ def this_library(platform: str) -> Maker:
             ),
             "label": jnp.asarray(rng.integers(10, size=batch), jnp.int32),
         }
-        with host.garbage_kept(), platforms.known(platform):
+        with memory.garbage_kept(), platforms.known(platform):
             like = jax.eval_shape(init)
             train_step = step.make_train_step(network, optimizer, options)
             lowered = jax.jit(train_step, donate_argnums=0).lower(like, placed)

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import compile_cache, host
+from resnet_jax import compile_cache
 from resnet_jax.config import load
 from resnet_jax.initial import teacher_variables, teacher_weights
 from resnet_jax.models import create_model, get_spec
 from resnet_jax.models.cost import init_shapes
+from resnet_jax.parallel import memory
+from resnet_jax.parallel.sharding import local_rows
 from resnet_jax.setup import Setup, set_up
-from resnet_jax.sharding import local_rows
 
 
 def short_config(
@@ -62,7 +63,7 @@ def _step_config(model: str, size: int, batch: int, dtype: str) -> ConfigDict:
 
 def step(model: str, size: int, batch: int, dtype: str) -> Callable[[], None]:
     """The train step that `main` runs, of a config for images of that size."""
-    host.keep_freed_memory()
+    memory.keep_freed_memory()
     setup = set_up(_step_config(model, size, batch, dtype))
     train_step = setup.compile_train_step()
     state = setup.init_state()
@@ -102,7 +103,7 @@ def _compiling(config: ConfigDict) -> Callable[[], None]:
 
 def inference(model: str, size: int, batch: int, dtype: str) -> Callable[[], None]:
     """Logits of float32 images."""
-    host.keep_freed_memory()
+    memory.keep_freed_memory()
     network = create_model(model, dtype=jnp.dtype(dtype))
     rng = np.random.default_rng(0)
     variables = jax.tree.map(

@@ -25,7 +25,7 @@ import psutil
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from resnet_jax import host, output, processes, sharding
+from resnet_jax import output
 from resnet_jax.arguments import Parser, count, counts, load_config
 from resnet_jax.bench import table
 from resnet_jax.bench.ours import fake_batch, short_config
@@ -34,6 +34,7 @@ from resnet_jax.checkpoints import Checkpoints, Progress
 from resnet_jax.config import override
 from resnet_jax.errors import UserError, reason_of
 from resnet_jax.models import get_spec
+from resnet_jax.parallel import memory, processes, sharding
 from resnet_jax.plan import hlo
 from resnet_jax.plan.ask import ask
 from resnet_jax.plan.chips import CHIPS, chip_of
@@ -380,5 +381,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     # As `main` does on CPUs.
-    host.keep_freed_memory()
+    memory.keep_freed_memory()
     main()

@@ -15,9 +15,9 @@ from resnet_jax.config.durations import to_steps
 from resnet_jax.data.sources import KNOWN, few_shot, open_source
 from resnet_jax.errors import UserError
 from resnet_jax.optim import check, make_decay
+from resnet_jax.parallel.sharding import find_devices
 from resnet_jax.pictures import picture, shorten
 from resnet_jax.schedules import make_schedule
-from resnet_jax.sharding import find_devices
 
 # More points than a picture has pixels.
 MOST_POINTS = 4000

@@ -30,7 +30,6 @@ import psutil
 from absl import flags
 from jaxtyping import Int, Int32, Int64, UInt64
 
-from resnet_jax import processes, signals
 from resnet_jax.data.augment import Augment
 from resnet_jax.data.cache import MemorySource
 from resnet_jax.data.crops import mix
@@ -38,6 +37,7 @@ from resnet_jax.data.decode import Picture
 from resnet_jax.data.sources import NamedSource, sizes_and_shares
 from resnet_jax.data.workers import start_worker
 from resnet_jax.errors import BadImageError, UserError
+from resnet_jax.parallel import processes, signals
 
 # First words of what random numbers are made of.
 ORDER, AUGMENT, MIX = 0, 1, 2

@@ -15,8 +15,9 @@ from typing import Any
 
 import tqdm
 
-from resnet_jax import output, signals
+from resnet_jax import output
 from resnet_jax.errors import UserError
+from resnet_jax.parallel import signals
 
 
 def each(

@@ -26,7 +26,7 @@ from resnet_jax.kernels.cpu.conv import (
     unfused,
 )
 from resnet_jax.kernels.platforms import by_platform, known, traced_once
-from resnet_jax.sharding import alike
+from resnet_jax.parallel.sharding import alike
 
 # The choice.
 

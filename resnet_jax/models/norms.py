@@ -21,7 +21,7 @@ from resnet_jax.kernels.platforms import by_platform, traced_once
 from resnet_jax.kernels.tpu import norm as tpu_norm
 from resnet_jax.kernels.tpu.norm import Product, of_examples
 from resnet_jax.models.parameters import parameter
-from resnet_jax.sharding import alike
+from resnet_jax.parallel.sharding import alike
 
 
 class BatchNorm(nn.Module):

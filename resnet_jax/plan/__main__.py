@@ -134,7 +134,7 @@ def main(argv: list[str]) -> None:
     shardings = (args.sharding or config.sharding.params).split(",")
     if args.sharding:
         # Imported here, since it imports jax, of which kept answers need nothing.
-        from resnet_jax.sharding import PARAMS
+        from resnet_jax.parallel.sharding import PARAMS
 
         for name in shardings:
             check_known(f"sharding.params={name!r}", name, PARAMS)

@@ -20,10 +20,10 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from resnet_jax import sharding
 from resnet_jax.data.sources import KNOWN
 from resnet_jax.errors import NO_MEMORY, UserError
 from resnet_jax.models.cost import cost_of_image, count
+from resnet_jax.parallel import sharding
 from resnet_jax.plan import hlo
 from resnet_jax.plan.chips import (
     CHIPS,

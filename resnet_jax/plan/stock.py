@@ -23,8 +23,8 @@ def figures(
     """
     import jax
 
-    from resnet_jax import sharding
     from resnet_jax.bench import peer_linen
+    from resnet_jax.parallel import sharding
     from resnet_jax.plan import compiled
 
     topology = chip + ":" + "x".join("221"[: CHIPS[chip].axes])

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import checkpoints, output, processes, sharding, writers
+from resnet_jax import checkpoints, output, writers
 from resnet_jax.checkpoints import Checkpoints, Progress
 from resnet_jax.config import load
 from resnet_jax.data.given import Arrays, config_of_given, open_given
@@ -27,6 +27,7 @@ from resnet_jax.initial import (
 )
 from resnet_jax.models.cost import count
 from resnet_jax.optim import set_rate_factor
+from resnet_jax.parallel import processes, sharding
 from resnet_jax.preemption import GRACE, STALL_TIMEOUT, PreemptedError, Preemption
 from resnet_jax.recompute import recompute_statistics
 from resnet_jax.reports import curves

@@ -16,7 +16,7 @@ from resnet_jax.data.images import Images, pictures_of
 from resnet_jax.errors import UserError
 from resnet_jax.models import build
 from resnet_jax.models.cost import count
-from resnet_jax.sharding import find_devices
+from resnet_jax.parallel.sharding import find_devices
 from resnet_jax.weights import load as weights_load
 from resnet_jax.weights.card import Card, Prediction
 

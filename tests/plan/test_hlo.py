@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from resnet_jax import sharding
+from resnet_jax.parallel import sharding
 from resnet_jax.plan import hlo
 from resnet_jax.plan.hlo import Collective
 from tests import tiny

@@ -5,10 +5,10 @@ import importlib.util
 import jax
 import pytest
 
-from resnet_jax import sharding
 from resnet_jax.errors import UserError
 from resnet_jax.models import create_model
 from resnet_jax.models.cost import cost_of_image
+from resnet_jax.parallel import sharding
 from resnet_jax.plan import ask as ask_module
 from resnet_jax.plan import compiled, stock
 from resnet_jax.plan.ask import ask

@@ -10,8 +10,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from resnet_jax import accelerators, output
+from resnet_jax import output
 from resnet_jax.errors import UserError, nearest_numbers
+from resnet_jax.parallel import accelerators
 
 Tree = Any
 # A `jax.Device`, or an object that describes one as far as a mesh asks.

@@ -1,0 +1,1 @@
+"""Processes, signals, meshes and the memory of a process."""
