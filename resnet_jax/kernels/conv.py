@@ -1,7 +1,8 @@
 """Convolutions on CPUs as matrix products, where XLA's own convolution is slower.
 
 `convolve` is `lax.conv_general_dilated` on every other platform. On CPUs the forward
-pass and the gradients by input and kernel each take one of the forms of `kernels/cpu/conv.py`.
+pass and the gradients by input and kernel each take one of the forms of
+`kernels/cpu/conv.py`.
 Convolutions of groups are a batch of products, each of some of the groups.
 """
 
