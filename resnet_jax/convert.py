@@ -7,7 +7,7 @@ without a suffix it is a weights directory.
 
 from resnet_jax import output
 from resnet_jax.arguments import Parser
-from resnet_jax.storage import path_of
+from resnet_jax.persistence.storage import path_of
 from resnet_jax.weights import files
 from resnet_jax.weights.load import load
 from resnet_jax.weights.save import is_directory, save

@@ -16,8 +16,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from resnet_jax import source
-from resnet_jax.checkpoints import find_versions
 from resnet_jax.config.durations import to_steps
 from resnet_jax.config.saved import (
     FOR_PLATEAU,
@@ -29,12 +27,14 @@ from resnet_jax.config.saved import (
 )
 from resnet_jax.data.sources import NamedSource
 from resnet_jax.errors import UserError
-from resnet_jax.fingerprint import fingerprint
 from resnet_jax.initial import Weights, initial_weights
 from resnet_jax.models.zoo import Spec
+from resnet_jax.persistence import code_digest
+from resnet_jax.persistence.checkpoints import find_versions
+from resnet_jax.persistence.fingerprint import fingerprint
+from resnet_jax.persistence.storage import Path
 from resnet_jax.schedules import make_schedule
 from resnet_jax.setup import Setup
-from resnet_jax.storage import Path
 
 # Stands for weights that the version which began a run did not record.
 UNKNOWN = "unknown"
@@ -409,7 +409,7 @@ class Resume:
             for name in new
             if old.get(name, new[name]) != new[name]
         ]
-        code = source.digest()
+        code = code_digest.digest()
         if self.record.get("code", code) != code:
             changed.append("the source code of resnet_jax")
         if not changed:

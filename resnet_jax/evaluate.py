@@ -10,8 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import output, writers
-from resnet_jax.checkpoints import open_checkpoints, telling_way_out
+from resnet_jax import output
 from resnet_jax.config import override
 from resnet_jax.config.saved import as_json, differences, from_saved
 from resnet_jax.config.variants import for_evaluation
@@ -21,10 +20,12 @@ from resnet_jax.data.sources import RecordedSplit
 from resnet_jax.dependencies import data_changes, describe_data, spec_change
 from resnet_jax.errors import UserError
 from resnet_jax.parallel import sharding
-from resnet_jax.preemption import Preemption
+from resnet_jax.persistence import writers
+from resnet_jax.persistence.checkpoints import open_checkpoints, telling_way_out
+from resnet_jax.persistence.preemption import Preemption
+from resnet_jax.persistence.storage import Path
 from resnet_jax.setup import Setup, set_up
 from resnet_jax.step import TrainState
-from resnet_jax.storage import Path
 
 log = logging.getLogger(__name__)
 

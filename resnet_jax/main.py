@@ -188,9 +188,9 @@ def _seconds(text: str, flag: str) -> float:
 
 def connect(arguments: Arguments) -> None:
     """Connects the processes of a run, if there are several; JAX's first call."""
-    from resnet_jax import source
-    from resnet_jax.checkpoints import find_versions
     from resnet_jax.parallel import processes
+    from resnet_jax.persistence import code_digest
+    from resnet_jax.persistence.checkpoints import find_versions
 
     if not (_COORDINATOR.value or _DISTRIBUTED.value):
         return
@@ -208,7 +208,7 @@ def connect(arguments: Arguments) -> None:
         "start",
         {
             "the number of processes": processes.count(),
-            "the code of resnet_jax": source.digest(),
+            "the code of resnet_jax": code_digest.digest(),
             **{f"the version of {k}": v for k, v in find_versions().items()},
             **{f"--{name}": value for name, value in told.items()},
             **{f"config.{key}": value for key, value in flatten(config).items()},
@@ -226,8 +226,8 @@ def connect(arguments: Arguments) -> None:
 @contextlib.contextmanager
 def _scratch() -> Iterator["Path"]:
     """A workdir for a dry run, which goes."""
-    from resnet_jax import storage
     from resnet_jax.parallel import processes
+    from resnet_jax.persistence import storage
 
     if processes.count() == 1:
         token = secrets.token_hex(8)
@@ -272,13 +272,13 @@ def run(arguments: Arguments, command: str) -> None:
     # Imported here, so that a wrong flag is reported at once.
     import jax
 
-    from resnet_jax import compile_cache
     from resnet_jax.evaluate import evaluate_workdir
     from resnet_jax.output import say
     from resnet_jax.parallel.sharding import find_devices
-    from resnet_jax.storage import path_of
+    from resnet_jax.persistence import compile_cache
+    from resnet_jax.persistence.storage import path_of
+    from resnet_jax.persistence.writers import describe
     from resnet_jax.training.loop import train
-    from resnet_jax.writers import describe
 
     compile_cache.turn_on()
     if find_devices()[0].platform == "cpu":
@@ -348,7 +348,7 @@ def _main(argv: list[str]) -> int:
         return 1
     # Imports jax, so that a wrong flag is told before.
     from resnet_jax.parallel import processes
-    from resnet_jax.preemption import PreemptedError
+    from resnet_jax.persistence.preemption import PreemptedError
 
     try:
         connect(arguments)

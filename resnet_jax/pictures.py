@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from resnet_jax.errors import UserError
 from resnet_jax.output import printable, reason_of
-from resnet_jax.storage import Path, telling, write
+from resnet_jax.persistence.storage import Path, telling, write
 
 # A user's matplotlibrc chooses fonts and colours. No text is parsed as mathematics or
 # as TeX, where a name such as a$b_$ is an error.

@@ -33,8 +33,8 @@ from resnet_jax.models import create_model, get_spec
 from resnet_jax.models.cost import cost_of_image, count, init_shapes
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.parallel import memory, sharding
+from resnet_jax.persistence.storage import Path
 from resnet_jax.step import TrainState
-from resnet_jax.storage import Path
 
 # How many images of each one are evaluated.
 VIEWS = {"one": 1, "flip": 2, "ten_crop": 10}

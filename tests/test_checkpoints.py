@@ -9,10 +9,10 @@ import pytest
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from resnet_jax import checkpoints
-from resnet_jax.checkpoints import Checkpoints, Progress
-from resnet_jax.fingerprint import fingerprint
 from resnet_jax.parallel import processes, sharding
+from resnet_jax.persistence import checkpoints
+from resnet_jax.persistence.checkpoints import Checkpoints, Progress
+from resnet_jax.persistence.fingerprint import fingerprint
 from resnet_jax.step import TrainState
 from tests import tiny
 

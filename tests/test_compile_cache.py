@@ -6,7 +6,7 @@ import re
 import jax
 import pytest
 
-from resnet_jax import compile_cache
+from resnet_jax.persistence import compile_cache
 from tests import runs
 
 

@@ -16,7 +16,7 @@ import resnet_jax
 from resnet_jax import errors
 from resnet_jax.errors import BadValueError, ResNetJaxError, UserError
 from resnet_jax.models import build, create_model, get_spec
-from resnet_jax.preemption import PreemptedError
+from resnet_jax.persistence.preemption import PreemptedError
 
 PACKAGE = pathlib.Path(resnet_jax.__file__).parent
 # These build networks of frameworks that the tests do not have.

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from resnet_jax.parallel import signals
-from resnet_jax.preemption import PreemptedError, Preemption
+from resnet_jax.persistence.preemption import PreemptedError, Preemption
 from tests import runs
 
 # Each part prints a line when it is ready for the next signal.

@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_jax import evaluate, predict, storage, workdir, writers
+from resnet_jax import evaluate, predict
 from resnet_jax.data import sources
 from resnet_jax.errors import UserError
 from resnet_jax.parallel import processes
+from resnet_jax.persistence import storage, workdir, writers
+from resnet_jax.persistence.storage import path_of
+from resnet_jax.persistence.workdir import Lock, claimed
 from resnet_jax.reports import curves
-from resnet_jax.storage import path_of
 from resnet_jax.weights import load as weights
 from resnet_jax.weights.save import save
-from resnet_jax.workdir import Lock, claimed
 from tests import stores
 from tests.data.prepared import prepare
 from tests.test_checkpoints import assert_equal, like, open_at, progress_at, state_of

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from resnet_jax import user_cache
 from resnet_jax.errors import UserError
+from resnet_jax.persistence import user_cache
 
 
 def test_a_directory_is_made_for_the_user_alone(tmp_path, monkeypatch):

@@ -12,10 +12,10 @@ import time
 import psutil
 import pytest
 
-from resnet_jax import workdir
 from resnet_jax.errors import UserError
 from resnet_jax.parallel import processes
-from resnet_jax.workdir import Lock
+from resnet_jax.persistence import workdir
+from resnet_jax.persistence.workdir import Lock
 
 
 @pytest.fixture

@@ -10,12 +10,13 @@ errors on what was trained on, as it went, and bold lines errors on the test spl
 import json
 from collections.abc import Sequence
 
-from resnet_jax import output, storage
+from resnet_jax import output
 from resnet_jax.arguments import Parser
 from resnet_jax.errors import UserError
+from resnet_jax.persistence import storage
+from resnet_jax.persistence.storage import Path
+from resnet_jax.persistence.writers import read_metrics
 from resnet_jax.pictures import picture, shorten
-from resnet_jax.storage import Path
-from resnet_jax.writers import read_metrics
 
 SPLITS = {"train": {"linestyle": "--", "linewidth": 0.8}, "eval": {"linewidth": 2}}
 

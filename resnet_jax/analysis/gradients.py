@@ -20,9 +20,8 @@ from jaxtyping import Array, Float
 from matplotlib.ticker import LogFormatter
 from ml_collections import ConfigDict
 
-from resnet_jax import losses, output, step, storage
+from resnet_jax import losses, output, step
 from resnet_jax.arguments import Parser, count, load_config
-from resnet_jax.checkpoints import open_checkpoints
 from resnet_jax.config import override
 from resnet_jax.config.saved import from_saved
 from resnet_jax.dependencies import spec_change
@@ -33,11 +32,13 @@ from resnet_jax.models.cost import init_shapes
 from resnet_jax.models.scan import unstack_blocks
 from resnet_jax.models.zoo import Spec
 from resnet_jax.parallel import sharding
+from resnet_jax.persistence import storage
+from resnet_jax.persistence.checkpoints import open_checkpoints
+from resnet_jax.persistence.storage import Path
+from resnet_jax.persistence.writers import write_json
 from resnet_jax.pictures import picture
 from resnet_jax.setup import Setup, set_up
 from resnet_jax.step import TrainState, Tree
-from resnet_jax.storage import Path
-from resnet_jax.writers import write_json
 
 
 def first_convolutions(params: Mapping) -> dict[str, Tree]:

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 
 import jax
 
-from resnet_jax import writers
 from resnet_jax.arguments import Parser, count
 from resnet_jax.bench import table
 from resnet_jax.bench.contender import name_of
@@ -20,6 +19,7 @@ from resnet_jax.bench.table import Benchmark, row
 from resnet_jax.config import override
 from resnet_jax.errors import UserError
 from resnet_jax.initial import teacher_variables, teacher_weights
+from resnet_jax.persistence import writers
 from resnet_jax.setup import Setup, set_up
 from resnet_jax.training.loop import train
 

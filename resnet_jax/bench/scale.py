@@ -30,11 +30,11 @@ from resnet_jax.arguments import Parser, count, counts, load_config
 from resnet_jax.bench import table
 from resnet_jax.bench.ours import fake_batch, short_config
 from resnet_jax.bench.table import Benchmark
-from resnet_jax.checkpoints import Checkpoints, Progress
 from resnet_jax.config import override
 from resnet_jax.errors import UserError, reason_of
 from resnet_jax.models import get_spec
 from resnet_jax.parallel import memory, processes, sharding
+from resnet_jax.persistence.checkpoints import Checkpoints, Progress
 from resnet_jax.plan import hlo
 from resnet_jax.plan.ask import ask
 from resnet_jax.plan.chips import CHIPS, chip_of

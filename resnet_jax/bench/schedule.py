@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import output, storage
+from resnet_jax import output
 from resnet_jax.arguments import Parser, count, load_config
 from resnet_jax.config.durations import to_steps
 from resnet_jax.data.sources import KNOWN, few_shot, open_source
 from resnet_jax.errors import UserError
 from resnet_jax.optim import check, make_decay
 from resnet_jax.parallel.sharding import find_devices
+from resnet_jax.persistence import storage
 from resnet_jax.pictures import picture, shorten
 from resnet_jax.schedules import make_schedule
 

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import PIL.Image
 
-from resnet_jax import storage
 from resnet_jax.data.decode import MODES, Picture
 from resnet_jax.errors import UserError
+from resnet_jax.persistence import storage
 
 if TYPE_CHECKING:
     Image = str | os.PathLike[str] | bytes | PIL.Image.Image | np.ndarray | jax.Array

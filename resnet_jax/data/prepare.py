@@ -9,13 +9,13 @@ from collections.abc import Iterator
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import downloader
 
-from resnet_jax import storage
 from resnet_jax.data import originals, pack
 from resnet_jax.data.pack import DataSet, Reencode
 from resnet_jax.data.sources import FolderSource, folder_splits
 from resnet_jax.data.tfds_source import tfds_builder
 from resnet_jax.data.verify import checks_of_builder, checks_of_folder, verify
 from resnet_jax.errors import UserError
+from resnet_jax.persistence import storage
 
 PROGRAM = "python -m resnet_jax.prepare"
 ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD

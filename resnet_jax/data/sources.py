@@ -19,9 +19,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from resnet_jax import storage
 from resnet_jax.data.tfds_source import TfdsSource, reason_of_tfds
 from resnet_jax.errors import BadImageError, UserError, check_known, nearest
+from resnet_jax.persistence import storage
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".bmp", ".gif"),

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from resnet_jax import storage
 from resnet_jax.data.shards import damage, read_record, repair
 from resnet_jax.errors import BadImageError, UserError, check_known, nearest
+from resnet_jax.persistence import storage
 
 
 def tfds_builder(dataset: str, data_dir: str = "", file_format: str | None = None):

@@ -13,9 +13,10 @@ from importlib import metadata
 
 from ml_collections import ConfigDict
 
-from resnet_jax import output, source, user_cache
+from resnet_jax import output
 from resnet_jax.data.sources import KNOWN, open_source
 from resnet_jax.errors import UserError, reason_of
+from resnet_jax.persistence import code_digest, user_cache
 from resnet_jax.plan.chips import LOCAL, chip_of
 
 # What cannot change a compiled step; of this package, only what asks the compiler can.
@@ -176,4 +177,6 @@ def versions() -> dict[str, str]:
 
 def code() -> str:
     """A digest of the code that a compiled step comes from."""
-    return source.digest(lambda name: name.startswith(ASIDE) and name not in ASKING)
+    return code_digest.digest(
+        lambda name: name.startswith(ASIDE) and name not in ASKING
+    )

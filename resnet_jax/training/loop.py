@@ -10,8 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import checkpoints, output, writers
-from resnet_jax.checkpoints import Checkpoints, Progress
+from resnet_jax import output
 from resnet_jax.config import load
 from resnet_jax.data.given import Arrays, config_of_given, open_given
 from resnet_jax.data.loader import WorkerDiedError, bad_indices
@@ -28,14 +27,21 @@ from resnet_jax.initial import (
 from resnet_jax.models.cost import count
 from resnet_jax.optim import set_rate_factor
 from resnet_jax.parallel import processes, sharding
-from resnet_jax.preemption import GRACE, STALL_TIMEOUT, PreemptedError, Preemption
+from resnet_jax.persistence import checkpoints, writers
+from resnet_jax.persistence.checkpoints import Checkpoints, Progress
+from resnet_jax.persistence.preemption import (
+    GRACE,
+    STALL_TIMEOUT,
+    PreemptedError,
+    Preemption,
+)
+from resnet_jax.persistence.storage import path_of
+from resnet_jax.persistence.workdir import claimed
+from resnet_jax.persistence.writers import Writer
 from resnet_jax.recompute import recompute_statistics
 from resnet_jax.reports import curves
 from resnet_jax.setup import Setup, set_up, summary
 from resnet_jax.step import TrainState
-from resnet_jax.storage import path_of
-from resnet_jax.workdir import claimed
-from resnet_jax.writers import Writer
 
 log = logging.getLogger(__name__)
 

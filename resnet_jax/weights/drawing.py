@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import UInt8
 
+from resnet_jax.persistence.storage import Path
 from resnet_jax.pictures import picture, shorten
-from resnet_jax.storage import Path
 from resnet_jax.weights.card import Prediction
 
 

@@ -18,10 +18,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from resnet_jax import storage
 from resnet_jax.errors import UserError
 from resnet_jax.models.zoo import Spec
-from resnet_jax.storage import Path
+from resnet_jax.persistence import storage
+from resnet_jax.persistence.storage import Path
 from resnet_jax.weights import SCHEMES, keras_files
 from resnet_jax.weights.card import Card, from_json, timm_card
 from resnet_jax.weights.naming import Scheme

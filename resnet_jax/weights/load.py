@@ -12,7 +12,7 @@ import numpy as np
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models import zoo
 from resnet_jax.models.zoo import ZOO, Spec, get_entry, get_spec, resolve
-from resnet_jax.storage import path_of, telling
+from resnet_jax.persistence.storage import path_of, telling
 from resnet_jax.weights import SCHEMES, files, hub, own
 from resnet_jax.weights.bit import BIT
 from resnet_jax.weights.card import Card, default_card

@@ -12,19 +12,19 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 
-from resnet_jax import storage
-from resnet_jax.checkpoints import (
+from resnet_jax.config.saved import from_saved
+from resnet_jax.errors import UserError
+from resnet_jax.models.scan import unstack_blocks
+from resnet_jax.models.zoo import get_spec, resolve
+from resnet_jax.persistence import storage
+from resnet_jax.persistence.checkpoints import (
     DamagedError,
     open_checkpoints,
     orbax_options,
     telling_way_out,
 )
-from resnet_jax.config.saved import from_saved
-from resnet_jax.errors import UserError
-from resnet_jax.fingerprint import changed_arrays
-from resnet_jax.models.scan import unstack_blocks
-from resnet_jax.models.zoo import get_spec, resolve
-from resnet_jax.storage import Path
+from resnet_jax.persistence.fingerprint import changed_arrays
+from resnet_jax.persistence.storage import Path
 from resnet_jax.weights import timm
 from resnet_jax.weights.card import Card, as_tuples, default_card, from_json
 from resnet_jax.weights.naming import Layout, Scheme

@@ -3,7 +3,7 @@
 import dataclasses
 
 from resnet_jax.errors import UserError, nearest
-from resnet_jax.storage import Path, path_of
+from resnet_jax.persistence.storage import Path, path_of
 from resnet_jax.weights import files, own
 from resnet_jax.weights.card import Card
 from resnet_jax.weights.load import schemes_of

@@ -6,8 +6,8 @@ import subprocess
 import jax
 import pytest
 
-from resnet_jax import source
 from resnet_jax.errors import UserError
+from resnet_jax.persistence import code_digest
 from resnet_jax.plan import ask as ask_module
 from resnet_jax.plan.ask import ask, key_of
 from resnet_jax.plan.chips import LOCAL
@@ -65,7 +65,7 @@ def test_the_code_that_counts_is_what_steps_are_made_of(tmp_path, monkeypatch):
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
-    monkeypatch.setattr(source, "PACKAGE", tmp_path / "resnet_jax")
+    monkeypatch.setattr(code_digest, "PACKAGE", tmp_path / "resnet_jax")
     before = ask_module.code()
     for name, counts in files.items():
         (tmp_path / name).write_text("changed")

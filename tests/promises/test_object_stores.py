@@ -5,9 +5,9 @@ import signal
 
 import pytest
 
-from resnet_jax import storage
+from resnet_jax.persistence import storage
+from resnet_jax.persistence.storage import path_of
 from resnet_jax.reports import curves
-from resnet_jax.storage import path_of
 from resnet_jax.weights.load import load
 from tests import pods, runs, stores
 

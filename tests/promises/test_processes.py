@@ -41,7 +41,7 @@ LONG = tuple(
 HANGING = """
 import os, sys, time
 from resnet_jax import main
-from resnet_jax.checkpoints import Checkpoints
+from resnet_jax.persistence.checkpoints import Checkpoints
 from resnet_jax.data.loader import Batches
 before, count = Batches.__next__, 0
 

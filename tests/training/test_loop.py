@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from resnet_jax.checkpoints import Progress
 from resnet_jax.errors import UserError
-from resnet_jax.preemption import PreemptedError
+from resnet_jax.persistence.checkpoints import Progress
+from resnet_jax.persistence.preemption import PreemptedError
+from resnet_jax.persistence.writers import Writer
 from resnet_jax.setup import summary
 from resnet_jax.training.loop import Meter, train
-from resnet_jax.writers import Writer
 from tests import tiny
 
 

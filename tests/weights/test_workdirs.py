@@ -10,12 +10,9 @@ import numpy as np
 import optax
 import pytest
 
-from resnet_jax import writers
-from resnet_jax.checkpoints import Checkpoints, Progress
 from resnet_jax.convert import main
 from resnet_jax.dependencies import describe_data, describe_weights
 from resnet_jax.errors import UserError
-from resnet_jax.fingerprint import old_fingerprint
 from resnet_jax.initial import (
     first_state,
     initial_weights,
@@ -23,6 +20,9 @@ from resnet_jax.initial import (
     teacher_weights,
 )
 from resnet_jax.models.scan import stack_blocks
+from resnet_jax.persistence import writers
+from resnet_jax.persistence.checkpoints import Checkpoints, Progress
+from resnet_jax.persistence.fingerprint import old_fingerprint
 from resnet_jax.reports import curves
 from resnet_jax.setup import Setup, set_up
 from resnet_jax.step import TrainState, normalize

@@ -22,8 +22,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from resnet_jax import user_cache
 from resnet_jax.errors import UserError
+from resnet_jax.persistence import user_cache
 
 log = logging.getLogger(__name__)
 

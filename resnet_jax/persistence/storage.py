@@ -21,8 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from etils import epath
 
-from resnet_jax import user_cache
 from resnet_jax.errors import UserError, problem_of_store
+from resnet_jax.persistence import user_cache
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 import psutil
 
-from resnet_jax import storage
 from resnet_jax.errors import UserError
 from resnet_jax.parallel import processes
-from resnet_jax.storage import Path, is_remote
+from resnet_jax.persistence import storage
+from resnet_jax.persistence.storage import Path, is_remote
 
 # Seconds between two signs of life, and after which a run without one is dead. A file
 # server answers in a second or so; a new machine takes longer than that to start.

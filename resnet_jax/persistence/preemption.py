@@ -12,10 +12,10 @@ import threading
 import time
 
 from resnet_jax import output
-from resnet_jax.checkpoints import newest_step
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.parallel import processes, signals
-from resnet_jax.storage import Path, is_remote
+from resnet_jax.persistence.checkpoints import newest_step
+from resnet_jax.persistence.storage import Path, is_remote
 
 # Seconds: of a GKE pod's and a spot machine's thirty, five are left for the exit; and
 # what neither compiling nor saving a large network should take.

@@ -4,7 +4,7 @@ import hashlib
 import pathlib
 from collections.abc import Callable
 
-PACKAGE = pathlib.Path(__file__).parent
+PACKAGE = pathlib.Path(__file__).parents[1]
 # Recipes, which an installed package holds, are compared as configs.
 RECIPES = PACKAGE / "configs"
 

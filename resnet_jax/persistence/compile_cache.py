@@ -7,8 +7,8 @@ import platform
 
 import jax
 
-from resnet_jax import user_cache
 from resnet_jax.errors import UserError
+from resnet_jax.persistence import user_cache
 
 log = logging.getLogger(__name__)
 

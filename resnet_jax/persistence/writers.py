@@ -11,10 +11,10 @@ from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
-from resnet_jax import storage
 from resnet_jax.errors import UserError
 from resnet_jax.output import ByProduct, reason_of, say
-from resnet_jax.storage import Path
+from resnet_jax.persistence import storage
+from resnet_jax.persistence.storage import Path
 
 
 def write_json(path: Path, content: dict) -> None:

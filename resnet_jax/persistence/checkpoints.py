@@ -24,14 +24,14 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from resnet_jax import orbax_s3, source, storage
 from resnet_jax.config.saved import as_json
 from resnet_jax.errors import UserError, problem_of_store
-from resnet_jax.fingerprint import changed_arrays, fingerprint, is_old
 from resnet_jax.parallel import processes
+from resnet_jax.persistence import code_digest, orbax_s3, storage
+from resnet_jax.persistence.fingerprint import changed_arrays, fingerprint, is_old
+from resnet_jax.persistence.storage import Path
 from resnet_jax.setup import Setup
 from resnet_jax.step import TrainState
-from resnet_jax.storage import Path
 
 log = logging.getLogger(__name__)
 policies = ocp.checkpoint_managers
@@ -119,7 +119,7 @@ class Checkpoints:
             "config": json.loads(as_json(setup.config)),
             "spec": dataclasses.asdict(setup.model.spec),
             "versions": find_versions(),
-            "code": source.digest(),
+            "code": code_digest.digest(),
             "ghost_batch_size": setup.model.bn_group_size,
         }
         return cls(workdir / "checkpoints", setup.config.checkpoint, about)

@@ -1,0 +1,1 @@
+"""Workdirs, checkpoints, object stores, logs and caches: what outlives a process."""
