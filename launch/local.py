@@ -22,7 +22,7 @@ import time
 # Python looks beside this script, and not in the directory above it.
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from resnet_jax import output
+from resnet_jax.console import output
 
 PATIENCE = 120  # seconds
 

@@ -34,7 +34,7 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Imported here, as Ctrl-C may come while it is.
-    from resnet_jax import output
+    from resnet_jax.console import output
 
     name, *arguments = sys.argv[1:] or ["--help"]
     if name not in COMMANDS:
@@ -46,7 +46,7 @@ def main() -> None:
 
 def _answer(argv: list[str]) -> None:
     """Prints the commands or the version; raises UserError for an unknown command."""
-    from resnet_jax import output
+    from resnet_jax.console import output
     from resnet_jax.errors import check_known
 
     name = "".join(argv[1:2])

@@ -5,8 +5,8 @@ workdir, a weights directory or `timm:NAME.TAG`. The suffix of OUT names the for
 without a suffix it is a weights directory.
 """
 
-from resnet_jax import output
-from resnet_jax.arguments import Parser
+from resnet_jax.console import output
+from resnet_jax.console.arguments import Parser
 from resnet_jax.persistence.storage import path_of
 from resnet_jax.weights import files
 from resnet_jax.weights.load import load

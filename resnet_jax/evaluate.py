@@ -10,10 +10,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import output
 from resnet_jax.config import override
 from resnet_jax.config.saved import as_json, differences, from_saved
 from resnet_jax.config.variants import for_evaluation
+from resnet_jax.console import output
 from resnet_jax.data.evalsets import summarize
 from resnet_jax.data.loader import bad_indices
 from resnet_jax.data.sources import RecordedSplit

@@ -3,7 +3,7 @@
 python -m resnet_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
-from resnet_jax import output
+from resnet_jax.console import output
 from resnet_jax.parallel import memory, signals
 
 if __name__ == "__main__":
@@ -33,11 +33,11 @@ import absl.logging
 from absl import flags
 from ml_collections import ConfigDict
 
-from resnet_jax.arguments import CONFIG
 from resnet_jax.config import load, override
 from resnet_jax.config.overrides import HELP, take_overrides
 from resnet_jax.config.saved import as_json, flatten
 from resnet_jax.config.variants import for_dry_run
+from resnet_jax.console.arguments import CONFIG
 from resnet_jax.errors import UserError, problem_of_memory, problem_of_store
 
 _BEGAN = time.perf_counter()  # jax and what stands on it are imported later
@@ -272,8 +272,8 @@ def run(arguments: Arguments, command: str) -> None:
     # Imported here, so that a wrong flag is reported at once.
     import jax
 
+    from resnet_jax.console.output import say
     from resnet_jax.evaluate import evaluate_workdir
-    from resnet_jax.output import say
     from resnet_jax.parallel.sharding import find_devices
     from resnet_jax.persistence import compile_cache
     from resnet_jax.persistence.storage import path_of

@@ -5,8 +5,8 @@ import io
 import warnings
 from collections.abc import Iterator
 
+from resnet_jax.console.output import printable, reason_of
 from resnet_jax.errors import UserError
-from resnet_jax.output import printable, reason_of
 from resnet_jax.persistence.storage import Path, telling, write
 
 # A user's matplotlibrc chooses fonts and colours. No text is parsed as mathematics or

@@ -6,8 +6,8 @@ directory or `timm:NAME.TAG`. Its card says how images are prepared.
 
 import json
 
-from resnet_jax import output
-from resnet_jax.arguments import Parser
+from resnet_jax.console import output
+from resnet_jax.console.arguments import Parser
 from resnet_jax.data.images import pictures_of
 from resnet_jax.persistence import storage
 from resnet_jax.weights.drawing import draw_predictions

@@ -19,8 +19,8 @@ import logging
 import os
 from collections.abc import Sequence
 
-from resnet_jax import output
-from resnet_jax.arguments import Parser, count
+from resnet_jax.console import output
+from resnet_jax.console.arguments import Parser, count
 from resnet_jax.errors import UserError
 
 

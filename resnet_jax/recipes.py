@@ -6,9 +6,9 @@ A config file may have `PUBLISHED`, the published top-1 in % by variant (its arg
 or "" where it takes none), and `REACHED`, what this project reached.
 """
 
-from resnet_jax import output
-from resnet_jax.arguments import Parser
 from resnet_jax.config import recipes
+from resnet_jax.console import output
+from resnet_jax.console.arguments import Parser
 
 
 def main(argv: list[str]) -> None:

@@ -1,7 +1,7 @@
 """Plots a run: `python -m resnet_jax.report WORKDIR` writes WORKDIR/report.png."""
 
-from resnet_jax import output
-from resnet_jax.arguments import Parser
+from resnet_jax.console import output
+from resnet_jax.console.arguments import Parser
 from resnet_jax.persistence import storage
 
 

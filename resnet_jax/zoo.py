@@ -8,8 +8,8 @@ network against, whether `scan_blocks` applies, and the paper.
 
 import json
 
-from resnet_jax import output
-from resnet_jax.arguments import Parser
+from resnet_jax.console import output
+from resnet_jax.console.arguments import Parser
 
 
 def main(argv: list[str]) -> None:

@@ -8,8 +8,8 @@ import re
 import pytest
 
 import resnet_jax
-from resnet_jax.arguments import Parser, count
 from resnet_jax.bench.__main__ import WHATS
+from resnet_jax.console.arguments import Parser, count
 from resnet_jax.errors import UserError
 
 PACKAGE = pathlib.Path(resnet_jax.__file__).parent

@@ -12,7 +12,7 @@ import types
 
 import pytest
 
-from resnet_jax import output
+from resnet_jax.console import output
 from tests import runs
 
 # A program whose streams fail in several ways, with every kind of writer.

@@ -27,7 +27,7 @@ import sys
 # Python looks beside this script, and not in the root of the project.
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
-from resnet_jax import output
+from resnet_jax.console import output
 
 TEMPLATE = pathlib.Path(__file__).with_name("jobset.yaml")
 GKE = "cloud.google.com"

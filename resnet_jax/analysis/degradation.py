@@ -10,8 +10,8 @@ errors on what was trained on, as it went, and bold lines errors on the test spl
 import json
 from collections.abc import Sequence
 
-from resnet_jax import output
-from resnet_jax.arguments import Parser
+from resnet_jax.console import output
+from resnet_jax.console.arguments import Parser
 from resnet_jax.errors import UserError
 from resnet_jax.persistence import storage
 from resnet_jax.persistence.storage import Path

@@ -20,10 +20,11 @@ from jaxtyping import Array, Float
 from matplotlib.ticker import LogFormatter
 from ml_collections import ConfigDict
 
-from resnet_jax import losses, output, step
-from resnet_jax.arguments import Parser, count, load_config
+from resnet_jax import losses, step
 from resnet_jax.config import override
 from resnet_jax.config.saved import from_saved
+from resnet_jax.console import output
+from resnet_jax.console.arguments import Parser, count, load_config
 from resnet_jax.dependencies import spec_change
 from resnet_jax.errors import UserError
 from resnet_jax.initial import first_state, initial_weights

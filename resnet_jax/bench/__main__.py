@@ -9,9 +9,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from resnet_jax import bench, output
-from resnet_jax.arguments import Parser, count
+from resnet_jax import bench
 from resnet_jax.bench import table
+from resnet_jax.console import output
+from resnet_jax.console.arguments import Parser, count
 from resnet_jax.errors import check_known
 from resnet_jax.parallel import memory
 

@@ -9,9 +9,9 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
-from resnet_jax import output
-from resnet_jax.arguments import Parser, count, load_config
 from resnet_jax.bench.input import read_jpegs
+from resnet_jax.console import output
+from resnet_jax.console.arguments import Parser, count, load_config
 from resnet_jax.data.crops import mix
 from resnet_jax.data.decode import Picture
 from resnet_jax.data.ops import to_image

@@ -7,8 +7,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-from resnet_jax import output
-from resnet_jax.arguments import Parser
 from resnet_jax.bench import table
 from resnet_jax.bench.contender import (
     CONTENDERS,
@@ -19,6 +17,8 @@ from resnet_jax.bench.contender import (
     name_of,
 )
 from resnet_jax.bench.table import Benchmark, row
+from resnet_jax.console import output
+from resnet_jax.console.arguments import Parser
 from resnet_jax.errors import UserError
 
 HELP = ["-m", "resnet_jax.main", "--help"]

@@ -18,10 +18,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from resnet_jax import output
-from resnet_jax.arguments import Parser, count, counts, words
 from resnet_jax.bench import table
 from resnet_jax.bench.table import Benchmark, row
+from resnet_jax.console import output
+from resnet_jax.console.arguments import Parser, count, counts, words
 from resnet_jax.errors import ResNetJaxError, UserError, check_known
 
 # By task and contender: the function that takes model, image size, batch size and type

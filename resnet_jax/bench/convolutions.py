@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax import output
-from resnet_jax.arguments import Parser, count, counts, words
 from resnet_jax.bench import table
 from resnet_jax.bench.contender import TYPES, check_types
 from resnet_jax.bench.table import Benchmark, row
+from resnet_jax.console import output
+from resnet_jax.console.arguments import Parser, count, counts, words
 from resnet_jax.kernels import onednn
 from resnet_jax.kernels.conv import form_of
 from resnet_jax.kernels.cpu.conv import FORMS, Geometry, apply, forms_of

@@ -20,11 +20,11 @@ import threading
 import time
 from collections.abc import Iterator
 
-from resnet_jax import output
-from resnet_jax.arguments import Parser, count, words
 from resnet_jax.bench import table
 from resnet_jax.bench.contender import Child, LeftOutError, name_of
 from resnet_jax.bench.gpu_child import MAKERS
+from resnet_jax.console import output
+from resnet_jax.console.arguments import Parser, count, words
 from resnet_jax.errors import UserError, check_known
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -23,9 +23,9 @@ from importlib.util import find_spec
 import numpy as np
 from PIL import Image
 
-from resnet_jax import output
-from resnet_jax.arguments import Parser, count
 from resnet_jax.bench.table import TORCH, Benchmark, row
+from resnet_jax.console import output
+from resnet_jax.console.arguments import Parser, count
 from resnet_jax.data.augment import Augment
 from resnet_jax.data.cache import MemorySource
 from resnet_jax.data.decode import Picture

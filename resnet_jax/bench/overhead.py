@@ -11,12 +11,12 @@ from collections.abc import Iterator
 
 import jax
 
-from resnet_jax.arguments import Parser, count
 from resnet_jax.bench import table
 from resnet_jax.bench.contender import name_of
 from resnet_jax.bench.ours import fake_batch, short_config
 from resnet_jax.bench.table import Benchmark, row
 from resnet_jax.config import override
+from resnet_jax.console.arguments import Parser, count
 from resnet_jax.errors import UserError
 from resnet_jax.initial import teacher_variables, teacher_weights
 from resnet_jax.persistence import writers

@@ -25,12 +25,12 @@ import psutil
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from resnet_jax import output
-from resnet_jax.arguments import Parser, count, counts, load_config
 from resnet_jax.bench import table
 from resnet_jax.bench.ours import fake_batch, short_config
 from resnet_jax.bench.table import Benchmark
 from resnet_jax.config import override
+from resnet_jax.console import output
+from resnet_jax.console.arguments import Parser, count, counts, load_config
 from resnet_jax.errors import UserError, reason_of
 from resnet_jax.models import get_spec
 from resnet_jax.parallel import memory, processes, sharding

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import output
-from resnet_jax.arguments import Parser, count, load_config
 from resnet_jax.config.durations import to_steps
+from resnet_jax.console import output
+from resnet_jax.console.arguments import Parser, count, load_config
 from resnet_jax.data.sources import KNOWN, few_shot, open_source
 from resnet_jax.errors import UserError
 from resnet_jax.optim import check, make_decay

@@ -13,8 +13,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from resnet_jax import output
-from resnet_jax.arguments import Parser
+from resnet_jax.console import output
+from resnet_jax.console.arguments import Parser
 from resnet_jax.errors import UserError
 
 JAX = ("jax", "jaxlib", "flax", "onednn-devel-cpu-gomp")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import jax
 
-from resnet_jax import output
+from resnet_jax.console import output
 
 
 def profile(run: Callable[[], None], folder: str) -> None:

@@ -5,8 +5,8 @@
 
 import jax
 
-from resnet_jax import output
 from resnet_jax.compiler.options import OPTIONS
+from resnet_jax.console import output
 from resnet_jax.errors import UserError
 from resnet_jax.plan.chips import chip_of_device
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 
-from resnet_jax import output
+from resnet_jax.console import output
 from resnet_jax.data import pack
 from resnet_jax.data.pack import DataSet, ImageFile, PreparedFile
 from resnet_jax.data.sources import FolderSource, check_same_classes, folder_splits

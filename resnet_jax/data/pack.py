@@ -22,7 +22,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
-from resnet_jax import output
+from resnet_jax.console import output
 from resnet_jax.data.decode import Picture
 from resnet_jax.data.shards import RECORD, damage, read_record, read_shard, write_shard
 from resnet_jax.data.workers import each

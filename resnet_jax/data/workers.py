@@ -15,7 +15,7 @@ from typing import Any
 
 import tqdm
 
-from resnet_jax import output
+from resnet_jax.console import output
 from resnet_jax.errors import UserError
 from resnet_jax.parallel import signals
 

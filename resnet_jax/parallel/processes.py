@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from resnet_jax import output
+from resnet_jax.console import output
 from resnet_jax.errors import UserError
 from resnet_jax.parallel import signals
 from resnet_jax.parallel.signals import at_end as at_end

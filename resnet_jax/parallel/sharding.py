@@ -10,7 +10,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from resnet_jax import output
+from resnet_jax.console import output
 from resnet_jax.errors import UserError, nearest_numbers
 from resnet_jax.parallel import accelerators
 

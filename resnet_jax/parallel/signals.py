@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from typing import NoReturn
 
-from resnet_jax import output
+from resnet_jax.console import output
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Seconds in which two Ctrl-C are one: `timeout` sends a signal to the process and to

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 
-from resnet_jax import output
+from resnet_jax.console import output
 from resnet_jax.errors import ResNetJaxError
 from resnet_jax.parallel import processes, signals
 from resnet_jax.persistence.checkpoints import newest_step

@@ -11,8 +11,8 @@ from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
+from resnet_jax.console.output import ByProduct, reason_of, say
 from resnet_jax.errors import UserError
-from resnet_jax.output import ByProduct, reason_of, say
 from resnet_jax.persistence import storage
 from resnet_jax.persistence.storage import Path
 

@@ -10,8 +10,9 @@ import sys
 
 from ml_collections import ConfigDict
 
-from resnet_jax import output, plan
-from resnet_jax.arguments import Parser, counts, load_config
+from resnet_jax import plan
+from resnet_jax.console import output
+from resnet_jax.console.arguments import Parser, counts, load_config
 from resnet_jax.errors import UserError, check_known
 from resnet_jax.plan import sweep
 from resnet_jax.plan.ask import ask

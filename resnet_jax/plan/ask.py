@@ -13,7 +13,7 @@ from importlib import metadata
 
 from ml_collections import ConfigDict
 
-from resnet_jax import output
+from resnet_jax.console import output
 from resnet_jax.data.sources import KNOWN, open_source
 from resnet_jax.errors import UserError, reason_of
 from resnet_jax.persistence import code_digest, user_cache

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from resnet_jax import output
+from resnet_jax.console import output
 from resnet_jax.errors import UserError
 
 # The answer is within this part of the largest batch, but for what sizes are legal.

@@ -6,8 +6,8 @@ compilation takes minutes.
 
 import os
 
-from resnet_jax import output
-from resnet_jax.arguments import Parser
+from resnet_jax.console import output
+from resnet_jax.console.arguments import Parser
 from resnet_jax.errors import check_known
 from resnet_jax.plan.ask import FOR_TPU, versions
 from resnet_jax.plan.calibration import Stock

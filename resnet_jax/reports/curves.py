@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 
-from resnet_jax import output
+from resnet_jax.console import output
 from resnet_jax.errors import UserError
 from resnet_jax.evaluate import Gallery
 from resnet_jax.persistence import storage

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import output
 from resnet_jax.config import load
+from resnet_jax.console import output
 from resnet_jax.data.given import Arrays, config_of_given, open_given
 from resnet_jax.data.loader import WorkerDiedError, bad_indices
 from resnet_jax.data.sources import Source, checksum
