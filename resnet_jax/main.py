@@ -273,11 +273,11 @@ def run(arguments: Arguments, command: str) -> None:
     import jax
 
     from resnet_jax.console.output import say
-    from resnet_jax.evaluate import evaluate_workdir
     from resnet_jax.parallel.sharding import find_devices
     from resnet_jax.persistence import compile_cache
     from resnet_jax.persistence.storage import path_of
     from resnet_jax.persistence.writers import describe
+    from resnet_jax.training.evaluation import evaluate_workdir
     from resnet_jax.training.loop import train
 
     compile_cache.turn_on()

@@ -13,7 +13,7 @@ from resnet_jax.parallel import processes, sharding
 from resnet_jax.persistence import checkpoints
 from resnet_jax.persistence.checkpoints import Checkpoints, Progress
 from resnet_jax.persistence.fingerprint import fingerprint
-from resnet_jax.step import TrainState
+from resnet_jax.training.step import TrainState
 from tests import tiny
 
 

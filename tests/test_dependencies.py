@@ -12,15 +12,20 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from resnet_jax import config, schedules
+from resnet_jax import config
 from resnet_jax.config.saved import as_json, as_text, from_saved
 from resnet_jax.config.variants import for_evaluation
 from resnet_jax.data.sources import Mix, Subset, open_source, with_classes
 from resnet_jax.errors import UserError
-from resnet_jax.evaluate import evaluate_workdir
-from resnet_jax.initial import first_state, initial_weights, teacher_weights
 from resnet_jax.persistence.checkpoints import Checkpoints
 from resnet_jax.persistence.fingerprint import fingerprint, old_fingerprint
+from resnet_jax.training import schedules
+from resnet_jax.training.evaluation import evaluate_workdir
+from resnet_jax.training.initialization import (
+    first_state,
+    initial_weights,
+    teacher_weights,
+)
 from resnet_jax.training.loop import train
 from resnet_jax.weights import own
 from resnet_jax.weights.card import default_card

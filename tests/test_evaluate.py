@@ -9,9 +9,9 @@ import pytest
 
 from resnet_jax.data.sources import FakeSource
 from resnet_jax.errors import BadImageError, UserError
-from resnet_jax.evaluate import Evaluation, Gallery, evaluate
-from resnet_jax.setup import Setup
-from resnet_jax.step import TrainState
+from resnet_jax.training.evaluation import Evaluation, Gallery, evaluate
+from resnet_jax.training.experiment import Setup
+from resnet_jax.training.step import TrainState
 from tests import tiny
 
 SIZE = 37  # a prime, so that no batch and no number of devices divides it

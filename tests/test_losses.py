@@ -7,7 +7,7 @@ import pytest
 
 from resnet_jax.config import defaults
 from resnet_jax.errors import UserError
-from resnet_jax.losses import (
+from resnet_jax.training.losses import (
     binary_cross_entropy,
     check,
     cross_entropy,

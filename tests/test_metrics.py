@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.losses import cross_entropy
-from resnet_jax.metrics import evaluation_sums, rank_of_label
+from resnet_jax.training.losses import cross_entropy
+from resnet_jax.training.metrics import evaluation_sums, rank_of_label
 from tests import keyed
 
 INF, NAN = np.inf, np.nan

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from resnet_jax.errors import UserError
-from resnet_jax.losses import one_hot
-from resnet_jax.mix import Drawn, Mix
 from resnet_jax.models.cost import count
+from resnet_jax.training.losses import one_hot
+from resnet_jax.training.mixup import Drawn, Mix
 from tests import keyed, tiny
 from tests.test_sharding import collectives
 

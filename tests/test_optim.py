@@ -13,7 +13,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.models import create_model, get_spec
 from resnet_jax.models.cost import init_shapes
 from resnet_jax.models.scan import stack_blocks
-from resnet_jax.optim import (
+from resnet_jax.training.optim import (
     decayed,
     layer_numbers,
     looks_at_layers,
@@ -22,7 +22,7 @@ from resnet_jax.optim import (
     on_single_blocks,
     update_ema,
 )
-from resnet_jax.schedules import make_schedule
+from resnet_jax.training.schedules import make_schedule
 from tests import keyed
 from tests.test_schedules import TRAIN_SIZE, about, configure
 

@@ -6,8 +6,8 @@ import pytest
 
 from resnet_jax.data.cache import cached
 from resnet_jax.errors import UserError
-from resnet_jax.recompute import pool, recompute_statistics
-from resnet_jax.step import normalize
+from resnet_jax.training.precise_bn import pool, recompute_statistics
+from resnet_jax.training.step import normalize
 from tests import keyed, tiny
 
 
@@ -69,7 +69,7 @@ def test_the_training_split_is_decoded_once(monkeypatch):
         splits.append(source.where)
         return cached(source, *args)
 
-    monkeypatch.setattr("resnet_jax.setup.cached", spy)
+    monkeypatch.setattr("resnet_jax.training.experiment.cached", spy)
     setup = tiny.setup({"bn_recompute": 1})
     train = setup.train.source.where
     assert train not in splits  # an evaluation alone does not read it

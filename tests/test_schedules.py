@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax.config import defaults
 from resnet_jax.errors import UserError
-from resnet_jax.schedules import Plateau, make_schedule
+from resnet_jax.training.schedules import Plateau, make_schedule
 
 TRAIN_SIZE = 2560  # ten steps an epoch at the batch size of `configure`
 

@@ -14,8 +14,8 @@ from resnet_jax.models.cost import count
 from resnet_jax.parallel import sharding
 from resnet_jax.plan import hlo
 from resnet_jax.plan.hlo import Collective
-from resnet_jax.setup import Setup, summary
-from resnet_jax.step import TrainState
+from resnet_jax.training.experiment import Setup, summary
+from resnet_jax.training.step import TrainState
 from tests import tiny
 
 # One block: the stem's norm and two more.

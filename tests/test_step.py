@@ -13,10 +13,15 @@ from ml_collections import ConfigDict
 
 from resnet_jax.errors import UserError
 from resnet_jax.models.cost import inner_jaxprs
-from resnet_jax.optim import update_ema
 from resnet_jax.parallel import sharding
-from resnet_jax.step import StepOptions, group_size_of, make_train_step, normalize
 from resnet_jax.training.loop import train
+from resnet_jax.training.optim import update_ema
+from resnet_jax.training.step import (
+    StepOptions,
+    group_size_of,
+    make_train_step,
+    normalize,
+)
 from tests import keyed, tiny
 
 # One block: the stem's norm and two more.

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_jax import evaluate, predict
+from resnet_jax import predict
 from resnet_jax.data import sources
 from resnet_jax.errors import UserError
 from resnet_jax.parallel import processes
@@ -22,6 +22,7 @@ from resnet_jax.persistence import storage, workdir, writers
 from resnet_jax.persistence.storage import path_of
 from resnet_jax.persistence.workdir import Lock, claimed
 from resnet_jax.reports import curves
+from resnet_jax.training import evaluation
 from resnet_jax.weights import load as weights
 from resnet_jax.weights.save import save
 from tests import stores
@@ -98,7 +99,7 @@ def test_a_run_writes_its_rows_events_and_report(folder):
     # A file for each second in which one was begun.
     events = [file.stat().length for file in (folder / "tensorboard").iterdir()]
     assert events and min(events) > 100
-    gallery = evaluate.Gallery()
+    gallery = evaluation.Gallery()
     gallery.rows.append(
         {"image": np.zeros((8, 8, 3), np.uint8), "label": 0, "predicted": 1}
         | {"probability": 0.5, "right": False}

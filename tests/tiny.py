@@ -9,8 +9,8 @@ from jax.sharding import AxisType, Mesh
 from ml_collections import ConfigDict
 
 from resnet_jax.config import load
-from resnet_jax.setup import Setup, set_up
-from resnet_jax.step import TrainState
+from resnet_jax.training.experiment import Setup, set_up
+from resnet_jax.training.step import TrainState
 from tests import keyed
 
 # Two blocks, the second one with a projection: six norms.

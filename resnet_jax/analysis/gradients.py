@@ -20,14 +20,11 @@ from jaxtyping import Array, Float
 from matplotlib.ticker import LogFormatter
 from ml_collections import ConfigDict
 
-from resnet_jax import losses, step
 from resnet_jax.config import override
 from resnet_jax.config.saved import from_saved
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, count, load_config
-from resnet_jax.dependencies import spec_change
 from resnet_jax.errors import UserError
-from resnet_jax.initial import first_state, initial_weights
 from resnet_jax.models import build
 from resnet_jax.models.cost import init_shapes
 from resnet_jax.models.scan import unstack_blocks
@@ -38,8 +35,11 @@ from resnet_jax.persistence.checkpoints import open_checkpoints
 from resnet_jax.persistence.storage import Path
 from resnet_jax.persistence.writers import write_json
 from resnet_jax.pictures import picture
-from resnet_jax.setup import Setup, set_up
-from resnet_jax.step import TrainState, Tree
+from resnet_jax.training import losses, step
+from resnet_jax.training.experiment import Setup, set_up
+from resnet_jax.training.initialization import first_state, initial_weights
+from resnet_jax.training.resume import spec_change
+from resnet_jax.training.step import TrainState, Tree
 
 
 def first_convolutions(params: Mapping) -> dict[str, Tree]:

@@ -17,7 +17,7 @@ from resnet_jax.data.decode import Picture
 from resnet_jax.data.ops import to_image
 from resnet_jax.data.sources import open_source
 from resnet_jax.errors import UserError
-from resnet_jax.examples import train_augment
+from resnet_jax.training.datasets import train_augment
 
 GAP = 4  # pixels between pictures
 

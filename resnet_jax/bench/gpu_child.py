@@ -54,11 +54,12 @@ def this_library(platform: str) -> Maker:
     import jax.numpy as jnp
     import numpy as np
 
-    from resnet_jax import compiler, step
+    from resnet_jax import compiler
     from resnet_jax.bench import peer_linen
     from resnet_jax.kernels import platforms
     from resnet_jax.models import create_model
     from resnet_jax.parallel import memory
+    from resnet_jax.training import step
 
     memory.keep_freed_memory()
     device = jax.local_devices(backend=platform)[0]

@@ -8,13 +8,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax.config import load
-from resnet_jax.initial import teacher_variables, teacher_weights
 from resnet_jax.models import create_model, get_spec
 from resnet_jax.models.cost import init_shapes
 from resnet_jax.parallel import memory
 from resnet_jax.parallel.sharding import local_rows
 from resnet_jax.persistence import compile_cache
-from resnet_jax.setup import Setup, set_up
+from resnet_jax.training.experiment import Setup, set_up
+from resnet_jax.training.initialization import teacher_variables, teacher_weights
 
 
 def short_config(

@@ -18,9 +18,9 @@ from resnet_jax.bench.table import Benchmark, row
 from resnet_jax.config import override
 from resnet_jax.console.arguments import Parser, count
 from resnet_jax.errors import UserError
-from resnet_jax.initial import teacher_variables, teacher_weights
 from resnet_jax.persistence import writers
-from resnet_jax.setup import Setup, set_up
+from resnet_jax.training.experiment import Setup, set_up
+from resnet_jax.training.initialization import teacher_variables, teacher_weights
 from resnet_jax.training.loop import train
 
 

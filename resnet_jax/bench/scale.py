@@ -39,8 +39,8 @@ from resnet_jax.plan import hlo
 from resnet_jax.plan.ask import ask
 from resnet_jax.plan.chips import CHIPS, chip_of
 from resnet_jax.plan.seconds import network_seconds, seconds_of
-from resnet_jax.setup import set_up
-from resnet_jax.step import TrainState
+from resnet_jax.training.experiment import set_up
+from resnet_jax.training.step import TrainState
 
 # Chips of a slice for which `plan` predicts.
 SLICES = (8, 64, 512, 4096)

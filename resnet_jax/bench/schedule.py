@@ -14,11 +14,11 @@ from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, count, load_config
 from resnet_jax.data.sources import KNOWN, few_shot, open_source
 from resnet_jax.errors import UserError
-from resnet_jax.optim import check, make_decay
 from resnet_jax.parallel.sharding import find_devices
 from resnet_jax.persistence import storage
 from resnet_jax.pictures import picture, shorten
-from resnet_jax.schedules import make_schedule
+from resnet_jax.training.optim import check, make_decay
+from resnet_jax.training.schedules import make_schedule
 
 # More points than a picture has pixels.
 MOST_POINTS = 4000

@@ -30,8 +30,8 @@ from resnet_jax.parallel import processes
 from resnet_jax.persistence import code_digest, orbax_s3, storage
 from resnet_jax.persistence.fingerprint import changed_arrays, fingerprint, is_old
 from resnet_jax.persistence.storage import Path
-from resnet_jax.setup import Setup
-from resnet_jax.step import TrainState
+from resnet_jax.training.experiment import Setup
+from resnet_jax.training.step import TrainState
 
 log = logging.getLogger(__name__)
 policies = ocp.checkpoint_managers

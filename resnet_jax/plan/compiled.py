@@ -32,7 +32,7 @@ from resnet_jax.plan.chips import (
     sides_of,
     slices_of,
 )
-from resnet_jax.setup import VIEWS, Setup, set_up
+from resnet_jax.training.experiment import VIEWS, Setup, set_up
 
 # How XLA tells that a program does not fit, and how much it wanted of how much.
 WANTED = re.compile(

@@ -7,11 +7,11 @@ import numpy as np
 
 from resnet_jax.console import output
 from resnet_jax.errors import UserError
-from resnet_jax.evaluate import Gallery
 from resnet_jax.persistence import storage
 from resnet_jax.persistence.storage import Path
 from resnet_jax.persistence.writers import describe, read_metrics
 from resnet_jax.pictures import picture, shorten
+from resnet_jax.training.evaluation import Gallery
 
 
 def save_gallery(workdir: Path, gallery: Gallery, classes: tuple[str, ...]) -> None:

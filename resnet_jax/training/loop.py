@@ -15,17 +15,8 @@ from resnet_jax.console import output
 from resnet_jax.data.given import Arrays, config_of_given, open_given
 from resnet_jax.data.loader import WorkerDiedError, bad_indices
 from resnet_jax.data.sources import Source, checksum
-from resnet_jax.dependencies import UNKNOWN, Resume, describe_data, describe_weights
 from resnet_jax.errors import UserError
-from resnet_jax.evaluate import Evaluation, Gallery, evaluate, evaluate_sets
-from resnet_jax.initial import (
-    first_state,
-    initial_weights,
-    teacher_variables,
-    teacher_weights,
-)
 from resnet_jax.models.cost import count
-from resnet_jax.optim import set_rate_factor
 from resnet_jax.parallel import processes, sharding
 from resnet_jax.persistence import checkpoints, writers
 from resnet_jax.persistence.checkpoints import Checkpoints, Progress
@@ -38,10 +29,19 @@ from resnet_jax.persistence.preemption import (
 from resnet_jax.persistence.storage import path_of
 from resnet_jax.persistence.workdir import claimed
 from resnet_jax.persistence.writers import Writer
-from resnet_jax.recompute import recompute_statistics
 from resnet_jax.reports import curves
-from resnet_jax.setup import Setup, set_up, summary
-from resnet_jax.step import TrainState
+from resnet_jax.training.evaluation import Evaluation, Gallery, evaluate, evaluate_sets
+from resnet_jax.training.experiment import Setup, set_up, summary
+from resnet_jax.training.initialization import (
+    first_state,
+    initial_weights,
+    teacher_variables,
+    teacher_weights,
+)
+from resnet_jax.training.optim import set_rate_factor
+from resnet_jax.training.precise_bn import recompute_statistics
+from resnet_jax.training.resume import UNKNOWN, Resume, describe_data, describe_weights
+from resnet_jax.training.step import TrainState
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from resnet_jax import losses, step
 from resnet_jax.analysis import gradients
 from resnet_jax.errors import UserError
 from resnet_jax.models.scan import stack_blocks
+from resnet_jax.training import losses, step
 from resnet_jax.training.loop import train
 from tests import keyed, tiny
 

@@ -6,7 +6,7 @@ from PIL import Image
 
 from resnet_jax.bench.__main__ import main
 from resnet_jax.errors import UserError
-from resnet_jax.examples import train_augment
+from resnet_jax.training.datasets import train_augment
 from tests.data.pictures import encode, quadrants
 from tests.test_config import load
 

@@ -19,7 +19,7 @@ from resnet_jax.bench.contender import Child, LeftOutError
 from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
 from resnet_jax.models.zoo import get_entry
-from resnet_jax.setup import set_up
+from resnet_jax.training.experiment import set_up
 from tests.data.pictures import encode, noise
 
 NAMES = ("name", "unit", "value", "spread", "peer", "peer_value", "peer_spread")

@@ -19,8 +19,8 @@ from resnet_jax.data.evalsets import (
 from resnet_jax.data.loader import Examples
 from resnet_jax.data.tfds_source import TfdsSource
 from resnet_jax.errors import UserError
-from resnet_jax.evaluate import evaluate_sets, evaluate_workdir
 from resnet_jax.persistence.writers import read_metrics
+from resnet_jax.training.evaluation import evaluate_sets, evaluate_workdir
 from resnet_jax.training.loop import train
 from tests import tiny
 from tests.data.pictures import encode, noise, write_folder

@@ -19,12 +19,12 @@ from ml_collections import ConfigDict
 from torch import nn
 from torchvision.transforms import v2
 
-from resnet_jax import losses, step
 from resnet_jax.config import defaults, rescaled_ema_decay
-from resnet_jax.mix import Drawn, Mix
 from resnet_jax.models import ZOO, build
-from resnet_jax.optim import make_optimizer, update_ema
-from resnet_jax.schedules import make_schedule
+from resnet_jax.training import losses, step
+from resnet_jax.training.mixup import Drawn, Mix
+from resnet_jax.training.optim import make_optimizer, update_ema
+from resnet_jax.training.schedules import make_schedule
 from resnet_jax.weights import SCHEMES
 from resnet_jax.weights.naming import to_theirs
 from tests import keyed

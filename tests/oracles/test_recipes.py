@@ -41,12 +41,12 @@ from tests.oracles import test_keras as of_keras  # isort: skip
 import keras
 
 from resnet_jax import config as config_lib
-from resnet_jax import step
-from resnet_jax.mix import Drawn, Mix
 from resnet_jax.models import ZOO
 from resnet_jax.parallel import sharding
-from resnet_jax.setup import Setup, set_up
-from resnet_jax.step import TrainState
+from resnet_jax.training import step
+from resnet_jax.training.experiment import Setup, set_up
+from resnet_jax.training.mixup import Drawn, Mix
+from resnet_jax.training.step import TrainState
 from resnet_jax.weights import SCHEMES
 from resnet_jax.weights.naming import to_theirs
 from tests import tiny

@@ -57,7 +57,7 @@ def test_the_code_that_counts_is_what_steps_are_made_of(tmp_path, monkeypatch):
     files = {
         "resnet_jax/plan/table.py": False,
         "resnet_jax/bench/input.py": False,
-        "resnet_jax/step.py": True,
+        "resnet_jax/training/step.py": True,
         "resnet_jax/plan/hlo.py": True,
         # Its options are chosen by the chip, and stand in no config.
         "resnet_jax/compiler/options.py": True,

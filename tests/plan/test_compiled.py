@@ -10,7 +10,7 @@ from resnet_jax.models.cost import count
 from resnet_jax.plan import compiled
 from resnet_jax.plan.chips import LOCAL
 from resnet_jax.plan.predict import total
-from resnet_jax.setup import Setup, set_up
+from resnet_jax.training.experiment import Setup, set_up
 from tests import tiny
 
 

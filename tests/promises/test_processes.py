@@ -70,7 +70,7 @@ sys.exit(main.main(sys.argv))
 NOTING = """
 import json, os, sys, time
 from resnet_jax import main
-from resnet_jax.setup import Setup
+from resnet_jax.training.experiment import Setup
 batches, place = Setup.train_batches, Setup.to_devices
 step = None
 

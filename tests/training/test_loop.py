@@ -17,7 +17,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.persistence.checkpoints import Progress
 from resnet_jax.persistence.preemption import PreemptedError
 from resnet_jax.persistence.writers import Writer
-from resnet_jax.setup import summary
+from resnet_jax.training.experiment import summary
 from resnet_jax.training.loop import Meter, train
 from tests import tiny
 

@@ -11,22 +11,22 @@ import optax
 import pytest
 
 from resnet_jax.convert import main
-from resnet_jax.dependencies import describe_data, describe_weights
 from resnet_jax.errors import UserError
-from resnet_jax.initial import (
-    first_state,
-    initial_weights,
-    teacher_variables,
-    teacher_weights,
-)
 from resnet_jax.models.scan import stack_blocks
 from resnet_jax.persistence import writers
 from resnet_jax.persistence.checkpoints import Checkpoints, Progress
 from resnet_jax.persistence.fingerprint import old_fingerprint
 from resnet_jax.reports import curves
-from resnet_jax.setup import Setup, set_up
-from resnet_jax.step import TrainState, normalize
+from resnet_jax.training.experiment import Setup, set_up
+from resnet_jax.training.initialization import (
+    first_state,
+    initial_weights,
+    teacher_variables,
+    teacher_weights,
+)
 from resnet_jax.training.loop import train
+from resnet_jax.training.resume import describe_data, describe_weights
+from resnet_jax.training.step import TrainState, normalize
 from resnet_jax.weights.card import default_card
 from resnet_jax.weights.load import load
 from resnet_jax.weights.save import save

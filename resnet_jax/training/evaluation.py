@@ -17,15 +17,15 @@ from resnet_jax.console import output
 from resnet_jax.data.evalsets import summarize
 from resnet_jax.data.loader import bad_indices
 from resnet_jax.data.sources import RecordedSplit
-from resnet_jax.dependencies import data_changes, describe_data, spec_change
 from resnet_jax.errors import UserError
 from resnet_jax.parallel import sharding
 from resnet_jax.persistence import writers
 from resnet_jax.persistence.checkpoints import open_checkpoints, telling_way_out
 from resnet_jax.persistence.preemption import Preemption
 from resnet_jax.persistence.storage import Path
-from resnet_jax.setup import Setup, set_up
-from resnet_jax.step import TrainState
+from resnet_jax.training.experiment import Setup, set_up
+from resnet_jax.training.resume import data_changes, describe_data, spec_change
+from resnet_jax.training.step import TrainState
 
 log = logging.getLogger(__name__)
 

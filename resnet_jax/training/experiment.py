@@ -11,7 +11,6 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from resnet_jax import losses, mix, optim, schedules, step
 from resnet_jax.compiler import compile_step
 from resnet_jax.config.durations import in_steps, to_steps
 from resnet_jax.data.augment import TRAIN_CROPS
@@ -27,14 +26,20 @@ from resnet_jax.data.loader import (
 )
 from resnet_jax.data.sources import NamedSource
 from resnet_jax.errors import UserError, check_known
-from resnet_jax.examples import eval_augment, make_resize, open_examples, train_augment
 from resnet_jax.kernels import platforms
 from resnet_jax.models import create_model, get_spec
 from resnet_jax.models.cost import cost_of_image, count, init_shapes
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.parallel import memory, sharding
 from resnet_jax.persistence.storage import Path
-from resnet_jax.step import TrainState
+from resnet_jax.training import losses, mixup, optim, schedules, step
+from resnet_jax.training.datasets import (
+    eval_augment,
+    make_resize,
+    open_examples,
+    train_augment,
+)
+from resnet_jax.training.step import TrainState
 
 # How many images of each one are evaluated.
 VIEWS = {"one": 1, "flip": 2, "ten_crop": 10}
@@ -184,7 +189,7 @@ class Setup:
             mean=config.data.mean,
             std=config.data.std,
             loss=losses.make_loss(config),
-            mix=mix.Mix.of(config.mix),
+            mix=mixup.Mix.of(config.mix),
             teacher=self.teacher() if teacher else None,
             microbatches=config.optim.microbatches,
             sam_rho=config.optim.sam_rho,
@@ -387,7 +392,7 @@ def set_up(
     )
     model = _make_model(config, mesh, train.source)
     microbatch = config.batch_size // config.optim.microbatches
-    mix.check_group(config, model.bn_group_size or microbatch)
+    mixup.check_group(config, model.bn_group_size or microbatch)
     if config.bn_recompute and getattr(model.spec, "norm", None) != "batch":
         raise UserError(
             f"bn_recompute={config.bn_recompute} needs a residual network with batch"
@@ -477,7 +482,7 @@ def _check_values(config: ConfigDict, mesh: Mesh) -> None:
     eval_augment(config, data.crop_fraction)
     optim.check(config)
     losses.check(config)
-    mix.check(config)
+    mixup.check(config)
     get_spec(config.model.name, **config.model.overrides)
     if config.distill.teacher:
         get_spec(config.distill.teacher, **config.distill.overrides)

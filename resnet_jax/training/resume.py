@@ -27,14 +27,14 @@ from resnet_jax.config.saved import (
 )
 from resnet_jax.data.sources import NamedSource
 from resnet_jax.errors import UserError
-from resnet_jax.initial import Weights, initial_weights
 from resnet_jax.models.zoo import Spec
 from resnet_jax.persistence import code_digest
 from resnet_jax.persistence.checkpoints import find_versions
 from resnet_jax.persistence.fingerprint import fingerprint
 from resnet_jax.persistence.storage import Path
-from resnet_jax.schedules import make_schedule
-from resnet_jax.setup import Setup
+from resnet_jax.training.experiment import Setup
+from resnet_jax.training.initialization import Weights, initial_weights
+from resnet_jax.training.schedules import make_schedule
 
 # Stands for weights that the version which began a run did not record.
 UNKNOWN = "unknown"

@@ -12,8 +12,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from resnet_jax.parallel import sharding
-from resnet_jax.setup import Setup
-from resnet_jax.step import TrainState, Tree
+from resnet_jax.training.experiment import Setup
+from resnet_jax.training.step import TrainState, Tree
 
 
 def recompute_statistics(

@@ -14,10 +14,10 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, UInt8
 
-from resnet_jax import losses, metrics, optim
 from resnet_jax.errors import UserError, nearest_numbers
 from resnet_jax.kernels.platforms import traced_once
-from resnet_jax.mix import Mix
+from resnet_jax.training import losses, metrics, optim
+from resnet_jax.training.mixup import Mix
 
 Tree = Any
 

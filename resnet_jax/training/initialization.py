@@ -10,8 +10,8 @@ from resnet_jax.errors import UserError
 from resnet_jax.models.scan import stack_blocks
 from resnet_jax.models.zoo import Spec
 from resnet_jax.parallel import sharding
-from resnet_jax.setup import Setup
-from resnet_jax.step import TrainState
+from resnet_jax.training.experiment import Setup
+from resnet_jax.training.step import TrainState
 from resnet_jax.weights.card import Card
 from resnet_jax.weights.fit import as_rgb, fit_classes, fit_ends, input_differences
 from resnet_jax.weights.load import read

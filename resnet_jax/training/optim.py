@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from resnet_jax.errors import UserError, check_known
 from resnet_jax.models.scan import stack_blocks, unstack_blocks
 from resnet_jax.models.zoo import Spec
-from resnet_jax.schedules import peak_rate
+from resnet_jax.training.schedules import peak_rate
 
 OPTIMIZERS = ("sgd", "lars", "lamb", "adam", "adamw", "keras_adam", "rmsprop_tf")
 DECAYS = ("coupled", "decoupled", "schedule")

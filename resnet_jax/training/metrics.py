@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from resnet_jax.losses import cross_entropy
+from resnet_jax.training.losses import cross_entropy
 
 
 def rank_of_label(
