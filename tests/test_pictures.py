@@ -10,11 +10,11 @@ import pytest
 
 from resnet_jax.analysis import degradation
 from resnet_jax.errors import UserError
-from resnet_jax.pictures import picture, shorten
 from resnet_jax.reports import curves
+from resnet_jax.reports.figures import picture, shorten
+from resnet_jax.reports.predictions import draw_predictions
 from resnet_jax.training.evaluation import Gallery
 from resnet_jax.weights.card import Prediction
-from resnet_jax.weights.drawing import draw_predictions
 
 NAMES = (
     *("a$b_$", "$", r"\frac{$x$}", r"\$x", "$x$", "_hidden", "%d {x}", "&#"),

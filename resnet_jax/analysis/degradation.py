@@ -16,7 +16,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.persistence import storage
 from resnet_jax.persistence.storage import Path
 from resnet_jax.persistence.writers import read_metrics
-from resnet_jax.pictures import picture, shorten
+from resnet_jax.reports.figures import picture, shorten
 
 SPLITS = {"train": {"linestyle": "--", "linewidth": 0.8}, "eval": {"linewidth": 2}}
 

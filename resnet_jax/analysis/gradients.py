@@ -34,7 +34,7 @@ from resnet_jax.persistence import storage
 from resnet_jax.persistence.checkpoints import open_checkpoints
 from resnet_jax.persistence.storage import Path
 from resnet_jax.persistence.writers import write_json
-from resnet_jax.pictures import picture
+from resnet_jax.reports.figures import picture
 from resnet_jax.training import losses, step
 from resnet_jax.training.experiment import Setup, set_up
 from resnet_jax.training.initialization import first_state, initial_weights

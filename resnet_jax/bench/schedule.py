@@ -16,7 +16,7 @@ from resnet_jax.data.sources import KNOWN, few_shot, open_source
 from resnet_jax.errors import UserError
 from resnet_jax.parallel.sharding import find_devices
 from resnet_jax.persistence import storage
-from resnet_jax.pictures import picture, shorten
+from resnet_jax.reports.figures import picture, shorten
 from resnet_jax.training.optim import check, make_decay
 from resnet_jax.training.schedules import make_schedule
 

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from resnet_jax.persistence.storage import Path
-from resnet_jax.pictures import picture, shorten
+from resnet_jax.reports.figures import picture, shorten
 from resnet_jax.weights.card import Prediction
 
 
