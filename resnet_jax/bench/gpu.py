@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 
 from resnet_jax.bench import table
-from resnet_jax.bench.contender import Child, LeftOutError, name_of
+from resnet_jax.bench.baseline import Child, LeftOutError, name_of
 from resnet_jax.bench.gpu_child import MAKERS
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, count, words

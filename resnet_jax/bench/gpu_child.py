@@ -17,7 +17,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from resnet_jax.bench.contender import answers
+from resnet_jax.bench.baseline import answers
 from resnet_jax.errors import UserError
 
 # ImageNet's statistics, as the recipes have them; their values do not change the speed.
@@ -55,10 +55,10 @@ def this_library(platform: str) -> Maker:
     import numpy as np
 
     from resnet_jax import compiler
-    from resnet_jax.bench import peer_linen
     from resnet_jax.kernels import platforms
     from resnet_jax.models import create_model
     from resnet_jax.parallel import memory
+    from resnet_jax.plan import peer_linen
     from resnet_jax.training import step
 
     memory.keep_freed_memory()
@@ -97,7 +97,7 @@ def stock_linen(platform: str) -> Maker:
     """Returns the maker of the step of `peer_linen`."""
     import jax
 
-    from resnet_jax.bench import peer_linen
+    from resnet_jax.plan import peer_linen
 
     jax.local_devices(backend=platform)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import jax
 
 from resnet_jax.bench import table
-from resnet_jax.bench.contender import name_of
+from resnet_jax.bench.baseline import name_of
 from resnet_jax.bench.ours import fake_batch, short_config
 from resnet_jax.bench.table import Benchmark, row
 from resnet_jax.config import override

@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 from resnet_jax.bench import table
 from resnet_jax.bench.ours import fake_batch, short_config
 from resnet_jax.bench.table import Benchmark
+from resnet_jax.compiler.chips import CHIPS, chip_of
 from resnet_jax.config import override
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, count, counts, load_config
@@ -37,7 +38,6 @@ from resnet_jax.parallel import memory, processes, sharding
 from resnet_jax.persistence.checkpoints import Checkpoints, Progress
 from resnet_jax.plan import hlo
 from resnet_jax.plan.ask import ask
-from resnet_jax.plan.chips import CHIPS, chip_of
 from resnet_jax.plan.seconds import network_seconds, seconds_of
 from resnet_jax.training.experiment import set_up
 from resnet_jax.training.step import TrainState

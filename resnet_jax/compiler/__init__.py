@@ -5,10 +5,10 @@
 
 import jax
 
+from resnet_jax.compiler.chips import chip_of_device
 from resnet_jax.compiler.options import OPTIONS
 from resnet_jax.console import output
 from resnet_jax.errors import UserError
-from resnet_jax.plan.chips import chip_of_device
 
 UNKNOWN = "No such compile option"
 

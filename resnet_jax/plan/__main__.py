@@ -11,12 +11,12 @@ import sys
 from ml_collections import ConfigDict
 
 from resnet_jax import plan
+from resnet_jax.compiler.chips import LOCAL, chip_of
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, counts, load_config
 from resnet_jax.errors import UserError, check_known
 from resnet_jax.plan import sweep
 from resnet_jax.plan.ask import ask
-from resnet_jax.plan.chips import LOCAL, chip_of
 from resnet_jax.plan.largest import largest, unit_of
 from resnet_jax.plan.predict import predict
 from resnet_jax.plan.table import amount, as_text

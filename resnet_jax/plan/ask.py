@@ -13,11 +13,11 @@ from importlib import metadata
 
 from ml_collections import ConfigDict
 
+from resnet_jax.compiler.chips import LOCAL, chip_of
 from resnet_jax.console import output
 from resnet_jax.data.sources import KNOWN, open_source
 from resnet_jax.errors import UserError, reason_of
 from resnet_jax.persistence import code_digest, user_cache
-from resnet_jax.plan.chips import LOCAL, chip_of
 
 # What cannot change a compiled step; of this package, only what asks the compiler can.
 ASIDE = tuple(f"resnet_jax/{n}/" for n in ("analysis", "bench", "weights", "plan"))

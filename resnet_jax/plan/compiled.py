@@ -20,18 +20,18 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from resnet_jax.data.sources import KNOWN
-from resnet_jax.errors import NO_MEMORY, UserError
-from resnet_jax.models.cost import cost_of_image, count
-from resnet_jax.parallel import sharding
-from resnet_jax.plan import hlo
-from resnet_jax.plan.chips import (
+from resnet_jax.compiler.chips import (
     CHIPS,
     chip_of,
     chip_of_device,
     sides_of,
     slices_of,
 )
+from resnet_jax.data.sources import KNOWN
+from resnet_jax.errors import NO_MEMORY, UserError
+from resnet_jax.models.cost import cost_of_image, count
+from resnet_jax.parallel import sharding
+from resnet_jax.plan import hlo
 from resnet_jax.training.experiment import VIEWS, Setup, set_up
 
 # How XLA tells that a program does not fit, and how much it wanted of how much.

@@ -3,8 +3,8 @@
 import dataclasses
 import math
 
+from resnet_jax.compiler.chips import CHIPS
 from resnet_jax.plan import calibration
-from resnet_jax.plan.chips import CHIPS
 from resnet_jax.plan.seconds import network_seconds, outside_bytes, seconds_of
 
 # Chips whose scaling is told.

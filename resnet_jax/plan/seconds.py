@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 
-from resnet_jax.plan.chips import HOP, Chip
+from resnet_jax.compiler.chips import HOP, Chip
 
 # Parts of what a collective's bytes each chip of a ring sends, times (n - 1) / n.
 ROUNDS = {"all-reduce": 2}

@@ -6,26 +6,25 @@ compilation takes minutes.
 
 import os
 
+from resnet_jax.compiler.chips import CHIPS
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser
 from resnet_jax.errors import check_known
 from resnet_jax.plan.ask import FOR_TPU, versions
 from resnet_jax.plan.calibration import Stock
-from resnet_jax.plan.chips import CHIPS
 
 
 def figures(
     chip: str, *, model: str = "resnet50", image_size: int = 224, images: int = 128
 ) -> Stock:
-    """Compiles the step of `bench/peer_linen.py` in bfloat16 for one device.
+    """Compiles the step of `plan/peer_linen.py` in bfloat16 for one device.
 
     The environment must be that of `ask.FOR_TPU` before JAX is imported.
     """
     import jax
 
-    from resnet_jax.bench import peer_linen
     from resnet_jax.parallel import sharding
-    from resnet_jax.plan import compiled
+    from resnet_jax.plan import compiled, peer_linen
 
     topology = chip + ":" + "x".join("221"[: CHIPS[chip].axes])
     devices = compiled.devices_of(topology)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from ml_collections import ConfigDict
 
 from resnet_jax.compiler import options as table
+from resnet_jax.compiler.chips import chip_of
 from resnet_jax.console import output
 from resnet_jax.errors import UserError
 from resnet_jax.plan.ask import ask
-from resnet_jax.plan.chips import chip_of
 
 # Less than this part fewer bytes, or than a third of it fewer cycles, is no reason.
 WORTH = 0.005

@@ -1,7 +1,7 @@
 """The table that `plan` prints: a row a figure, a column a plan."""
 
+from resnet_jax.compiler.chips import CHIPS
 from resnet_jax.plan import calibration
-from resnet_jax.plan.chips import CHIPS
 from resnet_jax.plan.predict import total
 
 PARTS = {

@@ -13,9 +13,9 @@ import zipfile
 import pytest
 
 from resnet_jax.bench import __main__ as command
-from resnet_jax.bench import contender, convolutions, ours, table, traces
+from resnet_jax.bench import baseline, convolutions, ours, table, traces
 from resnet_jax.bench import input as input_bench
-from resnet_jax.bench.contender import Child, LeftOutError
+from resnet_jax.bench.baseline import Child, LeftOutError
 from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
 from resnet_jax.models.zoo import get_entry
@@ -98,7 +98,7 @@ def test_all_tables_come_from_one_command(made_up, tmp_path, capsys):
 
 @pytest.mark.parametrize(("busy", "told"), [(0.04, False), (0.5, True)])
 def test_a_busy_machine_is_told(busy, told):
-    where = table.machine(contender.STEP.packages) | {"busy": busy}
+    where = table.machine(baseline.STEP.packages) | {"busy": busy}
     assert ("Other work took 50% of the cores" in table.describe(where)) == told
 
 
@@ -108,7 +108,7 @@ def test_an_interrupted_benchmark_keeps_what_it_has_measured(made_up, tmp_path):
         raise KeyboardInterrupt
 
     path = tmp_path / "tables.json"
-    where = table.machine(contender.STEP.packages)
+    where = table.machine(baseline.STEP.packages)
     with pytest.raises(KeyboardInterrupt):
         table.Report(path).add("the command", where, rows(None))
     (found,) = json.loads(path.read_text())
@@ -205,18 +205,18 @@ def test_what_a_contender_lacks_is_told(tmp_path):
 
 
 def test_a_contender_may_lack_jax():
-    code = "import resnet_jax.bench.contender, sys; sys.exit('jax' in sys.modules)"
+    code = "import resnet_jax.bench.baseline, sys; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_short_calls_are_timed_together():
     made = []
-    seconds = contender._timed(lambda: made.append(time.sleep(0.01)), 1, 0.05)
+    seconds = baseline._timed(lambda: made.append(time.sleep(0.01)), 1, 0.05)
     # At most five fit, and sleeping may take longer.
     assert 2 <= len(made) <= 5 or seconds > 0.025
     assert seconds >= 0.01
     made.clear()
-    contender._timed(lambda: made.append(0), 2, 0.0)
+    baseline._timed(lambda: made.append(0), 2, 0.0)
     assert len(made) == 2
 
 

@@ -6,11 +6,11 @@ import subprocess
 import jax
 import pytest
 
+from resnet_jax.compiler.chips import LOCAL
 from resnet_jax.errors import UserError
 from resnet_jax.persistence import code_digest
 from resnet_jax.plan import ask as ask_module
 from resnet_jax.plan.ask import ask, key_of
-from resnet_jax.plan.chips import LOCAL
 from tests import tiny
 from tests.data.pictures import encode, noise, write_folder
 

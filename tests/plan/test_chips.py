@@ -2,8 +2,7 @@
 
 import pytest
 
-from resnet_jax.errors import UserError
-from resnet_jax.plan.chips import (
+from resnet_jax.compiler.chips import (
     CHIPS,
     LOCAL,
     chip_of,
@@ -11,6 +10,7 @@ from resnet_jax.plan.chips import (
     sides_of,
     slices_of,
 )
+from resnet_jax.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,11 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
+from resnet_jax.compiler.chips import LOCAL
 from resnet_jax.config import load
 from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
 from resnet_jax.plan import compiled
-from resnet_jax.plan.chips import LOCAL
 from resnet_jax.plan.predict import total
 from resnet_jax.training.experiment import Setup, set_up
 from tests import tiny

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from resnet_jax.compiler.chips import CHIPS, HOP, chip_of
 from resnet_jax.plan import calibration
-from resnet_jax.plan.chips import CHIPS, HOP, chip_of
 from resnet_jax.plan.predict import predict
 from resnet_jax.plan.seconds import (
     network_seconds,

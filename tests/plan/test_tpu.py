@@ -5,6 +5,7 @@ import importlib.util
 import jax
 import pytest
 
+from resnet_jax.compiler.chips import CHIPS, slices_of
 from resnet_jax.errors import UserError
 from resnet_jax.models import create_model
 from resnet_jax.models.cost import cost_of_image
@@ -12,7 +13,6 @@ from resnet_jax.parallel import sharding
 from resnet_jax.plan import ask as ask_module
 from resnet_jax.plan import compiled, stock
 from resnet_jax.plan.ask import ask
-from resnet_jax.plan.chips import CHIPS, slices_of
 from resnet_jax.plan.predict import predict
 from tests import tiny
 

@@ -210,7 +210,7 @@ class Child:
       environment: besides this process's.
     """
 
-    module = "resnet_jax.bench.contender"
+    module = "resnet_jax.bench.baseline"
 
     def __init__(self, python: str, what: str, who: str, *case, **environment: str):
         command = [python, "-m", self.module, what, who]
