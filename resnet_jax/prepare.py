@@ -92,8 +92,8 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command; see the module's docstring."""
     args = vars(_parse(argv[1:]))
     # Imported here, so that --help answers at once.
-    from resnet_jax.data.pack import Reencode
-    from resnet_jax.data.prepare import Options, prepare, split_sizes
+    from resnet_jax.data.prepare.builders import Options, prepare, split_sizes
+    from resnet_jax.data.prepare.pack import Reencode
 
     # It warns of each of many retries where there is no network.
     logging.getLogger("urllib3").setLevel(logging.ERROR)
@@ -110,7 +110,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _verify(source: str, data_dir: str, num_workers: int) -> None:
     """Prints what is wrong with a data set; raises UserError if anything is."""
-    from resnet_jax.data.prepare import check
+    from resnet_jax.data.prepare.builders import check
 
     total, problems = check(source, data_dir, num_workers)
     wrong = 0

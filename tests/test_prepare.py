@@ -16,9 +16,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from resnet_jax.data import originals, pack
 from resnet_jax.data.decode import Picture
-from resnet_jax.data.prepare import way_out
+from resnet_jax.data.prepare import originals, pack
+from resnet_jax.data.prepare.builders import way_out
 from resnet_jax.data.shards import read_shard
 from resnet_jax.data.sources import open_source
 from resnet_jax.errors import UserError

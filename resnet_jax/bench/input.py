@@ -177,7 +177,7 @@ def _run(who: str, what: str, images, cores: int, batches: int) -> float | str:
 
 def smaller(jpeg: bytes) -> bytes:
     """Re-encodes as `prepare --max_side=400 --quality=90` does."""
-    from resnet_jax.data.pack import Reencode
+    from resnet_jax.data.prepare.pack import Reencode
 
     return Reencode(max_side=400, quality=90).image(jpeg, 3, "a JPEG")
 

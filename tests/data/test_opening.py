@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from resnet_jax.data import pack
+from resnet_jax.data.prepare import pack
 from tests.data.pictures import encode, noise
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from resnet_jax.data import pack
+from resnet_jax.data.prepare import pack
 from resnet_jax.data.sources import open_source
 from resnet_jax.errors import BadImageError, UserError
 from resnet_jax.prepare import main

@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from resnet_jax.data.decode import Picture
-from resnet_jax.data.pack import image_channels
+from resnet_jax.data.prepare.pack import image_channels
 from resnet_jax.data.shards import damage, read_shard, repair
 from resnet_jax.data.sources import FolderSource
 from resnet_jax.data.workers import each

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 import tensorflow_datasets as tfds
 
 from resnet_jax.console import output
-from resnet_jax.data import pack
-from resnet_jax.data.pack import DataSet, ImageFile, PreparedFile
+from resnet_jax.data.prepare import pack
+from resnet_jax.data.prepare.pack import DataSet, ImageFile, PreparedFile
 from resnet_jax.data.sources import FolderSource, check_same_classes, folder_splits
 from resnet_jax.errors import UserError
 

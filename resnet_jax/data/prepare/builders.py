@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import downloader
 
-from resnet_jax.data import originals, pack
-from resnet_jax.data.pack import DataSet, Reencode
+from resnet_jax.data.prepare import originals, pack
+from resnet_jax.data.prepare.pack import DataSet, Reencode
+from resnet_jax.data.prepare.verify import checks_of_builder, checks_of_folder, verify
 from resnet_jax.data.sources import FolderSource, folder_splits
 from resnet_jax.data.tfds_source import tfds_builder
-from resnet_jax.data.verify import checks_of_builder, checks_of_folder, verify
 from resnet_jax.errors import UserError
 from resnet_jax.persistence import storage
 

@@ -1,0 +1,1 @@
+"""Writing and verifying data sets: archives, folders and TFRecords to ArrayRecord."""
