@@ -9,9 +9,10 @@ Every exception that the package raises on purpose is a `ResNetJaxError`:
     network's spec or the shape of a batch. It is a `ValueError`, too.
   - `BadImageError`: an image that cannot be decoded.
   - `resnet_jax.data.loader.WorkerDiedError`: a process that decodes images was killed.
-  - `resnet_jax.persistence.checkpoints.DamagedError`: a checkpoint that is not as it was saved.
-- `resnet_jax.persistence.preemption.PreemptedError`: a signal asked the run to stop, and it did. It
-  is no mistake, so it is not a `UserError`.
+  - `resnet_jax.persistence.checkpoints.DamagedError`: a checkpoint that is not as it
+    was saved.
+- `resnet_jax.persistence.preemption.PreemptedError`: a signal asked the run to stop,
+  and it did. It is not a mistake, so it is not a `UserError`.
 - `resnet_jax.bench.baseline.LeftOutError`: a benchmark leaves a contender out, which
   cannot run here; `resnet_jax.bench.gpu.TooLateError` if no time was left for it.
 

@@ -13,11 +13,11 @@ from resnet_jax.parallel import memory
 # threads when it is asked for its devices.
 PRODUCTS = """
 import resource
-from resnet_jax import host
-host.use_one_heap()
+from resnet_jax.parallel import memory
+memory.use_one_heap()
 import jax, jax.numpy as jnp
 assert jax.default_backend() == "cpu"
-host.keep_freed_memory()
+memory.keep_freed_memory()
 product = jax.jit(lambda x: (x @ x + 1).sum())
 x = jnp.ones((4096, 4096))
 def faults():

@@ -18,7 +18,7 @@ from tests import runs
 # A program whose streams fail in several ways, with every kind of writer.
 PROGRAM = """
 import logging, sys, warnings
-from resnet_jax import output
+from resnet_jax.console import output
 from resnet_jax.errors import UserError
 
 def main(argv):
@@ -39,7 +39,7 @@ def main(argv):
 output.command(main)
 """
 ANSWER = """
-from resnet_jax import output
+from resnet_jax.console import output
 
 def main(argv):
     for number in range(1000):
@@ -99,7 +99,7 @@ def test_processes_that_are_started_get_no_file_as_a_closed_stream(tmp_path):
         "str([os.path.samestat(os.fstat(n), null) for n in range(3)]))"
     )
     script = (
-        "import subprocess, sys\nfrom resnet_jax import output\noutput.prepare()\n"
+        "import subprocess, sys\nfrom resnet_jax.console import output\noutput.prepare()\n"
         f"subprocess.run([sys.executable, '-c', {child!r}, sys.argv[1]], check=True)"
     )
     done = run(script, str(tmp_path / "seen"), redirect="<&- >&- 2>&-")
@@ -111,7 +111,7 @@ def test_processes_that_are_started_get_no_file_as_a_closed_stream(tmp_path):
 @pytest.mark.parametrize("lines", ["'x' * 10**6", "*['x'] * 10**6"])
 def test_output_that_nobody_reads_is_waited_for_until_there_is_a_hurry(lines):
     script = (
-        "import os, sys, threading\nfrom resnet_jax import output\noutput.prepare()\n"
+        "import os, sys, threading\nfrom resnet_jax.console import output\noutput.prepare()\n"
         "threading.Timer(1, output.hurry).start()\n"
         f"for line in [{lines}]: output.say(line)\n"
         "output.note('the end')"
@@ -220,7 +220,7 @@ def test_an_answer_that_cannot_be_written_is_an_error():
 )
 def test_a_command_ends_with_one_sentence_and_its_code(body, code, told):
     script = (
-        "import gc, os, time\nfrom resnet_jax import output\n"
+        "import gc, os, time\nfrom resnet_jax.console import output\n"
         "from resnet_jax.errors import UserError\n"
         f"def main(argv):\n    {body}\noutput.command(main)"
     )
@@ -231,7 +231,7 @@ def test_a_command_ends_with_one_sentence_and_its_code(body, code, told):
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])
 def test_names_from_strangers_command_no_terminal_in_any_encoding(encoding):
     script = (
-        "import logging, os\nfrom resnet_jax import output\noutput.prepare()\n"
+        "import logging, os\nfrom resnet_jax.console import output\noutput.prepare()\n"
         "name = 'h\\xe9\\u2603\\x1b[2J\\x9b\\r\\udcff\\u202e\\ud800\\x00'\n"
         "output.say(name); output.warn(name); logging.warning(name); print('\\udcff')"
     )

@@ -11,7 +11,7 @@ from tests import pods, runs
 # Two processes without a run: each does what the case says, and prints what came.
 SCRIPT = """
 import os, sys, time
-from resnet_jax import processes
+from resnet_jax.parallel import processes
 from resnet_jax.errors import UserError
 case, port, index = sys.argv[1], sys.argv[2], int(sys.argv[3])
 processes.connect(f"localhost:{port}", 2, index, 60)

@@ -15,7 +15,7 @@ from tests import runs
 # Each part prints a line when it is ready for the next signal.
 LISTENS = """
 import sys, threading, time
-from resnet_jax import signals
+from resnet_jax.parallel import signals
 signals.listen()
 signals.at_end.append(lambda: print("cleaned up", flush=True))
 {}
@@ -102,7 +102,7 @@ def test_children_that_are_started_while_signals_are_blocked_never_get_them():
         "-c",
         """
 import signal, subprocess, sys
-from resnet_jax import signals
+from resnet_jax.parallel import signals
 with signals.blocked():
     child = subprocess.Popen([sys.executable, "-c", "print('up'); input()"],
                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -13,7 +13,8 @@ def digest(aside: Callable[[str], bool] = lambda name: False) -> str:
     """Returns a checksum of the source code, wherever it is installed.
 
     Args:
-      aside: Tells of a file, such as `resnet_jax/training/step.py`, that it does not count.
+      aside: Returns whether a file, such as `resnet_jax/training/step.py`, is left
+        out.
     """
     found = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):

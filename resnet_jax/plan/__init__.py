@@ -15,7 +15,7 @@ What comes from the compiler: memory, operations, bytes, cycles and collectives.
 an estimate: the longest of operations / peak, bytes of the main memory / bandwidth and
 cycles / clock, and then that of the collectives, none of which is taken to hide behind
 computation. The clock is that at which a chip's multipliers reach its published peak;
-`resnet_jax/compiler/chips.py` has the peaks and their sources. Cycles are cautious: of the
+`compiler/chips.py` has the peaks and their sources. Cycles are cautious: of the
 published bandwidth, libtpu 0.0.52 expects 80 % for sums of float32 arrays, but only
 50 % for bfloat16. So in bfloat16 the time of computation is divided by a factor for
 chips of which rates of ResNet-50 were published (v3, v4), but never below what the

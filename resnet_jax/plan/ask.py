@@ -21,7 +21,7 @@ from resnet_jax.persistence import code_digest, user_cache
 
 # What cannot change a compiled step; of this package, only what asks the compiler can.
 ASIDE = tuple(f"resnet_jax/{n}/" for n in ("analysis", "bench", "weights", "plan"))
-ASKING = tuple(f"resnet_jax/plan/{n}.py" for n in ("compiled", "hlo", "chips"))
+ASKING = tuple(f"resnet_jax/plan/{n}.py" for n in ("compiled", "hlo"))
 # libtpu must neither look for a TPU nor be kept from compiling by one that is in use.
 FOR_TPU = {
     "JAX_PLATFORMS": "cpu",

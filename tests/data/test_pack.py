@@ -25,7 +25,7 @@ IMAGES = 60
 # Packs a folder into shards of a few images, as `python -m resnet_jax.prepare` does.
 PACK = """
 import sys, time
-from resnet_jax.data import pack
+from resnet_jax.data.prepare import pack
 from resnet_jax import output, prepare
 
 def read_slowly(file, read=pack._read):

@@ -12,7 +12,7 @@ KINDS = """
 import functools, itertools, json, logging
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import PartitionSpec as P
-from resnet_jax.models import onednn
+from resnet_jax.kernels import onednn
 from resnet_jax.kernels.conv import as_taken, convolve
 from resnet_jax.kernels.cpu.conv import FORMS, Geometry, convolution, forms_of
 from tests.models.test_cpu_conv import KINDS, call, draw

@@ -62,7 +62,8 @@ sys.exit(main.main(sys.argv))
 # Calls the program, which does not wait for what a file server shows late.
 IMPATIENT = """
 import sys
-from resnet_jax import main, workdir
+from resnet_jax import main
+from resnet_jax.persistence import workdir
 workdir.VISIBLE_WITHIN = 1.0
 sys.exit(main.main(sys.argv))
 """
