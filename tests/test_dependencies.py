@@ -27,7 +27,7 @@ from resnet_jax.training.initialization import (
     teacher_weights,
 )
 from resnet_jax.training.loop import train
-from resnet_jax.weights import own
+from resnet_jax.weights import native
 from resnet_jax.weights.card import default_card
 from tests import keyed, tiny
 from tests.weights import small
@@ -566,13 +566,13 @@ def weights_for(path: pathlib.Path, setup, **card) -> dict:
     variables = keyed.variables(setup.model.spec, seed=7)
     fields = {"mean": (0.5,), "std": (0.5,)} | card
     known = card_for(setup, **fields)
-    own.write(path, variables, known)
+    native.write(path, variables, known)
     return variables
 
 
 def card_for(setup, **fields):
     """The card of weights under this project's names for a setup's network."""
-    fields = {"scheme": own.OWN.name} | fields
+    fields = {"scheme": native.OWN.name} | fields
     return default_card(setup.config.model.name, setup.model.spec, **fields)
 
 
@@ -662,7 +662,7 @@ def test_a_run_resumes_with_the_initial_weights_that_it_had(tmp_path):
     resume(tmp_path / "moved")
     other = keyed.variables(setup.model.spec, seed=8)
     card = card_for(setup, mean=(0.5,), std=(0.5,), **facts)
-    own.write(tmp_path / "other", other, card)
+    native.write(tmp_path / "other", other, card)
     for where, message in (
         (tmp_path / "other", r"other is not .*w \(other values\)"),
         (None, r"other initial weights \(init_from: .*w' -> ''\)"),
@@ -702,6 +702,6 @@ def test_a_run_stops_when_its_teacher_has_changed(tmp_path):
         resume(6)
     changes["distill.teacher_init"] = str(tmp_path / "moved")
     card = card_for(setup, mean=(0.5,), std=(0.5,), classes=CLASSES)
-    own.write(tmp_path / "moved", keyed.variables(setup.model.spec, seed=8), card)
+    native.write(tmp_path / "moved", keyed.variables(setup.model.spec, seed=8), card)
     with pytest.raises(UserError, match=r"another teacher: .*moved has changed \("):
         resume(6)

@@ -23,7 +23,7 @@ PACKAGE = pathlib.Path(resnet_jax.__file__).parent
 PEERS = ("resnet_jax.bench.peer_torch",)
 # Errors inside of the package, which no caller can be expected to handle.
 INTERNAL = {
-    "data/ops.py": "policies.py has checked the names of operations",
+    "data/image_ops.py": "policies.py has checked the names of operations",
     "data/shards.py": "pack.py turns it into a sentence about the shard",
     "plan/hlo.py": "compiled.py turns it into a sentence about the compiler",
 }

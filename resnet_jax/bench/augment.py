@@ -14,7 +14,7 @@ from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, count, load_config
 from resnet_jax.data.crops import mix
 from resnet_jax.data.decode import Picture
-from resnet_jax.data.ops import to_image
+from resnet_jax.data.image_ops import to_image
 from resnet_jax.data.sources import open_source
 from resnet_jax.errors import UserError
 from resnet_jax.training.datasets import train_augment

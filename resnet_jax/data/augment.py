@@ -13,7 +13,7 @@ from jaxtyping import UInt8, UInt64
 
 from resnet_jax.data import crops, policies
 from resnet_jax.data.decode import Picture
-from resnet_jax.data.ops import add_lighting, to_image, to_pixels
+from resnet_jax.data.image_ops import add_lighting, to_image, to_pixels
 from resnet_jax.data.resize import (
     INTERPOLATIONS,
     PILLOW,

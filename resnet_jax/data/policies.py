@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from resnet_jax.data.ops import Step, apply, to_image, to_pixels
+from resnet_jax.data.image_ops import Step, apply, to_image, to_pixels
 from resnet_jax.errors import UserError, nearest
 
 Size = tuple[int, int]  # width and height

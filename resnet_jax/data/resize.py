@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 from PIL import Image
 
-from resnet_jax.data.ops import to_image, to_pixels
+from resnet_jax.data.image_ops import to_image, to_pixels
 
 # Antialiased, as torchvision does with images.
 PILLOW = {

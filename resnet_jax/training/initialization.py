@@ -12,8 +12,8 @@ from resnet_jax.models.zoo import Spec
 from resnet_jax.parallel import sharding
 from resnet_jax.training.experiment import Setup
 from resnet_jax.training.step import TrainState
+from resnet_jax.weights.adapt import as_rgb, fit_classes, fit_ends, input_differences
 from resnet_jax.weights.card import Card
-from resnet_jax.weights.fit import as_rgb, fit_classes, fit_ends, input_differences
 from resnet_jax.weights.load import read
 
 log = logging.getLogger(__name__)

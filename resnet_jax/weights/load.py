@@ -13,10 +13,10 @@ from resnet_jax.errors import UserError, nearest
 from resnet_jax.models import zoo
 from resnet_jax.models.zoo import ZOO, Spec, get_entry, get_spec, resolve
 from resnet_jax.persistence.storage import path_of, telling
-from resnet_jax.weights import SCHEMES, files, hub, own
+from resnet_jax.weights import SCHEMES, files, hub, native
+from resnet_jax.weights.adapt import FIRST_CONVS, fit_ends
 from resnet_jax.weights.bit import BIT
 from resnet_jax.weights.card import Card, default_card
-from resnet_jax.weights.fit import FIRST_CONVS, fit_ends
 from resnet_jax.weights.naming import Scheme, from_theirs, shapes_of
 
 log = logging.getLogger(__name__)
@@ -80,14 +80,14 @@ def schemes_of(network: str, suffix: str) -> list[Scheme]:
     entry = get_entry(network)
     if suffix in files.KERAS:
         return [SCHEMES[entry.scheme]] if entry.oracle == "keras" else []
-    schemes = [SCHEMES[entry.scheme], own.OWN]
+    schemes = [SCHEMES[entry.scheme], native.OWN]
     if entry.paper == zoo.BIT:
         schemes.insert(0 if suffix == ".npz" else 1, BIT)
     return schemes
 
 
 def _scheme_of(card: Card) -> Scheme:
-    schemes = {**SCHEMES, own.OWN.name: own.OWN}
+    schemes = {**SCHEMES, native.OWN.name: native.OWN}
     if card.scheme not in schemes:
         hint = nearest(card.scheme, schemes)
         raise UserError(f"There is no naming scheme {card.scheme!r}.{hint}")
@@ -100,10 +100,10 @@ def _read(where: str, model: str | None, overrides: dict) -> tuple[Card, Tensors
     with telling(path):
         if (path / hub.WEIGHTS).is_file():
             path /= hub.WEIGHTS
-        if own.is_weights_directory(path):
-            tensors, card = own.read(path)
-        elif own.is_workdir(path):
-            tensors, card = own.read_workdir(path)
+        if native.is_weights_directory(path):
+            tensors, card = native.read(path)
+        elif native.is_workdir(path):
+            tensors, card = native.read_workdir(path)
         elif path.is_dir():
             raise UserError(
                 f"{path} is neither a workdir (config.json, checkpoints/) nor a weights"

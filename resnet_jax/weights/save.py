@@ -4,7 +4,7 @@ import dataclasses
 
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.persistence.storage import Path, path_of
-from resnet_jax.weights import files, own
+from resnet_jax.weights import files, native
 from resnet_jax.weights.card import Card
 from resnet_jax.weights.load import schemes_of
 from resnet_jax.weights.naming import Scheme, to_theirs
@@ -25,14 +25,14 @@ def save(target: str, variables: dict, card: Card, to: str | None = None) -> Car
     """
     path = path_of(target)
     if is_directory(target):
-        scheme = own.OWN
+        scheme = native.OWN
         if to not in (None, scheme.name):
             raise UserError(
                 f"{path} is to be a directory, which has our names; for those of {to}"
                 f" give a file: {', '.join(files.SUFFIXES)}."
             )
         card = dataclasses.replace(card, scheme=scheme.name)
-        own.write(path, variables, card)
+        native.write(path, variables, card)
         return card
     scheme = _choose(path, card, to)
     card = dataclasses.replace(card, scheme=scheme.name)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from resnet_jax.data import policies
 from resnet_jax.data.augment import Augment
-from resnet_jax.data.ops import (
+from resnet_jax.data.image_ops import (
     COLOR_VALUES,
     COLOR_VECTORS,
     add_lighting,

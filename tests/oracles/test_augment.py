@@ -20,7 +20,7 @@ from torchvision.transforms import functional as F
 from resnet_jax.data import crops, policies
 from resnet_jax.data.augment import Augment
 from resnet_jax.data.decode import Picture
-from resnet_jax.data.ops import apply, to_pixels
+from resnet_jax.data.image_ops import apply, to_pixels
 from resnet_jax.data.resize import INTERPOLATIONS, TENSORFLOW, resize
 
 # Two photographs, 640x427.

@@ -19,8 +19,8 @@ from resnet_jax import predict
 from resnet_jax.convert import main
 from resnet_jax.errors import UserError
 from resnet_jax.models import get_spec
+from resnet_jax.weights.adapt import adapt_channels
 from resnet_jax.weights.card import default_card
-from resnet_jax.weights.fit import adapt_channels
 from resnet_jax.weights.load import load
 from resnet_jax.weights.save import save
 from tests import keyed

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from resnet_jax.errors import UserError
 from resnet_jax.models import ZOO, build, get_spec
 from resnet_jax.weights import SCHEMES, files
-from resnet_jax.weights.fit import adapt_channels
+from resnet_jax.weights.adapt import adapt_channels
 from resnet_jax.weights.load import load
 from resnet_jax.weights.naming import to_theirs
 from resnet_jax.weights.save import save
