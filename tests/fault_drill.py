@@ -28,7 +28,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from resnet_jax.persistence.writers import read_metrics
-from tests import runs
+from tests.helpers import runs
 
 # A checkpoint every other step: most faults strike near one or in one.
 FLAGS = (

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from resnet_jax.parallel.accelerators import advice
-from tests import runs
+from tests.helpers import runs
 
 GPU = ("0x10de", "0x2335", "0x030200")
 TPU = ("0x1ae0", "0x0063", "0x120000")

@@ -14,7 +14,7 @@ from resnet_jax.persistence import checkpoints
 from resnet_jax.persistence.checkpoints import Checkpoints, Progress
 from resnet_jax.persistence.fingerprint import fingerprint
 from resnet_jax.training.step import TrainState
-from tests import tiny
+from tests.helpers import tiny
 
 
 def mesh_of(count: int) -> Mesh:

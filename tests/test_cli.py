@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from resnet_jax import __version__, cli
-from tests import runs
+from tests.helpers import runs
 
 # The text of the script that pip writes for an entry point.
 SCRIPT = "import sys; from resnet_jax.cli import main; sys.exit(main())"

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from resnet_jax.persistence import compile_cache
-from tests import runs
+from tests.helpers import runs
 
 
 @pytest.fixture

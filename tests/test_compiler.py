@@ -5,7 +5,7 @@ import pytest
 
 from resnet_jax import compiler
 from resnet_jax.errors import UserError
-from tests import tiny
+from tests.helpers import tiny
 
 
 def lowered():

@@ -1,7 +1,6 @@
 """Durations, overrides, golden texts of every config, and what may change."""
 
 import json
-import pathlib
 import re
 import runpy
 
@@ -9,33 +8,16 @@ import pytest
 from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
-from resnet_jax.config import recipes
 from resnet_jax.config.durations import to_steps
 from resnet_jax.config.saved import MAY_CHANGE, as_json, as_text, differences, flatten
 from resnet_jax.config.variants import for_dry_run
 from resnet_jax.errors import UserError
-from tests.runs import ROOT
-
-CONFIGS = sorted((ROOT / "configs").glob("*.py"))
-GOLDEN = pathlib.Path(__file__).parent / "golden" / "configs"
-
-
-# FILE or FILE:VARIANT
-RECIPES = [name.replace(".py", "") for name, _, _ in recipes.variants()]
-
-
-def load(name: str):
-    stem, colon, variant = name.partition(":")
-    return config_lib.load(str(ROOT / "configs" / f"{stem}.py{colon}{variant}"))
-
-
-def golden(name: str) -> pathlib.Path:
-    return GOLDEN / f"{name.replace(':', '.')}.txt"
+from tests.helpers.golden_configs import CONFIGS, GOLDEN, RECIPES, golden, load
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_says_what_its_golden_text_says(name):
-    """To accept a change: python -m tests.make_golden_configs, and read the diff."""
+    """To accept a change: python -m tests.helpers.golden_configs, and read the diff."""
     assert as_text(load(name)) == golden(name).read_text()
 
 

@@ -29,8 +29,7 @@ from resnet_jax.training.initialization import (
 from resnet_jax.training.loop import train
 from resnet_jax.weights import native
 from resnet_jax.weights.card import default_card
-from tests import keyed, tiny
-from tests.weights import small
+from tests.helpers import keyed, small_networks, tiny
 
 CLASSES = ("ant", "bee", "cat", "dog")
 
@@ -628,7 +627,7 @@ def test_a_head_is_kept_reordered_or_fresh_by_class_names(tmp_path, caplog):
         variables = weights_for(path, setup, classes=classes)
         run.init_from = str(path)
         state = first_state(setup, initial_weights(setup))
-        small.assert_equal(
+        small_networks.assert_equal(
             jax.device_get(state.params["head"]), expected(variables["params"]["head"])
         )
         assert said in caplog.text and bool(said) == bool(caplog.text)

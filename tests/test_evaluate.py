@@ -12,7 +12,7 @@ from resnet_jax.errors import BadImageError, UserError
 from resnet_jax.training.evaluation import Evaluation, Gallery, evaluate
 from resnet_jax.training.experiment import Setup
 from resnet_jax.training.step import TrainState
-from tests import tiny
+from tests.helpers import tiny
 
 SIZE = 37  # a prime, so that no batch and no number of devices divides it
 

@@ -15,8 +15,8 @@ from sklearn.datasets import load_digits
 
 import resnet_jax
 from resnet_jax.config import RECIPES, load, override
-from tests import public_names
-from tests.runs import ROOT, run_python
+from tests.helpers import public_names
+from tests.helpers.runs import ROOT, run_python
 
 README = ROOT / "README.md"
 FUNCTIONS = ("create_model", "list_models", "load", "train")
@@ -70,7 +70,7 @@ def test_all_public_names_are_there_and_others_are_not():
 def test_the_public_names_and_signatures_are_those_on_record():
     text = public_names.list_names()
     assert text == public_names.GOLDEN.read_text(), (
-        "If this change is meant: python -m tests.public_names"
+        "If this change is meant: python -m tests.helpers.public_names"
     )
 
 

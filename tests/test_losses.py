@@ -15,7 +15,7 @@ from resnet_jax.training.losses import (
     make_loss,
     one_hot,
 )
-from tests import keyed
+from tests.helpers import keyed
 
 
 def draw(classes: int, scale: float = 3.0) -> tuple[np.ndarray, np.ndarray]:

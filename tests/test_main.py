@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from tests import runs
+from tests.helpers import runs
 
 QUICK = "--config=configs/quickstart.py"
 

@@ -7,7 +7,7 @@ import pytest
 
 from resnet_jax.training.losses import cross_entropy
 from resnet_jax.training.metrics import evaluation_sums, rank_of_label
-from tests import keyed
+from tests.helpers import keyed
 
 INF, NAN = np.inf, np.nan
 

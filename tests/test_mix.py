@@ -14,7 +14,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
 from resnet_jax.training.losses import one_hot
 from resnet_jax.training.mixup import Drawn, Mix
-from tests import keyed, tiny
+from tests.helpers import keyed, tiny
 from tests.test_sharding import collectives
 
 SIZE = 12

@@ -23,7 +23,7 @@ from resnet_jax.training.optim import (
     update_ema,
 )
 from resnet_jax.training.schedules import make_schedule
-from tests import keyed
+from tests.helpers import keyed
 from tests.test_schedules import TRAIN_SIZE, about, configure
 
 # Which parameters decay.

@@ -13,7 +13,7 @@ import types
 import pytest
 
 from resnet_jax.console import output
-from tests import runs
+from tests.helpers import runs
 
 # A program whose streams fail in several ways, with every kind of writer.
 PROGRAM = """

@@ -11,8 +11,8 @@ import zipfile
 import pytest
 from packaging.requirements import Requirement
 
-from tests import runs
-from tests.packaging_files import PROJECT, needed_to_install
+from tests.helpers import runs
+from tests.helpers.packaging_files import PROJECT, needed_to_install
 
 CONSTRAINTS = sorted((runs.ROOT / "tests/constraints").glob("*.txt"))
 EXTRAS = PROJECT["project"]["optional-dependencies"]

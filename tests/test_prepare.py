@@ -23,10 +23,10 @@ from resnet_jax.data.shards import read_shard
 from resnet_jax.data.sources import open_source
 from resnet_jax.errors import UserError
 from resnet_jax.prepare import main
-from tests import runs
-from tests.data.pictures import encode, noise, write_folder
 from tests.data.test_sources import TinyPictures, levels, tfds_image
-from tests.real_data import real_data
+from tests.helpers import runs
+from tests.helpers.pictures import encode, noise, write_folder
+from tests.helpers.real_data import real_data
 
 
 def run(*arguments: object) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from resnet_jax.errors import UserError
 from resnet_jax.parallel import processes
-from tests import pods, runs
+from tests.helpers import pods, runs
 
 # Two processes without a run: each does what the case says, and prints what came.
 SCRIPT = """

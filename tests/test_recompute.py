@@ -8,7 +8,7 @@ from resnet_jax.data.cache import cached
 from resnet_jax.errors import UserError
 from resnet_jax.training.precise_bn import pool, recompute_statistics
 from resnet_jax.training.step import normalize
-from tests import keyed, tiny
+from tests.helpers import keyed, tiny
 
 
 def test_pooled_statistics_are_those_of_all_values():

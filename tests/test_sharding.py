@@ -16,7 +16,7 @@ from resnet_jax.plan import hlo
 from resnet_jax.plan.hlo import Collective
 from resnet_jax.training.experiment import Setup, summary
 from resnet_jax.training.step import TrainState
-from tests import tiny
+from tests.helpers import tiny
 
 # One block: the stem's norm and two more.
 ONE_BLOCK = {"model.overrides.stage_sizes": (1,), "model.overrides.widths": (8,)}

@@ -10,7 +10,7 @@ import pytest
 
 from resnet_jax.parallel import signals
 from resnet_jax.persistence.preemption import PreemptedError, Preemption
-from tests import runs
+from tests.helpers import runs
 
 # Each part prints a line when it is ready for the next signal.
 LISTENS = """

@@ -22,7 +22,7 @@ from resnet_jax.training.step import (
     make_train_step,
     normalize,
 )
-from tests import keyed, tiny
+from tests.helpers import keyed, tiny
 
 # One block: the stem's norm and two more.
 ONE_BLOCK = {"model.overrides.stage_sizes": (1,), "model.overrides.widths": (8,)}

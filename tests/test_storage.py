@@ -25,8 +25,8 @@ from resnet_jax.reports import curves
 from resnet_jax.training import evaluation
 from resnet_jax.weights import load as weights
 from resnet_jax.weights.save import save
-from tests import stores
-from tests.data.prepared import prepare
+from tests.helpers import stores
+from tests.helpers.prepared import prepare
 from tests.test_checkpoints import assert_equal, like, open_at, progress_at, state_of
 from tests.test_writers import VALUES
 

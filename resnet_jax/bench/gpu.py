@@ -287,13 +287,13 @@ def run(args: argparse.Namespace) -> None:
 def _read_golden(args: argparse.Namespace) -> dict[str, list[float]]:
     try:
         golden = json.loads(args.golden.read_text())
-        found = (ROOT / "tests" / "keyed.py").exists()
+        found = (ROOT / "tests" / "helpers" / "keyed.py").exists()
     except (OSError, ValueError):
         found = False
     if not found:
         raise UserError(
-            f"{args.golden} or tests/keyed.py cannot be read, with which logits are"
-            " compared; run the command in a checkout of the project, which has both."
+            f"{args.golden} or tests/helpers/keyed.py cannot be read, with which"
+            " logits are compared; run the command in a checkout of the project, which has both."
         )
     for name in args.networks:
         check_known(f"golden logits of --networks={name}", name, golden)

@@ -185,7 +185,7 @@ def logits_commands() -> dict[str, Callable]:
     import numpy as np
 
     from resnet_jax.models import create_model, get_spec
-    from tests import keyed
+    from tests.helpers import keyed
 
     def device() -> dict:
         found = jax.local_devices()[0]

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from resnet_jax.analysis import degradation
 from resnet_jax.errors import UserError
 from resnet_jax.training.loop import train
-from tests import tiny
+from tests.helpers import tiny
 
 
 @pytest.fixture(scope="module")

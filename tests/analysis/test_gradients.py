@@ -13,7 +13,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.models.scan import stack_blocks
 from resnet_jax.training import losses, step
 from resnet_jax.training.loop import train
-from tests import keyed, tiny
+from tests.helpers import keyed, tiny
 
 # More than nine blocks: by name, the tenth would be before the second.
 DEEP = {"model.overrides.stage_sizes": (11, 1)}
@@ -83,7 +83,7 @@ def test_the_command_draws_the_newest_checkpoint(tmp_path, capsys):
     config = tiny.config()
     train(config, tmp_path / "run")
     file = tmp_path / "tiny_config.py"
-    file.write_text("from tests.tiny import config as get_config\n")
+    file.write_text("from tests.helpers.tiny import config as get_config\n")
     # An override may be apart from its value.
     command = ["gradients", f"--config={file}", "--batches=2", "--config.data.pad", "3"]
     files = {}

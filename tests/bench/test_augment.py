@@ -7,8 +7,8 @@ from PIL import Image
 from resnet_jax.bench.__main__ import main
 from resnet_jax.errors import UserError
 from resnet_jax.training.datasets import train_augment
-from tests.data.pictures import encode, quadrants
-from tests.test_config import load
+from tests.helpers.golden_configs import load
+from tests.helpers.pictures import encode, quadrants
 
 CONFIG = "--config=configs/tiny_imagenet20.py"
 

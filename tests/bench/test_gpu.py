@@ -14,7 +14,7 @@ from resnet_jax.bench import __main__ as command
 from resnet_jax.bench import gpu, gpu_child, traces
 from resnet_jax.errors import UserError
 from resnet_jax.models import ZOO
-from tests import runs
+from tests.helpers import runs
 
 # What is installed beside the GPU, with what these require.
 BARE = ("jax", "flax", "optax", "orbax-checkpoint", "jaxtyping")

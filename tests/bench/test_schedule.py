@@ -9,7 +9,7 @@ from resnet_jax.bench import __main__ as command
 from resnet_jax.bench import schedule
 from resnet_jax.config import load
 from resnet_jax.errors import UserError
-from tests import runs
+from tests.helpers import runs
 
 R50 = str(runs.ROOT / "configs" / "r50.py")
 

@@ -20,7 +20,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
 from resnet_jax.models.zoo import get_entry
 from resnet_jax.training.experiment import set_up
-from tests.data.pictures import encode, noise
+from tests.helpers.pictures import encode, noise
 
 NAMES = ("name", "unit", "value", "spread", "peer", "peer_value", "peer_spread")
 KEYS = (*NAMES, "ratio", "repeats", "left_out")

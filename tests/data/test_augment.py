@@ -12,7 +12,7 @@ from resnet_jax.data.crops import random_box
 from resnet_jax.data.decode import Picture
 from resnet_jax.data.resize import INTERPOLATIONS
 from resnet_jax.errors import UserError
-from tests.data.pictures import encode, noise, picture
+from tests.helpers.pictures import encode, noise, picture
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 

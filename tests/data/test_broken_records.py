@@ -8,8 +8,8 @@ from resnet_jax.data.loader import Examples, bad_indices, eval_batches, train_ba
 from resnet_jax.data.sources import open_source
 from resnet_jax.errors import BadImageError
 from resnet_jax.prepare import main
-from tests.data.pictures import encode, noise
 from tests.data.test_decode import BREAKAGES
+from tests.helpers.pictures import encode, noise
 
 NUMBER = 1000
 KINDS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")

@@ -16,8 +16,8 @@ from resnet_jax.data import decode as decode_module
 from resnet_jax.data.augment import Augment
 from resnet_jax.data.decode import Picture
 from resnet_jax.errors import BadImageError, UserError
-from tests.data.pictures import BLUE, GREEN, RED, YELLOW, encode, noise, quadrants
-from tests.real_data import real_data
+from tests.helpers.pictures import BLUE, GREEN, RED, YELLOW, encode, noise, quadrants
+from tests.helpers.real_data import real_data
 
 NAME = "some/folder/file.jpg"
 

@@ -14,7 +14,7 @@ from resnet_jax.data.decode import Picture
 from resnet_jax.data.sources import DigitsSource, NamedSource, Source, Subset
 from resnet_jax.errors import UserError
 from resnet_jax.training.loop import train
-from tests import runs, tiny
+from tests.helpers import runs, tiny
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (80, 8, 8, 3), np.uint8)

@@ -20,7 +20,7 @@ from resnet_jax.data.loader import (
     train_batches,
 )
 from resnet_jax.errors import BadImageError, UserError
-from tests.data.pictures import encode, examples, noise, write_folder
+from tests.helpers.pictures import encode, examples, noise, write_folder
 
 ROOT = pathlib.Path(__file__).parents[2]
 NUM_PICTURES = 14
@@ -424,7 +424,7 @@ def test_closing_before_the_first_batch_is_allowed(pictures):
 SHARE_AND_CLOSE = """
 import gc, pathlib, sys, time
 from resnet_jax.data.loader import train_batches
-from tests.data.pictures import examples
+from tests.helpers.pictures import examples
 
 if __name__ == "__main__":
     source = examples(sys.argv[1], size=32)

@@ -16,7 +16,7 @@ from resnet_jax.data.sources import (
     with_classes,
 )
 from resnet_jax.errors import UserError
-from tests.data.pictures import encode, noise, write_folder
+from tests.helpers.pictures import encode, noise, write_folder
 
 
 def write_pictures(root, counts: dict[str, int]) -> str:

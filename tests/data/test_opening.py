@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from resnet_jax.data.prepare import pack
-from tests.data.pictures import encode, noise
+from tests.helpers.pictures import encode, noise
 
 pytestmark = pytest.mark.slow
 

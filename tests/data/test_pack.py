@@ -14,8 +14,8 @@ from resnet_jax.data.prepare import pack
 from resnet_jax.data.sources import open_source
 from resnet_jax.errors import BadImageError, UserError
 from resnet_jax.prepare import main
-from tests import runs
-from tests.data.pictures import encode, noise, write_folder
+from tests.helpers import runs
+from tests.helpers.pictures import encode, noise, write_folder
 
 # The two-minute part has no room for them.
 pytestmark = pytest.mark.slow

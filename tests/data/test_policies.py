@@ -17,7 +17,7 @@ from resnet_jax.data.image_ops import (
     to_pixels,
 )
 from resnet_jax.errors import UserError
-from tests.data.pictures import noise, picture, quadrants
+from tests.helpers.pictures import noise, picture, quadrants
 
 SIZE = (224, 160)
 MEAN = (0.485, 0.456, 0.406)

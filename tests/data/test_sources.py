@@ -16,7 +16,7 @@ from PIL import Image
 from resnet_jax.data.decode import Picture
 from resnet_jax.data.sources import IMAGE_SUFFIXES, check_same_classes, open_source
 from resnet_jax.errors import UserError
-from tests.data.pictures import encode, noise, write_folder
+from tests.helpers.pictures import encode, noise, write_folder
 
 ROOT = pathlib.Path(__file__).parents[2]
 

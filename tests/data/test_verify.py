@@ -10,9 +10,9 @@ from tensorflow_datasets.proto import tf_example_pb2
 from resnet_jax.data.shards import OPTIONS, ArrayRecordWriter, read_shard
 from resnet_jax.errors import UserError
 from resnet_jax.prepare import main
-from tests.data.pictures import encode, noise, write_folder
 from tests.data.test_pack import flip, truncate
 from tests.data.test_sources import TinyPictures
+from tests.helpers.pictures import encode, noise, write_folder
 
 JPEG = encode(noise(0, 64, 48), "JPEG")
 PNG = encode(noise(1, 64, 48), "PNG")

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from kubernetes_validate import validate
 
-from tests import runs
-from tests.packaging_files import needed_to_install
+from tests.helpers import runs
+from tests.helpers.packaging_files import needed_to_install
 
 RUN = runs.ROOT / "launch/gke/run.py"
 NAME = ("--name=r50", "--image=registry/r50:1")

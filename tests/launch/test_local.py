@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests import runs
+from tests.helpers import runs
 
 LOCAL = runs.ROOT / "launch/local.py"
 # Each process tells its id and its GPU; then it does what the run's flags say.

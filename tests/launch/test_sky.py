@@ -6,7 +6,7 @@ import subprocess
 import pytest
 import yaml
 
-from tests import runs
+from tests.helpers import runs
 
 
 @pytest.fixture

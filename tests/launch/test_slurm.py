@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from tests import runs
-from tests.launch.slurm_cluster import NoSlurmError, cluster
+from tests.helpers import runs
+from tests.helpers.slurm_cluster import NoSlurmError, cluster
 
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from tests import runs
-from tests.packaging_files import needed_to_install
+from tests.helpers import runs
+from tests.helpers.packaging_files import needed_to_install
 
 pytestmark = pytest.mark.slow
 
@@ -44,12 +44,15 @@ exit "${code:-0}"
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
     for name, text in (
-        ("gcloud", f'#!/bin/sh\nexec {sys.executable} -I -S {__file__} "$@"\n'),
+        (
+            "gcloud",
+            f'#!/bin/sh\nexec {sys.executable} -I -S {fake_gcloud.__file__} "$@"\n',
+        ),
         ("python3", PYTHON3),
         ("run", PYTHON),
     ):
         path = tmp_path / name
-        path.write_text(text.replace("test_tpu_vm", "fake_gcloud"))
+        path.write_text(text)
         path.chmod(0o755)
     for name in ("states", "codes", "calls"):
         (tmp_path / name).touch()

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from resnet_jax.kernels import conv, onednn, pool
 from resnet_jax.kernels.conv import blocks_of, convolve, form_of
 from resnet_jax.kernels.cpu.conv import FORMS, Geometry, apply, forms_of
-from tests import keyed, runs, tiny
+from tests.helpers import keyed, runs, tiny
 from tests.test_sharding import collectives
 
 

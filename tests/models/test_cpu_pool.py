@@ -8,7 +8,7 @@ import pytest
 
 from resnet_jax.kernels.cpu.conv import Geometry
 from resnet_jax.kernels.pool import max_pool
-from tests import keyed
+from tests.helpers import keyed
 
 SHAPES = [(3, 2, 1, 9, 8), (3, 2, 0, 10, 11), (3, 1, 1, 7, 6), (2, 2, 0, 8, 9)]
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from resnet_jax.models import ZOO, build, list_models
-from tests import keyed
-from tests.models.names import deep_ones_slow
+from tests.helpers import keyed
+from tests.helpers.network_names import deep_ones_slow
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "logits.json").read_text())
 

@@ -13,7 +13,7 @@ from resnet_jax.kernels.platforms import known
 from resnet_jax.models import ZOO, build, norms
 from resnet_jax.models.layers import max_pool
 from resnet_jax.models.norms import BatchNorm, Normalization
-from tests import keyed, tiny
+from tests.helpers import keyed, tiny
 
 EPSILON = 1e-3  # large enough to be seen in the outputs
 # Each output is some ten float32 operations on numbers below 10: 10 x 10 x 2^-24.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from resnet_jax.kernels.platforms import by_platform, known, traced_once
-from tests import tiny
+from tests.helpers import tiny
 
 
 def either(traced: list[str]):

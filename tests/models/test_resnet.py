@@ -9,8 +9,8 @@ from jax.sharding import PartitionSpec as P
 from resnet_jax.models import ZOO, build, create_model, get_spec
 from resnet_jax.models.baselines import average_to
 from resnet_jax.models.spec import plan_blocks
-from tests import keyed, tiny
-from tests.models.names import one_of_each_kind
+from tests.helpers import keyed, tiny
+from tests.helpers.network_names import one_of_each_kind
 
 
 def shapes(name: str, size: int, **call) -> dict:

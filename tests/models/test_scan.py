@@ -10,7 +10,7 @@ import pytest
 from resnet_jax.models import ZOO, build, get_spec
 from resnet_jax.models.cost import init_shapes
 from resnet_jax.models.scan import applies, stack_blocks, unstack_blocks
-from tests import keyed
+from tests.helpers import keyed
 
 # Runs of blocks in all positions: after a projection, from the first on, in the middle.
 SPECS = {

@@ -12,7 +12,7 @@ from resnet_jax.kernels.tpu.norm import Product
 from resnet_jax.models import create_model
 from resnet_jax.models.norms import Normalization
 from resnet_jax.plan import hlo
-from tests import keyed, tiny
+from tests.helpers import keyed, tiny
 
 # A batch of 12: images of a group, and devices; in the last one group is on both.
 GROUPS = [(12, 1), (3, 1), (6, 2), (3, 2), (1, 4), (12, 2)]

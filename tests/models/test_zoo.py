@@ -13,8 +13,8 @@ from resnet_jax.errors import UserError
 from resnet_jax.models import ZOO, build, create_model, get_spec, list_models
 from resnet_jax.models.cost import cost_of_jaxpr, count, init_shapes
 from resnet_jax.models.layers import pad_shortcut
-from tests import keyed
-from tests.models.names import deep_ones_slow
+from tests.helpers import keyed
+from tests.helpers.network_names import deep_ones_slow
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 COUNTS = {

@@ -12,7 +12,7 @@ from resnet_jax.models import ZOO, ResNetSpec, build, get_spec
 from resnet_jax.models.scan import stack_blocks
 from resnet_jax.weights import SCHEMES
 from resnet_jax.weights.naming import to_theirs
-from tests import keyed
+from tests.helpers import keyed
 from tests.oracles import networks
 
 # Float32 rounds at 6e-8; 2e-5 of the largest logit was the most that was measured (of

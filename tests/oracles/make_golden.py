@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from resnet_jax.models import ZOO
-from tests import keyed
+from tests.helpers import keyed
 from tests.oracles import networks
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "logits.json"

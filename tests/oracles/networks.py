@@ -10,7 +10,7 @@ from torch import nn
 from resnet_jax.models import ZOO, ResNetSpec
 from resnet_jax.weights import SCHEMES
 from resnet_jax.weights.naming import to_theirs
-from tests import keyed
+from tests.helpers import keyed
 
 
 def build(name: str, variables: dict | None = None, **options) -> nn.Module:

@@ -8,7 +8,7 @@ import torch
 from resnet_jax.models import ZOO, build, get_spec
 from resnet_jax.weights import SCHEMES
 from resnet_jax.weights.naming import to_theirs
-from tests import keyed
+from tests.helpers import keyed
 from tests.oracles import compare, networks
 
 KINDS = [

@@ -22,8 +22,8 @@ from resnet_jax.models import ZOO, build, list_models
 from resnet_jax.weights import SCHEMES, keras_files
 from resnet_jax.weights.keras import list_layers
 from resnet_jax.weights.naming import from_theirs, to_theirs
-from tests import keyed
-from tests.models.names import one_of_each_kind
+from tests.helpers import keyed
+from tests.helpers.network_names import one_of_each_kind
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "logits.json"
 TUTORIAL = "tutorial_keras_resnet50"

@@ -10,8 +10,8 @@ import torch
 
 from resnet_jax.models import ZOO
 from resnet_jax.models.zoo import ALIASES
-from tests import keyed
-from tests.models.names import one_of_each_kind
+from tests.helpers import keyed
+from tests.helpers.network_names import one_of_each_kind
 from tests.oracles import compare, networks
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "logits.json"

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests import runs
+from tests.helpers import runs
 
 # For a process of its own, of one device.
 KINDS = """

@@ -27,7 +27,7 @@ from resnet_jax.training.optim import make_optimizer, update_ema
 from resnet_jax.training.schedules import make_schedule
 from resnet_jax.weights import SCHEMES
 from resnet_jax.weights.naming import to_theirs
-from tests import keyed
+from tests.helpers import keyed
 from tests.oracles import networks
 
 STEPS = 20

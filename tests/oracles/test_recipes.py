@@ -49,9 +49,9 @@ from resnet_jax.training.mixup import Drawn, Mix
 from resnet_jax.training.step import TrainState
 from resnet_jax.weights import SCHEMES
 from resnet_jax.weights.naming import to_theirs
-from tests import tiny
+from tests.helpers import tiny
+from tests.helpers.real_data import ROOT, real_data
 from tests.oracles import networks
-from tests.real_data import ROOT, real_data
 
 STEPS = 20
 SIZE = 32

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from resnet_jax.models import ZOO
-from tests import keyed
+from tests.helpers import keyed
 from tests.oracles import compare
 
 KINDS = [

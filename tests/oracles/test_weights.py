@@ -23,10 +23,9 @@ from resnet_jax.weights.adapt import adapt_channels
 from resnet_jax.weights.card import default_card
 from resnet_jax.weights.load import load
 from resnet_jax.weights.save import save
-from tests import keyed
+from tests.helpers import keyed, small_networks
+from tests.helpers.real_data import real_data
 from tests.oracles import networks
-from tests.real_data import real_data
-from tests.weights import small
 
 
 def make(name: str) -> nn.Module:
@@ -189,7 +188,9 @@ def test_published_weights_give_their_authors_logits(tmp_path, name, file, capsy
         assert image["top"][0]["index"] == int(np.argmax(logits))
 
     main(["convert", weights, str(tmp_path / "w.safetensors")])
-    small.assert_equal(load(str(tmp_path / "w.safetensors"))[1], load(weights)[1])
+    small_networks.assert_equal(
+        load(str(tmp_path / "w.safetensors"))[1], load(weights)[1]
+    )
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from resnet_jax.errors import UserError
 from resnet_jax.persistence import code_digest
 from resnet_jax.plan import ask as ask_module
 from resnet_jax.plan.ask import ask, key_of
-from tests import tiny
-from tests.data.pictures import encode, noise, write_folder
+from tests.helpers import tiny
+from tests.helpers.pictures import encode, noise, write_folder
 
 # What a compiler's process prints at least.
 ANSWER = '{"devices": 8, "train": {}}\n'

@@ -11,7 +11,7 @@ from resnet_jax.models.cost import count
 from resnet_jax.plan import compiled
 from resnet_jax.plan.predict import total
 from resnet_jax.training.experiment import Setup, set_up
-from tests import tiny
+from tests.helpers import tiny
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from resnet_jax.parallel import sharding
 from resnet_jax.plan import hlo
 from resnet_jax.plan.hlo import Collective
-from tests import tiny
+from tests.helpers import tiny
 
 # libtpu's for v5e:2x2: three gradients in a loop, another one behind it, and a maximum.
 SAMPLE = (pathlib.Path(__file__).parent / "v5e_2x2.hlo").read_text()

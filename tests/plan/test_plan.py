@@ -15,7 +15,7 @@ from resnet_jax.plan import calibration
 from resnet_jax.plan.ask import ask
 from resnet_jax.plan.predict import predict
 from resnet_jax.plan.table import amount, as_text
-from tests import runs, tiny
+from tests.helpers import runs, tiny
 from tests.plan.test_predict import facts, two_slices
 
 TINY = (

@@ -4,7 +4,7 @@ import pytest
 
 from resnet_jax.errors import UserError
 from resnet_jax.plan import sweep
-from tests import tiny
+from tests.helpers import tiny
 
 SAVED = {"a": 100, "b": 300, "c": -50, "e": 0}
 

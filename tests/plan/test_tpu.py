@@ -14,7 +14,7 @@ from resnet_jax.plan import ask as ask_module
 from resnet_jax.plan import compiled, stock
 from resnet_jax.plan.ask import ask
 from resnet_jax.plan.predict import predict
-from tests import tiny
+from tests.helpers import tiny
 
 pytestmark = pytest.mark.skipif(
     not importlib.util.find_spec("libtpu"),

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests import runs
+from tests.helpers import runs
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ import termios
 
 import pytest
 
-from tests import runs
+from tests.helpers import runs
 
 pytestmark = pytest.mark.slow
 

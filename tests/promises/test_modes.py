@@ -5,15 +5,15 @@ import re
 import pytest
 
 from resnet_jax.models import list_models
-from tests import runs
-from tests.test_config import CONFIGS
+from tests.helpers import runs
+from tests.helpers.golden_configs import CONFIGS
 
 # In a process of its own, since absl keeps what it has parsed.
 PARSE = """
 from absl import flags
 from resnet_jax import main
 from resnet_jax.config.saved import as_text, flatten
-from tests.test_config import CONFIGS, load
+from tests.helpers.golden_configs import CONFIGS, load
 
 for path in CONFIGS:
     wanted = load(path.stem)
@@ -81,7 +81,7 @@ import pathlib, sys, tempfile
 from resnet_jax.config.variants import for_dry_run
 from resnet_jax.models import get_spec
 from resnet_jax.training.loop import train
-from tests.test_config import load
+from tests.helpers.golden_configs import load
 
 for name in sys.argv[1:]:
     config = for_dry_run(load(name), 1)

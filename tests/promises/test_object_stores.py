@@ -9,7 +9,7 @@ from resnet_jax.persistence import storage
 from resnet_jax.persistence.storage import path_of
 from resnet_jax.reports import curves
 from resnet_jax.weights.load import load
-from tests import pods, runs, stores
+from tests.helpers import pods, runs, stores
 
 STORES = {"s3": stores.s3, "gs": stores.gcs}
 # Where they differ is held in tests/test_storage.py.

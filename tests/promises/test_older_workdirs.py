@@ -5,7 +5,7 @@ import tarfile
 import pytest
 
 from resnet_jax.weights.load import load
-from tests import runs
+from tests.helpers import runs
 
 # Stopped by SIGTERM at step 8 of 12, by the last version before 0.2.0.
 STOPPED = runs.ROOT / "tests" / "golden" / "workdir_0.1.tar.xz"

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tests import runs
+from tests.helpers import runs
 
 # Evaluations on so few steps are soon no better than the one before.
 FLAGS = (

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from resnet_jax.data.loader import permutation
-from tests import pods, runs
+from tests.helpers import pods, runs
 
 pytestmark = pytest.mark.long
 

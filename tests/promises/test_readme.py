@@ -9,8 +9,8 @@ from resnet_jax.config import recipes
 from resnet_jax.config.saved import flatten
 from resnet_jax.models import ZOO
 from resnet_jax.models import table as table_of_networks
-from tests.runs import ROOT
-from tests.test_config import CONFIGS, load
+from tests.helpers.golden_configs import CONFIGS, load
+from tests.helpers.runs import ROOT
 
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text()

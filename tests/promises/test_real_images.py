@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests import runs
-from tests.real_data import real_data
+from tests.helpers import runs
+from tests.helpers.real_data import real_data
 
 TINY = "--config.model.overrides={'widths': (8, 8, 8, 8), 'stem': ((7, 2, 8),)}"
 

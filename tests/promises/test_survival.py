@@ -14,7 +14,7 @@ import time
 import psutil
 import pytest
 
-from tests import runs
+from tests.helpers import runs
 
 # Longer than any test looks at it.
 LONG = tuple(

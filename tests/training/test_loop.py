@@ -19,7 +19,7 @@ from resnet_jax.persistence.preemption import PreemptedError
 from resnet_jax.persistence.writers import Writer
 from resnet_jax.training.experiment import summary
 from resnet_jax.training.loop import Meter, train
-from tests import tiny
+from tests.helpers import tiny
 
 
 class Rows(Writer):

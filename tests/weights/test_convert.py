@@ -13,7 +13,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.weights import files
 from resnet_jax.weights.load import load
 from resnet_jax.weights.save import save
-from tests.weights import small
+from tests.helpers import small_networks
 
 # The two-minute part has no room for them.
 pytestmark = pytest.mark.slow
@@ -21,28 +21,28 @@ pytestmark = pytest.mark.slow
 
 FORMATS = ["w.safetensors", "w.npz", "directory"]
 KERAS_FORMATS = ["w.weights.h5", "w.h5"]
-KERAS = [name for name in small.NAMES if "keras" in name]
+KERAS = [name for name in small_networks.NAMES if "keras" in name]
 
 
 @pytest.mark.parametrize(
     ("name", "format"),
     [
-        *((name, format) for name in small.NAMES for format in FORMATS),
+        *((name, format) for name in small_networks.NAMES for format in FORMATS),
         *((name, format) for name in KERAS for format in KERAS_FORMATS),
     ],
 )
 def test_weights_come_back_bit_for_bit_with_their_card(tmp_path, name, format):
-    card, variables = small.card_and_variables(name)
+    card, variables = small_networks.card_and_variables(name)
     written = save(str(tmp_path / format), variables, card)
     read, loaded = load(str(tmp_path / format))
-    small.assert_equal(loaded, variables)
+    small_networks.assert_equal(loaded, variables)
     assert read == written == dataclasses.replace(card, scheme=written.scheme)
 
 
-@pytest.mark.parametrize("name", small.NAMES)
+@pytest.mark.parametrize("name", small_networks.NAMES)
 def test_a_file_is_the_same_after_it_went_through_our_format(tmp_path, name):
     first, between, last = (tmp_path / x for x in ("a.safetensors", "own", "b.npz"))
-    card, variables = small.card_and_variables(name)
+    card, variables = small_networks.card_and_variables(name)
     scheme = save(str(first), variables, card).scheme
     main(["convert", str(first), str(between)])
     main(["convert", str(between), str(last), f"--to={scheme}"])
@@ -54,14 +54,14 @@ def test_a_file_is_the_same_after_it_went_through_our_format(tmp_path, name):
 
 
 def test_bit_weights_become_an_npz_under_their_authors_names(tmp_path):
-    card, variables = small.card_and_variables("resnetv2_50x1_bit")
+    card, variables = small_networks.card_and_variables("resnetv2_50x1_bit")
     save(str(tmp_path / "w.npz"), variables, card)
     with np.load(tmp_path / "w.npz") as file:
         assert "resnet/root_block/standardized_conv2d/kernel" in file.files
 
 
 def test_what_is_written_for_timm_has_timms_names(tmp_path, capsys):
-    card, variables = small.card_and_variables("seresnet18")
+    card, variables = small_networks.card_and_variables("seresnet18")
     save(str(tmp_path / "own"), variables, card)
     main(["convert", str(tmp_path / "own"), str(tmp_path / "w.safetensors")])
     assert "seresnet18" in capsys.readouterr().out
@@ -70,7 +70,7 @@ def test_what_is_written_for_timm_has_timms_names(tmp_path, capsys):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16])
 def test_half_precision_is_upcast(tmp_path, dtype):
-    card, variables = small.card_and_variables("test_resnet")
+    card, variables = small_networks.card_and_variables("test_resnet")
     path = tmp_path / "w.safetensors"
     save(str(path), variables, card)
     half = {name: value.astype(dtype) for name, value in load_file(path).items()}
@@ -97,7 +97,7 @@ def test_what_cannot_be_written_is_told_with_the_way_out(
 ):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "diary.txt").write_text("dear diary")
-    card, variables = small.card_and_variables(name)
+    card, variables = small_networks.card_and_variables(name)
     with pytest.raises(UserError, match=told):
         save(str(tmp_path / target), variables, card, to)
     # Nothing is left behind, and nothing is lost.
@@ -105,7 +105,7 @@ def test_what_cannot_be_written_is_told_with_the_way_out(
 
 
 def test_a_file_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
-    card, variables = small.card_and_variables("test_resnet")
+    card, variables = small_networks.card_and_variables("test_resnet")
     path = tmp_path / "w.npz"
     path.write_text("old")
 
@@ -122,7 +122,7 @@ def test_a_file_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
 
 def test_a_weights_directory_can_be_replaced(tmp_path):
     path = str(tmp_path / "own")
-    save(path, *reversed(small.card_and_variables("seresnet18")))
-    card, variables = small.card_and_variables("test_resnet")
+    save(path, *reversed(small_networks.card_and_variables("seresnet18")))
+    card, variables = small_networks.card_and_variables("test_resnet")
     save(path, variables, card)
-    small.assert_equal(load(path)[1], variables)
+    small_networks.assert_equal(load(path)[1], variables)

@@ -15,8 +15,7 @@ from resnet_jax.models import get_spec
 from resnet_jax.weights import SCHEMES
 from resnet_jax.weights.load import load
 from resnet_jax.weights.naming import to_theirs
-from tests import keyed
-from tests.weights import small
+from tests.helpers import keyed, small_networks
 from tests.weights.test_card import CONFIG
 
 NAME = "test_resnet.r160_in1k"
@@ -83,7 +82,7 @@ def hub(tmp_path, monkeypatch):
 
 def test_weights_come_from_the_hub_once_and_then_from_the_cache(hub):
     card, variables = load(f"timm:{NAME}")
-    small.assert_equal(variables, keyed.variables(get_spec("test_resnet")))
+    small_networks.assert_equal(variables, keyed.variables(get_spec("test_resnet")))
     assert (card.network, card.image_size) == ("test_resnet", 176)
     assert card.mean == (0.1, 0.2, 0.3)
     assert card.license == "apache-2.0"

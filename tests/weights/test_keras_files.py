@@ -13,7 +13,7 @@ from resnet_jax.models import ZOO, ResNetSpec
 from resnet_jax.weights import SCHEMES, keras_files
 from resnet_jax.weights.keras import list_layers
 from resnet_jax.weights.naming import Scheme, from_theirs, to_theirs
-from tests import keyed
+from tests.helpers import keyed
 
 NAMES = ["keras_resnet50", "keras_resnet50v2", "tutorial_keras_resnet50"]
 KINDS = ["small.weights.h5", "small.h5"]

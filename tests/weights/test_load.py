@@ -15,8 +15,7 @@ from resnet_jax.weights.adapt import adapt_channels
 from resnet_jax.weights.load import load
 from resnet_jax.weights.naming import to_theirs
 from resnet_jax.weights.save import save
-from tests import keyed
-from tests.weights import small
+from tests.helpers import keyed, small_networks
 
 
 def tensors_of(name: str, **fields) -> dict[str, np.ndarray]:
@@ -47,7 +46,7 @@ def test_a_file_without_a_card_is_recognised(tmp_path, name, fields):
     card, variables = load(path)
     assert card.network == name
     assert card.make_spec() == get_spec(name, **fields)
-    small.assert_equal(variables, keyed.variables(get_spec(name, **fields)))
+    small_networks.assert_equal(variables, keyed.variables(get_spec(name, **fields)))
 
 
 def test_of_several_networks_that_fit_the_first_is_taken_and_all_are_named(
@@ -96,7 +95,7 @@ def test_a_tensor_that_does_not_fit_is_named_with_file_and_network(tmp_path, how
 
 
 def test_v1_weights_are_refused_for_the_v1_5_network(tmp_path):
-    card, variables = small.card_and_variables("resnet50_v1")
+    card, variables = small_networks.card_and_variables("resnet50_v1")
     path = str(tmp_path / "w.safetensors")
     save(path, variables, card)
     fields = {key: card.spec[key] for key in ("stage_sizes", "widths", "stem", "block")}
@@ -106,7 +105,7 @@ def test_v1_weights_are_refused_for_the_v1_5_network(tmp_path):
 
 
 def test_what_changes_no_function_of_the_weights_may_differ(tmp_path):
-    card, variables = small.card_and_variables("resnet50")
+    card, variables = small_networks.card_and_variables("resnet50")
     path = str(tmp_path / "w.safetensors")
     save(path, variables, card)
     spec = load(path, drop_path=0.2, zero_init_last=False, dropout=0.1)[0].make_spec()
@@ -114,7 +113,7 @@ def test_what_changes_no_function_of_the_weights_may_differ(tmp_path):
 
 
 def test_weights_of_another_kind_of_network_are_refused(tmp_path):
-    card, variables = small.card_and_variables("vgg19_bn")
+    card, variables = small_networks.card_and_variables("vgg19_bn")
     save(str(tmp_path / "w.npz"), variables, card)
     with pytest.raises(UserError, match="weights of vgg19_bn, not of resnet50"):
         load(str(tmp_path / "w.npz"), model="resnet50")
@@ -132,7 +131,7 @@ def test_three_channels_become_one_by_their_sum_and_more_by_repetition():
 
 @pytest.mark.parametrize("name", ["test_resnet", "vgg19_bn", "highway19"])
 def test_channels_and_classes_are_adapted_and_a_message_says_so(tmp_path, name, caplog):
-    card, variables = small.card_and_variables(name)
+    card, variables = small_networks.card_and_variables(name)
     save(str(tmp_path / "w.npz"), variables, card)
     adapted_card, adapted = load(str(tmp_path / "w.npz"), in_channels=1, num_classes=4)
     assert "6 classes; the head for 4 is a fresh one" in caplog.text
@@ -157,7 +156,7 @@ def _at(tree, path):
 
 
 def test_old_files_of_bit_keep_norms_as_images(tmp_path):
-    card, variables = small.card_and_variables("resnetv2_50x1_bit")
+    card, variables = small_networks.card_and_variables("resnetv2_50x1_bit")
     path = tmp_path / "w.npz"
     save(str(path), variables, card)
     with np.load(path) as file:
@@ -166,7 +165,7 @@ def test_old_files_of_bit_keep_norms_as_images(tmp_path):
         if "group_norm" in name:
             tensors[name] = value[None, None, None]
     np.savez(path, **tensors)
-    small.assert_equal(load(str(path))[1], variables)
+    small_networks.assert_equal(load(str(path))[1], variables)
 
 
 def test_an_npz_that_holds_code_is_refused(tmp_path):
@@ -201,7 +200,7 @@ def test_what_is_no_weights_is_told(tmp_path, name, told):
 
 def test_files_of_torch_say_where_torch_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    card, variables = small.card_and_variables("test_resnet")
+    card, variables = small_networks.card_and_variables("test_resnet")
     with pytest.raises(UserError, match=r"Writing .*pip install torch, or convert"):
         save(str(tmp_path / "w.pth"), variables, card)
     (tmp_path / "r.pth").touch()
@@ -225,7 +224,7 @@ def test_checkpoints_are_unwrapped(checkpoint):
 
 
 def test_a_card_of_an_unknown_scheme_is_refused(tmp_path):
-    card, variables = small.card_and_variables("test_resnet")
+    card, variables = small_networks.card_and_variables("test_resnet")
     path = tmp_path / "w.npz"
     save(str(path), variables, card)
     text = dataclasses.replace(card, scheme="timn").to_json()

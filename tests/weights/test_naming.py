@@ -8,7 +8,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.models import ZOO, get_spec
 from resnet_jax.weights import SCHEMES
 from resnet_jax.weights.naming import from_theirs, shapes_of, to_theirs
-from tests import keyed
+from tests.helpers import keyed
 
 TIMM = SCHEMES["timm"]
 # One network of each kind of names.

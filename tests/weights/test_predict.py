@@ -12,14 +12,16 @@ from resnet_jax.errors import UserError
 from resnet_jax.models import build
 from resnet_jax.weights.card import CIFAR10_CLASSES
 from resnet_jax.weights.save import save
-from tests.real_data import real_data
-from tests.weights import small
+from tests.helpers import small_networks
+from tests.helpers.real_data import real_data
 
 
 @pytest.fixture
 def weights(tmp_path) -> str:
     """Weights of a small network for CIFAR-10."""
-    card, variables = small.card_and_variables("akamaster_resnet20", num_classes=10)
+    card, variables = small_networks.card_and_variables(
+        "akamaster_resnet20", num_classes=10
+    )
     path = str(tmp_path / "w.safetensors")
     save(path, variables, card)
     return path
@@ -50,7 +52,9 @@ def test_json_is_one_document_with_the_logits_that_the_network_gives(
     predict.main(["predict", weights, *images, "--json", "--logits"])
     document = json.loads(capsys.readouterr().out)
     assert document["network"] == "akamaster_resnet20"
-    card, variables = small.card_and_variables("akamaster_resnet20", num_classes=10)
+    card, variables = small_networks.card_and_variables(
+        "akamaster_resnet20", num_classes=10
+    )
     pixels = card.crop(images)
     logits = build(card.make_spec()).apply(
         variables, card.normalize(jnp.asarray(pixels))
@@ -89,7 +93,7 @@ def test_mistakes_are_told_in_one_line(weights, images, arguments, told):
 
 
 def test_a_network_without_a_head_predicts_nothing(tmp_path, images):
-    card, variables = small.card_and_variables("resnet50", num_classes=0)
+    card, variables = small_networks.card_and_variables("resnet50", num_classes=0)
     save(str(tmp_path / "w.npz"), variables, card)
     with pytest.raises(UserError, match="has no head"):
         predict.main(["predict", str(tmp_path / "w.npz"), images[0]])

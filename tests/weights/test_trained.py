@@ -16,7 +16,7 @@ from resnet_jax.models import build
 from resnet_jax.weights import Card, Prediction, TrainedModel
 from resnet_jax.weights.card import CIFAR10_CLASSES
 from resnet_jax.weights.save import save
-from tests.weights import small
+from tests.helpers import small_networks
 
 # The two-minute part has no room for what they compile; test_predict.py is in it.
 pytestmark = pytest.mark.slow
@@ -28,7 +28,7 @@ def pixels(count: int, side: int = 32) -> np.ndarray:
 
 
 def model_of(name: str, *, image_size: int = 32, **fields) -> TrainedModel:
-    card, variables = small.card_and_variables(name, **fields)
+    card, variables = small_networks.card_and_variables(name, **fields)
     card = dataclasses.replace(card, image_size=image_size)
     return TrainedModel(build(card.make_spec()), variables, card)
 
@@ -36,7 +36,9 @@ def model_of(name: str, *, image_size: int = 32, **fields) -> TrainedModel:
 @pytest.fixture
 def path(tmp_path) -> str:
     """Weights of a small network for CIFAR-10."""
-    card, variables = small.card_and_variables("akamaster_resnet20", num_classes=10)
+    card, variables = small_networks.card_and_variables(
+        "akamaster_resnet20", num_classes=10
+    )
     save(str(tmp_path / "w.safetensors"), variables, card)
     return str(tmp_path / "w.safetensors")
 

@@ -30,8 +30,7 @@ from resnet_jax.training.step import TrainState, normalize
 from resnet_jax.weights.card import default_card
 from resnet_jax.weights.load import load
 from resnet_jax.weights.save import save
-from tests import keyed, tiny
-from tests.weights import small
+from tests.helpers import keyed, small_networks, tiny
 
 
 def write_run(workdir, changes=None, devices: int = 4) -> Setup:
@@ -82,7 +81,7 @@ def state_of(setup: Setup, seed: int) -> TrainState:
 def test_a_workdir_gives_the_variables_that_evaluated_best(tmp_path, changes, seed):
     setup = write_run(tmp_path, changes)
     card, variables = load(str(tmp_path))
-    small.assert_equal(variables, keyed.variables(setup.model.spec, seed))
+    small_networks.assert_equal(variables, keyed.variables(setup.model.spec, seed))
     assert card.make_spec() == setup.model.spec
     assert (card.image_size, card.mean, card.crop_fraction) == (8, (0.5,), 1.0)
     assert card.classes == setup.classes
@@ -95,7 +94,7 @@ def test_a_workdir_is_converted_under_the_names_of_timm(tmp_path):
     main(["convert", str(tmp_path), str(target)])
     card, variables = load(str(target))
     assert card.scheme == "timm"
-    small.assert_equal(variables, keyed.variables(setup.model.spec, 1))
+    small_networks.assert_equal(variables, keyed.variables(setup.model.spec, 1))
 
 
 def test_a_workdir_without_a_checkpoint_is_told(tmp_path):
@@ -140,8 +139,8 @@ def test_the_first_loss_of_a_run_is_that_of_the_weights_it_starts_from(tmp_path)
     setup.config.init_from = path
     state = first_state(setup, initial_weights(setup))
     started = {"params": state.params, "batch_stats": state.batch_stats}
-    small.assert_equal(jax.device_get(started), variables)
-    small.assert_equal(jax.device_get(state.ema), variables)
+    small_networks.assert_equal(jax.device_get(started), variables)
+    small_networks.assert_equal(jax.device_get(state.ema), variables)
 
     batch = tiny.batch(setup)
     placed = setup.to_devices(batch)
@@ -155,7 +154,7 @@ def test_the_first_loss_of_a_run_is_that_of_the_weights_it_starts_from(tmp_path)
     # Float32 sums in another order.
     np.testing.assert_allclose(metrics["loss"], loss.mean(), rtol=1e-5)
     # The step may overwrite what it was given, but not the weights.
-    small.assert_equal(variables, keyed.variables(setup.model.spec, seed=7))
+    small_networks.assert_equal(variables, keyed.variables(setup.model.spec, seed=7))
 
 
 def test_a_fresh_head_is_the_one_that_the_seed_gives(tmp_path, caplog):
@@ -165,7 +164,7 @@ def test_a_fresh_head_is_the_one_that_the_seed_gives(tmp_path, caplog):
     setup.config.init_from = path
     params = first_state(setup, initial_weights(setup)).params
     assert "4 classes; the head for 10 is a fresh one" in caplog.text
-    small.assert_equal(jax.device_get(params["head"]), jax.device_get(drawn))
+    small_networks.assert_equal(jax.device_get(params["head"]), jax.device_get(drawn))
     np.testing.assert_array_equal(
         params["stem_conv1"]["kernel"], variables["params"]["stem_conv1"]["kernel"]
     )
@@ -178,7 +177,7 @@ def test_a_scanned_network_starts_from_the_same_weights(tmp_path):
     setup.config.init_from = path
     stacked = stack_blocks(variables, setup.model.spec)
     state = first_state(setup, initial_weights(setup))
-    small.assert_equal(jax.device_get(state.params), stacked["params"])
+    small_networks.assert_equal(jax.device_get(state.params), stacked["params"])
 
 
 def test_a_run_does_not_start_from_weights_of_another_network(tmp_path):
@@ -217,7 +216,7 @@ def test_a_finished_run_can_be_a_teacher(tmp_path):
     variables = teacher_variables(setup, teacher_weights(setup))
     # The averaged ones of the best checkpoint.
     expected = keyed.variables(there.model.spec, 11)
-    small.assert_equal(jax.device_get(variables), expected)
+    small_networks.assert_equal(jax.device_get(variables), expected)
     # The step takes them.
     batch = setup.to_devices(tiny.batch(setup))
     train_step = setup.compile_train_step(variables)

@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import psutil
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 # Seconds of training on the digits, with everything that a long run has.
 SMALL = (

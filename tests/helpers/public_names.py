@@ -1,6 +1,6 @@
 """Lists the public names with their signatures, as they are written in the source.
 
-`python -m tests.public_names` rewrites the golden list after a change that is meant.
+`python -m tests.helpers.public_names` rewrites the golden list after a change that is meant.
 """
 
 import ast
@@ -11,7 +11,7 @@ import types
 
 import flax.linen as nn
 
-GOLDEN = pathlib.Path(__file__).parent / "golden" / "public_names.txt"
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "public_names.txt"
 MODULES = (
     *("resnet_jax", "resnet_jax.config", "resnet_jax.data", "resnet_jax.errors"),
     *("resnet_jax.models", "resnet_jax.weights"),

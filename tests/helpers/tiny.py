@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from resnet_jax.config import load
 from resnet_jax.training.experiment import Setup, set_up
 from resnet_jax.training.step import TrainState
-from tests import keyed
+from tests.helpers import keyed
 
 # Two blocks, the second one with a projection: six norms.
 NETWORK = {

@@ -2,7 +2,7 @@
 
 import tomllib
 
-from tests import runs
+from tests.helpers import runs
 
 PROJECT = tomllib.loads((runs.ROOT / "pyproject.toml").read_text())
 

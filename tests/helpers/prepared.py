@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow_datasets as tfds
 
-from tests.data.pictures import encode, noise
+from tests.helpers.pictures import encode, noise
 
 
 def prepare(data_dir, name: str, splits: Mapping[str, Sequence], size: int = 8) -> None:

@@ -9,7 +9,7 @@ from resnet_jax.models import get_spec
 from resnet_jax.models.baselines import HighwaySpec, VGGSpec
 from resnet_jax.models.zoo import Spec
 from resnet_jax.weights.card import Card, default_card
-from tests import keyed
+from tests.helpers import keyed
 
 # One network of each scheme, and scalars among its tensors.
 NAMES = [

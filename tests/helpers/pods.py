@@ -4,7 +4,7 @@ import pathlib
 import socket
 import subprocess
 
-from tests import runs
+from tests.helpers import runs
 
 # `python -m resnet_jax.main`, or a script that calls it.
 MAIN = ("-m", "resnet_jax.main")
