@@ -38,7 +38,7 @@ test-long: $(VENV)/.installed-test
 
 test-oracles: $(ORACLES)/.installed
 	$(ORACLES)/bin/python $(PYTEST) tests/oracles tests/plan/test_tpu.py \
-		tests/test_prepare.py::test_tfrecords_become_arrayrecord
+		tests/data/prepare/test_builders.py::test_tfrecords_become_arrayrecord
 
 test-latest:
 	$(PYTHON) -m venv $(LATEST)

@@ -293,7 +293,8 @@ def _read_golden(args: argparse.Namespace) -> dict[str, list[float]]:
     if not found:
         raise UserError(
             f"{args.golden} or tests/helpers/keyed.py cannot be read, with which"
-            " logits are compared; run the command in a checkout of the project, which has both."
+            " logits are compared; run the command in a checkout of"
+            " the project, which has both."
         )
     for name in args.networks:
         check_known(f"golden logits of --networks={name}", name, golden)

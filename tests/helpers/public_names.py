@@ -1,6 +1,6 @@
 """Lists the public names with their signatures, as they are written in the source.
 
-`python -m tests.helpers.public_names` rewrites the golden list after a change that is meant.
+`python -m tests.helpers.public_names` rewrites the golden list after an intended change.
 """
 
 import ast

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.helpers import runs
+from tests.helpers import fake_gcloud, runs
 from tests.helpers.packaging_files import needed_to_install
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from resnet_jax.kernels import onednn
 from resnet_jax.kernels.conv import as_taken, convolve
 from resnet_jax.kernels.cpu.conv import FORMS, Geometry, convolution, forms_of
-from tests.models.test_cpu_conv import KINDS, call, draw
+from tests.kernels.test_conv import KINDS, call, draw
 
 def wide(x):
     return x.astype(jnp.float32)

@@ -12,7 +12,7 @@ from resnet_jax.weights.load import load
 from tests.helpers import pods, runs, stores
 
 STORES = {"s3": stores.s3, "gs": stores.gcs}
-# Where they differ is held in tests/test_storage.py.
+# Where they differ is held in tests/persistence/test_storage.py.
 both = pytest.mark.parametrize("store", STORES)
 
 

@@ -99,7 +99,8 @@ def test_processes_that_are_started_get_no_file_as_a_closed_stream(tmp_path):
         "str([os.path.samestat(os.fstat(n), null) for n in range(3)]))"
     )
     script = (
-        "import subprocess, sys\nfrom resnet_jax.console import output\noutput.prepare()\n"
+        "import subprocess, sys\n"
+        "from resnet_jax.console import output\noutput.prepare()\n"
         f"subprocess.run([sys.executable, '-c', {child!r}, sys.argv[1]], check=True)"
     )
     done = run(script, str(tmp_path / "seen"), redirect="<&- >&- 2>&-")
@@ -111,7 +112,8 @@ def test_processes_that_are_started_get_no_file_as_a_closed_stream(tmp_path):
 @pytest.mark.parametrize("lines", ["'x' * 10**6", "*['x'] * 10**6"])
 def test_output_that_nobody_reads_is_waited_for_until_there_is_a_hurry(lines):
     script = (
-        "import os, sys, threading\nfrom resnet_jax.console import output\noutput.prepare()\n"
+        "import os, sys, threading\n"
+        "from resnet_jax.console import output\noutput.prepare()\n"
         "threading.Timer(1, output.hurry).start()\n"
         f"for line in [{lines}]: output.say(line)\n"
         "output.note('the end')"

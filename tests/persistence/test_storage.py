@@ -27,8 +27,14 @@ from resnet_jax.weights import load as weights
 from resnet_jax.weights.save import save
 from tests.helpers import stores
 from tests.helpers.prepared import prepare
-from tests.test_checkpoints import assert_equal, like, open_at, progress_at, state_of
-from tests.test_writers import VALUES
+from tests.persistence.test_checkpoints import (
+    assert_equal,
+    like,
+    open_at,
+    progress_at,
+    state_of,
+)
+from tests.persistence.test_writers import VALUES
 
 pytestmark = pytest.mark.slow
 STORES = {"s3": stores.s3, "gs": stores.gcs}

@@ -15,7 +15,7 @@ from resnet_jax.models.cost import count
 from resnet_jax.training.losses import one_hot
 from resnet_jax.training.mixup import Drawn, Mix
 from tests.helpers import keyed, tiny
-from tests.test_sharding import collectives
+from tests.parallel.test_sharding import collectives
 
 SIZE = 12
 # One block: the stem's norm and two more.

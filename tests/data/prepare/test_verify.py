@@ -10,7 +10,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from resnet_jax.data.shards import OPTIONS, ArrayRecordWriter, read_shard
 from resnet_jax.errors import UserError
 from resnet_jax.prepare import main
-from tests.data.test_pack import flip, truncate
+from tests.data.prepare.test_pack import flip, truncate
 from tests.data.test_sources import TinyPictures
 from tests.helpers.pictures import encode, noise, write_folder
 

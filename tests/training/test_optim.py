@@ -24,7 +24,7 @@ from resnet_jax.training.optim import (
 )
 from resnet_jax.training.schedules import make_schedule
 from tests.helpers import keyed
-from tests.test_schedules import TRAIN_SIZE, about, configure
+from tests.training.test_schedules import TRAIN_SIZE, about, configure
 
 # Which parameters decay.
 

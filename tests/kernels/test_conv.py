@@ -16,7 +16,7 @@ from resnet_jax.kernels import conv, onednn, pool
 from resnet_jax.kernels.conv import blocks_of, convolve, form_of
 from resnet_jax.kernels.cpu.conv import FORMS, Geometry, apply, forms_of
 from tests.helpers import keyed, runs, tiny
-from tests.test_sharding import collectives
+from tests.parallel.test_sharding import collectives
 
 
 def same(pad: int) -> tuple:
