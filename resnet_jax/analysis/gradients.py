@@ -27,6 +27,7 @@ from resnet_jax.console.arguments import Parser, count, load_config
 from resnet_jax.errors import UserError
 from resnet_jax.models import build
 from resnet_jax.models.cost import init_shapes
+from resnet_jax.models.inputs import normalize
 from resnet_jax.models.scan import unstack_blocks
 from resnet_jax.models.zoo import Spec
 from resnet_jax.parallel import sharding
@@ -35,7 +36,7 @@ from resnet_jax.persistence.checkpoints import open_checkpoints
 from resnet_jax.persistence.storage import Path
 from resnet_jax.persistence.writers import write_json
 from resnet_jax.reports.figures import picture
-from resnet_jax.training import losses, step
+from resnet_jax.training import losses
 from resnet_jax.training.experiment import Setup, set_up
 from resnet_jax.training.initialization import first_state, initial_weights
 from resnet_jax.training.resume import spec_change
@@ -85,7 +86,7 @@ def compile_norms(setup: Setup) -> Callable[..., Float[Array, "blocks"]]:
 
     def norms(state: TrainState, batch: dict) -> Float[Array, "blocks"]:
         data = config.data
-        image = step.normalize(batch["image"], data.mean, data.std, model.dtype)
+        image = normalize(batch["image"], data.mean, data.std, model.dtype)
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
         def loss(params: Tree) -> jax.Array:

@@ -40,6 +40,7 @@ from resnet_jax.plan import hlo
 from resnet_jax.plan.ask import ask
 from resnet_jax.plan.seconds import network_seconds, seconds_of
 from resnet_jax.training.experiment import set_up
+from resnet_jax.training.resume import run_checkpoints
 from resnet_jax.training.step import TrainState
 
 # Chips of a slice for which `plan` predicts.
@@ -343,7 +344,7 @@ def measure(request: dict) -> dict:
         saved.save(state, Progress(step=number))
         found["save"].append(time.perf_counter() - started)
 
-    with Checkpoints.open(setup, workdir) as saved:
+    with run_checkpoints(setup, workdir) as saved:
         for _ in range(repeats + 1):
             if steps:
                 between, stall = loop.seconds_with_save(steps, save, saved)

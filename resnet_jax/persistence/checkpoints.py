@@ -1,6 +1,6 @@
 """Checkpoints: the whole truth of a run in one Orbax step, checked when it is read.
 
-A checkpoint holds the arrays of the `TrainState` and a record in JSON: the `Progress`,
+A checkpoint holds a tree of arrays, the state, and a record in JSON: the `Progress`,
 the config, the network's spec, versions, and what the run depends on
 (`dependencies.py`). Orbax notices a truncated or missing file, but not a flipped bit.
 So the record holds a fingerprint of every array and a checksum of itself, and both are
@@ -24,16 +24,15 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from resnet_jax.config.saved import as_json
 from resnet_jax.errors import UserError, problem_of_store
 from resnet_jax.parallel import processes
-from resnet_jax.persistence import code_digest, orbax_s3, storage
+from resnet_jax.persistence import orbax_s3, storage
 from resnet_jax.persistence.fingerprint import changed_arrays, fingerprint, is_old
 from resnet_jax.persistence.storage import Path
-from resnet_jax.training.experiment import Setup
-from resnet_jax.training.step import TrainState
 
 log = logging.getLogger(__name__)
+
+Tree = Any
 policies = ocp.checkpoint_managers
 # Of an array that all processes have, each writes a part from this many bytes on. By
 # default all are cut, however small, which takes longer than to write them.
@@ -49,7 +48,7 @@ ARRAYS = ocp.type_handlers.create_type_handler_registry(
 
 @dataclasses.dataclass
 class Progress:
-    """What a run has done so far, besides its `TrainState`.
+    """What a run has done so far, besides its arrays.
 
     Attributes:
       step: updates made.
@@ -112,18 +111,6 @@ class Checkpoints:
             multihost_utils.sync_global_devices("checkpoints")
         self._open()
 
-    @classmethod
-    def open(cls, setup: Setup, workdir: Path) -> "Checkpoints":
-        """The checkpoints of a workdir, to be closed by `with`."""
-        about = {
-            "config": json.loads(as_json(setup.config)),
-            "spec": dataclasses.asdict(setup.model.spec),
-            "versions": find_versions(),
-            "code": code_digest.digest(),
-            "ghost_batch_size": setup.model.bn_group_size,
-        }
-        return cls(workdir / "checkpoints", setup.config.checkpoint, about)
-
     def _open(self) -> None:
         # Orbax reads all metrics at once, fails at one that was cut off, and keeps the
         # best by them; what they say stands in the checkpoint's progress too.
@@ -142,7 +129,7 @@ class Checkpoints:
             },
         )
 
-    def save(self, state: TrainState, progress: Progress) -> None:
+    def save(self, state: Tree, progress: Progress) -> None:
         """Starts to save; returns when the state is copied and may be donated.
 
         A checkpoint of the same step is replaced. Raises UserError if this or the save
@@ -254,7 +241,7 @@ class Checkpoints:
             )
         return record
 
-    def restore_latest(self, like: TrainState) -> tuple[TrainState, Progress] | None:
+    def restore_latest(self, like: Tree) -> tuple[Tree, Progress] | None:
         """Restores the newest checkpoint that is intact; None if there is none at all.
 
         Newer ones that are damaged are moved to `damaged/`, and a warning says so.

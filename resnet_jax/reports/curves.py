@@ -7,21 +7,9 @@ import numpy as np
 
 from resnet_jax.console import output
 from resnet_jax.errors import UserError
-from resnet_jax.persistence import storage
 from resnet_jax.persistence.storage import Path
 from resnet_jax.persistence.writers import describe, read_metrics
 from resnet_jax.reports.figures import picture, shorten
-from resnet_jax.training.evaluation import Gallery
-
-
-def save_gallery(workdir: Path, gallery: Gallery, classes: tuple[str, ...]) -> None:
-    """Writes a gallery as `predictions.npz` into the workdir, or one warning."""
-    path, rows = workdir / "predictions.npz", gallery.rows
-    with output.dispensable(str(path)):
-        columns = {key: np.array([row[key] for row in rows]) for key in rows[0]}
-        content = io.BytesIO()
-        np.savez_compressed(content, classes=classes, **columns)
-        storage.write(path, content.getvalue())
 
 
 def draw(workdir: Path, result: dict | None = None) -> Path:
@@ -48,7 +36,7 @@ def draw(workdir: Path, result: dict | None = None) -> Path:
         for axes in (loss, accuracy):
             axes.grid(alpha=0.3)
             axes.legend()
-        _gallery(below, workdir / "predictions.npz")
+        _draw_samples(below, workdir / "predictions.npz")
         figure.suptitle(_title(workdir, result))
     return path
 
@@ -64,7 +52,7 @@ def _curves(axes, rows: list[dict], key: str, scale: float) -> None:
             axes.plot(*zip(*points, strict=True), style, label=split, markersize=3)
 
 
-def _gallery(figure, path: Path) -> None:
+def _draw_samples(figure, path: Path) -> None:
     data = {}
     if path.is_file():
         with (

@@ -23,6 +23,7 @@ from resnet_jax.persistence import writers
 from resnet_jax.persistence.checkpoints import open_checkpoints, telling_way_out
 from resnet_jax.persistence.preemption import Preemption
 from resnet_jax.persistence.storage import Path
+from resnet_jax.reports.samples import SamplePredictions
 from resnet_jax.training.experiment import Setup, set_up
 from resnet_jax.training.resume import data_changes, describe_data, spec_change
 from resnet_jax.training.step import TrainState
@@ -55,44 +56,13 @@ class Evaluation:
         return {key: getattr(self, key) for key in ("top1", "top5", "loss", "n_seen")}
 
 
-@dataclasses.dataclass
-class Gallery:
-    """Some evaluated images, right and wrong ones, for the report.
-
-    Attributes:
-      wanted: how many of each kind.
-      rows: `image`, `label`, `predicted` and `probability` of each.
-    """
-
-    wanted: int = 8
-    rows: list[dict] = dataclasses.field(default_factory=list)
-
-    def add(self, batch: dict, predictions: dict) -> None:
-        """Takes from a batch what is still wanted."""
-        right = predictions["label"] == batch["label"]
-        for kind in (True, False):
-            missing = self.wanted - sum(row["right"] == kind for row in self.rows)
-            for i in np.flatnonzero(batch["mask"] & (right == kind))[:missing]:
-                image = batch["image"][i]
-                self.rows.append(
-                    {
-                        # Of several views, the centre.
-                        "image": image if image.ndim == 3 else image[0],
-                        "label": int(batch["label"][i]),
-                        "predicted": int(predictions["label"][i]),
-                        "probability": float(predictions["probability"][i]),
-                        "right": kind,
-                    }
-                )
-
-
 def evaluate(
     setup: Setup,
     eval_step: Callable,
     state: TrainState,
     *,
     after_batch: Callable[[], None],
-    gallery: Gallery | None = None,
+    samples: SamplePredictions | None = None,
     labels: Collection[int] | None = None,
 ) -> Evaluation:
     """Evaluates a state on the test split; sums are divided at the very end.
@@ -102,7 +72,7 @@ def evaluate(
       eval_step: of `Setup.compile_eval_step`.
       state: whose averaged parameters are taken, if it has any.
       after_batch: called after each batch; may raise to stop.
-      gallery: takes some of this process's images.
+      samples: takes some of this process's images.
       labels: the classes that can be predicted; None: all.
 
     Raises:
@@ -124,9 +94,9 @@ def evaluate(
             totals[key] += value.item()
         indices.extend(batch["index"][batch["mask"]])
         bad.update(bad_indices(batch))
-        if gallery:
+        if samples:
             local = {key: sharding.local_values(x) for key, x in predictions.items()}
-            gallery.add(batch, local)
+            samples.add(batch, local)
         after_batch()
 
     with setup.eval_batches() as batches:

@@ -19,7 +19,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
 from resnet_jax.parallel import processes, sharding
 from resnet_jax.persistence import checkpoints, writers
-from resnet_jax.persistence.checkpoints import Checkpoints, Progress
+from resnet_jax.persistence.checkpoints import Progress
 from resnet_jax.persistence.preemption import (
     GRACE,
     STALL_TIMEOUT,
@@ -30,7 +30,8 @@ from resnet_jax.persistence.storage import path_of
 from resnet_jax.persistence.workdir import claimed
 from resnet_jax.persistence.writers import Writer
 from resnet_jax.reports import curves
-from resnet_jax.training.evaluation import Evaluation, Gallery, evaluate, evaluate_sets
+from resnet_jax.reports.samples import SamplePredictions, save_samples
+from resnet_jax.training.evaluation import Evaluation, evaluate, evaluate_sets
 from resnet_jax.training.experiment import Setup, set_up, summary
 from resnet_jax.training.initialization import (
     first_state,
@@ -40,7 +41,13 @@ from resnet_jax.training.initialization import (
 )
 from resnet_jax.training.optim import set_rate_factor
 from resnet_jax.training.precise_bn import recompute_statistics
-from resnet_jax.training.resume import UNKNOWN, Resume, describe_data, describe_weights
+from resnet_jax.training.resume import (
+    UNKNOWN,
+    Resume,
+    describe_data,
+    describe_weights,
+    run_checkpoints,
+)
 from resnet_jax.training.step import TrainState
 
 log = logging.getLogger(__name__)
@@ -268,7 +275,7 @@ def train(
         say = output.say if chief else lambda text: None
         stack.enter_context(claimed(workdir))
         say(summary(setup, workdir))
-        saved = stack.enter_context(Checkpoints.open(setup, workdir))
+        saved = stack.enter_context(run_checkpoints(setup, workdir))
         about_data = describe_data(setup.train.source, setup.test.source)
         processes.check_same("data", {"their images": checksum(about_data)[:12]})
         record = saved.newest_record()
@@ -343,13 +350,13 @@ def train(
                     )
                     progress.recomputed = True
                 if to_evaluate:
-                    gallery = Gallery()
+                    samples = SamplePredictions()
                     result = evaluate(
                         setup,
                         eval_steps[()],
                         state,
                         after_batch=preemption.check,
-                        gallery=gallery,
+                        samples=samples,
                     )
                     sets = evaluate_sets(
                         setup, eval_steps, state, after_batch=preemption.check
@@ -362,7 +369,7 @@ def train(
                     saved.save(state, progress)
                     on_disk = now
                     if to_evaluate and chief:
-                        curves.save_gallery(workdir, gallery, setup.classes)
+                        save_samples(workdir, samples, setup.classes)
                 if to_evaluate and callback:
                     callback(dict(progress.evaluation))
                 if to_evaluate or to_save:

@@ -22,6 +22,7 @@ from resnet_jax.config.saved import (
     MAY_CHANGE,
     NAMES,
     SETS_RATES,
+    as_json,
     differences,
     from_saved,
 )
@@ -29,7 +30,7 @@ from resnet_jax.data.sources import NamedSource
 from resnet_jax.errors import UserError
 from resnet_jax.models.zoo import Spec
 from resnet_jax.persistence import code_digest
-from resnet_jax.persistence.checkpoints import find_versions
+from resnet_jax.persistence.checkpoints import Checkpoints, find_versions
 from resnet_jax.persistence.fingerprint import fingerprint
 from resnet_jax.persistence.storage import Path
 from resnet_jax.training.experiment import Setup
@@ -44,6 +45,18 @@ OF_THE_FUNCTION = (
     *("network", "spec", "image_size", "mean", "std"),
     *("interpolation", "crop_fraction", "bgr", "classes"),
 )
+
+
+def run_checkpoints(setup: Setup, workdir: Path) -> Checkpoints:
+    """Opens the checkpoints of a run, for `with`; their records describe its setup."""
+    about = {
+        "config": json.loads(as_json(setup.config)),
+        "spec": dataclasses.asdict(setup.model.spec),
+        "versions": find_versions(),
+        "code": code_digest.digest(),
+        "ghost_batch_size": setup.model.bn_group_size,
+    }
+    return Checkpoints(workdir / "checkpoints", setup.config.checkpoint, about)
 
 
 def describe_data(train: NamedSource, test: NamedSource) -> dict[str, Any]:

@@ -11,11 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array, Bool, Float
 
 from resnet_jax.errors import UserError, nearest_numbers
 from resnet_jax.kernels.platforms import traced_once
+from resnet_jax.models.inputs import normalize
 from resnet_jax.training import losses, metrics, optim
 from resnet_jax.training.mixup import Mix
 
@@ -101,18 +101,6 @@ class StepOptions:
     seed: int = 0
     replicate: Callable[[Tree], Tree] = lambda tree: tree
     whole: Callable[[Tree], Tree] = lambda params: params
-
-
-def normalize(
-    image: UInt8[Array, "b h w c"],
-    mean: Sequence[float],
-    std: Sequence[float],
-    dtype: DTypeLike,
-) -> Float[Array, "b h w c"]:
-    """(image / 255 - mean) / std, computed in float32."""
-    scale = 1 / (255 * jnp.asarray(std, jnp.float32))
-    shift = jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
-    return (image.astype(jnp.float32) * scale - shift).astype(dtype)
 
 
 def group_size_of(

@@ -17,8 +17,8 @@ from resnet_jax.data.augment import Augment
 from resnet_jax.data.images import Images, pictures_of
 from resnet_jax.data.resize import INTERPOLATIONS
 from resnet_jax.errors import BadImageError, BadValueError, UserError, nearest
+from resnet_jax.models.inputs import normalize
 from resnet_jax.models.zoo import ALIASES, Spec, get_entry, get_spec, resolve
-from resnet_jax.training.step import normalize
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}

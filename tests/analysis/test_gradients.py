@@ -10,8 +10,9 @@ import pytest
 
 from resnet_jax.analysis import gradients
 from resnet_jax.errors import UserError
+from resnet_jax.models.inputs import normalize
 from resnet_jax.models.scan import stack_blocks
-from resnet_jax.training import losses, step
+from resnet_jax.training import losses
 from resnet_jax.training.loop import train
 from tests.helpers import keyed, tiny
 
@@ -23,7 +24,7 @@ def loss_along(setup, state, batch, block: str):
     """The loss by how far a block's first kernel is from where it was."""
     config = setup.config
     loss_of = losses.make_loss(config)
-    image = step.normalize(
+    image = normalize(
         jnp.asarray(batch["image"]), config.data.mean, config.data.std, jnp.float32
     )
 

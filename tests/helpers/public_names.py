@@ -1,6 +1,6 @@
 """Lists the public names with their signatures, as they are written in the source.
 
-`python -m tests.helpers.public_names` rewrites the golden list after an intended change.
+`python -m tests.helpers.public_names` writes the golden list again after such a change.
 """
 
 import ast

@@ -22,7 +22,7 @@ from resnet_jax.persistence import storage, workdir, writers
 from resnet_jax.persistence.storage import path_of
 from resnet_jax.persistence.workdir import Lock, claimed
 from resnet_jax.reports import curves
-from resnet_jax.training import evaluation
+from resnet_jax.reports.samples import SamplePredictions, save_samples
 from resnet_jax.weights import load as weights
 from resnet_jax.weights.save import save
 from tests.helpers import stores
@@ -105,12 +105,12 @@ def test_a_run_writes_its_rows_events_and_report(folder):
     # A file for each second in which one was begun.
     events = [file.stat().length for file in (folder / "tensorboard").iterdir()]
     assert events and min(events) > 100
-    gallery = evaluation.Gallery()
-    gallery.rows.append(
+    samples = SamplePredictions()
+    samples.rows.append(
         {"image": np.zeros((8, 8, 3), np.uint8), "label": 0, "predicted": 1}
         | {"probability": 0.5, "right": False}
     )
-    curves.save_gallery(folder, gallery, ("cat", "dog"))
+    save_samples(folder, samples, ("cat", "dog"))
     assert curves.draw(folder).read_bytes().startswith(b"\x89PNG")
 
 

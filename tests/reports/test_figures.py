@@ -13,7 +13,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.reports import curves
 from resnet_jax.reports.figures import picture, shorten
 from resnet_jax.reports.predictions import draw_predictions
-from resnet_jax.training.evaluation import Gallery
+from resnet_jax.reports.samples import SamplePredictions, save_samples
 from resnet_jax.weights.card import Prediction
 
 NAMES = (
@@ -41,15 +41,15 @@ def test_a_run_is_drawn_whatever_its_classes_are_called(tmp_path, mathematics):
     rows = [{"step": 1, "train/loss": 1.0, "train/top1": 0.5}]
     (tmp_path / "metrics.jsonl").write_text(json.dumps(rows[0]) + "\n")
     for start in range(0, len(NAMES), 8):
-        gallery = Gallery()
+        samples = SamplePredictions()
         for number in range(16):
             label = (start + number) % len(NAMES)
-            gallery.rows.append(
+            samples.rows.append(
                 {"image": np.zeros((8, 8, 3), np.uint8), "label": label}
                 | {"predicted": label if number % 2 else (label + 1) % len(NAMES)}
                 | {"probability": 0.5, "right": bool(number % 2)}
             )
-        curves.save_gallery(tmp_path, gallery, NAMES)
+        save_samples(tmp_path, samples, NAMES)
         with matplotlib.rc_context(mathematics):
             assert pixels_of(curves.draw(tmp_path)).shape == (800, 1300, 4)
 
@@ -58,8 +58,8 @@ def test_a_prediction_beyond_the_classes_of_the_data_is_drawn(tmp_path):
     row = {"step": 1, "train/loss": 1.0, "train/top1": 0.5}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     seen = {"image": np.zeros((8, 8, 3), np.uint8), "label": 0, "probability": 0.5}
-    gallery = Gallery(rows=[seen | {"predicted": 7, "right": False}])
-    curves.save_gallery(tmp_path, gallery, ("cat", "dog"))
+    samples = SamplePredictions(rows=[seen | {"predicted": 7, "right": False}])
+    save_samples(tmp_path, samples, ("cat", "dog"))
     assert curves.draw(tmp_path).exists()
 
 
@@ -111,7 +111,7 @@ def test_a_picture_that_cannot_be_written_leaves_nothing_behind(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["taken.png"]
 
 
-def test_a_gallery_that_cannot_be_read_leaves_the_curves(tmp_path, capsys):
+def test_a_samples_that_cannot_be_read_leaves_the_curves(tmp_path, capsys):
     row = {"step": 1, "train/loss": 1.0, "train/top1": 0.5}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     (tmp_path / "predictions.npz").write_bytes(b"PK damaged")

@@ -9,7 +9,8 @@ import pytest
 
 from resnet_jax.data.sources import FakeSource
 from resnet_jax.errors import BadImageError, UserError
-from resnet_jax.training.evaluation import Evaluation, Gallery, evaluate
+from resnet_jax.reports.samples import SamplePredictions
+from resnet_jax.training.evaluation import Evaluation, evaluate
 from resnet_jax.training.experiment import Setup
 from resnet_jax.training.step import TrainState
 from tests.helpers import tiny
@@ -31,7 +32,7 @@ def evaluated(request) -> tuple[Setup, object, TrainState]:
 
 def run(setup: Setup, eval_step, state: TrainState, **changes) -> Evaluation:
     """Evaluates with nothing special."""
-    arguments = {"after_batch": lambda: None, "gallery": Gallery()}
+    arguments = {"after_batch": lambda: None, "samples": SamplePredictions()}
     return evaluate(setup, eval_step, state, **(arguments | changes))
 
 
@@ -164,13 +165,13 @@ def test_a_split_without_one_good_image_is_an_error(evaluated):
         run(replace_source(setup, rotten, skip_bad=True), eval_step, state)
 
 
-def test_the_gallery_takes_right_and_wrong_images_and_no_padding(evaluated):
+def test_the_samples_takes_right_and_wrong_images_and_no_padding(evaluated):
     setup, _, _ = evaluated
-    gallery = Gallery(wanted=2)
-    run(*evaluated, gallery=gallery)
-    assert sorted(row["right"] for row in gallery.rows) == [False, False, True, True]
+    samples = SamplePredictions(wanted=2)
+    run(*evaluated, samples=samples)
+    assert sorted(row["right"] for row in samples.rows) == [False, False, True, True]
     pictures = [setup.test.test([index]) for index in range(SIZE)]
-    for row in gallery.rows:
+    for row in samples.rows:
         assert row["right"] == (row["predicted"] == row["label"])
         assert 0.1 < row["probability"] <= 1  # the largest of ten
         assert any(
@@ -180,11 +181,11 @@ def test_the_gallery_takes_right_and_wrong_images_and_no_padding(evaluated):
         )
 
 
-def test_an_unfilled_gallery_holds_every_image_once(evaluated):
-    gallery = Gallery(wanted=1000)
-    result = run(*evaluated, gallery=gallery)
-    assert len(gallery.rows) == SIZE
-    right = sum(row["right"] for row in gallery.rows)
+def test_an_unfilled_samples_holds_every_image_once(evaluated):
+    samples = SamplePredictions(wanted=1000)
+    result = run(*evaluated, samples=samples)
+    assert len(samples.rows) == SIZE
+    right = sum(row["right"] for row in samples.rows)
     assert right / SIZE == pytest.approx(result.top1, rel=1e-12)
 
 
@@ -212,8 +213,8 @@ def test_several_views_count_by_the_mean_of_their_logits(views):
         }
     )
     state = tiny.state(setup)
-    gallery = Gallery()
-    result = run(setup, setup.compile_eval_step(), state, gallery=gallery)
+    samples = SamplePredictions()
+    result = run(setup, setup.compile_eval_step(), state, samples=samples)
     apply = jax.jit(setup.model.apply)
     right, losses = [], []
     for index in range(SIZE):
@@ -233,7 +234,7 @@ def test_several_views_count_by_the_mean_of_their_logits(views):
     assert result.top1 == pytest.approx(np.mean(right), rel=1e-12)
     # As for single views.
     assert result.loss == pytest.approx(np.mean(losses), rel=1e-5)
-    assert {row["image"].shape for row in gallery.rows} == {(8, 8, 1)}
+    assert {row["image"].shape for row in samples.rows} == {(8, 8, 1)}
 
 
 def test_unknown_views_are_told():

@@ -6,8 +6,8 @@ import pytest
 
 from resnet_jax.data.cache import cached
 from resnet_jax.errors import UserError
+from resnet_jax.models.inputs import normalize
 from resnet_jax.training.precise_bn import pool, recompute_statistics
-from resnet_jax.training.step import normalize
 from tests.helpers import keyed, tiny
 
 

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax.errors import UserError
 from resnet_jax.models.cost import inner_jaxprs
+from resnet_jax.models.inputs import normalize
 from resnet_jax.parallel import sharding
 from resnet_jax.training.loop import train
 from resnet_jax.training.optim import update_ema
@@ -20,7 +21,6 @@ from resnet_jax.training.step import (
     StepOptions,
     group_size_of,
     make_train_step,
-    normalize,
 )
 from tests.helpers import keyed, tiny
 

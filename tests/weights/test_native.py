@@ -12,6 +12,7 @@ import pytest
 
 from resnet_jax.convert import main
 from resnet_jax.errors import UserError
+from resnet_jax.models.inputs import normalize
 from resnet_jax.models.scan import stack_blocks
 from resnet_jax.persistence import writers
 from resnet_jax.persistence.checkpoints import Checkpoints, Progress
@@ -25,8 +26,8 @@ from resnet_jax.training.initialization import (
     teacher_weights,
 )
 from resnet_jax.training.loop import train
-from resnet_jax.training.resume import describe_data, describe_weights
-from resnet_jax.training.step import TrainState, normalize
+from resnet_jax.training.resume import describe_data, describe_weights, run_checkpoints
+from resnet_jax.training.step import TrainState
 from resnet_jax.weights.card import default_card
 from resnet_jax.weights.load import load
 from resnet_jax.weights.save import save
@@ -38,7 +39,7 @@ def write_run(workdir, changes=None, devices: int = 4) -> Setup:
     setup = tiny.setup(changes, devices)
     workdir.mkdir(exist_ok=True)
     writers.write_json(workdir / "config.json", setup.config.to_dict())
-    with Checkpoints.open(setup, workdir) as saved:
+    with run_checkpoints(setup, workdir) as saved:
         saved.about |= {
             "data": describe_data(setup.train.source, setup.test.source),
             "init": describe_weights(setup.config.init_from, initial_weights(setup)),
