@@ -12,7 +12,11 @@ import tokenize
 from collections.abc import Iterator
 
 # A docstring or an entry of its sections never begins with one of these.
-FIRST_WORDS = ["As", "Around", "At", "Behind", "By", "For", "From", "How", "If", "In", "Into", "Of", "On", "That", "Those", "To", "What", "Where", "Whether", "Which", "Who", "Whose", "With"]
+FIRST_WORDS = {
+    *("As", "Around", "At", "Behind", "By", "For", "From", "How", "If", "In", "Into"),
+    *("Of", "On", "That", "Those", "To", "What", "Where", "Whether", "Which", "Who"),
+    *("Whose", "With"),
+}
 # Nouns name parameters; these words say nothing of what they hold.
 PARAMETERS = {"of", "where", "one", "other", "found", "told", "theirs", "them"}
 # Wordings that readers stumble over, in docstrings and comments.
