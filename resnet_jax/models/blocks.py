@@ -207,9 +207,9 @@ class BottleneckBlock(Block):
             y = self.hierarchical(y, train=train)
         else:
             y = self.spread(y, 2, stride_3x3, plan.dilation[0], train=train)
-        # Batch norm may do with the convolution what suits the platform.
-        deferred = spec.norm == "batch" and "conv3" not in spec.biased
-        y = self.convolve(y, 3, 1, deferred=deferred)
+        # Batch norm may fuse with the convolution before it.
+        fusible = spec.norm == "batch" and "conv3" not in spec.biased
+        y = self.convolve(y, 3, 1, fusible=fusible)
         y = self.last_norm(3, y, train=train)
         return self.add_and_activate(x, y, drop_path, train=train)
 

@@ -25,15 +25,16 @@ class ResNet(nn.Module):
       bn_group_size: examples that share batch-norm statistics in training; None: all.
       scan_blocks: equal consecutive blocks of a stage are one `scan`, which compiles
         as fast as one block. Their parameters are stacked; `models/scan.py` converts.
-      unwritten: the devices of a batch, if the last convolutions of bottlenecks are to
-        leave no output behind in training; see `kernels/tpu/norm.py`.
+      fused_mesh: The mesh over which the batch is sharded, if the last convolutions of
+        bottlenecks and their batch norms are fused in training, where `kernels.norm`
+        supports it.
     """
 
     spec: ResNetSpec
     dtype: DTypeLike = jnp.float32
     bn_group_size: int | None = None
     scan_blocks: bool = False
-    unwritten: Mesh | None = None
+    fused_mesh: Mesh | None = None
 
     @nn.compact
     def __call__(
@@ -187,7 +188,7 @@ class ResNet(nn.Module):
                 epsilon=spec.norm_epsilon,
                 momentum=spec.norm_momentum,
                 unbiased=spec.norm_unbiased,
-                unwritten=self.unwritten,
+                fused_mesh=self.fused_mesh,
             )
         elif spec.norm == "filter_response":
             norm = functools.partial(

@@ -516,12 +516,12 @@ def _make_model(config: ConfigDict, mesh: Mesh, source: NamedSource) -> nn.Modul
         **fields,
     )
     if isinstance(model, ResNet) and _leaves_unwritten(config, mesh):
-        model = model.clone(unwritten=mesh)
+        model = model.clone(fused_mesh=mesh)
     return model
 
 
 def _leaves_unwritten(config: ConfigDict, mesh: Mesh) -> bool:
-    """Whether the network is to have `ResNet.unwritten`."""
+    """Whether the network is to have `ResNet.fused_mesh`."""
     chosen = config.model.unwritten
     if chosen not in ("chip", True, False):
         raise UserError(f"model.unwritten={chosen!r} is not True, False or 'chip'.")

@@ -36,7 +36,7 @@ TARGETS = {
 CONVOLVE, MULTIPLY = TARGETS
 DIRECTIONS = ("forward", "input", "kernel")
 # Pixels from which oneDNN gains more than what it does with a kernel before costs.
-MANY = 500
+MANY_PIXELS = 500
 
 
 def computes(dtype: DTypeLike) -> bool:
