@@ -29,7 +29,6 @@ def plain_operations() -> Iterator[None]:
     before keep their kernels.
 
     Example:
-
         with resnet_jax.kernels.plain_operations():
             exported = jax.export.export(jax.jit(model.apply))(variables, images)
     """

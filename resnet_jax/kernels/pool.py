@@ -20,7 +20,7 @@ def max_pool(x: Image, side: int, geometry: Geometry) -> Output:
     Args:
       x: The images.
       side: The side of the window in pixels.
-      geometry: Stride and padding; there is no dilation.
+      geometry: Stride and padding; a dilation is ignored.
     """
     if plain_wanted():
         return plain.max_pool(x, side, geometry)

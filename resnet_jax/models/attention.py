@@ -9,7 +9,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from resnet_jax.models.layers import Conv, global_average_pool, make_divisible
-from resnet_jax.models.parameters import parameter
 
 ConvOrNorm = Callable[..., nn.Module]
 
@@ -56,7 +55,7 @@ class EfficientChannelAttention(nn.Module):
         size = int(abs(math.log2(self.channels) + 1) / 2)
         size = max(size if size % 2 else size + 1, 3)
         init = nn.initializers.lecun_normal()
-        kernel = parameter(self, "kernel", init, (size, 1, 1))
+        kernel = self.param("kernel", init, (size, 1, 1), jnp.float32)
         s = global_average_pool(x)
         around = size // 2
         s = jnp.pad(s, ((0, 0), (around, around)))

@@ -14,7 +14,6 @@ from resnet_jax.models.attention import (
     SplitAttention,
     SqueezeExcite,
 )
-from resnet_jax.models.parameters import parameter
 from resnet_jax.models.spec import BlockPlan, ResNetSpec
 
 Scalar = float | Float[Array, ""]
@@ -368,7 +367,7 @@ class NormFreeBlock(Block):
             y = 2 * self.attend(y)
         y = self.drop(y, drop_path, train=train)
         if spec.skip_gain:
-            y = y * parameter(self, "skip_gain", zeros, ()).astype(y.dtype)
+            y = y * self.param("skip_gain", zeros, (), jnp.float32).astype(y.dtype)
         shortcut = self.shortcut(first if plan.project else x, train=train)
         return same_size(shortcut, y) + spec.alpha * y
 

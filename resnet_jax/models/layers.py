@@ -20,7 +20,6 @@ from resnet_jax.kernels.conv import (
     cast_kernel,
     convolve,
 )
-from resnet_jax.models.parameters import parameter
 
 CONV_INITS = {
     # He et al. 2015 (arXiv:1502.01852) as in torchvision: a normal distribution whose
@@ -66,8 +65,8 @@ class Conv(nn.Module):
       stride: Step in pixels along both axes.
       dilation: Distance in pixels between two taps.
       groups: Number of groups of channels that do not see each other.
-      bias: Whether a bias is added.
-      same_padding: Whether it is padded like TensorFlow's 'SAME'.
+      bias: Adds a bias.
+      same_padding: Pads like TensorFlow's 'SAME'.
       standardization: None, or `plain` for kernels of mean 0 and variance 1 for each
         output (Qiao et al. 2019, arXiv:1903.10520), or `scaled` for the same times
         1 / sqrt(fan in) and a learned gain (Brock et al. 2021, arXiv:2101.08692).
@@ -104,11 +103,11 @@ class Conv(nn.Module):
         """Convolves the images."""
         _, height, width, channels = x.shape
         shape = (self.kernel, self.kernel, channels // self.groups, self.features)
-        kernel = parameter(self, "kernel", self.kernel_init, shape)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         if self.standardization:
             kernel = standardize(kernel, self.epsilon)
         if self.standardization == "scaled":
-            learned = parameter(self, "gain", self.gain_init, (self.features,))
+            learned = self.param("gain", self.gain_init, (self.features,), jnp.float32)
             kernel = kernel * (learned * (self.gain * np.prod(shape[:3]) ** -0.5))
         geometry = Geometry(self.stride, self.padding(height, width), self.dilation)
         x = jnp.asarray(x, self.dtype)
@@ -117,7 +116,7 @@ class Conv(nn.Module):
             return FusibleConvolution(x, kernel)
         x = convolve(x, kernel, geometry, self.groups)
         if self.bias:
-            bias = parameter(self, "bias", self.bias_init, (self.features,))
+            bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
             x = x + bias.astype(self.dtype)
         return x
 
@@ -171,9 +170,9 @@ class Head(nn.Module):
     def __call__(self, x: Float[Array, "b c"]) -> Float[Array, "b f"]:
         """Returns float32 logits."""
         shape = (x.shape[-1], self.features)
-        kernel = parameter(self, "kernel", self.kernel_init, shape)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         bias_init = nn.initializers.constant(self.bias)
-        bias = parameter(self, "bias", bias_init, shape[1:])
+        bias = self.param("bias", bias_init, shape[1:], jnp.float32)
         product = jnp.dot(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
@@ -203,7 +202,7 @@ class Dropout(nn.Module):
         Args:
           x: The values.
           rate: The probability to be dropped.
-          train: Whether anything is dropped.
+          train: False drops nothing.
         """
         if not train:
             return x

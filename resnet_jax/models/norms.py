@@ -17,7 +17,6 @@ from jaxtyping import Array, Float
 from resnet_jax.errors import BadValueError
 from resnet_jax.kernels.conv import FusibleConvolution
 from resnet_jax.kernels.norm import GhostBatchNorm, batch_norm, update_running
-from resnet_jax.models.parameters import parameter
 
 
 class BatchNorm(nn.Module):
@@ -38,7 +37,7 @@ class BatchNorm(nn.Module):
       group_size: Number of examples that share statistics, or None for the whole batch.
       epsilon: Number that is added to the variance.
       momentum: Decay rate of the running statistics: their weight in the new ones.
-      unbiased: Whether the running variance is multiplied by n / (n - 1).
+      unbiased: Multiplies the running variance by n / (n - 1).
       scale_init: Initialiser of the scale.
       activation: Function that is applied to the output, or None.
       pool: Max pooling of the output, or None. With it, the activation must not
@@ -66,8 +65,8 @@ class BatchNorm(nn.Module):
         """Normalises by the statistics of the batch in training, else the running ones.
 
         Raises:
-          BadValueError: In training, `group_size` does not divide the number of
-            examples.
+          BadValueError: `group_size` does not divide the number of examples in
+            training.
         """
         b, h, w, c = x.shape
         scale, bias = _scale_and_bias(self, c, self.scale_init)
@@ -77,11 +76,11 @@ class BatchNorm(nn.Module):
         if not train:
             if isinstance(x, FusibleConvolution):
                 x = x.evaluate()
-            x = _normalize(
+            out = _normalize(
                 x, running_mean.value, running_var.value, scale, bias, self.epsilon
             )
-            x = _activate(x, self.activation, self.dtype)
-            return self.pool(x) if self.pool else x
+            out = _activate(out, self.activation, self.dtype)
+            return self.pool(out) if self.pool else out
 
         size = self.group_size or b
         if b % size:
@@ -181,7 +180,7 @@ class EvoNormS0(nn.Module):
         scale, bias = _scale_and_bias(self, c, self.scale_init)
         x = x.astype(jnp.float32)
         if self.activation:
-            v = parameter(self, "v", nn.initializers.ones, (c,))
+            v = self.param("v", nn.initializers.ones, (c,), jnp.float32)
             grouped = _by_group(x, self.groups)
             var = grouped.var(axis=(1, 2, 4), keepdims=True)
             gated = (grouped * lax.rsqrt(var + self.epsilon)).reshape(x.shape)
@@ -219,7 +218,7 @@ class FilterResponseNorm(nn.Module):
         x = x * lax.rsqrt(square + self.epsilon) * scale + bias
         if self.activation:
             zeros = nn.initializers.zeros
-            x = jnp.maximum(x, parameter(self, "tau", zeros, (c,)))
+            x = jnp.maximum(x, self.param("tau", zeros, (c,), jnp.float32))
         return x.astype(self.dtype)
 
 
@@ -276,8 +275,8 @@ def _activate(x: jax.Array, activation: Callable | None, dtype: DTypeLike) -> ja
 def _scale_and_bias(
     module: nn.Module, channels: int, scale_init: nn.initializers.Initializer
 ) -> tuple[jax.Array, jax.Array]:
-    scale = parameter(module, "scale", scale_init, (channels,))
-    bias = parameter(module, "bias", nn.initializers.zeros, (channels,))
+    scale = module.param("scale", scale_init, (channels,), jnp.float32)
+    bias = module.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
     return scale, bias
 
 

@@ -140,7 +140,7 @@ def xla_uses_onednn() -> bool:
     convolution = jax.jit(plain.convolution, static_argnums=2)
     with jax.default_device(cpu):
         compiled = convolution.lower(x, kernel, Geometry()).compile()
-    return "onednn$convolution" in compiled.as_text()
+    return "onednn$convolution" in (compiled.as_text() or "")
 
 
 def blocks_of_groups(channels: int, groups: int) -> int:
