@@ -69,7 +69,7 @@ def batch_norm(
     if plain_wanted():
         return plain.batch_norm(x, scale, bias, norm, pool)
     near = lax.stop_gradient(running_mean)
-    arrays = alike(*map(jnp.asarray, (x, scale, bias, near)))
+    arrays = alike(x, scale, bias, near)
     if pool:
         return _normalize_and_pool(*arrays, norm=norm, pool=pool)
     return _normalize(*arrays, norm)

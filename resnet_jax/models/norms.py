@@ -92,7 +92,7 @@ class BatchNorm(nn.Module):
             x,
             scale,
             bias,
-            running_mean.value,
+            jnp.asarray(running_mean.value),
             GhostBatchNorm(size, self.epsilon, self.activation, self.dtype),
             pool=self.pool,
             fused_mesh=self.fused_mesh,
@@ -262,7 +262,7 @@ def _normalize(
     var: Float[Array, "c"],
     scale: Float[Array, "c"],
     bias: Float[Array, "c"],
-    epsilon: float,
+    epsilon: float | Float[Array, ""],
 ) -> Float[Array, "b h w c"]:
     factor = scale / jnp.sqrt(var + epsilon)
     return (x - mean) * factor + bias
@@ -277,7 +277,8 @@ def _scale_and_bias(
 ) -> tuple[jax.Array, jax.Array]:
     scale = module.param("scale", scale_init, (channels,), jnp.float32)
     bias = module.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-    return scale, bias
+    # Parameters may be numpy arrays.
+    return jnp.asarray(scale), jnp.asarray(bias)
 
 
 def _by_group(x: jax.Array, groups: int) -> jax.Array:

@@ -282,7 +282,9 @@ def _spread(x: Output, like: Shape, geometry: Geometry) -> Image:
     return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *config, (0, 0, 0)])
 
 
-def _flipped(kernel: Kernel, geometry: Geometry) -> tuple[Kernel, Geometry]:
+def _flipped(
+    kernel: Kernel, geometry: Geometry
+) -> tuple[Float[Array, "k k f i"], Geometry]:
     """Returns kernel and geometry of the convolution that computes `input`."""
     reach = geometry.dilation * (kernel.shape[0] - 1)
     (top, bottom), (left, right) = geometry.padding
