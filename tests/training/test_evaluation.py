@@ -10,8 +10,9 @@ import pytest
 from resnet_jax.data.sources import FakeSource
 from resnet_jax.errors import BadImageError, UserError
 from resnet_jax.reports.samples import SamplePredictions
+from resnet_jax.training import programs
 from resnet_jax.training.evaluation import Evaluation, evaluate
-from resnet_jax.training.experiment import Setup
+from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.step import TrainState
 from tests.helpers import tiny
 
@@ -19,29 +20,29 @@ SIZE = 37  # a prime, so that no batch and no number of devices divides it
 
 
 @pytest.fixture(scope="module", params=[16, 64], ids=["batch 16", "batch 64"])
-def evaluated(request) -> tuple[Setup, object, TrainState]:
-    """Setup, compiled step and a state with an average; 64 is more than the split."""
+def evaluated(request) -> tuple[Experiment, object, TrainState]:
+    """Experiment, compiled step and a state with an average; 64 is more than the split."""
     changes = {
         "data.source": f"fake:10:{SIZE}",
         "evaluate.batch_size": request.param,
         "ema_decay": 0.9,
     }
     setup = tiny.setup(changes)
-    return setup, setup.compile_eval_step(), tiny.state(setup)
+    return setup, programs.compile_eval_step(setup), tiny.state(setup)
 
 
-def run(setup: Setup, eval_step, state: TrainState, **changes) -> Evaluation:
+def run(setup: Experiment, eval_step, state: TrainState, **changes) -> Evaluation:
     """Evaluates with nothing special."""
     arguments = {"after_batch": lambda: None, "samples": SamplePredictions()}
     return evaluate(setup, eval_step, state, **(arguments | changes))
 
 
-def one_by_one(setup: Setup, state: TrainState, leave_out=()) -> dict[str, float]:
+def one_by_one(setup: Experiment, state: TrainState, leave_out=()) -> dict[str, float]:
     """The same by a loop over single images, in float64 behind the network."""
     apply = jax.jit(setup.model.apply)
     top1, top5, losses = [], [], []
     for index in sorted(set(range(SIZE)) - set(leave_out)):
-        example = setup.test.test([index])
+        example = setup.eval.test([index])
         image = (example["image"] / np.float32(255) - 0.5) / np.float32(0.5)
         logits = np.asarray(apply(state.ema, image.astype(np.float32)), np.float64)[0]
         label = example["label"][0]
@@ -64,9 +65,9 @@ def assert_equal(result: Evaluation, expected: dict[str, float]) -> None:
     assert result.loss == pytest.approx(expected["loss"], rel=1e-5)
 
 
-def replace_source(setup: Setup, source, skip_bad: bool) -> Setup:
+def replace_source(setup: Experiment, source, skip_bad: bool) -> Experiment:
     """The setup with another test split."""
-    test = dataclasses.replace(setup.test, source=source, skip_bad=skip_bad)
+    test = dataclasses.replace(setup.eval, source=source, skip_bad=skip_bad)
     return dataclasses.replace(setup, test=test)
 
 
@@ -88,7 +89,7 @@ def test_an_evaluation_equals_a_loop_over_single_images(evaluated):
 
 def test_padding_never_enters(evaluated, monkeypatch):
     clean = run(*evaluated)
-    batches_of = Setup.eval_batches
+    batches_of = Experiment.eval_batches
     padded = []
 
     @contextlib.contextmanager
@@ -103,7 +104,7 @@ def test_padding_never_enters(evaluated, monkeypatch):
         with batches_of(setup) as batches:
             yield map(spoil, batches)
 
-    monkeypatch.setattr(Setup, "eval_batches", with_junk)
+    monkeypatch.setattr(Experiment, "eval_batches", with_junk)
     assert run(*evaluated) == clean
     assert sum(padded) == -SIZE % evaluated[0].eval_batch_size
 
@@ -111,7 +112,7 @@ def test_padding_never_enters(evaluated, monkeypatch):
 @pytest.mark.parametrize("seen", ["too few", "too many"])
 def test_an_image_too_few_or_too_many_is_an_error(evaluated, monkeypatch, seen):
     setup = evaluated[0]
-    batches_of = Setup.eval_batches
+    batches_of = Experiment.eval_batches
     size = setup.eval_batch_size
 
     @contextlib.contextmanager
@@ -123,7 +124,7 @@ def test_an_image_too_few_or_too_many_is_an_error(evaluated, monkeypatch, seen):
         else:
             yield iter(whole[:-1])
 
-    monkeypatch.setattr(Setup, "eval_batches", miscounted)
+    monkeypatch.setattr(Experiment, "eval_batches", miscounted)
     number = SIZE // size * size if seen == "too few" else SIZE + min(size, SIZE)
     with pytest.raises(UserError, match=f"saw {number} images .* split has {SIZE}"):
         run(*evaluated)
@@ -170,7 +171,7 @@ def test_the_samples_takes_right_and_wrong_images_and_no_padding(evaluated):
     samples = SamplePredictions(wanted=2)
     run(*evaluated, samples=samples)
     assert sorted(row["right"] for row in samples.rows) == [False, False, True, True]
-    pictures = [setup.test.test([index]) for index in range(SIZE)]
+    pictures = [setup.eval.test([index]) for index in range(SIZE)]
     for row in samples.rows:
         assert row["right"] == (row["predicted"] == row["label"])
         assert 0.1 < row["probability"] <= 1  # the largest of ten
@@ -214,11 +215,11 @@ def test_several_views_count_by_the_mean_of_their_logits(views):
     )
     state = tiny.state(setup)
     samples = SamplePredictions()
-    result = run(setup, setup.compile_eval_step(), state, samples=samples)
+    result = run(setup, programs.compile_eval_step(setup), state, samples=samples)
     apply = jax.jit(setup.model.apply)
     right, losses = [], []
     for index in range(SIZE):
-        example = setup.test.test([index])
+        example = setup.eval.test([index])
         images = example["image"]
         if views == "ten_crop":
             assert images.shape[:2] == (1, 5)
@@ -244,13 +245,13 @@ def test_unknown_views_are_told():
 
 def test_images_may_be_evaluated_at_another_size():
     setup = tiny.setup({"data.source": f"fake:10:{SIZE}", "data.eval_size": 12})
-    assert setup.batch_like(16, "image")["image"].shape == (16, 8, 8, 1)
+    assert programs.train_batch_like(setup)["image"].shape == (16, 8, 8, 1)
     state = tiny.state(setup)
-    result = run(setup, setup.compile_eval_step(), state)
+    result = run(setup, programs.compile_eval_step(setup), state)
     apply = jax.jit(setup.model.apply)
     logits = []
     for index in range(SIZE):
-        image = setup.test.test([index])["image"]
+        image = setup.eval.test([index])["image"]
         assert image.shape == (1, 12, 12, 1)
         image = (image / np.float32(255) - 0.5) / np.float32(0.5)
         logits.append(apply(state.evaluated(), image.astype(np.float32))[0])

@@ -7,7 +7,7 @@ import pytest
 from resnet_jax.data.cache import cached
 from resnet_jax.errors import UserError
 from resnet_jax.models.inputs import normalize
-from resnet_jax.training.precise_bn import pool, recompute_statistics
+from resnet_jax.training.precise_bn import pool, precise_batch_norm
 from tests.helpers import keyed, tiny
 
 
@@ -27,7 +27,7 @@ def test_the_statistics_are_those_of_the_batches_behind_the_last_step(ema_decay)
     state = tiny.state(setup)
     before = jax.device_get(state)
     seen = []
-    after = recompute_statistics(setup, state, after_batch=lambda: seen.append(1))
+    after = precise_batch_norm(setup, state, after_batch=lambda: seen.append(1))
     assert len(seen) == 3
     jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
 

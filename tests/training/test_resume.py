@@ -19,7 +19,7 @@ from resnet_jax.data.sources import Mix, Subset, open_source, with_classes
 from resnet_jax.errors import UserError
 from resnet_jax.persistence.checkpoints import Checkpoints
 from resnet_jax.persistence.fingerprint import fingerprint, old_fingerprint
-from resnet_jax.training import schedules
+from resnet_jax.training import programs, schedules
 from resnet_jax.training.evaluation import evaluate_workdir
 from resnet_jax.training.initialization import (
     first_state,
@@ -280,7 +280,7 @@ def as_older(workdir: pathlib.Path) -> None:
             del record[key]
         setup = tiny.set_up(from_saved(record["config"]))
         with Checkpoints(workdir / "checkpoints") as saved:
-            state = saved.restore(int(path.parts[-3]), setup.state_like())
+            state = saved.restore(int(path.parts[-3]), programs.state_like(setup))
         record["fingerprint"] = old_fingerprint(state)
         path.write_text(json.dumps(record))
 
@@ -474,7 +474,7 @@ def test_an_evaluation_needs_nothing_that_only_training_does(tmp_path):
     run.data.image_size = 32
     setup = tiny.set_up(for_evaluation(run, devices=8))
     assert setup.eval_batch_size == 128
-    assert setup.test.augment.size == 32
+    assert setup.eval.augment.size == 32
 
 
 def test_an_evaluation_of_a_damaged_checkpoint_tells_a_way_out(copies, tmp_path):
@@ -611,7 +611,7 @@ def test_a_head_is_kept_reordered_or_fresh_by_class_names(tmp_path, caplog):
     make_folder(tmp_path / "images")
     run = config_for(tmp_path / "images")
     setup = tiny.set_up(run)
-    fresh = jax.device_get(setup.init_state().params["head"])
+    fresh = jax.device_get(programs.init_state(setup).params["head"])
 
     def backwards(head):
         return {name: x[..., ::-1] for name, x in head.items()}
