@@ -171,9 +171,7 @@ def compile_lowered(
     return compile_step(lowered, kind, experiment.config.compiler_options)
 
 
-def jit_train_step(
-    experiment: Experiment, *, distills: bool
-) -> jax.stages.Wrapped:
+def jit_train_step(experiment: Experiment, *, distills: bool) -> jax.stages.Wrapped:
     """Returns the jitted `train_step(state, batch)`; the state is donated.
 
     Args:

@@ -39,7 +39,7 @@ from resnet_jax.training.schedules import make_schedule
 
 # Recorded in place of weights where an older version started the run without them.
 UNKNOWN = "unknown"
-SPLITS = {"train": "training", "eval": "evaluation"}
+SPLITS = {"train": "training", "eval": "eval"}
 # Fields of a card that change what the weights compute from an image.
 FUNCTION_FIELDS = (
     *("network", "spec", "image_size", "mean", "std"),
@@ -228,7 +228,7 @@ class Resume:
         ]
 
     def _other_evaluation(self) -> bool:
-        """Tells whether another evaluation split than the recorded one is named."""
+        """Tells whether the command names another eval split than the record."""
         old, new = self.record["config"]["data"], self.experiment.config.data
         return any(old[key] != new[key] for key in ("eval_split", "eval_source"))
 
