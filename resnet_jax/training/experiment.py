@@ -189,7 +189,7 @@ class Setup:
             mean=config.data.mean,
             std=config.data.std,
             loss=losses.make_loss(config),
-            mix=mixup.Mix.of(config.mix),
+            mix=mixup.Mix.from_config(config.mix),
             teacher=self.teacher() if teacher else None,
             microbatches=config.optim.microbatches,
             sam_rho=config.optim.sam_rho,
@@ -200,7 +200,7 @@ class Setup:
             ema_copy_until=warmup,
             seed=config.seed,
             replicate=lambda tree: jax.lax.with_sharding_constraint(tree, placed),
-            whole=self.whole,
+            all_gather=self.whole,
         )
         train_step = step.make_train_step(self.model, self.optimizer, options)
         out = self.shardings(), placed
@@ -399,7 +399,7 @@ def set_up(
             f" norm, which model.name={config.model.name} is not; set it to 0."
         )
     optimizer = optim.make_optimizer(config, schedule)
-    if model.scan_blocks and optim.looks_at_layers(config.optim):
+    if model.scan_blocks and optim.needs_single_blocks(config.optim):
         optimizer = optim.on_single_blocks(optimizer, model.spec)
     durations = {
         "evaluate": (config.evaluate.every, "evaluate.every"),
