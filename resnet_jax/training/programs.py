@@ -194,7 +194,7 @@ def jit_train_step(experiment: Experiment, *, distills: bool) -> jax.stages.Wrap
         mean=config.data.mean,
         std=config.data.std,
         loss=losses.make_loss(config),
-        mix=Mix.of(config.mix),
+        mix=Mix.from_config(config.mix),
         teacher=experiment.teacher if distills else None,
         microbatches=config.optim.microbatches,
         microbatch_unit=1 if is_microbatch else experiment.model.bn_group_size,
@@ -206,7 +206,7 @@ def jit_train_step(experiment: Experiment, *, distills: bool) -> jax.stages.Wrap
         ema_copy_until=warmup,
         seed=config.seed,
         replicate=lambda tree: jax.lax.with_sharding_constraint(tree, replicated),
-        whole=functools.partial(all_gather, experiment),
+        all_gather=functools.partial(all_gather, experiment),
     )
     train_step = step.make_train_step(experiment.model, experiment.optimizer, options)
     out_shardings = state_shardings(experiment), replicated

@@ -190,7 +190,7 @@ class Run:
         """What the step of this number drew to mix its batch."""
         key = jax.random.fold_in(jax.random.key(self.setup.config.seed), number)
         key = jax.random.fold_in(key, step.MIXING)
-        return Mix.of(self.setup.config.mix).draw(key, 1, SIZE, SIZE)
+        return Mix.from_config(self.setup.config.mix).draw(key, 1, SIZE, SIZE)
 
     def assert_equals(self, losses: Sequence[float], tensors: dict) -> None:
         """Compares the losses, and the state behind the last step."""
@@ -274,7 +274,7 @@ def mix_as_torchvision(run: Run, images, labels, number: int):
     mixup, cutmix = v2.MixUp(alpha=0.2), v2.CutMix(alpha=1.0)
     y1, y2, x1, x2 = drawn.box[0].tolist()
     area = (x2 - x1) * (y2 - y1) / SIZE**2
-    mixup.make_params = lambda _: {"lam": drawn.own.item()}
+    mixup.make_params = lambda _: {"lam": drawn.lam.item()}
     cutmix.make_params = lambda _: {"box": (x1, y1, x2, y2), "lam_adjusted": 1 - area}
     # One-hot, since it would make them float32.
     labels = nn.functional.one_hot(labels, CLASSES).double()
@@ -340,7 +340,7 @@ def mix_as_timm(run: Run, monkeypatch, images, labels, number: int):
     mixup = timm.data.Mixup(
         mixup_alpha=0.1, cutmix_alpha=1.0, label_smoothing=0.0, num_classes=CLASSES
     )
-    mixup._params_per_batch = lambda: (drawn.own.item(), drawn.cut.item())
+    mixup._params_per_batch = lambda: (drawn.lam.item(), drawn.cut.item())
     box = drawn.box[0].tolist()
     # It finds the part of the pixels itself.
     monkeypatch.setattr(timm.data.mixup, "rand_bbox", lambda *_, **__: box)

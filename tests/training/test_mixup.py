@@ -45,16 +45,16 @@ def test_cutmix_is_switched_to_with_its_probability():
 def test_nothing_is_mixed_but_with_the_probability():
     drawn = draws(mixup_alpha=1.0, probability=0.25)
     # Five standard deviations, sqrt(.25 x .75 / 4000) each.
-    assert (drawn.own < 1).mean() == pytest.approx(0.25, abs=5 * 0.0069)
+    assert (drawn.lam < 1).mean() == pytest.approx(0.25, abs=5 * 0.0069)
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0])
 def test_mixups_parts_are_drawn_from_beta(alpha):
-    own = draws(mixup_alpha=alpha).own
+    lam = draws(mixup_alpha=alpha).lam
     # Beta(a, a) has the variance 1 / (8 a + 4); five standard deviations of mean and
     # variance over 4000 draws, of numbers from 0 to 1.
-    assert own.mean() == pytest.approx(0.5, abs=5 * 0.5 / 4000**0.5)
-    assert own.var() == pytest.approx(1 / (8 * alpha + 4), abs=5 * 0.25 / 4000**0.5)
+    assert lam.mean() == pytest.approx(0.5, abs=5 * 0.5 / 4000**0.5)
+    assert lam.var() == pytest.approx(1 / (8 * alpha + 4), abs=5 * 0.25 / 4000**0.5)
 
 
 @pytest.mark.parametrize("rule", ["timm", "torchvision"])
@@ -65,7 +65,7 @@ def test_cutmixs_parts_are_those_of_the_pixels(rule):
     assert ((x1 >= 0) & (x1 <= x2) & (x2 <= SIZE)).all()
     area = (y2 - y1) * (x2 - x1)
     # One float32 rounding.
-    np.testing.assert_allclose(drawn.own, 1 - area / SIZE**2, atol=1e-7)
+    np.testing.assert_allclose(drawn.lam, 1 - area / SIZE**2, atol=1e-7)
     assert 0.3 < (area > SIZE**2 / 4).mean() < 0.8
 
 
@@ -76,7 +76,7 @@ def test_cutmixs_parts_are_those_of_the_pixels(rule):
 def test_partners_are_of_the_same_group(rule, partners):
     images, labels = jnp.asarray(keyed.images(6, SIZE)), one_hot(jnp.arange(6), 6)
     drawn = Drawn(
-        own=jnp.array([0.25, 0.75]),
+        lam=jnp.array([0.25, 0.75]),
         cut=jnp.array([False, True]),
         box=jnp.array([[0, 0, 0, 0], [3, 9, 0, 6]]),
     )
