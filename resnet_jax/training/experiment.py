@@ -29,7 +29,14 @@ from resnet_jax.errors import UserError
 from resnet_jax.models import create_model
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.parallel import sharding
-from resnet_jax.training import ghost_batch, optim, schedules, step, validate
+from resnet_jax.training import (
+    ghost_batch,
+    mixup,
+    optim,
+    schedules,
+    step,
+    validate,
+)
 from resnet_jax.training.datasets import make_resize, open_examples
 from resnet_jax.training.step import Teacher, TrainState
 
@@ -177,6 +184,8 @@ def set_up(
     """
     mesh = mesh or sharding.make_mesh()
     validate.check(config, mesh)
+    bn_group_size = ghost_batch.resolve(config, mesh)
+    mixup.check_group(config, bn_group_size)
     train_examples, eval_examples, sets = open_examples(config, train, eval)
     train_size, batch_size = len(train_examples.source), config.batch_size
     total_steps = to_steps(config.total, batch_size, train_size, "total")
@@ -186,7 +195,7 @@ def set_up(
         config, total_steps=total_steps, train_size=train_size
     )
     by_plateau = config.optim.schedule == "plateau"
-    model = _make_model(config, mesh, train_examples.source)
+    model = _make_model(config, mesh, train_examples.source, bn_group_size)
     optimizer = optim.make_optimizer(config, schedule)
     if model.scan_blocks and optim.needs_single_blocks(config.optim):
         optimizer = optim.on_single_blocks(optimizer, model.spec)
@@ -224,7 +233,9 @@ def set_up(
     )
 
 
-def _make_model(config: ConfigDict, mesh: Mesh, source: NamedSource) -> nn.Module:
+def _make_model(
+    config: ConfigDict, mesh: Mesh, source: NamedSource, bn_group_size: int
+) -> nn.Module:
     """Returns the network for the classes of a source."""
     fields = {
         "num_classes": len(source.classes),
@@ -239,7 +250,7 @@ def _make_model(config: ConfigDict, mesh: Mesh, source: NamedSource) -> nn.Modul
     model = create_model(
         config.model.name,
         dtype=validate.DTYPES[config.model.dtype],
-        bn_group_size=ghost_batch.resolve(config, mesh),
+        bn_group_size=bn_group_size,
         scan_blocks=config.model.scan_blocks,
         **fields,
     )

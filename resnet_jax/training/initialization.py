@@ -56,7 +56,7 @@ def first_state(experiment: Experiment, weights: Weights | None) -> TrainState:
 def teacher_weights(experiment: Experiment) -> Weights | None:
     """Reads the weights of the teacher from `config.distill.teacher_init`.
 
-    Returns None if there is no teacher, or if it is randomly initialised.
+    Returns None without a teacher, or if the teacher is randomly initialised.
 
     Raises:
       UserError: The weights are for other classes or channels than the student's.

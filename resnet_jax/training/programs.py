@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from resnet_jax.compiler import compile_step
-from resnet_jax.config.durations import to_steps
 from resnet_jax.data.loader import Examples
 from resnet_jax.kernels import platforms
 from resnet_jax.models.cost import init_shapes
@@ -23,6 +22,7 @@ from resnet_jax.parallel import memory, sharding
 from resnet_jax.training import losses, step
 from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.mixup import Mix
+from resnet_jax.training.schedules import warmup_steps
 from resnet_jax.training.step import TrainState, Tree
 
 
@@ -180,12 +180,6 @@ def jit_train_step(experiment: Experiment, *, distills: bool) -> jax.stages.Wrap
         the experiment's teacher.
     """
     config, mesh = experiment.config, experiment.mesh
-    warmup = to_steps(
-        config.optim.warmup,
-        config.batch_size,
-        len(experiment.train.source),
-        "optim.warmup",
-    )
     replicated = sharding.replicated(mesh)
     # A ghost batch of consecutive examples stays together. Where it is the microbatch,
     # whichever that is, dealing single examples leaves each device its own rows.
@@ -203,7 +197,7 @@ def jit_train_step(experiment: Experiment, *, distills: bool) -> jax.stages.Wrap
         ema_decay=config.ema_decay,
         ema_every=config.ema_every,
         ema_warmup=config.ema_warmup,
-        ema_copy_until=warmup,
+        ema_copy_until=warmup_steps(config, len(experiment.train.source)),
         seed=config.seed,
         replicate=lambda tree: jax.lax.with_sharding_constraint(tree, replicated),
         all_gather=functools.partial(all_gather, experiment),

@@ -31,6 +31,12 @@ def peak_rate(config: ConfigDict) -> float:
     return optim.learning_rate * config.batch_size / optim.learning_rate_batch
 
 
+def warmup_steps(config: ConfigDict, train_size: int) -> int:
+    """Returns the number of steps of `optim.warmup`."""
+    duration, batch_size = config.optim.warmup, config.batch_size
+    return to_steps(duration, batch_size, train_size, "optim.warmup")
+
+
 def make_schedule(
     config: ConfigDict, *, total_steps: int, train_size: int
 ) -> optax.Schedule:
@@ -71,7 +77,7 @@ def make_schedule(
             " ({'epochs': 30}, {'epochs': 60})."
         )
     peak = peak_rate(config)
-    warmup = steps_of(optim.warmup, "optim.warmup")
+    warmup = warmup_steps(config, train_size)
     if warmup and warmup >= total_steps:
         raise UserError(
             f"optim.warmup takes {warmup} steps, but the run (config.total) has only"

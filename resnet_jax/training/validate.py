@@ -1,7 +1,8 @@
 """Checks a config for wrong values and contradictions, before any data are opened.
 
-It stands in `training`, not in `config`, since a config names things of all subjects:
-the optimiser, the loss and the mixing check their own sections, and are called here.
+This is part of `training`, not of `config`, since the values of a config are names and
+sizes of every subject. The optimiser, the loss and mixup check their own sections, and
+are called here.
 """
 
 from collections.abc import Collection
@@ -15,7 +16,7 @@ from resnet_jax.data.cache import MODES as CACHES
 from resnet_jax.errors import UserError, check_known
 from resnet_jax.models import get_spec
 from resnet_jax.parallel import sharding
-from resnet_jax.training import ghost_batch, losses, mixup, optim
+from resnet_jax.training import losses, mixup, optim
 from resnet_jax.training.datasets import eval_augment, train_augment
 
 # Number of views of an image that each value of `evaluate.views` stands for.
@@ -26,8 +27,8 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 def check(config: ConfigDict, mesh: Mesh) -> None:
     """Checks the values of a config for a run on some devices.
 
-    Values that depend on the size of the training split, which are durations, are
-    checked where they are turned into steps.
+    Durations depend on the size of the training split, and are checked where they are
+    turned into steps.
 
     Raises:
       UserError: A value is wrong or contradicts another one.
@@ -47,7 +48,6 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     spec = get_spec(config.model.name, **config.model.overrides)
     if config.distill.teacher:
         get_spec(config.distill.teacher, **config.distill.overrides)
-    mixup.check_group(config, ghost_batch.resolve(config, mesh))
     if config.bn_recompute and getattr(spec, "norm", None) != "batch":
         raise UserError(
             f"bn_recompute={config.bn_recompute} needs a residual network with batch"
