@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from resnet_jax.kernels.platforms import by_platform, known, traced_once
+from resnet_jax.training import programs
 from tests.helpers import tiny
 
 
@@ -83,7 +84,9 @@ def test_a_function_traced_once_is_called_on_cpus_and_inlined_elsewhere(
 def test_a_train_step_for_a_known_platform_equals_one_for_any_platform():
     setup = tiny.setup()
     batch = setup.to_devices(tiny.batch(setup))
-    got = setup.lower_train_step().compile()(tiny.state(setup), batch)
-    both_traced = setup.lower_train_step.__wrapped__(setup)
+    got = programs.lower_train_step(setup).compile()(tiny.state(setup), batch)
+    both_traced = programs.jit_train_step(setup, distills=False).lower(
+        programs.state_like(setup), programs.train_batch_like(setup)
+    )
     expected = both_traced.compile()(tiny.state(setup), batch)
     jax.tree.map(np.testing.assert_array_equal, got, expected)

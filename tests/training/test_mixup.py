@@ -12,6 +12,7 @@ import pytest
 
 from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
+from resnet_jax.training import programs
 from resnet_jax.training.losses import one_hot
 from resnet_jax.training.mixup import Drawn, Mix
 from tests.helpers import keyed, tiny
@@ -44,16 +45,16 @@ def test_cutmix_is_switched_to_with_its_probability():
 def test_nothing_is_mixed_but_with_the_probability():
     drawn = draws(mixup_alpha=1.0, probability=0.25)
     # Five standard deviations, sqrt(.25 x .75 / 4000) each.
-    assert (drawn.own < 1).mean() == pytest.approx(0.25, abs=5 * 0.0069)
+    assert (drawn.lam < 1).mean() == pytest.approx(0.25, abs=5 * 0.0069)
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0])
 def test_mixups_parts_are_drawn_from_beta(alpha):
-    own = draws(mixup_alpha=alpha).own
+    lam = draws(mixup_alpha=alpha).lam
     # Beta(a, a) has the variance 1 / (8 a + 4); five standard deviations of mean and
     # variance over 4000 draws, of numbers from 0 to 1.
-    assert own.mean() == pytest.approx(0.5, abs=5 * 0.5 / 4000**0.5)
-    assert own.var() == pytest.approx(1 / (8 * alpha + 4), abs=5 * 0.25 / 4000**0.5)
+    assert lam.mean() == pytest.approx(0.5, abs=5 * 0.5 / 4000**0.5)
+    assert lam.var() == pytest.approx(1 / (8 * alpha + 4), abs=5 * 0.25 / 4000**0.5)
 
 
 @pytest.mark.parametrize("rule", ["timm", "torchvision"])
@@ -64,7 +65,7 @@ def test_cutmixs_parts_are_those_of_the_pixels(rule):
     assert ((x1 >= 0) & (x1 <= x2) & (x2 <= SIZE)).all()
     area = (y2 - y1) * (x2 - x1)
     # One float32 rounding.
-    np.testing.assert_allclose(drawn.own, 1 - area / SIZE**2, atol=1e-7)
+    np.testing.assert_allclose(drawn.lam, 1 - area / SIZE**2, atol=1e-7)
     assert 0.3 < (area > SIZE**2 / 4).mean() < 0.8
 
 
@@ -75,7 +76,7 @@ def test_cutmixs_parts_are_those_of_the_pixels(rule):
 def test_partners_are_of_the_same_group(rule, partners):
     images, labels = jnp.asarray(keyed.images(6, SIZE)), one_hot(jnp.arange(6), 6)
     drawn = Drawn(
-        own=jnp.array([0.25, 0.75]),
+        lam=jnp.array([0.25, 0.75]),
         cut=jnp.array([False, True]),
         box=jnp.array([[0, 0, 0, 0], [3, 9, 0, 6]]),
     )
@@ -105,7 +106,7 @@ def update(microbatches: int, devices: int, step: int = 0, group=2) -> dict:
     }
     setup = tiny.setup(ONE_BLOCK | BOTH | changes, devices)
     batch = setup.to_devices(tiny.batch(setup))
-    state, metrics = setup.compile_train_step()(tiny.state(setup, step), batch)
+    state, metrics = programs.compile_train_step(setup)(tiny.state(setup, step), batch)
     return jax.device_get({**vars(state), **metrics})
 
 
@@ -128,8 +129,8 @@ def test_each_step_mixes_otherwise():
 def test_mixing_needs_no_communication(microbatches):
     changes = {"batch_size": 32, "optim.microbatches": microbatches}
     setup = tiny.setup(ONE_BLOCK | BOTH | changes | {"model.bn_group_size": 2})
-    state = setup.state_like()
-    found = collectives(setup.compile_train_step())
+    state = programs.state_like(setup)
+    found = collectives(programs.compile_train_step(setup))
     assert {(one.kind, one.devices) for one in found} == {("all-reduce", 8)}
     # As without mixing: gradients, statistics, loss and top-1.
     expected = count(state.params) + count(state.batch_stats) + 2
@@ -142,7 +143,7 @@ def test_a_group_of_all_images_trains_with_either_loss(loss):
     changes = {"model.bn_group_size": "global", "loss": loss}
     setup = tiny.setup(ONE_BLOCK | BOTH | changes)
     batch = setup.to_devices(tiny.batch(setup))
-    _, metrics = setup.compile_train_step()(tiny.state(setup), batch)
+    _, metrics = programs.compile_train_step(setup)(tiny.state(setup), batch)
     assert np.isfinite(metrics["loss"])
 
 

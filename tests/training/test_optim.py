@@ -16,9 +16,9 @@ from resnet_jax.models.scan import stack_blocks
 from resnet_jax.training.optim import (
     decayed,
     layer_numbers,
-    looks_at_layers,
     make_decay,
     make_optimizer,
+    needs_single_blocks,
     on_single_blocks,
     update_ema,
 )
@@ -284,7 +284,7 @@ def test_stacked_blocks_are_updated_as_single_ones(changes):
     single = keyed.variables(spec)["params"]
     grads = keyed.variables(spec, seed=1)["params"]
     config = configure(**changes)
-    assert looks_at_layers(config.optim)
+    assert needs_single_blocks(config.optim)
     optimizer = make_optimizer(config, schedule)
     stacked = on_single_blocks(optimizer, spec)
 
@@ -306,9 +306,9 @@ def test_stacked_blocks_are_updated_as_single_ones(changes):
     jax.tree.map(same, got, expected)
 
 
-def test_only_what_looks_at_layers_sees_single_blocks():
+def test_only_what_needs_single_blocks_sees_single_blocks():
     # The state of older runs with stacked blocks stays as it was.
-    assert not looks_at_layers(configure().optim)
+    assert not needs_single_blocks(configure().optim)
 
 
 # Decay, as it is drawn.

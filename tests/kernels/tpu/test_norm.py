@@ -13,6 +13,7 @@ from resnet_jax.kernels.plain import convolution
 from resnet_jax.kernels.tpu import norm
 from resnet_jax.models import create_model
 from resnet_jax.plan import hlo
+from resnet_jax.training import programs
 from tests.helpers import keyed, tiny
 
 # For a batch of 12: images per ghost batch, and devices. The last ghost batch spans
@@ -209,15 +210,15 @@ def test_precise_statistics_are_computed_where_a_microbatch_is_a_ghost_batch():
     # Their step takes the whole batch, so that a device holds part of a ghost batch.
     changes = {"optim.microbatches": 2, "model.bn_group_size": 8}
     setup = tiny.setup(BOTTLENECKS | {"model.unwritten": True} | changes)
-    setup.compile_statistics_step()
+    programs.compile_statistics_step(setup)
 
 
 @pytest.mark.slow
 def test_fusion_does_not_change_what_devices_exchange():
     def exchanged(fused):
-        compiled = tiny.setup(
-            BOTTLENECKS | {"model.unwritten": fused}
-        ).compile_train_step()
+        compiled = programs.compile_train_step(
+            tiny.setup(BOTTLENECKS | {"model.unwritten": fused})
+        )
         collectives = hlo.collectives(compiled.as_text())
         kinds = {each.kind for each in collectives}
         return kinds, sum(each.elements for each in collectives)
