@@ -36,8 +36,8 @@ from resnet_jax.persistence.checkpoints import open_checkpoints
 from resnet_jax.persistence.storage import Path
 from resnet_jax.persistence.writers import write_json
 from resnet_jax.reports.figures import picture
-from resnet_jax.training import losses
-from resnet_jax.training.experiment import Setup, set_up
+from resnet_jax.training import losses, programs
+from resnet_jax.training.experiment import Experiment, set_up
 from resnet_jax.training.initialization import first_state, initial_weights
 from resnet_jax.training.resume import spec_change
 from resnet_jax.training.step import TrainState, Tree
@@ -75,13 +75,13 @@ def _by_block(model: nn.Module, params: Tree) -> Tree:
     return unstack_blocks({"params": params}, model.spec)["params"]
 
 
-def compile_norms(setup: Setup) -> Callable[..., Float[Array, "blocks"]]:
+def compile_norms(setup: Experiment) -> Callable[..., Float[Array, "blocks"]]:
     """The compiled `norms(state, batch)`: float32, one for each of `block_names`.
 
     The loss is that of a train step, over a whole batch, without mixing, a teacher and
     weight decay.
     """
-    config, model = setup.config, setup.model
+    config, model = setup.config, setup.model_of_whole_batch()
     loss_of = losses.make_loss(config)
 
     def norms(state: TrainState, batch: dict) -> Float[Array, "blocks"]:
@@ -91,7 +91,10 @@ def compile_norms(setup: Setup) -> Callable[..., Float[Array, "blocks"]]:
 
         def loss(params: Tree) -> jax.Array:
             logits, _ = model.apply(
-                {"params": setup.whole(params), "batch_stats": state.batch_stats},
+                {
+                    "params": programs.all_gather(setup, params),
+                    "batch_stats": state.batch_stats,
+                },
                 image,
                 train=True,
                 mutable=["batch_stats"],
@@ -103,8 +106,8 @@ def compile_norms(setup: Setup) -> Callable[..., Float[Array, "blocks"]]:
         kernels = first_convolutions(grads).values()
         return jnp.stack([jnp.linalg.norm(kernel.ravel()) for kernel in kernels])
 
-    like = setup.state_like()
-    batch = setup.batch_like(setup.config.batch_size, "image", "label")
+    like = programs.state_like(setup)
+    batch = programs.train_batch_like(setup)
     placed = sharding.replicated(setup.mesh)
     return jax.jit(norms, out_shardings=placed).lower(like, batch).compile()
 
@@ -140,16 +143,16 @@ def measure(config: ConfigDict, workdir: Path | None = None, batches: int = 4) -
     }
 
 
-def _newest_state(setup: Setup, workdir: Path) -> TrainState:
+def _newest_state(setup: Experiment, workdir: Path) -> TrainState:
     """Returns the newest checkpoint's parameters and statistics as a state."""
-    like = setup.state_like()
+    like = programs.state_like(setup)
     with open_checkpoints(workdir) as saved:
         step = saved.steps()[-1]
         if change := spec_change(saved.read(step)["spec"], setup.model.spec):
             raise UserError(f"{workdir} holds another network ({change}).")
         arrays = {"params": like.params, "batch_stats": like.batch_stats}
         restored = saved.restore(step, arrays)
-    state = setup.state_from(jax.device_get(restored))
+    state = programs.state_from(setup, jax.device_get(restored))
     return state.replace(step=jnp.int32(step))
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from resnet_jax.errors import UserError, nearest_numbers
 from resnet_jax.kernels.platforms import traced_once
 from resnet_jax.models.inputs import normalize
 from resnet_jax.training import losses, metrics, optim
@@ -81,6 +79,8 @@ class StepOptions:
       teacher: The network that the student learns from, or None.
       microbatches: The number of equal parts of a batch whose gradients are averaged
         before the update.
+      microbatch_unit: The number of consecutive examples that go to one microbatch
+        together.
       sam_rho: The radius rho of sharpness-aware minimisation (Foret et al. 2021,
         arXiv:2010.01412, section 2): the update uses the gradient at params + rho *
         gradient / |gradient|. 0 turns it off.
@@ -103,6 +103,7 @@ class StepOptions:
     mix: Mix | None = None
     teacher: Teacher | None = None
     microbatches: int = 1
+    microbatch_unit: int = 1
     sam_rho: float = 0.0
     sam_every: int = 1
     ema_decay: float = 0.0
@@ -112,78 +113,6 @@ class StepOptions:
     seed: int = 0
     replicate: Callable[[Tree], Tree] = lambda tree: tree
     all_gather: Callable[[Tree], Tree] = lambda params: params
-
-
-def group_size_of(
-    chosen: object,
-    *,
-    batch_size: int,
-    microbatches: int,
-    devices: int,
-    tpu_slices: int = 1,
-) -> int | None:
-    """Returns the ghost batch size in examples, or None for the whole microbatch.
-
-    Args:
-      chosen: A number of examples, `global` (a whole microbatch) or `device` (what
-        one device holds of a microbatch).
-      batch_size: Images per step over all devices.
-      microbatches: Number of microbatches of a step.
-      devices: Number of devices.
-      tpu_slices: Number of TPU slices that the devices form. libtpu (0.0.52) can abort
-        where statistics are summed over parts of slices.
-
-    Raises:
-      UserError: The size does not divide the microbatch, or ghost batches would spread
-        over parts of TPU slices; the message names the nearest legal sizes.
-    """
-    legal = [m for m in _divisors(batch_size) if (batch_size // m) % devices == 0]
-    if microbatches not in legal:
-        raise UserError(
-            f"optim.microbatches={microbatches} does not cut a batch of {batch_size}"
-            f" into equal parts for {devices} devices; use fewer devices, or start a"
-            f" run with {nearest_numbers(microbatches, legal)}."
-        )
-    microbatch = batch_size // microbatches
-    if chosen == "global":
-        return None
-    if chosen == "device":
-        return microbatch // devices
-    if not isinstance(chosen, int) or isinstance(chosen, bool):
-        raise UserError(
-            f"model.bn_group_size={chosen!r} is neither a number of examples nor"
-            " 'global' nor 'device'."
-        )
-    if chosen < 1 or microbatch % chosen:
-        of = f"the batch of {batch_size}"
-        if microbatches > 1:
-            of = f"a microbatch of {microbatch} ({batch_size} / {microbatches})"
-        raise UserError(
-            f"model.bn_group_size={chosen} does not divide {of}; the nearest that"
-            f" does: {nearest_numbers(chosen, _divisors(microbatch))}."
-        )
-
-    def ends_with_slices(size: int) -> bool:
-        # XLA shards the ghost batches over as many devices as divide their number and
-        # sums each one's statistics over the devices that are left.
-        over = devices // math.gcd(devices, microbatch // size)
-        inside = devices // tpu_slices
-        return max(over, inside) % min(over, inside) == 0
-
-    if not ends_with_slices(chosen):
-        whole = [size for size in _divisors(microbatch) if ends_with_slices(size)]
-        raise UserError(
-            f"model.bn_group_size={chosen} would spread ghost batches over parts of the"
-            f" {tpu_slices} TPU slices of {devices // tpu_slices} devices each, which"
-            " libtpu can fail to compile; the nearest size that does not:"
-            f" {nearest_numbers(chosen, whole)}."
-        )
-    return chosen
-
-
-def _divisors(n: int) -> list[int]:
-    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
-    return sorted({*small, *(n // d for d in small)})
 
 
 def init_state(
@@ -286,7 +215,7 @@ def make_train_step(
         # ghost batches, so the means over the microbatches equal those of one large
         # pass. optax.MultiSteps needs several calls for a step, and a larger state.
         count = options.microbatches
-        unit = model.bn_group_size or 1
+        unit = options.microbatch_unit
         # The random numbers of mixup have a row for each ghost batch.
         units = {"image": unit, "label": unit, "drawn": 1}
         parts = {
@@ -307,9 +236,8 @@ def make_train_step(
 
     def draw(mix: Mix, step: jax.Array, image: jax.Array):
         rng = jax.random.fold_in(jax.random.key(options.seed), step)
-        size = model.bn_group_size or len(image) // options.microbatches
         rng = jax.random.fold_in(rng, MIXING)
-        groups = len(image) // size
+        groups = len(image) // model.bn_group_size
         return options.replicate(mix.draw(rng, groups, *image.shape[1:3]))
 
     def train_step(

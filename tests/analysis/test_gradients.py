@@ -12,7 +12,7 @@ from resnet_jax.analysis import gradients
 from resnet_jax.errors import UserError
 from resnet_jax.models.inputs import normalize
 from resnet_jax.models.scan import stack_blocks
-from resnet_jax.training import losses
+from resnet_jax.training import losses, programs
 from resnet_jax.training.loop import train
 from tests.helpers import keyed, tiny
 
@@ -71,7 +71,9 @@ def test_blocks_are_in_the_order_of_depth_scanned_or_not():
         spec = setup.model.spec
         assert gradients.block_names(spec) == expected
         variables = keyed.variables(spec)
-        state = setup.state_from(stack_blocks(variables, spec) if scan else variables)
+        state = programs.state_from(
+            setup, stack_blocks(variables, spec) if scan else variables
+        )
         batch = setup.to_devices(tiny.batch(setup))
         found.append(gradients.compile_norms(setup)(state, batch))
     # The same float32 sums in another order, through eleven blocks.

@@ -49,7 +49,7 @@ def test_the_summary_tells_what_will_be_done(quickstart):
         "cifar_resnet20, 269,434 parameters",
         "2.5 M MACs",
         "64 images, 64 a device",
-        "groups of 32 images, 2 a batch",
+        "ghost batches of 32 images, 2 a batch",
         "674 (30.02 epochs)",
     ):
         assert told in head
@@ -104,7 +104,7 @@ def test_the_finished_run_is_told_again_and_not_trained_again(quickstart):
     code, output = runs.run(workdir, "--config=configs/quickstart.py")
     assert code == 0
     assert output.splitlines()[-1] == first.splitlines()[-1]
-    assert "going on from the checkpoint of step 674" in output
+    assert "resuming from the checkpoint of step 674" in output
 
 
 def test_the_report_can_be_drawn_again(quickstart):

@@ -51,7 +51,7 @@ def test_eval_mode_takes_any_split_and_either_checkpoint(tmp_path):
         code, output = runs.run(workdir, "--mode=eval", *flags)
         assert code == 0, output
         assert f"on {size:,} images" in output
-        told = re.findall(r"^other than in training: ([\w.]+): ", output, re.MULTILINE)
+        told = re.findall(r"^different from training: ([\w.]+): ", output, re.MULTILINE)
         assert (
             told == ["data.eval_split", "evaluate.batch_size"][: 2 * (flags == other)]
         )

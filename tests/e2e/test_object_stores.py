@@ -51,7 +51,7 @@ def test_a_killed_run_ends_with_the_same_parameters(store, undisturbed, tmp_path
     assert code == -signal.SIGKILL, output
     code, output = runs.run(workdir, *runs.SMALL, **environment)
     assert code == 0, output
-    assert "going on from the checkpoint of step" in output
+    assert "resuming from the checkpoint of step" in output
     with stores.known(environment):
         copy = fetch(path_of(workdir), tmp_path / "run")
         runs.assert_same_end(copy, undisturbed)

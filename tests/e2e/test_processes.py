@@ -71,8 +71,8 @@ sys.exit(main.main(sys.argv))
 NOTING = """
 import json, os, sys, time
 from resnet_jax import main
-from resnet_jax.training.experiment import Setup
-batches, place = Setup.train_batches, Setup.to_devices
+from resnet_jax.training.experiment import Experiment
+batches, place = Experiment.train_batches, Experiment.to_devices
 step = None
 
 def train_batches(setup, first, *rest):
@@ -88,7 +88,7 @@ def to_devices(setup, batch):
     time.sleep(float(os.environ["PAUSE"]))
     return place(setup, batch)
 
-Setup.train_batches, Setup.to_devices = train_batches, to_devices
+Experiment.train_batches, Experiment.to_devices = train_batches, to_devices
 sys.exit(main.main(sys.argv))
 """
 

@@ -107,7 +107,7 @@ def test_bad_images_are_passed_over_and_counted_if_so_chosen(
         "--config.data.on_bad_image=skip",
     )
     assert code == 0, output
-    assert "passed over" in output and "left/5.jpg" in output
+    assert "skipped" in output and "left/5.jpg" in output
     result = runs.result(tmp_path / "run")
     assert result["n_seen"] == 13
     assert result["bad_train_images"] == 1

@@ -363,7 +363,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
     harm(tmp_path / "run")
     output = go_on(tmp_path / "run")
     assert "The checkpoint of step 40" in output
-    assert "going on from the checkpoint of step 35" in output
+    assert "resuming from the checkpoint of step 35" in output
     assert "Traceback" not in output
     assert (tmp_path / "run" / "damaged" / "40").is_dir()
     runs.assert_same_end(tmp_path / "run", undisturbed)

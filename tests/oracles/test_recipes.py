@@ -43,8 +43,8 @@ import keras
 from resnet_jax import config as config_lib
 from resnet_jax.models import ZOO
 from resnet_jax.parallel import sharding
-from resnet_jax.training import step
-from resnet_jax.training.experiment import Setup, set_up
+from resnet_jax.training import programs, step
+from resnet_jax.training.experiment import Experiment, set_up
 from resnet_jax.training.mixup import Drawn, Mix
 from resnet_jax.training.step import TrainState
 from resnet_jax.weights import SCHEMES
@@ -97,7 +97,7 @@ def torch_in_float64(in_float64, one_device):
     torch.set_default_dtype(torch.float32)
 
 
-def with_64_bits(setup: Setup) -> Setup:
+def with_64_bits(setup: Experiment) -> Experiment:
     """Widens the state of a run; rates, too, follow from the steps in it."""
     wide = {"float32": "float64", "int32": "int64"}
 
@@ -109,7 +109,7 @@ def with_64_bits(setup: Setup) -> Setup:
     return dataclasses.replace(setup, model=model, init=init)
 
 
-def shorten(recipe: str, changes: dict) -> Setup:
+def shorten(recipe: str, changes: dict) -> Experiment:
     """A recipe for twenty steps on one device, on pictures as they are."""
     config = config_lib.load(str(ROOT / "configs" / recipe))
     with config.ignore_type():
@@ -131,7 +131,9 @@ def shorten(recipe: str, changes: dict) -> Setup:
     return with_64_bits(setup)
 
 
-def shorten_epochs(recipe: str, pictures: Path, epochs: int, changes: dict) -> Setup:
+def shorten_epochs(
+    recipe: str, pictures: Path, epochs: int, changes: dict
+) -> Experiment:
     """The same with so many epochs, each of which shows every picture once."""
     changes = {
         "batch_size": BATCH,
@@ -155,17 +157,17 @@ class Run:
       batches: what they saw, as the input pipeline gave it.
     """
 
-    setup: Setup
+    setup: Experiment
     losses: list[float]
     first: TrainState
     last: TrainState
     batches: list[dict]
 
     @classmethod
-    def of(cls, setup: Setup) -> "Run":
-        first = jax.device_get(setup.init_state())
+    def of(cls, setup: Experiment) -> "Run":
+        first = jax.device_get(programs.init_state(setup))
         state = jax.device_put(first, sharding.replicated(setup.mesh))
-        train_step = setup.compile_train_step()
+        train_step = programs.compile_train_step(setup)
         losses, seen = [], []
         with setup.train_batches(0) as batches:
             for batch in batches:

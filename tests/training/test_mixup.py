@@ -12,6 +12,7 @@ import pytest
 
 from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
+from resnet_jax.training import programs
 from resnet_jax.training.losses import one_hot
 from resnet_jax.training.mixup import Drawn, Mix
 from tests.helpers import keyed, tiny
@@ -105,7 +106,7 @@ def update(microbatches: int, devices: int, step: int = 0, group=2) -> dict:
     }
     setup = tiny.setup(ONE_BLOCK | BOTH | changes, devices)
     batch = setup.to_devices(tiny.batch(setup))
-    state, metrics = setup.compile_train_step()(tiny.state(setup, step), batch)
+    state, metrics = programs.compile_train_step(setup)(tiny.state(setup, step), batch)
     return jax.device_get({**vars(state), **metrics})
 
 
@@ -128,8 +129,8 @@ def test_each_step_mixes_otherwise():
 def test_mixing_needs_no_communication(microbatches):
     changes = {"batch_size": 32, "optim.microbatches": microbatches}
     setup = tiny.setup(ONE_BLOCK | BOTH | changes | {"model.bn_group_size": 2})
-    state = setup.state_like()
-    found = collectives(setup.compile_train_step())
+    state = programs.state_like(setup)
+    found = collectives(programs.compile_train_step(setup))
     assert {(one.kind, one.devices) for one in found} == {("all-reduce", 8)}
     # As without mixing: gradients, statistics, loss and top-1.
     expected = count(state.params) + count(state.batch_stats) + 2
@@ -142,7 +143,7 @@ def test_a_group_of_all_images_trains_with_either_loss(loss):
     changes = {"model.bn_group_size": "global", "loss": loss}
     setup = tiny.setup(ONE_BLOCK | BOTH | changes)
     batch = setup.to_devices(tiny.batch(setup))
-    _, metrics = setup.compile_train_step()(tiny.state(setup), batch)
+    _, metrics = programs.compile_train_step(setup)(tiny.state(setup), batch)
     assert np.isfinite(metrics["loss"])
 
 

@@ -2,7 +2,6 @@
 
 import collections
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +10,14 @@ import pytest
 from jax import monitoring
 from ml_collections import ConfigDict
 
-from resnet_jax.errors import UserError
 from resnet_jax.models.cost import inner_jaxprs
 from resnet_jax.models.inputs import normalize
 from resnet_jax.parallel import sharding
+from resnet_jax.training import programs
 from resnet_jax.training.loop import train
 from resnet_jax.training.optim import update_ema
 from resnet_jax.training.step import (
     StepOptions,
-    group_size_of,
     make_train_step,
 )
 from tests.helpers import keyed, tiny
@@ -64,7 +62,7 @@ def update(microbatches: int, devices: int) -> dict:
         "optim.weight_decay": 0.0,
     }
     setup = tiny.setup(ONE_BLOCK | changes, devices)
-    train_step = setup.compile_train_step()
+    train_step = programs.compile_train_step(setup)
     batch = setup.to_devices(tiny.batch(setup))
     state, metrics = train_step(tiny.state(setup), batch)
     return jax.device_get({**vars(state), **metrics})
@@ -96,7 +94,7 @@ def test_grad_norm_is_the_length_of_the_gradient():
 def averaged():
     """A setup that keeps an average, and its compiled step, on 8 devices."""
     setup = tiny.setup(ONE_BLOCK | {"ema_decay": 0.9, "optim.clip_norm": 0.01})
-    return setup, setup.compile_train_step()
+    return setup, programs.compile_train_step(setup)
 
 
 @pytest.mark.parametrize(("step", "decay"), [(0, 0.1), (5, 0.4), (1000, 0.9)])
@@ -161,9 +159,9 @@ def test_bfloat16_is_for_the_layers_alone():
     setup = tiny.setup({"model.dtype": "bfloat16"})
     options = StepOptions(mean=(0.5,), std=(0.5,), ema_decay=0.9)
     train_step = make_train_step(setup.model, setup.optimizer, options)
-    state = setup.state_like()
+    state = programs.state_like(setup)
     state = state.replace(ema=state.evaluated())
-    batch = setup.batch_like(16, "image", "label")
+    batch = programs.train_batch_like(setup)
     traced = jax.jit(train_step).trace(state, batch)
 
     # Parameters, statistics, momentum, average and metrics; int32: counters of steps.
@@ -177,90 +175,6 @@ def test_bfloat16_is_for_the_layers_alone():
     assert dtypes["dot_general"] == {"float32"}
     # The softmax, and the deviations in norms.
     assert dtypes["exp"] == dtypes["log"] == dtypes["sqrt"] == {"float32"}
-
-
-# Batch-norm groups.
-
-
-@pytest.mark.parametrize(
-    ("chosen", "microbatches", "size"),
-    [
-        (32, 1, 32),
-        (1, 1, 1),
-        (256, 1, 256),
-        (32, 4, 32),
-        ("global", 1, None),
-        ("global", 4, None),
-        ("device", 1, 32),
-        ("device", 4, 8),
-    ],
-)
-def test_a_group_size_is_a_number_or_a_name(chosen, microbatches, size):
-    got = group_size_of(chosen, batch_size=256, microbatches=microbatches, devices=8)
-    assert got == size
-
-
-@pytest.mark.parametrize(
-    ("chosen", "batch_size", "microbatches", "message"),
-    [
-        (30, 256, 1, r"=30 .* the batch of 256; .* does: 16 or 32\."),
-        (512, 256, 1, r"=512 .* the batch of 256; .* does: 256\."),
-        (0, 256, 1, r"=0 .* does: 1\."),
-        (-4, 256, 1, r"=-4 .* does: 1\."),
-        (96, 384, 3, r"=96 .* a microbatch of 128 \(384 / 3\); .*: 64 or 128\."),
-        # Legal for the batch, but larger than a microbatch.
-        (128, 256, 4, r"=128 .* a microbatch of 64 \(256 / 4\); .* does: 64\."),
-    ],
-)
-def test_an_illegal_group_size_is_answered_with_the_nearest_legal_ones(
-    chosen, batch_size, microbatches, message
-):
-    with pytest.raises(UserError, match="model.bn_group_size" + message):
-        group_size_of(
-            chosen, batch_size=batch_size, microbatches=microbatches, devices=8
-        )
-
-
-@pytest.mark.parametrize("chosen", ["gloabl", "32", 32.0, None, True])
-def test_a_group_size_that_is_neither_number_nor_name_is_refused(chosen):
-    match = re.escape(f"model.bn_group_size={chosen!r} is neither")
-    with pytest.raises(UserError, match=match):
-        group_size_of(chosen, batch_size=256, microbatches=1, devices=8)
-
-
-@pytest.mark.parametrize(
-    ("microbatches", "nearest"),
-    # 256 images on 8 devices: 32 a device, so any divisor of 32 will do.
-    [(-1, "1"), (0, "1"), (3, "2 or 4"), (24, "16 or 32"), (64, "32"), (999, "32")],
-)
-def test_microbatches_that_devices_cannot_share_are_answered_with_the_nearest(
-    microbatches, nearest
-):
-    match = rf"optim\.microbatches={microbatches} .*256 .*8 devices.* with {nearest}\."
-    with pytest.raises(UserError, match=match):
-        group_size_of(32, batch_size=256, microbatches=microbatches, devices=8)
-
-
-# Three TPU slices of four devices, with four images each. Of the sizes that are refused
-# here, libtpu 0.0.52 was seen to abort on 3, 12 and 24.
-SLICED = {"batch_size": 48, "microbatches": 1, "devices": 12, "tpu_slices": 3}
-
-
-@pytest.mark.parametrize("chosen", [1, 2, 4, 8, 16, 48])
-def test_ghost_batches_inside_tpu_slices_or_of_whole_ones_are_legal(chosen):
-    assert group_size_of(chosen, **SLICED) == chosen
-
-
-@pytest.mark.parametrize(
-    ("chosen", "nearest"),
-    [(3, "2 or 4"), (6, "4 or 8"), (12, "8 or 16"), (24, "16 or 48")],
-)
-def test_ghost_batches_over_parts_of_tpu_slices_are_refused(chosen, nearest):
-    match = rf"model\.bn_group_size={chosen} .* 3 TPU slices of 4 .*: {nearest}\."
-    with pytest.raises(UserError, match=match):
-        group_size_of(chosen, **SLICED)
-    # GPUs and single slices have no such limit.
-    assert group_size_of(chosen, **SLICED | {"tpu_slices": 1}) == chosen
 
 
 # Compilation.
@@ -303,7 +217,7 @@ def sharp_update(microbatches: int, devices: int, step: int = 0, rho: float = 0.
     }
     setup = tiny.setup(ONE_BLOCK | changes, devices)
     batch = setup.to_devices(tiny.batch(setup))
-    state, metrics = setup.compile_train_step()(tiny.state(setup, step), batch)
+    state, metrics = programs.compile_train_step(setup)(tiny.state(setup, step), batch)
     return jax.device_get({**vars(state), **metrics})
 
 
@@ -338,9 +252,9 @@ def test_a_teacher_alone_is_learnt_whatever_the_labels():
     }
     setup = tiny.setup(ONE_BLOCK | changes, 8)
     teacher = jax.device_put(
-        keyed.variables(setup.teacher().model.spec), sharding.replicated(setup.mesh)
+        keyed.variables(setup.teacher.model.spec), sharding.replicated(setup.mesh)
     )
-    train_step = setup.compile_train_step(teacher)
+    train_step = programs.compile_train_step(setup, teacher)
     batch = tiny.batch(setup)
     results = []
     for labels in (batch["label"], (batch["label"] + 1) % 10):
@@ -355,7 +269,7 @@ def test_a_teacher_alone_is_learnt_whatever_the_labels():
     image = normalize(jnp.asarray(batch["image"]), data.mean, data.std, jnp.float32)
     variables = tiny.state(setup).evaluated()
     ours, _ = setup.model.apply(variables, image, train=True, mutable=["batch_stats"])
-    theirs = setup.teacher().model.apply(jax.device_get(teacher), image, train=False)
+    theirs = setup.teacher.model.apply(jax.device_get(teacher), image, train=False)
     p, q = (jax.nn.softmax(np.asarray(x, np.float64)) for x in (theirs, ours))
     expected = np.sum(p * np.log(p / q), axis=1).mean()
     # Float32 through twenty layers.
