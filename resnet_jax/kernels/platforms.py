@@ -29,8 +29,13 @@ def plain_operations() -> Iterator[None]:
     before keep their kernels.
 
     Example:
-        with resnet_jax.kernels.plain_operations():
-            exported = jax.export.export(jax.jit(model.apply))(variables, images)
+        >>> network = resnet_jax.create_model("resnet18")
+        >>> image = jax.ShapeDtypeStruct((1, 64, 64, 3), "float32")
+        >>> variables = jax.eval_shape(network.init, jax.random.key(0), image)
+        >>> with resnet_jax.kernels.plain_operations():
+        ...     exported = jax.export.export(jax.jit(network.apply))(variables, image)
+        >>> exported.mlir_module().count("stablehlo.convolution")
+        20
     """
     with _plain(True):
         yield

@@ -132,10 +132,17 @@ def test_programs_with_and_without_kernels_are_cached_apart():
     assert len(traced) == 2
 
 
-def test_a_plain_convolution_has_a_forward_mode_derivative():
-    x, kernel = jnp.ones((1, 4, 4, 8)), jnp.ones((1, 1, 8, 8))
+def test_a_plain_network_has_a_derivative_in_forward_mode():
+    spec = small_networks.spec_of("resnet18")
+    variables, model = keyed.variables(spec), build(spec)
+    images = jnp.asarray(keyed.images(2, 32))
+    direction = jnp.ones_like(images)
+
+    def loss(images):
+        return model.apply(variables, images).sum()
+
     with plain_operations():
-        _, tangent = jax.jvp(
-            lambda kernel: conv.convolve(x, kernel, Geometry()), (kernel,), (kernel,)
-        )
-    np.testing.assert_array_equal(tangent, np.full((1, 4, 4, 8), 8))
+        _, tangent = jax.jvp(loss, (images,), (direction,))
+    # The same derivative in reverse mode, with kernels.
+    expected = jnp.vdot(jax.grad(loss)(images), direction)
+    np.testing.assert_allclose(tangent, expected, rtol=1e-3)
