@@ -1,4 +1,4 @@
-"""With the kernels turned off, networks use plain operations and give equal results."""
+"""Networks without kernels use plain operations and give equal results."""
 
 import contextlib
 import json

@@ -96,7 +96,7 @@ def test_every_lowering_has_derivatives_in_bfloat16(k, geometry, h, w, c, f):
 
 @pytest.mark.parametrize(("k", "geometry", "h", "w", "c", "f"), KINDS)
 def test_bfloat16_is_moved_as_bfloat16(k, geometry, h, w, c, f):
-    """In float32 it would be twice as much to move."""
+    """Twice as much would be moved in float32."""
     x, kernel, g = draw_problem(k, geometry, h, w, c, f, "bfloat16")
     for direction in LOWERINGS:
         for lowering in possible_lowerings(direction, k, geometry):
