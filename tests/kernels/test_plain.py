@@ -6,6 +6,7 @@ import pathlib
 import re
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -63,14 +64,23 @@ def training_gradients(name: str, **attributes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("resnet18", "resnet26", "seresnext26t_32x4d", "resnetv2_50x1_bit"),
+        *("res2net50_26w_4s", "vgg19_bn"),
+    ],
+)
 def test_gradients_in_training_equal_those_without_kernels(name):
     gradients, params = training_gradients(name)
     expected, stats = jax.jit(gradients)(params)
     with plain_operations():
         got, plain_stats = jax.jit(gradients)(params)
+    # All gradients together, since that of a bias before a norm is zero but for rounding.
     # Float32 sums in another order, through some ten layers and back.
-    assert tiny.difference(got, expected) < 1e-3
+    flat, _ = jax.flatten_util.ravel_pytree(got)
+    expected, _ = jax.flatten_util.ravel_pytree(expected)
+    assert tiny.difference(flat, expected) < 1e-3
     if stats:
         assert tiny.difference(plain_stats, stats) < 1e-4
 
