@@ -4,14 +4,14 @@ python -m resnet_jax.main --config=configs/quickstart.py --workdir=runs/quicksta
 """
 
 from resnet_jax.console import output
-from resnet_jax.parallel import memory, signals
+from resnet_jax.parallel import process_memory, signals
 
 if __name__ == "__main__":
     # First of all: a closed descriptor must not become that of a file, and Ctrl-C may
     # come at any time. The heap is of this process alone, before there are threads.
     output.prepare()
     signals.listen()
-    memory.use_one_heap()
+    process_memory.use_one_heap()
 
 import contextlib
 import dataclasses
@@ -282,7 +282,7 @@ def run(arguments: Arguments, command: str) -> None:
 
     compile_cache.turn_on()
     if find_devices()[0].platform == "cpu":
-        memory.keep_freed_memory()
+        process_memory.keep_freed_memory()
     config = arguments.config
     limits = {
         "grace": _seconds(_GRACE.value, "grace"),

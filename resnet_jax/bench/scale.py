@@ -34,7 +34,7 @@ from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, count, counts, load_config
 from resnet_jax.errors import UserError, reason_of
 from resnet_jax.models import get_spec
-from resnet_jax.parallel import memory, processes, sharding
+from resnet_jax.parallel import process_memory, processes, sharding
 from resnet_jax.persistence.checkpoints import Checkpoints, Progress
 from resnet_jax.plan import hlo
 from resnet_jax.plan.ask import ask
@@ -382,5 +382,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     # As `main` does on CPUs.
-    memory.keep_freed_memory()
+    process_memory.keep_freed_memory()
     main()
