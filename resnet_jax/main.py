@@ -275,8 +275,8 @@ def run(arguments: Arguments, command: str) -> None:
     from resnet_jax.console.output import say
     from resnet_jax.parallel.sharding import find_devices
     from resnet_jax.persistence import compile_cache
+    from resnet_jax.persistence.metric_writers import describe
     from resnet_jax.persistence.storage import path_of
-    from resnet_jax.persistence.writers import describe
     from resnet_jax.training.evaluation import evaluate_workdir
     from resnet_jax.training.loop import train
 

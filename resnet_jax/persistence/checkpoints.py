@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from resnet_jax.errors import UserError, problem_of_store
 from resnet_jax.parallel import processes
 from resnet_jax.persistence import orbax_s3, storage
-from resnet_jax.persistence.fingerprint import changed_arrays, fingerprint, is_old
+from resnet_jax.persistence.array_checksums import changed_arrays, fingerprint, is_old
 from resnet_jax.persistence.storage import Path
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from resnet_jax.data.loader import bad_indices
 from resnet_jax.data.sources import RecordedSplit
 from resnet_jax.errors import UserError
 from resnet_jax.parallel import sharding
-from resnet_jax.persistence import writers
+from resnet_jax.persistence import metric_writers
 from resnet_jax.persistence.checkpoints import open_checkpoints, telling_way_out
 from resnet_jax.persistence.preemption import Preemption
 from resnet_jax.persistence.storage import Path
@@ -240,9 +240,9 @@ def evaluate_workdir(
         name = re.sub(r"[^\w]+", "_", config.data.eval_split).strip("_")
         path = workdir / f"eval_{name}.json"
         with output.dispensable(str(path)):
-            writers.write_json(path, content)
+            metric_writers.write_json(path, content)
         for name, values in sets.items():
-            say(f"{name}: {writers.describe(values)}")
+            say(f"{name}: {metric_writers.describe(values)}")
     return content
 
 

@@ -30,8 +30,8 @@ from resnet_jax.data.sources import NamedSource
 from resnet_jax.errors import UserError
 from resnet_jax.models.zoo import Spec
 from resnet_jax.persistence import code_digest
+from resnet_jax.persistence.array_checksums import fingerprint
 from resnet_jax.persistence.checkpoints import Checkpoints, find_versions
-from resnet_jax.persistence.fingerprint import fingerprint
 from resnet_jax.persistence.storage import Path
 from resnet_jax.training.experiment import Setup
 from resnet_jax.training.initialization import Weights, initial_weights

@@ -17,13 +17,13 @@ from resnet_jax.errors import UserError
 from resnet_jax.models.scan import unstack_blocks
 from resnet_jax.models.zoo import get_spec, resolve
 from resnet_jax.persistence import storage
+from resnet_jax.persistence.array_checksums import changed_arrays
 from resnet_jax.persistence.checkpoints import (
     DamagedError,
     open_checkpoints,
     orbax_options,
     telling_way_out,
 )
-from resnet_jax.persistence.fingerprint import changed_arrays
 from resnet_jax.persistence.storage import Path
 from resnet_jax.weights import timm
 from resnet_jax.weights.card import Card, as_tuples, default_card, from_json

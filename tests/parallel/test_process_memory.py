@@ -13,11 +13,11 @@ from resnet_jax.parallel import process_memory
 # threads when it is asked for its devices.
 PRODUCTS = """
 import resource
-from resnet_jax.parallel import memory
-memory.use_one_heap()
+from resnet_jax.parallel import process_memory
+process_memory.use_one_heap()
 import jax, jax.numpy as jnp
 assert jax.default_backend() == "cpu"
-memory.keep_freed_memory()
+process_memory.keep_freed_memory()
 product = jax.jit(lambda x: (x @ x + 1).sum())
 x = jnp.ones((4096, 4096))
 def faults():

@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 from resnet_jax.parallel import processes, sharding
 from resnet_jax.persistence import checkpoints
+from resnet_jax.persistence.array_checksums import fingerprint
 from resnet_jax.persistence.checkpoints import Checkpoints, Progress
-from resnet_jax.persistence.fingerprint import fingerprint
 from resnet_jax.training.step import TrainState
 from tests.helpers import tiny
 

@@ -18,7 +18,7 @@ from resnet_jax import predict
 from resnet_jax.data import sources
 from resnet_jax.errors import UserError
 from resnet_jax.parallel import processes
-from resnet_jax.persistence import storage, workdir, writers
+from resnet_jax.persistence import metric_writers, storage, workdir
 from resnet_jax.persistence.storage import path_of
 from resnet_jax.persistence.workdir import Lock, claimed
 from resnet_jax.reports import curves
@@ -34,7 +34,7 @@ from tests.persistence.test_checkpoints import (
     progress_at,
     state_of,
 )
-from tests.persistence.test_writers import VALUES
+from tests.persistence.test_metric_writers import VALUES
 
 pytestmark = pytest.mark.slow
 STORES = {"s3": stores.s3, "gs": stores.gcs}
@@ -95,12 +95,14 @@ def test_a_folder_is_moved_and_removed_with_all_that_is_in_it(folder):
 
 
 def test_a_run_writes_its_rows_events_and_report(folder):
-    with writers.Writer(folder, step=0, total_steps=9, active=True) as writer:
+    with metric_writers.Writer(folder, step=0, total_steps=9, active=True) as writer:
         for step in (1, 2, 3):
             writer.train(step, VALUES, eta=1.0)
-    with writers.Writer(folder, step=2, total_steps=9, active=True) as writer:
+    with metric_writers.Writer(folder, step=2, total_steps=9, active=True) as writer:
         writer.train(3, VALUES | {"loss": 2.0}, eta=1.0)
-    rows = [(row["step"], row["train/loss"]) for row in writers.read_metrics(folder)]
+    rows = [
+        (row["step"], row["train/loss"]) for row in metric_writers.read_metrics(folder)
+    ]
     assert rows == [(1, 1.0), (2, 1.0), (3, 2.0)]
     # A file for each second in which one was begun.
     events = [file.stat().length for file in (folder / "tensorboard").iterdir()]

@@ -10,7 +10,7 @@ import pytest
 from tensorboardX import RecordWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from resnet_jax.persistence.writers import Writer, read_metrics, write_json
+from resnet_jax.persistence.metric_writers import Writer, read_metrics, write_json
 from tests import fault_drill
 
 VALUES = {
