@@ -331,7 +331,7 @@ def measure(request: dict) -> dict:
         setup, state = loop.setup, loop.state
         enough = request["between"] / statistics.median(found["together"])
         # As many on all processes.
-        steps = int(processes.first_does("steps", lambda: str(round(enough) or 1)))
+        steps = int(processes.run_on_lead("steps", lambda: str(round(enough) or 1)))
     else:
         setup = set_up(config)
         state = setup.init_state()

@@ -52,7 +52,7 @@ def _traced(method: Callable) -> Callable:
     @functools.wraps(method)
     def traced(self: "Setup", *args, **kwargs):
         platform = sharding.platform_of(self.mesh)
-        with process_memory.garbage_kept(), platforms.known(platform):
+        with process_memory.gc_paused(), platforms.known(platform):
             return method(self, *args, **kwargs)
 
     return traced
@@ -121,7 +121,9 @@ class Setup:
 
     def whole(self, params: step.Tree) -> step.Tree:
         """Parameters to compute with, all of each on every device."""
-        return sharding.whole(params, self.mesh, self.config.sharding.params)
+        return sharding.all_gather_params(
+            params, self.mesh, self.config.sharding.params
+        )
 
     @_traced
     def init_state(self) -> TrainState:

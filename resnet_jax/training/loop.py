@@ -18,7 +18,7 @@ from resnet_jax.data.sources import Source, checksum
 from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
 from resnet_jax.parallel import processes, sharding
-from resnet_jax.persistence import checkpoints, metric_writers
+from resnet_jax.persistence import metric_writers, storage, versions
 from resnet_jax.persistence.checkpoints import Progress
 from resnet_jax.persistence.metric_writers import Writer
 from resnet_jax.persistence.preemption import (
@@ -311,7 +311,7 @@ def train(
         progress.recomputed &= progress.step == last
         on_disk = progress.step if restored else None
         if chief:
-            metric_writers.write_json(workdir / "config.json", config.to_dict())
+            storage.write_json(workdir / "config.json", config.to_dict())
         writer = stack.enter_context(
             metric_writers.Writer(
                 workdir, step=progress.step, total_steps=last, active=chief
@@ -411,13 +411,17 @@ def train(
             saved.wait()
             preemption.release()
         except (PreemptedError, WorkerDiedError) as error:
-            stop = error if isinstance(error, PreemptedError) else preemption.asked()
+            stop = (
+                error
+                if isinstance(error, PreemptedError)
+                else preemption.requested_stop()
+            )
             if stop is None:
                 raise
             if processes.count() > 1 and stop is not error:
                 # The others stop at a step that this process cannot reach.
                 processes.end_all(
-                    f"{processes.me()} was {stop}. {error}", stop.exit_code
+                    f"{processes.describe()} was {stop}. {error}", stop.exit_code
                 )
             # First of all to disk; a loss that is not finite raises here.
             meter.settle()
@@ -440,12 +444,12 @@ def train(
         "seconds": progress.seconds,
         "images_per_second": progress.examples / max(progress.seconds, 1e-9),
         "command": command,
-        "versions": checkpoints.find_versions(),
+        "versions": versions.package_versions(),
     }
     picture = None
     if chief:
         with output.dispensable(str(workdir / "result.json")):
-            metric_writers.write_json(workdir / "result.json", result)
+            storage.write_json(workdir / "result.json", result)
         with output.dispensable(str(workdir / "report.png")):
             picture = str(curves.draw(workdir, result))
     return result | {"report": picture}

@@ -39,17 +39,17 @@ def test_a_product_takes_no_new_memory_from_the_system_a_second_time():
 
 
 def test_garbage_is_collected_again_behind_what_keeps_it():
-    @process_memory.garbage_kept()
+    @process_memory.gc_paused()
     def fails():
         assert not gc.isenabled()
         raise ValueError("on the way")
 
     assert gc.isenabled()
-    with process_memory.garbage_kept(), pytest.raises(ValueError, match="on the way"):
+    with process_memory.gc_paused(), pytest.raises(ValueError, match="on the way"):
         fails()
     assert gc.isenabled()
     gc.disable()
-    with process_memory.garbage_kept():
+    with process_memory.gc_paused():
         pass
     try:
         assert not gc.isenabled(), "as it was before"
@@ -58,7 +58,7 @@ def test_garbage_is_collected_again_behind_what_keeps_it():
 
 
 def test_what_was_made_while_garbage_was_kept_is_old():
-    with process_memory.garbage_kept():
+    with process_memory.gc_paused():
         made = [[] for _ in range(10_000)]
     old = set(map(id, gc.get_objects(generation=2)))
     assert old.issuperset(map(id, made))
