@@ -42,7 +42,7 @@ def steps(setup: Setup, state: TrainState, number: int) -> tuple[dict, TrainStat
 
 
 # Each of 8 devices holds two of 16 images. So it holds two ghost batches of size 1 or
-# one of size 2. A ghost batch of size 4 spans two devices, and a global one all devices.
+# one of size 2. A ghost batch of size 4 spans two devices, and a global one spans all.
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [2, 8])
 @pytest.mark.parametrize("group_size", [1, 2, 4, "global"])
