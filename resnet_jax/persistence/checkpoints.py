@@ -113,9 +113,9 @@ class Checkpoints:
         if options and jax.process_index() == 0:
             storage.make_directory(self.directory)
         if jax.process_count() > 1:
-            # This also connects the devices. Where they connected in the first step,
-            # which processes reach at different times since each compiles it, the
-            # connection timed out.
+            # This also connects the devices. Runs in which they connected in the first
+            # step, which the processes reach at different times since each compiles it,
+            # lost the connection.
             multihost_utils.sync_global_devices("checkpoints")
         self._open()
 
