@@ -306,7 +306,7 @@ def run(arguments: Arguments, command: str) -> None:
             _CHECKPOINT.value,
             arguments.overrides,
             command,
-            given=config,
+            named_config=config,
             **limits,
         )
     else:

@@ -13,8 +13,10 @@ from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
 from resnet_jax.parallel import sharding
 from resnet_jax.plan import hlo
-from resnet_jax.training.experiment import Setup, summary
+from resnet_jax.training import programs
+from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.step import TrainState
+from resnet_jax.training.summary import summary
 from tests.helpers import tiny
 
 # A network of one block, which has the norm of the stem and two more.
@@ -28,13 +30,13 @@ def two_steps(group_size: int | str, devices: int) -> dict:
     return steps(setup, tiny.state(setup), 2)[0]
 
 
-def steps(setup: Setup, state: TrainState, number: int) -> tuple[dict, TrainState]:
+def steps(setup: Experiment, state: TrainState, number: int) -> tuple[dict, TrainState]:
     """Runs some steps.
 
     Returns:
       State and metrics by name on the host, and the state on the devices.
     """
-    train_step = setup.compile_train_step()
+    train_step = programs.compile_train_step(setup)
     for seed in range(number):
         batch = setup.to_devices(tiny.batch(setup, seed))
         state, metrics = train_step(state, batch)
@@ -62,7 +64,7 @@ def test_the_size_of_ghost_batches_changes_the_step():
 # Communication between devices, in the compiled programs.
 
 
-def collectives_of_forward(setup: Setup) -> list[hlo.Collective]:
+def collectives_of_forward(setup: Experiment) -> list[hlo.Collective]:
     """Returns the collectives of a forward pass in training mode.
 
     It computes nothing but logits, so only norms need other devices.
@@ -74,10 +76,10 @@ def collectives_of_forward(setup: Setup) -> list[hlo.Collective]:
         )
         return logits
 
-    like = setup.batch_like(setup.config.batch_size, "image")["image"]
+    like = programs.train_batch_like(setup)["image"]
     image = jax.ShapeDtypeStruct(like.shape, jnp.float32, sharding=like.sharding)
     jitted = jax.jit(forward, out_shardings=sharding.batch_sharding(setup.mesh))
-    compiled = jitted.lower(setup.state_like().evaluated(), image).compile()
+    compiled = jitted.lower(programs.state_like(setup).evaluated(), image).compile()
     return hlo.collectives(compiled.as_text())
 
 
@@ -97,7 +99,7 @@ def test_devices_communicate_only_with_those_of_the_same_ghost_batch(
     # Each norm layer needs its mean, then its variance. Layers that do not depend on
     # each other may share a message.
     elements = sum(x.elements for x in collectives)
-    assert elements == count(setup.state_like().batch_stats)
+    assert elements == count(programs.state_like(setup).batch_stats)
 
 
 @pytest.mark.parametrize("microbatches", [1, 2])
@@ -106,8 +108,8 @@ def test_a_step_communicates_only_gradients_statistics_and_metrics(
 ):
     changes = {"batch_size": 32, "optim.microbatches": microbatches}
     setup = tiny.setup(ONE_BLOCK | changes | {"model.bn_group_size": 2})
-    state = setup.state_like()
-    collectives = hlo.collectives(setup.compile_train_step().as_text())
+    state = programs.state_like(setup)
+    collectives = hlo.collectives(programs.compile_train_step(setup).as_text())
     # Images are assigned to microbatches such that none changes its device.
     assert {(x.kind, x.devices) for x in collectives} == {("all-reduce", 8)}
     # The two metrics are loss and top-1. They are communicated once, after a loop over
@@ -172,9 +174,13 @@ def test_sharded_parameters_are_trained_like_replicated_ones(update):
     replicated = tiny.setup(
         changes | {"ema_decay": 0.9, "sharding.params": "replicated"} | UPDATES[update]
     )
-    first = jax.device_get(replicated.init_state())
-    result, state = steps(sharded, jax.device_put(first, sharded.shardings()), 2)
-    expected, _ = steps(replicated, jax.device_put(first, replicated.shardings()), 2)
+    first = jax.device_get(programs.init_state(replicated))
+    result, state = steps(
+        sharded, jax.device_put(first, programs.state_shardings(sharded)), 2
+    )
+    expected, _ = steps(
+        replicated, jax.device_put(first, programs.state_shardings(replicated)), 2
+    )
     # As above, but the sums have 16 x 64 x 64 terms, so errors are 8 times as large.
     assert tiny.difference(result, expected) < 1e-4
     # A step keeps the shardings: each device holds an eighth of each 64 x 64 kernel.
@@ -196,11 +202,11 @@ def test_sharded_parameters_are_trained_like_replicated_ones(update):
 def test_sharded_parameters_are_initialized_and_placed_like_replicated_ones():
     sharded = tiny.setup(tiny.IN_PARTS)
     replicated = tiny.setup(tiny.IN_PARTS | {"sharding.params": "replicated"})
-    state = sharded.init_state()
+    state = programs.init_state(sharded)
     assert_equal = functools.partial(jax.tree.map, np.testing.assert_array_equal)
-    assert_equal(jax.device_get(state), jax.device_get(replicated.init_state()))
+    assert_equal(jax.device_get(state), jax.device_get(programs.init_state(replicated)))
     variables = jax.device_get(state.evaluated())
-    started = sharded.state_from(variables)
+    started = programs.state_from(sharded, variables)
     assert_equal(jax.device_get(started.evaluated()), variables)
     assert (
         elements_held(started.params)
@@ -211,9 +217,9 @@ def test_sharded_parameters_are_initialized_and_placed_like_replicated_ones():
 
 def test_sharding_communicates_only_kernels_and_gradients():
     setup = tiny.setup(ONE_BLOCK | tiny.IN_PARTS | {"model.overrides.widths": (64,)})
-    state = setup.state_like()
+    state = programs.state_like(setup)
     split = [x for x in jax.tree.leaves(state.params) if x.size >= sharding.SMALL]
-    collectives = hlo.collectives(setup.compile_train_step().as_text())
+    collectives = hlo.collectives(programs.compile_train_step(setup).as_text())
     assert {x.devices for x in collectives} == {8}
     elements = {
         kind: sum(x.elements for x in collectives if x.kind == kind)
@@ -235,7 +241,7 @@ def test_sharded_parameters_are_evaluated_like_replicated_ones():
         allowed = jax.device_put(np.ones(10, bool), sharding.replicated(setup.mesh))
         variables = tiny.state(setup).evaluated()
         placed = setup.eval_to_devices(batch)
-        sums.append(setup.compile_eval_step()(variables, placed, allowed)[0])
+        sums.append(programs.compile_eval_step(setup)(variables, placed, allowed)[0])
     # Each device computes the same sums with all-gathered kernels.
     assert tiny.difference(*map(jax.device_get, sums)) < 1e-6
 
