@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from resnet_jax.config.saved import from_saved
-from resnet_jax.data.arrays import open_given
 from resnet_jax.data.decode import Picture
 from resnet_jax.data.sources import DigitsSource, NamedSource, Source, Subset
+from resnet_jax.data.user_data import open_given
 from resnet_jax.errors import UserError
 from resnet_jax.training.loop import train
 from tests.helpers import runs, tiny

@@ -12,8 +12,8 @@ from PIL import Image
 
 from resnet_jax.data.cache import MemorySource
 from resnet_jax.data.decode import Picture
-from resnet_jax.data.images import check_pixels, parts_of
 from resnet_jax.data.sources import GIVEN, NamedSource, Source, Subset, checksum
+from resnet_jax.data.user_images import check_pixels, parts_of
 from resnet_jax.errors import UserError
 
 # First word of the key of the random generator, and one image of how many is held out.
