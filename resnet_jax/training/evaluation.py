@@ -120,7 +120,7 @@ def evaluate(
             f" {size}; its result would be wrong."
         )
     if not seen:
-        raise UserError(f"{setup.test.source.where} holds no image to evaluate.")
+        raise UserError(f"{setup.test.source.title} holds no image to evaluate.")
     return Evaluation(
         top1=totals["top1"] / seen,
         top5=totals["top5"] / seen,
@@ -217,7 +217,7 @@ def evaluate_workdir(
         )
         chief = jax.process_index() == 0
         say = output.say if chief else lambda text: None
-        where = setup.test.source.where
+        where = setup.test.source.title
         say(f"evaluating the checkpoint of step {step} on {where}")
         for line in changed:
             say(f"other than in training: {line}")

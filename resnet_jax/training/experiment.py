@@ -24,7 +24,7 @@ from resnet_jax.data.loader import (
     eval_batches,
     train_batches,
 )
-from resnet_jax.data.sources import NamedSource
+from resnet_jax.data.source_protocol import NamedSource
 from resnet_jax.errors import UserError, check_known
 from resnet_jax.kernels import platforms
 from resnet_jax.models import create_model, get_spec
@@ -506,7 +506,7 @@ def _make_model(config: ConfigDict, mesh: Mesh, source: NamedSource) -> nn.Modul
     if fields["num_classes"] < len(source.classes):
         raise UserError(
             f"model.overrides.num_classes={fields['num_classes']} is too small:"
-            f" {source.where} has {len(source.classes)} classes."
+            f" {source.title} has {len(source.classes)} classes."
         )
     model = create_model(
         config.model.name,
@@ -547,9 +547,9 @@ def summary(setup: Setup, workdir: Path) -> str:
         + f" {jax.process_count()} process(es), parameters {config.sharding.params}",
         "model": f"{config.model.name}, {count(like.params):,} parameters,"
         f" {macs / 1e6:,.1f} M MACs at {size}x{size}, {config.model.dtype}",
-        "train": f"{setup.train.source.where}, {len(setup.train.source):,} images,"
+        "train": f"{setup.train.source.title}, {len(setup.train.source):,} images,"
         f" {len(setup.train.source.classes)} classes",
-        "eval": f"{setup.test.source.where}, {len(setup.test.source):,} images",
+        "eval": f"{setup.test.source.title}, {len(setup.test.source):,} images",
         **{
             f"eval {number}": f"{name}, {len(opened):,} images"
             for number, (name, opened) in enumerate(setup.sets.items(), start=2)

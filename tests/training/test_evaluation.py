@@ -41,7 +41,7 @@ def one_by_one(setup: Setup, state: TrainState, leave_out=()) -> dict[str, float
     apply = jax.jit(setup.model.apply)
     top1, top5, losses = [], [], []
     for index in sorted(set(range(SIZE)) - set(leave_out)):
-        example = setup.test.test([index])
+        example = setup.test.eval([index])
         image = (example["image"] / np.float32(255) - 0.5) / np.float32(0.5)
         logits = np.asarray(apply(state.ema, image.astype(np.float32)), np.float64)[0]
         label = example["label"][0]
@@ -170,7 +170,7 @@ def test_the_samples_takes_right_and_wrong_images_and_no_padding(evaluated):
     samples = SamplePredictions(wanted=2)
     run(*evaluated, samples=samples)
     assert sorted(row["right"] for row in samples.rows) == [False, False, True, True]
-    pictures = [setup.test.test([index]) for index in range(SIZE)]
+    pictures = [setup.test.eval([index]) for index in range(SIZE)]
     for row in samples.rows:
         assert row["right"] == (row["predicted"] == row["label"])
         assert 0.1 < row["probability"] <= 1  # the largest of ten
@@ -218,7 +218,7 @@ def test_several_views_count_by_the_mean_of_their_logits(views):
     apply = jax.jit(setup.model.apply)
     right, losses = [], []
     for index in range(SIZE):
-        example = setup.test.test([index])
+        example = setup.test.eval([index])
         images = example["image"]
         if views == "ten_crop":
             assert images.shape[:2] == (1, 5)
@@ -250,7 +250,7 @@ def test_images_may_be_evaluated_at_another_size():
     apply = jax.jit(setup.model.apply)
     logits = []
     for index in range(SIZE):
-        image = setup.test.test([index])["image"]
+        image = setup.test.eval([index])["image"]
         assert image.shape == (1, 12, 12, 1)
         image = (image / np.float32(255) - 0.5) / np.float32(0.5)
         logits.append(apply(state.evaluated(), image.astype(np.float32))[0])

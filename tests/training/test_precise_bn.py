@@ -66,12 +66,12 @@ def test_the_training_split_is_decoded_once(monkeypatch):
     splits = []
 
     def spy(source, *args):
-        splits.append(source.where)
+        splits.append(source.title)
         return cached(source, *args)
 
     monkeypatch.setattr("resnet_jax.training.experiment.cached", spy)
     setup = tiny.setup({"bn_recompute": 1})
-    train = setup.train.source.where
+    train = setup.train.source.title
     assert train not in splits  # an evaluation alone does not read it
     for first in range(2):
         with setup.train_batches(first, first + 1) as batches:

@@ -15,7 +15,8 @@ from PIL import Image
 from resnet_jax import config
 from resnet_jax.config.saved import as_json, as_text, from_saved
 from resnet_jax.config.variants import for_evaluation
-from resnet_jax.data.sources import Mix, Subset, open_source, with_classes
+from resnet_jax.data.derived_sources import Combined, Subset, with_classes
+from resnet_jax.data.sources import open_source
 from resnet_jax.errors import UserError
 from resnet_jax.persistence.checkpoints import Checkpoints
 from resnet_jax.persistence.fingerprint import fingerprint, old_fingerprint
@@ -178,8 +179,8 @@ def test_a_digest_tells_order_labels_and_shares_and_no_paths(tmp_path):
         open_source(f"folder:{tmp_path / 'one'}", "val").digest(),
         Subset(one, backwards, "turned").digest(),
         with_classes(one, ("zoo", *CLASSES)).digest(),
-        Mix((one, other), (1.0, 1.0)).digest(),
-        Mix((one, other), (3.0, 1.0)).digest(),
+        Combined((one, other), (1.0, 1.0)).digest(),
+        Combined((one, other), (3.0, 1.0)).digest(),
         open_source("digits", "train").digest(),
         open_source("digits", "train[:50%]").digest(),
         open_source("fake:10:64", "train").digest(),
@@ -508,7 +509,7 @@ def test_an_evaluation_numbers_classes_as_the_network_does(copies, tmp_path):
     # Of other classes, all predictions would be wrong.
     other = make_folder(tmp_path / "other", classes=("elk", "fox", "gnu", "hen"))
     flag = f"--config.data.source=folder:{other}"
-    with pytest.raises(UserError, match="'elk', which is none of the 4 classes"):
+    with pytest.raises(UserError, match="'elk', which is not one of the 4 classes"):
         evaluate_workdir(workdir, "last", [flag])
     # Of fewer ones, each image keeps the label that it had.
     right = {}
