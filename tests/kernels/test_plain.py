@@ -76,7 +76,7 @@ def test_gradients_in_training_equal_those_without_kernels(name):
     expected, stats = jax.jit(gradients)(params)
     with plain_operations():
         got, plain_stats = jax.jit(gradients)(params)
-    # All gradients together, since that of a bias before a norm is zero but for rounding.
+    # Together, since the gradient of a bias before a norm is zero but for rounding.
     # Float32 sums in another order, through some ten layers and back.
     flat, _ = jax.flatten_util.ravel_pytree(got)
     expected, _ = jax.flatten_util.ravel_pytree(expected)
