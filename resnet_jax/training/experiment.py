@@ -399,7 +399,7 @@ def set_up(
             f" norm, which model.name={config.model.name} is not; set it to 0."
         )
     optimizer = optim.make_optimizer(config, schedule)
-    if model.scan_blocks and optim.looks_at_layers(config.optim):
+    if config.model.scan_blocks and optim.looks_at_layers(config.optim):
         optimizer = optim.on_single_blocks(optimizer, model.spec)
     durations = {
         "evaluate": (config.evaluate.every, "evaluate.every"),

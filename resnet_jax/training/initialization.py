@@ -44,7 +44,7 @@ def first_state(setup: Setup, weights: Weights | None) -> TrainState:
     if not weights:
         return setup.init_state()
     variables = _fit(weights, setup, setup.model.spec, setup.config.init_from)
-    if setup.model.scan_blocks:
+    if setup.config.model.scan_blocks:
         variables = stack_blocks(variables, setup.model.spec)
     return setup.state_from(variables)
 
