@@ -102,8 +102,8 @@ def _fit(weights: Weights, setup: Setup, target: Spec, where: str) -> dict:
     """Returns variables of `target` for the classes and the input of the run."""
     card, variables = as_rgb(*weights)
     seed, spec = setup.config.seed, card.make_spec()
-    variables = fit_classes(card, variables, setup.classes, seed=seed, where=where)
-    variables = fit_ends(variables, spec, target, seed=seed, where=where)
+    variables = fit_classes(card, variables, setup.classes, seed=seed, weights=where)
+    variables = fit_ends(variables, spec, target, seed=seed, weights=where)
     if flags := input_differences(card.for_spec(target), setup.config.data):
         log.warning(
             "%s expects its input prepared as by %s, and this run prepares it"

@@ -11,7 +11,7 @@ from torch import nn
 from resnet_jax.models import ZOO, ResNetSpec, build, get_spec
 from resnet_jax.models.scan import stack_blocks
 from resnet_jax.weights import SCHEMES
-from resnet_jax.weights.naming import to_theirs
+from resnet_jax.weights.naming import to_foreign
 from tests.helpers import keyed
 from tests.oracles import networks
 
@@ -64,7 +64,7 @@ def train_ours(name: str, spec, variables, images, labels) -> dict[str, np.ndarr
 
     gradient = jax.jit(jax.grad(loss, has_aux=True))
     gradients, updated = gradient(variables["params"], images)
-    return to_theirs({"params": gradients, **updated}, spec, scheme)
+    return to_foreign({"params": gradients, **updated}, spec, scheme)
 
 
 def train_both(name: str, images, **fields):

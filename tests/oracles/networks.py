@@ -9,7 +9,7 @@ from torch import nn
 
 from resnet_jax.models import ZOO, ResNetSpec
 from resnet_jax.weights import SCHEMES
-from resnet_jax.weights.naming import to_theirs
+from resnet_jax.weights.naming import to_foreign
 from tests.helpers import keyed
 
 
@@ -17,7 +17,7 @@ def build(name: str, variables: dict | None = None, **options) -> nn.Module:
     """Returns the reference for a network of the zoo, by default with keyed values."""
     spec, scheme = ZOO[name].spec, SCHEMES[ZOO[name].scheme]
     network = empty(name, **options)
-    load(network, to_theirs(variables or keyed.variables(spec), spec, scheme))
+    load(network, to_foreign(variables or keyed.variables(spec), spec, scheme))
     return network.eval()
 
 
@@ -25,7 +25,7 @@ def build_shallow(name: str, variables: dict, spec: ResNetSpec) -> nn.Module:
     """The same with the numbers of blocks of a spec, where timm makes it."""
     sizes = "depths" if ZOO[name].scheme == "timm_nf" else "layers"
     network = empty(name, **{sizes: spec.stage_sizes})
-    load(network, to_theirs(variables, spec, SCHEMES[ZOO[name].scheme]))
+    load(network, to_foreign(variables, spec, SCHEMES[ZOO[name].scheme]))
     return network
 
 

@@ -7,7 +7,7 @@ import torch
 
 from resnet_jax.models import ZOO, build, get_spec
 from resnet_jax.weights import SCHEMES
-from resnet_jax.weights.naming import to_theirs
+from resnet_jax.weights.naming import to_foreign
 from tests.helpers import keyed
 from tests.oracles import compare, networks
 
@@ -59,7 +59,7 @@ def test_networks_without_a_head_and_with_other_channels_equal_timm(name):
     spec = get_spec(name, num_classes=0, in_channels=4)
     network = networks.empty(name, num_classes=0, in_chans=4)
     scheme = SCHEMES[ZOO[name].scheme]
-    networks.load(network, to_theirs(keyed.variables(spec), spec, scheme))
+    networks.load(network, to_foreign(keyed.variables(spec), spec, scheme))
     images = keyed.images(1, 64, channels=4)
     ours = build(spec).apply(keyed.variables(spec), jnp.asarray(images))
     assert_near(ours, torch.from_numpy(networks.logits(network, images)))

@@ -21,7 +21,7 @@ from keras.src.legacy.saving import legacy_h5_format
 from resnet_jax.models import ZOO, build, list_models
 from resnet_jax.weights import SCHEMES, keras_files
 from resnet_jax.weights.keras import list_layers
-from resnet_jax.weights.naming import from_theirs, to_theirs
+from resnet_jax.weights.naming import from_foreign, to_foreign
 from tests.helpers import keyed
 from tests.helpers.network_names import one_of_each_kind
 
@@ -64,7 +64,7 @@ def class_name(name: str) -> str:
 def keyed_tensors(name: str) -> dict[str, np.ndarray]:
     """The keyed values under Keras's names."""
     spec, scheme = of_zoo(name)
-    return to_theirs(keyed.variables(spec), spec, scheme)
+    return to_foreign(keyed.variables(spec), spec, scheme)
 
 
 def fill(network: keras.Model, tensors) -> keras.Model:
@@ -155,7 +155,7 @@ def train_ours(name: str, images, labels) -> dict[str, np.ndarray]:
         return cross_entropy(logits, labels), updated
 
     gradients, updated = jax.grad(loss, has_aux=True)(variables["params"])
-    return to_theirs({"params": gradients, **updated}, spec, scheme)
+    return to_foreign({"params": gradients, **updated}, spec, scheme)
 
 
 def cross_entropy(logits, labels):
@@ -264,7 +264,7 @@ def test_files_of_keras_come_in_and_go_out_unchanged(file, resnet50, tmp_path):
     tensors = keyed_tensors("keras_resnet50")
     save(fill(resnet50, tensors), tmp_path / file)
     read = keras_files.read(tmp_path / file, spec, scheme)
-    again = to_theirs(from_theirs(read, spec, scheme), spec, scheme)
+    again = to_foreign(from_foreign(read, spec, scheme), spec, scheme)
 
     out = tmp_path / ("out.h5" if file.endswith("l.h5") else "out.weights.h5")
     keras_files.write(out, again, spec, scheme)

@@ -26,7 +26,7 @@ from resnet_jax.training.mixup import Drawn, Mix
 from resnet_jax.training.optim import make_optimizer, update_ema
 from resnet_jax.training.schedules import make_schedule
 from resnet_jax.weights import SCHEMES
-from resnet_jax.weights.naming import to_theirs
+from resnet_jax.weights.naming import to_foreign
 from tests.helpers import keyed
 from tests.oracles import networks
 
@@ -80,7 +80,7 @@ def train_ours(config: ConfigDict) -> dict[str, np.ndarray]:
     for number in range(STEPS):
         state, _ = train_step(state, batch_of(number))
     assert jax.tree.leaves(state.params)[0].dtype == np.float64
-    return to_theirs(jax.device_get(state.evaluated()), SPEC, SCHEME)
+    return to_foreign(jax.device_get(state.evaluated()), SPEC, SCHEME)
 
 
 def loss_of(network: nn.Module, number: int) -> torch.Tensor:

@@ -48,7 +48,7 @@ from resnet_jax.training.experiment import Setup, set_up
 from resnet_jax.training.mixup import Drawn, Mix
 from resnet_jax.training.step import TrainState
 from resnet_jax.weights import SCHEMES
-from resnet_jax.weights.naming import to_theirs
+from resnet_jax.weights.naming import to_foreign
 from tests.helpers import tiny
 from tests.helpers.real_data import ROOT, real_data
 from tests.oracles import networks
@@ -177,7 +177,7 @@ class Run:
     def tensors(self, variables: dict) -> dict[str, np.ndarray]:
         """Variables under their names."""
         scheme = SCHEMES[ZOO[self.setup.config.model.name].scheme]
-        return to_theirs(variables, self.setup.model.spec, scheme)
+        return to_foreign(variables, self.setup.model.spec, scheme)
 
     def images(self, batch: dict) -> np.ndarray:
         """A batch as networks take it: float64, `b h w c`."""

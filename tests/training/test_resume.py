@@ -571,7 +571,7 @@ def weights_for(path: pathlib.Path, setup, **card) -> dict:
 
 def card_for(setup, **fields):
     """The card of weights under this project's names for a setup's network."""
-    fields = {"scheme": native.OWN.name} | fields
+    fields = {"scheme": native.NATIVE.name} | fields
     return default_card(setup.config.model.name, setup.model.spec, **fields)
 
 
