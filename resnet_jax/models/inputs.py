@@ -22,7 +22,7 @@ def normalize(
       dtype: The type of the result.
 
     Example:
-      >>> pixels = np.full((1, 1, 1, 2), 255, np.uint8)
+      >>> pixels = jax.numpy.full((1, 1, 1, 2), 255, "uint8")
       >>> normalize(pixels, (0.5, 0.0), (0.5, 0.25), "float32").ravel().tolist()
       [1.0, 4.0]
     """
