@@ -222,6 +222,6 @@ def test_preprocessed_images_are_near_those_of_the_transform_of_timm(
     expected = transform(picture.convert("L") if channels == 1 else picture)
     inputs = np.asarray(card.preprocess(picture)).transpose(0, 3, 1, 2)
     levels = np.abs(inputs[0] - expected.numpy()) * card.std[0] * 255
-    # Only the box that is kept is resized here, which changes some levels by one or two.
+    # Only the kept box is resized here, which changes some levels by one or two.
     assert levels.max() < 2
     assert levels.mean() < 0.3
