@@ -12,6 +12,7 @@ from resnet_jax.bench import scale
 from resnet_jax.bench.__main__ import make_parser
 from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
+from resnet_jax.training import programs
 from tests.helpers import runs, tiny
 from tests.plan.test_predict import facts
 
@@ -25,7 +26,7 @@ def test_two_processes_tell_what_they_exchange_and_how_long_all_takes():
     config.batch_size = 8
     first, second = scale.run(2, {"config": config.to_dict(), **request})
     # Both compiled one program: float32 gradients, statistics and two metrics.
-    state = tiny.setup().state_like()
+    state = programs.state_like(tiny.setup())
     sizes = count(state.params) + count(state.batch_stats) + 2
     assert first["bytes"] == second["bytes"] == 4 * sizes
     for found in (alone, first, second):

@@ -19,6 +19,7 @@ from resnet_jax.bench.baseline import Child, LeftOutError
 from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
 from resnet_jax.models.zoo import get_entry
+from resnet_jax.training import programs
 from resnet_jax.training.experiment import set_up
 from tests.helpers.pictures import encode, noise
 
@@ -187,7 +188,7 @@ def test_a_network_takes_nothing_from_a_config_of_another():
 @pytest.mark.parametrize(("model", "size"), [("resnet50", 96), ("cifar_resnet20", 32)])
 def test_a_step_is_of_the_whole_network_as_the_peers_is(model, size):
     setup = set_up(ours._step_config(model, size, 8, "float32"))
-    assert count(setup.state_like().params) == get_entry(model).params
+    assert count(programs.state_like(setup).params) == get_entry(model).params
 
 
 def test_what_a_contender_lacks_is_told(tmp_path):

@@ -10,7 +10,8 @@ from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
 from resnet_jax.plan import compiled
 from resnet_jax.plan.predict import total
-from resnet_jax.training.experiment import Setup, set_up
+from resnet_jax.training import programs
+from resnet_jax.training.experiment import set_up
 from tests.helpers import tiny
 
 
@@ -22,7 +23,7 @@ def planned() -> dict:
 @pytest.mark.slow
 def test_the_steps_are_those_that_training_compiles(planned):
     setup = tiny.setup({"ema_decay": 0.9})
-    stats = setup.compile_train_step().memory_analysis()
+    stats = programs.compile_train_step(setup).memory_analysis()
     # As XLA counts them: arguments, results that are no arguments, the rest, code.
     assert total(planned["train"]["memory"]) == (
         stats.argument_size_in_bytes
@@ -31,7 +32,7 @@ def test_the_steps_are_those_that_training_compiles(planned):
         + stats.temp_size_in_bytes
         + stats.generated_code_size_in_bytes
     )
-    stats = setup.compile_eval_step().memory_analysis()
+    stats = programs.compile_eval_step(setup).memory_analysis()
     assert planned["eval"]["memory"]["activations"] == stats.temp_size_in_bytes
 
 
@@ -60,7 +61,7 @@ def test_known_data_need_not_be_there():
     config = load("configs/r50.py")
     setup = set_up(compiled.stand_in(config))
     assert len(setup.train.source) == 1_281_167
-    assert len(setup.test.source) == 50_000
+    assert len(setup.eval.source) == 50_000
     assert setup.model.spec.num_classes == 1000
     # 90 epochs of 1251.1 steps.
     assert setup.total_steps == 112_603
@@ -73,7 +74,7 @@ def test_a_part_of_known_data_is_that_part():
     config.data.train_split, config.data.eval_split = "train[:10%]", "train[90%:]"
     setup = set_up(compiled.stand_in(config))
     assert len(setup.train.source) == 128_117
-    assert len(setup.test.source) == 128_117
+    assert len(setup.eval.source) == 128_117
 
 
 def test_images_a_chip_take_the_place_of_the_batch_size(monkeypatch):
@@ -92,7 +93,7 @@ def test_a_teacher_is_part_of_the_step(monkeypatch):
         return {"memory": {}}
 
     monkeypatch.setattr(compiled, "of_step", of_step)
-    monkeypatch.setattr(Setup, "compile", lambda setup, lowered: lowered)
+    monkeypatch.setattr(programs, "compile_lowered", lambda _, lowered: lowered)
     changes = {
         "distill.teacher": "cifar_resnet20",
         "distill.overrides": ConfigDict(tiny.NETWORK),
@@ -113,7 +114,7 @@ def test_memory_of_what_lies_in_parts_is_that_of_a_part(monkeypatch):
     monkeypatch.setattr(compiled, "of_step", of_step)
     changes = tiny.IN_PARTS | {"ema_decay": 0.9}
     compiled.facts(tiny.config(changes), LOCAL, evaluation=False)
-    state = tiny.setup(changes).state_like()
+    state = programs.state_like(tiny.setup(changes))
     sizes = [leaf.size for leaf in jax.tree.leaves(state.params)]
     cut = sum(size for size in sizes if size >= 2**14)
     # Float32; of what is cut, each of eight devices has an eighth.
