@@ -170,7 +170,7 @@ class Run:
     batches: list[dict]
 
     @classmethod
-    def train(cls, setup: Setup) -> "Run":
+    def train(cls, setup: Experiment) -> "Run":
         """Trains for as long as the setup says, and records it."""
         first = jax.device_get(programs.init_state(setup))
         state = jax.device_put(first, sharding.replicated(setup.mesh))
