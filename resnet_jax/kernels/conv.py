@@ -22,7 +22,7 @@ from resnet_jax.kernels.platforms import (
     plain_wanted,
     traced_once,
 )
-from resnet_jax.parallel.sharding import alike
+from resnet_jax.parallel.sharding import match_varying_axes
 
 __all__ = ["FusibleConvolution", "Geometry", "Padding", "cast_kernel", "convolve"]
 
@@ -84,7 +84,7 @@ def convolve(x: Image, kernel: Kernel, geometry: Geometry, groups: int = 1) -> O
     """
     if plain_wanted():
         return plain.convolution(x, kernel.astype(x.dtype), geometry, groups)
-    return _convolve(*alike(x, kernel), geometry, groups, kernel.dtype)
+    return _convolve(*match_varying_axes(x, kernel), geometry, groups, kernel.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))

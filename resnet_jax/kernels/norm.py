@@ -21,7 +21,7 @@ from resnet_jax.kernels.cpu import norm as cpu_norm
 from resnet_jax.kernels.ghost_batches import GhostBatchNorm, repeat_for_examples
 from resnet_jax.kernels.platforms import by_platform, plain_wanted, traced_once
 from resnet_jax.kernels.tpu import norm as tpu_norm
-from resnet_jax.parallel.sharding import alike
+from resnet_jax.parallel.sharding import match_varying_axes
 
 __all__ = ["GhostBatchNorm", "batch_norm", "update_running"]
 
@@ -69,7 +69,7 @@ def batch_norm(
     if plain_wanted():
         return plain.batch_norm(x, scale, bias, norm, pool)
     near = lax.stop_gradient(running_mean)
-    arrays = alike(x, scale, bias, near)
+    arrays = match_varying_axes(x, scale, bias, near)
     if pool:
         return _normalize_and_pool(*arrays, norm=norm, pool=pool)
     return _normalize(*arrays, norm)

@@ -13,7 +13,7 @@ import numpy as np
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models import zoo
 from resnet_jax.models.zoo import ZOO, Spec, get_entry, get_spec, resolve
-from resnet_jax.persistence.storage import path_of, telling
+from resnet_jax.persistence.storage import explaining_errors, path_of
 from resnet_jax.weights import SCHEMES, files, hub, native
 from resnet_jax.weights.adapt import FIRST_CONVS, fit_ends
 from resnet_jax.weights.bit import BIT
@@ -108,7 +108,7 @@ def _scheme_of(card: Card) -> Scheme:
 def _read(source: str, model: str | None, overrides: dict) -> tuple[Card, Tensors]:
     """Returns weights in their own naming scheme, with the card of their network."""
     path = hub.fetch(source) if source.startswith(hub.PREFIX) else path_of(source)
-    with telling(path):
+    with explaining_errors(path):
         if (path / hub.WEIGHTS).is_file():
             path /= hub.WEIGHTS
         if native.is_weights_directory(path):

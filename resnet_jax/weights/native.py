@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from flax.traverse_util import flatten_dict
 
 from resnet_jax.config.saved import from_saved
@@ -18,13 +19,13 @@ from resnet_jax.models.scan import unstack_blocks
 from resnet_jax.models.spec import as_tuples
 from resnet_jax.models.zoo import get_spec, resolve
 from resnet_jax.persistence import storage
+from resnet_jax.persistence.array_checksums import changed_arrays
 from resnet_jax.persistence.checkpoints import (
     DamagedError,
+    explaining_damage,
     open_checkpoints,
     orbax_options,
-    telling_way_out,
 )
-from resnet_jax.persistence.fingerprint import changed_arrays
 from resnet_jax.persistence.storage import Path
 from resnet_jax.weights import timm
 from resnet_jax.weights.card import Card, default_card, from_json
@@ -62,7 +63,7 @@ def write(path: Path, variables: dict, card: Card) -> None:
       UserError: The path exists and is not a weights directory, or it cannot be
         written.
     """
-    with storage.telling(path):
+    with storage.explaining_errors(path):
         _write(path, variables, card)
 
 
@@ -78,7 +79,7 @@ def _write(path: Path, variables: dict, card: Card) -> None:
         # complete.
         (path / "card.json").unlink(missing_ok=True)
         if (path / "variables").exists():
-            storage.remove_tree(path / "variables")
+            epath.Path(path / "variables").rmtree()
         with ocp.StandardCheckpointer(**orbax_options(path)) as checkpointer:
             checkpointer.save(storage.absolute(path) / "variables", variables)
         (path / "card.json").write_text(card.to_json())
@@ -115,7 +116,7 @@ def read_workdir(path: Path) -> tuple[dict[str, np.ndarray], Card]:
         best = saved.best_step()
         step = saved.steps()[-1] if best is None else best
         directory = saved.directory / str(step)
-        with telling_way_out(directory):
+        with explaining_damage(directory):
             record = saved.read(step)
             state = _restore_whole(directory, record["fingerprint"])
     card = _card_of_run(path, record)
