@@ -23,10 +23,12 @@ FUNCTIONS = ("create_model", "list_models", "load", "train")
 # Modules whose docstrings have examples.
 EXAMPLES = (
     *("resnet_jax", "resnet_jax.config", "resnet_jax.data.source_protocol"),
-    *("resnet_jax.data.sources", "resnet_jax.errors", "resnet_jax.kernels.platforms"),
-    *("resnet_jax.models", "resnet_jax.models.zoo"),
+    "resnet_jax.data.sources",
+    *("resnet_jax.errors", "resnet_jax.kernels.platforms", "resnet_jax.models"),
+    *("resnet_jax.models.spec", "resnet_jax.models.resnet", "resnet_jax.models.scan"),
+    *("resnet_jax.models.cost", "resnet_jax.models.inputs", "resnet_jax.models.zoo"),
     *("resnet_jax.training.loop", "resnet_jax.weights.card"),
-    "resnet_jax.weights.trained",
+    *("resnet_jax.weights.naming", "resnet_jax.weights.trained"),
 )
 
 

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -97,10 +98,8 @@ class Conv(nn.Module):
     fusible: bool = False
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b h w c"]
-    ) -> Float[Array, "b h2 w2 f"] | FusibleConvolution:
-        """Convolves the images."""
+    def __call__(self, x: Float[Array, "b h w c"]) -> Any:
+        """Returns the convolved images [b, h2, w2, f], or a `FusibleConvolution`."""
         _, height, width, channels = x.shape
         shape = (self.kernel, self.kernel, channels // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)

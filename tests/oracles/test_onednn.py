@@ -224,16 +224,16 @@ def test_it_has_derivatives_batches_and_meshes():
 
 
 @pytest.mark.parametrize(
-    ("compiler", "told"),
+    ("compiler", "reason"),
     [
         ("false", "false failed: no reason given"),
         ("no-such-c++", "no-such-c++: No such"),
     ],
 )
-def test_without_a_compiler_it_is_said_and_xla_convolves(compiler, told):
+def test_without_a_compiler_xla_convolves_with_one_warning(compiler, reason):
     output = run(KINDS, CXX=compiler)
     assert "uses False False" in output
-    assert output.count(told) == 1
+    assert output.count(reason) == 1
     assert "needs a C++ compiler" in output
 
 
