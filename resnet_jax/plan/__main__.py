@@ -16,9 +16,9 @@ from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, counts, load_config
 from resnet_jax.errors import UserError, check_known
 from resnet_jax.plan import sweep
-from resnet_jax.plan.ask import ask
-from resnet_jax.plan.largest import largest, unit_of
-from resnet_jax.plan.predict import predict
+from resnet_jax.plan.compile_subprocess import ask
+from resnet_jax.plan.estimate import predict
+from resnet_jax.plan.largest_batch import largest, unit_of
 from resnet_jax.plan.table import amount, as_text
 
 

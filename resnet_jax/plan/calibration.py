@@ -2,7 +2,7 @@
 
 Whoever published a rate ran a program of his own. So a rate is held against the
 compiler's estimate for a program of that kind, the step of the Flax ImageNet example
-(plan/peer_linen.py), not for ours, which is to gain where it is better. The factor of
+(plan/stock_linen.py), not for ours, which is to gain where it is better. The factor of
 a chip is that of the slice that got most out of one: how many times faster its chips
 computed than the compiler expects. On other slices more than the chips takes time
 (input, evaluation, the update of the weights, which few images a chip do not hide), as
@@ -12,7 +12,7 @@ their deviations show.
 import dataclasses
 
 from resnet_jax.compiler.chips import CHIPS
-from resnet_jax.plan.seconds import ring_seconds, seconds_of
+from resnet_jax.plan.time_model import ring_seconds, seconds_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Published:
 
 
 EPOCH = 1_281_167
-# Printed by `python -m resnet_jax.plan.stock v3 v4`.
+# Printed by `python -m resnet_jax.plan.compile_stock_linen v3 v4`.
 STOCK = {
     "v3": Stock(
         images=128,

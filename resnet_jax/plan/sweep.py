@@ -9,7 +9,7 @@ from resnet_jax.compiler import options as table
 from resnet_jax.compiler.chips import chip_of
 from resnet_jax.console import output
 from resnet_jax.errors import UserError
-from resnet_jax.plan.ask import ask
+from resnet_jax.plan.compile_subprocess import ask
 
 # Less than this part fewer bytes, or than a third of it fewer cycles, is no reason.
 WORTH = 0.005

@@ -2,7 +2,7 @@
 
 from resnet_jax.compiler.chips import CHIPS
 from resnet_jax.plan import calibration
-from resnet_jax.plan.predict import total
+from resnet_jax.plan.estimate import total
 
 PARTS = {
     "parameters": "parameters",

@@ -13,7 +13,7 @@ from resnet_jax.bench.__main__ import make_parser
 from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
 from tests.helpers import runs, tiny
-from tests.plan.test_predict import facts
+from tests.plan.test_estimate import facts
 
 
 @pytest.mark.long

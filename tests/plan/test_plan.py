@@ -12,11 +12,11 @@ from resnet_jax.config import load
 from resnet_jax.errors import UserError
 from resnet_jax.plan import __main__ as command
 from resnet_jax.plan import calibration
-from resnet_jax.plan.ask import ask
-from resnet_jax.plan.predict import predict
+from resnet_jax.plan.compile_subprocess import ask
+from resnet_jax.plan.estimate import predict
 from resnet_jax.plan.table import amount, as_text
 from tests.helpers import runs, tiny
-from tests.plan.test_predict import facts, two_slices
+from tests.plan.test_estimate import facts, two_slices
 
 TINY = (
     "--config=configs/quickstart.py",

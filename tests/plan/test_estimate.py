@@ -6,8 +6,8 @@ import pytest
 
 from resnet_jax.compiler.chips import CHIPS, HOP, chip_of
 from resnet_jax.plan import calibration
-from resnet_jax.plan.predict import predict
-from resnet_jax.plan.seconds import (
+from resnet_jax.plan.estimate import predict
+from resnet_jax.plan.time_model import (
     network_seconds,
     outside_bytes,
     outside_seconds,

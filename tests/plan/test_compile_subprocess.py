@@ -9,8 +9,8 @@ import pytest
 from resnet_jax.compiler.chips import LOCAL
 from resnet_jax.errors import UserError
 from resnet_jax.persistence import code_digest
-from resnet_jax.plan import ask as ask_module
-from resnet_jax.plan.ask import ask, key_of
+from resnet_jax.plan import compile_subprocess as ask_module
+from resnet_jax.plan.compile_subprocess import ask, key_of
 from tests.helpers import tiny
 from tests.helpers.pictures import encode, noise, write_folder
 

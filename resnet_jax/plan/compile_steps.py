@@ -1,6 +1,6 @@
 """What a compiler says of the steps of a config, on devices that need not be there.
 
-`python -m resnet_jax.plan.compiled` reads a request from standard input and writes the
+`python -m resnet_jax.plan.compile_steps` reads a request from standard input and writes the
 answer to standard output; `ask` makes such a process, since a compiler for TPUs wants
 its environment before JAX is imported, and keeps what it has loaded.
 """

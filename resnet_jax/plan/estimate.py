@@ -5,7 +5,7 @@ import math
 
 from resnet_jax.compiler.chips import CHIPS
 from resnet_jax.plan import calibration
-from resnet_jax.plan.seconds import network_seconds, outside_bytes, seconds_of
+from resnet_jax.plan.time_model import network_seconds, outside_bytes, seconds_of
 
 # Chips whose scaling is told.
 SLICES = (1, 4, 16, 64, 256, 1024, 4096)

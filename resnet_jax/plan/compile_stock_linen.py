@@ -1,6 +1,6 @@
 """What libtpu says of the stock step of ResNet-50 on one device of a TPU.
 
-`python -m resnet_jax.plan.stock v3 v4` prints the figures of `calibration.STOCK`; a
+`python -m resnet_jax.plan.compile_stock_linen v3 v4` prints the figures of `calibration.STOCK`; a
 compilation takes minutes.
 """
 
@@ -10,26 +10,26 @@ from resnet_jax.compiler.chips import CHIPS
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser
 from resnet_jax.errors import check_known
-from resnet_jax.plan.ask import FOR_TPU, versions
 from resnet_jax.plan.calibration import Stock
+from resnet_jax.plan.compile_subprocess import FOR_TPU, versions
 
 
 def figures(
     chip: str, *, model: str = "resnet50", image_size: int = 224, images: int = 128
 ) -> Stock:
-    """Compiles the step of `plan/peer_linen.py` in bfloat16 for one device.
+    """Compiles the step of `plan/stock_linen.py` in bfloat16 for one device.
 
     The environment must be that of `ask.FOR_TPU` before JAX is imported.
     """
     import jax
 
     from resnet_jax.parallel import sharding
-    from resnet_jax.plan import compiled, peer_linen
+    from resnet_jax.plan import compile_steps, stock_linen
 
     topology = chip + ":" + "x".join("221"[: CHIPS[chip].axes])
-    devices = compiled.devices_of(topology)
+    devices = compile_steps.devices_of(topology)
     mesh = sharding.make_mesh(devices[:1])
-    step, state, batch = peer_linen.train_step(model, image_size, images, "bfloat16")
+    step, state, batch = stock_linen.train_step(model, image_size, images, "bfloat16")
 
     def on_one(tree):
         placed = sharding.replicated(mesh)
@@ -39,8 +39,8 @@ def figures(
 
     batch = on_one(batch)
     lowered = step.lower(on_one(state), batch)
-    found = compiled.of_step(lowered.compile, {}, batch, mesh)
-    where = compiled.where_of(topology, devices)
+    found = compile_steps.of_step(lowered.compile, {}, batch, mesh)
+    where = compile_steps.where_of(topology, devices)
     named = versions()
     return Stock(
         images=images,

@@ -21,7 +21,7 @@ from resnet_jax.persistence import code_digest, user_cache
 
 # What cannot change a compiled step; of this package, only what asks the compiler can.
 ASIDE = tuple(f"resnet_jax/{n}/" for n in ("analysis", "bench", "weights", "plan"))
-ASKING = tuple(f"resnet_jax/plan/{n}.py" for n in ("compiled", "hlo"))
+ASKING = tuple(f"resnet_jax/plan/{n}.py" for n in ("compile_steps", "hlo"))
 # libtpu must neither look for a TPU nor be kept from compiling by one that is in use.
 FOR_TPU = {
     "JAX_PLATFORMS": "cpu",
@@ -103,7 +103,7 @@ def _answer(request: dict, environment: dict[str, str]) -> dict:
         " (minutes for a large network)"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "resnet_jax.plan.compiled"],
+        [sys.executable, "-m", "resnet_jax.plan.compile_steps"],
         input=repr(request),
         capture_output=True,
         text=True,
