@@ -1,7 +1,7 @@
-"""What libtpu says of the stock step of ResNet-50 on one device of a TPU.
+"""Compiles ResNet-50 of stock Linen for one TPU device, and prints libtpu's figures.
 
-`python -m resnet_jax.plan.compile_stock_linen v3 v4` prints the figures of `calibration.STOCK`; a
-compilation takes minutes.
+`python -m resnet_jax.plan.compile_stock_linen v3 v4` prints the figures of
+`calibration.STOCK`. It needs libtpu but no TPU. Each chip takes minutes.
 """
 
 import os
@@ -19,7 +19,13 @@ def figures(
 ) -> Stock:
     """Compiles the step of `plan/stock_linen.py` in bfloat16 for one device.
 
-    The environment must be that of `ask.FOR_TPU` before JAX is imported.
+    The environment must be `compile_subprocess.FOR_TPU` before JAX is imported.
+
+    Args:
+      chip: Name of the chip, a key of `CHIPS`.
+      model: Name of the network; see `stock_linen.make_network`.
+      image_size: Height and width of the images in pixels.
+      images: Number of images per step.
     """
     import jax
 
@@ -55,17 +61,18 @@ def figures(
 
 def main(argv: list[str]) -> None:
     """Runs the command; see the module's docstring."""
-    parser = Parser("plan.stock", __doc__)
+    parser = Parser("plan.compile_stock_linen", __doc__)
     parser.add_argument(
         "chips",
         nargs="+",
         metavar="CHIP",
-        help=f"A chip to compile for: {', '.join(CHIPS)}.",
+        help="The chips to compile for, with spaces between them. Each is one of"
+        f" {', '.join(CHIPS)}.",
     )
     args = parser.parse(argv[1:])
     for chip in args.chips:
         check_known(f"chip {chip!r}", chip, CHIPS)
-    # Before JAX is imported.
+    # libtpu reads these variables when JAX is imported.
     os.environ.update(FOR_TPU)
     for chip in args.chips:
         output.answer(f'"{chip}": {figures(chip)},')

@@ -1,4 +1,4 @@
-"""Searches the largest batch that fits."""
+"""Searches for the largest batch that fits into a chip's memory."""
 
 import math
 from collections.abc import Callable
@@ -6,71 +6,87 @@ from collections.abc import Callable
 from resnet_jax.console import output
 from resnet_jax.errors import UserError
 
-# The answer is within this part of the largest batch, but for what sizes are legal.
+# The search ends within this fraction of the largest batch, if legal sizes allow it.
 PRECISION = 1 / 16
 MOST_TRIES = 12
 
 
-def unit_of(groups: int, devices: int, chips: int, microbatches: int) -> int:
-    """The least images a chip of which all multiples are legal.
+def unit_of(ghost_batch: int, devices: int, chips: int, microbatches: int) -> int:
+    """Returns the smallest number of images per chip whose multiples are all legal.
 
     Args:
-      groups: images of a batch-norm group; 1 where any number is legal.
-      devices, chips: of the topology.
-      microbatches: of a batch.
+      ghost_batch: Ghost batch size in images; 1 if every number is legal.
+      devices: Number of devices of the topology.
+      chips: Number of chips of the topology.
+      microbatches: Number of microbatches per batch.
     """
-    batch = math.lcm(groups, devices) * microbatches
+    batch = math.lcm(ghost_batch, devices) * microbatches
     return batch // math.gcd(batch, chips)
 
 
 def largest(
-    wanted: Callable[[int], tuple[int, int]], start: int, unit: int
+    memory_of: Callable[[int], tuple[int, int]], start: int, unit: int
 ) -> tuple[int, int]:
-    """The largest multiple of `unit` that fits, and the least that was seen not to.
+    """Searches for the largest multiple of `unit` that fits.
+
+    Each guess assumes that memory grows linearly with the images, along the line
+    through the last two tries.
 
     Args:
-      wanted: bytes that a number of images a chip wants, and that there are.
-      start: where to begin.
-      unit: of the numbers.
+      memory_of: Returns the bytes that a number of images per chip needs, and the bytes
+        that a device has.
+      start: Number of images per chip to try first.
+      unit: Images per chip of which every try is a multiple.
 
     Returns:
-      Both numbers; 0 for the first if not even one unit fits, and for the second if
-      none of the tries was too large. Memory is taken to grow with the images along a
-      line through the last two tries.
+      The largest number that was seen to fit (0 if not even one unit fits), and the
+      smallest that was seen not to (0 if no try was too large).
 
     Raises:
-      UserError: the config refuses the first try; later ones end the search.
+      UserError: The config does not allow the first try. On a later try the error only
+        ends the search.
     """
-    fits, fails = 0, math.inf
+    fits, fails = 0, 0
     tries: list[tuple[int, int]] = []
     number = max(start // unit, 1) * unit
     for _ in range(MOST_TRIES):
         try:
-            need, limit = wanted(number)
+            need, limit = memory_of(number)
         except UserError as error:
             if not fits:
                 raise
-            output.note(f"no larger batch was tried: {error}")
+            output.note(f"The search ends without a larger batch: {error}")
             break
         tries.append((number, need))
         if need <= limit:
             fits = max(fits, number)
         else:
-            fails = min(fails, number)
+            fails = min(fails or number, number)
         step = max(round(fits * PRECISION / unit), 1) * unit
-        if fails - fits <= step:
+        if fails and fails - fits <= step:
             break
-        guess = _guess(tries, limit, fits, fails) // unit * unit
-        number = int(min(max(guess, fits + step), fails - step))
-    return fits, int(fails) if fails < math.inf else 0
+        number = max(int(_guess(tries, limit, fits, fails) // unit * unit), fits + step)
+        if fails:
+            number = min(number, fails - step)
+    return fits, fails
 
 
-def _guess(tries: list, limit: int, fits: int, fails: float | int) -> float | int:
-    """The number that would just fit, by a line through the last two tries."""
-    (one, its), (other, others) = tries[-1], tries[-2] if len(tries) > 1 else (0, 0)
-    slope = (its - others) / (one - other)
-    # What looks small may be no part of the images, so at most eight times as many.
-    most = 8 * one if fails == math.inf else fails
+def _guess(
+    tries: list[tuple[int, int]], limit: int, fits: int, fails: int
+) -> float | int:
+    """Returns the number that would just fit, on the line through the last two tries.
+
+    Args:
+      tries: Numbers of images per chip with the bytes that each needs.
+      limit: Bytes that a device has.
+      fits: The largest number that was seen to fit, or 0.
+      fails: The smallest number that was seen not to fit, or 0.
+    """
+    number, need = tries[-1]
+    before, need_before = tries[-2] if len(tries) > 1 else (0, 0)
+    slope = (need - need_before) / (number - before)
+    # Most of the memory may be fixed, so a guess is at most eight times the last try.
+    most = fails or 8 * number
     if slope <= 0:
-        return most if its <= limit else (fits + most) / 2
-    return min(one + (limit - its) / slope, most)
+        return most if need <= limit else (fits + most) / 2
+    return min(number + (limit - need) / slope, most)

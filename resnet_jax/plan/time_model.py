@@ -1,19 +1,27 @@
-"""How long computation and collectives take, by a chip's published peaks."""
+"""Estimates how long computation and collectives take, from a chip's peaks."""
 
 import math
 from collections.abc import Iterable
 
 from resnet_jax.compiler.chips import HOP, Chip
 
-# Parts of what a collective's bytes each chip of a ring sends, times (n - 1) / n.
+# How many times each chip of a ring of n sends (n - 1) / n of a collective's bytes;
+# once for the kinds that are not listed.
 ROUNDS = {"all-reduce": 2}
 
 
 def seconds_of(step: dict, chip: Chip, devices_per_chip: int) -> dict[str, float]:
-    """How long a step takes by each measure, without its collectives.
+    """Returns the time of a step by each measure, without its collectives.
 
-    `compute`: operations at the peak; `memory`: bytes at the bandwidth of the HBM;
-    `cycles`: the compiler's own estimate, which has both and what holds them up.
+    Args:
+      step: The compiler's figures of a device, from `compile_steps.of_step`.
+      chip: The chip that runs the step.
+      devices_per_chip: Number of devices of a chip.
+
+    Returns:
+      Seconds by `compute` (operations at the peak), `memory` (bytes at the bandwidth of
+      the HBM) and `cycles` (the compiler's own estimate, which includes both and the
+      waits for them).
     """
     return {
         "compute": step["flops"] * devices_per_chip / chip.flops,
@@ -22,13 +30,19 @@ def seconds_of(step: dict, chip: Chip, devices_per_chip: int) -> dict[str, float
     }
 
 
-def ring_seconds(kind: str, size: int, chips: int, chip: Chip) -> float:
-    """How long a collective of `size` bytes takes over so many chips.
+def ring_seconds(kind: str, size: int | float, chips: int, chip: Chip) -> float:
+    """Returns the seconds that a collective takes on the fast network between chips.
 
-    Rings along all axes of a torus, in both directions, so that every link is in use:
-    each chip sends (n - 1) / n of the bytes, twice for an all-reduce, and a message
-    passes half of the ring of each axis. Beyond a pod, what a chip holds of the pod's
-    sum goes round once more between the pods.
+    Rings run along all axes of a torus in both directions, so that every link is in
+    use: each chip sends (n - 1) / n of the bytes, twice for an all-reduce, and a
+    message passes half of the ring of each axis. Beyond one pod, each chip's share of
+    the pod's result goes around once more between the pods.
+
+    Args:
+      kind: The collective, such as `all-reduce`.
+      size: Bytes of a device's result, or of its operand for a reduce-scatter.
+      chips: Number of chips that take part.
+      chip: The kind of the chips.
     """
     rounds = ROUNDS.get(kind, 1)
     inside = min(chips, chip.pod)
@@ -46,19 +60,20 @@ def outside_bytes(kind: str, size: int | float, slices: int) -> int | float:
 
     Args:
       kind: The collective, such as `all-reduce`.
-      size: Bytes of the device's result, or of what it puts into a reduce-scatter.
+      size: Bytes of a device's result, or of its operand for a reduce-scatter.
       slices: Number of slices that take part, with one device each.
     """
     return ROUNDS.get(kind, 1) * (slices - 1) / slices * size
 
 
 def outside_seconds(kind: str, size: int | float, slices: int, chip: Chip) -> float:
-    """Returns how long a collective takes through the data-centre network.
+    """Returns the seconds that a collective takes through the data-centre network.
 
     Args:
-      kind, slices: See `outside_bytes`.
-      size: As there, of all devices of a chip.
-      chip: The kind of the chips; without a published bandwidth, the time is infinite.
+      kind: The collective, such as `all-reduce`.
+      size: Bytes as in `outside_bytes`, summed over the devices of a chip.
+      slices: Number of slices that take part, with one chip each.
+      chip: The kind of the chips. Without a published bandwidth the time is infinite.
     """
     sent = outside_bytes(kind, size, slices)
     if not sent:
@@ -74,32 +89,34 @@ def network_seconds(
     chip: Chip,
     slices: int = 1,
 ) -> float:
-    """Returns how long the collectives of a step take on any number of chips.
+    """Returns the seconds that the collectives of a step take on any number of chips.
 
     Args:
-      collectives: Those of the program as it was compiled; see `compiled.of_step`.
-      planned: Number of chips that it was compiled for.
+      collectives: The collectives of the compiled step, from `compile_steps.of_step`.
+      planned: Number of chips that the step was compiled for.
       devices: Number of devices of these chips.
-      chips: Number of chips to predict for. Collectives over all devices grow with it,
+      chips: Number of chips to estimate for. Collectives over all devices grow with it,
         others do not.
       chip: The kind of the chips.
-      slices: Number of slices that it was compiled for. If there are several, `chips`
-        are in slices of the same size: what stays inside a slice grows up to that size,
-        and what goes between slices grows with their number.
+      slices: Number of slices that the step was compiled for. If there are several,
+        `chips` are in slices of the same size: a collective inside a slice grows up to
+        that size, and one between slices grows with their number.
     """
-    inside, cores = planned // slices, devices // planned
-    number = math.ceil(chips / inside) if slices > 1 else 1
-    found = 0.0
-    for one in collectives:
-        kind, size = one["kind"], one["bytes"]
-        if one.get("slices"):
-            over = number if one["slices"] == slices else min(one["slices"], number)
-            seconds = outside_seconds(kind, size * cores, over, chip)
+    chips_per_slice, devices_per_chip = planned // slices, devices // planned
+    slices_now = math.ceil(chips / chips_per_slice) if slices > 1 else 1
+    chips_inside = min(chips, chips_per_slice) if slices > 1 else chips
+    total = 0.0
+    for collective in collectives:
+        kind, size = collective["kind"], collective["bytes"]
+        if between := collective.get("slices"):
+            members = slices_now if between == slices else min(between, slices_now)
+            seconds = outside_seconds(kind, size * devices_per_chip, members, chip)
         else:
-            every = one["devices"] == inside * cores
-            group = math.ceil(one["devices"] / cores)
-            most = min(chips, inside) if slices > 1 else chips
-            over = most if every else min(group, most)
-            seconds = ring_seconds(kind, size, over, chip)
-        found += one["times"] * seconds
-    return found
+            if collective["devices"] == chips_per_slice * devices_per_chip:
+                members = chips_inside
+            else:
+                group = math.ceil(collective["devices"] / devices_per_chip)
+                members = min(group, chips_inside)
+            seconds = ring_seconds(kind, size, members, chip)
+        total += collective["times"] * seconds
+    return total

@@ -144,4 +144,7 @@ def test_without_a_home_answers_are_not_kept(monkeypatch, capsys):
     monkeypatch.setattr(pathlib.Path, "home", home)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert ask(tiny.config(), LOCAL)["devices"] == 8
-    assert "answers are not kept: there is no home" in capsys.readouterr().err
+    assert (
+        "figures of this compilation are not kept: there is no home"
+        in capsys.readouterr().err
+    )

@@ -160,7 +160,7 @@ def test_an_option_that_the_compiler_does_not_know_is_told(cache):
 
 def test_a_slice_that_nobody_sells_is_told(cache):
     with pytest.raises(
-        UserError, match=r"libtpu knows no topology v5e:3x5 \(.*docs/v5e"
+        UserError, match=r"libtpu does not know the topology v5e:3x5 \(.*docs/v5e"
     ):
         ask(tiny.config(), "v5e:3x5")
 
