@@ -1,7 +1,6 @@
 """What a user does wrong gets one sentence, an exit code of 1, and loses nothing."""
 
 import signal
-import types
 
 import pytest
 
@@ -67,7 +66,7 @@ for line in open(sys.argv[1]).read().splitlines():
         ([QUICK, work, "--config.data.channels=2"], "1 (grey) or 3 (RGB)"),
         ([QUICK, work, "--config.data.mean=(0.5,0.5)"], "data.channels=1"),
         ([QUICK, work, "--config.total.steps=2"], "optim.warmup"),
-        ([QUICK, work, "--grace=soon"], "such as 25s or 30m"),
+        ([QUICK, work, "--grace=soon"], "not a time, such as 25s or 30m"),
         ([QUICK, work, "--coordinator=host:1"], "--num_processes=N"),
         ([QUICK, work, "--distributed"], "no TPU pod, Slurm or Open MPI"),
         ([QUICK, work, "--config.total.epochs=0"], "config.total"),
@@ -97,7 +96,7 @@ for line in open(sys.argv[1]).read().splitlines():
     )
     assert code == 0, output
     answers = output.split(">>> ")
-    # Behind each answer stands the exit code of the case that it belongs to.
+    # The exit code of a case follows its output.
     for i, (flags, expected) in enumerate(cases):
         said = answers[i].partition("\n")[2] if i else answers[0]
         lines = [line for line in said.splitlines() if line]
@@ -175,48 +174,23 @@ def test_ctrl_c_saves_too(tmp_path):
     assert runs.checkpoint_steps(tmp_path / "run")[-1] >= 6
 
 
-def test_an_object_store_that_refuses_is_one_sentence(monkeypatch, capsys):
-    from resnet_jax import main
-
-    class DefaultCredentialsError(Exception):
-        """As google.auth has it."""
-
-    class ClientError(Exception):
-        """As botocore has it."""
-
-    raised: list[Exception] = [
-        DefaultCredentialsError("Your default credentials were not found."),
-        ClientError("An error occurred (AccessDenied) when calling PutObject"),
-        ValueError("PERMISSION_DENIED: storage.objects.create [gs://bucket/run]"),
-    ]
-    monkeypatch.setattr(main, "parse", lambda argv: None)
-    monkeypatch.setattr(main, "connect", lambda arguments: None)
-    workdir = types.SimpleNamespace(value="gs://bucket/run")
-    monkeypatch.setattr(main, "_WORKDIR", workdir)
-    for error in raised:
-
-        def run(arguments, command, error=error):
-            try:
-                raise error
-            except Exception as inner:
-                raise RuntimeError("while saving") from inner
-
-        monkeypatch.setattr(main, "run", run)
-        assert main.main(["main"]) == 1
-        said = capsys.readouterr().err
-        assert said.startswith("error: gs://bucket/run cannot be used: ")
-        assert str(error) in said and said.count("\n") == 1
-    monkeypatch.setattr(main, "run", lambda arguments, command: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        main.main(["main"])
+def test_an_exception_that_nobody_can_fix_keeps_its_traceback(tmp_path):
+    program = (
+        "import sys, resnet_jax.training.loop as loop;"
+        " loop.train = lambda *_, **__: 1 / 0;"
+        " from resnet_jax import main; sys.exit(main.main(sys.argv))"
+    )
+    code, output = runs.run_python("-c", program, QUICK, f"--workdir={tmp_path / 'w'}")
+    assert code == 1
+    assert "ZeroDivisionError" in output and "Traceback" in output
 
 
 def test_a_warning_of_an_error_without_words_names_its_type():
     code, output = runs.run_python(
         "-c",
         """
-from resnet_jax import main
-main.quiet_libraries()
+from resnet_jax.console.quiet import quiet_libraries
+quiet_libraries()
 class Broken:
     def __init__(self, *words):
         self.words = words
