@@ -24,6 +24,13 @@ install_import_hook("resnet_jax", "beartype.beartype")
 MOST_MEMORY = 2 * 2**30
 
 
+def pytest_collection_modifyitems(items):
+    """Gives each `long` test an hour; the others have `timeout` of pyproject.toml."""
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.timeout(3600), append=False)
+
+
 @pytest.fixture(autouse=True)
 def give_back_memory():
     """Gives back what glibc keeps of freed memory: up to ten gigabytes a process."""
