@@ -19,8 +19,8 @@ from resnet_jax.parallel import memory
 # The names of objects, of which only the one that is asked for is imported: `gpu` runs
 # where packages are missing that others need.
 TABLES = {
-    "step": "resnet_jax.bench.baseline:STEP",
-    "inference": "resnet_jax.bench.baseline:INFERENCE",
+    "step": "resnet_jax.bench.step:STEP",
+    "inference": "resnet_jax.bench.step:INFERENCE",
     "input": "resnet_jax.bench.input:BENCHMARK",
     "compile": "resnet_jax.bench.compile:BENCHMARK",
     "overhead": "resnet_jax.bench.overhead:BENCHMARK",

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 from resnet_jax.bench import table
-from resnet_jax.bench.baseline import (
+from resnet_jax.bench.step import (
     CONTENDERS,
     Child,
     LeftOutError,

@@ -21,8 +21,8 @@ import time
 from collections.abc import Iterator
 
 from resnet_jax.bench import table
-from resnet_jax.bench.baseline import Child, LeftOutError, name_of
-from resnet_jax.bench.gpu_child import MAKERS
+from resnet_jax.bench.gpu_worker import MAKERS
+from resnet_jax.bench.step import Child, LeftOutError, name_of
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, count, words
 from resnet_jax.errors import UserError, check_known
@@ -142,7 +142,7 @@ class TooLateError(LeftOutError):
 class Part(Child):
     """A process of the check, which is killed if it does not answer in time."""
 
-    module = "resnet_jax.bench.gpu_child"
+    module = "resnet_jax.bench.gpu_worker"
 
     def within(self, seconds: float, line: str):
         """Returns the answer to a line; raises TooLateError if none comes in time."""

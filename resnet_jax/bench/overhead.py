@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import jax
 
 from resnet_jax.bench import table
-from resnet_jax.bench.baseline import name_of
-from resnet_jax.bench.ours import fake_batch, short_config
+from resnet_jax.bench.own_programs import fake_batch, short_config
+from resnet_jax.bench.step import name_of
 from resnet_jax.bench.table import Benchmark, row
 from resnet_jax.config import override
 from resnet_jax.console.arguments import Parser, count

@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from resnet_jax.bench import table
-from resnet_jax.bench.ours import fake_batch, short_config
+from resnet_jax.bench.own_programs import fake_batch, short_config
 from resnet_jax.bench.table import Benchmark
 from resnet_jax.compiler.chips import CHIPS, chip_of
 from resnet_jax.config import override

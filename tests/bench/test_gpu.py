@@ -11,7 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from resnet_jax.bench import __main__ as command
-from resnet_jax.bench import gpu, gpu_child, traces
+from resnet_jax.bench import gpu, gpu_worker, profiler_trace
 from resnet_jax.errors import UserError
 from resnet_jax.models import ZOO
 from tests.helpers import runs
@@ -244,7 +244,7 @@ def test_without_time_all_parts_are_left_out_by_name(tmp_path):
     parts = [left_out["part"] for left_out in late.report["left_out"]]
     assert len(parts) == 7
     assert {f"logits of {name} in bfloat16" for name in args.networks} <= set(parts)
-    assert [part.rpartition(": ")[2] for part in parts[:3]] == list(gpu_child.MAKERS)
+    assert [part.rpartition(": ")[2] for part in parts[:3]] == list(gpu_worker.MAKERS)
     assert {left_out["reason"] for left_out in late.report["left_out"]} == {
         "no time was left"
     }
@@ -322,7 +322,9 @@ def test_the_operations_of_a_gpu_are_its_kernels(text, kernels):
     profile = jax.profiler.ProfileData.from_serialized_xspace(
         jax.profiler.ProfileData.text_proto_to_serialized_xspace(text)
     )
-    found = gpu_child.costliest(list(traces.operations(profile.planes)), steps=2)
+    found = gpu_worker.costliest(
+        list(profiler_trace.operations(profile.planes)), steps=2
+    )
     total = sum(kernels.values())
     assert [kernel["name"] for kernel in found] == list(kernels)
     for kernel in found:

@@ -13,9 +13,9 @@ import zipfile
 import pytest
 
 from resnet_jax.bench import __main__ as command
-from resnet_jax.bench import baseline, convolutions, ours, table, traces
+from resnet_jax.bench import convolutions, own_programs, profiler_trace, step, table
 from resnet_jax.bench import input as input_bench
-from resnet_jax.bench.baseline import Child, LeftOutError
+from resnet_jax.bench.step import Child, LeftOutError
 from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
 from resnet_jax.models.zoo import get_entry
@@ -98,7 +98,7 @@ def test_all_tables_come_from_one_command(made_up, tmp_path, capsys):
 
 @pytest.mark.parametrize(("busy", "told"), [(0.04, False), (0.5, True)])
 def test_a_busy_machine_is_told(busy, told):
-    where = table.machine(baseline.STEP.packages) | {"busy": busy}
+    where = table.machine(step.STEP.packages) | {"busy": busy}
     assert ("Other work took 50% of the cores" in table.describe(where)) == told
 
 
@@ -108,7 +108,7 @@ def test_an_interrupted_benchmark_keeps_what_it_has_measured(made_up, tmp_path):
         raise KeyboardInterrupt
 
     path = tmp_path / "tables.json"
-    where = table.machine(baseline.STEP.packages)
+    where = table.machine(step.STEP.packages)
     with pytest.raises(KeyboardInterrupt):
         table.Report(path).add("the command", where, rows(None))
     (found,) = json.loads(path.read_text())
@@ -179,14 +179,14 @@ def test_numbers_that_cannot_be_are_told(line):
 
 def test_a_network_takes_nothing_from_a_config_of_another():
     # Its overrides have a field that a VGG lacks.
-    config = ours.short_config("configs/r50.py", "vgg19_bn", 96, 8, "float32")
+    config = own_programs.short_config("configs/r50.py", "vgg19_bn", 96, 8, "float32")
     config.model.bn_group_size = "global"
     assert set_up(config).model.spec.num_classes == 1000
 
 
 @pytest.mark.parametrize(("model", "size"), [("resnet50", 96), ("cifar_resnet20", 32)])
 def test_a_step_is_of_the_whole_network_as_the_peers_is(model, size):
-    setup = set_up(ours._step_config(model, size, 8, "float32"))
+    setup = set_up(own_programs._step_config(model, size, 8, "float32"))
     assert count(setup.state_like().params) == get_entry(model).params
 
 
@@ -205,18 +205,18 @@ def test_what_a_contender_lacks_is_told(tmp_path):
 
 
 def test_a_contender_may_lack_jax():
-    code = "import resnet_jax.bench.baseline, sys; sys.exit('jax' in sys.modules)"
+    code = "import resnet_jax.bench.step, sys; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_short_calls_are_timed_together():
     made = []
-    seconds = baseline._timed(lambda: made.append(time.sleep(0.01)), 1, 0.05)
+    seconds = step._timed(lambda: made.append(time.sleep(0.01)), 1, 0.05)
     # At most five fit, and sleeping may take longer.
     assert 2 <= len(made) <= 5 or seconds > 0.025
     assert seconds >= 0.01
     made.clear()
-    baseline._timed(lambda: made.append(0), 2, 0.0)
+    step._timed(lambda: made.append(0), 2, 0.0)
     assert len(made) == 2
 
 
@@ -249,7 +249,7 @@ def test_the_step_is_measured_traced_and_what_has_no_peer_is_told(
     seconds = [float(cost) for cost, _ in costs]
     assert seconds == sorted(seconds, reverse=True)
     # The newest trace of the folder is the one that is told.
-    again = traces.costliest(trace)
+    again = profiler_trace.costliest(trace)
     assert [name for name, _ in again] == [name for _, name in costs]
 
 

@@ -17,7 +17,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from resnet_jax.bench.baseline import answers
+from resnet_jax.bench.step import answers
 from resnet_jax.errors import UserError
 
 # ImageNet's statistics, as the recipes have them; their values do not change the speed.
@@ -111,7 +111,7 @@ def torchvision(platform: str) -> Maker:
     """Returns the maker of the eager step of `peer_torch`: channels_last, autocast."""
     import torch
 
-    from resnet_jax.bench import peer_torch
+    from resnet_jax.bench import torch_baseline
 
     device = "cuda" if platform == "gpu" else "cpu"
     if device == "cuda":
@@ -127,7 +127,7 @@ def torchvision(platform: str) -> Maker:
         return torch.cuda.max_memory_allocated() if on_gpu else _peak_of_process()
 
     def make(model: str, size: int, batch: int, dtype: str) -> Steps:
-        run = peer_torch.step(model, size, batch, dtype, device)
+        run = torch_baseline.step(model, size, batch, dtype, device)
         return Steps(call=run, wait=wait, peak=peak)
 
     return make
@@ -248,12 +248,12 @@ def step_commands(
     def kernels(count: str) -> list[dict]:
         import jax
 
-        from resnet_jax.bench import traces
+        from resnet_jax.bench import profiler_trace
 
         with tempfile.TemporaryDirectory() as folder:
             with jax.profiler.trace(folder):
                 steps(count)
-            events = list(traces.events_of(pathlib.Path(folder)))
+            events = list(profiler_trace.events_of(pathlib.Path(folder)))
         return costliest(events, int(count))
 
     return {

@@ -210,7 +210,7 @@ class Child:
       environment: besides this process's.
     """
 
-    module = "resnet_jax.bench.baseline"
+    module = "resnet_jax.bench.step"
 
     def __init__(self, python: str, what: str, who: str, *case, **environment: str):
         command = [python, "-m", self.module, what, who]
@@ -293,7 +293,9 @@ def main(argv: list[str]) -> None:
     for line in sys.stdin:
         verb, _, argument = line.strip().partition(" ")
         if verb == "profile":
-            importlib.import_module("resnet_jax.bench.traces").profile(run, argument)
+            importlib.import_module("resnet_jax.bench.profiler_trace").profile(
+                run, argument
+            )
             answer(0.0)
         else:
             answer(_timed(run, *CALLS[verb]))
