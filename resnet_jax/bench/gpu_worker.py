@@ -65,7 +65,7 @@ def this_library(platform: str) -> Maker:
     from resnet_jax.kernels import platforms
     from resnet_jax.models import create_model
     from resnet_jax.parallel import memory
-    from resnet_jax.plan import peer_linen
+    from resnet_jax.plan import stock_linen
     from resnet_jax.training import step
 
     memory.keep_freed_memory()
@@ -74,7 +74,7 @@ def this_library(platform: str) -> Maker:
     def make(model: str, size: int, batch: int, dtype: str) -> Steps:
         # As in the baselines, batch norm normalizes over the whole batch.
         network = create_model(model, dtype=jnp.dtype(dtype))
-        optimizer = peer_linen.make_optimizer()
+        optimizer = stock_linen.make_optimizer()
         options = step.StepOptions(mean=MEAN, std=STD)
         init = functools.partial(
             step.init_state, network, optimizer, seed=0, image_size=size, ema=False
@@ -95,7 +95,7 @@ def this_library(platform: str) -> Maker:
         def next_state(state, batch):
             return compiled(state, batch)[0]
 
-        return _jax_steps(next_state, peer_linen.make_state(like), placed)
+        return _jax_steps(next_state, stock_linen.make_state(like), placed)
 
     return make
 
@@ -104,12 +104,12 @@ def stock_linen(platform: str) -> Maker:
     """Returns the maker of the stock Linen step, for a platform of JAX."""
     import jax
 
-    from resnet_jax.plan import peer_linen
+    from resnet_jax.plan import stock_linen
 
     jax.local_devices(backend=platform)
 
     def make(model: str, size: int, batch: int, dtype: str) -> Steps:
-        return _jax_steps(*peer_linen.compiled_step(model, size, batch, dtype))
+        return _jax_steps(*stock_linen.compiled_step(model, size, batch, dtype))
 
     return make
 

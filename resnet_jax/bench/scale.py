@@ -38,8 +38,8 @@ from resnet_jax.models import get_spec
 from resnet_jax.parallel import memory, processes, sharding
 from resnet_jax.persistence.checkpoints import Checkpoints, Progress
 from resnet_jax.plan import hlo
-from resnet_jax.plan.ask import ask
-from resnet_jax.plan.seconds import network_seconds, seconds_of
+from resnet_jax.plan.compile_subprocess import ask
+from resnet_jax.plan.time_model import network_seconds, seconds_of
 from resnet_jax.training.experiment import set_up
 from resnet_jax.training.resume import run_checkpoints
 from resnet_jax.training.step import TrainState

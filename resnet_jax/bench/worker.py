@@ -24,7 +24,7 @@ from resnet_jax.errors import ResNetJaxError, UserError
 IMPLEMENTATIONS = {
     "step": {
         "resnet_jax": "resnet_jax.bench.own_programs:step",
-        "stock Linen": "resnet_jax.plan.peer_linen:step",
+        "stock Linen": "resnet_jax.plan.stock_linen:step",
         "torch eager, channels_last": "resnet_jax.bench.torch_baseline:step",
     },
     "inference": {
@@ -36,7 +36,7 @@ IMPLEMENTATIONS = {
     },
     "compile": {
         "resnet_jax": "resnet_jax.bench.own_programs:compile_step",
-        "stock Linen": "resnet_jax.plan.peer_linen:compile_step",
+        "stock Linen": "resnet_jax.plan.stock_linen:compile_step",
     },
     "compile scanned": {
         "scanned blocks": "resnet_jax.bench.own_programs:compile_scanned_step",

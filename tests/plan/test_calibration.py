@@ -7,7 +7,7 @@ import pytest
 from resnet_jax.compiler.chips import CHIPS
 from resnet_jax.plan import calibration
 from resnet_jax.plan.calibration import PUBLISHED, STOCK, Published, Stock
-from resnet_jax.plan.seconds import ring_seconds
+from resnet_jax.plan.time_model import ring_seconds
 
 KNOWN = sorted(PUBLISHED.keys() & STOCK.keys())
 

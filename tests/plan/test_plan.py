@@ -12,11 +12,11 @@ from resnet_jax.config import load
 from resnet_jax.errors import UserError
 from resnet_jax.plan import __main__ as command
 from resnet_jax.plan import calibration
-from resnet_jax.plan.ask import ask
-from resnet_jax.plan.predict import predict
+from resnet_jax.plan.compile_subprocess import ask
+from resnet_jax.plan.estimate import predict
 from resnet_jax.plan.table import amount, as_text
 from tests.helpers import runs, tiny
-from tests.plan.test_predict import facts, two_slices
+from tests.helpers.plans import facts, two_slices
 
 TINY = (
     "--config=configs/quickstart.py",
@@ -93,8 +93,8 @@ def test_plans_stand_side_by_side():
     for one, deviation in calibration.deviations("v4"):
         told = f"{one.rate:,.0f} images/s/chip ({100 * deviation:+.0f} %)"
         assert f"{told} on {one.chips:,} chips" in text and one.source in text
-    assert "v5e: not calibrated" in text
-    assert "v5e:2x4, batch 4096: does not fit: a device wants 16.0 GiB of 15.0" in text
+    assert "v5e is not calibrated" in text
+    assert "v5e:2x4, batch 4096: does not fit: a device needs 16.0 GiB of 15.0" in text
     assert "optim.microbatches=2" in text
     assert "cloud.google.com/tpu/docs/v4" in text
     assert text.endswith("jax 1.2.3")
@@ -125,7 +125,7 @@ def test_rates_that_were_calibrated_with_another_libtpu_are_marked():
     assert {"images/s/chip", "calibrated by", "hours", "cost"} <= marked
     # These do not depend on the factor.
     assert not {"by the compiler alone", "at most, by the peaks", "steps"} & marked
-    assert "libtpu 0.0.42.1 compiled this, but the factor was calibrated" in text
+    assert "libtpu 0.0.42.1 compiled this plan, but the factor was calibrated" in text
     assert f"with libtpu {version}." in text
     # There is no factor for v5p.
     found, text = table_of("0.0.42.1", "v5p")
@@ -136,7 +136,7 @@ def test_a_libtpu_that_tells_no_cycles_is_not_taken_for_a_fast_chip():
     step = facts()["train"] | {"cycles": 0}
     one = facts(train=step, versions={"libtpu": "9.9"})
     text = as_text([(one, predict(one))])
-    assert "libtpu 9.9 does not say how many cycles" in text
+    assert "libtpu 9.9 does not estimate the cycles" in text
 
 
 def test_slices_stand_beside_one_and_rows_stay_in_their_section():
@@ -153,7 +153,7 @@ def test_slices_stand_beside_one_and_rows_stay_in_their_section():
     assert message in text
     labels = list(rows)
     assert (
-        labels.index("NETWORK, A STEP")
+        labels.index("NETWORK, PER STEP")
         < labels.index("all-reduce over all")
         < labels.index("HOST")
     )
@@ -201,7 +201,8 @@ def test_a_batch_that_the_config_refuses_ends_the_search(monkeypatch, capsys):
 
     monkeypatch.setattr(command, "ask", answer)
     assert command.search(load("configs/r50.py"), facts()) == (128, 0)
-    assert "no larger batch was tried: The data has" in capsys.readouterr().err
+    note = "The search ends without a larger batch: The data has"
+    assert note in capsys.readouterr().err
 
 
 def test_topologies_and_sizes_are_compared_in_one_call(monkeypatch, capsys):

@@ -10,10 +10,10 @@ from resnet_jax.errors import UserError
 from resnet_jax.models import create_model
 from resnet_jax.models.cost import cost_of_image
 from resnet_jax.parallel import sharding
-from resnet_jax.plan import ask as ask_module
-from resnet_jax.plan import compiled, stock
-from resnet_jax.plan.ask import ask
-from resnet_jax.plan.predict import predict
+from resnet_jax.plan import compile_steps, compile_stock_linen
+from resnet_jax.plan import compile_subprocess as ask_module
+from resnet_jax.plan.compile_subprocess import ask
+from resnet_jax.plan.estimate import predict
 from tests.helpers import tiny
 
 pytestmark = pytest.mark.skipif(
@@ -43,7 +43,7 @@ def test_chips_cores_and_hosts_are_those_of_the_slice(monkeypatch):
         ("2*v3:2x2", 16, 8, 2),
         ("2*tpu7x:2x2x1", 16, 8, 2),
     ):
-        where = compiled.where_of(topology, compiled.devices_of(topology))
+        where = compile_steps.where_of(topology, compile_steps.devices_of(topology))
         found = where["devices"], where["chips"], where["hosts"]
         assert (topology, *found) == (topology, devices, chips, hosts)
         chip = CHIPS[topology.rpartition("*")[2].partition(":")[0]]
@@ -58,11 +58,11 @@ def test_the_mesh_of_slices_is_that_of_each_with_processes_together(
 ):
     for name, value in ask_module.FOR_TPU.items():
         monkeypatch.setenv(name, value)
-    alone = compiled.devices_of(slice_)
+    alone = compile_steps.devices_of(slice_)
     mesh = sharding.make_mesh(alone)
     expected = jax.make_mesh((len(alone),), ("data",), devices=alone)
     assert mesh.devices.tolist() == expected.devices.tolist()
-    several = compiled.devices_of(f"3*{slice_}")
+    several = compile_steps.devices_of(f"3*{slice_}")
     found = sharding.make_mesh(several[::-1]).devices.tolist()
     assert set(found) == set(several)
     processes = [one.process_index for one in found]
@@ -144,7 +144,7 @@ def test_a_small_run_is_planned_for_tpus_that_are_not_there(cache):
 def test_the_stock_step_is_compiled_for_one_device(monkeypatch):
     for name, value in ask_module.FOR_TPU.items():
         monkeypatch.setenv(name, value)
-    found = stock.figures("v4", model="resnet26", image_size=32, images=8)
+    found = compile_stock_linen.figures("v4", model="resnet26", image_size=32, images=8)
     assert (found.images, found.devices) == (8, 1)
     # Three passes of two operations a MAC; padding may count for more.
     macs = cost_of_image(create_model("resnet26"), 32).macs
@@ -160,7 +160,7 @@ def test_an_option_that_the_compiler_does_not_know_is_told(cache):
 
 def test_a_slice_that_nobody_sells_is_told(cache):
     with pytest.raises(
-        UserError, match=r"libtpu knows no topology v5e:3x5 \(.*docs/v5e"
+        UserError, match=r"libtpu does not know the topology v5e:3x5 \(.*docs/v5e"
     ):
         ask(tiny.config(), "v5e:3x5")
 

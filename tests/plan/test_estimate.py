@@ -6,57 +6,17 @@ import pytest
 
 from resnet_jax.compiler.chips import CHIPS, HOP, chip_of
 from resnet_jax.plan import calibration
-from resnet_jax.plan.predict import predict
-from resnet_jax.plan.seconds import (
+from resnet_jax.plan.estimate import predict
+from resnet_jax.plan.time_model import (
     network_seconds,
     outside_bytes,
     outside_seconds,
     ring_seconds,
     seconds_of,
 )
+from tests.helpers.plans import GIB, V5E, facts, two_slices
 
-V5E, V6E, V4, V5P = (CHIPS[name] for name in ("v5e", "v6e", "v4", "v5p"))
-GIB = 2**30
-
-
-def facts(**changes) -> dict:
-    """Eight chips of v5e on two hosts: a step of 1024 images in 100 ms."""
-    all_reduce = {"kind": "all-reduce", "bytes": 10**8, "devices": 8, "times": 1}
-    step = {
-        "memory": {"parameters": 3 * GIB, "activations": 5 * GIB},
-        # A tenth of a second each would be 1.97e13, 8.19e10 and 1.5e8.
-        "flops": 1.97e12,
-        "bytes": 9e10,
-        "hbm_bytes": 4.095e10,
-        "cycles": V5E.clock / 10,
-        "collectives": [all_reduce],
-    }
-    evaluation = step | {"cycles": V5E.clock / 50, "collectives": []}
-    found = {
-        "topology": "v5e:2x4",
-        "chip": "v5e",
-        "kind": V5E.kind,
-        "devices": 8,
-        "chips": 8,
-        "hosts": 2,
-        "slices": 1,
-        "memory": 16 * GIB,
-        "model": "resnet50",
-        "dtype": "bfloat16",
-        "sharding": "replicated",
-        "image_size": 224,
-        "batch_size": 1024,
-        "eval_batch_size": 1024,
-        "steps": 36_000,
-        "evaluations": 36,
-        "eval_images": 50_000,
-        "params": 25_557_032,
-        "macs": 1_000_000,
-        "versions": {"jax": "1.2.3"},
-        "train": step,
-        "eval": evaluation,
-    }
-    return found | changes
+V6E, V4, V5P = (CHIPS[name] for name in ("v6e", "v4", "v5p"))
 
 
 @pytest.mark.parametrize(
@@ -224,20 +184,6 @@ def test_what_does_not_fit_gets_no_speed():
     # As of a machine whose compiler does not refuse.
     found = predict(facts(chip="", memory=7 * GIB))
     assert found == {"fits": False, "memory": 8 * GIB, "limit": 7 * GIB}
-
-
-# Two slices of eight chips: 100 MB summed in each, of which each chip sends an eighth
-# to the other slice.
-BETWEEN = [
-    {"kind": "reduce-scatter", "bytes": 10**8, "devices": 8, "slices": 0, "times": 1},
-    {"kind": "all-reduce", "bytes": 10**8 // 8, "devices": 2, "slices": 2, "times": 1},
-]
-
-
-def two_slices(**changes) -> dict:
-    train = facts()["train"] | {"collectives": BETWEEN}
-    where = {"topology": "2*v5e:2x4", "slices": 2, "devices": 16, "chips": 16}
-    return facts(train=train, batch_size=2048) | where | changes
 
 
 def test_what_a_chip_sends_to_other_slices_takes_the_data_centre_network():

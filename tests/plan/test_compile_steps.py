@@ -8,15 +8,15 @@ from resnet_jax.compiler.chips import LOCAL
 from resnet_jax.config import load
 from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
-from resnet_jax.plan import compiled
-from resnet_jax.plan.predict import total
+from resnet_jax.plan import compile_steps
+from resnet_jax.plan.estimate import total
 from resnet_jax.training.experiment import Setup, set_up
 from tests.helpers import tiny
 
 
 @pytest.fixture(scope="module")
 def planned() -> dict:
-    return compiled.facts(tiny.config({"ema_decay": 0.9}), LOCAL)
+    return compile_steps.facts(tiny.config({"ema_decay": 0.9}), LOCAL)
 
 
 @pytest.mark.slow
@@ -58,7 +58,7 @@ def test_a_run_is_described(planned):
 
 def test_known_data_need_not_be_there():
     config = load("configs/r50.py")
-    setup = set_up(compiled.stand_in(config))
+    setup = set_up(compile_steps.stand_in(config))
     assert len(setup.train.source) == 1_281_167
     assert len(setup.test.source) == 50_000
     assert setup.model.spec.num_classes == 1000
@@ -71,14 +71,14 @@ def test_known_data_need_not_be_there():
 def test_a_part_of_known_data_is_that_part():
     config = load("configs/r50.py")
     config.data.train_split, config.data.eval_split = "train[:10%]", "train[90%:]"
-    setup = set_up(compiled.stand_in(config))
+    setup = set_up(compile_steps.stand_in(config))
     assert len(setup.train.source) == 128_117
     assert len(setup.test.source) == 128_117
 
 
 def test_images_a_chip_take_the_place_of_the_batch_size(monkeypatch):
-    monkeypatch.setattr(compiled, "of_step", lambda *_: {"memory": {}})
-    found = compiled.facts(tiny.config(), LOCAL, per_chip=6, evaluation=False)
+    monkeypatch.setattr(compile_steps, "of_step", lambda *_: {"memory": {}})
+    found = compile_steps.facts(tiny.config(), LOCAL, per_chip=6, evaluation=False)
     assert found["batch_size"] == 48
     assert "eval" not in found
 
@@ -91,14 +91,14 @@ def test_a_teacher_is_part_of_the_step(monkeypatch):
         parts.update(found)
         return {"memory": {}}
 
-    monkeypatch.setattr(compiled, "of_step", of_step)
+    monkeypatch.setattr(compile_steps, "of_step", of_step)
     monkeypatch.setattr(Setup, "compile", lambda setup, lowered: lowered)
     changes = {
         "distill.teacher": "cifar_resnet20",
         "distill.overrides": ConfigDict(tiny.NETWORK),
         "distill.teacher_init": "drawn",
     }
-    compiled.facts(tiny.config(changes), LOCAL, evaluation=False)
+    compile_steps.facts(tiny.config(changes), LOCAL, evaluation=False)
     # Both are the same network.
     assert count(parts["teacher"]["params"]) == count(parts["parameters"]) > 0
 
@@ -107,12 +107,12 @@ def test_memory_of_what_lies_in_parts_is_that_of_a_part(monkeypatch):
     parts = {}
 
     def of_step(step, found, *_):
-        parts.update({name: compiled._bytes(tree) for name, tree in found.items()})
+        parts.update({name: compile_steps._bytes(tree) for name, tree in found.items()})
         return {"memory": {}}
 
-    monkeypatch.setattr(compiled, "of_step", of_step)
+    monkeypatch.setattr(compile_steps, "of_step", of_step)
     changes = tiny.IN_PARTS | {"ema_decay": 0.9}
-    compiled.facts(tiny.config(changes), LOCAL, evaluation=False)
+    compile_steps.facts(tiny.config(changes), LOCAL, evaluation=False)
     state = tiny.setup(changes).state_like()
     sizes = [leaf.size for leaf in jax.tree.leaves(state.params)]
     cut = sum(size for size in sizes if size >= 2**14)
@@ -127,7 +127,9 @@ def test_memory_of_what_lies_in_parts_is_that_of_a_part(monkeypatch):
 @pytest.mark.slow
 def test_loops_hide_neither_operations_nor_bytes():
     plain, looped = (
-        compiled.facts(tiny.config({"optim.microbatches": n}), LOCAL, evaluation=False)
+        compile_steps.facts(
+            tiny.config({"optim.microbatches": n}), LOCAL, evaluation=False
+        )
         for n in (1, 2)
     )
     assert 0.7 < looped["train"]["flops"] / plain["train"]["flops"] < 1.6
@@ -153,8 +155,8 @@ def test_the_least_operations_are_those_of_all_passes(
         least.append(found)
         return {"memory": {}}
 
-    monkeypatch.setattr(compiled, "of_step", of_step)
-    found = compiled.facts(tiny.config(changes), LOCAL)
+    monkeypatch.setattr(compile_steps, "of_step", of_step)
+    found = compile_steps.facts(tiny.config(changes), LOCAL)
     forward = 2 * found["macs"] / found["devices"]
     assert least == [
         train * forward * found["batch_size"],
@@ -192,7 +194,7 @@ def refusing(message: str):
     ],
 )
 def test_out_of_memory_is_an_answer(message, wanted, limit):
-    found = compiled.of_step(refusing(message), {}, {}, tiny.mesh_of(8))
+    found = compile_steps.of_step(refusing(message), {}, {}, tiny.mesh_of(8))
     assert found.pop("seconds") >= 0
     assert found == {"wanted": wanted * 2**30, "limit": limit * 2**30}
 
@@ -216,10 +218,10 @@ class OfAnotherCompiler:
 
 def test_a_program_that_cannot_be_read_is_told_in_a_sentence():
     with pytest.raises(UserError, match=r"cannot read .*replica_groups=everyone"):
-        compiled.of_step(OfAnotherCompiler, {}, {}, tiny.mesh_of(8))
+        compile_steps.of_step(OfAnotherCompiler, {}, {}, tiny.mesh_of(8))
 
 
 def test_other_failures_of_a_compiler_are_not_swallowed():
     step = refusing("INTERNAL: something broke")
     with pytest.raises(jax.errors.JaxRuntimeError, match="something broke"):
-        compiled.of_step(step, {}, {}, tiny.mesh_of(8))
+        compile_steps.of_step(step, {}, {}, tiny.mesh_of(8))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from resnet_jax.plan.largest import PRECISION, largest, unit_of
+from resnet_jax.plan.largest_batch import PRECISION, largest, unit_of
 
 
 @pytest.mark.parametrize("start", [8, 128, 100_000])

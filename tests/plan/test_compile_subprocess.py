@@ -9,8 +9,8 @@ import pytest
 from resnet_jax.compiler.chips import LOCAL
 from resnet_jax.errors import UserError
 from resnet_jax.persistence import code_digest
-from resnet_jax.plan import ask as ask_module
-from resnet_jax.plan.ask import ask, key_of
+from resnet_jax.plan import compile_subprocess as ask_module
+from resnet_jax.plan.compile_subprocess import ask, key_of
 from tests.helpers import tiny
 from tests.helpers.pictures import encode, noise, write_folder
 
@@ -144,4 +144,7 @@ def test_without_a_home_answers_are_not_kept(monkeypatch, capsys):
     monkeypatch.setattr(pathlib.Path, "home", home)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert ask(tiny.config(), LOCAL)["devices"] == 8
-    assert "answers are not kept: there is no home" in capsys.readouterr().err
+    assert (
+        "figures of this compilation are not kept: there is no home"
+        in capsys.readouterr().err
+    )
