@@ -162,7 +162,7 @@ def test_a_wrong_logit_fails_the_check_after_all_parts_are_measured(tmp_path):
         ([1.0], "float32", False, "there are 1 figures, not 2"),
     ],
 )
-def test_logits_are_equal_within_the_bound_of_their_dtype(logits, dtype, equal, failure):
+def test_logits_are_equal_within_their_dtypes_bound(logits, dtype, equal, failure):
     result = gpu.compare_with_golden("resnet18", dtype, {"logits": logits}, [1.0, -2.0])
     assert (result["equal"], result["failure"]) == (equal, failure)
     # Strict JSON can hold neither NaN nor infinity.
@@ -170,7 +170,8 @@ def test_logits_are_equal_within_the_bound_of_their_dtype(logits, dtype, equal, 
 
 
 def test_a_network_that_fails_is_not_equal():
-    result = gpu.compare_with_golden("resnet18", "float32", {"error": "XlaError: no"}, [1.0])
+    answer = {"error": "XlaError: no"}
+    result = gpu.compare_with_golden("resnet18", "float32", answer, [1.0])
     assert (result["equal"], result["failure"]) == (False, "XlaError: no")
 
 

@@ -25,9 +25,9 @@ def test_a_config_is_plotted_without_its_data(tmp_path):
     assert summary["config"] == "configs/r50.py"
     # There are 90 epochs of 12.5 steps.
     assert (summary["steps"], summary["batch_size"]) == (1125, 1024)
-    # The minimum is the rate at the start of warm-up, the maximum the peak.
+    # The minimum is a thousandth of the peak.
     assert summary["rate"] == pytest.approx([0.0004, 0.4])
-    # With a momentum of 0.9, weight decay removes 1e-4 / (1 - 0.9) of each rate.
+    # With a momentum of 0.9, a step removes 1e-4 / (1 - 0.9) times the learning rate.
     assert summary["decay"] == pytest.approx([4e-7, 4e-4])
     pixels = matplotlib.image.imread(picture)
     assert pixels.shape[:2] == (600, 800)
