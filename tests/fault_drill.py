@@ -3,9 +3,10 @@
 python -m tests.fault_drill --faults=200 --processes=2 --seed=7
 
 The final checkpoint must equal that of an undisturbed run, bit for bit. In a run of
-several processes a signal strikes one of them. A run of one process has worker processes
-in some of its starts; then a signal may also strike all of them. A full and a read-only
-file system are mounted, which takes root; without it these two faults are left out.
+several processes a signal strikes one of them. A run of one process has worker
+processes in some of its starts; then a signal may also strike all of them. A full and a
+read-only file system are mounted, which takes root; without it these two faults are
+left out.
 """
 
 import argparse
@@ -52,8 +53,8 @@ TIMEOUT = 60
 class Drill:
     """Faults of one run.
 
-    A method for a fault starts the run, disturbs it and checks how it ends. It returns a
-    description, or '' if the run ended before the fault struck.
+    The method of a fault disturbs the run or damages a checkpoint, and checks how the
+    run ends. It returns a description, or '' if it came too late to do so.
 
     Attributes:
       done: The descriptions of the faults so far.
@@ -289,7 +290,7 @@ class Drill:
     def _data_files(self) -> list[pathlib.Path]:
         state = self._workdir / "checkpoints" / str(max(self._steps())) / "state"
         files = [file for file in state.rglob("*") if file.is_file()]
-        # Files outside of d/ hold metadata, of which some can be derived from other files.
+        # Files outside of d/ hold metadata, some of which other files hold as well.
         return sorted(file for file in files if "/d/" in str(file))
 
     def _damage(
@@ -368,7 +369,7 @@ def remount(disk: pathlib.Path, options: str) -> None:
 
 def write_images(folder: pathlib.Path) -> pathlib.Path:
     """Writes 500 of scikit-learn's digits as PNG files, in two splits."""
-    # scikit-learn takes a second to import, which collecting the tests must not wait for.
+    # Importing scikit-learn takes a second, and collecting the tests does not need it.
     from sklearn.datasets import load_digits
 
     digits = load_digits()

@@ -325,11 +325,11 @@ def _eval_difference(jpegs: list[bytes]) -> float:
     )
 
 
-def _difference(jpegs: list[bytes], ours: Callable, theirs: Callable) -> float:
+def _difference(jpegs: list[bytes], ours: Callable, reference: Callable) -> float:
     """Returns the mean absolute difference of two pipelines' pixels, of 0 to 255."""
     pictures = [Picture(jpeg, 3) for jpeg in jpegs]
     return statistics.mean(
-        np.abs(np.subtract(ours(p, key), theirs(p, key), dtype=np.float32))
+        np.abs(np.subtract(ours(p, key), reference(p, key), dtype=np.float32))
         .mean()
         .item()
         for key, p in enumerate(pictures)
