@@ -50,6 +50,9 @@ SLICES = (8, 64, 512, 4096)
 REPEATED = ("together", "alone", "between", "stall", "save", "written", "restore")
 # The time limit of the processes of one measurement, in seconds.
 TIMEOUT = 1800
+# A function that makes one measurement. It takes the number of processes and their
+# request, and returns the result of each.
+Run = Callable[[int, dict], list[dict]]
 
 
 def add_arguments(parser: Parser) -> None:
@@ -111,8 +114,12 @@ def add_arguments(parser: Parser) -> None:
     )
 
 
-def rows(args: argparse.Namespace) -> Iterator[dict]:
+def rows(args: argparse.Namespace, run: Run | None = None) -> Iterator[dict]:
     """Yields the rows of all numbers of processes, a large checkpoint and predictions.
+
+    Args:
+      args: The arguments of `bench scale`.
+      run: Makes one measurement; `run_processes` by default.
 
     Raises:
       UserError: There is no such network or slice, or a process failed.
@@ -125,18 +132,19 @@ def rows(args: argparse.Namespace) -> Iterator[dict]:
             f"--topology={args.topology} is not a TPU slice. Predictions are made for"
             " TPUs only, for example --topology=v5e:2x4."
         )
+    run = run or run_processes
     case = args.model, args.image_size, args.batch_size, args.dtype
     config = short_config(args.config, *case, steps=args.steps)
     override(config, args.overrides)
     for number in args.processes:
-        yield from _rows_of_processes(config, number, args)
-    yield from _rows_of_checkpoint(config, args.saved, args.repeats)
+        yield from _rows_of_processes(config, number, args, run)
+    yield from _rows_of_checkpoint(config, args.saved, args.repeats, run)
     if args.topology:
         yield from predictions(load_config(args), args.topology)
 
 
 def _rows_of_processes(
-    config: ConfigDict, number: int, args: argparse.Namespace
+    config: ConfigDict, number: int, args: argparse.Namespace, run: Run
 ) -> Iterator[dict]:
     config = ConfigDict(config.to_dict())
     config.batch_size *= number
@@ -161,7 +169,9 @@ def _rows_of_processes(
     yield row("restore", "s", first["restore"][1:])
 
 
-def _rows_of_checkpoint(config: ConfigDict, model: str, repeats: int) -> Iterator[dict]:
+def _rows_of_checkpoint(
+    config: ConfigDict, model: str, repeats: int, run: Run
+) -> Iterator[dict]:
     config = ConfigDict(config.to_dict())
     config.model.name = model
     with config.ignore_type():
@@ -179,12 +189,15 @@ def _named(prefix: str, name: str, *rest) -> dict:
     return table.row(prefix + name, *rest)
 
 
-def predictions(config: ConfigDict, topology: str) -> Iterator[dict]:
+def predictions(
+    config: ConfigDict, topology: str, ask: Callable[..., dict] = ask
+) -> Iterator[dict]:
     """Yields what `plan` predicts for slices of several sizes.
 
     Args:
       config: The config of the run.
       topology: The TPU slice for which the step is compiled, such as `v5e:2x4`.
+      ask: Compiles; see `compile_subprocess.ask`.
 
     Yields:
       The rows; none if libtpu is not installed, which is printed.
@@ -228,7 +241,7 @@ def predictions(config: ConfigDict, topology: str) -> Iterator[dict]:
 # Processes.
 
 
-def run(number: int, request: dict) -> list[dict]:
+def run_processes(number: int, request: dict) -> list[dict]:
     """Starts the processes of one measurement, and waits for their results.
 
     Args:

@@ -19,10 +19,10 @@ from tests.helpers import plans, runs, tiny
 def test_two_processes_measure_their_collectives_and_durations():
     config = tiny.config({"batch_size": 4, "model.bn_group_size": "device"})
     request = {"steps": 2, "between": 0.5, "repeats": 1}
-    (alone,) = scale.run(1, {"config": config.to_dict(), **request})
+    (alone,) = scale.run_processes(1, {"config": config.to_dict(), **request})
     assert alone["bytes"] == 0
     config.batch_size = 8
-    first, second = scale.run(2, {"config": config.to_dict(), **request})
+    first, second = scale.run_processes(2, {"config": config.to_dict(), **request})
     # Both processes run one program. Its collectives sum the gradients, the statistics
     # and two metrics, in float32.
     state = tiny.setup().state_like()
@@ -36,7 +36,9 @@ def test_two_processes_measure_their_collectives_and_durations():
         assert len(result["restore"]) == 2
         # The stall includes the call of save, but steps may be faster than usual.
         assert result["stall"][0] > 0.5 * result["save"][0]
-    (saved,) = scale.run(1, {"config": config.to_dict(), **request, "steps": 0})
+    (saved,) = scale.run_processes(
+        1, {"config": config.to_dict(), **request, "steps": 0}
+    )
     assert saved["written"][0] > saved["save"][0] > 0
 
 
@@ -44,7 +46,7 @@ def test_the_failure_of_a_process_is_reported():
     config = tiny.config({"batch_size": 3, "model.bn_group_size": 2})
     request = {"config": config.to_dict(), "steps": 1, "between": 0.1, "repeats": 1}
     with pytest.raises(UserError, match=r"One of 1 processes failed: .*does not"):
-        scale.run(1, request)
+        scale.run_processes(1, request)
 
 
 def test_processes_end_if_the_benchmark_is_stopped_while_it_starts_them(monkeypatch):
@@ -59,7 +61,7 @@ def test_processes_end_if_the_benchmark_is_stopped_while_it_starts_them(monkeypa
 
     monkeypatch.setattr(subprocess, "Popen", interrupted)
     with pytest.raises(SystemExit):
-        scale.run(2, {})
+        scale.run_processes(2, {})
     assert [process.wait(timeout=10) for process in started] == [-9, -9]
 
 
@@ -78,7 +80,7 @@ def test_a_stopped_benchmark_ends_its_processes():
     assert not alive
 
 
-def test_the_share_of_collectives_is_the_extra_time_of_a_step(monkeypatch):
+def test_the_share_of_collectives_is_the_extra_time_of_a_step():
     result = {
         "together": [4.0, 5.0, 4.0],
         "alone": [3.0, 3.0, 3.0],
@@ -96,10 +98,9 @@ def test_the_share_of_collectives_is_the_extra_time_of_a_step(monkeypatch):
         requests.append((number, request["config"]["batch_size"]))
         return [result | {"start": 7.0 + i} for i in range(number)]
 
-    monkeypatch.setattr(scale, "run", run)
     flags = "--processes=1,2 --steps=5 --saved=resnet18 --batch_size=16"
     args = make_parser("scale").parse(flags.split())
-    rows = {row["name"].partition(": ")[2]: row for row in scale.rows(args)}
+    rows = {row["name"].partition(": ")[2]: row for row in scale.rows(args, run)}
     # The last request is for the large checkpoint.
     assert requests == [(1, 16), (2, 32), (1, 16)]
     assert rows["in collectives"]["value"] == pytest.approx(1 / 4)
@@ -113,8 +114,8 @@ def test_the_share_of_collectives_is_the_extra_time_of_a_step(monkeypatch):
 
 def test_the_predicted_share_of_collectives_grows_with_the_slice(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
-    monkeypatch.setattr(scale, "ask", lambda *_, **__: plans.facts())
-    rows = list(scale.predictions(tiny.config(), "v5e:2x4"))
+    config = tiny.config()
+    rows = list(scale.predictions(config, "v5e:2x4", lambda *_, **__: plans.facts()))
     *shares, size = rows
     assert [row["name"].split()[2] for row in shares] == ["8", "64", "512", "4096"]
     values = [row["value"] for row in shares]
