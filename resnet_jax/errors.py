@@ -13,7 +13,7 @@ Every exception that the package raises on purpose is a `ResNetJaxError`:
     was saved.
 - `resnet_jax.persistence.preemption.PreemptedError`: a signal asked the run to stop,
   and it did. It is not a mistake, so it is not a `UserError`.
-- `resnet_jax.bench.baseline.LeftOutError`: a benchmark leaves a contender out, which
+- `resnet_jax.bench.worker.LeftOutError`: a benchmark leaves an implementation out that
   cannot run here; `resnet_jax.bench.gpu.TooLateError` if no time was left for it.
 
 Other exceptions, such as a plain `ValueError` or `AssertionError`, are errors in the

@@ -21,7 +21,7 @@ from resnet_jax.persistence.preemption import PreemptedError
 
 PACKAGE = pathlib.Path(resnet_jax.__file__).parent
 # These build networks of frameworks that the tests do not have.
-PEERS = ("resnet_jax.bench.peer_torch",)
+PEERS = ("resnet_jax.bench.torch_baseline",)
 # Errors inside of the package, which no caller can be expected to handle.
 INTERNAL = {
     "data/image_ops.py": "policies.py has checked the names of operations",

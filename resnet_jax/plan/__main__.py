@@ -7,6 +7,7 @@ import math
 import pathlib
 import signal
 import sys
+from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
@@ -186,12 +187,15 @@ def main(argv: list[str]) -> None:
         raise failure
 
 
-def search(config: ConfigDict, facts: dict) -> tuple[int, int]:
+def search(
+    config: ConfigDict, facts: dict, ask: Callable[..., dict] = ask
+) -> tuple[int, int]:
     """Searches for the largest batch that fits into a chip's memory.
 
     Args:
       config: The run's configuration.
       facts: The compiler's figures for `config.batch_size`, the first try.
+      ask: Compiles; see `compile_subprocess.ask`.
 
     Returns:
       Two numbers of images per chip: the largest that fits, and the smallest that does

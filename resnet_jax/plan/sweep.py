@@ -1,7 +1,7 @@
 """Tries compiler options for a chip, one after the other, and prints the best ones."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from ml_collections import ConfigDict
 
@@ -35,7 +35,13 @@ CANDIDATES = (
 )
 
 
-def sweep(config: ConfigDict, topology: str, per_chip: int) -> Iterator[dict]:
+def sweep(
+    config: ConfigDict,
+    topology: str,
+    per_chip: int,
+    candidates: Sequence[dict] = CANDIDATES,
+    ask: Callable[..., dict] = ask,
+) -> Iterator[dict]:
     """Compiles the train step with each candidate in addition to those that helped.
 
     After the candidates come variants of the step with the best options. They change
@@ -45,6 +51,8 @@ def sweep(config: ConfigDict, topology: str, per_chip: int) -> Iterator[dict]:
       config: The run's configuration, whose compiler options are replaced.
       topology: The devices to compile for, such as `v5e:2x4`.
       per_chip: Images per step and chip.
+      candidates: The options to try.
+      ask: Compiles; see `compile_subprocess.ask`.
 
     Yields:
       A row per compilation, first that without options: `options`, `variant` (in words,
@@ -79,7 +87,7 @@ def sweep(config: ConfigDict, topology: str, per_chip: int) -> Iterator[dict]:
     yield rows[0]
     if "refused" in rows[0]:
         return
-    for candidate in CANDIDATES:
+    for candidate in candidates:
         rows.append(row_of(best_of(rows)["options"] | candidate))
         yield rows[-1]
     options = best_of(rows)["options"]
@@ -154,6 +162,7 @@ def run(
     topology: str,
     per_chip: int,
     say: Callable[[str], None] = output.answer,
+    sweep: Callable[..., Iterator[dict]] = sweep,
 ) -> None:
     """Tries all options, and prints the table and the best ones.
 
@@ -162,6 +171,7 @@ def run(
       topology: The TPU devices to compile for, such as `v5e:2x4`.
       per_chip: Images per step and chip.
       say: Prints a text.
+      sweep: Yields the rows; see the function `sweep`.
 
     Raises:
       UserError: The topology is not a TPU, or the step does not compile without

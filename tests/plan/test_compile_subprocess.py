@@ -1,4 +1,4 @@
-"""Which answers of compilers are kept, and when they are asked anew."""
+"""Tests of the process that compiles, and of the figures that are kept on disk."""
 
 import pathlib
 import subprocess
@@ -14,52 +14,52 @@ from resnet_jax.plan.compile_subprocess import ask, key_of
 from tests.helpers import tiny
 from tests.helpers.pictures import encode, noise, write_folder
 
-# What a compiler's process prints at least.
+# The shortest valid output of a process that compiles.
 ANSWER = '{"devices": 8, "train": {}}\n'
 
 
-def test_an_answer_is_asked_for_once(cache, monkeypatch):
-    asked = []
+def test_the_same_question_is_compiled_once(cache, monkeypatch):
+    compiled = []
 
     def run(command, *, input, **_):
-        asked.append(input)
+        compiled.append(input)
         return subprocess.CompletedProcess(command, 0, ANSWER, "")
 
     monkeypatch.setattr(subprocess, "run", run)
     config = tiny.config()
     first = ask(config, LOCAL)
     assert ask(config, LOCAL) == first
-    assert len(asked) == 1
+    assert len(compiled) == 1
     assert first["versions"]["jax"] == jax.__version__
     (kept,) = cache.iterdir()
     assert kept.stat().st_mode & 0o077 == cache.stat().st_mode & 0o077 == 0
     ask(config, LOCAL, fresh=True)
-    assert len(asked) == 2
+    assert len(compiled) == 2
     ask(config, LOCAL, per_chip=2)
-    assert len(asked) == 3
+    assert len(compiled) == 3
 
 
-def test_another_question_has_another_name(monkeypatch):
+def test_different_questions_have_different_keys(monkeypatch):
     request = {"config": tiny.config().to_dict(), "topology": LOCAL}
-    names = {key_of(request)}
-    names.add(key_of(request | {"topology": "v5e:2x4"}))
-    names.add(key_of(request | {"config": tiny.config({"seed": 1}).to_dict()}))
+    keys = {key_of(request)}
+    keys.add(key_of(request | {"topology": "v5e:2x4"}))
+    keys.add(key_of(request | {"config": tiny.config({"seed": 1}).to_dict()}))
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_scoped_vmem_limit_kib=65536")
-    names.add(key_of(request))
+    keys.add(key_of(request))
     monkeypatch.setattr(ask_module, "versions", lambda: {"jax": "99"})
-    names.add(key_of(request))
-    monkeypatch.setattr(ask_module, "code", lambda: "other")
-    names.add(key_of(request))
-    assert len(names) == 6
+    keys.add(key_of(request))
+    monkeypatch.setattr(ask_module, "code", lambda: "another version")
+    keys.add(key_of(request))
+    assert len(keys) == 6
 
 
-def test_the_code_that_counts_is_what_steps_are_made_of(tmp_path, monkeypatch):
+def test_the_digest_covers_only_code_that_affects_a_step(tmp_path, monkeypatch):
     files = {
         "resnet_jax/plan/table.py": False,
         "resnet_jax/bench/input.py": False,
         "resnet_jax/training/step.py": True,
         "resnet_jax/plan/hlo.py": True,
-        # Its options are chosen by the chip, and stand in no config.
+        # The compiler options depend on the chip, and are not part of the config.
         "resnet_jax/compiler/options.py": True,
     }
     for name in files:
@@ -73,7 +73,7 @@ def test_the_code_that_counts_is_what_steps_are_made_of(tmp_path, monkeypatch):
         before = ask_module.code()
 
 
-def test_a_compiler_that_breaks_is_told_in_a_sentence(cache, monkeypatch):
+def test_a_crash_of_the_compiler_is_reported(cache, monkeypatch):
     def run(command, **_):
         return subprocess.CompletedProcess(
             command, -6, "", "I: loading\nCheck failed\n"
@@ -86,39 +86,39 @@ def test_a_compiler_that_breaks_is_told_in_a_sentence(cache, monkeypatch):
     assert not list(cache.iterdir())
 
 
-def test_of_a_traceback_the_exception_is_told(cache, monkeypatch):
-    told = "Traceback:\n  x = y\nValueError: too large\n\nFor simplicity, JAX has\n"
+def test_the_exception_of_a_traceback_is_reported(cache, monkeypatch):
+    stderr = "Traceback:\n  x = y\nValueError: too large\n\nFor simplicity, JAX has\n"
 
     def run(command, **_):
-        return subprocess.CompletedProcess(command, 1, "", told)
+        return subprocess.CompletedProcess(command, 1, "", stderr)
 
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(UserError, match=r"\(exit code 1\): ValueError: too large$"):
         ask(tiny.config(), LOCAL)
 
 
-def test_data_that_grew_is_another_question(cache, monkeypatch, tmp_path):
-    asked = []
+def test_new_images_make_a_new_question(cache, monkeypatch, tmp_path):
+    compiled = []
 
     def run(command, *, input, **_):
-        asked.append(input)
+        compiled.append(input)
         return subprocess.CompletedProcess(command, 0, ANSWER, "")
 
     monkeypatch.setattr(subprocess, "run", run)
-    one = encode(noise(0, 8, 8), "PNG")
-    files = {f"{split}/cat/0.png": one for split in ("train", "test")}
+    image = encode(noise(0, 8, 8), "PNG")
+    files = {f"{split}/cat/0.png": image for split in ("train", "test")}
     folder = write_folder(tmp_path / "images", files)
     config = tiny.config({"data.source": folder, "data.eval_split": "test"})
     ask(config, LOCAL)
     ask(config, LOCAL)
-    assert len(asked) == 1
-    (tmp_path / "images" / "train" / "cat" / "1.png").write_bytes(one)
+    assert len(compiled) == 1
+    (tmp_path / "images" / "train" / "cat" / "1.png").write_bytes(image)
     ask(config, LOCAL)
-    assert len(asked) == 2
+    assert len(compiled) == 2
 
 
 @pytest.mark.parametrize("content", ["", '{"devices', '{"versions": {}}', "[]", None])
-def test_a_damaged_answer_is_asked_for_again(cache, monkeypatch, content):
+def test_a_damaged_file_of_figures_is_compiled_again(cache, monkeypatch, content):
     def run(command, **_):
         return subprocess.CompletedProcess(command, 0, ANSWER, "")
 
@@ -133,7 +133,7 @@ def test_a_damaged_answer_is_asked_for_again(cache, monkeypatch, content):
     assert ask(tiny.config(), LOCAL) == first
 
 
-def test_without_a_home_answers_are_not_kept(monkeypatch, capsys):
+def test_without_a_home_directory_figures_are_not_kept(monkeypatch, capsys):
     def run(command, **_):
         return subprocess.CompletedProcess(command, 0, ANSWER, "")
 
