@@ -4,7 +4,7 @@ python -m resnet_jax.main --config=configs/quickstart.py --workdir=runs/quicksta
 """
 
 from resnet_jax.console import output
-from resnet_jax.parallel import memory, signals
+from resnet_jax.parallel import process_memory, signals
 
 if __name__ == "__main__":
     # These come before all other imports. A file must not get the number of a closed
@@ -12,7 +12,7 @@ if __name__ == "__main__":
     # that start later.
     output.prepare()
     signals.listen()
-    memory.use_one_heap()
+    process_memory.use_one_heap()
 
 import dataclasses
 import json
@@ -205,15 +205,15 @@ def run(arguments: Arguments, command: str) -> None:
     from resnet_jax.console.output import say
     from resnet_jax.parallel.sharding import find_devices
     from resnet_jax.persistence import compile_cache
+    from resnet_jax.persistence.metric_writers import describe
     from resnet_jax.persistence.storage import path_of
     from resnet_jax.persistence.temporary_workdir import temporary_workdir
-    from resnet_jax.persistence.writers import describe
     from resnet_jax.training.evaluation import evaluate_workdir
     from resnet_jax.training.loop import train
 
     compile_cache.turn_on()
     if find_devices()[0].platform == "cpu":
-        memory.keep_freed_memory()
+        process_memory.keep_freed_memory()
     grace = _seconds(_GRACE.value, "grace")
     stall_timeout = _seconds(_STALL_TIMEOUT.value, "stall_timeout")
     config = arguments.config

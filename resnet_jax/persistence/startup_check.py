@@ -5,8 +5,7 @@ from typing import Any
 
 from resnet_jax.parallel import processes
 from resnet_jax.parallel.sharding import find_devices
-from resnet_jax.persistence import code_digest
-from resnet_jax.persistence.checkpoints import find_versions
+from resnet_jax.persistence import versions
 
 
 def check_processes(settings: Mapping[str, Any]) -> None:
@@ -22,8 +21,10 @@ def check_processes(settings: Mapping[str, Any]) -> None:
         "start",
         {
             "the number of processes": processes.count(),
-            "the code of resnet_jax": code_digest.digest(),
-            **{f"the version of {k}": v for k, v in find_versions().items()},
+            "the code of resnet_jax": versions.code_checksum(),
+            **{
+                f"the version of {k}": v for k, v in versions.package_versions().items()
+            },
             **settings,
         },
     )

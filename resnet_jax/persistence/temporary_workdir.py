@@ -7,6 +7,8 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
+from etils import epath
+
 from resnet_jax.errors import UserError
 from resnet_jax.parallel import processes
 from resnet_jax.persistence import storage
@@ -56,12 +58,12 @@ def _shared_workdir(shared: str) -> Iterator[Path]:
             " nothing there."
         )
     # The name is new, so that no other run's directory is removed.
-    token = processes.first_does("dry run", lambda: secrets.token_hex(4))
+    token = processes.run_on_lead("dry run", lambda: secrets.token_hex(4))
     workdir = storage.path_of(f"{shared.rstrip('/')}.dry_run.{token}")
 
     def remove() -> None:
         with contextlib.suppress(FileNotFoundError):
-            storage.remove_tree(workdir)
+            epath.Path(workdir).rmtree()
 
     # It is also removed if the run is stopped, and only after the others have left.
     if processes.index() == 0:

@@ -30,7 +30,7 @@ from resnet_jax.kernels import platforms
 from resnet_jax.models import create_model, get_spec
 from resnet_jax.models.cost import cost_of_image, count, init_shapes
 from resnet_jax.models.resnet import ResNet
-from resnet_jax.parallel import memory, sharding
+from resnet_jax.parallel import process_memory, sharding
 from resnet_jax.persistence.storage import Path
 from resnet_jax.training import losses, mixup, optim, schedules, step
 from resnet_jax.training.datasets import (
@@ -52,7 +52,7 @@ def _traced(method: Callable) -> Callable:
     @functools.wraps(method)
     def traced(self: "Setup", *args, **kwargs):
         platform = sharding.platform_of(self.mesh)
-        with memory.garbage_kept(), platforms.known(platform):
+        with process_memory.gc_paused(), platforms.known(platform):
             return method(self, *args, **kwargs)
 
     return traced
@@ -121,7 +121,9 @@ class Setup:
 
     def whole(self, params: step.Tree) -> step.Tree:
         """Parameters to compute with, all of each on every device."""
-        return sharding.whole(params, self.mesh, self.config.sharding.params)
+        return sharding.all_gather_params(
+            params, self.mesh, self.config.sharding.params
+        )
 
     @_traced
     def init_state(self) -> TrainState:

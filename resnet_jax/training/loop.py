@@ -18,8 +18,9 @@ from resnet_jax.data.sources import Source, checksum
 from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
 from resnet_jax.parallel import processes, sharding
-from resnet_jax.persistence import checkpoints, writers
+from resnet_jax.persistence import metric_writers, storage, versions
 from resnet_jax.persistence.checkpoints import Progress
+from resnet_jax.persistence.metric_writers import Writer
 from resnet_jax.persistence.preemption import (
     GRACE,
     STALL_TIMEOUT,
@@ -28,7 +29,6 @@ from resnet_jax.persistence.preemption import (
 )
 from resnet_jax.persistence.storage import path_of
 from resnet_jax.persistence.workdir import claimed
-from resnet_jax.persistence.writers import Writer
 from resnet_jax.reports import curves
 from resnet_jax.reports.samples import SamplePredictions, save_samples
 from resnet_jax.training.evaluation import Evaluation, evaluate, evaluate_sets
@@ -76,7 +76,7 @@ class Start:
 class Meter:
     """Collects the metrics of steps on the devices until they are wanted."""
 
-    def __init__(self, setup: Setup, progress: Progress, writer: writers.Writer):
+    def __init__(self, setup: Setup, progress: Progress, writer: metric_writers.Writer):
         self._setup, self._progress, self._writer = setup, progress, writer
         self._pending: list[dict] = []
         self._rows: list[Callable[[], None]] = []
@@ -311,9 +311,11 @@ def train(
         progress.recomputed &= progress.step == last
         on_disk = progress.step if restored else None
         if chief:
-            writers.write_json(workdir / "config.json", config.to_dict())
+            storage.write_json(workdir / "config.json", config.to_dict())
         writer = stack.enter_context(
-            writers.Writer(workdir, step=progress.step, total_steps=last, active=chief)
+            metric_writers.Writer(
+                workdir, step=progress.step, total_steps=last, active=chief
+            )
         )
         meter = Meter(setup, progress, writer)
         start.done("state")
@@ -409,13 +411,17 @@ def train(
             saved.wait()
             preemption.release()
         except (PreemptedError, WorkerDiedError) as error:
-            stop = error if isinstance(error, PreemptedError) else preemption.asked()
+            stop = (
+                error
+                if isinstance(error, PreemptedError)
+                else preemption.requested_stop()
+            )
             if stop is None:
                 raise
             if processes.count() > 1 and stop is not error:
                 # The others stop at a step that this process cannot reach.
                 processes.end_all(
-                    f"{processes.me()} was {stop}. {error}", stop.exit_code
+                    f"{processes.describe()} was {stop}. {error}", stop.exit_code
                 )
             # First of all to disk; a loss that is not finite raises here.
             meter.settle()
@@ -438,12 +444,12 @@ def train(
         "seconds": progress.seconds,
         "images_per_second": progress.examples / max(progress.seconds, 1e-9),
         "command": command,
-        "versions": checkpoints.find_versions(),
+        "versions": versions.package_versions(),
     }
     picture = None
     if chief:
         with output.dispensable(str(workdir / "result.json")):
-            writers.write_json(workdir / "result.json", result)
+            storage.write_json(workdir / "result.json", result)
         with output.dispensable(str(workdir / "report.png")):
             picture = str(curves.draw(workdir, result))
     return result | {"report": picture}

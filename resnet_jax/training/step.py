@@ -83,7 +83,7 @@ class StepOptions:
         (seed, step).
       replicate: keeps what is drawn for mixing on every device. Left to themselves,
         the loops that draw from beta would wait for each other.
-      whole: makes parameters whole on every device; see `sharding.whole`.
+      whole: makes parameters whole on every device; see `sharding.all_gather_params`.
     """
 
     mean: Sequence[float]

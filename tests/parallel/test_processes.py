@@ -34,9 +34,9 @@ facts = {"code": "a", "jax": "1", "seed": 0}
 asked(processes.check_same, "same", facts)
 asked(processes.check_same, "one", facts | {"jax": str(index), "seed": index})
 asked(processes.check_same, "more", facts | ({"new": True} if index else {}))
-asked(processes.first_does, "work", lambda: f"of {index}")
-asked(processes.first_does, "work", refuse)
-asked(processes.first_does, "work", lost)
+asked(processes.run_on_lead, "work", lambda: f"of {index}")
+asked(processes.run_on_lead, "work", refuse)
+asked(processes.run_on_lead, "work", lost)
 asked(processes.agree, "problems", f"that of {index}")
 processes.check_clocks()
 if case == "stop" and index == 1:
@@ -117,7 +117,7 @@ def test_a_process_alone_agrees_with_itself():
     processes.check_same("anything", {"a": 1})
     processes.check_clocks()
     processes.agree("anything", "")
-    assert processes.first_does("anything", lambda: "made") == "made"
+    assert processes.run_on_lead("anything", lambda: "made") == "made"
     assert (processes.index(), processes.count()) == (0, 1)
     with pytest.raises(UserError, match="a problem"):
         processes.agree("anything", "a problem")

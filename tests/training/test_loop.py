@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 
 from resnet_jax.errors import UserError
 from resnet_jax.persistence.checkpoints import Progress
+from resnet_jax.persistence.metric_writers import Writer
 from resnet_jax.persistence.preemption import PreemptedError
-from resnet_jax.persistence.writers import Writer
 from resnet_jax.training.experiment import summary
 from resnet_jax.training.loop import Meter, train
 from tests.helpers import tiny

@@ -12,10 +12,10 @@ import pytest
 
 from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
+from resnet_jax.plan import hlo
 from resnet_jax.training.losses import one_hot
 from resnet_jax.training.mixup import Drawn, Mix
 from tests.helpers import keyed, tiny
-from tests.parallel.test_sharding import collectives
 
 SIZE = 12
 # One block: the stem's norm and two more.
@@ -129,7 +129,7 @@ def test_mixing_needs_no_communication(microbatches):
     changes = {"batch_size": 32, "optim.microbatches": microbatches}
     setup = tiny.setup(ONE_BLOCK | BOTH | changes | {"model.bn_group_size": 2})
     state = setup.state_like()
-    found = collectives(setup.compile_train_step())
+    found = hlo.collectives(setup.compile_train_step().as_text())
     assert {(one.kind, one.devices) for one in found} == {("all-reduce", 8)}
     # As without mixing: gradients, statistics, loss and top-1.
     expected = count(state.params) + count(state.batch_stats) + 2

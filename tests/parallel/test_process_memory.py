@@ -7,17 +7,17 @@ import sys
 
 import pytest
 
-from resnet_jax.parallel import memory
+from resnet_jax.parallel import process_memory
 
 # What a process of its own keeps of what it frees. As `main` does: JAX starts its
 # threads when it is asked for its devices.
 PRODUCTS = """
 import resource
-from resnet_jax.parallel import memory
-memory.use_one_heap()
+from resnet_jax.parallel import process_memory
+process_memory.use_one_heap()
 import jax, jax.numpy as jnp
 assert jax.default_backend() == "cpu"
-memory.keep_freed_memory()
+process_memory.keep_freed_memory()
 product = jax.jit(lambda x: (x @ x + 1).sum())
 x = jnp.ones((4096, 4096))
 def faults():
@@ -39,17 +39,17 @@ def test_a_product_takes_no_new_memory_from_the_system_a_second_time():
 
 
 def test_garbage_is_collected_again_behind_what_keeps_it():
-    @memory.garbage_kept()
+    @process_memory.gc_paused()
     def fails():
         assert not gc.isenabled()
         raise ValueError("on the way")
 
     assert gc.isenabled()
-    with memory.garbage_kept(), pytest.raises(ValueError, match="on the way"):
+    with process_memory.gc_paused(), pytest.raises(ValueError, match="on the way"):
         fails()
     assert gc.isenabled()
     gc.disable()
-    with memory.garbage_kept():
+    with process_memory.gc_paused():
         pass
     try:
         assert not gc.isenabled(), "as it was before"
@@ -58,7 +58,7 @@ def test_garbage_is_collected_again_behind_what_keeps_it():
 
 
 def test_what_was_made_while_garbage_was_kept_is_old():
-    with memory.garbage_kept():
+    with process_memory.gc_paused():
         made = [[] for _ in range(10_000)]
     old = set(map(id, gc.get_objects(generation=2)))
     assert old.issuperset(map(id, made))
