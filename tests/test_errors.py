@@ -20,9 +20,9 @@ from resnet_jax.models import build, create_model, get_spec
 from resnet_jax.persistence.preemption import PreemptedError
 
 PACKAGE = pathlib.Path(resnet_jax.__file__).parent
-# These build networks of frameworks that the tests do not have.
+# These modules import frameworks that are not installed for the tests.
 PEERS = ("resnet_jax.bench.torch_baseline",)
-# Errors inside of the package, which no caller can be expected to handle.
+# Built-in exceptions that only the package itself raises and handles.
 INTERNAL = {
     "data/image_ops.py": "policies.py has checked the names of operations",
     "data/shards.py": "pack.py turns it into a sentence about the shard",
@@ -33,9 +33,10 @@ BUILT_IN = ("Exception", "ValueError", "TypeError", "RuntimeError", "KeyError")
 
 def modules() -> Iterator[types.ModuleType]:
     """Imports each module of the package."""
-    for found in pkgutil.walk_packages(resnet_jax.__path__, "resnet_jax."):
-        if found.name not in PEERS and not found.name.startswith("resnet_jax.configs"):
-            yield importlib.import_module(found.name)
+    for module in pkgutil.walk_packages(resnet_jax.__path__, "resnet_jax."):
+        name = module.name
+        if name not in PEERS and not name.startswith("resnet_jax.configs"):
+            yield importlib.import_module(name)
 
 
 def test_every_exception_of_the_package_has_one_base_class():
@@ -52,11 +53,11 @@ def test_every_exception_of_the_package_has_one_base_class():
     }
     for kind in own:
         assert issubclass(kind, ResNetJaxError)
-        # The documentation of the hierarchy is complete.
+        # The docstring of errors.py lists every class.
         assert kind.__name__ in errors.__doc__
 
 
-def test_what_callers_handle_is_not_raised_as_an_exception_of_python():
+def test_the_package_raises_no_built_in_exception_for_callers():
     found = {
         str(path.relative_to(PACKAGE))
         for path in PACKAGE.rglob("*.py")
@@ -68,7 +69,7 @@ def test_what_callers_handle_is_not_raised_as_an_exception_of_python():
     assert found == INTERNAL.keys()
 
 
-def test_a_run_that_was_stopped_is_not_a_mistake_of_the_user():
+def test_the_stop_of_a_run_is_not_a_mistake_of_the_user():
     assert not issubclass(PreemptedError, UserError)
 
 
@@ -81,14 +82,14 @@ def test_a_run_that_was_stopped_is_not_a_mistake_of_the_user():
         {"output_stride": 3},
     ],
 )
-def test_a_spec_that_cannot_be_is_a_bad_value_in_a_sentence(change):
+def test_an_invalid_spec_is_a_bad_value_with_one_sentence(change):
     with pytest.raises(BadValueError, match=r"^resnet18: .*[^.]\.$") as caught:
         get_spec("resnet18", **change)
-    # Callers may catch what they caught before.
+    # It is both, so that callers may catch either.
     assert isinstance(caught.value, UserError) and isinstance(caught.value, ValueError)
 
 
-def test_images_that_a_network_cannot_take_are_a_bad_value():
+def test_images_that_do_not_fit_a_network_are_a_bad_value():
     with pytest.raises(BadValueError, match=r"takes 3 channels, the images have 1\."):
         create_model("cifar_resnet20").init(
             jax.random.key(0), jnp.zeros((1, 32, 32, 1))

@@ -1,4 +1,4 @@
-"""What a user does wrong gets one sentence, an exit code of 1, and loses nothing."""
+"""Each mistake of a user gets one sentence and the exit code 1, and loses nothing."""
 
 import signal
 
@@ -9,8 +9,8 @@ from tests.helpers import runs
 QUICK = "--config=configs/quickstart.py"
 
 
-def test_each_mistake_gets_one_sentence_with_the_way_out(tmp_path):
-    """One process for all: only `main` is called again, with flags forgotten."""
+def test_each_mistake_gets_one_sentence_with_a_remedy(tmp_path):
+    """One process calls `main` for all cases, and clears the flags between them."""
     script = """
 import sys
 from absl import flags
@@ -109,7 +109,7 @@ for line in open(sys.argv[1]).read().splitlines():
 
 
 @pytest.mark.slow
-def test_a_workdir_of_another_config_is_left_alone(tmp_path):
+def test_a_workdir_of_another_config_is_not_changed(tmp_path):
     flags = (*runs.SMALL, "--config.total.steps=12")
     assert runs.run(tmp_path / "run", *flags)[0] == 0
     before = sorted((tmp_path / "run").rglob("*"))
@@ -131,7 +131,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
 
 
 @pytest.mark.slow
-def test_images_that_the_host_cannot_hold_are_one_sentence(tmp_path):
+def test_images_that_do_not_fit_into_the_host_are_one_sentence(tmp_path):
     flags = (*runs.SMALL, "--config.data.image_size=1000000")
     code, output = runs.run(tmp_path / "run", *flags)
     assert code == 1
@@ -142,8 +142,8 @@ def test_images_that_the_host_cannot_hold_are_one_sentence(tmp_path):
 
 
 @pytest.mark.slow
-def test_too_little_memory_is_one_sentence(tmp_path):
-    # A kernel of the last block alone would take 36 TB.
+def test_too_little_memory_of_a_device_is_one_sentence(tmp_path):
+    # One kernel of the last block would take 36 TB.
     wide = {"stage_sizes": (1, 1, 1), "widths": (16, 32, 1_000_000)}
     flags = (*runs.SMALL, f"--config.model.overrides={wide}")
     code, output = runs.run(tmp_path / "run", *flags)
@@ -156,7 +156,7 @@ def test_too_little_memory_is_one_sentence(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("platforms", ["rocm", "abacus"])
-def test_a_platform_that_is_not_there_is_one_sentence(tmp_path, platforms):
+def test_a_platform_that_does_not_exist_is_one_sentence(tmp_path, platforms):
     code, output = runs.run(tmp_path / "work", QUICK, JAX_PLATFORMS=platforms)
     *_, last = output.splitlines()
     assert code == 1, output
@@ -167,14 +167,14 @@ def test_a_platform_that_is_not_there_is_one_sentence(tmp_path, platforms):
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_too(tmp_path):
+def test_ctrl_c_saves_a_checkpoint(tmp_path):
     process = runs.start(tmp_path / "run", *runs.SMALL)
     code, output = runs.send_when(process, r"step 6/", signal.SIGINT)
     assert code == 128 + signal.SIGINT, output
     assert runs.checkpoint_steps(tmp_path / "run")[-1] >= 6
 
 
-def test_an_exception_that_nobody_can_fix_keeps_its_traceback(tmp_path):
+def test_an_error_in_the_program_keeps_its_traceback(tmp_path):
     program = (
         "import sys, resnet_jax.training.loop as loop;"
         " loop.train = lambda *_, **__: 1 / 0;"
@@ -185,7 +185,7 @@ def test_an_exception_that_nobody_can_fix_keeps_its_traceback(tmp_path):
     assert "ZeroDivisionError" in output and "Traceback" in output
 
 
-def test_a_warning_of_an_error_without_words_names_its_type():
+def test_the_warning_for_an_error_without_a_message_names_its_type():
     code, output = runs.run_python(
         "-c",
         """
