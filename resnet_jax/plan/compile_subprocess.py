@@ -38,7 +38,7 @@ FOR_TPU = {
 }
 
 
-def ask(
+def compile_config(
     config: ConfigDict,
     topology: str,
     *,
