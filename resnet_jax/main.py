@@ -238,7 +238,7 @@ def run(arguments: Arguments, command: str) -> None:
             _CHECKPOINT.value,
             arguments.overrides,
             command,
-            given=config,
+            named_config=config,
             grace=grace,
             stall_timeout=stall_timeout,
         )

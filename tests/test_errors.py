@@ -1,4 +1,4 @@
-"""The hierarchy of exceptions."""
+"""The hierarchy of exceptions, and their use in the package."""
 
 import ast
 import errno
@@ -58,7 +58,7 @@ def test_every_exception_of_the_package_has_one_base_class():
 
 
 def test_the_package_raises_no_built_in_exception_for_callers():
-    found = {
+    files = {
         str(path.relative_to(PACKAGE))
         for path in PACKAGE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
@@ -66,7 +66,7 @@ def test_the_package_raises_no_built_in_exception_for_callers():
         and isinstance(node.exc, ast.Call)
         and getattr(node.exc.func, "id", "") in BUILT_IN
     }
-    assert found == INTERNAL.keys()
+    assert files == INTERNAL.keys()
 
 
 def test_the_stop_of_a_run_is_not_a_mistake_of_the_user():

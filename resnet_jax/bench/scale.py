@@ -40,6 +40,7 @@ from resnet_jax.persistence.checkpoints import Checkpoints, Progress
 from resnet_jax.plan import hlo
 from resnet_jax.plan.compile_subprocess import compile_config
 from resnet_jax.plan.time_model import network_seconds, seconds_of
+from resnet_jax.training import programs
 from resnet_jax.training.experiment import set_up
 from resnet_jax.training.resume import run_checkpoints
 from resnet_jax.training.step import TrainState
@@ -149,7 +150,8 @@ def _rows_of_processes(
     config = ConfigDict(config.to_dict())
     config.batch_size *= number
     with config.ignore_type():
-        # Ghost batches of one device need no collectives, for any number of processes.
+        # Each device normalizes its own images, so the number of processes does not
+        # change the statistics.
         config.model.bn_group_size = "device"
     request = {key: getattr(args, key) for key in ("steps", "between", "repeats")}
     results = run(number, {"config": config.to_dict(), **request})
@@ -158,10 +160,10 @@ def _rows_of_processes(
 
     row = functools.partial(_named, f"{name}: ")
     together, alone = first["together"], first["alone"]
-    yield row("step", "s", together, "of its own part alone", alone)
+    yield row("step", "s", together, "the same part of the work alone", alone)
     shares = [1 - a / t for t, a in zip(together, alone, strict=True)]
     yield row("in collectives", "of the step", shares)
-    yield row("collectives", "MB a step", [first["bytes"] / 1e6])
+    yield row("collectives", "MB per step", [first["bytes"] / 1e6])
     yield row("start-up", "s", [max(result["start"] for result in results)])
     yield row("stall of a save", "s", first["stall"], "between saves", first["between"])
     yield row("save call", "s", first["save"], "between saves", first["between"])
@@ -237,7 +239,7 @@ def predictions(
         yield table.row(f"{name}: in collectives", "of the step", [share])
     size = sum(each["times"] * each["bytes"] for each in train["collectives"])
     name = f"plan {config.model.name} {topology}: collectives"
-    yield table.row(name, "MB a step", [size / 1e6])
+    yield table.row(name, "MB per step", [size / 1e6])
 
 
 # Processes.
@@ -302,8 +304,8 @@ class Loop:
 
     def __init__(self, config: ConfigDict, mesh: Mesh):
         self.setup = set_up(config, mesh)
-        self.step = self.setup.compile_train_step()
-        self.state = self.setup.init_state()
+        self.step = programs.compile_train_step(self.setup)
+        self.state = programs.init_state(self.setup)
         self.batch = fake_batch(self.setup)
         self.seconds(1)
 
@@ -406,7 +408,7 @@ def measure(request: dict) -> dict:
         steps = int(processes.run_on_lead("steps", lambda: str(round(enough) or 1)))
     else:
         setup = set_up(config)
-        state = setup.init_state()
+        state = programs.init_state(setup)
 
     def save(state: TrainState) -> None:
         # The step that computes the state is not part of the save.
@@ -431,12 +433,13 @@ def measure(request: dict) -> dict:
         # The first save is left out, since it compiles.
         for key in ("save", "stall", "between", "written"):
             del results[key][:1]
-        state = None
+        # Restoring begins as in a new process, without the state and compiled programs.
+        del state
         jax.clear_caches()
         for _ in range(repeats + 1):
             processes.agree("restore", "")
             started = time.perf_counter()
-            restored = saved.restore_latest(setup.state_like())
+            restored = saved.restore_latest(programs.state_like(setup))
             assert restored, "nothing was saved"
             jax.block_until_ready(restored[0])
             results["restore"].append(time.perf_counter() - started)

@@ -53,7 +53,7 @@ def advice(
         if driver:
             return (
                 "This machine has an NVIDIA GPU, but the installed jax is for CPUs"
-                f" only. Install the one for the GPU: {install}. {SILENCE}"
+                f" only. Install jax for GPUs: {install}. {SILENCE}"
             )
         return (
             "This machine has an NVIDIA GPU, but JAX runs on CPUs, since NVIDIA's"
@@ -72,7 +72,7 @@ def advice(
             )
         return (
             "This machine has a TPU, but the installed jax is for CPUs only. Install"
-            f" the one for the TPU: pip install 'jax[tpu]'. {SILENCE}"
+            f" jax for TPUs: pip install 'jax[tpu]'. {SILENCE}"
         )
     return ""
 

@@ -335,7 +335,7 @@ def local_folder(path: Path) -> Iterator[pathlib.Path]:
 
 
 @functools.cache
-def kept_copy(folder: Path) -> pathlib.Path:
+def kept_copy(folder: Path, small: int = SMALL) -> pathlib.Path:
     """Copies a folder of an object store to the user's cache directory.
 
     The copy is made once per host, while other processes of the host wait. Later calls
@@ -344,6 +344,7 @@ def kept_copy(folder: Path) -> pathlib.Path:
 
     Args:
       folder: The folder in the object store. A local folder is returned as it is.
+      small: The size below which objects are always fetched again, in bytes.
 
     Returns:
       The local folder.
@@ -379,7 +380,7 @@ def kept_copy(folder: Path) -> pathlib.Path:
         missing = [
             (size, file, copy)
             for size, file, copy in zip(sizes, files, copies, strict=True)
-            if size < SMALL or not copy.exists() or copy.stat().st_size != size
+            if size < small or not copy.exists() or copy.stat().st_size != size
         ]
         total = sum(size for size, *_ in missing)
         if total > (free := shutil.disk_usage(target).free):

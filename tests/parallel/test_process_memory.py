@@ -1,4 +1,4 @@
-"""Memory that is kept."""
+"""Freed memory is kept, and garbage collection is paused."""
 
 import gc
 import platform
@@ -9,9 +9,9 @@ import pytest
 
 from resnet_jax.parallel import process_memory
 
-# What a process of its own keeps of what it frees. As `main` does: JAX starts its
-# threads when it is asked for its devices.
-PRODUCTS = """
+# The script counts page faults of the second of two matrix multiplications. It calls
+# the functions in the order of `main`: JAX starts its threads when asked for devices.
+MATMULS = """
 import resource
 from resnet_jax.parallel import process_memory
 process_memory.use_one_heap()
@@ -30,35 +30,35 @@ print(faults())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not glibc's malloc")
-def test_a_product_takes_no_new_memory_from_the_system_a_second_time():
-    told = subprocess.run(
-        [sys.executable, "-c", PRODUCTS], capture_output=True, text=True, check=True
+def test_a_second_matmul_takes_no_new_memory_from_the_system():
+    done = subprocess.run(
+        [sys.executable, "-c", MATMULS], capture_output=True, text=True, check=True
     )
-    # The factors have 16,384 pages each; XLA packs them many times, in two threads.
-    assert int(told.stdout) < 50_000
+    # The operands have 16,384 pages each; XLA packs them many times, in two threads.
+    assert int(done.stdout) < 50_000
 
 
-def test_garbage_is_collected_again_behind_what_keeps_it():
+def test_garbage_is_collected_again_after_the_pause():
     @process_memory.gc_paused()
     def fails():
         assert not gc.isenabled()
-        raise ValueError("on the way")
+        raise ValueError("inside")
 
     assert gc.isenabled()
-    with process_memory.gc_paused(), pytest.raises(ValueError, match="on the way"):
+    with process_memory.gc_paused(), pytest.raises(ValueError, match="inside"):
         fails()
     assert gc.isenabled()
     gc.disable()
     with process_memory.gc_paused():
         pass
     try:
-        assert not gc.isenabled(), "as it was before"
+        assert not gc.isenabled(), "it was disabled before"
     finally:
         gc.enable()
 
 
-def test_what_was_made_while_garbage_was_kept_is_old():
+def test_objects_created_in_the_pause_are_in_the_oldest_generation():
     with process_memory.gc_paused():
-        made = [[] for _ in range(10_000)]
+        objects = [[] for _ in range(10_000)]
     old = set(map(id, gc.get_objects(generation=2)))
-    assert old.issuperset(map(id, made))
+    assert old.issuperset(map(id, objects))

@@ -10,6 +10,7 @@ import pytest
 from resnet_jax.parallel import processes, sharding
 from resnet_jax.persistence import checkpoints
 from resnet_jax.persistence.array_checksums import fingerprint
+from resnet_jax.training import programs
 from tests.helpers import tiny
 from tests.helpers.checkpoints import (
     assert_same_bits,
@@ -36,10 +37,10 @@ def test_a_state_can_be_restored_with_another_sharding_and_number_of_devices(tmp
             saved.save(state, progress_at(step))
             saved.wait()
         with open_for_writing(tmp_path) as saved:
-            state, _ = saved.restore_latest(setup.state_like())
+            state, _ = saved.restore_latest(programs.state_like(setup))
         assert_same_bits(state, first)
         shardings = jax.tree.map(lambda x: x.sharding, state)
-        assert shardings == setup.shardings()
+        assert shardings == programs.state_shardings(setup)
         assert fingerprint(state) == fingerprint(first)
         # The last kernel has the shape (3, 3, 64, 64).
         kernel = state.opt_state[1].trace["stage2_block1"]["conv2"]["kernel"]
@@ -137,7 +138,7 @@ def test_the_state_of_every_optimizer_is_restored(changes, tmp_path):
     more = {"model.scan_blocks": True, "model.overrides.stage_sizes": (3, 1)}
     changes = {f"optim.{key}": value for key, value in changes.items()}
     setup = tiny.setup(changes | more, devices=2)
-    shapes = setup.state_like()
+    shapes = programs.state_like(setup)
     # No value is one with which an optimizer starts.
     state = jax.tree.map(
         lambda x: (
