@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.datasets import load_digits
 
 import resnet_jax
 from resnet_jax.config import RECIPES, load, override
@@ -83,6 +82,9 @@ def test_a_program_of_a_user_has_the_types_that_it_expects(tmp_path):
 
 @pytest.mark.slow
 def test_the_examples_of_docstrings_and_readme_give_what_they_show(tmp_path):
+    # Collecting the tests does not wait for this import, which takes a second.
+    from sklearn.datasets import load_digits
+
     # What the README's first run leaves, and two pictures of digits.
     config = load(RECIPES / "quickstart.py")
     small = "--config.model.overrides={'stage_sizes': (1, 1, 1)}"
