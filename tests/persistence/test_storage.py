@@ -26,7 +26,7 @@ from resnet_jax.reports.samples import SamplePredictions, save_samples
 from resnet_jax.weights import load as weights
 from resnet_jax.weights.save import save
 from tests.helpers import stores
-from tests.helpers.prepared import prepare
+from tests.helpers.tfds_datasets import prepare
 from tests.persistence.test_checkpoints import (
     assert_equal,
     like,
