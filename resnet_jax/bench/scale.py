@@ -149,7 +149,8 @@ def _rows_of_processes(
     config = ConfigDict(config.to_dict())
     config.batch_size *= number
     with config.ignore_type():
-        # Ghost batches of one device need no collectives, for any number of processes.
+        # Each device normalizes its own images, so statistics do not depend on the number
+        # of processes.
         config.model.bn_group_size = "device"
     request = {key: getattr(args, key) for key in ("steps", "between", "repeats")}
     results = run(number, {"config": config.to_dict(), **request})
@@ -158,10 +159,10 @@ def _rows_of_processes(
 
     row = functools.partial(_named, f"{name}: ")
     together, alone = first["together"], first["alone"]
-    yield row("step", "s", together, "of its own part alone", alone)
+    yield row("step", "s", together, "the same part of the work alone", alone)
     shares = [1 - a / t for t, a in zip(together, alone, strict=True)]
     yield row("in collectives", "of the step", shares)
-    yield row("collectives", "MB a step", [first["bytes"] / 1e6])
+    yield row("collectives", "MB per step", [first["bytes"] / 1e6])
     yield row("start-up", "s", [max(result["start"] for result in results)])
     yield row("stall of a save", "s", first["stall"], "between saves", first["between"])
     yield row("save call", "s", first["save"], "between saves", first["between"])
@@ -235,7 +236,7 @@ def predictions(
         yield table.row(f"{name}: in collectives", "of the step", [share])
     size = sum(each["times"] * each["bytes"] for each in train["collectives"])
     name = f"plan {config.model.name} {topology}: collectives"
-    yield table.row(name, "MB a step", [size / 1e6])
+    yield table.row(name, "MB per step", [size / 1e6])
 
 
 # Processes.
