@@ -303,7 +303,7 @@ def run(arguments: Arguments, command: str) -> None:
             _CHECKPOINT.value,
             arguments.overrides,
             command,
-            given=config,
+            named_config=config,
             **limits,
         )
     else:

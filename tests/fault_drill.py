@@ -130,7 +130,7 @@ class Drill:
 
     def _ended(self, output: str) -> None:
         assert "Traceback" not in output, output
-        restored = re.search(r"going on from the checkpoint of step (\d+)", output)
+        restored = re.search(r"resuming from the checkpoint of step (\d+)", output)
         names = self._steps()
         if restored:
             # Newer checkpoints were written by this start of the run.

@@ -19,7 +19,8 @@ from resnet_jax.config import override
 from resnet_jax.console.arguments import Parser, count
 from resnet_jax.errors import UserError
 from resnet_jax.persistence import writers
-from resnet_jax.training.experiment import Setup, set_up
+from resnet_jax.training import programs
+from resnet_jax.training.experiment import Experiment, set_up
 from resnet_jax.training.initialization import teacher_variables, teacher_weights
 from resnet_jax.training.loop import train
 
@@ -88,11 +89,11 @@ def rows(args: argparse.Namespace) -> Iterator[dict]:
     yield row(name, "images/s", whole, "bare compiled step", bare)
 
 
-def _bare_rate(setup: Setup) -> float:
-    train_step = setup.compile_train_step(
-        teacher_variables(setup, teacher_weights(setup))
+def _bare_rate(setup: Experiment) -> float:
+    train_step = programs.compile_train_step(
+        setup, teacher_variables(setup, teacher_weights(setup))
     )
-    state, batch = setup.init_state(), fake_batch(setup)
+    state, batch = programs.init_state(setup), fake_batch(setup)
     warm = max(setup.total_steps // 4, 1)
     for i in range(setup.total_steps):
         if i == warm:

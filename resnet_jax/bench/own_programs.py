@@ -13,7 +13,8 @@ from resnet_jax.models.cost import init_shapes
 from resnet_jax.parallel import memory
 from resnet_jax.parallel.sharding import local_rows
 from resnet_jax.persistence import compile_cache
-from resnet_jax.training.experiment import Setup, set_up
+from resnet_jax.training import programs
+from resnet_jax.training.experiment import Experiment, set_up
 from resnet_jax.training.initialization import teacher_variables, teacher_weights
 
 
@@ -52,12 +53,12 @@ def short_config(
     return changed
 
 
-def fake_batch(setup: Setup) -> dict[str, jax.Array]:
+def fake_batch(setup: Experiment) -> dict[str, jax.Array]:
     """Returns a training batch of noise on the devices; each process makes its part."""
     rng = np.random.default_rng(0)
     size = setup.config.batch_size
     rows = len(local_rows(setup.mesh, size))
-    like = setup.batch_like(size, "image", "label")
+    like = programs.train_batch_like(setup)
     image = rng.integers(0, 256, (rows, *like["image"].shape[1:]), np.uint8)
     label = rng.integers(0, len(setup.train.source.classes), rows, np.int32)
     return setup.to_devices({"image": image, "label": label})
@@ -76,8 +77,8 @@ def step(model: str, size: int, batch: int, dtype: str) -> Callable[[], None]:
     """Returns a call of the train step that `main` runs for images of that size."""
     memory.keep_freed_memory()
     setup = set_up(step_config(model, size, batch, dtype))
-    train_step = setup.compile_train_step()
-    state = setup.init_state()
+    train_step = programs.compile_train_step(setup)
+    state = programs.init_state(setup)
     placed = fake_batch(setup)
 
     def run() -> None:
@@ -107,7 +108,9 @@ def _compiling(config: ConfigDict) -> Callable[[], None]:
 
     def run() -> None:
         setup = set_up(config)
-        setup.compile_train_step(teacher_variables(setup, teacher_weights(setup)))
+        programs.compile_train_step(
+            setup, teacher_variables(setup, teacher_weights(setup))
+        )
 
     return run
 

@@ -40,6 +40,7 @@ from resnet_jax.persistence.checkpoints import Checkpoints, Progress
 from resnet_jax.plan import hlo
 from resnet_jax.plan.compile_subprocess import ask
 from resnet_jax.plan.time_model import network_seconds, seconds_of
+from resnet_jax.training import programs
 from resnet_jax.training.experiment import set_up
 from resnet_jax.training.resume import run_checkpoints
 from resnet_jax.training.step import TrainState
@@ -301,8 +302,8 @@ class Loop:
 
     def __init__(self, config: ConfigDict, mesh: Mesh):
         self.setup = set_up(config, mesh)
-        self.step = self.setup.compile_train_step()
-        self.state = self.setup.init_state()
+        self.step = programs.compile_train_step(self.setup)
+        self.state = programs.init_state(self.setup)
         self.batch = fake_batch(self.setup)
         self.seconds(1)
 
@@ -405,7 +406,7 @@ def measure(request: dict) -> dict:
         steps = int(processes.first_does("steps", lambda: str(round(enough) or 1)))
     else:
         setup = set_up(config)
-        state = setup.init_state()
+        state = programs.init_state(setup)
 
     def save(state: TrainState) -> None:
         # The step that computes the state is not part of the save.
@@ -435,7 +436,7 @@ def measure(request: dict) -> dict:
         for _ in range(repeats + 1):
             processes.agree("restore", "")
             started = time.perf_counter()
-            restored = saved.restore_latest(setup.state_like())
+            restored = saved.restore_latest(programs.state_like(setup))
             assert restored, "nothing was saved"
             jax.block_until_ready(restored[0])
             results["restore"].append(time.perf_counter() - started)

@@ -33,7 +33,9 @@ from resnet_jax.errors import NO_MEMORY, UserError
 from resnet_jax.models.cost import cost_of_image, count
 from resnet_jax.parallel import sharding
 from resnet_jax.plan import hlo
-from resnet_jax.training.experiment import VIEWS, Setup, set_up
+from resnet_jax.training import programs
+from resnet_jax.training.experiment import Experiment, set_up
+from resnet_jax.training.validate import VIEWS
 
 # XLA's message that a program does not fit: the memory that it needs and that exists.
 NEEDED = re.compile(
@@ -73,22 +75,24 @@ def facts(
     config = stand_in(config)
     config.batch_size = per_chip * where["chips"] or config.batch_size
     setup = set_up(config, sharding.make_mesh(devices))
-    state = setup.state_like()
+    state = programs.state_like(setup)
     parts = {
         "parameters": state.params,
         "statistics": state.batch_stats,
         "optimiser": state.opt_state,
         "average": state.ema,
     }
-    teacher = setup.teacher_like()
-    batch = setup.batch_like(config.batch_size, "image", "label")
+    teacher = programs.teacher_like(setup)
+    batch = programs.train_batch_like(setup)
     run = _run(setup)
     forward = 2 * run["macs"] / where["devices"]
     # The forward pass, the gradients of the inputs and those of the kernels take the
     # same number of operations. SAM computes all three twice.
     passes = 6 if config.optim.sam_rho else 3
     train = of_step(
-        lambda: setup.compile(setup.lower_train_step(teacher)),
+        lambda: programs.compile_lowered(
+            setup, programs.lower_train_step(setup, teacher)
+        ),
         parts | {"teacher": teacher},
         batch,
         setup.mesh,
@@ -96,13 +100,17 @@ def facts(
     )
     found = where | run | {"train": train}
     if evaluation:
-        keys = "image", "label", "mask"
-        batch = setup.batch_like(setup.eval_batch_size, *keys, examples=setup.test)
+        batch = programs.eval_batch_like(setup)
         evaluated = {"parameters": state.params, "statistics": state.batch_stats}
-        step = setup.compile_eval_step
         views = VIEWS[config.evaluate.views]
         least = views * forward * setup.eval_batch_size
-        found["eval"] = of_step(step, evaluated, batch, setup.mesh, least)
+        found["eval"] = of_step(
+            lambda: programs.compile_eval_step(setup),
+            evaluated,
+            batch,
+            setup.mesh,
+            least,
+        )
     return found
 
 
@@ -167,7 +175,7 @@ def where_of(topology: str, devices: list) -> dict:
     }
 
 
-def _run(setup: Setup) -> dict:
+def _run(setup: Experiment) -> dict:
     """Returns the facts of a run that do not depend on a compiler."""
     config, model = setup.config, setup.model
     return {
@@ -177,13 +185,13 @@ def _run(setup: Setup) -> dict:
         "image_size": config.data.image_size,
         "batch_size": config.batch_size,
         "eval_batch_size": setup.eval_batch_size,
-        "params": count(setup.state_like().params),
+        "params": count(programs.state_like(setup).params),
         "macs": cost_of_image(model, config.data.image_size).macs,
         "steps": setup.total_steps,
         "train_images": len(setup.train.source),
-        "eval_images": len(setup.test.source),
+        "eval_images": len(setup.eval.source),
         "evaluations": sum(
-            setup.due("evaluate", step) for step in range(1, setup.total_steps + 1)
+            setup.is_due("evaluate", step) for step in range(1, setup.total_steps + 1)
         ),
     }
 

@@ -1,4 +1,4 @@
-"""What a config makes of its data: the examples, and how large they are when."""
+"""Opens the data of a config: examples of the splits, and sizes of their images."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ from resnet_jax.errors import UserError, check_known
 
 
 def train_augment(config: ConfigDict) -> Augment:
-    """What a config does to the images that it trains on."""
+    """Returns the augmentation of the training images."""
     data = config.data
     return Augment(
         size=data.image_size,
@@ -49,7 +49,12 @@ def train_augment(config: ConfigDict) -> Augment:
 
 
 def eval_augment(config: ConfigDict, crop_fraction: float) -> Augment:
-    """What a config does to the images that it evaluates."""
+    """Returns the preparation of the images that are evaluated.
+
+    Args:
+      config: The run's config.
+      crop_fraction: The side of the central crop as a fraction of the shorter side.
+    """
     data = config.data
     return Augment(
         size=eval_size(config),
@@ -60,9 +65,10 @@ def eval_augment(config: ConfigDict, crop_fraction: float) -> Augment:
 
 
 def eval_size(config: ConfigDict) -> int:
-    """Side of the images that are evaluated, which may differ from the trained ones'.
+    """Returns the side in pixels of the images that are evaluated.
 
-    Touvron et al. 2019 (arXiv:1906.06423) call what it is for FixRes.
+    It may differ from that of the training images, as in FixRes (Touvron et al. 2019,
+    arXiv:1906.06423).
     """
     return config.data.eval_size or config.data.image_size
 
@@ -70,18 +76,22 @@ def eval_size(config: ConfigDict) -> int:
 def open_examples(
     config: ConfigDict,
     train: NamedSource | None = None,
-    test: NamedSource | None = None,
+    eval: NamedSource | None = None,
 ) -> tuple[Examples, Examples, dict[str, EvaluationSet]]:
-    """Opens the examples of the two splits, augmented and not, and more to evaluate.
+    """Opens the training split, the eval split and the extra evaluation sets.
 
     Args:
       config: The run's config.
-      train: Stands for the training split, which is then not opened; of a
-        `RecordedSplit`, an evaluation takes the classes.
-      test: Stands for the evaluation split.
+      train: The training split, in place of the config's, which is then not opened. An
+        evaluation gives a `RecordedSplit`, of which it takes the classes.
+      eval: The eval split, in place of the config's.
+
+    Returns:
+      The examples of the training split, augmented; those of the eval split; and the
+      sets of `config.evaluate.sets` by name.
 
     Raises:
-      UserError: A split cannot be opened, or its classes are not those of the other.
+      UserError: A split cannot be opened, or the two have different classes.
     """
     data = config.data
     fake_shape = (data.image_size, data.image_size, data.channels)
@@ -90,36 +100,38 @@ def open_examples(
     )
     by_name = bool(data.eval_source) or train is not None
     train = train or open_split(data.source, data.train_split)
-    test = test or open_split(data.eval_source or data.source, data.eval_split)
+    eval = eval or open_split(data.eval_source or data.source, data.eval_split)
     if by_name:
-        test = with_classes(test, train.classes)
+        eval = with_classes(eval, train.classes)
     else:
-        check_same_classes(train, test)
+        check_same_classes(train, eval)
     if data.shots and not isinstance(train, RecordedSplit):
         train = few_shot(train, data.shots, config.seed)
-    test = cached(test, data.channels, data.cache)
-    common = {"channels": data.channels, "skip_bad": data.on_bad_image == "skip"}
+    eval = cached(eval, data.channels, data.cache)
+    skip_bad = data.on_bad_image == "skip"
 
-    def to_evaluate(source: NamedSource, cropped: bool, most_labels: int) -> Examples:
+    def eval_examples(source: NamedSource, cropped: bool, most_labels: int) -> Examples:
         crop_fraction = 1.0 if cropped else data.crop_fraction
         return Examples(
             source=source,
             augment=eval_augment(config, crop_fraction),
+            channels=data.channels,
+            skip_bad=skip_bad,
             label_shape=(most_labels,) if most_labels else (),
-            **common,
         )
 
     return (
         Examples(
             source=train,
             augment=train_augment(config),
+            channels=data.channels,
+            skip_bad=skip_bad,
             repeats=data.repeats,
-            **common,
         ),
-        to_evaluate(test, cropped=False, most_labels=0),
+        eval_examples(eval, cropped=False, most_labels=0),
         {
             name: open_set(
-                name, train.classes, data_dir=data.data_dir, examples_of=to_evaluate
+                name, train.classes, data_dir=data.data_dir, examples_of=eval_examples
             )
             for name in config.evaluate.sets
         },
@@ -129,7 +141,16 @@ def open_examples(
 def make_resize(
     config: ConfigDict, train_size: int, total_steps: int
 ) -> ResizeSchedule | None:
-    """The schedule of `data.resize_schedule`; raises UserError if it cannot be."""
+    """Returns the schedule of `data.resize_schedule`, or None if that is empty.
+
+    Args:
+      config: The run's config.
+      train_size: The number of training images.
+      total_steps: The length of the run in steps.
+
+    Raises:
+      UserError: The schedule lacks a key or contradicts itself or the run.
+    """
     schedule, name = config.data.resize_schedule, "data.resize_schedule"
     if not schedule:
         return None
@@ -147,7 +168,7 @@ def make_resize(
     first, multiple = schedule.first, schedule.get("multiple", 1)
     if min(first, multiple) < 1:
         raise UserError(
-            f"{name}.first={first} and .multiple={multiple} must be above 0."
+            f"{name}.first={first} and .multiple={multiple} must be more than 0."
         )
     start, end = (
         in_steps(schedule[key], config.batch_size, train_size, f"{name}.{key}")
@@ -155,7 +176,7 @@ def make_resize(
     )
     if not start < end:
         raise UserError(
-            f"{name}.end={dict(schedule.end)} must be behind its start,"
+            f"{name}.end={dict(schedule.end)} must be after its start,"
             f" {dict(schedule.start)}."
         )
     if end > total_steps:
@@ -164,7 +185,7 @@ def make_resize(
             f" (config.total) has only {total_steps:,}; lengthen the run, or start one"
             " whose images grow earlier."
         )
-    # Refuses a crop that cannot be of that size.
+    # Raises UserError for a crop that cannot be of the first size.
     dataclasses.replace(train_augment(config), size=first)
     return ResizeSchedule(
         first=first, last=schedule.last, start=start, end=end, multiple=multiple

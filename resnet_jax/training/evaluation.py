@@ -1,4 +1,4 @@
-"""Exact evaluation: every image once."""
+"""Evaluates exactly: every image once, on any number of devices."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from resnet_jax.config.saved import as_json, differences, from_saved
 from resnet_jax.config.variants import for_evaluation
 from resnet_jax.console import output
 from resnet_jax.data.evalsets import summarize
-from resnet_jax.data.loader import bad_indices
+from resnet_jax.data.loader import Examples, bad_indices
 from resnet_jax.data.sources import RecordedSplit
 from resnet_jax.errors import UserError
 from resnet_jax.parallel import sharding
@@ -24,13 +24,14 @@ from resnet_jax.persistence.checkpoints import open_checkpoints, telling_way_out
 from resnet_jax.persistence.preemption import Preemption
 from resnet_jax.persistence.storage import Path
 from resnet_jax.reports.samples import SamplePredictions
-from resnet_jax.training.experiment import Setup, set_up
+from resnet_jax.training.experiment import Experiment, set_up
+from resnet_jax.training.programs import compile_eval_steps, state_like
 from resnet_jax.training.resume import data_changes, describe_data, spec_change
 from resnet_jax.training.step import TrainState
 
 log = logging.getLogger(__name__)
 
-# Beginnings of the keys that say which arrays a network has.
+# Keys that decide which arrays a network has begin with these.
 NETWORK = ("model.name", "model.overrides", "model.scan_blocks")
 
 
@@ -39,10 +40,11 @@ class Evaluation:
     """The result of one pass over a split.
 
     Attributes:
-      top1, top5: fraction of the images whose class was first, among the first five.
-      loss: mean cross entropy in nats, without label smoothing.
-      n_seen: images that were evaluated.
-      bad_images: indices of the images that could not be decoded.
+      top1: The fraction of the images whose class was predicted first.
+      top5: The fraction of the images whose class was among the first five.
+      loss: The mean cross entropy in nats, without label smoothing.
+      n_seen: The number of images that were evaluated.
+      bad_images: The indices of the images that could not be decoded.
     """
 
     top1: float
@@ -52,39 +54,42 @@ class Evaluation:
     bad_images: list[int]
 
     def scalars(self) -> dict:
-        """The figures that are logged."""
+        """Returns the figures that are logged."""
         return {key: getattr(self, key) for key in ("top1", "top5", "loss", "n_seen")}
 
 
 def evaluate(
-    setup: Setup,
-    eval_step: Callable,
+    experiment: Experiment,
+    examples: Examples,
+    eval_steps: Mapping[tuple[int, ...], Callable],
     state: TrainState,
     *,
     after_batch: Callable[[], None],
     samples: SamplePredictions | None = None,
     labels: Collection[int] | None = None,
 ) -> Evaluation:
-    """Evaluates a state on the test split; sums are divided at the very end.
+    """Evaluates a state on some examples; sums are divided at the very end.
 
     Args:
-      setup: of the run.
-      eval_step: of `Setup.compile_eval_step`.
-      state: whose averaged parameters are taken, if it has any.
-      after_batch: called after each batch; may raise to stop.
-      samples: takes some of this process's images.
-      labels: the classes that can be predicted; None: all.
+      experiment: The experiment.
+      examples: The examples of the eval split or of an extra evaluation set.
+      eval_steps: The result of `programs.compile_eval_steps`.
+      state: The state. Its EMA is evaluated if it has one.
+      after_batch: A function that is called after each batch. It may raise to stop.
+      samples: Collects some of this process's images with their predictions.
+      labels: The classes that can be predicted; by default all.
 
     Raises:
-      UserError: not every image was seen exactly once.
+      UserError: An image was not seen exactly once, or there is none to evaluate.
     """
+    eval_step = eval_steps[examples.label_shape]
     variables = state.evaluated()
-    num_classes = setup.model.spec.num_classes
+    num_classes = experiment.model.spec.num_classes
     allowed = np.isin(
         np.arange(num_classes), list(range(num_classes) if labels is None else labels)
     )
-    allowed = jax.device_put(allowed, sharding.replicated(setup.mesh))
-    size = len(setup.test.source)
+    allowed = jax.device_put(allowed, sharding.replicated(experiment.mesh))
+    size = len(examples.source)
     totals = {"top1": 0, "top5": 0, "loss": 0.0, "n": 0, "unlabelled": 0}
     indices: list[int] = []
     bad: set[int] = set()
@@ -99,28 +104,28 @@ def evaluate(
             samples.add(batch, local)
         after_batch()
 
-    with setup.eval_batches() as batches:
+    with experiment.eval_batches(examples) as batches:
         # The devices work on one batch while the next one is fetched.
-        working = None
+        running = None
         for batch in batches:
-            outputs = eval_step(variables, setup.eval_to_devices(batch), allowed)
-            if working:
-                take(*working)
-            working = (batch, *outputs)
-        if working:
-            take(*working)
+            outputs = eval_step(variables, experiment.eval_to_devices(batch), allowed)
+            if running:
+                take(*running)
+            running = (batch, *outputs)
+        if running:
+            take(*running)
 
-    seen, unlabelled = totals["n"], totals["unlabelled"]
+    seen, unlabelled = int(totals["n"]), int(totals["unlabelled"])
     bad_images = sorted(sharding.union(bad))
-    met = seen + unlabelled
-    if met + len(bad_images) != size or len(set(indices)) != len(indices):
+    read = seen + unlabelled
+    if read + len(bad_images) != size or len(set(indices)) != len(indices):
         raise UserError(
-            f"The evaluation saw {met} images ({len(set(indices))} different ones in"
+            f"The evaluation saw {read} images ({len(set(indices))} different ones in"
             f" this process) and could not decode {len(bad_images)}, but the split has"
             f" {size}; its result would be wrong."
         )
     if not seen:
-        raise UserError(f"{setup.test.source.where} holds no image to evaluate.")
+        raise UserError(f"{examples.source.where} holds no image to evaluate.")
     return Evaluation(
         top1=totals["top1"] / seen,
         top5=totals["top5"] / seen,
@@ -131,56 +136,66 @@ def evaluate(
 
 
 def evaluate_sets(
-    setup: Setup,
-    eval_steps: Mapping[tuple, Callable],
+    experiment: Experiment,
+    eval_steps: Mapping[tuple[int, ...], Callable],
     state: TrainState,
     *,
     after_batch: Callable[[], None],
 ) -> dict[str, dict]:
-    """Evaluates a state on all sets of `config.evaluate.sets`; returns their results.
+    """Evaluates a state on all sets of `config.evaluate.sets`; raises as `evaluate`.
 
-    Arguments as in `evaluate`, which says what is raised; `eval_steps` are those of
-    `Setup.compile_eval_steps`.
+    Args:
+      experiment: The experiment.
+      eval_steps: The result of `programs.compile_eval_steps`.
+      state: The state. Its EMA is evaluated if it has one.
+      after_batch: A function that is called after each batch. It may raise to stop.
+
+    Returns:
+      The result of `evalsets.summarize` for each set, by its name.
     """
     results = {}
-    for name, opened in setup.sets.items():
-        of_parts = {}
-        for config, examples in opened.parts.items():
+    for name, evaluation_set in experiment.sets.items():
+        parts = {}
+        for part, examples in evaluation_set.parts.items():
             result = evaluate(
-                setup.on(examples),
-                eval_steps[examples.label_shape],
+                experiment,
+                examples,
+                eval_steps,
                 state,
                 after_batch=after_batch,
-                labels=opened.labels,
+                labels=evaluation_set.labels,
             )
-            of_parts[config] = result.scalars()
-            of_parts[config]["bad_images"] = len(result.bad_images)
-        results[name] = summarize(opened, of_parts)
+            parts[part] = result.scalars() | {"bad_images": len(result.bad_images)}
+        results[name] = summarize(evaluation_set, parts)
     return results
 
 
 def evaluate_workdir(
     workdir: Path,
-    which: str = "best",
+    checkpoint: str = "best",
     overrides: Sequence[str] = (),
     command: str = "",
     *,
-    given: ConfigDict | None = None,
-    **limits: float,
+    named_config: ConfigDict | None = None,
+    **timeouts: float,
 ) -> dict:
     """Evaluates a checkpoint of a workdir; writes `eval_SPLIT.json` there.
 
-    The config is the run's own, as the checkpoint recorded it, and so are the classes:
-    the training images need not be there.
+    The config is the run's own, as the checkpoint recorded it, and so are the classes;
+    the training images need not exist any more.
 
     Args:
       workdir: The run's directory.
-      which: The checkpoint: `best` or `last`.
-      overrides: What to evaluate otherwise, as `--config.KEY=VALUE` each; the result
-        names what differs from the run's own evaluation.
+      checkpoint: The checkpoint that is evaluated: `best` or `last`.
+      overrides: Settings in place of the run's own, as `--config.KEY=VALUE` each; the
+        result names those that differ.
       command: The command that repeats the evaluation, for the result.
-      given: A config that the user named; a warning says where it is not the run's.
-      limits: `grace` and `stall_timeout` of `Preemption`.
+      named_config: A config that the user named. It is not used; a warning says where
+        it differs from the run's own.
+      timeouts: The seconds `grace` and `stall_timeout` of `Preemption`.
+
+    Returns:
+      The content of `eval_SPLIT.json`.
 
     Raises:
       UserError: There is no such checkpoint, or other classes or another network were
@@ -188,10 +203,10 @@ def evaluate_workdir(
       PreemptedError: A signal asked the evaluation to stop.
     """
     with (
-        Preemption(workdir, **limits) as preemption,
+        Preemption(workdir, **timeouts) as preemption,
         open_checkpoints(workdir) as saved,
     ):
-        best = saved.best_step() if which == "best" else None
+        best = saved.best_step() if checkpoint == "best" else None
         step = saved.steps()[-1] if best is None else best
         with telling_way_out(saved.directory / str(step)):
             record = saved.read(step)
@@ -199,10 +214,10 @@ def evaluate_workdir(
         override(config, list(overrides))
         changed = differences(record["config"], config)
         _check_network(record["config"], config, workdir)
-        _check_given(config, given, workdir)
-        setup = _set_up_as_trained(config, record, workdir)
-        changed += _check_split(setup, record, changed)
-        like = setup.state_like()
+        _warn_of_named_config(config, named_config, workdir)
+        experiment = _set_up_as_trained(config, record, workdir)
+        changed += _changes_of_split(experiment, record, changed)
+        like = state_like(experiment)
         wanted = {"ema": like.ema}
         if not like.ema:
             wanted = {"params": like.params, "batch_stats": like.batch_stats}
@@ -215,28 +230,31 @@ def evaluate_workdir(
             opt_state=None,
             ema=variables.get("ema"),
         )
-        chief = jax.process_index() == 0
-        say = output.say if chief else lambda text: None
-        where = setup.test.source.where
-        say(f"evaluating the checkpoint of step {step} on {where}")
+        is_lead = jax.process_index() == 0
+        say = output.say if is_lead else lambda text: None
+        split = experiment.eval.source
+        say(f"evaluating the checkpoint of step {step} on {split.where}")
         for line in changed:
-            say(f"other than in training: {line}")
+            say(f"different from training: {line}")
         preemption.check()
-        eval_steps = setup.compile_eval_steps()
+        eval_steps = compile_eval_steps(experiment)
         preemption.check()
-        result = evaluate(setup, eval_steps[()], state, after_batch=preemption.check)
-        sets = evaluate_sets(setup, eval_steps, state, after_batch=preemption.check)
+        check = preemption.check
+        result = evaluate(
+            experiment, experiment.eval, eval_steps, state, after_batch=check
+        )
+        sets = evaluate_sets(experiment, eval_steps, state, after_batch=check)
     content = {
         **result.scalars(),
         "step": step,
-        "checkpoint": which,
-        "split": where,
+        "checkpoint": checkpoint,
+        "split": split.where,
         "changed": changed,
-        "bad_images": [setup.test.source.name(i) for i in result.bad_images],
+        "bad_images": [split.name(i) for i in result.bad_images],
         "sets": sets,
         "command": command,
     }
-    if chief:
+    if is_lead:
         name = re.sub(r"[^\w]+", "_", config.data.eval_split).strip("_")
         path = workdir / f"eval_{name}.json"
         with output.dispensable(str(path)):
@@ -248,60 +266,76 @@ def evaluate_workdir(
 
 def _check_network(old: Mapping, config: ConfigDict, workdir: Path) -> None:
     """Raises UserError if overrides ask for other arrays than a run has."""
-    asked = [x for x in differences(old, config) if x.startswith(NETWORK)]
+    changes = [x for x in differences(old, config) if x.startswith(NETWORK)]
     if config.ema_decay and not old.get("ema_decay"):
-        asked.append("ema_decay: it has no averaged parameters")
-    if asked:
+        changes.append("ema_decay: the run has no EMA")
+    if changes:
         raise UserError(
-            f"{workdir} holds another network ({'; '.join(asked)}); leave that"
+            f"{workdir} holds another network ({'; '.join(changes)}). Leave that"
             " override out."
         )
 
 
-def _check_given(config: ConfigDict, given: ConfigDict | None, workdir: Path) -> None:
-    """Tells where a config that the user named is not what is evaluated."""
-    lines = differences(json.loads(as_json(config)), given) if given else []
-    if not lines:
+def _warn_of_named_config(
+    config: ConfigDict, named_config: ConfigDict | None, workdir: Path
+) -> None:
+    """Warns where a config that the user named differs from the one that is used.
+
+    Raises UserError if it is of another network.
+    """
+    if not named_config:
         return
-    if of_network := [line for line in lines if line.startswith(NETWORK)]:
+    changes = differences(json.loads(as_json(config)), named_config)
+    if not changes:
+        return
+    if network_changes := [line for line in changes if line.startswith(NETWORK)]:
         raise UserError(
             f"{workdir} holds another network than --config"
-            f" ({'; '.join(of_network)}). Leave --config out: the run's own is used."
+            f" ({'; '.join(network_changes)}). Leave --config out: the run's own is"
+            " used."
         )
     log.warning(
-        "--config differs from the run's own config (%s%s), which is used; give"
-        " --config.KEY=VALUE for what is to differ.",
-        *("; ".join(lines[:3]), " ..." if len(lines) > 3 else ""),
+        "--config differs from the run's own config (%s%s), which is used. Write"
+        " --config.KEY=VALUE for each key that should differ.",
+        *("; ".join(changes[:3]), " ..." if len(changes) > 3 else ""),
     )
 
 
-def _set_up_as_trained(config: ConfigDict, record: Mapping, workdir: Path) -> Setup:
-    """Returns a setup that evaluates the network of a checkpoint's record."""
+def _set_up_as_trained(
+    config: ConfigDict, record: Mapping, workdir: Path
+) -> Experiment:
+    """Returns an experiment that evaluates the network of a checkpoint's record."""
     data = record.get("data")
     train = None
     if data:
         size, where = data["train"]["images"], config.data.source
         train = RecordedSplit(tuple(data["classes"]), size, where)
     mesh = sharding.make_mesh()
-    setup = set_up(for_evaluation(config, mesh.size), mesh, train)
-    if change := spec_change(record["spec"], setup.model.spec):
+    experiment = set_up(for_evaluation(config, mesh.size), mesh, train)
+    if change := spec_change(record["spec"], experiment.model.spec):
         raise UserError(
-            f"{workdir} holds another network ({change}); evaluate it with the classes"
+            f"{workdir} holds another network ({change}). Evaluate it with the classes"
             " and the channels that it was trained for."
         )
-    return setup
+    return experiment
 
 
-def _check_split(setup: Setup, record: Mapping, changed: Sequence[str]) -> list[str]:
-    """Returns how the images of the split differ although the same were asked for."""
+def _changes_of_split(
+    experiment: Experiment, record: Mapping, changed: Sequence[str]
+) -> list[str]:
+    """Returns how the images of the eval split differ from those that were recorded.
+
+    Nothing is returned where `changed`, the differences of the configs, names another
+    split.
+    """
     keys = "data.source", "data.eval_source", "data.eval_split", "data.data_dir"
     if "data" not in record:
         log.warning(
-            "This run was begun by a version that did not record the class names and"
+            "This run was started by a version that did not record the class names and"
             " the images, so whether they are the same now cannot be compared."
         )
         return []
     if any(line.startswith(keys) for line in changed):
         return []
-    data = describe_data(setup.train.source, setup.test.source)
+    data = describe_data(experiment.train.source, experiment.eval.source)
     return data_changes(record["data"], data, ["eval"])

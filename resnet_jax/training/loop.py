@@ -1,20 +1,19 @@
-"""Training from top to bottom: set up, restore, compile, step, log, evaluate, save."""
+"""Trains from top to bottom: set up, restore, compile, step, log, evaluate, save."""
 
 import contextlib
-import logging
+import dataclasses
 import os
 import time
 from collections.abc import Callable
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax.config import load
 from resnet_jax.console import output
 from resnet_jax.data.arrays import Arrays, config_of_given, open_given
 from resnet_jax.data.loader import WorkerDiedError, bad_indices
-from resnet_jax.data.sources import Source, checksum
+from resnet_jax.data.sources import NamedSource, Source, checksum
 from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
 from resnet_jax.parallel import processes, sharding
@@ -31,16 +30,18 @@ from resnet_jax.persistence.workdir import claimed
 from resnet_jax.persistence.writers import Writer
 from resnet_jax.reports import curves
 from resnet_jax.reports.samples import SamplePredictions, save_samples
+from resnet_jax.training import programs
 from resnet_jax.training.evaluation import Evaluation, evaluate, evaluate_sets
-from resnet_jax.training.experiment import Setup, set_up, summary
+from resnet_jax.training.experiment import Experiment, set_up
 from resnet_jax.training.initialization import (
     first_state,
     initial_weights,
     teacher_variables,
     teacher_weights,
 )
+from resnet_jax.training.meter import StartupTimer, ThroughputMeter
 from resnet_jax.training.optim import set_rate_factor
-from resnet_jax.training.precise_bn import recompute_statistics
+from resnet_jax.training.precise_bn import precise_batch_norm
 from resnet_jax.training.resume import (
     UNKNOWN,
     Resume,
@@ -48,138 +49,7 @@ from resnet_jax.training.resume import (
     describe_weights,
     run_checkpoints,
 )
-from resnet_jax.training.step import TrainState
-
-log = logging.getLogger(__name__)
-
-# Share of the time that devices may wait for data before the user is told.
-MOST_WAITING = 0.05
-
-
-class Start:
-    """Seconds from the command to the first step, in parts."""
-
-    def __init__(self, began: float):
-        self._began = self._last = began
-        self._parts: dict[str, float] = {}
-
-    def done(self, part: str) -> None:
-        """Notes what took the time since the part before."""
-        now = time.perf_counter()
-        self._parts[part], self._last = now - self._last, now
-
-    def __str__(self) -> str:
-        parts = ", ".join(f"{part} {took:.1f}" for part, took in self._parts.items())
-        return f"first step after {self._last - self._began:.1f} s: {parts}"
-
-
-class Meter:
-    """Collects the metrics of steps on the devices until they are wanted."""
-
-    def __init__(self, setup: Setup, progress: Progress, writer: writers.Writer):
-        self._setup, self._progress, self._writer = setup, progress, writer
-        self._pending: list[dict] = []
-        self._rows: list[Callable[[], None]] = []
-        self._settled = self._advised = False
-        self.restart()
-
-    def restart(self) -> None:
-        """Starts the clock anew, after something that is not training."""
-        self._since, self._waited = time.perf_counter(), 0.0
-
-    @contextlib.contextmanager
-    def waiting(self):
-        """Around the fetching of a batch: notes how long the devices had to wait.
-
-        Beforehand, all but the last step are waited for, so that batches do not pile
-        up on the devices. If that one is not done when the batch is there, the devices
-        did not wait.
-        """
-        if len(self._pending) > 1:
-            jax.block_until_ready(self._pending[-2])
-        started = time.perf_counter()
-        yield
-        if not self._pending or self._pending[-1]["loss"].is_ready():
-            self._waited += time.perf_counter() - started
-
-    def add(self, values: dict) -> None:
-        """Notes the metrics of one step; they stay on the devices."""
-        self._pending.append(values)
-
-    def flush(self) -> None:
-        """Waits for the noted steps and writes their means; raises as `settle`."""
-        self.settle()
-        rows, self._rows = self._rows, []
-        for write in rows:
-            write()
-        if rows:
-            self.restart()
-
-    def settle(self) -> None:
-        """Waits for the noted steps and takes their means, which `flush` writes.
-
-        Raises UserError if a loss is not finite, and names the steps.
-        """
-        if not self._pending:
-            return
-        steps = jax.device_get(self._pending)
-        now, self._pending = time.perf_counter(), []
-        elapsed = now - self._since
-        config, progress = self._setup.config, self._progress
-        first = progress.step - len(steps) + 1
-        bad = [first + i for i, values in enumerate(steps) if not _finite(values)]
-        if bad:
-            raise UserError(
-                f"The loss is not finite at step {bad[0]}"
-                f"{f' and {len(bad) - 1} later ones' if len(bad) > 1 else ''}; nothing"
-                " of it was saved. Try a smaller optim.learning_rate, a longer"
-                " optim.warmup, optim.clip_norm=1, or model.dtype=float32: in another"
-                " --workdir if this one has a checkpoint, from which"
-                " --config.init_from=WORKDIR can start."
-            )
-        images = len(steps) * config.batch_size
-        progress.seconds += elapsed
-        means = {
-            key: float(sum(values[key] for values in steps) / len(steps))
-            for key in steps[0]
-        }
-        values = {
-            **means,
-            "epoch": progress.examples / len(self._setup.train.source),
-            "learning_rate": float(self._setup.schedule(progress.step - 1))
-            * (progress.plateau or {"factor": 1.0})["factor"],
-            "images_per_second": images / elapsed,
-            "data_wait": self._waited / elapsed,
-        }
-        left = self._setup.total_steps - progress.step
-        eta = left * elapsed / len(steps)
-        step = progress.step
-
-        def write() -> None:
-            self._advise(values["data_wait"])
-            self._writer.train(step, values, eta=eta)
-
-        self._rows.append(write)
-        self.restart()
-
-    def _advise(self, waiting: float) -> None:
-        """Says once what to change if the devices wait for data."""
-        # What the first steps wait for is the start of the loader.
-        settled, self._settled = self._settled, True
-        if not settled or self._advised or waiting <= MOST_WAITING:
-            return
-        self._advised = True
-        log.warning(
-            "The devices waited for images %.0f %% of the time. What helps: images in"
-            " memory, if they fit (--config.data.cache=ram); more cores for each device"
-            " than these %d for %d; and, for the next run, smaller files (python -m"
-            " resnet_jax.prepare ... --max_side=400).",
-            *(100 * waiting, os.cpu_count() or 1, jax.local_device_count()),
-        )
-
-
-def _finite(values: dict) -> bool:
-    return bool(np.isfinite(values["loss"]) and np.isfinite(values["grad_norm"]))
+from resnet_jax.training.summary import summary
 
 
 def train(
@@ -201,6 +71,7 @@ def train(
     >>> config = load("configs/quickstart.py")
     >>> override(config, ["--config.total.epochs=1", "--config.optim.warmup.steps=0"])
     >>> result = train(config, "runs/digits")  # doctest: +SKIP
+    >>> import numpy as np
     >>> images = np.random.default_rng(0).integers(0, 256, (640, 8, 8), np.uint8)
     >>> labels = images.mean(axis=(1, 2)) > 127
     >>> result = train(config, "runs/mine", data=(images, labels))  # doctest: +SKIP
@@ -209,8 +80,8 @@ def train(
       config: The run's config (`resnet_jax/config/defaults.py`), or the file of one,
         such as `configs/r50.py`.
       workdir: The directory of this one run: a path, or `gs://...` or `s3://...`. It
-        holds all that the run leaves. The same call resumes the run, and returns the
-        result of a finished one.
+        holds everything that the run writes. The same call resumes the run, and returns
+        the result of a finished one.
       data: The training images in place of `config.data.source`: `(images, labels)`,
         with images uint8[n, h, w, c] or uint8[n, h, w] (or a list of paths, of bytes
         of image files, of pixels or of Pillow's images) and labels int[n] or names; or
@@ -223,12 +94,13 @@ def train(
       callback: A function that takes the result of each evaluation (`step`, `top1`,
         `top5`, `loss`, `n_seen`, `sets`). All processes call it. An exception that it
         raises ends the run, which the same call resumes after that evaluation.
-      extend: Whether a run may resume with a larger `config.total` although its
-        learning rates depend on that; see `dependencies.Resume`.
+      extend: Allows a run to resume with a larger `config.total` although its learning
+        rates depend on that; see `resume.Resume`.
       command: The command that repeats the run, for the result.
       began: The time of `time.perf_counter` when the command was given.
-      grace: Seconds within which the run saves and ends after a signal.
-      stall_timeout: Seconds without the end of a step after which the run ends.
+      grace: The time in seconds within which the run saves and ends after a signal.
+      stall_timeout: The time in seconds without the end of a step after which the run
+        ends.
 
     Returns:
       The content of `result.json`, and `report`: the path of the picture of the run, or
@@ -255,156 +127,177 @@ def train(
             f"callback is {type(callback).__name__}. Give one function that takes the"
             " result of an evaluation."
         )
-    splits = {}
+    splits: dict[str, NamedSource] = {}
     if data is not None:
         splits = open_given(data, eval_data, config)
         config = config_of_given(config)
     elif eval_data is not None:
         raise UserError("eval_data also needs data, the images to train on.")
     workdir = path_of(workdir)
-    start = Start(time.perf_counter() if began is None else began)
-    start.done("imports")
+    startup = StartupTimer(time.perf_counter() if began is None else began)
+    startup.done("imports")
     with (
         Preemption(workdir, grace, stall_timeout) as preemption,
         contextlib.ExitStack() as stack,
     ):
         # Set up.
-        setup = set_up(config, **splits)
-        last = setup.total_steps
-        chief = jax.process_index() == 0
-        say = output.say if chief else lambda text: None
+        experiment = set_up(config, train=splits.get("train"), eval=splits.get("test"))
+        last = experiment.total_steps
+        is_lead = jax.process_index() == 0
+        say = output.say if is_lead else lambda text: None
+        # Before anything is written, so that two runs never write to one workdir.
         stack.enter_context(claimed(workdir))
-        say(summary(setup, workdir))
-        saved = stack.enter_context(run_checkpoints(setup, workdir))
-        about_data = describe_data(setup.train.source, setup.test.source)
-        processes.check_same("data", {"their images": checksum(about_data)[:12]})
+        say(summary(experiment, workdir))
+        saved = stack.enter_context(run_checkpoints(experiment, workdir))
+        data_record = describe_data(experiment.train.source, experiment.eval.source)
+        processes.check_same("data", {"their images": checksum(data_record)[:12]})
         record = saved.newest_record()
         # A finished run learns no more, so its teacher may be gone.
-        finished = record and record["progress"]["step"] >= last
-        teacher = None if finished else teacher_weights(setup)
-        about_teacher = describe_weights(config.distill.teacher_init, teacher)
+        is_finished = record is not None and record["progress"]["step"] >= last
+        teacher_read = None if is_finished else teacher_weights(experiment)
+        teacher_record = describe_weights(config.distill.teacher_init, teacher_read)
         if record:
-            resume = Resume(workdir, record, setup, about_data, about_teacher)
+            # Before the state is restored, since its arrays may not fit.
+            resume = Resume(workdir, record, experiment, data_record, teacher_record)
             for note in resume.check(extend):
                 say(note)
-            about_teacher = about_teacher or record.get("teacher", UNKNOWN)
-        start.done("data")
+            teacher_record = teacher_record or record.get("teacher", UNKNOWN)
+        startup.done("data")
 
         # Restore.
-        restored = saved.restore_latest(setup.state_like())
+        restored = saved.restore_latest(programs.state_like(experiment))
         if restored:
             state, progress = restored
-            say(f"going on from the checkpoint of step {progress.step}")
-            about_weights = record.get("init", UNKNOWN)
+            say(f"resuming from the checkpoint of step {progress.step}")
+            weights_record = (record or {}).get("init", UNKNOWN)
         else:
-            weights = initial_weights(setup)
-            state, progress = first_state(setup, weights), Progress()
+            weights = initial_weights(experiment)
+            state, progress = first_state(experiment, weights), Progress()
             if weights:
                 say(f"starting from the weights of {config.init_from}")
-            about_weights = describe_weights(config.init_from, weights)
+            weights_record = describe_weights(config.init_from, weights)
         saved.about |= {
-            "data": about_data,
-            "init": about_weights,
-            "teacher": about_teacher,
+            "data": data_record,
+            "init": weights_record,
+            "teacher": teacher_record,
         }
-        # Of an extended run.
+        # An extended run trains on, so its last step is another one.
         progress.recomputed &= progress.step == last
         on_disk = progress.step if restored else None
-        if chief:
+        if is_lead:
             writers.write_json(workdir / "config.json", config.to_dict())
         writer = stack.enter_context(
-            writers.Writer(workdir, step=progress.step, total_steps=last, active=chief)
+            Writer(workdir, step=progress.step, total_steps=last, active=is_lead)
         )
-        meter = Meter(setup, progress, writer)
-        start.done("state")
+        meter = ThroughputMeter(experiment, progress, writer)
+        startup.done("state")
 
         try:
             # Compile, while the first batches are made.
             preemption.check()
             say("compiling")
             if progress.step < last:
-                batches = stack.enter_context(setup.train_batches(progress.step))
-                teacher = teacher_variables(setup, teacher or teacher_weights(setup))
-                size = setup.train_size(progress.step)
-                train_step = setup.at(size).compile_train_step(teacher)
+                batches = stack.enter_context(experiment.train_batches(progress.step))
+                teacher = teacher_variables(
+                    experiment, teacher_read or teacher_weights(experiment)
+                )
+                size = experiment.image_size(progress.step)
+                train_step = programs.compile_train_step(experiment, teacher, size)
                 preemption.check()
-            eval_steps = setup.compile_eval_steps()
+            eval_steps = programs.compile_eval_steps(experiment)
             preemption.check()
-            start.done("compiling")
+            startup.done("compiling")
 
             first = progress.step
             meter.restart()
             while True:
-                # Evaluate and save where the run stands. A restart begins here too,
+                # Evaluate and save the state of this step. A restart begins here too,
                 # and makes up for what the process before it did not reach.
                 now = progress.step
                 done = progress.evaluation and progress.evaluation["step"] == now
-                to_evaluate = setup.due("evaluate", now) and not done
-                to_save = setup.due("checkpoint", now) and on_disk != now
+                to_evaluate = experiment.is_due("evaluate", now) and not done
+                to_save = experiment.is_due("checkpoint", now) and on_disk != now
                 if to_evaluate or to_save:
+                    # First, since it raises where a loss is not finite: such a state
+                    # is neither evaluated nor saved. It also logs the learning rate,
+                    # which the evaluation may lower.
                     meter.flush()
                 if now == last and config.bn_recompute and not progress.recomputed:
-                    say(f"batch norm over {config.bn_recompute} batches")
-                    state = recompute_statistics(
-                        setup, state, after_batch=preemption.check
+                    say(f"precise batch norm over {config.bn_recompute} batches")
+                    state = precise_batch_norm(
+                        experiment, state, after_batch=preemption.check
                     )
                     progress.recomputed = True
                 if to_evaluate:
                     samples = SamplePredictions()
                     result = evaluate(
-                        setup,
-                        eval_steps[()],
+                        experiment,
+                        experiment.eval,
+                        eval_steps,
                         state,
                         after_batch=preemption.check,
                         samples=samples,
                     )
                     sets = evaluate_sets(
-                        setup, eval_steps, state, after_batch=preemption.check
+                        experiment, eval_steps, state, after_batch=preemption.check
                     )
-                    note_evaluation(progress, result, sets, writer)
-                    state = lower_rate(setup, state, progress)
+                    evaluation = _record_evaluation(progress, result, sets, writer)
+                    if experiment.plateau:
+                        progress.plateau = experiment.plateau.after(
+                            progress.plateau, result.top1
+                        )
+                        # Before the save, which must hold the rate of the next step.
+                        opt_state = set_rate_factor(
+                            state.opt_state, progress.plateau["factor"]
+                        )
+                        state = dataclasses.replace(state, opt_state=opt_state)
                 if to_evaluate or to_save:
+                    # There is something to save now, so a signal must wait for it.
                     preemption.hold()
+                    # Rows first: a resumed run does not write those of this step again.
                     writer.flush()
                     saved.save(state, progress)
                     on_disk = now
-                    if to_evaluate and chief:
-                        save_samples(workdir, samples, setup.classes)
+                    if to_evaluate and is_lead:
+                        save_samples(workdir, samples, tuple(experiment.classes))
                 if to_evaluate and callback:
-                    callback(dict(progress.evaluation))
+                    # After the save, since the callback may raise.
+                    callback(dict(evaluation))
                 if to_evaluate or to_save:
                     meter.restart()
                 if progress.step == last:
                     break
 
                 # Progressive resizing: another size is another program.
-                if setup.train_size(progress.step) != size:
+                if experiment.image_size(progress.step) != size:
                     meter.flush()
-                    size = setup.train_size(progress.step)
+                    size = experiment.image_size(progress.step)
                     say(f"compiling for {size} px")
-                    train_step = setup.at(size).compile_train_step(teacher)
+                    train_step = programs.compile_train_step(experiment, teacher, size)
                     preemption.check()
                     meter.restart()
 
-                # Step.
+                # Step. The state is donated, so it is replaced at once; progress
+                # follows before anything can raise and save the two.
                 with meter.waiting():
                     batch = next(batches)
-                note_bad_images(progress, batch, setup)
-                state, metrics = train_step(state, setup.to_devices(batch))
+                _record_bad_images(progress, batch, experiment)
+                state, metrics = train_step(state, experiment.to_devices(batch))
                 progress.step += 1
                 progress.examples += config.batch_size
                 meter.add(metrics)
                 if progress.step == first + 1:
                     jax.block_until_ready(metrics)
                     preemption.hold()
-                    start.done("step")
-                    say(str(start))
+                    startup.done("step")
+                    say(str(startup))
 
                 # Log.
                 writer.tick(progress.step)
-                if setup.due("log", progress.step):
+                if experiment.is_due("log", progress.step):
                     meter.flush()
                     saved.check()
+                # Last, so that the step that it may interrupt is complete.
                 preemption.check()
             saved.wait()
             preemption.release()
@@ -417,7 +310,8 @@ def train(
                 processes.end_all(
                     f"{processes.me()} was {stop}. {error}", stop.exit_code
                 )
-            # First of all to disk; a loss that is not finite raises here.
+            # The state goes to disk before rows are written, since time is short. A
+            # loss that is not finite raises here, before it is saved.
             meter.settle()
             # A step 0 is no more than its config, which makes it again.
             if progress.step and on_disk != progress.step:
@@ -426,11 +320,11 @@ def train(
             meter.flush()
             writer.flush()
             if progress.step:
-                say(f"saved step {progress.step}; the same command goes on from there")
+                say(f"saved step {progress.step}; the same command resumes the run")
             raise stop from None
 
-    result = {
-        **progress.evaluation,
+    content = {
+        **(progress.evaluation or {}),
         "model": config.model.name,
         "params": count(state.params),
         "best": progress.best,
@@ -440,44 +334,45 @@ def train(
         "command": command,
         "versions": checkpoints.find_versions(),
     }
-    picture = None
-    if chief:
+    report = None
+    if is_lead:
         with output.dispensable(str(workdir / "result.json")):
-            writers.write_json(workdir / "result.json", result)
+            writers.write_json(workdir / "result.json", content)
         with output.dispensable(str(workdir / "report.png")):
-            picture = str(curves.draw(workdir, result))
-    return result | {"report": picture}
+            report = str(curves.draw(workdir, content))
+    return {**content, "report": report}
 
 
-def lower_rate(setup: Setup, state: TrainState, progress: Progress) -> TrainState:
-    """The state with the learning rate that a plateau of the evaluations asks for."""
-    if not setup.plateau:
-        return state
-    top1 = progress.evaluation["top1"]
-    progress.plateau = setup.plateau.after(progress.plateau, top1)
-    factor = progress.plateau["factor"]
-    return state.replace(opt_state=set_rate_factor(state.opt_state, factor))
-
-
-def note_evaluation(
+def _record_evaluation(
     progress: Progress, result: Evaluation, sets: dict[str, dict], writer: Writer
-) -> None:
-    """Puts the results of an evaluation on record, of the split and of more sets."""
+) -> dict:
+    """Logs the results of an evaluation and keeps them in the progress.
+
+    Args:
+      progress: The run's progress, whose `evaluation` and `best` are set.
+      result: The result on the eval split.
+      sets: The results on the extra evaluation sets, by name.
+      writer: The writer of the rows that are logged.
+
+    Returns:
+      The evaluation, as `train` passes it to its callback.
+    """
     values = result.scalars()
     writer.evaluation(progress.step, values)
-    for name, of_set in sets.items():
-        writer.evaluation(progress.step, of_set, name)
+    for name, set_values in sets.items():
+        writer.evaluation(progress.step, set_values, name)
     more = {"bad_eval_images": len(result.bad_images), "sets": sets}
     progress.evaluation = {**values, **more, "step": progress.step}
     if not progress.best or values["top1"] >= progress.best["top1"]:
         progress.best = progress.evaluation
+    return progress.evaluation
 
 
-def note_bad_images(progress: Progress, batch: dict, setup: Setup) -> None:
-    """Puts images that could not be decoded on record, and says so once each."""
+def _record_bad_images(progress: Progress, batch: dict, experiment: Experiment) -> None:
+    """Keeps the images that could not be decoded, and warns of each once."""
     for index in sorted(bad_indices(batch) - set(progress.bad_images)):
         progress.bad_images.append(index)
         output.say(
-            f"warning: passed over {setup.train.source.name(index)}, which cannot be"
+            f"warning: skipped {experiment.train.source.name(index)}, which cannot be"
             f" decoded ({len(progress.bad_images)} so far)"
         )

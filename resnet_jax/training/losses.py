@@ -1,10 +1,11 @@
-"""What training minimises."""
+"""The losses that training minimises, for each example of a batch."""
 
 import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
@@ -12,12 +13,16 @@ from resnet_jax.errors import UserError, check_known
 
 LOSSES = ("cross_entropy", "binary_cross_entropy")
 
-# A class each, or how much of each class.
+# The class of each example, or the weight of every class in it.
 Labels = Int[Array, "b"] | Float[Array, "b classes"]
 
 
 def check(config: ConfigDict) -> None:
-    """Raises UserError for a loss that cannot be."""
+    """Checks the keys of a config that concern the loss and distillation.
+
+    Raises:
+      UserError: A value is out of its range, or two keys contradict each other.
+    """
     check_known(f"loss={config.loss!r}", config.loss, LOSSES)
     for key in ("label_smoothing", "bce_target_threshold"):
         if not 0 <= config[key] <= 1:
@@ -27,12 +32,12 @@ def check(config: ConfigDict) -> None:
             if config[key]:
                 raise UserError(
                     f"loss={config.loss} does not read {key}={config[key]}; set"
-                    " loss=binary_cross_entropy or leave the other out."
+                    f" loss=binary_cross_entropy, or leave {key} out."
                 )
     if not 0 <= config.distill.weight <= 1:
         raise UserError(
-            f"distill.weight={config.distill.weight} must be from 0 to 1: the teacher's"
-            " part of the loss."
+            f"distill.weight={config.distill.weight} must be from 0 to 1: it is the"
+            " weight of the teacher in the loss."
         )
     if config.distill.temperature <= 0:
         raise UserError(
@@ -41,13 +46,17 @@ def check(config: ConfigDict) -> None:
     teacher, init = config.distill.teacher, config.distill.teacher_init
     if bool(teacher) != bool(init):
         raise UserError(
-            f"distill.teacher={teacher!r} and distill.teacher_init={init!r} go"
-            " together: a network of the zoo and its weights."
+            f"distill.teacher={teacher!r} and distill.teacher_init={init!r} must be set"
+            " together: they are the name of a network and its weights."
         )
 
 
 def make_loss(config: ConfigDict) -> Callable[..., Float[Array, "b"]]:
-    """The `loss(logits, labels)` of a config, for each example."""
+    """Returns the config's `loss(logits, labels)`, which has a value for each example.
+
+    Args:
+      config: The run's configuration; `check` says which values are legal.
+    """
     if config.loss == "cross_entropy":
         return functools.partial(cross_entropy, label_smoothing=config.label_smoothing)
     return functools.partial(
@@ -63,19 +72,26 @@ def cross_entropy(
     labels: Labels,
     label_smoothing: float = 0.0,
 ) -> Float[Array, "b"]:
-    """Softmax cross entropy of each example, in nats and float32.
+    """Computes the softmax cross entropy of each example, in nats and float32.
 
-    Label smoothing (Szegedy et al. 2015, arXiv:1512.00567, section 7) spreads
-    `label_smoothing` evenly over all classes, the true one included, as torch does.
+    Args:
+      logits: The network's outputs, of any floating-point type.
+      labels: The class of each example, or the weight of every class in it.
+      label_smoothing: The weight that is spread evenly over all classes, the true one
+        included, as in torch (Szegedy et al. 2015, arXiv:1512.00567, section 7).
     """
+    # optax.softmax_cross_entropy_with_integer_labels rounds differently: it subtracts
+    # the label's logit from logsumexp. It would sum smoothed labels in another order.
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
     if labels.ndim == 2:
-        true = jnp.sum(labels * log_p, axis=-1)
+        log_p_of_label = jnp.sum(labels * log_p, axis=-1)
     else:
-        true = jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
+        log_p_of_label = jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
     if not label_smoothing:
-        return -true
-    return -(1 - label_smoothing) * true - label_smoothing * log_p.mean(axis=-1)
+        return -log_p_of_label
+    return -(1 - label_smoothing) * log_p_of_label - label_smoothing * log_p.mean(
+        axis=-1
+    )
 
 
 def binary_cross_entropy(
@@ -85,47 +101,54 @@ def binary_cross_entropy(
     target_threshold: float = 0.0,
     sum_classes: bool = False,
 ) -> Float[Array, "b"]:
-    """Binary cross entropy of each class (Wightman et al. 2021, arXiv:2110.00476).
+    """Computes the binary cross entropy over the classes of each example.
 
-    As timm has it: in nats, float32, the mean over the classes. With smoothing the
-    targets are 1 - e + e / classes and e / classes, not e / 2.
+    Wightman et al. 2021 (arXiv:2110.00476), section 2.1, as timm implements it: in
+    nats and float32, the mean over the classes.
 
     Args:
-      logits: of the network.
-      labels: classes, or parts of each class.
-      label_smoothing: e above.
-      target_threshold: targets above it become 1 and others 0; 0: they stay.
-      sum_classes: the sum over the classes instead of the mean, as big_vision's and
-        Composer's.
+      logits: The network's outputs, of any floating-point type.
+      labels: The class of each example, or the weight of every class in it.
+      label_smoothing: The smoothing e: targets are 1 - e + e / classes for the true
+        class and e / classes for the others (not 1 - e / 2 and e / 2).
+      target_threshold: Targets above it become 1 and all others 0; 0 keeps the targets.
+      sum_classes: True to sum over the classes instead of taking their mean, as in
+        big_vision and Composer.
     """
-    classes = logits.shape[-1]
-    targets = one_hot(labels, classes)
+    targets = one_hot(labels, logits.shape[-1])
     if label_smoothing:
-        targets = targets * (1 - label_smoothing) + label_smoothing / classes
+        targets = optax.smooth_labels(targets, label_smoothing)
     if target_threshold:
         targets = (targets > target_threshold).astype(jnp.float32)
-    logits = logits.astype(jnp.float32)
-    each = -targets * jax.nn.log_sigmoid(logits)
-    each -= (1 - targets) * jax.nn.log_sigmoid(-logits)
-    return each.sum(axis=-1) if sum_classes else each.mean(axis=-1)
+    by_class = optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), targets)
+    return by_class.sum(axis=-1) if sum_classes else by_class.mean(axis=-1)
 
 
 def distillation(
     logits: Float[Array, "b classes"],
-    teacher: Float[Array, "b classes"],
+    teacher_logits: Float[Array, "b classes"],
     temperature: float = 1.0,
 ) -> Float[Array, "b"]:
-    """T^2 KL(teacher || student) of softmaxes at temperature T, in nats.
+    """Computes T^2 KL(teacher || student) of each example, in nats and float32.
 
-    Hinton et al. 2015 (arXiv:1503.02531), section 2.
+    The distributions are softmaxes at temperature T (Hinton et al. 2015,
+    arXiv:1503.02531, section 2); the factor T^2 keeps the size of the gradient.
+
+    Args:
+      logits: The student's outputs, of any floating-point type.
+      teacher_logits: The teacher's outputs, of any floating-point type.
+      temperature: The temperature T.
     """
-    ours = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
-    theirs = jax.nn.log_softmax(teacher.astype(jnp.float32) / temperature)
-    return temperature**2 * jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
+    log_q = jax.nn.log_softmax(teacher_logits.astype(jnp.float32) / temperature)
+    return temperature**2 * optax.losses.kl_divergence_with_log_targets(log_p, log_q)
 
 
 def one_hot(labels: Labels, classes: int) -> Float[Array, "b classes"]:
-    """How much of each class, in float32."""
+    """Returns the weight of every class in each example, in float32.
+
+    Labels that already are weights keep them.
+    """
     if labels.ndim == 2:
         return labels.astype(jnp.float32)
     return jax.nn.one_hot(labels, classes, dtype=jnp.float32)

@@ -1,4 +1,4 @@
-"""Sums over examples that are divided at the very end."""
+"""Sums over examples, which the caller adds up and divides once at the very end."""
 
 import jax
 import jax.numpy as jnp
@@ -10,26 +10,35 @@ from resnet_jax.training.losses import cross_entropy
 def rank_of_label(
     logits: Float[Array, "b classes"], labels: Int[Array, "b"]
 ) -> Int[Array, "b"]:
-    """How many classes come before the true one; 0 is right.
+    """Returns the number of classes that rank before the label; 0 means correct.
 
-    Of equal logits the smaller class comes first, as in argmax; a logit that is not a
-    number comes before all others, so that a broken network is never right.
+    Equal logits rank by class, the smaller class first, as in argmax. NaN ranks before
+    every number, so that a network which outputs NaN is never correct.
     """
-    true = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    label_logit = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     classes = jnp.arange(logits.shape[-1])
-    tied_before = (logits == true) & (classes < labels[:, None])
-    return jnp.sum(~(logits <= true) | tied_before, axis=-1)
+    tied_before = (logits == label_logit) & (classes < labels[:, None])
+    return jnp.sum(~(logits <= label_logit) | tied_before, axis=-1)
 
 
 def evaluation_sums(
     logits: Float[Array, "b classes"],
-    labels: Int[Array, "b *most"],
+    labels: Int[Array, "b *max_labels"],
     mask: Bool[Array, "b"],
 ) -> dict[str, jax.Array]:
-    """Sums of `loss`, `top1`, `top5` and `n` over the examples that the mask keeps.
+    """Sums losses and correct predictions over the examples that the mask keeps.
 
-    Where examples have several labels, padded with -1, the one counts that the network
-    finds likeliest. Those without any are only counted, as `unlabelled`.
+    Args:
+      logits: The network's outputs.
+      labels: The label of each example, or all of its labels, padded with -1. An
+        example with several labels is scored by the one that the network ranks first.
+      mask: False for the rows that only fill up the last batch.
+
+    Returns:
+      Scalars: `loss`, the sum of the cross entropies in nats, float32; `top1` and
+      `top5`, the numbers of examples whose label is the first or among the first five;
+      `n`, the number of labelled examples; `unlabelled`, the number of examples without
+      a label, which are in no other sum.
     """
     labels = labels.reshape(len(labels), -1)
     known = labels >= 0
@@ -41,7 +50,8 @@ def evaluation_sums(
     labelled = known.any(axis=-1)
     unlabelled = jnp.sum(mask & ~labelled)
     mask = mask & labelled
-    # Of fewer than five classes all are among the first five, but NaN has no place.
+    # With fewer than five classes every label is among the first five, unless the
+    # logits are NaN: then the rank equals the number of classes.
     five = min(5, logits.shape[-1])
     return {
         "loss": jnp.sum(jnp.where(mask, loss, 0.0)),

@@ -1,9 +1,9 @@
-"""Mixup and CutMix, inside the train step.
+"""Mixup and CutMix of the images of a batch, inside the train step.
 
-Images are mixed among the examples that share batch-norm statistics, which are what one
-GPU held in the papers' own runs. Each of these groups draws its own numbers, as each
-GPU did. So a group is mixed where it lies, and neither the number of devices nor that
-of microbatches changes what is mixed with what.
+Only images of the same ghost batch are mixed, as they were on one GPU in the papers'
+own runs, and each ghost batch draws its own random numbers, as each GPU did. So images
+are mixed on the device that holds them, and neither the number of devices nor the
+number of microbatches changes which images are mixed.
 """
 
 import dataclasses
@@ -22,33 +22,34 @@ RULES = ("timm", "torchvision")
 
 @flax.struct.dataclass
 class Drawn:
-    """What was drawn for each group of examples: arrays, or what stands for them.
+    """The random numbers that each ghost batch drew.
 
     Attributes:
-      own: how much of an image's label stays: for CutMix the part of its pixels;
-        float32 [groups].
-      cut: whether the group is cut, not blended; bool [groups].
-      box: y1, y2, x1, x2 of what the partner gives, in pixels; ends are exclusive;
-        int32 [groups, 4].
+      lam: The weight (lambda) of an image's own label; the rest is its partner's. For
+        CutMix it is the fraction of the pixels that are kept. float32 [ghost_batches].
+      cut: True for CutMix, false for mixup. bool [ghost_batches].
+      box: The corners y1, y2, x1, x2 of the pixels that CutMix takes from the partner;
+        y2 and x2 are exclusive. int32 [ghost_batches, 4].
     """
 
-    own: Any
+    lam: Any
     cut: Any
     box: Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mix:
-    """How images are mixed.
+    """Options of mixup and CutMix, `config.mix`.
 
     Attributes:
-      mixup_alpha: of mixup's Beta(alpha, alpha) (Zhang et al. 2017, arXiv:1710.09412);
-        0: no mixup.
-      cutmix_alpha: of CutMix's (Yun et al. 2019, arXiv:1905.04899); 0: no CutMix.
-      probability: of mixing at all.
-      switch_probability: of CutMix, where there are both.
-      rule: `timm`: an image's partner has its place counted from the group's end;
-        `torchvision`: it is the image before it. They round boxes differently too.
+      mixup_alpha: The alpha of mixup's Beta(alpha, alpha) (Zhang et al. 2017,
+        arXiv:1710.09412); 0 turns mixup off.
+      cutmix_alpha: The alpha of CutMix's (Yun et al. 2019, arXiv:1905.04899); 0 turns
+        CutMix off.
+      probability: The probability that a ghost batch is mixed at all.
+      switch_probability: The probability of CutMix where both are on.
+      rule: `timm`: partners are the images in reverse order; `torchvision`: the partner
+        is the previous image. The two round CutMix's boxes differently, too.
     """
 
     mixup_alpha: float = 0.0
@@ -58,44 +59,61 @@ class Mix:
     rule: str = "timm"
 
     @classmethod
-    def of(cls, config: ConfigDict) -> "Mix | None":
-        """What `config.mix` says; None: nothing is mixed."""
+    def from_config(cls, config: ConfigDict) -> "Mix | None":
+        """Returns the options of a `config.mix`, or None if both methods are off."""
         mix = cls(**config)
         return mix if mix.mixup_alpha or mix.cutmix_alpha else None
 
-    def draw(self, key: jax.Array, groups: int, height: int, width: int) -> Drawn:
-        """Draws for so many groups of images of so many pixels."""
+    def draw(
+        self, key: jax.Array, ghost_batches: int, height: int, width: int
+    ) -> Drawn:
+        """Draws the random numbers for ghost batches of images.
 
-        def one(key: jax.Array) -> Drawn:
+        Args:
+          key: The random key of the step.
+          ghost_batches: The number of ghost batches in the batch.
+          height: The images' height in pixels.
+          width: The images' width in pixels.
+        """
+
+        def draw_for_ghost_batch(key: jax.Array) -> Drawn:
             keys = jax.random.split(key, 5)
             both = self.mixup_alpha and self.cutmix_alpha
             cutting = self.switch_probability if both else float(self.cutmix_alpha > 0)
             cut = jax.random.bernoulli(keys[0], cutting)
             alpha = jnp.where(cut, self.cutmix_alpha, self.mixup_alpha)
-            own = jax.random.beta(keys[1], alpha, alpha)
-            own = jnp.where(jax.random.bernoulli(keys[2], self.probability), own, 1.0)
+            lam = jax.random.beta(keys[1], alpha, alpha)
+            lam = jnp.where(jax.random.bernoulli(keys[2], self.probability), lam, 1.0)
             y = jax.random.randint(keys[3], (), 0, height)
             x = jax.random.randint(keys[4], (), 0, width)
-            box = self.box(own, y, x, height, width)
+            box = self.box(lam, y, x, height, width)
             area = (box[1] - box[0]) * (box[3] - box[2])
-            # A box at the border is smaller than what was drawn.
-            own = jnp.where(cut, 1 - area / (height * width), own)
-            return Drawn(own=own, cut=cut, box=box)
+            # A box that the border clips is smaller than lambda says.
+            lam = jnp.where(cut, 1 - area / (height * width), lam)
+            return Drawn(lam=lam, cut=cut, box=box)
 
-        return jax.vmap(one)(jax.random.split(key, groups))
+        return jax.vmap(draw_for_ghost_batch)(jax.random.split(key, ghost_batches))
 
     def box(
         self,
-        own: Float[Array, ""],
+        lam: Float[Array, ""],
         y: Int[Array, ""],
         x: Int[Array, ""],
         height: int,
         width: int,
     ) -> Int[Array, "4"]:
-        """The box of CutMix around a centre, as it is drawn before clipping."""
+        """Returns CutMix's box y1, y2, x1, x2, clipped at the images' border.
+
+        Args:
+          lam: The fraction of the pixels outside of the box before clipping.
+          y: The row of the box's centre.
+          x: The column of the box's centre.
+          height: The images' height in pixels.
+          width: The images' width in pixels.
+        """
 
         def side(centre: jax.Array, length: int) -> list[jax.Array]:
-            part = jnp.sqrt(1 - own)
+            part = jnp.sqrt(1 - lam)
             if self.rule == "timm":
                 cut = (length * part).astype(jnp.int32)
                 ends = centre - cut // 2, centre + (cut + 1) // 2
@@ -112,30 +130,45 @@ class Mix:
         labels: Float[Array, "b classes"],
         drawn: Drawn,
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b classes"]]:
-        """Mixes normalised images and their labels.
+        """Mixes images and their labels.
 
-        `drawn` is of as many groups of consecutive examples as make the batch.
+        Args:
+          image: Normalised images.
+          labels: The weight of every class in each image.
+          drawn: The random numbers; the ghost batches are consecutive parts of the
+            batch, of equal size.
         """
-        groups = len(drawn.own)
-        image, labels = (x.reshape(groups, -1, *x.shape[1:]) for x in (image, labels))
-        own = drawn.own[:, None, None]
+        ghost_batches = len(drawn.lam)
+
+        def split(x: jax.Array) -> jax.Array:
+            return x.reshape(ghost_batches, -1, *x.shape[1:])
+
+        def join(x: jax.Array) -> jax.Array:
+            return x.reshape(-1, *x.shape[2:])
+
+        image, labels = split(image), split(labels)
+        lam = drawn.lam[:, None, None]
         y1, y2, x1, x2 = (end[:, None, None] for end in drawn.box.T)
         rows = jnp.arange(image.shape[2])[None, :, None]
         columns = jnp.arange(image.shape[3])[None, None, :]
         inside = (y1 <= rows) & (rows < y2) & (x1 <= columns) & (columns < x2)
-        # What the partner gives of each pixel: [groups, h, w].
-        given = jnp.where(drawn.cut[:, None, None], inside, 1 - own)
-        given = given[:, None, :, :, None]
-        image = image * (1 - given) + self._partners(image) * given
-        labels = labels * own + self._partners(labels) * (1 - own)
-        return tuple(x.reshape(-1, *x.shape[2:]) for x in (image, labels))
+        # The partner's weight in each pixel: [ghost_batches, h, w].
+        weight = jnp.where(drawn.cut[:, None, None], inside, 1 - lam)
+        weight = weight[:, None, :, :, None]
+        image = image * (1 - weight) + self._partners(image) * weight
+        labels = labels * lam + self._partners(labels) * (1 - lam)
+        return join(image), join(labels)
 
     def _partners(self, x: jax.Array) -> jax.Array:
         return x[:, ::-1] if self.rule == "timm" else jnp.roll(x, 1, axis=1)
 
 
 def check(config: ConfigDict) -> None:
-    """Raises UserError for what `config.mix` cannot be."""
+    """Checks the keys of `config.mix`.
+
+    Raises:
+      UserError: A value is out of its range or unknown.
+    """
     mix = config.mix
     check_known(f"mix.rule={mix.rule!r}", mix.rule, RULES)
     for key in ("mixup_alpha", "cutmix_alpha"):
@@ -147,10 +180,18 @@ def check(config: ConfigDict) -> None:
 
 
 def check_group(config: ConfigDict, size: int) -> None:
-    """Raises UserError unless groups of a size have images to mix."""
-    if Mix.of(config.mix) and size == 1:
+    """Checks that ghost batches hold more than one image, if images are mixed.
+
+    Args:
+      config: The run's configuration.
+      size: The ghost batch size in images.
+
+    Raises:
+      UserError: Images are to be mixed, but each ghost batch holds a single one.
+    """
+    if Mix.from_config(config.mix) and size == 1:
         raise UserError(
-            "mix.mixup_alpha and mix.cutmix_alpha mix the images of a batch-norm group,"
-            f" and model.bn_group_size={config.model.bn_group_size} puts a single one"
-            " in each; enlarge it."
+            "mix.mixup_alpha and mix.cutmix_alpha mix the images of a ghost batch, and"
+            f" model.bn_group_size={config.model.bn_group_size} puts a single image in"
+            " each; set a larger model.bn_group_size."
         )

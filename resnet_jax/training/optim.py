@@ -1,13 +1,14 @@
-"""Optimisers, put together from optax."""
+"""Optimisers, built from optax's transformations, and the EMA of parameters."""
 
 import functools
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from resnet_jax.errors import UserError, check_known
@@ -19,22 +20,36 @@ OPTIMIZERS = ("sgd", "lars", "lamb", "adam", "adamw", "keras_adam", "rmsprop_tf"
 DECAYS = ("coupled", "decoupled", "schedule")
 MOMENTUM_FORMS = ("", "torch", "caffe")
 EMA_WARMUPS = ("tf", "timm", "copy", "none")
-# Parameters that weight decay leaves alone, by the last names of their paths.
+# Parameters without weight decay by `optim.weight_decay_exclude`, as the last names of
+# their paths; `ndim<=1` excludes all vectors, too.
 DECAY_EXCLUDES = {
     "none": (),
     "norm": ("norm/scale", "norm/bias"),
     "norm+bias": ("norm/scale", "norm/bias", "bias"),
     "ndim<=1": ("bias",),
 }
-# What each optimiser takes for optim.eps=0: torch's, timm's, and MLPerf's of LARS.
+# The epsilon of each optimiser for optim.eps=0: torch's for adam and adamw, Keras's,
+# timm's for lamb and rmsprop_tf, and MLPerf's for lars. sgd has none.
 EPS = {
     **{"adam": 1e-8, "adamw": 1e-8, "keras_adam": 1e-7},
-    **{"lamb": 1e-6, "rmsprop_tf": 1e-10, "lars": 0.0},
+    **{"lamb": 1e-6, "rmsprop_tf": 1e-10, "lars": 0.0, "sgd": 0.0},
 }
+# The decay rate of rmsprop_tf's mean of squares, and the trust coefficient of lars:
+# those of timm, torchvision's references and MLPerf.
+RMS_DECAY = 0.9
+TRUST_COEFFICIENT = 0.001
+
+# A pytree of arrays: parameters, gradients, updates or an optimiser's state.
+Tree = Any
 
 
 def check(config: ConfigDict) -> None:
-    """Raises UserError for what `config.optim` and the average cannot be."""
+    """Checks the keys of `config.optim` and of the EMA.
+
+    Raises:
+      UserError: A value is unknown or out of its range, or two keys contradict each
+        other.
+    """
     optim = config.optim
     for key, value, known in (
         ("optim.name", optim.name, OPTIMIZERS),
@@ -62,7 +77,6 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"{key}={value} must be at least 1.")
     for key, value in (
         ("optim.momentum", optim.momentum),
-        ("optim.rms_decay", optim.rms_decay),
         ("ema_decay", config.ema_decay),
         *(("optim.betas", beta) for beta in optim.betas),
     ):
@@ -79,39 +93,45 @@ def check(config: ConfigDict) -> None:
         )
     if optim.name == "adamw" and optim.decay == "coupled":
         raise UserError(
-            "optim.name=adamw is Adam without optim.decay=coupled; set"
-            " optim.decay=decoupled, or optim.name=adam."
+            "optim.name=adamw has no optim.decay=coupled, which is Adam with L2"
+            " regularisation; set optim.decay=decoupled, or optim.name=adam."
         )
     if optim.name in ("lars", "lamb") and optim.decay != "coupled":
         raise UserError(
-            f"optim.name={optim.name} counts weight decay in its trust ratio, which"
-            f" optim.decay={optim.decay} would not be; set optim.decay=coupled."
+            f"optim.name={optim.name} includes weight decay in its trust ratio, but"
+            f" optim.decay={optim.decay} is applied outside of it; set"
+            " optim.decay=coupled."
         )
     if optim.name == "lamb" and not optim.weight_decay:
         raise UserError(
-            "optim.name=lamb adapts what optim.weight_decay applies to, and that is 0;"
-            " set it, or optim.name=adam."
+            "optim.name=lamb adapts only the parameters with weight decay, but"
+            " optim.weight_decay is 0; set it, or optim.name=adam."
         )
     if optim.schedule == "plateau" and optim.decay != "coupled":
         raise UserError(
-            f"optim.schedule=plateau changes a rate that optim.decay={optim.decay}"
-            " does not follow; set optim.decay=coupled."
+            "optim.schedule=plateau changes the learning rate after evaluations, and"
+            f" optim.decay={optim.decay} would not follow; set optim.decay=coupled."
         )
 
 
-# Schedules.
-
-
 class RateFactor(NamedTuple):
-    """The part of an optimiser's state that `set_rate_factor` writes."""
+    """The state of `scale_by_rate_factor`.
+
+    Attributes:
+      factor: The factor of the learning rate, a float32 scalar.
+    """
 
     factor: jax.Array
 
 
 def scale_by_rate_factor() -> optax.GradientTransformation:
-    """Scales updates by a number in the state, which is 1 at first."""
+    """Scales updates by a factor in the state, which starts at 1.
 
-    def update(updates, state: RateFactor, params=None):
+    Evaluations set it with `set_rate_factor`. `optax.inject_hyperparams` would do, too,
+    but it changes the tree of the state, which checkpoints hold.
+    """
+
+    def update(updates: Tree, state: RateFactor, params: Tree = None):
         del params
         return jax.tree.map(lambda x: x * state.factor, updates), state
 
@@ -120,28 +140,39 @@ def scale_by_rate_factor() -> optax.GradientTransformation:
     )
 
 
-def set_rate_factor(opt_state, factor: float):
-    """An optimiser's state with another factor of the rate, where it was."""
+def set_rate_factor(opt_state: Tree, factor: float) -> Tree:
+    """Returns an optimiser's state with another factor of the learning rate.
 
-    def one(part):
+    Args:
+      opt_state: The state of an optimiser with `scale_by_rate_factor`, on devices.
+      factor: The factor; it is placed on the devices of the one that it replaces.
+    """
+
+    def replace(part):
         if not isinstance(part, RateFactor):
             return part
         value = np.float32(factor)
         return RateFactor(jax.device_put(value, part.factor.sharding))
 
-    return jax.tree.map(one, opt_state, is_leaf=lambda x: isinstance(x, RateFactor))
+    return jax.tree.map(replace, opt_state, is_leaf=lambda x: isinstance(x, RateFactor))
 
 
 def scale_by_keras_adam(
     b1: float, b2: float, eps: float
 ) -> optax.GradientTransformation:
-    """Adam that adds eps before the second moment is corrected for its bias.
+    """Scales updates as Adam does in Keras: eps is added before the bias correction.
 
-    Kingma & Ba 2014 (arXiv:1412.6980), end of section 2. Keras has this form; torch and
-    `optax.scale_by_adam` correct first, which makes a difference in the first steps.
+    Kingma & Ba 2014 (arXiv:1412.6980), end of section 2. torch and
+    `optax.scale_by_adam` correct the second moment first, so that the first steps
+    differ.
+
+    Args:
+      b1: The decay rate of the mean of gradients.
+      b2: The decay rate of the mean of squared gradients.
+      eps: The number that is added to the root of the uncorrected second moment.
     """
 
-    def update(updates, state: optax.ScaleByAdamState, params=None):
+    def update(updates: Tree, state: optax.ScaleByAdamState, params: Tree = None):
         del params
         count = optax.safe_increment(state.count)
         mu = optax.tree.update_moment(updates, state.mu, b1, 1)
@@ -156,34 +187,50 @@ def scale_by_keras_adam(
 def make_optimizer(
     config: ConfigDict, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """Clips, adds decay, divides or adapts, keeps momentum, scales by the rate.
+    """Returns the optimiser of a config.
 
-    `optim.name`:
-      sgd: torch's.
-      lars: You et al. 2017 (arXiv:1708.03888) as MLPerf has it: the gradient with its
-        decay is scaled by c |w| / (|g| + decay |w| + eps). What decay leaves alone is
-        not scaled either.
-      lamb: You et al. 2019 (arXiv:1904.00962) as timm has it: the gradient's global
-        norm is clipped at 1 (or `clip_norm`), moments are corrected for their bias, and
-        what decay leaves alone has no trust ratio.
-      adam, adamw: torch's; the latter's decay is not coupled.
-      keras_adam: Keras's, see `scale_by_keras_adam`.
-      rmsprop_tf: TensorFlow's and timm's: eps inside the root, squares start at 1.
+    It clips the gradient, adds weight decay, scales by the statistics of gradients,
+    applies momentum and multiplies by the learning rate.
 
-    `optim.decay` is `coupled` (L2: added to the gradient; LAMB's is added behind the
-    moments), `decoupled` (Loshchilov & Hutter 2017, arXiv:1711.05101, scaled by the
-    rate as torch's AdamW) or `schedule` (scaled by the rate / its peak, as big_vision
-    and Composer's DecoupledSGDW).
+    `optim.name` is one of:
 
-    `optim.momentum_form` puts the rate outside of the momentum (`torch`) or inside
-    (`caffe`), which differ when the rate changes (Goyal et al. 2017, section 3); empty:
-    inside for lars and rmsprop_tf, as in their sources.
+    - `sgd`: torch's.
+    - `lars`: You et al. 2017 (arXiv:1708.03888) as in MLPerf, see
+      `scale_by_lars_ratio`. Parameters without weight decay have no trust ratio.
+    - `lamb`: You et al. 2019 (arXiv:1904.00962) as in timm: the gradient's global norm
+      is clipped at 1 (or `clip_norm`), moments are corrected for their bias, and
+      parameters without weight decay have no trust ratio.
+    - `adam`, `adamw`: torch's; the latter's weight decay is not coupled.
+    - `keras_adam`: Keras's, see `scale_by_keras_adam`.
+    - `rmsprop_tf`: TensorFlow's and timm's: eps is inside the root, and the mean of
+      squares starts at 1.
+
+    `optim.decay` is one of:
+
+    - `coupled`: L2 regularisation, added to the gradient (LAMB: after the moments).
+    - `decoupled`: Loshchilov & Hutter 2017 (arXiv:1711.05101), scaled by the learning
+      rate as in torch's AdamW.
+    - `schedule`: scaled by the learning rate divided by its peak, as in big_vision and
+      in Composer's DecoupledSGDW.
+
+    `optim.momentum_form` applies the learning rate after the momentum (`torch`) or
+    before it (`caffe`), which differ when the rate changes (Goyal et al. 2017,
+    arXiv:1706.02677, section 3). Empty stands for `torch` for sgd and for `caffe` for
+    lars and rmsprop_tf, as in their sources; timm's LARS is the former.
+
+    Args:
+      config: The run's configuration.
+      schedule: The learning rate as a function of the step.
+
+    Raises:
+      UserError: Keys of `config.optim` are illegal or contradict each other.
     """
     check(config)
     optim = config.optim
     name, weight_decay = optim.name, optim.weight_decay
     mask = functools.partial(decayed, exclude=optim.weight_decay_exclude)
-    eps = optim.eps or EPS.get(name)
+    eps = optim.eps or EPS[name]
+    b1, b2 = optim.betas
     coupled = weight_decay and optim.decay == "coupled"
 
     parts = []
@@ -196,19 +243,19 @@ def make_optimizer(
         parts.append(optax.add_decayed_weights(weight_decay, mask=mask))
 
     if name == "lars":
-        ratio = scale_by_lars_ratio(weight_decay, optim.trust_coefficient, eps)
+        ratio = scale_by_lars_ratio(weight_decay, TRUST_COEFFICIENT, eps)
         parts.append(optax.masked(ratio, mask))
     elif name in ("adam", "adamw", "lamb"):
-        parts.append(optax.scale_by_adam(*optim.betas, eps))
+        parts.append(optax.scale_by_adam(b1, b2, eps))
         if name == "lamb":
             adapted = optax.chain(
                 optax.add_decayed_weights(weight_decay), optax.scale_by_trust_ratio()
             )
             parts.append(optax.masked(adapted, mask))
     elif name == "keras_adam":
-        parts.append(scale_by_keras_adam(*optim.betas, eps))
+        parts.append(scale_by_keras_adam(b1, b2, eps))
     elif name == "rmsprop_tf":
-        parts.append(optax.scale_by_rms(optim.rms_decay, eps, initial_scale=1.0))
+        parts.append(optax.scale_by_rms(RMS_DECAY, eps, initial_scale=1.0))
 
     rate = [optax.scale_by_learning_rate(schedule)]
     if optim.schedule == "plateau":
@@ -239,11 +286,19 @@ def make_optimizer(
 
 
 def make_decay(config: ConfigDict, schedule: optax.Schedule) -> optax.Schedule | None:
-    """What part of a weight that has no gradient a step takes away, in the long run.
+    """Returns the effective per-step decay of a weight whose gradient is zero.
 
-    Decay that is coupled goes through momentum, which makes 1 / (1 - momentum) of it;
-    LARS and LAMB scale it by their trust ratio, which is left out here. None: there is
-    no decay, or adaptive methods make of it what their gradients let them.
+    It is the fraction of the weight that a step removes in the long run. Coupled decay
+    passes through momentum, which multiplies it by 1 / (1 - momentum). LARS and LAMB
+    also scale it by their trust ratio, which is not included here.
+
+    Args:
+      config: The run's configuration.
+      schedule: The learning rate as a function of the step.
+
+    Returns:
+      The decay as a function of the step, or None if there is no weight decay, or an
+      adaptive method rescales it together with the gradients.
     """
     optim = config.optim
     factor = optim.weight_decay
@@ -259,27 +314,42 @@ def make_decay(config: ConfigDict, schedule: optax.Schedule) -> optax.Schedule |
 def scale_by_lars_ratio(
     weight_decay: float, trust_coefficient: float, eps: float
 ) -> optax.GradientTransformation:
-    """Adds decay and scales by c |w| / (|g| + decay |w| + eps), or by 1 where 0.
+    """Adds weight decay and scales by c |w| / (|g| + decay |w| + eps).
 
-    optax.lars divides by the norm of the sum instead.
+    The norms are those of a parameter w and of its gradient g. If one of them is 0, the
+    factor is 1. `optax.scale_by_trust_ratio`, on which optax.lars is built, divides by
+    the norm of the sum, |g + decay w|.
+
+    Args:
+      weight_decay: The coefficient of L2 regularisation.
+      trust_coefficient: The factor c.
+      eps: The number that is added to the divisor.
     """
 
-    def one(grad, param):
-        of_param, of_grad = optax.safe_norm(param, 0.0), optax.safe_norm(grad, 0.0)
-        ratio = trust_coefficient * of_param / (of_grad + weight_decay * of_param + eps)
-        ratio = jnp.where((of_param > 0) & (of_grad > 0), ratio, 1.0)
+    def scale(grad, param):
+        param_norm, grad_norm = optax.safe_norm(param, 0.0), optax.safe_norm(grad, 0.0)
+        ratio = (
+            trust_coefficient
+            * param_norm
+            / (grad_norm + weight_decay * param_norm + eps)
+        )
+        ratio = jnp.where((param_norm > 0) & (grad_norm > 0), ratio, 1.0)
         return ratio * (grad + weight_decay * param)
 
-    return optax.stateless(lambda grads, params: jax.tree.map(one, grads, params))
+    return optax.stateless(lambda grads, params: jax.tree.map(scale, grads, params))
 
 
 def scale_by_layer(layer_decay: float) -> optax.GradientTransformation:
-    """Scales each layer's update by `layer_decay` ** (layers behind it).
+    """Scales each layer's update by `layer_decay` ** (number of layers after it).
 
-    See `layer_numbers` for what a layer is; Clark et al. 2020 (arXiv:2003.10555).
+    Clark et al. 2020 (arXiv:2003.10555), section 3.1; `layer_numbers` says what a layer
+    is. optax has no layer-wise rates; its `partition` would split the state by layer.
+
+    Args:
+      layer_decay: The ratio of the learning rates of a layer and of the next one.
     """
 
-    def update(updates, params):
+    def update(updates: Tree, params: Tree):
         del params
         numbers = layer_numbers(updates)
         last = max(jax.tree.leaves(numbers))
@@ -290,24 +360,28 @@ def scale_by_layer(layer_decay: float) -> optax.GradientTransformation:
     return optax.stateless(update)
 
 
-def layer_numbers(params):
-    """A tree of integers: which layer each parameter belongs to.
+def layer_numbers(params: Tree) -> Tree:
+    """Returns a tree of integers: the number of the layer of each parameter.
 
-    The stem is 0, each block the next number, and the head the last one; a final norm
-    or convolution counts with the last block, as timm groups parameters.
+    The stem is layer 0, each block is one layer, and the head is the last one. A final
+    norm or convolution belongs to the last block, as timm groups parameters.
+
+    Args:
+      params: Parameters with a tree for each block, as `unstack_blocks` returns them.
     """
-    places = {_block_of(name) for name in params} - {None}
-    order = {place: number for number, place in enumerate(sorted(places), 1)}
+    blocks = {block for name in params if (block := _block_of(name))}
+    order = {block: number for number, block in enumerate(sorted(blocks), 1)}
 
-    def one(path, _) -> int:
+    def layer_of(path, _) -> int:
         name = path[0].key
         if name.startswith("stem"):
             return 0
         if name.startswith("final"):
             return len(order)
-        return order.get(_block_of(name), len(order) + 1)
+        block = _block_of(name)
+        return order[block] if block else len(order) + 1
 
-    return jax.tree_util.tree_map_with_path(one, params)
+    return jax.tree_util.tree_map_with_path(layer_of, params)
 
 
 def _block_of(name: str) -> tuple[int, int] | None:
@@ -315,10 +389,15 @@ def _block_of(name: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
-def decayed(params, exclude: str):
-    """A tree of booleans: which parameters weight decay applies to."""
+def decayed(params: Tree, exclude: str) -> Tree:
+    """Returns a tree of booleans: whether weight decay applies to each parameter.
 
-    def one(path, leaf) -> bool:
+    Args:
+      params: Parameters.
+      exclude: A key of `DECAY_EXCLUDES`.
+    """
+
+    def is_decayed(path, leaf) -> bool:
         *parents, last = (key.key for key in path)
         norm = bool(parents) and "norm" in parents[-1]
         name = f"norm/{last}" if norm else last
@@ -326,34 +405,49 @@ def decayed(params, exclude: str):
             return False
         return name not in DECAY_EXCLUDES[exclude]
 
-    return jax.tree_util.tree_map_with_path(one, params)
+    return jax.tree_util.tree_map_with_path(is_decayed, params)
 
 
-def not_head(params):
-    """A tree of booleans: which parameters are not those of the head."""
+def not_head(params: Tree) -> Tree:
+    """Returns a tree of booleans: false for the parameters of the head."""
     return {
         name: jax.tree.map(lambda _, name=name: name != "head", tree)
         for name, tree in params.items()
     }
 
 
-def looks_at_layers(optim: ConfigDict) -> bool:
-    """Whether an update depends on more of a parameter than each single value."""
-    by_norm = optim.name in ("lars", "lamb") or optim.agc
+def needs_single_blocks(optim: ConfigDict) -> bool:
+    """Tells whether an optimiser would update stacked blocks differently.
+
+    It would if an update depends on a parameter's norm, shape or layer, not on each
+    value alone.
+
+    Args:
+      optim: The section `config.optim`.
+    """
     return bool(
-        by_norm or optim.layer_decay != 1 or optim.weight_decay_exclude == "ndim<=1"
+        optim.name in ("lars", "lamb")
+        or optim.agc
+        or optim.layer_decay != 1
+        or optim.weight_decay_exclude == "ndim<=1"
     )
 
 
 def on_single_blocks(
     optimizer: optax.GradientTransformation, spec: Spec
 ) -> optax.GradientTransformation:
-    """An optimiser that sees each block, for parameters in which blocks are stacked."""
+    """Returns the optimiser for parameters in which equal blocks are stacked.
 
-    def unstack(params):
+    Args:
+      optimizer: An optimiser for parameters with a tree for each block, which it still
+        sees.
+      spec: The network.
+    """
+
+    def unstack(params: Tree) -> Tree:
         return unstack_blocks({"params": params}, spec)["params"]
 
-    def update(updates, state, params=None):
+    def update(updates: Tree, state: Tree, params: Tree = None):
         updates, state = optimizer.update(unstack(updates), state, unstack(params))
         return stack_blocks({"params": updates}, spec)["params"], state
 
@@ -362,40 +456,45 @@ def on_single_blocks(
     )
 
 
-# Averages.
-
-
 def update_ema(
-    ema,
-    new,
+    ema: Tree,
+    new: Tree,
     decay: float,
     step: jax.Array,
     *,
     every: int = 1,
     warmup: str = "tf",
     copy_until: int = 0,
-):
-    """Exponential moving average of parameters and running statistics.
+) -> Tree:
+    """Updates the EMA of parameters and running statistics.
+
+    `warmup` says how the initial values are forgotten:
+
+    - `tf`: the decay rate is at most (1 + step) / (10 + step), as in TensorFlow's
+      ExponentialMovingAverage.
+    - `timm`: it is at most 1 - (1 + step) ** (-2 / 3), as in timm's ModelEmaV3.
+    - `copy`: the EMA is a copy up to its first update after `copy_until`, as in
+      torchvision until the learning rate has warmed up.
+    - `none`: the decay rate is the same from the beginning.
 
     Args:
-      ema: the average so far.
-      new: the values after this step.
-      decay: what stays of the average in the long run.
-      step: number of updates before this one.
-      every: the average moves at each step that is a multiple, as in torchvision.
-      warmup: how the start is forgotten. `tf`: the decay is at most
-        (1 + step) / (10 + step), as TensorFlow's ExponentialMovingAverage; `timm`: at
-        most 1 - (1 + step) ** (-2 / 3), as its ModelEmaV3; `copy`: the average is a
-        copy until the first time behind `copy_until`, as torchvision's is until the
-        learning rate has warmed up; `none`.
-      copy_until: of `copy`.
+      ema: The EMA before this step.
+      new: The values after this step, a tree of the same structure.
+      decay: The decay rate: the weight of the old EMA.
+      step: The number of updates before this one.
+      every: The EMA is updated at steps that are multiples of this, as in torchvision.
+      warmup: One of `EMA_WARMUPS`.
+      copy_until: The step that `copy` refers to.
     """
+    rate: float | Float[Array, ""] = decay
     if warmup == "tf":
-        decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+        rate = jnp.minimum(rate, (1.0 + step) / (10.0 + step))
     elif warmup == "timm":
-        decay = jnp.minimum(decay, 1 - (1.0 + step) ** (-2 / 3))
+        rate = jnp.minimum(rate, 1 - (1.0 + step) ** (-2 / 3))
     elif warmup == "copy":
-        decay = jnp.where(step - every < copy_until, 0.0, decay)
+        rate = jnp.where(step - every < copy_until, 0.0, rate)
     if every > 1:
-        decay = jnp.where(step % every == 0, decay, 1.0)
-    return jax.tree.map(lambda old, x: decay * old + (1 - decay) * x, ema, new)
+        rate = jnp.where(step % every == 0, rate, 1.0)
+    # optax.incremental_update weighs by 1 - rate and 1 - (1 - rate), which rounds
+    # differently.
+    return jax.tree.map(lambda old, x: rate * old + (1 - rate) * x, ema, new)

@@ -1,8 +1,8 @@
 """Records in each checkpoint what a run depends on, and compares it on resuming.
 
-Compared are the config, the classes, the file names, order, labels and number of the
-images of both splits, and the weights that the run started from or learns from. Paths,
-times and pixels are not, so data may move, and no image is opened.
+It compares the config, the classes, the file names, order, labels and number of the
+images of both splits, the initial weights and the teacher's weights. Paths, times and
+pixels are not compared, so data may move, and no image is opened.
 """
 
 import dataclasses
@@ -33,71 +33,75 @@ from resnet_jax.persistence import code_digest
 from resnet_jax.persistence.checkpoints import Checkpoints, find_versions
 from resnet_jax.persistence.fingerprint import fingerprint
 from resnet_jax.persistence.storage import Path
-from resnet_jax.training.experiment import Setup
+from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.initialization import Weights, initial_weights
 from resnet_jax.training.schedules import make_schedule
 
-# Stands for weights that the version which began a run did not record.
+# Recorded in place of weights where an older version started the run without them.
 UNKNOWN = "unknown"
-SPLITS = {"train": "training", "eval": "evaluation"}
-# Fields of a card that say what function of an image the weights are.
-OF_THE_FUNCTION = (
+SPLITS = {"train": "training", "eval": "eval"}
+# Fields of a card that change what the weights compute from an image.
+FUNCTION_FIELDS = (
     *("network", "spec", "image_size", "mean", "std"),
     *("interpolation", "crop_fraction", "bgr", "classes"),
 )
 
 
-def run_checkpoints(setup: Setup, workdir: Path) -> Checkpoints:
-    """Opens the checkpoints of a run, for `with`; their records describe its setup."""
+def run_checkpoints(experiment: Experiment, workdir: Path) -> Checkpoints:
+    """Opens the checkpoints of a run, for `with`; they record config and network."""
     about = {
-        "config": json.loads(as_json(setup.config)),
-        "spec": dataclasses.asdict(setup.model.spec),
+        "config": json.loads(as_json(experiment.config)),
+        "spec": dataclasses.asdict(experiment.model.spec),
         "versions": find_versions(),
         "code": code_digest.digest(),
-        "ghost_batch_size": setup.model.bn_group_size,
+        "ghost_batch_size": experiment.model.bn_group_size,
     }
-    return Checkpoints(workdir / "checkpoints", setup.config.checkpoint, about)
+    return Checkpoints(workdir / "checkpoints", experiment.config.checkpoint, about)
 
 
-def describe_data(train: NamedSource, test: NamedSource) -> dict[str, Any]:
-    """Returns the names of the classes, and size and checksum of both splits."""
-    splits = {"train": train, "eval": test}
+def describe_data(train: NamedSource, eval: NamedSource) -> dict[str, Any]:
+    """Returns the names of the classes, and the size and checksum of both splits."""
+    splits = {"train": train, "eval": eval}
     return {"classes": list(train.classes)} | {
         name: {"images": len(split), "digest": split.digest()}
         for name, split in splits.items()
     }
 
 
-def describe_weights(where: str, weights: Weights | None) -> dict[str, Any] | None:
-    """Returns the place of weights, their card and a fingerprint of their arrays."""
+def describe_weights(origin: str, weights: Weights | None) -> dict[str, Any] | None:
+    """Returns the origin of weights, their card and a fingerprint of their arrays."""
     if not weights:
         return None
     card, variables = weights
     fields = json.loads(card.to_json())
-    return {"where": where, "card": fields, "fingerprint": fingerprint(variables)}
+    return {"where": origin, "card": fields, "fingerprint": fingerprint(variables)}
 
 
 def data_changes(
     old: Mapping[str, Any], new: Mapping[str, Any], splits: Sequence[str]
 ) -> list[str]:
-    """Returns how two results of `describe_data` differ in the classes and in splits.
+    """Returns how two results of `describe_data` differ, a phrase per difference.
 
-    There is a phrase for each difference.
+    Args:
+      old: The data that a checkpoint recorded.
+      new: The data of this command.
+      splits: The splits that are compared, of `train` and `eval`.
     """
-    classes, found = class_changes(old["classes"], new["classes"]), []
+    classes = class_changes(old["classes"], new["classes"])
+    changes = []
     for split in splits:
         before, after = old[split], new[split]
         name = f"the {SPLITS[split]} split"
         if before["images"] != after["images"]:
-            found.append(
+            changes.append(
                 f"{name} had {before['images']:,} images and has {after['images']:,}"
             )
         elif before["digest"] != after["digest"] and not classes:
-            found.append(
+            changes.append(
                 "file names (or images that were handed to train), labels, order or"
                 f" mix weights of {name} have changed"
             )
-    return classes + found
+    return classes + changes
 
 
 def class_changes(old: Sequence[str], new: Sequence[str]) -> list[str]:
@@ -106,10 +110,10 @@ def class_changes(old: Sequence[str], new: Sequence[str]) -> list[str]:
     added = [name for name in new if name not in set(old)]
     if missing or added:
         named = [
-            f"{names[0]!r} and {len(names) - 1} more are {what}"
+            f"{names[0]!r} and {len(names) - 1} more are {state}"
             if names[1:]
-            else f"{names[0]!r} is {what}"
-            for names, what in ((missing, "missing"), (added, "new"))
+            else f"{names[0]!r} is {state}"
+            for names, state in ((missing, "missing"), (added, "new"))
             if names
         ]
         counts = f"{len(new)} classes instead of {len(old)}: "
@@ -127,28 +131,28 @@ def weights_change(
     """Returns how two results of `describe_weights` differ, or ''.
 
     Args:
-      old: What a checkpoint recorded.
-      new: What there is now.
-      values: Whether the arrays are compared, not the cards alone.
+      old: The weights that a checkpoint recorded.
+      new: The weights of this command.
+      values: Compares the arrays too, not only the cards.
     """
     changes = [
         f"{field}: {_short(old['card'].get(field))} -> {_short(new['card'].get(field))}"
-        for field in OF_THE_FUNCTION
+        for field in FUNCTION_FIELDS
         if old["card"].get(field) != new["card"].get(field)
     ]
     if values and old["fingerprint"] != new["fingerprint"]:
         changes.append("other values")
     if not changes:
         return ""
-    begun, where = old["where"], new["where"]
-    what = "has changed" if where == begun else f"is not {begun}"
-    return f"{where} {what} ({changes[0]})"
+    before, after = old["where"], new["where"]
+    verdict = "has changed" if after == before else f"is not {before}"
+    return f"{after} {verdict} ({changes[0]})"
 
 
 def spec_change(old: Mapping[str, Any], new: Spec) -> str:
-    """Returns the first field in which a saved spec differs from another, or ''.
+    """Returns the first field in which a saved spec differs from a new one, or ''.
 
-    Fields that only one has come with another version.
+    Fields that only one of them has belong to another version, and are ignored.
     """
     fields = json.loads(json.dumps(dataclasses.asdict(new)))
     for field in [field for field in old if field in fields]:
@@ -164,19 +168,19 @@ def _short(value: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Resume:
-    """A run that is about to resume, and what its newest checkpoint recorded.
+    """A run that is about to resume, and the record of its newest checkpoint.
 
     Attributes:
       workdir: The run's directory.
       record: The record of the newest checkpoint; see `Checkpoints.read`.
-      setup: What the command asks for now.
-      data: The result of `describe_data` for it.
-      teacher: The result of `describe_weights` for the teacher it learns from.
+      experiment: The experiment of this command.
+      data: The result of `describe_data` for the experiment.
+      teacher: The result of `describe_weights` for its teacher.
     """
 
     workdir: Path
     record: Mapping[str, Any]
-    setup: Setup
+    experiment: Experiment
     data: Mapping[str, Any]
     teacher: Mapping[str, Any] | None
 
@@ -192,7 +196,7 @@ class Resume:
 
     @property
     def _unrecorded(self) -> tuple[str, ...]:
-        """The settings of which the name was recorded, but not what it names."""
+        """The settings whose value was recorded, but not the data or weights of it."""
         if self._is_old:
             return NAMES
         return ("init_from",) if self.record["init"] == UNKNOWN else ()
@@ -201,13 +205,13 @@ class Resume:
         """Compares the record with what the command asks for.
 
         Args:
-          extend: Whether a longer run may change the learning rates of finished steps.
+          extend: Allows a longer run to change the learning rates from now on.
 
         Returns:
-          What the user should know, a sentence each.
+          Notes for the user, a sentence each.
 
         Raises:
-          UserError: What the run depends on has changed.
+          UserError: The run depends on something that has changed.
         """
         self._check_config()
         if not self._is_old:
@@ -224,11 +228,11 @@ class Resume:
         ]
 
     def _other_evaluation(self) -> bool:
-        """Tells whether another evaluation split than the recorded one is named."""
-        old, new = self.record["config"]["data"], self.setup.config.data
+        """Tells whether the command names another eval split than the record."""
+        old, new = self.record["config"]["data"], self.experiment.config.data
         return any(old[key] != new[key] for key in ("eval_split", "eval_source"))
 
-    def _refuse(self, changed: str, way_out: str) -> UserError:
+    def _error(self, changed: str, way_out: str) -> UserError:
         return UserError(
             f"{self.workdir} holds a run at step {self.step:,} with {changed}."
             f" {way_out}"
@@ -236,21 +240,21 @@ class Resume:
 
     def _check_config(self) -> None:
         def may_differ(key: str) -> bool:
-            if self.setup.plateau and key.startswith(FOR_PLATEAU):
+            if self.experiment.plateau and key.startswith(FOR_PLATEAU):
                 return False
-            # What was not recorded is compared by its name.
+            # Data and weights that were not recorded are compared by their names.
             if key in self._unrecorded:
                 return False
-            # A decay beyond the end of a run, for instance, has no effect. Others
-            # need --extend, see `_check_length`.
+            # A decay after the end of a run, for instance, has no effect. Changes that
+            # have one need --extend; see `_check_length`.
             if key.startswith(SETS_RATES):
-                is_longer = self.setup.total_steps > self._old_length
+                is_longer = self.experiment.total_steps > self._old_length
                 return self._same_rates or (is_longer and key != "optim.schedule")
             return key.startswith((*MAY_CHANGE, *NAMES, "total."))
 
-        changed = differences(self.record["config"], self.setup.config, may_differ)
+        changed = differences(self.record["config"], self.experiment.config, may_differ)
         if changed:
-            raise self._refuse(
+            raise self._error(
                 f"another config ({'; '.join(changed[:3])}"
                 f"{' ...' if len(changed) > 3 else ''})",
                 "Choose another --workdir, or the old settings to resume that run.",
@@ -258,59 +262,62 @@ class Resume:
 
     def _check_data(self) -> None:
         splits = list(SPLITS)
-        # Another evaluation changes no parameter.
-        if self._other_evaluation() and not self.setup.plateau:
+        # Another eval split changes no parameter, unless a plateau looks at it.
+        if self._other_evaluation() and not self.experiment.plateau:
             splits.remove("eval")
         if changed := data_changes(self.record["data"], self.data, splits):
-            raise self._refuse(
+            raise self._error(
                 f"other data: {'; '.join(changed)}",
                 "Restore the data to resume it, or choose another --workdir.",
             )
 
     def _check_initial_weights(self) -> None:
-        old, where = self.record["init"], self.setup.config.init_from
-        if old == UNKNOWN or not (old or where):
+        old, new_origin = self.record["init"], self.experiment.config.init_from
+        if old == UNKNOWN or not (old or new_origin):
             return
-        begun = old["where"] if old else ""
-        way_out = "Restore them" if where == begun else "Leave init_from as it was"
+        old_origin = old["where"] if old else ""
+        moved = new_origin != old_origin
+        way_out = "Leave init_from as it was" if moved else "Restore them"
         way_out += " to resume it, or choose another --workdir."
-        if not begun or not where:
-            raise self._refuse(
-                f"other initial weights (init_from: {begun!r} -> {where!r})", way_out
+        if not old_origin or not new_origin:
+            raise self._error(
+                f"other initial weights (init_from: {old_origin!r} -> {new_origin!r})",
+                way_out,
             )
-        moved = where != begun
         try:
-            new = describe_weights(where, initial_weights(self.setup))
+            new = describe_weights(new_origin, initial_weights(self.experiment))
         except UserError:
-            # The run has no need of them any more.
+            # The run does not need them any more.
             if moved:
                 raise
             return
-        # In the same place they may be those of a run that has trained on.
-        if change := weights_change(old, new, values=moved):
-            raise self._refuse(f"other initial weights: {change}", way_out)
+        # In the same place they may be those of a run that has trained on, so there
+        # only their cards are compared.
+        if new and (change := weights_change(old, new, values=moved)):
+            raise self._error(f"other initial weights: {change}", way_out)
 
     def _check_teacher(self) -> None:
         old, new = self.record["teacher"], self.teacher
-        if old == UNKNOWN or self.step >= self.setup.total_steps:
+        if old == UNKNOWN or self.step >= self.experiment.total_steps:
             return
         change = ""
         if old and new:
             change = weights_change(old, new)
         elif old or new:
+            # The config's word for random initialisation.
             before, after = (x["where"] if x else "drawn" for x in (old, new))
             change = f"distill.teacher_init: {before} -> {after}"
         if change:
-            raise self._refuse(
+            raise self._error(
                 f"another teacher: {change}",
                 "Restore the teacher to resume it, or choose another --workdir.",
             )
 
     def _check_spec(self) -> None:
-        if change := spec_change(self.record["spec"], self.setup.model.spec):
-            raise self._refuse(
+        if change := spec_change(self.record["spec"], self.experiment.model.spec):
+            raise self._error(
                 f"another network ({change})",
-                "Restore the data or the version that it was begun with, or choose"
+                "Restore the data or the version that it was started with, or choose"
                 " another --workdir.",
             )
 
@@ -318,7 +325,7 @@ class Resume:
         if not self._is_old:
             return []
         return [
-            "warning: this run was begun by a version that did not record the class"
+            "warning: this run was started by a version that did not record the class"
             " names, the images and the initial weights, so whether they are the same"
             " now cannot be compared; its next checkpoints record them."
         ]
@@ -333,46 +340,52 @@ class Resume:
 
     @functools.cached_property
     def _old_length(self) -> int:
-        """The number of steps that the run was to have."""
+        """The number of steps that the run had by its recorded config."""
         config = self._old_config
         return to_steps(config.total, config.batch_size, self._train_size, "total")
 
-    def _rates(self, steps: Int[Array, "n"]) -> list[Float[Array, "n"]]:
-        """The learning rates of steps by the old config and by the new one."""
-        size, new = self._train_size, self.setup
-        schedules = (
-            make_schedule(config, total_steps=length, train_size=size)
-            for config, length in (
-                (self._old_config, self._old_length),
-                (new.config, new.total_steps),
-            )
+    def _rates(
+        self, steps: Int[Array, "n"]
+    ) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
+        """Returns the learning rates of steps by the old config and by the new one."""
+        old = make_schedule(
+            self._old_config, total_steps=self._old_length, train_size=self._train_size
         )
-        # That of a constant schedule is one number.
-        return [jnp.broadcast_to(rates(steps), steps.shape) for rates in schedules]
+        # A constant schedule gives one number for all steps.
+        before, after = (
+            jnp.broadcast_to(jnp.asarray(schedule(steps)), steps.shape)
+            for schedule in (old, self.experiment.schedule)
+        )
+        return before, after
 
     @functools.cached_property
     def _same_rates(self) -> bool:
         """Tells whether both configs give common steps the same rates."""
-        kinds = {self._old_config.optim.schedule, self.setup.config.optim.schedule}
+        kinds = {self._old_config.optim.schedule, self.experiment.config.optim.schedule}
         if len(kinds) > 1 and "plateau" in kinds:
-            return False  # evaluations to come decide
-        steps = jnp.arange(min(self._old_length, self.setup.total_steps))
-        return np.array_equal(*self._rates(steps))
+            return False  # since future evaluations decide
+        steps = jnp.arange(min(self._old_length, self.experiment.total_steps))
+        before, after = self._rates(steps)
+        return np.array_equal(before, after)
 
     def _check_length(self, extend: bool) -> list[str]:
-        """Compares the number of steps."""
-        config, old, new = self.setup.config, self._old_length, self.setup.total_steps
+        """Compares the number of steps, on which a schedule may depend."""
+        config, old, new = (
+            self.experiment.config,
+            self._old_length,
+            self.experiment.total_steps,
+        )
         if new < self.step:
-            raise self._refuse(
+            raise self._error(
                 f"more steps than config.total={dict(config.total)}, which is {new:,}",
-                "Choose a total of at least as many, evaluate what there is with"
-                " --mode=eval, or choose another --workdir.",
+                "Choose a total of at least as many, evaluate the run with --mode=eval,"
+                " or choose another --workdir.",
             )
         if new == old:
             return []
-        said = f"The run has {new:,} steps instead of {old:,}."
+        note = f"The run has {new:,} steps instead of {old:,}."
         if self._same_rates:
-            return [said]
+            return [note]
         schedule = config.optim.schedule
         before, after = self._rates(jnp.array([self.step]))
         rate = f"at step {self.step:,} it is {after[0]:.4g} instead of {before[0]:.4g}"
@@ -380,22 +393,22 @@ class Resume:
             way_out = "Choose the old total, or another --workdir."
             if new > old:
                 way_out = (
-                    "--extend resumes it all the same, with the rates of the longer"
+                    "--extend resumes it nevertheless, with the rates of the longer"
                     f" schedule from now on ({rate}); or choose another --workdir."
                 )
-            raise self._refuse(
+            raise self._error(
                 f"another length ({old:,} steps, now {new:,}), on which all rates of"
                 f" its {schedule} schedule depend",
                 way_out,
             )
         return [
-            f"{said} From now on the learning rate is that of the longer {schedule}"
+            f"{note} From now on the learning rate is that of the longer {schedule}"
             f" schedule ({rate}), so the result is not that of a run which had this"
             " length from the start."
         ]
 
     def _evaluation(self) -> list[str]:
-        """Names another evaluation split, with which results are hard to compare."""
+        """Names another eval split, with which results are hard to compare."""
         if self._is_old or not data_changes(self.record["data"], self.data, ["eval"]):
             return []
         return [
@@ -404,9 +417,11 @@ class Resume:
         ]
 
     def _devices(self) -> list[str]:
-        """Names what the number of devices changes, which the config allows it to."""
-        new = self.setup.model.bn_group_size
-        old = self.record.get("ghost_batch_size", new)
+        """Names another ghost batch size, which `bn_group_size=device` can cause."""
+        new = self.experiment.model.bn_group_size
+        # Older records hold null for `bn_group_size=global`, which does not depend on
+        # the devices, or nothing at all.
+        old = self.record.get("ghost_batch_size") or new
         if old == new:
             return []
         return [
@@ -415,7 +430,7 @@ class Resume:
         ]
 
     def _versions(self) -> list[str]:
-        """Names what has another version since the newest checkpoint."""
+        """Names the packages and the code that changed since the newest checkpoint."""
         old, new = self.record.get("versions", {}), find_versions()
         changed = [
             f"{name} {old[name]} -> {new[name]}"

@@ -1,4 +1,4 @@
-"""Learning rates by step, put together from optax."""
+"""The learning rate as a function of the step, built from optax's schedules."""
 
 from collections.abc import Mapping
 
@@ -10,15 +10,20 @@ from ml_collections import ConfigDict
 from resnet_jax.config.durations import to_steps
 from resnet_jax.errors import UserError, check_known
 
-FALLING = ("cosine", "polynomial", "triangular")  # to `schedule_length`
+# These fall to `optim.end_learning_rate` at the end of `optim.schedule_length`.
+FALLING = ("cosine", "polynomial", "triangular")
 SCHEDULES = (*FALLING, "step", "constant", "plateau")
 
 
 def peak_rate(config: ConfigDict) -> float:
-    """The highest learning rate of a run.
+    """Returns the highest learning rate of a run.
 
-    `learning_rate * batch_size / learning_rate_batch` (Goyal et al. 2017,
-    arXiv:1706.02677, section 2.1), or `learning_rate` if `learning_rate_batch` is 0.
+    It is `learning_rate * batch_size / learning_rate_batch`, the linear scaling rule
+    of Goyal et al. 2017 (arXiv:1706.02677, section 2.1), or `learning_rate` itself if
+    `learning_rate_batch` is 0.
+
+    Args:
+      config: The run's configuration.
     """
     optim = config.optim
     if not optim.learning_rate_batch:
@@ -26,24 +31,39 @@ def peak_rate(config: ConfigDict) -> float:
     return optim.learning_rate * config.batch_size / optim.learning_rate_batch
 
 
+def warmup_steps(config: ConfigDict, train_size: int) -> int:
+    """Returns the number of steps of `optim.warmup`."""
+    duration, batch_size = config.optim.warmup, config.batch_size
+    return to_steps(duration, batch_size, train_size, "optim.warmup")
+
+
 def make_schedule(
     config: ConfigDict, *, total_steps: int, train_size: int
 ) -> optax.Schedule:
-    """Learning rate by step.
+    """Returns the learning rate as a function of the step.
 
-    A linear warm-up leads from `warmup_from` to `peak_rate`. Behind it, `cosine`,
-    `polynomial` and `triangular` (a polynomial of power 1: Page 2018's triangle, with
-    the warm-up as its first side) fall to `end_learning_rate` at `schedule_length`, and
-    stay there. With `warmup_prefix=False` they fall from step 0 on, and the warm-up
-    takes the place of their beginning, as in timm. `step` has been multiplied by
-    `decay_factor` at each of `decay_at`. `constant` stays, as does `plateau`, whose
-    decays follow from evaluations (`Plateau`). All durations count from step 0.
+    The rate rises linearly from `warmup_from` to `peak_rate` during `warmup`. Then
+    `optim.schedule` sets it:
 
-    With `per_epoch` the rate is that of the epoch's first step throughout the epoch, as
-    where torch's schedulers step once an epoch.
+    - `cosine`, `polynomial` and `triangular` fall to `end_learning_rate` at
+      `schedule_length` and stay there. `triangular` is a polynomial of power 1: the
+      triangle of Page 2018, whose first side is the warm-up.
+    - `step` multiplies the rate by `decay_factor` at each duration of `decay_at`.
+    - `constant` keeps the peak. So does `plateau`, whose decays depend on evaluations
+      (`Plateau`).
 
-    Raises UserError for a schedule that there is not, and if durations contradict each
-    other.
+    All durations count from step 0. With `warmup_prefix=False` the schedule starts at
+    step 0, too, and the warm-up replaces its beginning, as in timm. With `per_epoch`
+    every step of an epoch has the rate of the epoch's first step, as where torch's
+    schedulers step once an epoch.
+
+    Args:
+      config: The run's configuration, of which `optim` and `batch_size` are read.
+      total_steps: The length of the run in steps.
+      train_size: The number of training images, the length of an epoch.
+
+    Raises:
+      UserError: The schedule is unknown, or durations contradict each other.
     """
     optim, batch_size = config.optim, config.batch_size
 
@@ -57,7 +77,7 @@ def make_schedule(
             " ({'epochs': 30}, {'epochs': 60})."
         )
     peak = peak_rate(config)
-    warmup = steps_of(optim.warmup, "optim.warmup")
+    warmup = warmup_steps(config, train_size)
     if warmup and warmup >= total_steps:
         raise UserError(
             f"optim.warmup takes {warmup} steps, but the run (config.total) has only"
@@ -69,18 +89,20 @@ def make_schedule(
         if length <= warmup:
             raise UserError(
                 f"optim.schedule_length takes {length} steps, all of which are"
-                f" optim.warmup ({warmup}); lengthen the one or shorten the other."
+                f" optim.warmup ({warmup}); lengthen optim.schedule_length or shorten"
+                " optim.warmup."
             )
         if optim.schedule not in FALLING:
             raise UserError(
-                f"optim.schedule={optim.schedule} has no end, so that"
-                " optim.schedule_length would be passed over; leave it empty."
+                f"optim.schedule={optim.schedule} has no end, so"
+                " optim.schedule_length would have no effect; leave it empty."
             )
         if length < total_steps and not optim.end_learning_rate:
             raise UserError(
                 f"optim.schedule_length ends at step {length} with a rate of 0, but the"
-                f" run (config.total) goes on to {total_steps}; lengthen the one,"
-                " shorten the other, or set optim.end_learning_rate."
+                f" run (config.total) has {total_steps} steps; lengthen"
+                " optim.schedule_length, shorten the run, or set"
+                " optim.end_learning_rate."
             )
     begin = warmup if optim.warmup_prefix else 0
     falling = max(length - begin, 1)
@@ -94,51 +116,50 @@ def make_schedule(
     elif optim.schedule == "step":
         factors: dict[int, float] = {}
         for duration in optim.decay_at:
-            at = steps_of(duration, "optim.decay_at")
-            if at >= total_steps:
+            step = steps_of(duration, "optim.decay_at")
+            if step >= total_steps:
                 reached = tuple(
-                    dict(one)
-                    for one in optim.decay_at
-                    if steps_of(one, "optim.decay_at") < total_steps
+                    dict(earlier)
+                    for earlier in optim.decay_at
+                    if steps_of(earlier, "optim.decay_at") < total_steps
                 )
                 without = f'--config.optim.decay_at="{reached}"'
                 if not reached:
                     without = "--config.optim.schedule=constant"
                 raise UserError(
-                    f"optim.decay_at={dict(duration)} is step {at}, but the run"
+                    f"optim.decay_at={dict(duration)} is step {step}, but the run"
                     f" (config.total) has only {total_steps}; leave it out with"
                     f" {without}, or lengthen the run."
                 )
-            behind = max(at - begin, 0)
+            boundary = max(step - begin, 0)
             # Two decays may fall on the same step.
-            factors[behind] = factors.get(behind, 1.0) * optim.decay_factor
+            factors[boundary] = factors.get(boundary, 1.0) * optim.decay_factor
         after = optax.piecewise_constant_schedule(peak, factors)
     else:
         after = optax.constant_schedule(peak)
     schedule = after
     if warmup:
         ramp = optax.linear_schedule(optim.warmup_from, peak, warmup)
-        behind = after if begin else _later(after, warmup)
-        schedule = optax.join_schedules([ramp, behind], [warmup])
+        # join_schedules counts the steps of a schedule from where it takes over.
+        rest = after if begin else lambda step: after(step + warmup)
+        schedule = optax.join_schedules([ramp, rest], [warmup])
     if optim.per_epoch:
         schedule = _by_epoch(schedule, total_steps, batch_size, train_size)
     return schedule
 
 
-def _later(schedule: optax.Schedule, steps: int) -> optax.Schedule:
-    return lambda step: schedule(step + steps)
-
-
 def _by_epoch(
     schedule: optax.Schedule, total_steps: int, batch_size: int, train_size: int
 ) -> optax.Schedule:
-    """The rate of the first step of each epoch, rounded as durations are."""
+    """Gives every step of an epoch the rate of the epoch's first step."""
     epochs = int(total_steps * batch_size / train_size) + 1
-    starts = [
-        to_steps({"epochs": epoch}, batch_size, train_size, "epoch")
-        for epoch in range(epochs)
-    ]
-    starts = np.array(starts)
+    # Rounded to steps as all durations are.
+    starts = np.array(
+        [
+            to_steps({"epochs": epoch}, batch_size, train_size, "epoch")
+            for epoch in range(epochs)
+        ]
+    )
 
     def constant_in_epochs(step):
         epoch = jnp.searchsorted(starts, step, side="right") - 1
@@ -148,18 +169,32 @@ def _by_epoch(
 
 
 class Plateau:
-    """Lowers the rate when the evaluated error no longer falls (He et al. 2015).
+    """Lowers the rate when the evaluated error stops falling (He et al. 2015).
 
-    The rule is that of torch's ReduceLROnPlateau with a threshold of 0: more than
-    `patience` evaluations in a row without a higher top-1 than the best multiply the
-    rate by `decay_factor`. What it remembers is a dictionary in the checkpoint.
+    The rule is that of torch's ReduceLROnPlateau with a threshold of 0: after more than
+    `patience` evaluations in a row without a new best top-1, the rate is multiplied by
+    `decay_factor`. The memory is a dictionary in the checkpoint.
+
+    Attributes:
+      patience: The number of evaluations without a new best that are tolerated.
+      decay_factor: The factor by which the rate is multiplied.
     """
+
+    # Not optax.contrib.reduce_on_plateau: it decides inside the train step, by losses
+    # of training batches, and would add its memory to the optimiser's state.
 
     def __init__(self, optim: ConfigDict):
         self.patience, self.decay_factor = optim.patience, optim.decay_factor
 
     def after(self, memory: Mapping | None, top1: float) -> dict:
-        """What is remembered after one more evaluation: `best`, `bad`, `factor`."""
+        """Returns the memory after one more evaluation.
+
+        Args:
+          memory: The memory so far: `best`, the highest top-1; `bad`, the number of
+            evaluations since then; `factor`, by which the rate is multiplied. None
+            before the first evaluation.
+          top1: The evaluation's top-1, a fraction.
+        """
         memory = dict(memory or {"best": -1.0, "bad": 0, "factor": 1.0})
         if top1 > memory["best"]:
             return memory | {"best": top1, "bad": 0}

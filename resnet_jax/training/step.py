@@ -1,8 +1,7 @@
-"""The pure functions that jit compiles: one parameter update, one evaluation batch."""
+"""The pure functions that jit compiles: train, statistics and evaluation steps."""
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,28 +12,30 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from resnet_jax.errors import UserError, nearest_numbers
 from resnet_jax.kernels.platforms import traced_once
 from resnet_jax.models.inputs import normalize
 from resnet_jax.training import losses, metrics, optim
 from resnet_jax.training.mixup import Mix
 
+# A pytree of arrays.
 Tree = Any
 
-# What a step's key is folded with to draw for mixing; microbatches have small numbers.
+# Folded into a step's random key to draw the numbers of mixup. Microbatches fold in
+# their own numbers, which are smaller.
 MIXING = 2**31
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a step changes: trees of arrays, or of what stands for them.
+    """Everything that a train step changes, as trees of arrays or of their shapes.
 
     Attributes:
-      step: number of updates made, int32.
-      params: float32 parameters.
-      batch_stats: running statistics of batch norm; empty where there is none.
-      opt_state: state of the optimiser.
-      ema: averaged {params, batch_stats}, or None.
+      step: The number of updates so far, an int32 scalar.
+      params: The parameters, float32.
+      batch_stats: The running statistics of batch norm, float32; empty for networks
+        without batch norm.
+      opt_state: The optimiser's state.
+      ema: The EMA of `params` and `batch_stats`, a dictionary of the two; or None.
     """
 
     step: Tree
@@ -44,18 +45,20 @@ class TrainState:
     ema: Tree
 
     def evaluated(self) -> dict[str, Tree]:
-        """The variables to evaluate: the averaged ones if there are any."""
+        """Returns the variables to evaluate: the EMA if there is one."""
         return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """A trained network whose softmax the student learns (Hinton et al. 2015).
+    """A trained network whose outputs the student learns (Hinton et al. 2015).
 
     Attributes:
-      model: the network; it sees what the student sees, in evaluation mode.
-      weight: the teacher's part of the loss.
-      temperature: see `losses.distillation`.
+      model: The network. It gets the same (mixed) images as the student and runs in
+        evaluation mode.
+      weight: The weight of distillation in the loss, from 0 to 1; the labels have the
+        rest.
+      temperature: The temperature of both softmaxes; see `losses.distillation`.
     """
 
     model: nn.Module
@@ -65,25 +68,33 @@ class Teacher:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepOptions:
-    """What a train step does besides the network and the optimiser.
+    """Options of a train step besides the network and the optimiser.
 
     Attributes:
-      mean, std: of each channel, in units of 0 to 1.
-      loss: `loss(logits, labels)` of each example; see `losses.make_loss`.
-      mix: how images are mixed, or None.
-      teacher: whose softmax the network learns, or None.
-      microbatches: number of parts that a batch is cut into, whose gradients are
-        added up before the update.
-      sam_rho: the update takes the gradient at params + rho * gradient / |gradient|
-        (Foret et al. 2021, arXiv:2010.01412, section 2); 0: at params.
-      sam_every: only each such step does so, the others as if rho were 0.
-      ema_decay, ema_every, ema_warmup, ema_copy_until: see `optim.update_ema`; a decay
-        of 0: no average is kept.
-      seed: what is dropped is a function of (seed, step, microbatch), what is mixed of
-        (seed, step).
-      replicate: keeps what is drawn for mixing on every device. Left to themselves,
-        the loops that draw from beta would wait for each other.
-      whole: makes parameters whole on every device; see `sharding.whole`.
+      mean, std: The mean and standard deviation of each channel, for pixels from 0 to
+        1.
+      loss: `loss(logits, labels)`, which has a value for each example; see
+        `losses.make_loss`.
+      mix: The options of mixup and CutMix, or None.
+      teacher: The network that the student learns from, or None.
+      microbatches: The number of equal parts of a batch whose gradients are averaged
+        before the update.
+      microbatch_unit: The number of consecutive examples that go to one microbatch
+        together.
+      sam_rho: The radius rho of sharpness-aware minimisation (Foret et al. 2021,
+        arXiv:2010.01412, section 2): the update uses the gradient at params + rho *
+        gradient / |gradient|. 0 turns it off.
+      sam_every: Sharpness-aware minimisation applies to each such step only; all others
+        use the plain gradient.
+      ema_decay, ema_every, ema_warmup, ema_copy_until: The options of the EMA; see
+        `optim.update_ema`. A decay rate of 0 keeps no EMA.
+      seed: The seed of random numbers. Dropout depends on (seed, step, microbatch),
+        mixup on (seed, step).
+      replicate: Constrains the random numbers of mixup to lie on every device. Without
+        it, each device would draw its own part of them, and the loops that sample from
+        beta would wait for each other.
+      all_gather: All-gathers sharded parameters before they are used; see
+        `resnet_jax.parallel.sharding`.
     """
 
     mean: Sequence[float]
@@ -92,6 +103,7 @@ class StepOptions:
     mix: Mix | None = None
     teacher: Teacher | None = None
     microbatches: int = 1
+    microbatch_unit: int = 1
     sam_rho: float = 0.0
     sam_every: int = 1
     ema_decay: float = 0.0
@@ -100,79 +112,7 @@ class StepOptions:
     ema_copy_until: int = 0
     seed: int = 0
     replicate: Callable[[Tree], Tree] = lambda tree: tree
-    whole: Callable[[Tree], Tree] = lambda params: params
-
-
-def group_size_of(
-    chosen: object,
-    *,
-    batch_size: int,
-    microbatches: int,
-    devices: int,
-    tpu_slices: int = 1,
-) -> int | None:
-    """Returns the ghost batch size in examples, or None for the whole microbatch.
-
-    Args:
-      chosen: A number of examples, `global` (a whole microbatch) or `device` (what
-        one device holds of a microbatch).
-      batch_size: Images per step over all devices.
-      microbatches: Number of microbatches of a step.
-      devices: Number of devices.
-      tpu_slices: Number of TPU slices that the devices form. libtpu (0.0.52) can abort
-        where statistics are summed over parts of slices.
-
-    Raises:
-      UserError: The size does not divide the microbatch, or ghost batches would spread
-        over parts of TPU slices; the message names the nearest legal sizes.
-    """
-    legal = [m for m in _divisors(batch_size) if (batch_size // m) % devices == 0]
-    if microbatches not in legal:
-        raise UserError(
-            f"optim.microbatches={microbatches} does not cut a batch of {batch_size}"
-            f" into equal parts for {devices} devices; use fewer devices, or start a"
-            f" run with {nearest_numbers(microbatches, legal)}."
-        )
-    microbatch = batch_size // microbatches
-    if chosen == "global":
-        return None
-    if chosen == "device":
-        return microbatch // devices
-    if not isinstance(chosen, int) or isinstance(chosen, bool):
-        raise UserError(
-            f"model.bn_group_size={chosen!r} is neither a number of examples nor"
-            " 'global' nor 'device'."
-        )
-    if chosen < 1 or microbatch % chosen:
-        of = f"the batch of {batch_size}"
-        if microbatches > 1:
-            of = f"a microbatch of {microbatch} ({batch_size} / {microbatches})"
-        raise UserError(
-            f"model.bn_group_size={chosen} does not divide {of}; the nearest that"
-            f" does: {nearest_numbers(chosen, _divisors(microbatch))}."
-        )
-
-    def ends_with_slices(size: int) -> bool:
-        # XLA shards the ghost batches over as many devices as divide their number and
-        # sums each one's statistics over the devices that are left.
-        over = devices // math.gcd(devices, microbatch // size)
-        inside = devices // tpu_slices
-        return max(over, inside) % min(over, inside) == 0
-
-    if not ends_with_slices(chosen):
-        whole = [size for size in _divisors(microbatch) if ends_with_slices(size)]
-        raise UserError(
-            f"model.bn_group_size={chosen} would spread ghost batches over parts of the"
-            f" {tpu_slices} TPU slices of {devices // tpu_slices} devices each, which"
-            " libtpu can fail to compile; the nearest size that does not:"
-            f" {nearest_numbers(chosen, whole)}."
-        )
-    return chosen
-
-
-def _divisors(n: int) -> list[int]:
-    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
-    return sorted({*small, *(n // d for d in small)})
+    all_gather: Callable[[Tree], Tree] = lambda params: params
 
 
 def init_state(
@@ -183,7 +123,15 @@ def init_state(
     image_size: int,
     ema: bool,
 ) -> TrainState:
-    """The state before the first step; a function of the seed."""
+    """Returns the randomly initialised state before the first step.
+
+    Args:
+      model: The network.
+      optimizer: The optimiser.
+      seed: The seed of the initial parameters.
+      image_size: The height and width of the images in pixels.
+      ema: True to keep an EMA.
+    """
     image = jnp.zeros((1, image_size, image_size, model.spec.in_channels))
     variables = model.init(jax.random.key(seed), image)
     return state_from(variables, optimizer, ema=ema)
@@ -192,14 +140,20 @@ def init_state(
 def state_from(
     variables: Mapping[str, Tree], optimizer: optax.GradientTransformation, *, ema: bool
 ) -> TrainState:
-    """The state before the first step with these `params` and `batch_stats`."""
+    """Returns the state before the first step of a run from given variables.
+
+    Args:
+      variables: `params`, and `batch_stats` if the network has batch norm.
+      optimizer: The optimiser.
+      ema: True to keep an EMA, which starts at the variables.
+    """
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables.get("batch_stats", {}),
         opt_state=optimizer.init(variables["params"]),
-        # A copy: donated buffers must not be shared.
-        ema=jax.tree.map(jnp.copy, {"batch_stats": {}} | variables) if ema else None,
+        # The train step donates the state, so that no two leaves may share a buffer.
+        ema=jax.tree.map(jnp.copy, {"batch_stats": {}, **variables}) if ema else None,
     )
 
 
@@ -208,10 +162,16 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, dict]]:
     """Returns `train_step(state, batch, teacher=None) -> (state, metrics)`.
 
-    `batch` holds uint8 `image` [b, h, w, c] and int32 `label` [b]; `teacher` are the
-    variables of the teacher, if there is one. The metrics are float32 scalars: `loss`
-    (mean over the batch), `top1` (fraction that is right; of a mixed image, the class
-    that it has most of) and `grad_norm` (of the loss, before clipping and decay).
+    `batch` holds the uint8 `image` [b, h, w, c] and the int32 `label` [b]; `teacher`
+    are the variables of the teacher, if there is one. `metrics` are float32 scalars:
+    `loss`, the mean over the batch; `top1`, the fraction of correct predictions (of a
+    mixed image the class with the highest weight counts); and `grad_norm`, the L2 norm
+    of the loss's gradient before clipping and weight decay.
+
+    Args:
+      model: The network.
+      optimizer: The optimiser.
+      options: The step's options.
     """
 
     def loss_of(params, batch_stats, part, rng, teacher):
@@ -224,7 +184,7 @@ def make_train_step(
         else:
             image = normalize(part["image"], options.mean, options.std, model.dtype)
         logits, updated = model.apply(
-            {"params": options.whole(params), "batch_stats": batch_stats},
+            {"params": options.all_gather(params), "batch_stats": batch_stats},
             image,
             train=True,
             mutable=["batch_stats"],
@@ -233,9 +193,9 @@ def make_train_step(
         loss = options.loss(logits, label).mean()
         if options.teacher:
             weight = options.teacher.weight
-            theirs = options.teacher.model.apply(teacher, image, train=False)
+            targets = options.teacher.model.apply(teacher, image, train=False)
             temperature = options.teacher.temperature
-            distilled = losses.distillation(logits, theirs, temperature).mean()
+            distilled = losses.distillation(logits, targets, temperature).mean()
             loss = (1 - weight) * loss + weight * distilled
         classes = label if label.ndim == 1 else jnp.argmax(label, axis=-1)
         top1 = jnp.mean(metrics.rank_of_label(logits, classes) == 0)
@@ -251,20 +211,22 @@ def make_train_step(
         return {"grads": grads, "batch_stats": stats, "loss": loss, "top1": top1}
 
     def accumulated(params, state: TrainState, batch, teacher):
-        # Every part starts from the same running statistics and holds whole groups of
-        # the batch, so the means over the parts are what one large pass would give.
+        # Every microbatch starts from the same running statistics and holds complete
+        # ghost batches, so the means over the microbatches equal those of one large
+        # pass. optax.MultiSteps needs several calls for a step, and a larger state.
         count = options.microbatches
-        unit = model.bn_group_size or 1
-        # What was drawn has a row for each group.
+        unit = options.microbatch_unit
+        # The random numbers of mixup have a row for each ghost batch.
         units = {"image": unit, "label": unit, "drawn": 1}
         parts = {
             key: jax.tree.map(functools.partial(_cut, parts=count, unit=units[key]), x)
             for key, x in batch.items()
         }
 
-        def add(total, part):
-            found = gradients(params, state, *part, teacher)
-            return jax.tree.map(jnp.add, total, found), None
+        def add(total, numbered_part):
+            part, number = numbered_part
+            out = gradients(params, state, part, number, teacher)
+            return jax.tree.map(jnp.add, total, out), None
 
         first = jax.tree.map(lambda x: x[0], parts)
         shapes = jax.eval_shape(gradients, params, state, first, 0, teacher)
@@ -272,36 +234,35 @@ def make_train_step(
         total, _ = jax.lax.scan(add, zero, (parts, jnp.arange(count)))
         return jax.tree.map(lambda x: x / count, total)
 
-    def draw(step: jax.Array, image: jax.Array):
+    def draw(mix: Mix, step: jax.Array, image: jax.Array):
         rng = jax.random.fold_in(jax.random.key(options.seed), step)
-        size = model.bn_group_size or len(image) // options.microbatches
         rng = jax.random.fold_in(rng, MIXING)
-        groups = len(image) // size
-        return options.replicate(options.mix.draw(rng, groups, *image.shape[1:3]))
+        groups = len(image) // model.bn_group_size
+        return options.replicate(mix.draw(rng, groups, *image.shape[1:3]))
 
     def train_step(
         state: TrainState, batch: dict, teacher: Tree = None
     ) -> tuple[TrainState, dict]:
         if options.mix:
-            batch = {**batch, "drawn": draw(state.step, batch["image"])}
+            batch = {**batch, "drawn": draw(options.mix, state.step, batch["image"])}
 
-        def at(params):
+        def gradients_at(params):
             if options.microbatches == 1:
                 return gradients(params, state, batch, 0, teacher)
             return accumulated(params, state, batch, teacher)
 
-        out = at(state.params)
+        out = gradients_at(state.params)
         grads, grad_norm = out["grads"], _global_norm(out["grads"])
         if options.sam_rho:
-
-            def sharp():
-                # Loss and statistics stay those of the parameters that there are.
+            # The loss and the batch statistics are those at the unperturbed parameters.
+            # optax.contrib.sam would change the tree of the optimiser's state.
+            def sharpness_aware():
                 scale = options.sam_rho / (grad_norm + 1e-12)
-                climbed = optax.tree.add_scale(state.params, scale, grads)
-                return at(climbed)["grads"]
+                perturbed = optax.tree.add_scale(state.params, scale, grads)
+                return gradients_at(perturbed)["grads"]
 
             now = (state.step + 1) % options.sam_every == 0
-            grads = jax.lax.cond(now, sharp, lambda: grads)
+            grads = jax.lax.cond(now, sharpness_aware, lambda: grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
@@ -333,7 +294,10 @@ def make_train_step(
 
 
 def _global_norm(tree: Tree) -> Float[Array, ""]:
-    """`optax.tree.norm`, which traces each array, where this does each shape."""
+    """Returns the L2 norm of a tree.
+
+    `optax.tree.norm` traces the squares of every array, this of every shape.
+    """
     return jnp.sqrt(sum(map(_sum_of_squares, jax.tree.leaves(tree))))
 
 
@@ -343,9 +307,10 @@ def _sum_of_squares(x: Float[Array, "..."]) -> Float[Array, ""]:
 
 
 def _cut(x: jax.Array, parts: int, unit: int) -> jax.Array:
-    """Deals units of `unit` consecutive rows to `parts` parts in turn: [parts, ...].
+    """Cuts a batch into parts: [parts, rows, ...].
 
-    Dealing, not slicing, leaves each device its own rows.
+    Units of `unit` consecutive rows go to the parts in turn, so that each device keeps
+    its own rows; consecutive slices would move them between devices.
     """
     units = x.reshape(-1, parts, unit, *x.shape[1:])
     return units.swapaxes(0, 1).reshape(parts, -1, *x.shape[1:])
@@ -356,19 +321,24 @@ def make_statistics_step(
     mean: Sequence[float],
     std: Sequence[float],
     seed: int,
-    whole: Callable[[Tree], Tree] = lambda params: params,
+    all_gather: Callable[[Tree], Tree] = lambda params: params,
 ) -> Callable[[dict, dict], Tree]:
-    """Returns `statistics_step(variables, batch) -> batch_stats` of a batch alone.
+    """Returns `statistics_step(variables, batch) -> batch_stats`, of that batch alone.
 
-    `whole` is as in `StepOptions`.
+    Args:
+      model: The network.
+      mean: The mean of each channel, for pixels from 0 to 1.
+      std: The standard deviation of each channel.
+      seed: The seed of dropout.
+      all_gather: All-gathers sharded parameters; see `StepOptions`.
     """
-    # Without keep-momentum, the running statistics are those of the last batch.
+    # With a decay rate of 0 the running statistics are those of the last batch.
     model = model.clone(spec=dataclasses.replace(model.spec, norm_momentum=0.0))
 
     def statistics_step(variables: dict, batch: dict) -> Tree:
         image = normalize(batch["image"], mean, std, model.dtype)
         _, updated = model.apply(
-            {**variables, "params": whole(variables["params"])},
+            {**variables, "params": all_gather(variables["params"])},
             image,
             train=True,
             mutable=["batch_stats"],
@@ -384,17 +354,25 @@ def make_eval_step(
     mean: Sequence[float],
     std: Sequence[float],
     flip: bool = False,
-    whole: Callable[[Tree], Tree] = lambda params: params,
+    all_gather: Callable[[Tree], Tree] = lambda params: params,
 ) -> Callable[[dict, dict, jax.Array], tuple[dict, dict]]:
     """Returns `eval_step(variables, batch, allowed) -> (sums, predictions)`.
 
-    `allowed`, bool [classes], says which classes can be predicted. `sums` are those of
-    `metrics.evaluation_sums`; `predictions` hold the int32 `label` that the network
-    gives to each row and its float32 `probability`. `whole` is as in `StepOptions`.
+    `batch` holds the uint8 `image` [b, h, w, c] or [b, views, h, w, c], the int32
+    `label` and the bool `mask`; `allowed`, bool [classes], says which classes may be
+    predicted. `sums` are those of `metrics.evaluation_sums`. `predictions` hold, for
+    each row, the predicted int32 `label` and its float32 `probability`.
 
-    Several views of an image, uint8 [b, views, h, w, c], and, with `flip`, the mirror
-    image of each, are evaluated by the mean of their logits, as fb.resnet.torch and
-    torchvision's users do; Krizhevsky et al. 2012, section 4.1, average probabilities.
+    Several views of an image, and with `flip` the mirror image of each, are evaluated
+    by the mean of their logits, as fb.resnet.torch and torchvision's users do;
+    Krizhevsky et al. 2012, section 4.1, average probabilities.
+
+    Args:
+      model: The network.
+      mean: The mean of each channel, for pixels from 0 to 1.
+      std: The standard deviation of each channel.
+      flip: True to evaluate mirror images, too.
+      all_gather: All-gathers sharded parameters; see `StepOptions`.
     """
 
     def views_of(image: jax.Array) -> jax.Array:
@@ -406,9 +384,9 @@ def make_eval_step(
     def eval_step(
         variables: dict, batch: dict, allowed: Bool[Array, "classes"]
     ) -> tuple[dict, dict]:
-        variables = {**variables, "params": whole(variables["params"])}
+        variables = {**variables, "params": all_gather(variables["params"])}
 
-        def logits_of(image: jax.Array) -> jax.Array:
+        def logits_of(image: jax.Array) -> Any:
             image = normalize(image, mean, std, model.dtype)
             return model.apply(variables, image, train=False)
 
@@ -416,7 +394,7 @@ def make_eval_step(
         if len(views) == 1:
             logits = logits_of(views[0])
         else:
-            # One after the other: together they might not fit.
+            # The views run one after the other, since memory might not hold them all.
             logits = jnp.mean(jax.lax.map(logits_of, views), axis=0)
         logits = jnp.where(allowed, logits, -jnp.inf)
         probabilities = jax.nn.softmax(logits)

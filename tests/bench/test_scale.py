@@ -12,6 +12,7 @@ from resnet_jax.bench import scale
 from resnet_jax.bench.__main__ import make_parser
 from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
+from resnet_jax.training import programs
 from tests.helpers import plans, runs, tiny
 
 
@@ -25,7 +26,7 @@ def test_two_processes_measure_their_collectives_and_durations():
     first, second = scale.run_processes(2, {"config": config.to_dict(), **request})
     # Both processes run one program. Its collectives sum the gradients, the statistics
     # and two metrics, in float32.
-    state = tiny.setup().state_like()
+    state = programs.state_like(tiny.setup())
     sizes = count(state.params) + count(state.batch_stats) + 2
     assert first["bytes"] == second["bytes"] == 4 * sizes
     for result in (alone, first, second):

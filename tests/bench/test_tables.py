@@ -21,6 +21,7 @@ from resnet_jax.bench.worker import LeftOutError, Worker
 from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
 from resnet_jax.models.zoo import get_entry
+from resnet_jax.training import programs
 from resnet_jax.training.experiment import set_up
 from tests.helpers.pictures import encode, noise
 
@@ -190,7 +191,7 @@ def test_another_network_does_not_get_the_overrides_of_the_config():
 @pytest.mark.parametrize(("model", "size"), [("resnet50", 96), ("cifar_resnet20", 32)])
 def test_a_step_trains_all_parameters_of_the_published_network(model, size):
     setup = set_up(own_programs.step_config(model, size, 8, "float32"))
-    assert count(setup.state_like().params) == get_entry(model).params
+    assert count(programs.state_like(setup).params) == get_entry(model).params
 
 
 def test_an_implementation_that_cannot_run_gives_the_reason(tmp_path):

@@ -5,6 +5,7 @@ import pytest
 
 from resnet_jax import compiler
 from resnet_jax.errors import UserError
+from resnet_jax.training import programs
 from tests.helpers import tiny
 
 
@@ -33,4 +34,4 @@ def test_an_older_compiler_leaves_out_what_it_does_not_know_and_says_so(capsys):
 def test_options_of_the_config_reach_the_compiler():
     changes = {"compiler_options": {"xla_no_such_option": 1}}
     with pytest.raises(UserError, match=r"compiler_options=.*'xla_no_such_option'"):
-        tiny.setup(changes).compile_train_step()
+        programs.compile_train_step(tiny.setup(changes))

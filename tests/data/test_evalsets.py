@@ -20,6 +20,7 @@ from resnet_jax.data.loader import Examples
 from resnet_jax.data.tfds_source import TfdsSource
 from resnet_jax.errors import UserError
 from resnet_jax.persistence.writers import read_metrics
+from resnet_jax.training import programs
 from resnet_jax.training.evaluation import evaluate_sets, evaluate_workdir
 from resnet_jax.training.loop import train
 from tests.helpers import tiny
@@ -81,7 +82,7 @@ def setup(data_dir):
 
 @pytest.fixture(scope="module")
 def results(setup) -> dict[str, dict]:
-    state, steps = tiny.state(setup), setup.compile_eval_steps()
+    state, steps = tiny.state(setup), programs.compile_eval_steps(setup)
     return evaluate_sets(setup, steps, state, after_batch=lambda: None)
 
 

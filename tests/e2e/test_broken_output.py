@@ -20,14 +20,14 @@ from tests.helpers import runs
 
 pytestmark = pytest.mark.slow
 
-# A name that is wrong mathematics, one that commands a terminal, one that ASCII cannot
-# show, and one that no encoding can.
+# Names with invalid TeX, with a terminal's escape sequence, with characters that are not
+# ASCII, and with a byte that is not UTF-8.
 CLASSES = (b"a$b_$", b"\x1b[31mred", "h\u00e9\N{GRINNING FACE}".encode(), b"\xff")
 
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory) -> tuple[str, ...]:
-    """A small run on a folder of classes with difficult names."""
+    """Returns the flags of a small run on a folder of classes with difficult names."""
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
@@ -42,7 +42,7 @@ def flags(tmp_path_factory) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def undisturbed(flags, tmp_path_factory) -> pathlib.Path:
-    """A finished run whose output could show nothing but ASCII."""
+    """Returns the workdir of a finished run whose output was limited to ASCII."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
     code, output = runs.run(workdir, *flags, PYTHONIOENCODING="ascii")
     assert code == 0, output
@@ -57,7 +57,9 @@ def assert_trained(workdir: pathlib.Path, undisturbed: pathlib.Path) -> None:
     runs.assert_same_end(workdir, undisturbed)
 
 
-def test_a_reader_of_the_output_may_go_away(flags, undisturbed, tmp_path):
+def test_a_run_survives_that_the_reader_of_its_output_closes_it(
+    flags, undisturbed, tmp_path
+):
     process = runs.start(tmp_path / "run", *flags)
     assert any(line.startswith("step 3/") for line in process.stdout)
     process.stdout.close()
@@ -66,13 +68,17 @@ def test_a_reader_of_the_output_may_go_away(flags, undisturbed, tmp_path):
 
 
 @pytest.mark.parametrize("redirect", [">&- 2>&-", ">/dev/full 2>/dev/full"])
-def test_a_run_needs_no_output(flags, undisturbed, tmp_path, redirect):
+def test_a_run_trains_although_nothing_can_be_printed(
+    flags, undisturbed, tmp_path, redirect
+):
     code, _ = runs.run(tmp_path / "run", *flags, redirect=redirect)
     assert code == 0
     assert_trained(tmp_path / "run", undisturbed)
 
 
-def test_a_terminal_with_the_progress_bar_may_go_away(flags, undisturbed, tmp_path):
+def test_a_run_survives_that_the_terminal_with_its_progress_bar_closes(
+    flags, undisturbed, tmp_path
+):
     ours, theirs = os.openpty()
     termios.tcsetwinsize(theirs, (24, 160))
     process = runs.start(tmp_path / "run", *flags, stderr=theirs)
@@ -104,7 +110,7 @@ def test_a_run_that_is_stopped_saves_although_its_reader_waits(flags, tmp_path):
     process = runs.start(tmp_path / "run", *flags, *total)
     fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 8192)
     waiting, before = bytearray(4), b""
-    # It counts as full when its second page is begun.
+    # Two pages: the pipe is full when its second page has been started.
     while waiting != before or int.from_bytes(waiting, sys.byteorder) < 4096:
         before = bytes(waiting)
         time.sleep(2)
@@ -116,7 +122,7 @@ def test_a_run_that_is_stopped_saves_although_its_reader_waits(flags, tmp_path):
 
 
 @pytest.mark.long
-def test_a_run_whose_reader_waits_too_long_goes_on_without_it(flags, tmp_path):
+def test_a_run_whose_reader_waits_too_long_continues_without_it(flags, tmp_path):
     steps = ("--config.total.steps=400", "--config.checkpoint.every.steps=400")
     stall = "--stall_timeout=10s"
     process = runs.start(tmp_path / "run", *flags, *steps, stall)
@@ -125,7 +131,9 @@ def test_a_run_whose_reader_waits_too_long_goes_on_without_it(flags, tmp_path):
     assert runs.result(tmp_path / "run")["step"] == 400
 
 
-def test_files_that_a_run_can_do_without_may_fail(flags, undisturbed, tmp_path):
+def test_a_run_survives_that_its_dispensable_files_cannot_be_written(
+    flags, undisturbed, tmp_path
+):
     workdir = tmp_path / "run"
     process = runs.start(workdir, *flags)
     lines = []
@@ -160,12 +168,12 @@ def test_files_that_a_run_can_do_without_may_fail(flags, undisturbed, tmp_path):
 
 
 def test_a_picture_that_cannot_be_drawn_is_one_warning(flags, undisturbed, tmp_path):
-    # matplotlib cannot be imported.
+    # With this backend matplotlib cannot be imported.
     code, output = runs.run(tmp_path / "run", *flags, MPLBACKEND="nonsense")
     assert code == 0, output
-    (told,) = [line for line in output.splitlines() if "report" in line]
-    assert told.startswith(f"warning: {tmp_path / 'run' / 'report.png'} cannot be ")
-    assert "nonsense" in told
+    (warning,) = [line for line in output.splitlines() if "report" in line]
+    assert warning.startswith(f"warning: {tmp_path / 'run' / 'report.png'} cannot be ")
+    assert "nonsense" in warning
     runs.assert_same_end(tmp_path / "run", undisturbed)
 
 
@@ -178,7 +186,7 @@ def test_a_picture_that_cannot_be_drawn_is_one_warning(flags, undisturbed, tmp_p
         pytest.param("plan {config} --topology=local", 141, marks=pytest.mark.long),
         ("bench schedule {config} --train_size=100", 141),
         ("prepare verify folder:{data} --num_workers=1", 141),
-        # What these are called for is a file.
+        # The result of these commands is a file, so they succeed.
         ("prepare folder:{plain} --out={out} --num_workers=1", 0),
         ("convert {run} {out}.npz", 0),
         ("report {run}", 0),
@@ -226,8 +234,8 @@ def test_each_command_ends_quietly_when_nobody_reads(
     os.close(writer)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
-    told = done.stderr.count("Broken pipe")
-    assert told == (code == 0), done.stderr
+    warnings = done.stderr.count("Broken pipe")
+    assert warnings == (code == 0), done.stderr
 
 
 def test_a_launcher_without_a_reader_lets_its_processes_train(

@@ -1,4 +1,4 @@
-"""Many faults in one run, and its end is the same."""
+"""A run with many faults ends as a run without one."""
 
 import secrets
 
@@ -9,7 +9,7 @@ from tests import fault_drill
 
 @pytest.mark.long
 def test_a_run_with_twenty_faults_ends_with_the_same_bits(tmp_path):
-    # Another order each time; a failure prints the command that repeats it.
+    # The order differs each time. A failure prints the command that repeats it.
     done = fault_drill.drill(tmp_path, faults=20, seed=secrets.randbelow(10**6))
     assert len(done) == 20
 

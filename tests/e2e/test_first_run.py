@@ -1,4 +1,4 @@
-"""What a new user sees: the quickstart, its files, its accuracy."""
+"""The quickstart shows a new user its accuracy, its files and its progress."""
 
 import contextlib
 import json
@@ -16,21 +16,25 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory):
-    """Workdir and output of README's first run."""
+    """Returns the workdir and the output of the first run of README."""
     workdir = tmp_path_factory.mktemp("first") / "run"
     code, output = runs.run(workdir, "--config=configs/quickstart.py")
     assert code == 0, output
     return workdir, output
 
 
-def test_the_quickstart_reaches_98_percent_in_90_seconds(quickstart):
+def test_the_quickstart_reaches_98_percent(quickstart):
     result = runs.result(quickstart[0])
     assert result["top1"] >= 0.98
     assert result["n_seen"] == 360
-    assert result["seconds"] <= 90
 
 
-def test_the_result_says_what_it_is_of(quickstart):
+@pytest.mark.long
+def test_the_quickstart_trains_for_at_most_90_seconds(quickstart):
+    assert runs.result(quickstart[0])["seconds"] <= 90
+
+
+def test_the_result_names_the_network_the_step_and_the_command(quickstart):
     workdir, output = quickstart
     result = runs.result(workdir)
     assert result["params"] == 269_434
@@ -42,17 +46,17 @@ def test_the_result_says_what_it_is_of(quickstart):
     assert last.endswith(result["command"])
 
 
-def test_the_summary_tells_what_will_be_done(quickstart):
+def test_the_summary_describes_devices_network_batches_and_steps(quickstart):
     head = quickstart[1].split("step ")[0]
-    for told in (
+    for fact in (
         "1 x cpu",
         "cifar_resnet20, 269,434 parameters",
         "2.5 M MACs",
         "64 images, 64 a device",
-        "groups of 32 images, 2 a batch",
+        "ghost batches of 32 images, 2 a batch",
         "674 (30.02 epochs)",
     ):
-        assert told in head
+        assert fact in head
 
 
 def test_the_workdir_holds_curves_tensorboard_and_the_picture(quickstart):
@@ -65,7 +69,7 @@ def test_the_workdir_holds_curves_tensorboard_and_the_picture(quickstart):
     assert (workdir / "report.png").stat().st_size > 10_000
 
 
-def test_lines_tell_eta_speed_and_waiting_where_there_is_no_terminal(quickstart):
+def test_lines_show_eta_speed_and_waiting_without_a_terminal(quickstart):
     lines = [
         x for x in quickstart[1].splitlines() if re.match(r"step \d+/674  epoch", x)
     ]
@@ -75,7 +79,7 @@ def test_lines_tell_eta_speed_and_waiting_where_there_is_no_terminal(quickstart)
 
 
 def _read_to_the_end(terminal: int) -> str:
-    # One read gives 4 KiB at most; Linux tells the end of a terminal as an EIO.
+    # One read gives at most 4 KiB, and at the end of a terminal Linux raises EIO.
     parts = []
     with contextlib.suppress(OSError):
         while part := os.read(terminal, 4096):
@@ -95,16 +99,16 @@ def test_a_terminal_gets_a_progress_bar(tmp_path):
     code, _ = runs.finish(process)
     assert code == 0, bar
     assert "12/12" in bar
-    for told in ("loss=", "images/s=", "waiting=", "step/s"):
-        assert told in bar
+    for figure in ("loss=", "images/s=", "waiting=", "step/s"):
+        assert figure in bar
 
 
-def test_the_finished_run_is_told_again_and_not_trained_again(quickstart):
+def test_a_finished_run_prints_its_result_again_without_training(quickstart):
     workdir, first = quickstart
     code, output = runs.run(workdir, "--config=configs/quickstart.py")
     assert code == 0
     assert output.splitlines()[-1] == first.splitlines()[-1]
-    assert "going on from the checkpoint of step 674" in output
+    assert "resuming from the checkpoint of step 674" in output
 
 
 def test_the_report_can_be_drawn_again(quickstart):

@@ -1,4 +1,4 @@
-"""Overrides, evaluation of a workdir, dry runs: what README says besides training."""
+"""Overrides, evaluations of a workdir and dry runs do what README says of them."""
 
 import re
 
@@ -8,7 +8,7 @@ from resnet_jax.models import list_models
 from tests.helpers import runs
 from tests.helpers.golden_configs import CONFIGS
 
-# In a process of its own, since absl keeps what it has parsed.
+# This runs in a process of its own, since absl keeps the flags that it has parsed.
 PARSE = """
 from absl import flags
 from resnet_jax import main
@@ -30,7 +30,7 @@ for path in CONFIGS:
 
 @pytest.mark.slow
 def test_every_key_can_be_set_on_the_command_line():
-    """Sets each key to its own value, and some to others of another type."""
+    """Sets each key to its own value, and two keys to values of another type."""
     code, output = runs.run_python("-c", PARSE)
     assert code == 0, output
     parsed = re.findall("^parsed (.*)", output, re.MULTILINE)
@@ -38,25 +38,28 @@ def test_every_key_can_be_set_on_the_command_line():
 
 
 @pytest.mark.slow
-def test_eval_mode_takes_any_split_and_either_checkpoint(tmp_path):
+def test_eval_mode_evaluates_any_split_and_either_checkpoint(tmp_path):
     workdir = tmp_path / "run"
     assert runs.run(workdir, *runs.SMALL)[0] == 0
-    other = ("--config.data.eval_split=train", "--config.evaluate.batch_size=50")
+    overrides = ("--config.data.eval_split=train", "--config.evaluate.batch_size=50")
     for flags, size in (
         ((), 360),
-        # The config may be given again; where it differs, the run's own is taken.
+        # The config may be named again; the run's own is used where they differ.
         ((*runs.SMALL[:2], "--config.ema_decay=0.9", "--checkpoint=last"), 360),
-        (other, 1437),
+        (overrides, 1437),
     ):
         code, output = runs.run(workdir, "--mode=eval", *flags)
         assert code == 0, output
         assert f"on {size:,} images" in output
-        told = re.findall(r"^other than in training: ([\w.]+): ", output, re.MULTILINE)
-        assert (
-            told == ["data.eval_split", "evaluate.batch_size"][: 2 * (flags == other)]
+        changed = re.findall(
+            r"^different from training: ([\w.]+): ", output, re.MULTILINE
         )
-        given = any(flag.startswith("--config=") for flag in flags)
-        assert ("--config differs from the run's own config" in output) == given
+        assert (
+            changed
+            == ["data.eval_split", "evaluate.batch_size"][: 2 * (flags == overrides)]
+        )
+        named = any(flag.startswith("--config=") for flag in flags)
+        assert ("--config differs from the run's own config" in output) == named
     last = runs.read_json(workdir / "eval_test.json")
     assert last["top1"] == runs.result(workdir)["top1"]
     assert last["loss"] == runs.result(workdir)["loss"]
@@ -71,11 +74,11 @@ def test_a_dry_run_needs_no_data_and_leaves_nothing(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-# Of files with several variants: the default, and those that differ in kind.
+# All recipes, and the variants that differ in kind from the default one.
 DRY_RUNS = [path.stem for path in CONFIGS] + [
     *("bag_of_tricks:distill", "composer:hot", "he2015_cifar:1202", "rsb:a3"),
 ]
-PARTS = 8  # processes, each of which has five minutes
+PARTS = 8  # the number of processes, each of which has five minutes
 DRY_RUN = """
 import pathlib, sys, tempfile
 from resnet_jax.config.variants import for_dry_run
@@ -85,7 +88,7 @@ from tests.helpers.golden_configs import load
 
 for name in sys.argv[1:]:
     config = for_dry_run(load(name), 1)
-    # What the recipe does is tried here; its network has tests of its own.
+    # Its network is cut down, since networks have tests of their own.
     spec, overrides = get_spec(config.model.name), config.model.overrides
     overrides.stage_sizes, overrides.widths = (1, 1), tuple(spec.widths[:2])
     if not isinstance(spec.block, str):

@@ -1,4 +1,4 @@
-"""A run whose workdir is in an object store is as one on a disk."""
+"""A run whose workdir is in an object store behaves like one on a disk."""
 
 import json
 import signal
@@ -12,13 +12,13 @@ from resnet_jax.weights.load import load
 from tests.helpers import pods, runs, stores
 
 STORES = {"s3": stores.s3, "gs": stores.gcs}
-# Where they differ is held in tests/persistence/test_storage.py.
+# tests/persistence/test_storage.py tests how the stores differ.
 both = pytest.mark.parametrize("store", STORES)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The workdir of a run on this disk that nothing happened to."""
+    """Returns the workdir of a run on this disk that was never interrupted."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
     code, output = runs.run(workdir, *runs.SMALL)
     assert code == 0, output
@@ -35,7 +35,7 @@ def fetch(workdir, folder):
 
 
 def rows(workdir):
-    """What was logged, without what depends on the clock."""
+    """Returns the logged rows, without the figures that depend on the clock."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [line.split('"train/images_per_second"')[0] for line in lines]
 
@@ -45,13 +45,13 @@ def rows(workdir):
 def test_a_killed_run_ends_with_the_same_parameters(store, undisturbed, tmp_path):
     environment = STORES[store]()
     workdir = f"{store}://bucket/killed"
-    # While the checkpoint of step 10 is written, or soon after.
+    # The signal comes while the checkpoint of step 10 is written, or soon after.
     process = runs.start(workdir, *runs.SMALL, **environment)
     code, output = runs.send_when(process, "step 11/", signal.SIGKILL)
     assert code == -signal.SIGKILL, output
     code, output = runs.run(workdir, *runs.SMALL, **environment)
     assert code == 0, output
-    assert "going on from the checkpoint of step" in output
+    assert "resuming from the checkpoint of step" in output
     with stores.known(environment):
         copy = fetch(path_of(workdir), tmp_path / "run")
         runs.assert_same_end(copy, undisturbed)
@@ -59,7 +59,7 @@ def test_a_killed_run_ends_with_the_same_parameters(store, undisturbed, tmp_path
         assert {file.name for file in copy.iterdir()} == {
             file.name for file in undisturbed.iterdir()
         }
-        # Its results and weights are read where they are.
+        # Its results and weights can be read from the store.
         assert load(workdir)[0].top1 == 100 * runs.result(copy)["top1"]
         assert curves.draw(path_of(workdir)).read_bytes().startswith(b"\x89PNG")
     code, output = runs.run(workdir, *runs.SMALL, "--mode=eval", **environment)
@@ -70,7 +70,7 @@ def test_a_killed_run_ends_with_the_same_parameters(store, undisturbed, tmp_path
 
 
 @pytest.mark.long
-def test_sigterm_saves_in_a_store_and_gives_the_workdir_back():
+def test_sigterm_saves_in_a_store_and_releases_the_workdir():
     environment = stores.s3()
     workdir = "s3://bucket/stopped"
     process = runs.start(workdir, *runs.SMALL, **environment)
@@ -99,15 +99,15 @@ def test_processes_share_a_workdir_in_a_store(store, tmp_path):
 
 
 @pytest.mark.slow
-def test_missing_credentials_of_one_process_are_told_on_all():
+def test_missing_credentials_of_one_process_are_reported_by_all():
     good = stores.s3()
-    # Of other keys, botocore and moto say the same; none is what hosts differ in.
+    # Empty keys, since moto accepts any others; hosts differ in having none.
     bad = {**good, "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
     started = pods.start(
         2, "s3://bucket/refused", *runs.SMALL, environments={0: good, 1: bad}
     )
     for code, output in pods.finish(started, timeout=120):
         assert code == 1, output
-        (told,) = pods.errors(output)
-        assert "s3://bucket/refused cannot be used: no valid credentials" in told
-        assert "process 1 (host" in told
+        (error,) = pods.errors(output)
+        assert "s3://bucket/refused cannot be used: no valid credentials" in error
+        assert "process 1 (host" in error

@@ -1,4 +1,4 @@
-"""A workdir of an earlier version is resumed, evaluated and read."""
+"""A workdir of an earlier version can be resumed, evaluated and loaded."""
 
 import tarfile
 
@@ -22,8 +22,8 @@ FLAGS = (
     "--config.checkpoint.keep_last=1",
     "--config.checkpoint.keep_best=0",
 )
-# The loss of the same run when that version was not stopped. Rounding differs between
-# CPUs, in the twelfth step by far less.
+# The loss of the same run by that version without a stop. Rounding differs between
+# CPUs, by far less than the tolerance in the twelfth step.
 LOSS, TOLERANCE = 2.3093341933356393, 1e-4
 
 

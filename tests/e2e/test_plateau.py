@@ -1,4 +1,4 @@
-"""A run that lowers its rate on plateaus, and recomputes statistics, goes on alike."""
+"""A killed run with a plateau schedule and precise batch norm resumes identically."""
 
 import json
 import signal
@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers import runs
 
-# Evaluations on so few steps are soon no better than the one before.
+# With so few steps, evaluations soon stop to improve.
 FLAGS = (
     *runs.SMALL,
     "--config.optim.schedule=plateau",
@@ -20,7 +20,7 @@ FLAGS = (
 
 
 def rates(workdir) -> dict[int, float]:
-    """The learning rate of each step."""
+    """Returns the logged learning rate of each step."""
     rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     key = "train/learning_rate"
     return {row["step"]: row[key] for row in rows if key in row}
@@ -31,9 +31,9 @@ def test_a_killed_run_on_a_plateau_ends_with_the_same_parameters(tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     code, output = runs.run(undisturbed, *FLAGS)
     assert code == 0, output
-    assert "batch norm over 2 batches" in output
+    assert "precise batch norm over 2 batches" in output
     by_step = rates(undisturbed)
-    # It was lowered at least once, by ten, and only behind an evaluation.
+    # The rate was lowered at least once, and only directly after an evaluation.
     lowered = [s for s in range(6, 41) if by_step[s] < 0.5 * by_step[s - 1]]
     assert lowered
     assert all(step % 4 == 1 for step in lowered)

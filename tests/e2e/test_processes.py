@@ -1,4 +1,4 @@
-"""Several processes of one run: the same result, and one stop for all."""
+"""Several processes of one run have one result and stop together."""
 
 import json
 import os
@@ -22,22 +22,22 @@ FLAGS = (
     "--config.model.overrides={'stage_sizes': (1, 1, 1)}",
     "--config.total.steps=20",
     "--config.optim.warmup.steps=5",
-    # At 0.1, each step lets what float32 rounds grow about tenfold, whatever rounds it:
-    # then even one process differs from itself on other devices, by a percent.
+    # At 0.1, float32 rounding errors grow about tenfold in each step. Then even one
+    # process differs by a percent from itself on other devices.
     "--config.optim.learning_rate=0.01",
     "--config.evaluate.every.steps=10",
-    # 360 images: of the second batch, only the first process has some.
+    # Of 360 images, the second batch has some on the first process only.
     "--config.evaluate.batch_size=336",
     "--config.checkpoint.every.steps=5",
     "--config.log_every.steps=1",
 )
-# Longer than any test looks at it.
+# A run that is longer than any test waits for.
 LONG = tuple(
     f"--config.{key}.steps=9000"
     for key in ("total", "evaluate.every", "checkpoint.every")
 )
 
-# Calls the program with a step that waits for images for ever, or a save for the disk.
+# Calls the program with a step that waits forever for images, or a save for the disk.
 HANGING = """
 import os, sys, time
 from resnet_jax import main
@@ -59,7 +59,7 @@ def hang(batches):
 Batches.__next__ = hang
 sys.exit(main.main(sys.argv))
 """
-# Calls the program, which does not wait for what a file server shows late.
+# Calls the program so that it does not wait for files that a server shows late.
 IMPATIENT = """
 import sys
 from resnet_jax import main
@@ -67,28 +67,28 @@ from resnet_jax.persistence import workdir
 workdir.VISIBLE_WITHIN = 1.0
 sys.exit(main.main(sys.argv))
 """
-# Calls the program, and notes which images each step has.
+# Calls the program, and notes which images each step reads.
 NOTING = """
 import json, os, sys, time
 from resnet_jax import main
-from resnet_jax.training.experiment import Setup
-batches, place = Setup.train_batches, Setup.to_devices
+from resnet_jax.training.experiment import Experiment
+batches, place = Experiment.train_batches, Experiment.to_devices
 step = None
 
-def train_batches(setup, first, *rest):
+def train_batches(experiment, first, *rest):
     global step
     step = first
-    return batches(setup, first, *rest)
+    return batches(experiment, first, *rest)
 
-def to_devices(setup, batch):
+def to_devices(experiment, batch):
     global step
     with open(os.environ["NOTES"], "a") as file:
         print(json.dumps([step, batch["index"].tolist()]), file=file)
     step += 1
     time.sleep(float(os.environ["PAUSE"]))
-    return place(setup, batch)
+    return place(experiment, batch)
 
-Setup.train_batches, Setup.to_devices = train_batches, to_devices
+Experiment.train_batches, Experiment.to_devices = train_batches, to_devices
 sys.exit(main.main(sys.argv))
 """
 
@@ -102,7 +102,7 @@ def launch(workdir, *flags):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """The workdir of a run of two processes that nothing happened to."""
+    """Returns the workdir of a run of two processes that was never interrupted."""
     workdir = tmp_path_factory.mktemp("two") / "run"
     pods.run(2, workdir, *FLAGS)
     return workdir
@@ -124,8 +124,8 @@ def test_processes_train_as_one_does(number, two, tmp_path):
         tmp_path / "one", *FLAGS, JAX_NUM_CPU_DEVICES=str(2 * number)
     )
     assert code == 0, output
-    # Gloo adds up gradients in another order than one process does: what float32
-    # rounds, 6e-8, came to 8e-7 here behind 20 steps, and 20 times that is allowed.
+    # Gloo adds up gradients in another order than one process does. Float32 rounding,
+    # 6e-8, grew to 8e-7 here in 20 steps; the bounds are a few times that.
     np.testing.assert_allclose(losses(several), losses(tmp_path / "one"), rtol=2e-6)
     assert len(losses(several)) == 20
     ones, others = (runs.final_arrays(path) for path in (tmp_path / "one", several))
@@ -138,18 +138,18 @@ def test_processes_train_as_one_does(number, two, tmp_path):
     assert runs.result(several)["n_seen"] == 360
 
 
-def test_processes_that_share_parameters_train_as_those_that_each_have_all(
+def test_processes_with_sharded_parameters_train_as_those_with_replicated_ones(
     two, tmp_path
 ):
     pods.run(2, tmp_path / "run", *FLAGS, "--config.sharding.params=fsdp")
-    # The same sums, of which each device now keeps its part, in the same order but for
-    # what gloo may change; as above.
+    # The same sums in the same order, except for gloo's, with the bounds of above. Each
+    # device now keeps its part of them.
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(two), rtol=2e-6)
     ones, others = (runs.final_arrays(path) for path in (two, tmp_path / "run"))
     for name, array in ones.items():
         scale = np.abs(array).max() + 1e-6
         assert np.abs(array - others[name]).max() <= 2e-5 * scale, name
-    # One process that has all of it takes up what two left in parts.
+    # One process with all parameters restores those that two processes sharded.
     code, output = runs.run(
         tmp_path / "run", *FLAGS, "--mode=eval", "--checkpoint=last"
     )
@@ -159,11 +159,11 @@ def test_processes_that_share_parameters_train_as_those_that_each_have_all(
         assert evaluated[key] == runs.result(two)[key]
 
 
-def test_other_processes_and_devices_go_on_with_the_same_images(tmp_path):
-    """Two processes of 4 devices, one of 1, four of 1, each stopped but the last."""
+def test_other_numbers_of_processes_and_devices_resume_with_the_same_images(tmp_path):
+    """Runs on 2 processes of 4 devices, then 1 of 1, then 4 of 1; stops the first two."""
     flags = (*FLAGS, "--config.total.steps=60")
     for number, devices, until in ((2, 4, 8), (1, 1, 30), (4, 1, 60)):
-        # JAX looks for a signal once a second, and must find one before the end.
+        # JAX looks for a signal once a second, and must notice it before the end.
         pause = "0.3" if until < 60 else "0"
         environments = {
             i: {"NOTES": str(tmp_path / f"{number} processes, {i}"), "PAUSE": pause}
@@ -189,7 +189,7 @@ def test_other_processes_and_devices_go_on_with_the_same_images(tmp_path):
             step, indices = json.loads(line)
             by_step.setdefault(step, []).extend(indices)
     assert sorted(by_step) == list(range(60))
-    # Rows of a batch lie where the devices are, so that their order is not compared.
+    # The order of a batch's rows follows the devices, so it is not compared.
     order = np.concatenate([permutation(0, epoch, 1437) for epoch in range(3)])
     for step, indices in by_step.items():
         expected = order[64 * step : 64 * (step + 1)]
@@ -197,7 +197,8 @@ def test_other_processes_and_devices_go_on_with_the_same_images(tmp_path):
     assert runs.result(tmp_path / "run")["n_seen"] == 360
 
 
-# Where steps take milliseconds, one time in four shows whether it is left to chance.
+# Steps take milliseconds, so processes that did not agree would differ in one of four
+# attempts.
 @pytest.mark.parametrize("attempt", range(6))
 def test_sigterm_stops_all_processes_at_the_same_step(attempt, tmp_path):
     process = launch(tmp_path / "run", *FLAGS, *LONG)
@@ -207,7 +208,7 @@ def test_sigterm_stops_all_processes_at_the_same_step(attempt, tmp_path):
     assert saved and runs.checkpoint_steps(tmp_path / "run")[-1] == int(saved[0])
 
 
-# As Slurm does, to the workers of a task as well.
+# Slurm signals the workers of a task too.
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_the_group_of_one_process_saves_one_step_on_all(
     number, two, tmp_path
@@ -233,7 +234,7 @@ def test_a_signal_before_the_first_step_ends_all_processes_with_nothing_saved(
     processes = pods.start(
         2, tmp_path / "run", *FLAGS, environments=dict.fromkeys(range(2), fresh)
     )
-    # JAX takes a second or two to tell of it; the first step is further away.
+    # JAX reports it after a second or two, and the first step takes longer.
     pods.wait_for(processes[0], "workdir:")
     processes[1].send_signal(number)
     ends = pods.finish(processes)
@@ -243,9 +244,7 @@ def test_a_signal_before_the_first_step_ends_all_processes_with_nothing_saved(
     assert not (tmp_path / "run" / "running.json").exists()
 
 
-def test_a_worker_that_is_killed_when_a_signal_comes_ends_all_processes_by_it(
-    two, tmp_path
-):
+def test_killed_workers_before_a_signal_end_all_processes_by_that_signal(two, tmp_path):
     flags = (*FLAGS, "--config.data.num_workers=1", "--config.data.cache=none")
     processes = pods.start(2, tmp_path / "run", *flags)
     pods.wait_for(processes[0], "step 8/")
@@ -259,7 +258,7 @@ def test_a_worker_that_is_killed_when_a_signal_comes_ends_all_processes_by_it(
     runs.assert_same_end(tmp_path / "run", two)
 
 
-# Process 0 waits for the other one, and process 1 for the coordinator.
+# Process 0 waits for process 1, and process 1 for the coordinator.
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_process_that_waits_for_the_others_ends_with_a_signal(index, tmp_path):
     with socket.socket() as free:
@@ -270,7 +269,7 @@ def test_a_process_that_waits_for_the_others_ends_with_a_signal(index, tmp_path)
         *(*FLAGS, f"--coordinator=localhost:{port}", "--num_processes=2"),
         f"--process_id={index}",
     )
-    # A thread of the client is there; by then it has begun to wait.
+    # The process waits as soon as it has a thread of the client.
     status = pathlib.Path(f"/proc/{process.pid}/task")
     while not any(
         "grpc" in (task / "comm").read_text() for task in list(status.iterdir())
@@ -307,10 +306,10 @@ def test_a_dry_run_that_is_ended_within_the_grace_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# Process 0 holds JAX's coordination service: when it dies, JAX aborts the others; when
-# another one does, the others' collectives break.
+# Process 0 runs JAX's coordination service. When it dies, JAX aborts the others; when
+# another process dies, the collectives of the others fail.
 @pytest.mark.parametrize("killed", [0, 1])
-def test_when_one_process_is_killed_the_others_stop_and_the_restart_is_the_same_run(
+def test_when_a_process_is_killed_the_others_stop_and_a_restart_ends_the_same(
     killed, two, tmp_path
 ):
     flags = (*FLAGS, "--config.data.num_workers=1", "--config.data.cache=none")
@@ -349,9 +348,7 @@ def test_a_process_that_hangs_is_noticed_and_the_others_stop(tmp_path):
 
 
 @pytest.mark.parametrize(("number", "hangs"), [(1, "batch"), (2, "batch"), (1, "save")])
-def test_what_hangs_when_a_signal_came_is_ended_within_the_grace(
-    number, hangs, tmp_path
-):
+def test_a_run_that_hangs_after_a_signal_ends_within_the_grace(number, hangs, tmp_path):
     flags = (*FLAGS, "--config.checkpoint.every.steps=2", "--grace=4s")
     processes = pods.start(
         number,
@@ -366,7 +363,7 @@ def test_what_hangs_when_a_signal_came_is_ended_within_the_grace(
     processes[-1].send_signal(signal.SIGTERM)
     before = time.monotonic()
     ends = pods.finish(processes)
-    # And a second for what else the machine does.
+    # One more second for other programs of the machine.
     assert time.monotonic() - before < 5
     assert [code for code, _ in ends] == [143] * number, ends
     for _, output in ends:
@@ -391,7 +388,7 @@ def test_a_second_ctrl_c_ends_a_run_whose_save_hangs(tmp_path):
     assert not (tmp_path / "run" / "running.json").exists()
 
 
-def test_a_run_that_stalls_says_where_and_stops(tmp_path):
+def test_a_run_that_stalls_prints_where_it_is_and_stops(tmp_path):
     flags = (*FLAGS, "--stall_timeout=60s")
     processes = pods.start(2, tmp_path / "run", *flags, main=("-c", HANGING))
     ends = pods.finish(processes)
@@ -400,7 +397,7 @@ def test_a_run_that_stalls_says_where_and_stops(tmp_path):
         (error,) = pods.errors(output)
         assert "no step ended for --stall_timeout=60s" in error
         assert "that of step 5" in error
-        # Of the thread that hangs.
+        # The stack of the thread that hangs.
         assert "in hang" in output
 
 
@@ -417,9 +414,9 @@ def test_a_run_that_stalls_says_where_and_stops(tmp_path):
         ({"environment": {"JAX_NUM_CPU_DEVICES": "1"}}, "differ in their devices"),
     ],
 )
-def test_a_wrong_start_is_one_sentence_on_each_log(changes, text, tmp_path):
+def test_a_wrong_start_is_one_sentence_in_each_log(changes, text, tmp_path):
     flags = [flag.format(tmp_path) for flag in changes.get("flags", [])]
-    # Long enough for two imports of jax beside other work, but where it is awaited.
+    # Long enough for two imports of jax on a busy machine, and short where it ends.
     timeout = "5s" if "localhost:9" in "".join(flags) else "60s"
     before = time.monotonic()
     ends = pods.finish(
@@ -442,7 +439,7 @@ def test_a_wrong_start_is_one_sentence_on_each_log(changes, text, tmp_path):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_a_second_run_in_a_workdir_stops_and_the_first_goes_on(tmp_path):
+def test_a_second_run_in_a_workdir_stops_and_the_first_continues(tmp_path):
     first = runs.start(tmp_path / "run", *FLAGS, *LONG)
     pods.wait_for(first, "step 2/")
     code, output = runs.run(tmp_path / "run", *FLAGS, *LONG)

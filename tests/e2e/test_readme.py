@@ -1,6 +1,8 @@
 """README.md is true: its commands, paths, keys and examples exist and work."""
 
+import ast
 import importlib.util
+import pathlib
 import re
 
 import pytest
@@ -55,13 +57,35 @@ def test_every_make_target_that_the_readme_names_is_there():
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-def test_the_table_of_contents_of_an_image_is_the_order_of_the_files():
-    names = re.search(r"An image goes.*?`losses\.py`", PAGES["README.md"], re.DOTALL)
-    files = re.findall(r"`([\w/.]+\.py)`", names.group())
-    assert len(files) == 8
-    for name in files:
-        path = name if name.startswith("resnet_jax/") else f"resnet_jax/{name}"
-        assert (ROOT / path).exists(), name
+def files_of_an_image() -> list[str]:
+    """Returns the files that an image goes through, below resnet_jax/, in order."""
+    paragraph = re.search(r"An image goes through.*?\.\n\n", PAGES["README.md"], re.S)
+    return re.findall(r"`([\w/.]+\.py)`", paragraph[0])
+
+
+def imports_of(path: pathlib.Path) -> set[pathlib.Path]:
+    """Returns the modules of the package that a module imports."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{x.name}" for x in node.names)}
+    paths = {ROOT / f"{name.replace('.', '/')}.py" for name in names}
+    return {path for path in paths if path.exists()}
+
+
+def test_an_image_goes_through_at_most_fifteen_files_once_each():
+    files = files_of_an_image()
+    assert 10 <= len(files) <= 15
+    assert len(set(files)) == len(files)
+
+
+def test_the_loop_imports_every_file_that_an_image_goes_through():
+    found, new = set(), {ROOT / "resnet_jax/training/loop.py"}
+    while new:
+        found |= new
+        new = set().union(*map(imports_of, new)) - found
+    missing = {ROOT / "resnet_jax" / name for name in files_of_an_image()} - found
+    assert not missing
 
 
 @pytest.mark.long

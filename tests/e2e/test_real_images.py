@@ -15,7 +15,7 @@ TINY = "--config.model.overrides={'widths': (8, 8, 8, 8), 'stem': ((7, 2, 8),)}"
 
 @pytest.fixture
 def imagenet_folder(tmp_path):
-    """120 full-size ImageNet JPEGs in 10 classes, as a folder source."""
+    """Returns a folder of 120 full-size ImageNet JPEGs in 10 classes."""
     root = tmp_path / "imagenet"
     with zipfile.ZipFile(real_data("imagenet-samples.zip")) as archive:
         names = [n for n in archive.namelist() if n.lower().endswith((".jpeg", ".jpg"))]
@@ -49,7 +49,7 @@ def test_r50_trains_on_imagenet_jpegs_on_eight_devices(imagenet_folder, tmp_path
 
 @pytest.fixture
 def folder_with_bad_images(tmp_path):
-    """Two classes of noise; in train a truncated JPEG, in test an empty file."""
+    """Returns a folder with a truncated JPEG in train and an empty file in test."""
     rng = np.random.default_rng(0)
     root = tmp_path / "pictures"
     for split, count in (("train", 12), ("test", 7)):
@@ -98,7 +98,7 @@ def test_a_bad_image_stops_the_run_and_is_named(
 
 
 @pytest.mark.slow
-def test_bad_images_are_passed_over_and_counted_if_so_chosen(
+def test_bad_images_are_skipped_and_counted_on_request(
     folder_with_bad_images, tmp_path
 ):
     code, output = runs.run(
@@ -107,7 +107,7 @@ def test_bad_images_are_passed_over_and_counted_if_so_chosen(
         "--config.data.on_bad_image=skip",
     )
     assert code == 0, output
-    assert "passed over" in output and "left/5.jpg" in output
+    assert "skipped" in output and "left/5.jpg" in output
     result = runs.result(tmp_path / "run")
     assert result["n_seen"] == 13
     assert result["bad_train_images"] == 1

@@ -1,4 +1,4 @@
-"""A run that is killed, stopped or damaged goes on by the same command, bit for bit."""
+"""A run that is killed, stopped or damaged resumes by the same command, bit for bit."""
 
 import os
 import pathlib
@@ -16,7 +16,7 @@ import pytest
 
 from tests.helpers import runs
 
-# Longer than any test looks at it.
+# A run that is longer than any test waits for.
 LONG = tuple(
     f"--config.{key}.steps=9000"
     for key in ("total", "evaluate.every", "checkpoint.every")
@@ -25,7 +25,7 @@ LONG = tuple(
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The workdir of a run that nothing happened to."""
+    """Returns the workdir of a run that was never interrupted."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
     code, output = runs.run(workdir, *runs.SMALL)
     assert code == 0, output
@@ -33,18 +33,19 @@ def undisturbed(tmp_path_factory):
 
 
 def metric_rows(workdir):
-    """What was logged, without what depends on the clock."""
+    """Returns the logged rows, without the figures that depend on the clock."""
     rows = (workdir / "metrics.jsonl").read_text().splitlines()
     return [row.split('"train/images_per_second"')[0] for row in rows]
 
 
-def go_on(workdir, *flags):
+def resume(workdir, *flags):
+    """Runs to the end; returns the output."""
     code, output = runs.run(workdir, *runs.SMALL, *flags)
     assert code == 0, output
     return output
 
 
-# Before any checkpoint, while one is being written, behind an evaluation, at the end.
+# Before any checkpoint, while one is being written, after an evaluation, at the end.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "line",
@@ -59,7 +60,7 @@ def test_a_killed_run_ends_with_the_same_parameters(line, undisturbed, tmp_path)
     process = runs.start(tmp_path / "run", *runs.SMALL)
     code, _ = runs.send_when(process, line, signal.SIGKILL)
     assert code == -signal.SIGKILL
-    go_on(tmp_path / "run")
+    resume(tmp_path / "run")
     runs.assert_same_end(tmp_path / "run", undisturbed)
     assert metric_rows(tmp_path / "run") == metric_rows(undisturbed)
 
@@ -70,7 +71,7 @@ def test_a_run_killed_many_times_ends_with_the_same_parameters(undisturbed, tmp_
         process = runs.start(tmp_path / "run", *runs.SMALL)
         code, output = runs.send_when(process, line, signal.SIGKILL)
         assert code == -signal.SIGKILL, output
-    go_on(tmp_path / "run")
+    resume(tmp_path / "run")
     runs.assert_same_end(tmp_path / "run", undisturbed)
 
 
@@ -79,10 +80,10 @@ def test_sigterm_in_training_saves_that_step_and_exits_with_143(undisturbed, tmp
     process = runs.start(tmp_path / "run", *runs.SMALL)
     code, output = runs.send_when(process, "step 7/", signal.SIGTERM)
     assert code == 143, output
-    # The signal may land in the step behind the line.
+    # The signal may arrive in a step after that of the line.
     assert runs.checkpoint_steps(tmp_path / "run")[-1] in range(7, 15)
-    assert "the same command goes on" in output
-    go_on(tmp_path / "run")
+    assert "the same command resumes the run" in output
+    resume(tmp_path / "run")
     runs.assert_same_end(tmp_path / "run", undisturbed)
 
 
@@ -95,23 +96,23 @@ def test_sigterm_while_compiling_ends_the_run_with_nothing_saved(undisturbed, tm
     assert output.endswith("compiling\nstopped by SIGTERM\n")
     assert runs.checkpoint_steps(tmp_path / "run") == []
     assert not (tmp_path / "run" / "running.json").exists()
-    go_on(tmp_path / "run")
+    resume(tmp_path / "run")
     runs.assert_same_end(tmp_path / "run", undisturbed)
 
 
-# In memory, images would need no workers.
+# Workers are only used for images that are not cached in memory.
 UNCACHED = "--config.data.cache=none"
 WORKERS = (UNCACHED, "--config.data.num_workers=2")
 
 
-# As `timeout`, systemd and Slurm send it, and as a terminal does when it is closed: to
-# the workers as well. Of the evaluation, the first batch waits for its workers.
+# `timeout`, systemd, Slurm and a terminal that is closed signal the workers as well.
+# The first batch of an evaluation waits for its workers.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "number", "step"),
     [
         ("step 15/40  epoch", signal.SIGTERM, 15),
-        # An evaluation that begins takes seconds, and steps take milliseconds.
+        # An evaluation takes seconds to start, and a step takes milliseconds.
         ("step 15/40  epoch", signal.SIGHUP, 15),
         pytest.param("step 7/", signal.SIGHUP, 8, marks=pytest.mark.long),
         pytest.param("step 20/", signal.SIGINT, 21, marks=pytest.mark.long),
@@ -128,21 +129,21 @@ def test_a_signal_to_all_processes_of_a_run_saves(
     assert code == 128 + number, output
     assert f"stopped by {number.name}" in output
     assert "Traceback" not in output and "error" not in output, output
-    # The signal may land in the step behind the line.
+    # The signal may arrive in a step after that of the line.
     assert runs.checkpoint_steps(tmp_path / "run")[-1] in (step - 1, step, step + 1)
-    go_on(tmp_path / "run", UNCACHED)
+    resume(tmp_path / "run", UNCACHED)
     runs.assert_same_end(tmp_path / "run", undisturbed)
 
 
 def has_handlers(process):
-    """Whether a run has a handler of SIGHUP, the last one that it sets."""
+    """Returns whether a run has set its last signal handler, that of SIGHUP."""
     status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
     caught = re.search(r"SigCgt:\s*(\w+)", status)[1]
     return bool(int(caught, 16) & 1 << signal.SIGHUP - 1)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of handlers")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists signal handlers")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("moment", [0.0, 0.4])
 def test_a_signal_while_the_program_starts_ends_it(number, moment, tmp_path):
@@ -158,7 +159,7 @@ def test_a_signal_while_the_program_starts_ends_it(number, moment, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of handlers")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists signal handlers")
 def test_a_signal_at_any_moment_ends_or_saves_the_run(undisturbed, tmp_path):
     flags = (*runs.SMALL, *WORKERS)
     moments = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 1.7, 2.3, 3.0, 4.0, 5.5, 7.0, 9.0)
@@ -166,7 +167,7 @@ def test_a_signal_at_any_moment_ends_or_saves_the_run(undisturbed, tmp_path):
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             process = runs.start(tmp_path / "run", *flags, own_group=True)
             time.sleep(moment)
-            # Until Python has read the first lines, it does what it always does.
+            # Python ends as usual until it has run the first lines of the program.
             early = not has_handlers(process)
             os.killpg(process.pid, number)
             code, output = runs.finish(process, 60)
@@ -174,11 +175,11 @@ def test_a_signal_at_any_moment_ends_or_saves_the_run(undisturbed, tmp_path):
             assert code in (0, 128 + number) or early, (moment, number, output)
             assert "Traceback" not in output or early, (moment, number, output)
             assert not (tmp_path / "run" / "running.json").exists() or early
-    go_on(tmp_path / "run", UNCACHED)
+    resume(tmp_path / "run", UNCACHED)
     runs.assert_same_end(tmp_path / "run", undisturbed)
 
 
-# As nohup starts a run, and as a shell without job control starts one behind an &.
+# Ignores signals as nohup does, and as a shell without job control does after an &.
 IGNORING = """
 import os, signal, sys
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -203,7 +204,7 @@ def test_signals_that_were_ignored_at_the_start_stay_ignored(undisturbed, tmp_pa
     runs.assert_same_end(tmp_path / "run", undisturbed)
 
 
-# Makes the terminal that is its stderr the controlling one, as that of a login is.
+# Makes the terminal on stderr the controlling terminal, as it is after a login.
 IN_A_TERMINAL = """
 import fcntl, os, sys, termios
 os.setsid()
@@ -213,7 +214,7 @@ os.execv(sys.executable, [sys.executable, "-m", "resnet_jax.main", *sys.argv[1:]
 """
 
 
-# As ssh and a window do when they go, and a user in a hurry.
+# The terminal of ssh or of a window is closed, or the user presses Ctrl-C first.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "leave", ["close", pytest.param("\x03", marks=pytest.mark.long)]
@@ -231,7 +232,7 @@ def test_a_run_whose_terminal_is_closed_saves(leave, tmp_path):
     while not re.search(rb"\d\d/9000 \[", shown):
         shown += os.read(ours, 4096)
     if leave != "close":
-        # Ctrl-C goes to all processes in front, the workers too.
+        # Ctrl-C goes to all foreground processes, also to the workers.
         os.write(ours, leave.encode())
         while b"the same command" not in shown:
             shown += os.read(ours, 4096)
@@ -242,17 +243,17 @@ def test_a_run_whose_terminal_is_closed_saves(leave, tmp_path):
 
 
 def wait_for_workers(process):
-    """Waits until a run has started two workers, which take seconds to import all."""
+    """Waits until a run has started two workers, whose imports take seconds."""
     while len(workers := runs.workers_of(process)) != 2:
         time.sleep(0.01)
     return workers
 
 
 @pytest.mark.slow
-def test_workers_that_still_start_end_with_a_run_that_is_killed(tmp_path):
+def test_workers_that_are_starting_end_with_a_run_that_is_killed(tmp_path):
     process = runs.start(tmp_path / "run", *runs.SMALL, *WORKERS, own_group=True)
     workers = wait_for_workers(process)
-    # They do not listen to it: that is the run's to answer.
+    # Workers ignore SIGTERM, which the run handles.
     for worker in workers:
         worker.terminate()
     time.sleep(0.5)
@@ -264,7 +265,7 @@ def test_workers_that_still_start_end_with_a_run_that_is_killed(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_when_a_signal_comes_does_not_keep_it_from_saving(
+def test_a_run_saves_on_a_signal_although_its_workers_were_killed(
     undisturbed, tmp_path
 ):
     process = runs.start(tmp_path / "run", *runs.SMALL, *WORKERS)
@@ -275,14 +276,14 @@ def test_a_worker_that_is_killed_when_a_signal_comes_does_not_keep_it_from_savin
     for worker in wait_for_workers(process):
         worker.kill()
     process.send_signal(signal.SIGCONT)
-    # The run learns of the workers first.
+    # The run notices the workers before the signal.
     time.sleep(0.5)
     process.send_signal(signal.SIGTERM)
     code, output = runs.finish(process)
     assert code == 143, output
     assert runs.checkpoint_steps(tmp_path / "run")[-1] >= 2
     assert "Traceback" not in output and "killed" not in output
-    go_on(tmp_path / "run", UNCACHED)
+    resume(tmp_path / "run", UNCACHED)
     runs.assert_same_end(tmp_path / "run", undisturbed)
 
 
@@ -290,14 +291,14 @@ def test_a_worker_that_is_killed_when_a_signal_comes_does_not_keep_it_from_savin
 def test_sigterm_in_evaluation_stops_at_the_batch_and_exits_with_143(
     undisturbed, tmp_path
 ):
-    # One image a batch: the evaluation takes seconds, and the signal lands in it.
+    # With one image a batch the evaluation takes seconds, so the signal arrives in it.
     slow = (*runs.SMALL, "--config.evaluate.batch_size=1")
     process = runs.start(tmp_path / "run", *slow)
     code, output = runs.send_when(process, "step 15/40  epoch", signal.SIGTERM)
     assert code == 143, output
     assert "evaluated" not in output
     assert runs.checkpoint_steps(tmp_path / "run")[-1] == 15
-    output = go_on(tmp_path / "run")
+    output = resume(tmp_path / "run")
     assert "step 15/40  evaluated" in output
     runs.assert_same_end(tmp_path / "run", undisturbed)
 
@@ -356,21 +357,21 @@ def empty_the_metadata(workdir):
         pytest.param(empty_the_metadata, marks=pytest.mark.long),
     ],
 )
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(
     harm, undisturbed, tmp_path
 ):
     shutil.copytree(undisturbed, tmp_path / "run")
     harm(tmp_path / "run")
-    output = go_on(tmp_path / "run")
+    output = resume(tmp_path / "run")
     assert "The checkpoint of step 40" in output
-    assert "going on from the checkpoint of step 35" in output
+    assert "resuming from the checkpoint of step 35" in output
     assert "Traceback" not in output
     assert (tmp_path / "run" / "damaged" / "40").is_dir()
     runs.assert_same_end(tmp_path / "run", undisturbed)
 
 
 @pytest.mark.slow
-def test_when_no_checkpoint_is_whole_the_run_does_not_start_anew(undisturbed, tmp_path):
+def test_a_run_without_an_intact_checkpoint_does_not_start_again(undisturbed, tmp_path):
     shutil.copytree(undisturbed, tmp_path / "run")
     for step in runs.checkpoint_steps(tmp_path / "run"):
         for file in (tmp_path / "run" / "checkpoints" / str(step)).rglob("*"):
@@ -386,7 +387,7 @@ def test_when_no_checkpoint_is_whole_the_run_does_not_start_anew(undisturbed, tm
 def test_a_save_that_does_not_fit_stops_the_run_and_loses_nothing(
     undisturbed, tmp_path
 ):
-    # No file may exceed 60 kB: to a program like a disk that is full.
+    # No file may exceed 60 kB, which to a program looks like a full disk.
     limit = 60_000
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     code, output = runs.run_python(
@@ -400,7 +401,7 @@ def test_a_save_that_does_not_fit_stops_the_run_and_loses_nothing(
     error = next(line for line in output.splitlines() if line.startswith("error"))
     assert "could not be written" in error
     assert "Traceback" not in output
-    go_on(tmp_path / "run")
+    resume(tmp_path / "run")
     runs.assert_same_end(tmp_path / "run", undisturbed)
 
 
@@ -410,7 +411,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(undisturbed, tmp_path):
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=2500k", "tmpfs", str(disk)]
     if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("a small file system cannot be mounted here: it takes root")
+        pytest.skip("mounting a small file system needs root")
     try:
         code, output = runs.run(disk / "run", *runs.SMALL)
         assert code == 1, output
@@ -418,7 +419,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(undisturbed, tmp_path):
         assert "No space left on device" in error
         assert "Traceback" not in output
         subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
-        go_on(disk / "run")
+        resume(disk / "run")
         runs.assert_same_end(disk / "run", undisturbed)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
@@ -446,8 +447,8 @@ def test_a_killed_worker_stops_the_run_with_a_sentence_and_leaves_nothing(tmp_pa
     children = psutil.Process(process.pid).children(recursive=True)
     workers = runs.workers_of(process)
     assert len(workers) == 2
-    # Of this run only: others share memory meanwhile.
-    maps = [one.path for child in workers for one in child.memory_maps()]
+    # Only the memory of this run, since other programs share memory too.
+    maps = [memory.path for child in workers for memory in child.memory_maps()]
     shared = {path for path in maps if path.startswith("/dev/shm/")}
     assert shared
     workers[0].kill()

@@ -9,7 +9,8 @@ from jax.sharding import AxisType, Mesh
 from ml_collections import ConfigDict
 
 from resnet_jax.config import load
-from resnet_jax.training.experiment import Setup, set_up
+from resnet_jax.training import programs
+from resnet_jax.training.experiment import Experiment, set_up
 from resnet_jax.training.step import TrainState
 from tests.helpers import keyed
 
@@ -56,12 +57,12 @@ def mesh_of(devices: int) -> Mesh:
     )
 
 
-def setup(changes: Mapping | None = None, devices: int = 8) -> Setup:
+def setup(changes: Mapping | None = None, devices: int = 8) -> Experiment:
     """Sets up a run of `config` on the first devices."""
     return dataclasses.replace(set_up(config(changes)), mesh=mesh_of(devices))
 
 
-def state(setup: Setup, step: int = 0) -> TrainState:
+def state(setup: Experiment, step: int = 0) -> TrainState:
     """Draws a training state in which no value is the initial one.
 
     numpy draws the values, since compiling the initializers would take longer than
@@ -77,12 +78,12 @@ def state(setup: Setup, step: int = 0) -> TrainState:
         if setup.config.ema_decay
         else None,
     )
-    return jax.device_put(state, setup.shardings())
+    return jax.device_put(state, programs.state_shardings(setup))
 
 
-def batch(setup: Setup, seed: int = 0) -> dict[str, np.ndarray]:
+def batch(setup: Experiment, seed: int = 0) -> dict[str, np.ndarray]:
     """Draws a training batch, as numpy arrays."""
-    like = setup.batch_like(setup.config.batch_size, "image", "label")
+    like = programs.train_batch_like(setup)
     rng = keyed.generator("batch", seed)
     return {
         "image": rng.integers(256, size=like["image"].shape, dtype=np.uint8),

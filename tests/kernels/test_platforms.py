@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from resnet_jax.kernels.platforms import by_platform, known, traced_once
+from resnet_jax.training import programs
 from tests.helpers import tiny
 
 
@@ -79,7 +80,9 @@ def test_what_is_traced_once_is_called_on_cpus_and_inlined_elsewhere(platform, c
 def test_the_train_step_of_a_setup_is_that_of_a_network_on_an_unknown_platform():
     setup = tiny.setup()
     batch = setup.to_devices(tiny.batch(setup))
-    found = setup.lower_train_step().compile()(tiny.state(setup), batch)
-    both_traced = setup.lower_train_step.__wrapped__(setup)
+    found = programs.lower_train_step(setup).compile()(tiny.state(setup), batch)
+    both_traced = programs.jit_train_step(setup, distills=False).lower(
+        programs.state_like(setup), programs.train_batch_like(setup)
+    )
     expected = both_traced.compile()(tiny.state(setup), batch)
     jax.tree.map(np.testing.assert_array_equal, found, expected)

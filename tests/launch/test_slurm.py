@@ -74,7 +74,7 @@ def test_a_job_that_got_sigterm_is_queued_again_and_ends_with_its_result(
     text = log.read_text()
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), text
     (saved,) = re.findall(r"saved step (\d+);", text)
-    assert f"going on from the checkpoint of step {saved}" in text
+    assert f"resuming from the checkpoint of step {saved}" in text
     # Both processes took part and stopped: srun tells of each that does not end with 0.
     assert text.count("Exited with exit code 143") == 2
     assert runs.result(workdir)["step"] == 40

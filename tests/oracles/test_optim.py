@@ -478,7 +478,7 @@ def mixed_by_us(mix: Mix, own: float, cut: bool, y: int, x: int, size, smoothing
         own = 1 - (box[1] - box[0]) * (box[3] - box[2]) / (size[0] * size[1])
     drawn = jax.tree.map(
         lambda x: jnp.asarray(x)[None],
-        {"own": jnp.float32(own), "cut": jnp.asarray(cut), "box": box},
+        {"lam": jnp.float32(own), "cut": jnp.asarray(cut), "box": box},
     )
     one_hot = losses.one_hot(jnp.asarray(labels), 10)
     image, label = mix.apply(jnp.asarray(images), one_hot, Drawn(**drawn))

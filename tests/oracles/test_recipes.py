@@ -43,8 +43,8 @@ import keras
 from resnet_jax import config as config_lib
 from resnet_jax.models import ZOO
 from resnet_jax.parallel import sharding
-from resnet_jax.training import step
-from resnet_jax.training.experiment import Setup, set_up
+from resnet_jax.training import programs, step
+from resnet_jax.training.experiment import Experiment, set_up
 from resnet_jax.training.mixup import Drawn, Mix
 from resnet_jax.training.step import TrainState
 from resnet_jax.weights import SCHEMES
@@ -97,7 +97,7 @@ def torch_in_float64(in_float64, one_device):
     torch.set_default_dtype(torch.float32)
 
 
-def with_64_bits(setup: Setup) -> Setup:
+def with_64_bits(setup: Experiment) -> Experiment:
     """Widens the state of a run; rates, too, follow from the steps in it."""
     wide = {"float32": "float64", "int32": "int64"}
 
@@ -109,7 +109,7 @@ def with_64_bits(setup: Setup) -> Setup:
     return dataclasses.replace(setup, model=model, init=init)
 
 
-def shorten(recipe: str, changes: dict) -> Setup:
+def shorten(recipe: str, changes: dict) -> Experiment:
     """A recipe for twenty steps on one device, on pictures as they are."""
     config = config_lib.load(str(ROOT / "configs" / recipe))
     with config.ignore_type():
@@ -131,7 +131,9 @@ def shorten(recipe: str, changes: dict) -> Setup:
     return with_64_bits(setup)
 
 
-def shorten_epochs(recipe: str, pictures: Path, epochs: int, changes: dict) -> Setup:
+def shorten_epochs(
+    recipe: str, pictures: Path, epochs: int, changes: dict
+) -> Experiment:
     """The same with so many epochs, each of which shows every picture once."""
     changes = {
         "batch_size": BATCH,
@@ -155,17 +157,17 @@ class Run:
       batches: what they saw, as the input pipeline gave it.
     """
 
-    setup: Setup
+    setup: Experiment
     losses: list[float]
     first: TrainState
     last: TrainState
     batches: list[dict]
 
     @classmethod
-    def of(cls, setup: Setup) -> "Run":
-        first = jax.device_get(setup.init_state())
+    def of(cls, setup: Experiment) -> "Run":
+        first = jax.device_get(programs.init_state(setup))
         state = jax.device_put(first, sharding.replicated(setup.mesh))
-        train_step = setup.compile_train_step()
+        train_step = programs.compile_train_step(setup)
         losses, seen = [], []
         with setup.train_batches(0) as batches:
             for batch in batches:
@@ -188,7 +190,7 @@ class Run:
         """What the step of this number drew to mix its batch."""
         key = jax.random.fold_in(jax.random.key(self.setup.config.seed), number)
         key = jax.random.fold_in(key, step.MIXING)
-        return Mix.of(self.setup.config.mix).draw(key, 1, SIZE, SIZE)
+        return Mix.from_config(self.setup.config.mix).draw(key, 1, SIZE, SIZE)
 
     def assert_equals(self, losses: Sequence[float], tensors: dict) -> None:
         """Compares the losses, and the state behind the last step."""
@@ -272,7 +274,7 @@ def mix_as_torchvision(run: Run, images, labels, number: int):
     mixup, cutmix = v2.MixUp(alpha=0.2), v2.CutMix(alpha=1.0)
     y1, y2, x1, x2 = drawn.box[0].tolist()
     area = (x2 - x1) * (y2 - y1) / SIZE**2
-    mixup.make_params = lambda _: {"lam": drawn.own.item()}
+    mixup.make_params = lambda _: {"lam": drawn.lam.item()}
     cutmix.make_params = lambda _: {"box": (x1, y1, x2, y2), "lam_adjusted": 1 - area}
     # One-hot, since it would make them float32.
     labels = nn.functional.one_hot(labels, CLASSES).double()
@@ -338,7 +340,7 @@ def mix_as_timm(run: Run, monkeypatch, images, labels, number: int):
     mixup = timm.data.Mixup(
         mixup_alpha=0.1, cutmix_alpha=1.0, label_smoothing=0.0, num_classes=CLASSES
     )
-    mixup._params_per_batch = lambda: (drawn.own.item(), drawn.cut.item())
+    mixup._params_per_batch = lambda: (drawn.lam.item(), drawn.cut.item())
     box = drawn.box[0].tolist()
     # It finds the part of the pixels itself.
     monkeypatch.setattr(timm.data.mixup, "rand_bbox", lambda *_, **__: box)

@@ -14,8 +14,10 @@ from resnet_jax.models.cost import count
 from resnet_jax.parallel import sharding
 from resnet_jax.plan import hlo
 from resnet_jax.plan.hlo import Collective
-from resnet_jax.training.experiment import Setup, summary
+from resnet_jax.training import programs
+from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.step import TrainState
+from resnet_jax.training.summary import summary
 from tests.helpers import tiny
 
 # One block: the stem's norm and two more.
@@ -29,9 +31,9 @@ def two_steps(group: int | str, devices: int) -> dict:
     return steps(setup, tiny.state(setup), 2)[0]
 
 
-def steps(setup: Setup, state: TrainState, number: int) -> tuple[dict, TrainState]:
+def steps(setup: Experiment, state: TrainState, number: int) -> tuple[dict, TrainState]:
     """State and metrics after some steps, on the host, and the state as it lies."""
-    train_step = setup.compile_train_step()
+    train_step = programs.compile_train_step(setup)
     for seed in range(number):
         batch = setup.to_devices(tiny.batch(setup, seed))
         state, metrics = train_step(state, batch)
@@ -63,7 +65,7 @@ def collectives(compiled) -> list[Collective]:
     return hlo.collectives(compiled.as_text())
 
 
-def compile_forward(setup: Setup):
+def compile_forward(setup: Experiment):
     """Logits in training mode, and nothing else, so only norms need other devices."""
 
     def forward(variables, image):
@@ -72,10 +74,10 @@ def compile_forward(setup: Setup):
         )
         return logits
 
-    like = setup.batch_like(setup.config.batch_size, "image")["image"]
+    like = programs.train_batch_like(setup)["image"]
     image = jax.ShapeDtypeStruct(like.shape, jnp.float32, sharding=like.sharding)
     jitted = jax.jit(forward, out_shardings=sharding.batch_sharding(setup.mesh))
-    return jitted.lower(setup.state_like().evaluated(), image).compile()
+    return jitted.lower(programs.state_like(setup).evaluated(), image).compile()
 
 
 @pytest.mark.parametrize("group", [1, 2, "device"])
@@ -91,7 +93,9 @@ def test_groups_over_devices_communicate_inside_the_group_only(group, devices):
     assert {(one.kind, one.devices) for one in found} == {("all-reduce", devices)}
     # Each norm layer needs its mean, then its variance; layers that do not wait for
     # each other may share a message.
-    assert sum(one.elements for one in found) == count(setup.state_like().batch_stats)
+    assert sum(one.elements for one in found) == count(
+        programs.state_like(setup).batch_stats
+    )
 
 
 @pytest.mark.parametrize("microbatches", [1, 2])
@@ -100,8 +104,8 @@ def test_a_step_exchanges_gradients_statistics_and_metrics_and_nothing_else(
 ):
     changes = {"batch_size": 32, "optim.microbatches": microbatches}
     setup = tiny.setup(ONE_BLOCK | changes | {"model.bn_group_size": 2})
-    state = setup.state_like()
-    found = collectives(setup.compile_train_step())
+    state = programs.state_like(setup)
+    found = collectives(programs.compile_train_step(setup))
     # Microbatches are dealt such that no image changes its device.
     assert {(one.kind, one.devices) for one in found} == {("all-reduce", 8)}
     # The two metrics are loss and top-1. A loop over microbatches has them once.
@@ -165,9 +169,11 @@ def test_parameters_in_parts_are_trained_as_whole_ones_are(which):
     whole = tiny.setup(
         changes | {"ema_decay": 0.9, "sharding.params": "replicated"} | UPDATES[which]
     )
-    first = jax.device_get(whole.init_state())
-    ours, state = steps(in_parts, jax.device_put(first, in_parts.shardings()), 2)
-    theirs, _ = steps(whole, jax.device_put(first, whole.shardings()), 2)
+    first = jax.device_get(programs.init_state(whole))
+    ours, state = steps(
+        in_parts, jax.device_put(first, programs.state_shardings(in_parts)), 2
+    )
+    theirs, _ = steps(whole, jax.device_put(first, programs.state_shardings(whole)), 2)
     # As above, but sums of 16 x 64 x 64 terms: sqrt(64) times as long a way.
     assert tiny.difference(ours, theirs) < 1e-4
     # A step leaves everything where it was: of each kernel of 64 x 64 an eighth.
@@ -184,20 +190,20 @@ def test_parameters_in_parts_are_trained_as_whole_ones_are(which):
 def test_parameters_in_parts_are_drawn_and_placed_as_whole_ones_are():
     in_parts = tiny.setup(tiny.IN_PARTS)
     whole = tiny.setup(tiny.IN_PARTS | {"sharding.params": "replicated"})
-    drawn = in_parts.init_state()
+    drawn = programs.init_state(in_parts)
     same = functools.partial(jax.tree.map, np.testing.assert_array_equal)
-    same(jax.device_get(drawn), jax.device_get(whole.init_state()))
+    same(jax.device_get(drawn), jax.device_get(programs.init_state(whole)))
     variables = jax.device_get(drawn.evaluated())
-    started = in_parts.state_from(variables)
+    started = programs.state_from(in_parts, variables)
     same(jax.device_get(started.evaluated()), variables)
     assert held(started.params) == held(drawn.params) < count(drawn.params) / 6
 
 
 def test_of_parts_only_kernels_and_gradients_cross_the_network():
     setup = tiny.setup(ONE_BLOCK | tiny.IN_PARTS | {"model.overrides.widths": (64,)})
-    state = setup.state_like()
+    state = programs.state_like(setup)
     cut = [x for x in jax.tree.leaves(state.params) if x.size >= sharding.SMALL]
-    found = collectives(setup.compile_train_step())
+    found = collectives(programs.compile_train_step(setup))
     assert {one.devices for one in found} == {8}
     elements = {
         kind: sum(one.elements for one in found if one.kind == kind)
@@ -218,7 +224,7 @@ def test_parameters_in_parts_are_evaluated_as_whole_ones_are():
         allowed = jax.device_put(np.ones(10, bool), sharding.replicated(setup.mesh))
         variables = tiny.state(setup).evaluated()
         placed = setup.eval_to_devices(batch)
-        sums.append(setup.compile_eval_step()(variables, placed, allowed)[0])
+        sums.append(programs.compile_eval_step(setup)(variables, placed, allowed)[0])
     # The same sums of whole kernels on each device.
     assert tiny.difference(*map(jax.device_get, sums)) < 1e-6
 

@@ -13,6 +13,7 @@ from resnet_jax.parallel import processes, sharding
 from resnet_jax.persistence import checkpoints
 from resnet_jax.persistence.checkpoints import Checkpoints, Progress
 from resnet_jax.persistence.fingerprint import fingerprint
+from resnet_jax.training import programs
 from resnet_jax.training.step import TrainState
 from tests.helpers import tiny
 
@@ -75,10 +76,10 @@ def test_a_state_moves_between_whole_and_in_parts_and_numbers_of_devices(tmp_pat
             saved.save(state, progress_at(step))
             saved.wait()
         with open_at(tmp_path) as saved:
-            state, _ = saved.restore_latest(setup.state_like())
+            state, _ = saved.restore_latest(programs.state_like(setup))
         assert_equal(state, first)
         shardings = jax.tree.map(lambda x: x.sharding, state)
-        assert shardings == setup.shardings()
+        assert shardings == programs.state_shardings(setup)
         assert fingerprint(state) == fingerprint(first)
         # The last kernel of 3 x 3 x 64 x 64.
         kernel = state.opt_state[1].trace["stage2_block1"]["conv2"]["kernel"]
@@ -199,7 +200,7 @@ def test_the_state_of_every_optimiser_comes_back(changes, tmp_path):
     more = {"model.scan_blocks": True, "model.overrides.stage_sizes": (3, 1)}
     changes = {f"optim.{key}": value for key, value in changes.items()}
     setup = tiny.setup(changes | more, devices=2)
-    shapes = setup.state_like()
+    shapes = programs.state_like(setup)
     # Values of which none is where an optimiser starts.
     state = jax.tree.map(
         lambda x: (

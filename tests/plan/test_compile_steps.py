@@ -10,7 +10,8 @@ from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
 from resnet_jax.plan import compile_steps
 from resnet_jax.plan.estimate import total
-from resnet_jax.training.experiment import Setup, set_up
+from resnet_jax.training import programs
+from resnet_jax.training.experiment import set_up
 from tests.helpers import tiny
 
 
@@ -23,7 +24,7 @@ def planned() -> dict:
 @pytest.mark.slow
 def test_plan_compiles_the_steps_that_training_runs(planned):
     setup = tiny.setup({"ema_decay": 0.9})
-    stats = setup.compile_train_step().memory_analysis()
+    stats = programs.compile_train_step(setup).memory_analysis()
     # XLA counts arguments, results that do not alias arguments, temporaries and code.
     assert total(planned["train"]["memory"]) == (
         stats.argument_size_in_bytes
@@ -32,7 +33,7 @@ def test_plan_compiles_the_steps_that_training_runs(planned):
         + stats.temp_size_in_bytes
         + stats.generated_code_size_in_bytes
     )
-    stats = setup.compile_eval_step().memory_analysis()
+    stats = programs.compile_eval_step(setup).memory_analysis()
     assert planned["eval"]["memory"]["activations"] == stats.temp_size_in_bytes
 
 
@@ -61,7 +62,7 @@ def test_known_data_sets_need_not_be_on_disk():
     config = load("configs/r50.py")
     setup = set_up(compile_steps.stand_in(config))
     assert len(setup.train.source) == 1_281_167
-    assert len(setup.test.source) == 50_000
+    assert len(setup.eval.source) == 50_000
     assert setup.model.spec.num_classes == 1000
     # There are 90 epochs of 1251.1 steps.
     assert setup.total_steps == 112_603
@@ -74,7 +75,7 @@ def test_a_part_of_a_known_split_has_the_size_of_that_part():
     config.data.train_split, config.data.eval_split = "train[:10%]", "train[90%:]"
     setup = set_up(compile_steps.stand_in(config))
     assert len(setup.train.source) == 128_117
-    assert len(setup.test.source) == 128_117
+    assert len(setup.eval.source) == 128_117
 
 
 def test_images_per_chip_determine_the_batch_size(monkeypatch):
@@ -93,7 +94,7 @@ def test_the_step_includes_a_teacher(monkeypatch):
         return {"memory": {}}
 
     monkeypatch.setattr(compile_steps, "of_step", of_step)
-    monkeypatch.setattr(Setup, "compile", lambda setup, lowered: lowered)
+    monkeypatch.setattr(programs, "compile_lowered", lambda _, lowered: lowered)
     changes = {
         "distill.teacher": "cifar_resnet20",
         "distill.overrides": ConfigDict(tiny.NETWORK),
@@ -114,7 +115,7 @@ def test_sharded_parameters_count_as_the_shard_of_a_device(monkeypatch):
     monkeypatch.setattr(compile_steps, "of_step", of_step)
     changes = tiny.IN_PARTS | {"ema_decay": 0.9}
     compile_steps.facts(tiny.config(changes), LOCAL, evaluation=False)
-    state = tiny.setup(changes).state_like()
+    state = programs.state_like(tiny.setup(changes))
     sizes = [leaf.size for leaf in jax.tree.leaves(state.params)]
     sharded = sum(size for size in sizes if size >= 2**14)
     # All are float32. Each of eight devices holds an eighth of the sharded parameters.

@@ -1,13 +1,14 @@
-"""Batch-norm statistics over training batches, after training."""
+"""Precise batch norm takes its statistics over training batches, after training."""
 
 import jax
 import numpy as np
 import pytest
 
-from resnet_jax.data.cache import cached
+from resnet_jax.data.sources import FakeSource
 from resnet_jax.errors import UserError
 from resnet_jax.models.inputs import normalize
-from resnet_jax.training.precise_bn import pool, recompute_statistics
+from resnet_jax.training.experiment import set_up
+from resnet_jax.training.precise_bn import pool, precise_batch_norm
 from tests.helpers import keyed, tiny
 
 
@@ -21,19 +22,19 @@ def test_pooled_statistics_are_those_of_all_values():
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
-def test_the_statistics_are_those_of_the_batches_behind_the_last_step(ema_decay):
+def test_the_statistics_are_those_of_the_batches_after_the_last_step(ema_decay):
     changes = {"bn_recompute": 3, "model.bn_group_size": "global"}
-    setup = tiny.setup(changes | {"ema_decay": ema_decay})
-    state = tiny.state(setup)
+    experiment = tiny.setup(changes | {"ema_decay": ema_decay})
+    state = tiny.state(experiment)
     before = jax.device_get(state)
     seen = []
-    after = recompute_statistics(setup, state, after_batch=lambda: seen.append(1))
+    after = precise_batch_norm(experiment, state, after_batch=lambda: seen.append(1))
     assert len(seen) == 3
     jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
 
-    # By hand: the stem's convolution of the images, whose input no norm has changed.
-    data = setup.config.data
-    with setup.train_batches(4, 7) as batches:
+    # The stem's convolution is repeated here, since no norm has changed its input.
+    data = experiment.config.data
+    with experiment.train_batches(4, 7) as batches:
         images = np.concatenate([batch["image"] for batch in batches])
     images = normalize(jax.numpy.asarray(images), data.mean, data.std, np.float32)
     pairs = [(before.params, after.batch_stats)]
@@ -57,23 +58,45 @@ def test_the_statistics_are_those_of_the_batches_behind_the_last_step(ema_decay)
         np.testing.assert_allclose(stem["var"], var, rtol=1e-5)
 
 
-def test_a_network_without_batch_norm_is_refused():
+def test_a_network_without_batch_norm_is_rejected():
     with pytest.raises(UserError, match=r"bn_recompute=2 .* model\.name="):
         tiny.setup({"bn_recompute": 2, "model.overrides.norm": "none"})
 
 
-def test_the_training_split_is_decoded_once(monkeypatch):
-    splits = []
+class Counted:
+    """A source that counts how often its images are read."""
 
-    def spy(source, *args):
-        splits.append(source.where)
-        return cached(source, *args)
+    def __init__(self, source):
+        self.source, self.classes, self.where = source, source.classes, source.where
+        self.name, self.digest = source.name, source.digest
+        self.reads = 0
 
-    monkeypatch.setattr("resnet_jax.training.experiment.cached", spy)
-    setup = tiny.setup({"bn_recompute": 1})
-    train = setup.train.source.where
-    assert train not in splits  # an evaluation alone does not read it
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return self.source[index]
+
+
+def test_the_training_split_is_decoded_once():
+    source = Counted(FakeSource("train", (8, 8, 1), 10, 64))
+    experiment = set_up(tiny.config({"bn_recompute": 1}), train=source)
+    # An evaluation alone does not read it.
+    assert source.reads == 0
+    reads = []
     for first in range(2):
-        with setup.train_batches(first, first + 1) as batches:
+        with experiment.train_batches(first, first + 1) as batches:
             next(batches)
-    assert splits.count(train) == 1
+        reads.append(source.reads)
+    assert reads[0] == reads[1] >= len(source)
+
+
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_a_global_ghost_batch_is_the_whole_batch_whatever_the_microbatches(
+    microbatches,
+):
+    changes = {"bn_recompute": 1, "model.bn_group_size": "global"}
+    experiment = tiny.setup(changes | {"optim.microbatches": microbatches})
+    assert experiment.model_of_whole_batch().bn_group_size == 16
+    assert experiment.model.bn_group_size == 16 // microbatches

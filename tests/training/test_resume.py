@@ -1,4 +1,4 @@
-"""A run resumes only with what it was begun with; what differs is one sentence."""
+"""A run resumes only with the settings and data of its start, or says what differs."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from resnet_jax.data.sources import Mix, Subset, open_source, with_classes
 from resnet_jax.errors import UserError
 from resnet_jax.persistence.checkpoints import Checkpoints
 from resnet_jax.persistence.fingerprint import fingerprint, old_fingerprint
-from resnet_jax.training import schedules
+from resnet_jax.training import programs, schedules
 from resnet_jax.training.evaluation import evaluate_workdir
 from resnet_jax.training.initialization import (
     first_state,
@@ -27,6 +27,7 @@ from resnet_jax.training.initialization import (
     teacher_weights,
 )
 from resnet_jax.training.loop import train
+from resnet_jax.training.resume import Resume, describe_data, run_checkpoints
 from resnet_jax.weights import native
 from resnet_jax.weights.card import default_card
 from tests.helpers import keyed, small_networks, tiny
@@ -35,7 +36,7 @@ CLASSES = ("ant", "bee", "cat", "dog")
 
 
 def make_folder(root: pathlib.Path, classes=CLASSES, images: int = 6) -> pathlib.Path:
-    """Writes grey PNGs of 8 x 8 pixels, a brightness for each class."""
+    """Writes grey PNGs of 8 x 8 pixels, with one brightness per class."""
     for split, number in (("train", images), ("val", 3)):
         for label, name in enumerate(classes):
             folder = root / split / name
@@ -47,7 +48,7 @@ def make_folder(root: pathlib.Path, classes=CLASSES, images: int = 6) -> pathlib
 
 
 def config_for(root: pathlib.Path | str = "images", changes=None) -> ConfigDict:
-    """Four steps of eight images of a folder, saved and evaluated every other step."""
+    """Returns a config of four steps of eight images, saved at every second step."""
     run = {
         "data.source": f"folder:{root}",
         "data.eval_split": "val",
@@ -95,7 +96,7 @@ def add_images(images):
 
 
 def rename_an_image(images):
-    # Before all others: the number of every image is another one.
+    # The new name comes first, so the number of every image changes.
     (images / "train" / "ant" / "5.png").rename(images / "train" / "ant" / "0a.png")
 
 
@@ -106,7 +107,7 @@ def rename_an_image_of_each_split(images):
 
 
 def rename_a_class(images):
-    # Behind all others: the labels of the other classes change as well.
+    # The new name comes last, so the labels of the other classes change too.
     for split in ("train", "val"):
         (images / split / "bee").rename(images / split / "zebra")
 
@@ -124,38 +125,38 @@ def move_an_image_to_another_class(images):
     ("change", "message"),
     [
         (remove_an_image, "the training split had 24 images and has 23"),
-        (remove_an_evaluated_image, "the evaluation split had 12 images and has 11"),
+        (remove_an_evaluated_image, "the eval split had 12 images and has 11"),
         (add_images, "the training split had 24 images and has 38"),
         (rename_an_image, "labels, order or mix weights of the training split have"),
-        (rename_an_image_of_each_split, "mix weights of the evaluation split have"),
+        (rename_an_image_of_each_split, "mix weights of the eval split have"),
         (rename_a_class, "the classes have changed ('bee' is missing, 'zebra' is new)"),
         (add_a_class, "(5 classes instead of 4: 'cow' is new)"),
         (move_an_image_to_another_class, "the training split have changed"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_run_whose_images_have_changed_is_refused_and_left_alone(
+def test_a_run_whose_images_have_changed_is_rejected_and_left_alone(
     copies, change, message
 ):
     images, workdir = copies
     change(images)
     before = files_of(workdir)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         train(config_for(), workdir)
-    assert f"{workdir} holds a run at step 4 with other data: " in str(told.value)
-    assert message in str(told.value)
+    assert f"{workdir} holds a run at step 4 with other data: " in str(error.value)
+    assert message in str(error.value)
     assert files_of(workdir) == before
 
 
-def test_another_evaluation_split_is_told(copies, capsys):
+def test_another_eval_split_is_named_in_a_warning(copies, capsys):
     _, workdir = copies
     split = {"data.eval_split": "train", "total": ConfigDict({"steps": 4})}
     train(config_for(changes=split), workdir)
-    told = "warning: the evaluations up to step 4 are of another split, and the best"
-    assert told in capsys.readouterr().out
+    warning = "warning: the evaluations up to step 4 are of another split, and the best"
+    assert warning in capsys.readouterr().out
 
 
-def test_images_that_moved_and_were_encoded_again_are_the_same(copies, tmp_path):
+def test_images_that_moved_and_were_encoded_again_count_as_the_same(copies, tmp_path):
     images, workdir = copies
     moved = tmp_path / "elsewhere"
     shutil.move(images, moved)
@@ -166,20 +167,20 @@ def test_images_that_moved_and_were_encoded_again_are_the_same(copies, tmp_path)
     assert train(config_for(moved, changes), workdir)["step"] == 4
 
 
-def test_a_digest_tells_order_labels_and_shares_and_no_paths(tmp_path):
-    one, other = (
+def test_a_digest_depends_on_order_labels_and_shares_but_not_on_paths(tmp_path):
+    first, second = (
         open_source(f"folder:{make_folder(tmp_path / name)}", "train")
-        for name in ("one", "other")
+        for name in ("first", "second")
     )
-    assert one.digest() == other.digest()
-    backwards = np.arange(len(one))[::-1]
+    assert first.digest() == second.digest()
+    backwards = np.arange(len(first))[::-1]
     digests = {
-        one.digest(),
-        open_source(f"folder:{tmp_path / 'one'}", "val").digest(),
-        Subset(one, backwards, "turned").digest(),
-        with_classes(one, ("zoo", *CLASSES)).digest(),
-        Mix((one, other), (1.0, 1.0)).digest(),
-        Mix((one, other), (3.0, 1.0)).digest(),
+        first.digest(),
+        open_source(f"folder:{tmp_path / 'first'}", "val").digest(),
+        Subset(first, backwards, "backwards").digest(),
+        with_classes(first, ("zoo", *CLASSES)).digest(),
+        Mix((first, second), (1.0, 1.0)).digest(),
+        Mix((first, second), (3.0, 1.0)).digest(),
         open_source("digits", "train").digest(),
         open_source("digits", "train[:50%]").digest(),
         open_source("fake:10:64", "train").digest(),
@@ -217,7 +218,7 @@ def test_an_edited_record_is_moved_aside(copies, caplog, old, new):
     assert (again["loss"], again["top1"]) == (whole["loss"], whole["top1"])
 
 
-def test_a_run_without_an_intact_record_is_refused_and_left_alone(copies):
+def test_a_run_without_an_intact_record_is_rejected_and_left_alone(copies):
     _, workdir = copies
     for path in (workdir / "checkpoints").glob("*/run/metadata"):
         path.write_bytes(b"")
@@ -236,7 +237,7 @@ def test_metrics_that_are_not_as_they_were_saved_are_left_out(copies, caplog):
         caplog.clear()
         evaluate_workdir(workdir)
         assert "is not as it was saved" in caplog.text and not path.exists()
-    # What a run is writing while it is evaluated is left alone.
+    # Files that a run writes while it is evaluated are left alone.
     writing = workdir / "checkpoints/6.orbax-checkpoint-tmp/metrics/metrics"
     writing.parent.mkdir(parents=True)
     writing.write_text("{")
@@ -254,7 +255,7 @@ def test_a_run_resumes_without_the_copy_of_its_config(copies):
     assert (workdir / "config.json").exists()
 
 
-def test_a_fingerprint_tells_any_number_of_flipped_signs():
+def test_a_fingerprint_changes_with_any_number_of_flipped_signs():
     x = jax.random.normal(jax.random.key(0), (6, 4))
     kept = fingerprint({"k": x})
     assert fingerprint({"k": -x}) != kept
@@ -264,7 +265,7 @@ def test_a_fingerprint_tells_any_number_of_flipped_signs():
         signs = np.ones(24, np.float32)
         signs[rng.permutation(24)[:flipped]] = -1
         found.add(fingerprint({"k": x * signs.reshape(6, 4)})["k"])
-    # The highest bits of other types, two at a time.
+    # The highest bits of another type are flipped two at a time.
     whole = np.arange(8, dtype=np.int32)
     found.add(fingerprint({"k": jax.numpy.asarray(whole)})["k"])
     whole[[1, 5]] ^= np.int32(-(2**31))
@@ -273,14 +274,14 @@ def test_a_fingerprint_tells_any_number_of_flipped_signs():
 
 
 def as_older(workdir: pathlib.Path) -> None:
-    """Rewrites all checkpoints as the version before wrote them."""
+    """Rewrites all checkpoints as version 0.1 wrote them."""
     for path in (workdir / "checkpoints").glob("*/run/metadata"):
         record = json.loads(path.read_text())
         for key in ("data", "init", "teacher", "code", "checksum", "ghost_batch_size"):
             del record[key]
-        setup = tiny.set_up(from_saved(record["config"]))
+        experiment = tiny.set_up(from_saved(record["config"]))
         with Checkpoints(workdir / "checkpoints") as saved:
-            state = saved.restore(int(path.parts[-3]), setup.state_like())
+            state = saved.restore(int(path.parts[-3]), programs.state_like(experiment))
         record["fingerprint"] = old_fingerprint(state)
         path.write_text(json.dumps(record))
 
@@ -299,17 +300,17 @@ def test_a_checkpoint_of_the_version_before_resumes_with_one_warning(
     said = capsys.readouterr().out
     assert len(re.findall("warning: .* cannot be compared", said)) == 1
     assert again["step"] == 4
-    # The name is all that is known of the initial weights.
+    # Only the name of the initial weights is known.
     with pytest.raises(UserError, match=r"init_from: '' -> 'elsewhere'"):
         train(config_for("images", {"init_from": "elsewhere"}), workdir)
-    # From then on the rest is recorded.
+    # The checkpoints written since then record the images.
     remove_an_image(images)
     with pytest.raises(UserError, match="had 24 images and has 23"):
         train(config_for(), workdir)
 
 
 @pytest.mark.slow
-def test_of_an_old_checkpoint_the_arrays_and_the_place_of_images_are_still_compared(
+def test_arrays_and_paths_of_images_are_compared_with_an_old_checkpoint_too(
     copies, tmp_path, caplog
 ):
     images, workdir = copies
@@ -332,17 +333,35 @@ def test_of_an_old_checkpoint_the_arrays_and_the_place_of_images_are_still_compa
     assert "other values than were saved, in params/head/bias" in caplog.text
 
 
+@pytest.mark.parametrize(("recorded", "warnings"), [(None, 0), (8, 0), (4, 1)])
+def test_a_record_may_hold_null_for_a_global_ghost_batch(
+    finished, recorded, warnings, monkeypatch
+):
+    monkeypatch.chdir(finished)
+    run = config_for(changes={"model.bn_group_size": "global"})
+    experiment = tiny.set_up(run)
+    with run_checkpoints(experiment, finished / "run") as saved:
+        record = saved.newest_record() | {
+            "config": json.loads(as_json(run)),
+            "ghost_batch_size": recorded,
+        }
+    data = describe_data(experiment.train.source, experiment.eval.source)
+    notes = Resume(finished / "run", record, experiment, data, None).check(False)
+    assert len(notes) == warnings
+    assert all("8 images share batch-norm statistics" in note for note in notes)
+
+
 # Settings that may change, and those that may not.
 
 
 @pytest.mark.slow
-def test_a_workdir_without_a_step_is_free(tmp_path):
+def test_a_workdir_without_a_step_takes_another_config(tmp_path):
     make_folder(tmp_path / "images")
     (tmp_path / "images/train/ant/0.png").write_bytes(b"not an image")
     with pytest.raises(UserError, match="on_bad_image=skip"):
         train(config_for(tmp_path / "images"), tmp_path / "run")
     assert (tmp_path / "run" / "config.json").exists()
-    # As the message says; and with settings that have nothing to do with it.
+    # The flag of the message helps, and other settings may change too.
     changes = {"data.on_bad_image": "skip", "seed": 5, "batch_size": 16}
     result = train(config_for(tmp_path / "images", changes), tmp_path / "run")
     assert result["bad_train_images"] == 1
@@ -363,7 +382,7 @@ STEP = {"schedule": "step", "decay_at": ({"steps": 2},)}
     [
         ({"schedule": "constant"}, {"schedule": "constant"}),
         (STEP, STEP),
-        # A decay behind the old end changes no rate of the steps before it.
+        # A decay after the old end changes no rate of the steps before it.
         (STEP, STEP | {"decay_at": ({"steps": 2}, {"steps": 5})}),
         (
             {"schedule_length": ConfigDict({"steps": 3}), "end_learning_rate": 0.01},
@@ -385,7 +404,7 @@ def test_a_run_can_be_extended_where_the_finished_steps_keep_their_rates(
 
 
 @pytest.mark.slow
-def test_a_run_with_a_cosine_is_extended_on_request_only(copies, capsys):
+def test_a_run_with_a_cosine_schedule_is_extended_on_request_only(copies, capsys):
     _, workdir = copies
     for length in ({}, {"steps": 6}):
         run = config_for("images", longer(schedule_length=ConfigDict(length)))
@@ -406,7 +425,7 @@ def test_a_run_with_a_cosine_is_extended_on_request_only(copies, capsys):
 
 
 @pytest.mark.slow
-def test_what_sets_a_plateau_may_not_change(tmp_path):
+def test_settings_that_a_plateau_depends_on_may_not_change(tmp_path):
     make_folder(tmp_path / "images")
     plateau = {"optim.schedule": "plateau"}
     train(config_for(tmp_path / "images", plateau), tmp_path / "run")
@@ -425,12 +444,12 @@ def test_what_sets_a_plateau_may_not_change(tmp_path):
 
 
 @pytest.mark.parametrize("ends", [(30, 60, 80), (80,)])
-def test_the_decay_that_a_message_leaves_out_can_be_left_out(ends):
+def test_the_flag_that_a_message_gives_leaves_out_the_late_decay(ends):
     run = tiny.config({"total": ConfigDict({"steps": 70}), "optim.schedule": "step"})
     run.optim.decay_at = tuple({"steps": end} for end in ends)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         schedules.make_schedule(run, total_steps=70, train_size=64)
-    (flag,) = re.findall(r"leave it out with (\S+=(?:\".*?\"|\w+))", str(told.value))
+    (flag,) = re.findall(r"leave it out with (\S+=(?:\".*?\"|\w+))", str(error.value))
     config.override(run, [flag.replace('"', "")])
     schedules.make_schedule(run, total_steps=70, train_size=64)
 
@@ -438,9 +457,7 @@ def test_the_decay_that_a_message_leaves_out_can_be_left_out(ends):
 # Evaluation.
 
 
-def test_an_evaluation_needs_nothing_but_the_workdir_and_the_evaluated_images(
-    copies, capsys
-):
+def test_an_evaluation_needs_only_the_workdir_and_the_evaluated_images(copies, capsys):
     images, workdir = copies
     shutil.rmtree(images / "train")
     result = evaluate_workdir(workdir, "last")
@@ -453,10 +470,10 @@ def test_an_evaluation_needs_nothing_but_the_workdir_and_the_evaluated_images(
         "evaluate.batch_size: 0 -> 4",
         "evaluate.views: 'one' -> 'flip'",
     ]
-    assert "other than in training: evaluate.views: " in capsys.readouterr().out
+    assert "different from training: evaluate.views: " in capsys.readouterr().out
 
 
-def test_an_evaluation_needs_nothing_that_only_training_does(tmp_path):
+def test_an_evaluation_ignores_settings_that_only_training_uses(tmp_path):
     make_folder(tmp_path / "images")
     sizes = {"first": 8, "last": 16, "start": {"steps": 1}, "end": {"steps": 2}}
     changes = {
@@ -472,17 +489,19 @@ def test_an_evaluation_needs_nothing_that_only_training_does(tmp_path):
     # The warm-up is longer than an epoch of such batches.
     run.evaluate.batch_size = 128
     run.data.image_size = 32
-    setup = tiny.set_up(for_evaluation(run, devices=8))
-    assert setup.eval_batch_size == 128
-    assert setup.test.augment.size == 32
+    experiment = tiny.set_up(for_evaluation(run, devices=8))
+    assert experiment.eval_batch_size == 128
+    assert experiment.eval.augment.size == 32
 
 
-def test_an_evaluation_of_a_damaged_checkpoint_tells_a_way_out(copies, tmp_path):
+def test_an_evaluation_of_a_damaged_checkpoint_says_how_to_use_another(
+    copies, tmp_path
+):
     _, workdir = copies
     (workdir / "checkpoints/4/run/metadata").write_bytes(b"")
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         evaluate_workdir(workdir, "last")
-    (path,) = re.findall(r"move (\S+) away to use another", str(told.value))
+    (path,) = re.findall(r"move (\S+) away to use another", str(error.value))
     shutil.move(path, tmp_path / "away")
     assert evaluate_workdir(workdir, "last")["step"] == 2
 
@@ -494,23 +513,23 @@ def test_an_evaluation_has_a_result_where_its_file_cannot_be_written(copies, cap
     assert "eval_val.json cannot be written" in "".join(capfd.readouterr())
 
 
-def test_an_evaluation_names_images_that_are_not_those_of_training(copies):
+def test_an_evaluation_says_that_its_split_has_changed_since_training(copies):
     images, workdir = copies
     remove_an_evaluated_image(images)
     result = evaluate_workdir(workdir, "last")
-    assert result["changed"] == ["the evaluation split had 12 images and has 11"]
+    assert result["changed"] == ["the eval split had 12 images and has 11"]
     assert result["n_seen"] == 11
 
 
 def test_an_evaluation_numbers_classes_as_the_network_does(copies, tmp_path):
     images, workdir = copies
     whole = evaluate_workdir(workdir, "last")
-    # Of other classes, all predictions would be wrong.
+    # With other classes, all predictions would be wrong.
     other = make_folder(tmp_path / "other", classes=("elk", "fox", "gnu", "hen"))
     flag = f"--config.data.source=folder:{other}"
     with pytest.raises(UserError, match="'elk', which is none of the 4 classes"):
         evaluate_workdir(workdir, "last", [flag])
-    # Of fewer ones, each image keeps the label that it had.
+    # With fewer classes, each image keeps its label.
     right = {}
     for name in CLASSES:
         for split in ("train", "val"):
@@ -530,16 +549,16 @@ def test_an_evaluation_numbers_classes_as_the_network_does(copies, tmp_path):
             r"another network \(model\.overrides\.widths",
         ),
         ("model.name=cifar_resnet32", r"another network \(model\.name"),
-        ("ema_decay=0.9", "no averaged parameters"),
+        ("ema_decay=0.9", "the run has no EMA"),
         ("optim.nam=adam", r"optim\.name"),
     ],
 )
-def test_an_evaluation_of_another_network_is_refused(finished, flag, message):
+def test_an_evaluation_of_another_network_is_rejected(finished, flag, message):
     with pytest.raises(UserError, match=message):
         evaluate_workdir(finished / "run", "last", [f"--config.{flag}"])
 
 
-def test_an_evaluation_takes_the_parameters_only(copies):
+def test_an_evaluation_with_another_optimiser_has_the_same_result(copies):
     _, workdir = copies
     before = evaluate_workdir(workdir, "last")
     result = evaluate_workdir(workdir, "last", ["--config.optim.name=lamb"])
@@ -560,29 +579,29 @@ def test_a_config_that_was_saved_takes_overrides_of_any_type():
 # Initial weights.
 
 
-def weights_for(path: pathlib.Path, setup, **card) -> dict:
-    """Writes keyed weights of the setup's network with a card; returns them."""
-    variables = keyed.variables(setup.model.spec, seed=7)
+def weights_for(path: pathlib.Path, experiment, **card) -> dict:
+    """Writes keyed weights of the experiment's network with a card; returns them."""
+    variables = keyed.variables(experiment.model.spec, seed=7)
     fields = {"mean": (0.5,), "std": (0.5,)} | card
-    known = card_for(setup, **fields)
+    known = card_for(experiment, **fields)
     native.write(path, variables, known)
     return variables
 
 
-def card_for(setup, **fields):
-    """The card of weights under this project's names for a setup's network."""
+def card_for(experiment, **fields):
+    """Returns the card of weights with this project's names of parameters."""
     fields = {"scheme": native.OWN.name} | fields
-    return default_card(setup.config.model.name, setup.model.spec, **fields)
+    return default_card(experiment.config.model.name, experiment.model.spec, **fields)
 
 
 def test_weights_that_expect_another_input_are_named_with_the_flags(tmp_path, caplog):
     make_folder(tmp_path / "images")
     run = config_for(tmp_path / "images")
-    setup = tiny.set_up(run)
+    experiment = tiny.set_up(run)
     facts = {"mean": (0.3,), "interpolation": "bicubic", "classes": CLASSES}
-    weights_for(tmp_path / "w", setup, **facts)
+    weights_for(tmp_path / "w", experiment, **facts)
     run.init_from = str(tmp_path / "w")
-    first_state(setup, initial_weights(setup))
+    first_state(experiment, initial_weights(experiment))
     flags = re.findall(r'(--config\.[\w.]+)=(?:"(.*?)"|(\w+))', caplog.text)
     assert [flag for flag, *_ in flags] == [
         "--config.data.mean",
@@ -590,19 +609,19 @@ def test_weights_that_expect_another_input_are_named_with_the_flags(tmp_path, ca
     ]
     config.override(run, [f"{flag}={text or word}" for flag, text, word in flags])
     caplog.clear()
-    setup = tiny.set_up(run)
-    first_state(setup, initial_weights(setup))
+    experiment = tiny.set_up(run)
+    first_state(experiment, initial_weights(experiment))
     assert caplog.text == ""
 
 
 def test_weights_for_bgr_see_the_same_image(tmp_path):
-    setup = tiny.setup(
+    experiment = tiny.setup(
         {"data.channels": 3, "data.mean": (0.5,) * 3, "data.std": (1.0,) * 3}
     )
     means = {"mean": (0.1, 0.2, 0.3), "std": (1.0, 1.0, 1.0), "classes": ()}
-    variables = weights_for(tmp_path / "w", setup, bgr=True, **means)
-    setup.config.init_from = str(tmp_path / "w")
-    params = first_state(setup, initial_weights(setup)).params
+    variables = weights_for(tmp_path / "w", experiment, bgr=True, **means)
+    experiment.config.init_from = str(tmp_path / "w")
+    params = first_state(experiment, initial_weights(experiment)).params
     kernel = variables["params"]["stem_conv1"]["kernel"]
     np.testing.assert_array_equal(params["stem_conv1"]["kernel"], kernel[:, :, ::-1])
 
@@ -610,8 +629,8 @@ def test_weights_for_bgr_see_the_same_image(tmp_path):
 def test_a_head_is_kept_reordered_or_fresh_by_class_names(tmp_path, caplog):
     make_folder(tmp_path / "images")
     run = config_for(tmp_path / "images")
-    setup = tiny.set_up(run)
-    fresh = jax.device_get(setup.init_state().params["head"])
+    experiment = tiny.set_up(run)
+    fresh = jax.device_get(programs.init_state(experiment).params["head"])
 
     def backwards(head):
         return {name: x[..., ::-1] for name, x in head.items()}
@@ -624,16 +643,16 @@ def test_a_head_is_kept_reordered_or_fresh_by_class_names(tmp_path, caplog):
     ):
         caplog.clear()
         path = tmp_path / "_".join(classes or ["unknown"])
-        variables = weights_for(path, setup, classes=classes)
+        variables = weights_for(path, experiment, classes=classes)
         run.init_from = str(path)
-        state = first_state(setup, initial_weights(setup))
+        state = first_state(experiment, initial_weights(experiment))
         small_networks.assert_equal(
             jax.device_get(state.params["head"]), expected(variables["params"]["head"])
         )
         assert said in caplog.text and bool(said) == bool(caplog.text)
 
 
-def test_a_teacher_of_classes_with_other_names_is_refused(tmp_path):
+def test_a_teacher_of_classes_with_other_names_is_rejected(tmp_path):
     make_folder(tmp_path / "images")
     run = config_for(tmp_path / "images")
     weights_for(tmp_path / "w", tiny.set_up(run), classes=("elk", "fox", "gnu", "hen"))
@@ -648,29 +667,29 @@ def test_a_teacher_of_classes_with_other_names_is_refused(tmp_path):
 @pytest.mark.slow
 def test_a_run_resumes_with_the_initial_weights_that_it_had(tmp_path):
     make_folder(tmp_path / "images")
-    setup = tiny.set_up(config_for(tmp_path / "images"))
+    experiment = tiny.set_up(config_for(tmp_path / "images"))
     facts = {"classes": CLASSES}
-    weights_for(tmp_path / "w", setup, **facts)
+    weights_for(tmp_path / "w", experiment, **facts)
 
-    def resume(where):
-        run = config_for(tmp_path / "images", {"init_from": str(where or "")})
+    def resume(path):
+        run = config_for(tmp_path / "images", {"init_from": str(path or "")})
         return train(run, tmp_path / "run")
 
     resume(tmp_path / "w")
     shutil.copytree(tmp_path / "w", tmp_path / "moved")
     resume(tmp_path / "moved")
-    other = keyed.variables(setup.model.spec, seed=8)
-    card = card_for(setup, mean=(0.5,), std=(0.5,), **facts)
+    other = keyed.variables(experiment.model.spec, seed=8)
+    card = card_for(experiment, mean=(0.5,), std=(0.5,), **facts)
     native.write(tmp_path / "other", other, card)
-    for where, message in (
+    for path, message in (
         (tmp_path / "other", r"other is not .*w \(other values\)"),
         (None, r"other initial weights \(init_from: .*w' -> ''\)"),
         (tmp_path / "nowhere", "nowhere"),
     ):
         with pytest.raises(UserError, match=message):
-            resume(where)
+            resume(path)
     shutil.rmtree(tmp_path / "w")
-    weights_for(tmp_path / "w", setup, classes=CLASSES[::-1])
+    weights_for(tmp_path / "w", experiment, classes=CLASSES[::-1])
     with pytest.raises(UserError, match=r"has changed \(classes: .*Restore them"):
         resume(tmp_path / "w")
 
@@ -678,10 +697,10 @@ def test_a_run_resumes_with_the_initial_weights_that_it_had(tmp_path):
 @pytest.mark.slow
 def test_a_run_stops_when_its_teacher_has_changed(tmp_path):
     make_folder(tmp_path / "images")
-    setup = tiny.set_up(config_for(tmp_path / "images"))
-    weights_for(tmp_path / "w", setup, classes=CLASSES)
+    experiment = tiny.set_up(config_for(tmp_path / "images"))
+    weights_for(tmp_path / "w", experiment, classes=CLASSES)
     changes = {
-        "distill.teacher": setup.config.model.name,
+        "distill.teacher": experiment.config.model.name,
         "distill.teacher_init": str(tmp_path / "w"),
     }
 
@@ -700,7 +719,9 @@ def test_a_run_stops_when_its_teacher_has_changed(tmp_path):
     with pytest.raises(UserError, match=r"another teacher: .*moved -> drawn"):
         resume(6)
     changes["distill.teacher_init"] = str(tmp_path / "moved")
-    card = card_for(setup, mean=(0.5,), std=(0.5,), classes=CLASSES)
-    native.write(tmp_path / "moved", keyed.variables(setup.model.spec, seed=8), card)
+    card = card_for(experiment, mean=(0.5,), std=(0.5,), classes=CLASSES)
+    native.write(
+        tmp_path / "moved", keyed.variables(experiment.model.spec, seed=8), card
+    )
     with pytest.raises(UserError, match=r"another teacher: .*moved has changed \("):
         resume(6)

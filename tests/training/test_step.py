@@ -1,8 +1,7 @@
-"""One update: its parts, what it averages, what it keeps in float32."""
+"""The train step: microbatches, EMA, precision, SAM, distillation, compilation."""
 
 import collections
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +10,18 @@ import pytest
 from jax import monitoring
 from ml_collections import ConfigDict
 
-from resnet_jax.errors import UserError
 from resnet_jax.models.cost import inner_jaxprs
 from resnet_jax.models.inputs import normalize
 from resnet_jax.parallel import sharding
+from resnet_jax.training import programs
 from resnet_jax.training.loop import train
-from resnet_jax.training.optim import update_ema
 from resnet_jax.training.step import (
     StepOptions,
-    group_size_of,
     make_train_step,
 )
 from tests.helpers import keyed, tiny
 
-# One block: the stem's norm and two more.
+# A network of one block, with the stem's norm and two more.
 ONE_BLOCK = {"model.overrides.stage_sizes": (1,), "model.overrides.widths": (8,)}
 
 
@@ -38,14 +35,14 @@ NORMALISED = (LEVELS / 255.0 - MEAN) / STD
 
 def test_normalize_is_x_over_255_minus_mean_over_std():
     got = normalize(jnp.asarray(LEVELS), MEAN, STD, jnp.float32)
-    # The difference of two numbers up to 5, each rounded twice.
+    # A difference of two numbers up to 5, each rounded twice.
     np.testing.assert_allclose(got, NORMALISED, atol=4 * 5 * 2**-24)
 
 
 def test_normalize_rounds_to_bfloat16_at_the_very_end():
     got = normalize(jnp.asarray(LEVELS), MEAN, STD, jnp.bfloat16)
     assert got.dtype == jnp.bfloat16
-    # Half a unit in the last of bfloat16's 8 digits, and the float32 error from above.
+    # Half a unit in the last of bfloat16's 8 digits, and the float32 error as before.
     np.testing.assert_allclose(got.astype(float), NORMALISED, rtol=2**-8, atol=2e-6)
 
 
@@ -54,9 +51,9 @@ def test_normalize_rounds_to_bfloat16_at_the_very_end():
 
 @functools.cache
 def update(microbatches: int, devices: int) -> dict:
-    """State and metrics after an update by 32 images in groups of two.
+    """Returns the state and metrics after a step on 32 images in ghost batches of two.
 
-    Without decay, the momentum in the state is the gradient.
+    Without weight decay, the momentum in the state is the gradient.
     """
     changes = {
         "batch_size": 32,
@@ -64,17 +61,17 @@ def update(microbatches: int, devices: int) -> dict:
         "optim.weight_decay": 0.0,
     }
     setup = tiny.setup(ONE_BLOCK | changes, devices)
-    train_step = setup.compile_train_step()
+    train_step = programs.compile_train_step(setup)
     batch = setup.to_devices(tiny.batch(setup))
     state, metrics = train_step(tiny.state(setup), batch)
     return jax.device_get({**vars(state), **metrics})
 
 
 @pytest.mark.slow
-# On 8 devices four microbatches of 8 images have one image on each, half a group.
+# On 8 devices, each of four microbatches has one image per device: half a ghost batch.
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("microbatches", [2, 4])
-def test_microbatches_give_the_update_of_the_whole_batch(microbatches, devices):
+def test_microbatches_give_the_update_of_the_complete_batch(microbatches, devices):
     whole, parts = update(1, 1), update(microbatches, devices)
     # The same float32 sums in another order, as in test_sharding.py.
     assert tiny.difference(parts, whole) < 2e-5
@@ -89,18 +86,18 @@ def test_grad_norm_is_the_length_of_the_gradient():
     assert whole["grad_norm"] == pytest.approx(expected, rel=1e-5)
 
 
-# What the compiled step keeps.
+# Guarantees of the compiled step.
 
 
 @pytest.fixture(scope="module")
 def averaged():
-    """A setup that keeps an average, and its compiled step, on 8 devices."""
+    """Returns an experiment that keeps an EMA, and its compiled step, on 8 devices."""
     setup = tiny.setup(ONE_BLOCK | {"ema_decay": 0.9, "optim.clip_norm": 0.01})
-    return setup, setup.compile_train_step()
+    return setup, programs.compile_train_step(setup)
 
 
 @pytest.mark.parametrize(("step", "decay"), [(0, 0.1), (5, 0.4), (1000, 0.9)])
-def test_the_average_covers_parameters_and_statistics(averaged, step, decay):
+def test_the_ema_covers_parameters_and_statistics(averaged, step, decay):
     setup, train_step = averaged
     before = jax.device_get(tiny.state(setup, step))
     after, _ = train_step(tiny.state(setup, step), setup.to_devices(tiny.batch(setup)))
@@ -111,7 +108,7 @@ def test_the_average_covers_parameters_and_statistics(averaged, step, decay):
             before.ema[name],
             vars(after)[name],
         )
-        # Three float32 operations.
+        # The error of three float32 operations.
         assert tiny.difference(after.ema[name], expected) < 1e-6
     assert set(after.ema) == {"params", "batch_stats"}
 
@@ -144,7 +141,7 @@ def test_grad_norm_is_that_of_the_gradient_before_clipping(averaged):
 
 
 def dtypes_by_primitive(jaxpr) -> dict[str, set[str]]:
-    """Types of the results of each primitive, also inside; not of what is for CPUs."""
+    """Returns the result types of each primitive, those in nested programs included."""
     found: dict[str, set[str]] = collections.defaultdict(set)
     for equation in jaxpr.eqns:
         inner = inner_jaxprs(equation)
@@ -157,110 +154,26 @@ def dtypes_by_primitive(jaxpr) -> dict[str, set[str]]:
     return found
 
 
-def test_bfloat16_is_for_the_layers_alone():
+def test_only_layers_compute_in_bfloat16():
     setup = tiny.setup({"model.dtype": "bfloat16"})
     options = StepOptions(mean=(0.5,), std=(0.5,), ema_decay=0.9)
     train_step = make_train_step(setup.model, setup.optimizer, options)
-    state = setup.state_like()
+    state = programs.state_like(setup)
     state = state.replace(ema=state.evaluated())
-    batch = setup.batch_like(16, "image", "label")
+    batch = programs.train_batch_like(setup)
     traced = jax.jit(train_step).trace(state, batch)
 
-    # Parameters, statistics, momentum, average and metrics; int32: counters of steps.
+    # Parameters, statistics, momentum, EMA and metrics; the int32 are step counters.
     after, metrics = traced.out_info
     assert {leaf.dtype.name for leaf in metrics.values()} == {"float32"}
     dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(after)}
     assert dtypes == {"float32", "int32"}
     dtypes = dtypes_by_primitive(traced.jaxpr)
     assert dtypes["conv_general_dilated"] == {"bfloat16"}
-    # The head multiplies bfloat16, but its sums are logits and gradients.
+    # The head multiplies bfloat16, but accumulates logits and gradients in float32.
     assert dtypes["dot_general"] == {"float32"}
-    # The softmax, and the deviations in norms.
+    # These are in the softmax, and in the standard deviations of norms.
     assert dtypes["exp"] == dtypes["log"] == dtypes["sqrt"] == {"float32"}
-
-
-# Batch-norm groups.
-
-
-@pytest.mark.parametrize(
-    ("chosen", "microbatches", "size"),
-    [
-        (32, 1, 32),
-        (1, 1, 1),
-        (256, 1, 256),
-        (32, 4, 32),
-        ("global", 1, None),
-        ("global", 4, None),
-        ("device", 1, 32),
-        ("device", 4, 8),
-    ],
-)
-def test_a_group_size_is_a_number_or_a_name(chosen, microbatches, size):
-    got = group_size_of(chosen, batch_size=256, microbatches=microbatches, devices=8)
-    assert got == size
-
-
-@pytest.mark.parametrize(
-    ("chosen", "batch_size", "microbatches", "message"),
-    [
-        (30, 256, 1, r"=30 .* the batch of 256; .* does: 16 or 32\."),
-        (512, 256, 1, r"=512 .* the batch of 256; .* does: 256\."),
-        (0, 256, 1, r"=0 .* does: 1\."),
-        (-4, 256, 1, r"=-4 .* does: 1\."),
-        (96, 384, 3, r"=96 .* a microbatch of 128 \(384 / 3\); .*: 64 or 128\."),
-        # Legal for the batch, but larger than a microbatch.
-        (128, 256, 4, r"=128 .* a microbatch of 64 \(256 / 4\); .* does: 64\."),
-    ],
-)
-def test_an_illegal_group_size_is_answered_with_the_nearest_legal_ones(
-    chosen, batch_size, microbatches, message
-):
-    with pytest.raises(UserError, match="model.bn_group_size" + message):
-        group_size_of(
-            chosen, batch_size=batch_size, microbatches=microbatches, devices=8
-        )
-
-
-@pytest.mark.parametrize("chosen", ["gloabl", "32", 32.0, None, True])
-def test_a_group_size_that_is_neither_number_nor_name_is_refused(chosen):
-    match = re.escape(f"model.bn_group_size={chosen!r} is neither")
-    with pytest.raises(UserError, match=match):
-        group_size_of(chosen, batch_size=256, microbatches=1, devices=8)
-
-
-@pytest.mark.parametrize(
-    ("microbatches", "nearest"),
-    # 256 images on 8 devices: 32 a device, so any divisor of 32 will do.
-    [(-1, "1"), (0, "1"), (3, "2 or 4"), (24, "16 or 32"), (64, "32"), (999, "32")],
-)
-def test_microbatches_that_devices_cannot_share_are_answered_with_the_nearest(
-    microbatches, nearest
-):
-    match = rf"optim\.microbatches={microbatches} .*256 .*8 devices.* with {nearest}\."
-    with pytest.raises(UserError, match=match):
-        group_size_of(32, batch_size=256, microbatches=microbatches, devices=8)
-
-
-# Three TPU slices of four devices, with four images each. Of the sizes that are refused
-# here, libtpu 0.0.52 was seen to abort on 3, 12 and 24.
-SLICED = {"batch_size": 48, "microbatches": 1, "devices": 12, "tpu_slices": 3}
-
-
-@pytest.mark.parametrize("chosen", [1, 2, 4, 8, 16, 48])
-def test_ghost_batches_inside_tpu_slices_or_of_whole_ones_are_legal(chosen):
-    assert group_size_of(chosen, **SLICED) == chosen
-
-
-@pytest.mark.parametrize(
-    ("chosen", "nearest"),
-    [(3, "2 or 4"), (6, "4 or 8"), (12, "8 or 16"), (24, "16 or 48")],
-)
-def test_ghost_batches_over_parts_of_tpu_slices_are_refused(chosen, nearest):
-    match = rf"model\.bn_group_size={chosen} .* 3 TPU slices of 4 .*: {nearest}\."
-    with pytest.raises(UserError, match=match):
-        group_size_of(chosen, **SLICED)
-    # GPUs and single slices have no such limit.
-    assert group_size_of(chosen, **SLICED | {"tpu_slices": 1}) == chosen
 
 
 # Compilation.
@@ -293,7 +206,7 @@ def test_a_run_compiles_its_step_once(tmp_path):
 
 @functools.cache
 def sharp_update(microbatches: int, devices: int, step: int = 0, rho: float = 0.1):
-    """As `update`, with the gradient from where the loss is higher."""
+    """Runs the step of `update` with sharpness-aware minimisation."""
     changes = {
         "batch_size": 32,
         "optim.microbatches": microbatches,
@@ -303,16 +216,16 @@ def sharp_update(microbatches: int, devices: int, step: int = 0, rho: float = 0.
     }
     setup = tiny.setup(ONE_BLOCK | changes, devices)
     batch = setup.to_devices(tiny.batch(setup))
-    state, metrics = setup.compile_train_step()(tiny.state(setup, step), batch)
+    state, metrics = programs.compile_train_step(setup)(tiny.state(setup, step), batch)
     return jax.device_get({**vars(state), **metrics})
 
 
 @pytest.mark.slow
-def test_every_second_step_is_sharp():
+def test_sam_every_2_applies_to_every_second_step():
     plain, sharp = sharp_update(1, 1, step=0), sharp_update(1, 1, step=1)
     assert tiny.difference(plain["params"], update(1, 1)["params"]) < 2e-5
     assert tiny.difference(sharp["opt_state"], plain["opt_state"]) > 1e-3
-    # What is measured is the loss of the parameters that there are.
+    # The metrics and statistics are those at the unperturbed parameters.
     assert sharp["loss"] == pytest.approx(plain["loss"], rel=1e-6)
     assert sharp["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-5)
     assert tiny.difference(sharp["batch_stats"], plain["batch_stats"]) < 1e-6
@@ -320,9 +233,9 @@ def test_every_second_step_is_sharp():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("microbatches", "devices"), [(4, 1), (2, 8)])
-def test_microbatches_climb_together(microbatches, devices):
+def test_microbatches_are_perturbed_together(microbatches, devices):
     whole, parts = sharp_update(1, 1, 1), sharp_update(microbatches, devices, 1)
-    # As for microbatches, twice.
+    # Twice the bound of a plain step with microbatches.
     assert tiny.difference(parts, whole) < 4e-5
 
 
@@ -330,7 +243,7 @@ def test_microbatches_climb_together(microbatches, devices):
 
 
 @pytest.mark.slow
-def test_a_teacher_alone_is_learnt_whatever_the_labels():
+def test_with_a_distillation_weight_of_1_labels_have_no_effect():
     changes = {
         "distill.teacher": "cifar_resnet20",
         "distill.teacher_init": "drawn",
@@ -338,9 +251,9 @@ def test_a_teacher_alone_is_learnt_whatever_the_labels():
     }
     setup = tiny.setup(ONE_BLOCK | changes, 8)
     teacher = jax.device_put(
-        keyed.variables(setup.teacher().model.spec), sharding.replicated(setup.mesh)
+        keyed.variables(setup.teacher.model.spec), sharding.replicated(setup.mesh)
     )
-    train_step = setup.compile_train_step(teacher)
+    train_step = programs.compile_train_step(setup, teacher)
     batch = tiny.batch(setup)
     results = []
     for labels in (batch["label"], (batch["label"] + 1) % 10):
@@ -350,41 +263,15 @@ def test_a_teacher_alone_is_learnt_whatever_the_labels():
     assert results[0][1] == results[1][1] > 0
     jax.tree.map(np.testing.assert_array_equal, results[0][0], results[1][0])
 
-    # By hand: KL of what both networks give.
+    # The expected loss is the divergence of both networks' outputs.
     data = setup.config.data
     image = normalize(jnp.asarray(batch["image"]), data.mean, data.std, jnp.float32)
     variables = tiny.state(setup).evaluated()
     ours, _ = setup.model.apply(variables, image, train=True, mutable=["batch_stats"])
-    theirs = setup.teacher().model.apply(jax.device_get(teacher), image, train=False)
+    theirs = setup.teacher.model.apply(jax.device_get(teacher), image, train=False)
     p, q = (jax.nn.softmax(np.asarray(x, np.float64)) for x in (theirs, ours))
     expected = np.sum(p * np.log(p / q), axis=1).mean()
-    # Float32 through twenty layers.
+    # The float32 error of twenty layers.
     assert results[0][1] == pytest.approx(float(expected), rel=1e-4)
-    # The teacher is no part of the state.
+    # The teacher is not in the state.
     assert set(vars(state)) == set(vars(tiny.state(setup)))
-
-
-# Averages.
-
-
-@pytest.mark.parametrize(
-    ("every", "warmup", "step", "decay"),
-    [
-        (4, "none", 8, 0.9),
-        (4, "none", 9, 1.0),
-        (1, "none", 0, 0.9),
-        (1, "timm", 0, 0.0),
-        (1, "timm", 7, 0.75),
-        # Warm-up until step 3: a copy at 0 and 4, whose predecessor was in it.
-        (4, "copy", 0, 0.0),
-        (4, "copy", 4, 0.0),
-        (4, "copy", 8, 0.9),
-    ],
-)
-def test_an_average_moves_when_and_as_far_as_it_is_told(every, warmup, step, decay):
-    old, new = {"x": jnp.float32(3.0)}, {"x": jnp.float32(5.0)}
-    got = update_ema(
-        old, new, 0.9, jnp.int32(step), every=every, warmup=warmup, copy_until=3
-    )
-    # Three float32 roundings of numbers below 5.
-    assert float(got["x"]) == pytest.approx(decay * 3 + (1 - decay) * 5, abs=1e-6)

@@ -18,7 +18,8 @@ from resnet_jax.persistence import writers
 from resnet_jax.persistence.checkpoints import Checkpoints, Progress
 from resnet_jax.persistence.fingerprint import old_fingerprint
 from resnet_jax.reports import curves
-from resnet_jax.training.experiment import Setup, set_up
+from resnet_jax.training import programs
+from resnet_jax.training.experiment import Experiment, set_up
 from resnet_jax.training.initialization import (
     first_state,
     initial_weights,
@@ -34,14 +35,14 @@ from resnet_jax.weights.save import save
 from tests.helpers import keyed, small_networks, tiny
 
 
-def write_run(workdir, changes=None, devices: int = 4) -> Setup:
+def write_run(workdir, changes=None, devices: int = 4) -> Experiment:
     """A workdir as a run leaves it: the best checkpoint and a worse one after it."""
     setup = tiny.setup(changes, devices)
     workdir.mkdir(exist_ok=True)
     writers.write_json(workdir / "config.json", setup.config.to_dict())
     with run_checkpoints(setup, workdir) as saved:
         saved.about |= {
-            "data": describe_data(setup.train.source, setup.test.source),
+            "data": describe_data(setup.train.source, setup.eval.source),
             "init": describe_weights(setup.config.init_from, initial_weights(setup)),
             "teacher": None,
         }
@@ -53,7 +54,7 @@ def write_run(workdir, changes=None, devices: int = 4) -> Setup:
     return setup
 
 
-def state_of(setup: Setup, seed: int) -> TrainState:
+def state_of(setup: Experiment, seed: int) -> TrainState:
     """Keyed values in the layout of the setup's network."""
     spec = setup.model.spec
     variables, averaged = keyed.variables(spec, seed), keyed.variables(spec, seed + 10)
@@ -65,7 +66,7 @@ def state_of(setup: Setup, seed: int) -> TrainState:
         opt_state=setup.optimizer.init(variables["params"]),
         ema=averaged if setup.config.ema_decay else None,
     )
-    return jax.device_put(state, setup.shardings())
+    return jax.device_put(state, programs.state_shardings(setup))
 
 
 @pytest.mark.slow
@@ -122,7 +123,7 @@ def test_a_checkpoint_with_other_values_than_saved_is_refused(tmp_path):
         load(str(tmp_path))
 
 
-def weights_for(tmp_path, setup: Setup, **fields) -> tuple[str, dict]:
+def weights_for(tmp_path, setup: Experiment, **fields) -> tuple[str, dict]:
     """Writes keyed weights of the setup's network, or one with other fields."""
     spec = dataclasses.replace(setup.model.spec, **fields)
     variables = keyed.variables(spec, seed=7)
@@ -145,7 +146,7 @@ def test_the_first_loss_of_a_run_is_that_of_the_weights_it_starts_from(tmp_path)
 
     batch = tiny.batch(setup)
     placed = setup.to_devices(batch)
-    _, metrics = setup.compile_train_step()(state, placed)
+    _, metrics = programs.compile_train_step(setup)(state, placed)
     data = setup.config.data
     images = normalize(jnp.asarray(batch["image"]), data.mean, data.std, jnp.float32)
     logits, _ = setup.model.apply(
@@ -161,7 +162,7 @@ def test_the_first_loss_of_a_run_is_that_of_the_weights_it_starts_from(tmp_path)
 def test_a_fresh_head_is_the_one_that_the_seed_gives(tmp_path, caplog):
     setup = tiny.setup({"seed": 3}, devices=1)
     path, variables = weights_for(tmp_path, setup, num_classes=4)
-    drawn = setup.init_state().params["head"]
+    drawn = programs.init_state(setup).params["head"]
     setup.config.init_from = path
     params = first_state(setup, initial_weights(setup)).params
     assert "4 classes; the head for 10 is a fresh one" in caplog.text
@@ -220,7 +221,7 @@ def test_a_finished_run_can_be_a_teacher(tmp_path):
     small_networks.assert_equal(jax.device_get(variables), expected)
     # The step takes them.
     batch = setup.to_devices(tiny.batch(setup))
-    train_step = setup.compile_train_step(variables)
+    train_step = programs.compile_train_step(setup, variables)
     _, metrics = train_step(tiny.state(setup), batch)
     assert np.isfinite(metrics["loss"])
 

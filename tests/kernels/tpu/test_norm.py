@@ -12,6 +12,7 @@ from resnet_jax.kernels.tpu.norm import Product
 from resnet_jax.models import create_model
 from resnet_jax.models.norms import Normalization
 from resnet_jax.plan import hlo
+from resnet_jax.training import programs
 from tests.helpers import keyed, tiny
 
 # A batch of 12: images of a group, and devices; in the last one group is on both.
@@ -203,15 +204,15 @@ def test_statistics_are_recomputed_where_a_microbatch_is_a_group():
     # Their step takes the whole batch, of which a device holds part of a group.
     groups = {"optim.microbatches": 2, "model.bn_group_size": 8}
     setup = tiny.setup(BOTTLENECKS | {"model.unwritten": True} | groups)
-    setup.compile_statistics_step()
+    programs.compile_statistics_step(setup)
 
 
 @pytest.mark.slow
 def test_devices_exchange_nothing_more():
     def exchanged(unwritten):
-        compiled = tiny.setup(
-            BOTTLENECKS | {"model.unwritten": unwritten}
-        ).compile_train_step()
+        compiled = programs.compile_train_step(
+            tiny.setup(BOTTLENECKS | {"model.unwritten": unwritten})
+        )
         found = hlo.collectives(compiled.as_text())
         return {one.kind for one in found}, sum(one.elements for one in found)
 

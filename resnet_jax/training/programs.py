@@ -1,0 +1,314 @@
+"""Lowers and compiles what an experiment's devices run, and says where arrays lie.
+
+The programs are the train step, the evaluation steps, the statistics step of precise
+batch norm, and the initialisation of the train state. The functions `..._like` return
+shapes, types and shardings (`jax.ShapeDtypeStruct`) in place of arrays.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from resnet_jax.compiler import compile_step
+from resnet_jax.data.loader import Examples
+from resnet_jax.kernels import platforms
+from resnet_jax.models.cost import init_shapes
+from resnet_jax.parallel import memory, sharding
+from resnet_jax.training import losses, step
+from resnet_jax.training.experiment import Experiment
+from resnet_jax.training.mixup import Mix
+from resnet_jax.training.schedules import warmup_steps
+from resnet_jax.training.step import TrainState, Tree
+
+
+@contextlib.contextmanager
+def _tracing(mesh: Mesh) -> Iterator[None]:
+    """Makes tracing fast, and lets it choose the kernels of the mesh's platform."""
+    with memory.garbage_kept(), platforms.known(sharding.platform_of(mesh)):
+        yield
+
+
+# Shapes and shardings.
+
+
+def state_like(experiment: Experiment) -> TrainState:
+    """Returns shapes, types and shardings of the train state."""
+    mesh = experiment.mesh
+    with _tracing(mesh):
+        state = jax.eval_shape(experiment.init)
+    sharding_of = functools.partial(
+        sharding.PARAMS[experiment.config.sharding.params], mesh
+    )
+    ema = state.ema
+    if ema:
+        ema = {
+            "params": _placed(ema["params"], sharding_of),
+            "batch_stats": _replicated(ema["batch_stats"], mesh),
+        }
+    return TrainState(
+        step=_replicated(state.step, mesh),
+        params=_placed(state.params, sharding_of),
+        batch_stats=_replicated(state.batch_stats, mesh),
+        opt_state=_placed(state.opt_state, sharding_of),
+        ema=ema,
+    )
+
+
+def state_shardings(experiment: Experiment) -> TrainState:
+    """Returns the sharding of each array of the train state."""
+    return jax.tree.map(lambda x: x.sharding, state_like(experiment))
+
+
+def train_batch_like(experiment: Experiment, image_size: int | None = None) -> dict:
+    """Returns what a training batch is on the devices: `image` and `label`.
+
+    Args:
+      experiment: The experiment.
+      image_size: The side of the images in pixels; by default `data.image_size`.
+    """
+    examples = experiment.train
+    if image_size:
+        examples = examples.at(image_size)
+    batch = _batch_like(experiment.mesh, experiment.config.batch_size, examples)
+    return {key: batch[key] for key in ("image", "label")}
+
+
+def eval_batch_like(experiment: Experiment, examples: Examples | None = None) -> dict:
+    """Returns what an evaluation batch is on the devices: `image`, `label`, `mask`.
+
+    Args:
+      experiment: The experiment.
+      examples: The examples that are evaluated; by default those of the eval split.
+    """
+    examples = examples or experiment.eval
+    return _batch_like(experiment.mesh, experiment.eval_batch_size, examples)
+
+
+def _batch_like(mesh: Mesh, batch_size: int, examples: Examples) -> dict:
+    placed = sharding.batch_sharding(mesh)
+    image = (*examples.augment.shape, examples.channels)
+
+    def like(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=placed)
+
+    return {
+        "image": like(image, jnp.uint8),
+        "label": like(examples.label_shape, jnp.int32),
+        "mask": like((), jnp.bool_),
+    }
+
+
+def teacher_like(experiment: Experiment) -> dict | None:
+    """Returns what the teacher's variables are on the devices, or None without one."""
+    if not experiment.teacher:
+        return None
+    image_size = experiment.config.data.image_size
+    shapes = init_shapes(experiment.teacher.model, image_size)
+    return _replicated(shapes, experiment.mesh)
+
+
+def _replicated(shapes: Tree, mesh: Mesh) -> Tree:
+    return _placed(shapes, lambda shape: sharding.replicated(mesh))
+
+
+def _placed(shapes: Tree, sharding_of: Callable[..., NamedSharding]) -> Tree:
+    """Returns shapes with the sharding that `sharding_of(shape)` gives each."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding_of(x.shape)),
+        shapes,
+    )
+
+
+def all_gather(experiment: Experiment, params: Tree) -> Tree:
+    """All-gathers sharded parameters before they are used; for traced functions."""
+    return sharding.whole(params, experiment.mesh, experiment.config.sharding.params)
+
+
+# The state before the first step.
+
+
+def init_state(experiment: Experiment) -> TrainState:
+    """Returns the randomly initialised state before the first step, on the devices."""
+    mesh = experiment.mesh
+    with _tracing(mesh):
+        shardings = state_shardings(experiment)
+        init = jax.jit(experiment.init, out_shardings=shardings).lower()
+        # Optimising a program that runs once took most of the start on CPUs.
+        on_cpu = sharding.platform_of(mesh) == "cpu"
+        options: dict[str, Any] = {"xla_backend_optimization_level": 0}
+        return init.compile(compiler_options=options if on_cpu else None)()
+
+
+def state_from(experiment: Experiment, variables: dict) -> TrainState:
+    """Returns the state before the first step with given variables, on the devices.
+
+    Args:
+      experiment: The experiment.
+      variables: `params` and `batch_stats`, as arrays of the host.
+    """
+    ema, like = bool(experiment.config.ema_decay), vars(state_like(experiment))
+    # Each device gets its part only, since there may be no room for more.
+    placed = sharding.place(variables, {key: like[key] for key in variables})
+    return jax.jit(
+        lambda variables: step.state_from(variables, experiment.optimizer, ema=ema),
+        out_shardings=state_shardings(experiment),
+    )(placed)
+
+
+# The steps.
+
+
+def compile_lowered(
+    experiment: Experiment, lowered: jax.stages.Lowered
+) -> jax.stages.Compiled:
+    """Compiles a step with `config.compiler_options`; raises UserError for those."""
+    kind = experiment.mesh.devices.flat[0].device_kind
+    return compile_step(lowered, kind, experiment.config.compiler_options)
+
+
+def jit_train_step(experiment: Experiment, *, distills: bool) -> jax.stages.Wrapped:
+    """Returns the jitted `train_step(state, batch)`; the state is donated.
+
+    Args:
+      experiment: The experiment.
+      distills: Selects `train_step(state, batch, teacher=variables)`, which learns from
+        the experiment's teacher.
+    """
+    config, mesh = experiment.config, experiment.mesh
+    replicated = sharding.replicated(mesh)
+    # A ghost batch of consecutive examples stays together. Where it is the microbatch,
+    # whichever that is, dealing single examples leaves each device its own rows.
+    is_microbatch = config.model.bn_group_size == "global"
+    options = step.StepOptions(
+        mean=config.data.mean,
+        std=config.data.std,
+        loss=losses.make_loss(config),
+        mix=Mix.from_config(config.mix),
+        teacher=experiment.teacher if distills else None,
+        microbatches=config.optim.microbatches,
+        microbatch_unit=1 if is_microbatch else experiment.model.bn_group_size,
+        sam_rho=config.optim.sam_rho,
+        sam_every=config.optim.sam_every,
+        ema_decay=config.ema_decay,
+        ema_every=config.ema_every,
+        ema_warmup=config.ema_warmup,
+        ema_copy_until=warmup_steps(config, len(experiment.train.source)),
+        seed=config.seed,
+        replicate=lambda tree: jax.lax.with_sharding_constraint(tree, replicated),
+        all_gather=functools.partial(all_gather, experiment),
+    )
+    train_step = step.make_train_step(experiment.model, experiment.optimizer, options)
+    out_shardings = state_shardings(experiment), replicated
+    return jax.jit(train_step, donate_argnums=0, out_shardings=out_shardings)
+
+
+def lower_train_step(
+    experiment: Experiment, teacher: dict | None = None, image_size: int | None = None
+) -> jax.stages.Lowered:
+    """Lowers `train_step(state, batch)`, or `train_step(state, batch, teacher=...)`.
+
+    Args:
+      experiment: The experiment.
+      teacher: The teacher's variables, or `teacher_like`; None leaves it out.
+      image_size: The side of the images in pixels; by default `data.image_size`.
+    """
+    # An argument, since constants would be compiled into the program.
+    more = {"teacher": teacher} if teacher else {}
+    with _tracing(experiment.mesh):
+        train_step = jit_train_step(experiment, distills=bool(teacher))
+        batch = train_batch_like(experiment, image_size)
+        return train_step.lower(state_like(experiment), batch, **more)
+
+
+def compile_train_step(
+    experiment: Experiment, teacher: dict | None = None, image_size: int | None = None
+) -> Callable:
+    """Compiles `train_step(state, batch)`; the state is donated.
+
+    Args:
+      experiment: The experiment.
+      teacher: The teacher's variables, on the devices; None leaves it out.
+      image_size: The side of the images in pixels; by default `data.image_size`.
+    """
+    lowered = lower_train_step(experiment, teacher, image_size)
+    compiled = compile_lowered(experiment, lowered)
+    return functools.partial(compiled, teacher=teacher) if teacher else compiled
+
+
+def compile_statistics_step(experiment: Experiment) -> Callable:
+    """Compiles `statistics_step(variables, batch)` of precise batch norm."""
+    config, data = experiment.config, experiment.config.data
+    statistics_step = step.make_statistics_step(
+        experiment.model_of_whole_batch(),
+        data.mean,
+        data.std,
+        config.seed,
+        functools.partial(all_gather, experiment),
+    )
+    replicated = sharding.replicated(experiment.mesh)
+    with _tracing(experiment.mesh):
+        like = state_like(experiment)
+        variables = {"params": like.params, "batch_stats": like.batch_stats}
+        lowered = jax.jit(statistics_step, out_shardings=replicated).lower(
+            variables, train_batch_like(experiment)
+        )
+        return compile_lowered(experiment, lowered)
+
+
+def lower_eval_step(
+    experiment: Experiment, examples: Examples | None = None
+) -> jax.stages.Lowered:
+    """Lowers `eval_step(variables, batch, allowed)`.
+
+    Args:
+      experiment: The experiment.
+      examples: The examples that are evaluated; by default those of the eval split.
+    """
+    data = experiment.config.data
+    eval_step = step.make_eval_step(
+        experiment.model,
+        data.mean,
+        data.std,
+        experiment.config.evaluate.views != "one",
+        functools.partial(all_gather, experiment),
+    )
+    replicated = sharding.replicated(experiment.mesh)
+    out_shardings = replicated, sharding.batch_sharding(experiment.mesh)
+    allowed = jax.ShapeDtypeStruct(
+        (experiment.model.spec.num_classes,), jnp.bool_, sharding=replicated
+    )
+    with _tracing(experiment.mesh):
+        return jax.jit(eval_step, out_shardings=out_shardings).lower(
+            state_like(experiment).evaluated(),
+            eval_batch_like(experiment, examples),
+            allowed,
+        )
+
+
+def compile_eval_step(
+    experiment: Experiment, examples: Examples | None = None
+) -> jax.stages.Compiled:
+    """Compiles `eval_step(variables, batch, allowed)`; see `lower_eval_step`."""
+    return compile_lowered(experiment, lower_eval_step(experiment, examples))
+
+
+def compile_eval_steps(experiment: Experiment) -> dict[tuple[int, ...], Callable]:
+    """Compiles one evaluation step per label shape.
+
+    Returns:
+      `eval_step(variables, batch, allowed)` by `Examples.label_shape`, for the eval
+      split and the extra evaluation sets.
+    """
+    by_shape = {experiment.eval.label_shape: experiment.eval}
+    for evaluation_set in experiment.sets.values():
+        for examples in evaluation_set.parts.values():
+            by_shape.setdefault(examples.label_shape, examples)
+    return {
+        shape: compile_eval_step(experiment, examples)
+        for shape, examples in by_shape.items()
+    }

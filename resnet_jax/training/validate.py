@@ -1,0 +1,109 @@
+"""Checks a config for wrong values and contradictions, before any data are opened.
+
+This is part of `training`, not of `config`, since the values of a config are names and
+sizes of every subject. The optimiser, the loss and mixup check their own sections, and
+are called here.
+"""
+
+from collections.abc import Collection
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from resnet_jax.data.augment import TRAIN_CROPS
+from resnet_jax.data.cache import MODES as CACHES
+from resnet_jax.errors import UserError, check_known
+from resnet_jax.models import get_spec
+from resnet_jax.parallel import sharding
+from resnet_jax.training import losses, mixup, optim
+from resnet_jax.training.datasets import eval_augment, train_augment
+
+# Number of views of an image that each value of `evaluate.views` stands for.
+VIEWS = {"one": 1, "flip": 2, "ten_crop": 10}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def check(config: ConfigDict, mesh: Mesh) -> None:
+    """Checks the values of a config for a run on some devices.
+
+    Durations depend on the size of the training split, and are checked where they are
+    turned into steps.
+
+    Raises:
+      UserError: A value is wrong or contradicts another one.
+    """
+    _check_ranges(config)
+    sharding.check_batch_size("batch_size", config.batch_size, mesh)
+    if config.evaluate.batch_size:
+        key = "evaluate.batch_size"
+        sharding.check_batch_size(key, config.evaluate.batch_size, mesh)
+    _check_choices(config)
+    _check_channels(config)
+    train_augment(config)
+    eval_augment(config, config.data.crop_fraction)
+    optim.check(config)
+    losses.check(config)
+    mixup.check(config)
+    spec = get_spec(config.model.name, **config.model.overrides)
+    if config.distill.teacher:
+        get_spec(config.distill.teacher, **config.distill.overrides)
+    if config.bn_recompute and getattr(spec, "norm", None) != "batch":
+        raise UserError(
+            f"bn_recompute={config.bn_recompute} needs a residual network with batch"
+            f" norm, which model.name={config.model.name} is not; set it to 0."
+        )
+
+
+def _check_ranges(config: ConfigDict) -> None:
+    data = config.data
+    for key, value, least in (
+        ("batch_size", config.batch_size, 1),
+        ("evaluate.batch_size", config.evaluate.batch_size, 0),
+        ("seed", config.seed, 0),
+        ("bn_recompute", config.bn_recompute, 0),
+        ("data.image_size", data.image_size, 1),
+        ("data.eval_size", data.eval_size, 0),
+        ("data.pad", data.pad, 0),
+        ("data.shots", data.shots, 0),
+        ("data.num_workers", data.num_workers, -1),
+        ("data.repeats", data.repeats, 1),
+        ("data.num_threads", data.num_threads, 0),
+        ("checkpoint.keep_last", config.checkpoint.keep_last, 1),
+        ("optim.learning_rate", config.optim.learning_rate, 0),
+    ):
+        if value < least:
+            raise UserError(f"{key}={value} must be at least {least}.")
+
+
+def _check_choices(config: ConfigDict) -> None:
+    data = config.data
+    choices: tuple[tuple[str, str, Collection[str]], ...] = (
+        ("model.dtype", config.model.dtype, DTYPES),
+        ("data.on_bad_image", data.on_bad_image, ("stop", "skip")),
+        ("data.cache", data.cache, CACHES),
+        ("data.train_crop", data.train_crop, TRAIN_CROPS),
+        ("evaluate.views", config.evaluate.views, VIEWS),
+        ("sharding.params", config.sharding.params, sharding.PARAMS),
+    )
+    for key, value, known in choices:
+        check_known(f"{key}={value!r}", value, known)
+    chosen = config.model.unwritten
+    if chosen not in ("chip", True, False):
+        raise UserError(f"model.unwritten={chosen!r} is not True, False or 'chip'.")
+
+
+def _check_channels(config: ConfigDict) -> None:
+    data = config.data
+    if data.channels not in (1, 3):
+        raise UserError(f"data.channels={data.channels} must be 1 (grey) or 3 (RGB).")
+    if not len(data.mean) == len(data.std) == data.channels:
+        raise UserError(
+            f"data.mean {tuple(data.mean)} and data.std {tuple(data.std)} must have"
+            f" data.channels={data.channels} entries each."
+        )
+    if data.lighting and data.channels != 3:
+        raise UserError(
+            f"data.lighting={data.lighting} is noise on colours; it must be 0 with"
+            f" data.channels={data.channels}."
+        )
