@@ -150,8 +150,8 @@ def _rows_of_processes(
     config = ConfigDict(config.to_dict())
     config.batch_size *= number
     with config.ignore_type():
-        # Each device normalizes its own images, so statistics do not depend on the number
-        # of processes.
+        # Each device normalizes its own images, so the number of processes does not
+        # change the statistics.
         config.model.bn_group_size = "device"
     request = {key: getattr(args, key) for key in ("steps", "between", "repeats")}
     results = run(number, {"config": config.to_dict(), **request})
@@ -431,7 +431,8 @@ def measure(request: dict) -> dict:
         # The first save is left out, since it compiles.
         for key in ("save", "stall", "between", "written"):
             del results[key][:1]
-        state = None
+        # Restoring begins as in a new process, without the state and compiled programs.
+        del state
         jax.clear_caches()
         for _ in range(repeats + 1):
             processes.agree("restore", "")
