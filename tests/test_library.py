@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.datasets import load_digits
 
 import resnet_jax
 from resnet_jax.config import RECIPES, load, override
@@ -83,6 +82,9 @@ def test_mypy_accepts_the_program_of_a_user(tmp_path):
 
 @pytest.mark.slow
 def test_the_examples_in_docstrings_and_readme_print_their_output(tmp_path):
+    # Collecting the tests does not wait for this import, which takes a second.
+    from sklearn.datasets import load_digits
+
     # The examples read the workdir of the README's first run and two pictures.
     config = load(RECIPES / "quickstart.py")
     small = "--config.model.overrides={'stage_sizes': (1, 1, 1)}"
