@@ -27,7 +27,7 @@ MAY_CHANGE = (
 FOR_PLATEAU = ("evaluate.every.", "evaluate.views", "data.eval_size", "data.eval_split")
 # These may where all steps keep their learning rates, or a run is extended.
 SETS_RATES = ("optim.schedule", "optim.decay_at", "optim.end_learning_rate")
-# `dependencies.py` compares the images and weights that these name.
+# `training/resume.py` compares the images and weights that these name.
 NAMES = ("data.source", "data.eval_source", "distill.teacher_init", "init_from")
 
 
