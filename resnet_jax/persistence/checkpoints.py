@@ -3,8 +3,8 @@
 A checkpoint holds a tree of arrays, the state, and a record in JSON: the `Progress`,
 the config, the network's spec, versions, and what the run depends on
 (`training/resume.py`). Orbax notices a truncated or missing file, but not a flipped
-bit. So the record holds a fingerprint of every array and a checksum of itself, and both are
-compared.
+bit. So the record holds a fingerprint of every array and a checksum of itself, and both
+are compared.
 """
 
 import contextlib
