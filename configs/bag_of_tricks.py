@@ -2,8 +2,9 @@
 
 python -m resnet_jax.main --config=configs/bag_of_tricks.py --workdir=runs/tricks
 
-Argument: cosine, smoothing, distill or mixup, each with what comes before it. Source:
-table 6; `distill` learns from ResNet-152-D (its weights: `distill.teacher_init`).
+Variants: cosine, smoothing, distill and mixup, each of which adds a trick to the ones
+before it (mixup does without distill). Source: table 6 of the paper. `distill` learns
+from ResNet-152-D, whose weights `distill.teacher_init` names.
 """
 
 from ml_collections import ConfigDict
@@ -17,6 +18,7 @@ PUBLISHED = {
 
 
 def get_config(tricks: str = "mixup") -> ConfigDict:
+    """Returns the config of this recipe."""
     number = choose(tricks, PUBLISHED)
     config = defaults.get_config()
     config.batch_size = 1024

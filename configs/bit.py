@@ -2,9 +2,9 @@
 
 python -m resnet_jax.main --config=configs/bit.py:50x1 --workdir=runs/bit
 
-Argument: 50x1, 101x1, 50x3, 101x3, 152x2 or 152x4. Source: the config bit_i1k of
-github.com/google-research/big_vision, which names no accuracy; of the larger networks
-the paper publishes what they reach after pre-training on ImageNet-21k.
+Variants: 50x1, 101x1, 50x3, 101x3, 152x2 and 152x4. Source: the config bit_i1k of
+github.com/google-research/big_vision, which names no accuracy. For the larger networks
+the paper publishes only the accuracy after pre-training on ImageNet-21k.
 """
 
 from ml_collections import ConfigDict
@@ -15,6 +15,7 @@ PUBLISHED = dict.fromkeys(("50x1", "50x3", "101x1", "101x3", "152x2", "152x4"), 
 
 
 def get_config(network: str = "50x1") -> ConfigDict:
+    """Returns the config of this recipe."""
     choose(network, PUBLISHED)
     config = defaults.get_config()
     config.batch_size = 4096

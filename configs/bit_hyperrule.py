@@ -2,14 +2,15 @@
 
 python -m resnet_jax.main --config=configs/bit_hyperrule.py:cifar10 --workdir=runs/tune
 
-Argument: cifar10, cifar100 or imagenet2012. The weights are BiT-M's, of ImageNet-21k.
-Source: arXiv:1912.11370, and the README of github.com/google-research/big_transfer,
-BiT-M R50x1.
+Variants: the data set, cifar10, cifar100 or imagenet2012. The initial weights are those
+of BiT-M, trained on ImageNet-21k. Source: arXiv:1912.11370, and BiT-M R50x1 in the
+README of github.com/google-research/big_transfer.
 
-Small images (an area below 96 x 96) are brought to 160 pixels and cropped to 128,
-others to 512 and 480; above 20,000 examples mixup of 0.1; 500, 10,000 or 20,000 steps
-for less than 20,000, less than 500,000 or more examples. The authors resize to a
-square; here the short side, and the shape stays.
+The rule: small images (an area below 96 x 96) are resized to 160 pixels and cropped to
+128, others to 512 and 480. Above 20,000 examples, mixup has an alpha of 0.1. A run has
+500 steps for less than 20,000 examples, 10,000 for less than 500,000, and 20,000 for
+more. The authors resize to a square; here the short side is resized, which keeps the
+aspect ratio.
 """
 
 from ml_collections import ConfigDict
@@ -20,6 +21,7 @@ PUBLISHED = {"cifar10": "97.3", "cifar100": "86.5", "imagenet2012": "80.68"}
 
 
 def get_config(dataset: str = "cifar10") -> ConfigDict:
+    """Returns the config of this recipe."""
     choose(dataset, PUBLISHED)
     large = dataset == "imagenet2012"
     config = defaults.get_config()

@@ -1,10 +1,12 @@
-"""CIFAR-10 as He et al. 2015 prepare it; the base of the recipes for it.
+"""ResNet-20 on CIFAR-10 as in He et al. 2015; other recipes for CIFAR-10 build on it.
 
 python -m resnet_jax.main --config=configs/cifar10.py --workdir=runs/cifar10
 
-arXiv:1512.03385, section 4.2: zeros around, random crops, flips; batches of 128, 64k
-steps, rate 0.1, a tenth at 32k and at 48k. The paper subtracts the mean of each pixel;
-here each channel's mean is subtracted, and it is divided by the deviation.
+Source: arXiv:1512.03385, section 4.2. Images are padded with zeros, randomly cropped
+and flipped. A run has 64k steps with a batch size of 128; the learning rate is 0.1 and
+is divided by 10 at 32k and 48k steps. The paper subtracts the mean of each pixel; here
+the mean of each channel is subtracted, and the result is divided by the standard
+deviation.
 """
 
 from ml_collections import ConfigDict
@@ -13,6 +15,7 @@ from resnet_jax.config import defaults
 
 
 def get_config() -> ConfigDict:
+    """Returns the config of this recipe."""
     config = defaults.get_config()
     config.batch_size = 128
     config.total = ConfigDict({"steps": 64_000})

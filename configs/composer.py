@@ -1,12 +1,13 @@
-"""ResNet-50 in three of Composer's recipes: mild, medium, hot.
+"""ResNet-50 with Composer's recipes mild, medium and hot.
 
 python -m resnet_jax.main --config=configs/composer.py:mild --workdir=runs/mild
 
-Argument: mild (36 epochs), medium (135) or hot (270). Source: "Blazingly Fast ResNet-50
-Training" of MosaicML, and the README of their benchmark; of mild, the end of its range.
+Variants: mild (36 epochs), medium (135) and hot (270). Source: "Blazingly Fast
+ResNet-50 Training" by MosaicML, and the README of their benchmark; for mild, the
+longest run of its range.
 
-The decay of `hot` is 3e-4 in the text and 5e-4 in their files; here 5e-4. Its
-RandAugment is timm's: Composer's draws its strengths otherwise.
+The weight decay of `hot` is 3e-4 in the text and 5e-4 in their files; this recipe has
+5e-4. Its RandAugment is timm's; Composer's draws magnitudes differently.
 """
 
 import math
@@ -19,6 +20,7 @@ PUBLISHED = {"mild": "76.19", "medium": "79.5", "hot": "79.5"}
 
 
 def get_config(recipe: str = "mild") -> ConfigDict:
+    """Returns the config of this recipe."""
     choose(recipe, PUBLISHED)
     config = defaults.get_config()
     config.batch_size = 2048
@@ -45,7 +47,7 @@ def get_config(recipe: str = "mild") -> ConfigDict:
     config.loss = "binary_cross_entropy"
     config.bce_sum_classes = True
     config.label_smoothing = 0.08
-    # Half of what was is forgotten after 100 batches.
+    # The EMA has a half-life of 100 batches.
     config.ema_every = 20
     config.ema_decay = 0.5 ** (20 / 100)
     config.ema_warmup = "none"

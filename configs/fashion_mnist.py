@@ -1,9 +1,9 @@
-"""ResNet-20 on Fashion-MNIST, 28x28 grey, 10 classes: minutes on a laptop.
+"""ResNet-20 on Fashion-MNIST, 28x28 grey, 10 classes; takes minutes on a laptop.
 
 python -m resnet_jax.prepare tfds:fashion_mnist
 python -m resnet_jax.main --config=configs/fashion_mnist.py --workdir=runs/fashion
 
-The recipe is this project's own; README.md says what it reached.
+The recipe is this project's own; README.md has its result.
 """
 
 from ml_collections import ConfigDict
@@ -12,6 +12,7 @@ from resnet_jax.config import defaults
 
 
 def get_config() -> ConfigDict:
+    """Returns the config of this recipe."""
     config = defaults.get_config()
     config.batch_size = 128
     config.total = ConfigDict({"epochs": 3})

@@ -1,13 +1,14 @@
-"""ResNet-50 in 16 to 88 epochs, as FFCV's recipes train it.
+"""ResNet-50 on ImageNet in 16 to 88 epochs, with FFCV's recipes.
 
 python -m resnet_jax.main --config=configs/ffcv.py:88 --workdir=runs/ffcv88
 
-Argument: 16, 24, 32, 40, 56 or 88 epochs. Source: the README of
-github.com/libffcv/ffcv-imagenet, on 8 A100.
+Variants: 16, 24, 32, 40, 56 and 88 epochs. Source: the README of
+github.com/libffcv/ffcv-imagenet, for 8 A100.
 
-Images grow from 160 to 192 pixels between 74 % and 86 % of the epochs, which is exact
-for 88. FFCV blurs before a strided convolution, and leaves parameters out of the decay
-whose names hold "bn"; here the blur is behind it, and no norm is decayed.
+Images grow from 160 to 192 pixels between 74 % and 86 % of the epochs, which is FFCV's
+schedule exactly for 88 epochs. FFCV blurs before a strided convolution, and excludes
+parameters from weight decay whose names contain "bn"; here the blur comes after the
+convolution, and all norms are excluded.
 """
 
 from ml_collections import ConfigDict
@@ -21,6 +22,7 @@ PUBLISHED = {
 
 
 def get_config(epochs: str = "88") -> ConfigDict:
+    """Returns the config of this recipe."""
     choose(epochs, PUBLISHED)
     config = defaults.get_config()
     length = int(epochs)

@@ -2,8 +2,9 @@
 
 python -m resnet_jax.main --config=configs/goyal2017.py:8192 --workdir=runs/goyal
 
-Argument: the batch size. Source: arXiv:1706.02677, table 1: top-1 error 23.60 +- 0.12 %
-at 256, 23.74 +- 0.09 % at 8192, means and deviations of 5 runs.
+Variants: the batch size, any number. Source: arXiv:1706.02677, table 1, which has a
+top-1 error of 23.60 +- 0.12 % at 256 and of 23.74 +- 0.09 % at 8192 (mean and standard
+deviation of 5 runs).
 """
 
 from ml_collections import ConfigDict
@@ -14,6 +15,7 @@ PUBLISHED = {"256": "76.40", "8192": "76.26"}
 
 
 def get_config(batch_size: str = "8192") -> ConfigDict:
+    """Returns the config of a variant of this recipe."""
     config = load(RECIPES / "r50.py")
     config.batch_size = int(batch_size)
     return config

@@ -2,11 +2,12 @@
 
 python -m resnet_jax.main --config=configs/he2015_cifar.py:20 --workdir=runs/he20
 
-Argument: 20, 32, 44, 56, 110, 1202, or plain20, plain32, plain44, plain56. Source:
-arXiv:1512.03385, table 6; the plain networks' errors are only drawn, in figure 6.
+Variants: 20, 32, 44, 56, 110 and 1202 layers, and plain20, plain32, plain44 and plain56
+without shortcuts. Source: arXiv:1512.03385, table 6; the errors of plain networks are
+only plotted, in figure 6.
 
-The paper warms 110 layers up at a rate of 0.01 until the error is below 80 %, about 400
-steps; here the rate rises from 0.01 in 400 steps.
+The paper warms 110 layers up with a learning rate of 0.01 until the error is below
+80 %, which takes about 400 steps; here the rate rises from 0.01 to 0.1 in 400 steps.
 """
 
 from ml_collections import ConfigDict
@@ -21,6 +22,7 @@ PUBLISHED = {
 
 
 def get_config(network: str = "20") -> ConfigDict:
+    """Returns the config of a variant of this recipe."""
     choose(network, PUBLISHED)
     config = load(RECIPES / "cifar10.py")
     plain = network.startswith("plain")

@@ -2,13 +2,15 @@
 
 python -m resnet_jax.main --config=configs/he2015_imagenet.py:50 --workdir=runs/he50
 
-Argument: 18, 34, 50, 101, 152, plain18 or plain34. Source: top-1 of ten crops, of
-tables 2 and 3 (50 layers and more: github.com/KaimingHe/deep-residual-networks).
+Variants: 18, 34, 50, 101 and 152 layers, and plain18 and plain34 without shortcuts.
+Source: top-1 with ten crops in tables 2 and 3 (for 50 layers and more:
+github.com/KaimingHe/deep-residual-networks).
 
-Section 3.4: the short side is drawn from 256 to 480 pixels, a crop of 224, colours
-shifted along their principal components; the rate falls when the error does not; the
-statistics of batch norm are computed anew in the end. The paper subtracts the mean of
-each pixel; here each channel's mean is subtracted, and it is divided by the deviation.
+Section 3.4: the short side is randomly scaled to 256 to 480 pixels, and 224x224 pixels
+are cropped; colours are shifted along their principal components; the learning rate is
+reduced when the error plateaus. Precise batch norm computes the final statistics. The
+paper subtracts the mean of each pixel; here the mean of each channel is subtracted, and
+the result is divided by the standard deviation.
 """
 
 from ml_collections import ConfigDict
@@ -22,6 +24,7 @@ PUBLISHED = {
 
 
 def get_config(network: str = "50") -> ConfigDict:
+    """Returns the config of this recipe."""
     choose(network, PUBLISHED)
     config = defaults.get_config()
     config.total = ConfigDict({"steps": 600_000})
@@ -30,7 +33,7 @@ def get_config(network: str = "50") -> ConfigDict:
     if network in ("50", "101", "152"):
         config.model.name += "_v1"
     elif network in ("18", "34"):
-        config.model.overrides.shortcut = "pad"  # option A, of table 2
+        config.model.overrides.shortcut = "pad"  # option A, as in table 2
 
     config.data.train_crop = "short_side"
     config.data.lighting = 0.1

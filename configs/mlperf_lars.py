@@ -1,10 +1,10 @@
-"""ResNet-50 in large batches with LARS, as MLPerf's reference points have it.
+"""ResNet-50 in large batches with LARS, as in MLPerf's reference convergence points.
 
 python -m resnet_jax.main --config=configs/mlperf_lars.py:4096 --workdir=runs/lars
 
-Argument: a batch size of 4096 or 32768. Source: the reference convergence points of
-MLPerf training (mlcommons/logging, 4.0.0): 75.9 % is reached after 39 to 42 and 55 to
-57 epochs.
+Variants: a batch size of 4096 or 32768. Source: the reference convergence points of
+MLPerf training (mlcommons/logging, 4.0.0), which reach 75.9 % after 39 to 42 and after
+55 to 57 epochs, respectively.
 """
 
 from ml_collections import ConfigDict
@@ -15,6 +15,7 @@ PUBLISHED = {"4096": "75.9", "32768": "75.9"}
 
 
 def get_config(batch_size: str = "4096") -> ConfigDict:
+    """Returns the config of this recipe."""
     choose(batch_size, PUBLISHED)
     config = defaults.get_config()
     config.batch_size = int(batch_size)

@@ -2,8 +2,8 @@
 
 python -m resnet_jax.main --config=configs/nfnet_f0.py --workdir=runs/nfnet
 
-Source: table 3 of the paper. Train at 192, test at 256 pixels. The paper's RandAugment
-has 4 operations of magnitude 5 (appendix A).
+Source: table 3 of the paper. Images have 192 pixels in training and 256 in evaluation.
+The paper's RandAugment has 4 operations of magnitude 5 (appendix A).
 """
 
 from ml_collections import ConfigDict
@@ -14,6 +14,7 @@ PUBLISHED = {"": "83.6"}
 
 
 def get_config() -> ConfigDict:
+    """Returns the config of this recipe."""
     config = defaults.get_config()
     config.batch_size = 4096
     config.total = ConfigDict({"epochs": 360})

@@ -1,9 +1,9 @@
-"""ResNet-50 as NVIDIA's DeepLearningExamples train it.
+"""ResNet-50 on ImageNet with the recipe of NVIDIA's DeepLearningExamples.
 
 python -m resnet_jax.main --config=configs/nvidia.py:90 --workdir=runs/nvidia90
 
-Argument: 50, 90 or 250 epochs; 250 with mixup. Source: the README of
-PyTorch/Classification/ConvNets/resnet50v1.5, on A100 with mixed precision.
+Variants: 50, 90 and 250 epochs, the last with mixup. Source: the README of
+PyTorch/Classification/ConvNets/resnet50v1.5, for A100 with mixed precision.
 """
 
 from ml_collections import ConfigDict
@@ -14,6 +14,7 @@ PUBLISHED = {"50": "75.81", "90": "77.12", "250": "78.43"}
 
 
 def get_config(epochs: str = "90") -> ConfigDict:
+    """Returns the config of this recipe."""
     choose(epochs, PUBLISHED)
     config = defaults.get_config()
     config.batch_size = 2048

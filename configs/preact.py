@@ -2,9 +2,10 @@
 
 python -m resnet_jax.main --config=configs/preact.py:164 --workdir=runs/preact164
 
-Argument: 110, 164 or 1001 layers. Source: table 4; 1001 layers in batches of 64, the
-median of 5 runs (github.com/KaimingHe/resnet-1k-layers). The paper warms up at 0.01 for
-400 steps; here the rate rises from 0.01.
+Variants: 110, 164 and 1001 layers. Source: table 4; for 1001 layers, the median of 5
+runs with a batch size of 64 (github.com/KaimingHe/resnet-1k-layers). The paper warms up
+with a learning rate of 0.01 for 400 steps; here the rate rises from 0.01 to 0.1 in 400
+steps.
 """
 
 from ml_collections import ConfigDict
@@ -15,6 +16,7 @@ PUBLISHED = {"110": "93.63", "164": "94.54", "1001": "95.38"}
 
 
 def get_config(depth: str = "164") -> ConfigDict:
+    """Returns the config of a variant of this recipe."""
     choose(depth, PUBLISHED)
     config = load(RECIPES / "cifar10.py")
     config.model.name = f"preact{depth}"

@@ -1,4 +1,4 @@
-"""A small ResNet on scikit-learn's digits: the whole program in a minute on a laptop.
+"""ResNet-20 on scikit-learn's digits: a complete run in a minute on a laptop.
 
 python -m resnet_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 """
@@ -9,6 +9,7 @@ from resnet_jax.config import defaults
 
 
 def get_config() -> ConfigDict:
+    """Returns the config of this recipe."""
     config = defaults.get_config()
     config.batch_size = 64
     config.total = ConfigDict({"epochs": 30})
@@ -24,7 +25,7 @@ def get_config() -> ConfigDict:
     config.data.std = (0.5,)
     config.data.train_crop = "pad"
     config.data.pad = 1
-    config.data.flip = False  # a mirrored digit is no digit
+    config.data.flip = False  # a mirrored digit is not a digit
     config.data.crop_fraction = 1.0
 
     config.optim.warmup = ConfigDict({"epochs": 3})

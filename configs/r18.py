@@ -2,8 +2,8 @@
 
 python -m resnet_jax.main --config=configs/r18.py --workdir=runs/r18
 
-Published for a like recipe (torchvision, batch 256, all parameters decayed): top-1
-69.758 %. Not run here.
+Published for a similar recipe (torchvision, batch size 256, weight decay on all
+parameters): top-1 69.758 %. Not run here.
 """
 
 from ml_collections import ConfigDict
@@ -12,6 +12,7 @@ from resnet_jax.config import RECIPES, load
 
 
 def get_config() -> ConfigDict:
+    """Returns the config of this recipe."""
     config = load(RECIPES / "r50.py")
     config.model.name = "resnet18"
     return config

@@ -1,12 +1,13 @@
-"""ResNet-50 v1.5 on ImageNet in 90 epochs, as Goyal et al. 2017 (arXiv:1706.02677).
+"""ResNet-50 v1.5 on ImageNet in 90 epochs, as in Goyal et al. 2017 (arXiv:1706.02677).
 
 python -m resnet_jax.main --config=configs/r50.py --workdir=runs/r50
 
-Published: top-1 error 23.60 +- 0.12 % at batch 256, 23.74 +- 0.09 % at batch 8192
-(table 1 of the paper). The learning rate follows the batch size, so
-`--config.batch_size=8192` is the paper's large-batch run. Not run here.
+Published: a top-1 error of 23.60 +- 0.12 % with a batch size of 256, and of 23.74 +-
+0.09 % with 8192 (table 1 of the paper). The learning rate scales with the batch size,
+so that `--config.batch_size=8192` is the paper's large-batch run. Not run here.
 
-On a TPU pod, on every host: add `--distributed` and a --workdir that all hosts see.
+On a TPU pod, run the command on every host with `--distributed` and a --workdir that
+all hosts see.
 """
 
 from ml_collections import ConfigDict
@@ -15,13 +16,14 @@ from resnet_jax.config import defaults
 
 
 def get_config() -> ConfigDict:
+    """Returns the config of this recipe."""
     config = defaults.get_config()
     config.batch_size = 1024
     config.total = ConfigDict({"epochs": 90})
 
     config.model.name = "resnet50"
     config.model.dtype = "bfloat16"
-    config.model.bn_group_size = 32  # images a worker in the paper, section 2.3
+    config.model.bn_group_size = 32  # images per worker in the paper, section 2.3
     config.model.overrides.zero_init_last = True  # section 5.1
     config.model.overrides.head_init_std = 0.01
 

@@ -1,13 +1,13 @@
-"""ResNet-RS: Bello et al. 2021 (arXiv:2103.07579).
+"""ResNet-RS on ImageNet: Bello et al. 2021 (arXiv:2103.07579).
 
 python -m resnet_jax.main --config=configs/resnet_rs.py:200 --workdir=runs/rs200
 
-Argument: the depth, 50 to 420. Source: table 1 of the authors' TPU repository, at the
-image sizes of `SIZES`.
+Variants: the depth, from 50 to 420. Source: table 1 of the authors' TPU repository, at
+the image sizes of `SIZES`.
 
-Their RandAugment is TensorFlow's: two operations, each always applied; here timm's with
-probability 1 and the same magnitude. They keep no mean of batch-norm statistics over
-steps (keep-momentum 0), but the parameters' average also averages these.
+The authors' RandAugment is TensorFlow's, which always applies two operations; this
+recipe has timm's with a probability of 1 and the same magnitude. The running statistics
+of batch norm have a decay rate of 0, but the EMA of the parameters includes them.
 """
 
 from ml_collections import ConfigDict
@@ -25,6 +25,7 @@ PUBLISHED = {
 
 
 def get_config(depth: str = "50") -> ConfigDict:
+    """Returns the config of this recipe."""
     choose(depth, PUBLISHED)
     config = defaults.get_config()
     config.batch_size = 4096

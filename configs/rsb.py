@@ -1,9 +1,9 @@
-"""ResNet Strikes Back: Wightman et al. 2021 (arXiv:2110.00476).
+"""ResNet-50 as in ResNet Strikes Back: Wightman et al. 2021 (arXiv:2110.00476).
 
 python -m resnet_jax.main --config=configs/rsb.py:a2 --workdir=runs/rsb_a2
 
-Argument: a1 (600 epochs), a2 (300) or a3 (100, at 160 pixels). Source: table 2; timm's
-weights have 80.38, 79.83 and 78.05.
+Variants: a1 (600 epochs), a2 (300) and a3 (100, at 160 pixels). Source: table 2; the
+weights that timm distributes reach 80.38, 79.83 and 78.05.
 """
 
 from ml_collections import ConfigDict
@@ -14,6 +14,7 @@ PUBLISHED = {"a1": "80.4", "a2": "79.8", "a3": "78.1"}
 
 
 def get_config(procedure: str = "a2") -> ConfigDict:
+    """Returns the config of this recipe."""
     choose(procedure, PUBLISHED)
     config = defaults.get_config()
     config.batch_size = 2048
@@ -35,7 +36,6 @@ def get_config(procedure: str = "a2") -> ConfigDict:
     config.optim.learning_rate = 5e-3
     config.optim.learning_rate_batch = 2048
     config.optim.warmup_from = 1e-4
-    config.optim.warmup_prefix = False
     config.optim.warmup_prefix = False
     config.optim.end_learning_rate = 1e-6
     config.optim.per_epoch = True

@@ -1,11 +1,11 @@
-"""A slim ResNet-18 on photographs of hands that show 0 to 5: 64x64, 6 classes.
+"""A narrow ResNet-18 on photographs of hands that show 0 to 5: 64x64, 6 classes.
 
-The data are 1,237 JPEGs of github.com/ardamavi/Sign-Language-Digits-Dataset, laid out
-as data/sign-digits/{train,test}/{0..5}/*.JPG, 20 a class in test.
+The data are 1,237 JPEGs of github.com/ardamavi/Sign-Language-Digits-Dataset, stored as
+data/sign-digits/{train,test}/{0..5}/*.JPG, with 20 images per class in test.
 
 python -m resnet_jax.main --config=configs/signs.py --workdir=runs/signs
 
-The recipe is this project's own; README.md says what it reached.
+The recipe is this project's own; README.md has its result.
 """
 
 from ml_collections import ConfigDict
@@ -14,13 +14,14 @@ from resnet_jax.config import defaults
 
 
 def get_config() -> ConfigDict:
+    """Returns the config of this recipe."""
     config = defaults.get_config()
     config.batch_size = 64
     config.total = ConfigDict({"epochs": 30})
     config.log_every = ConfigDict({"epochs": 1})
 
     config.model.name = "resnet18"
-    # Half of ResNet-18's width: minutes on a laptop's CPU.
+    # With half of ResNet-18's width a run takes minutes on a laptop's CPU.
     config.model.overrides.widths = (32, 64, 128, 256)
     config.model.overrides.stem = ((7, 2, 32),)
     config.model.overrides.zero_init_last = True

@@ -2,8 +2,8 @@
 
 python -m resnet_jax.main --config=configs/stochastic_depth.py:110 --workdir=runs/depth
 
-Argument: 110 or 1202 layers, or constant110, which keeps all of them. Source: table 1,
-and the README of github.com/yueatsprograms/Stochastic_Depth.
+Variants: 110 and 1202 layers, and constant110, the baseline that drops no layer.
+Source: table 1, and the README of github.com/yueatsprograms/Stochastic_Depth.
 """
 
 from ml_collections import ConfigDict
@@ -14,6 +14,7 @@ PUBLISHED = {"110": "94.75", "1202": "95.09", "constant110": "93.59"}
 
 
 def get_config(network: str = "110") -> ConfigDict:
+    """Returns the config of a variant of this recipe."""
     choose(network, PUBLISHED)
     config = load(RECIPES / "cifar10.py")
     config.total = ConfigDict({"epochs": 500})

@@ -1,6 +1,6 @@
-"""ResNet-18 on 20 classes of Tiny-ImageNet: 64x64, 10,000 images, a folder source.
+"""ResNet-18 on 20 classes of Tiny-ImageNet: 64x64, 10,000 images, read from a folder.
 
-The data are laid out as data/tiny-imagenet-20/{train,val}/<wnid>/*.JPEG.
+The data are stored as data/tiny-imagenet-20/{train,val}/<wnid>/*.JPEG.
 
 python -m resnet_jax.main --config=configs/tiny_imagenet20.py --workdir=runs/tiny
 
@@ -13,6 +13,7 @@ from resnet_jax.config import defaults
 
 
 def get_config() -> ConfigDict:
+    """Returns the config of this recipe."""
     config = defaults.get_config()
     config.batch_size = 128
     config.total = ConfigDict({"epochs": 30})

@@ -1,10 +1,10 @@
-"""torchvision's first recipe, of its weights IMAGENET1K_V1.
+"""torchvision's first recipe, which trained its weights IMAGENET1K_V1.
 
 python -m resnet_jax.main --config=configs/torchvision_v1.py:resnet50 --workdir=runs/v1
 
-Argument: a network of torchvision. Source: its table of weights, and references/
-classification of its repository; who ran it again reached 75.4 to 75.9 with ResNet-50
-(pytorch/vision#5593).
+Variants: a network of torchvision. Source: its table of weights, and
+references/classification in its repository. Users who ran the recipe again reached 75.4
+to 75.9 with ResNet-50 (pytorch/vision#5593).
 """
 
 from ml_collections import ConfigDict
@@ -20,6 +20,7 @@ PUBLISHED = {
 
 
 def get_config(network: str = "resnet50") -> ConfigDict:
+    """Returns the config of this recipe."""
     choose(network, PUBLISHED)
     config = defaults.get_config()
     epochs = 100 if network.startswith("resnext") else 90

@@ -1,10 +1,11 @@
-"""torchvision's newer recipe, of its weights IMAGENET1K_V2.
+"""torchvision's newer recipe, which trained its weights IMAGENET1K_V2.
 
 python -m resnet_jax.main --config=configs/torchvision_v2.py:resnet50 --workdir=runs/v2
 
-Argument: a network of torchvision. Source: its table of weights, and its blog "How to
-Train State-Of-The-Art Models Using TorchVision's Latest Primitives": the best of three
-runs and of all epochs. An epoch shows each image that it takes four times.
+Variants: a network of torchvision. Source: its table of weights, and its blog "How to
+Train State-Of-The-Art Models Using TorchVision's Latest Primitives"; the accuracy is
+the best of three runs and of all epochs. With repeated augmentation, an epoch holds a
+quarter of the images, four times each.
 """
 
 from ml_collections import ConfigDict
@@ -20,6 +21,7 @@ PUBLISHED = {
 
 
 def get_config(network: str = "resnet50") -> ConfigDict:
+    """Returns the config of this recipe."""
     choose(network, PUBLISHED)
     config = defaults.get_config()
     config.batch_size = 1024

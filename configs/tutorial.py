@@ -1,9 +1,9 @@
-"""The tutorials' ResNet-50 on pictures of hands that show 0 to 5, at 64 x 64.
+"""The ResNet-50 of Keras tutorials on photographs of hands that show 0 to 5, 64x64.
 
 python -m resnet_jax.main --config=configs/tutorial.py:20 --workdir=runs/tutorial
 
-Argument: 2 or 20 epochs. Adam with Keras's defaults in batches of 32, images between 0
-and 1, no augmentation. Data as configs/signs.py has them.
+Variants: 2 and 20 epochs. Adam has Keras's defaults, the batch size is 32, pixels are
+scaled to 0 to 1, and images are not augmented. The data are those of configs/signs.py.
 """
 
 from ml_collections import ConfigDict
@@ -14,6 +14,7 @@ PUBLISHED = {"2": "", "20": ""}
 
 
 def get_config(epochs: str = "20") -> ConfigDict:
+    """Returns the config of a variant of this recipe."""
     choose(epochs, PUBLISHED)
     config = load(RECIPES / "signs.py")
     config.batch_size = 32

@@ -2,8 +2,8 @@
 
 python -m resnet_jax.main --config=configs/wrn_28_10.py --workdir=runs/wrn
 
-Argument: plain, or dropout (0.3 between the convolutions). Source: the README of
-github.com/szagoruyko/wide-residual-networks, medians of 5 runs.
+Variants: plain, and dropout (0.3 between the convolutions). Source: the README of
+github.com/szagoruyko/wide-residual-networks, the median of 5 runs.
 """
 
 from ml_collections import ConfigDict
@@ -14,6 +14,7 @@ PUBLISHED = {"plain": "96.00", "dropout": "96.11"}
 
 
 def get_config(kind: str = "plain") -> ConfigDict:
+    """Returns the config of a variant of this recipe."""
     choose(kind, PUBLISHED)
     config = load(RECIPES / "cifar10.py")
     config.total = ConfigDict({"epochs": 200})

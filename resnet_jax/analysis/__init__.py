@@ -1,4 +1,4 @@
-"""What researchers look at in a network or a run; one command a module.
+"""Analyses of a network or of runs for research; each module is a command.
 
 python -m resnet_jax.analysis.gradients --config=configs/quickstart.py --save=norms.png
 python -m resnet_jax.analysis.degradation --runs=DIR,DIR --save=errors.png

@@ -1,14 +1,15 @@
-"""Training and test error of several runs, as He et al. 2015 draw them in figure 6.
+"""Plots training and evaluation errors of several runs, as He et al. 2015, figure 6.
 
 python -m resnet_jax.analysis.degradation --runs=DIR,DIR,... --save=errors.png
 
-Deeper plain networks have a higher training error than shallower ones: the degradation,
-which residual networks do not have (arXiv:1512.03385, section 4.2). Dashed lines are
-errors on what was trained on, as it went, and bold lines errors on the test split.
+Deeper plain networks have a higher training error than shallower ones. This degradation
+does not occur in residual networks (arXiv:1512.03385, section 4.2). Dashed lines are
+errors on training batches during training, bold lines are errors on the eval split.
 """
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser
@@ -18,16 +19,25 @@ from resnet_jax.persistence.storage import Path
 from resnet_jax.persistence.writers import read_metrics
 from resnet_jax.reports.figures import picture, shorten
 
-SPLITS = {"train": {"linestyle": "--", "linewidth": 0.8}, "eval": {"linewidth": 2}}
+# The splits, and the style of their lines.
+SPLITS: dict[str, dict[str, Any]] = {
+    "train": {"linestyle": "--", "linewidth": 0.8},
+    "eval": {"linewidth": 2},
+}
 
 
 def errors(workdir: Path) -> dict[str, list[tuple[int, float]]]:
-    """The errors of a run: of `train` and `eval`, pairs (step, error in %).
+    """Returns the errors of a run.
 
-    A training error is the mean over the steps since the one before it, of images as
-    they were augmented.
+    Args:
+      workdir: The run's directory.
 
-    Raises UserError if the workdir holds no metrics.
+    Returns:
+      Pairs (step, error in %) for each split, `train` and `eval`. A training error is
+      the mean over the steps since the previous pair, on augmented images.
+
+    Raises:
+      UserError: The workdir holds no metrics.
     """
     rows = read_metrics(workdir)
     if not rows:
@@ -43,27 +53,39 @@ def errors(workdir: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def name_of(workdir: Path) -> str:
-    """The network that a run trains, and the workdir's own name."""
+    """Returns the name of the network that a run trains, with the workdir's name."""
     config = workdir / "config.json"
     if not config.exists():
         return workdir.name
     return f"{json.loads(config.read_text())['model']['name']} ({workdir.name})"
 
 
-def draw(workdirs: Sequence[Path], path: Path) -> Path:
-    """Draws the errors of runs by step, a colour a run."""
+def plot(workdirs: Sequence[Path], path: Path) -> Path:
+    """Plots the errors of runs by step, in a colour for each run.
+
+    Args:
+      workdirs: The directories of the runs.
+      path: The picture's file.
+
+    Returns:
+      The picture's file.
+
+    Raises:
+      UserError: A workdir holds no metrics.
+    """
     with picture(path, figsize=(8, 5.5)) as figure:
         axes = figure.subplots()
         for number, workdir in enumerate(workdirs):
-            # Legends leave out labels that begin with an underscore.
+            # The space is for names that begin with an underscore, which matplotlib
+            # leaves out of legends.
             name = f" {shorten(name_of(workdir), 60)}"
             for split, points in errors(workdir).items():
                 label = name if split == "eval" else None
                 style = SPLITS[split] | {"color": f"C{number}", "label": label}
-                # A single point would be no line.
+                # A line through a single point is invisible.
                 marker = "o" if len(points) == 1 else None
                 axes.plot(*zip(*points, strict=True), **style, marker=marker)
-        title = "Error: dashed in training, bold in the test"
+        title = "Error: dashed in training, bold in evaluation"
         axes.set(xlabel="step", ylabel="error (%)", title=title, ylim=(0, None))
         axes.grid(alpha=0.3)
         axes.legend()
@@ -76,25 +98,25 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--runs",
         required=True,
-        help="The workdirs of the runs, with commas between them.",
+        help="The directories of the runs, separated by commas.",
     )
     parser.add_argument(
         "--save",
         type=storage.path_of,
         required=True,
-        help="The picture that is written, such as errors.png.",
+        help="The file to which the picture is written, such as errors.png.",
     )
     args = parser.parse(argv[1:])
     workdirs = [storage.path_of(run) for run in args.runs.split(",")]
     for workdir in workdirs:
         last = {split: points[-1:] for split, points in errors(workdir).items()}
-        told = [
+        parts = [
             f"{split} error {error:.2f} % at step {step}"
             for split, points in last.items()
             for step, error in points
         ]
-        output.say(f"{name_of(workdir)}: {', '.join(told)}")
-    output.say(str(draw(workdirs, args.save)))
+        output.say(f"{name_of(workdir)}: {', '.join(parts)}")
+    output.say(str(plot(workdirs, args.save)))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
-"""How large the gradient is at each depth of a network.
+"""Measures the norm of the gradient at each depth of a network.
 
 python -m resnet_jax.analysis.gradients --config=configs/quickstart.py \
     [--workdir=DIR] [--batches=4] --save=norms.png [--config.KEY=VALUE ...]
 
-Draws the L2 norm of the loss's gradient with respect to each block's first convolution,
-and writes the numbers beside it, as norms.json. Of the newest checkpoint of DIR, or
-without it of the initial weights. He et al. 2015 (arXiv:1512.03385), section 4.1, argue
-from such norms that the plain networks' trouble is not that gradients vanish.
+Plots the L2 norm of the loss's gradient with respect to each block's first convolution
+and writes the numbers to norms.json beside the picture. The parameters are those of the
+newest checkpoint of DIR, or the initial ones. He et al. 2015 (arXiv:1512.03385),
+section 4.1, argue from such norms that vanishing gradients do not cause the degradation
+of plain networks.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
 
@@ -44,28 +46,37 @@ from resnet_jax.training.step import TrainState, Tree
 
 
 def first_convolutions(params: Mapping) -> dict[str, Tree]:
-    """The kernel of each block's first convolution, by the block's name, in order.
+    """Returns the kernel of each block's first convolution, from the input on.
 
-    `params` has a tree for each block, as `unstack_blocks` gives it.
+    Args:
+      params: Parameters with a tree for each block, as `unstack_blocks` returns them.
 
-    Raises UserError if the network has no such blocks.
+    Returns:
+      The kernels by the names of the blocks.
+
+    Raises:
+      UserError: The network has no blocks with such convolutions.
     """
-    found = {}
+    kernels = {}
     for name, tree in params.items():
         match = re.fullmatch(r"stage(\d+)_block(\d+)", name)
         if match and "conv1" in tree:
-            place = int(match[1]), int(match[2])
-            found[place] = name, tree["conv1"]["kernel"]
-    if not found:
+            stage_and_block = int(match[1]), int(match[2])
+            kernels[stage_and_block] = name, tree["conv1"]["kernel"]
+    if not kernels:
         raise UserError(
-            "model.name is a network without blocks, whose gradients have no depth to"
-            " be drawn over; take a residual or a plain one."
+            "model.name is a network without blocks, so that there is no depth to plot"
+            " gradients over; choose a residual or a plain network."
         )
-    return dict(found[place] for place in sorted(found))
+    return dict(kernels[place] for place in sorted(kernels))
 
 
 def block_names(spec: Spec) -> list[str]:
-    """The blocks of a network from the input on; raises as `first_convolutions`."""
+    """Returns the names of a network's blocks, from the input on.
+
+    Raises:
+      UserError: The network has no blocks with such convolutions.
+    """
     return list(first_convolutions(init_shapes(build(spec), image_size=64)["params"]))
 
 
@@ -75,13 +86,16 @@ def _by_block(model: nn.Module, params: Tree) -> Tree:
     return unstack_blocks({"params": params}, model.spec)["params"]
 
 
-def compile_norms(setup: Experiment) -> Callable[..., Float[Array, "blocks"]]:
-    """The compiled `norms(state, batch)`: float32, one for each of `block_names`.
+def compile_norms(experiment: Experiment) -> Callable[..., Float[Array, "blocks"]]:
+    """Compiles `norms(state, batch)`, which has a norm for each of `block_names`.
 
-    The loss is that of a train step, over a whole batch, without mixing, a teacher and
-    weight decay.
+    The loss is the config's, over a complete batch, without mixup, distillation and
+    weight decay. The norms are float32.
+
+    Args:
+      experiment: The experiment that the config describes.
     """
-    config, model = setup.config, setup.model_of_whole_batch()
+    config, model = experiment.config, experiment.model_of_whole_batch()
     loss_of = losses.make_loss(config)
 
     def norms(state: TrainState, batch: dict) -> Float[Array, "blocks"]:
@@ -92,7 +106,7 @@ def compile_norms(setup: Experiment) -> Callable[..., Float[Array, "blocks"]]:
         def loss(params: Tree) -> jax.Array:
             logits, _ = model.apply(
                 {
-                    "params": programs.all_gather(setup, params),
+                    "params": programs.all_gather(experiment, params),
                     "batch_stats": state.batch_stats,
                 },
                 image,
@@ -106,65 +120,80 @@ def compile_norms(setup: Experiment) -> Callable[..., Float[Array, "blocks"]]:
         kernels = first_convolutions(grads).values()
         return jnp.stack([jnp.linalg.norm(kernel.ravel()) for kernel in kernels])
 
-    like = programs.state_like(setup)
-    batch = programs.train_batch_like(setup)
-    placed = sharding.replicated(setup.mesh)
+    like = programs.state_like(experiment)
+    batch = programs.train_batch_like(experiment)
+    placed = sharding.replicated(experiment.mesh)
     return jax.jit(norms, out_shardings=placed).lower(like, batch).compile()
 
 
 def measure(config: ConfigDict, workdir: Path | None = None, batches: int = 4) -> dict:
-    """Norms on the first batches of the training split.
+    """Measures the norms on the first batches of the training split.
 
     Args:
-      config: The config of the run; its augmentation counts.
-      workdir: The run whose newest checkpoint is taken; None takes initial weights.
+      config: The config of the run; the images are augmented as it says.
+      workdir: The run whose newest checkpoint is measured; None for initial weights.
       batches: The number of batches.
 
     Returns:
-      `model`, `step`, and `norms`: of each block's name, a list of one norm a batch.
+      `model`, the network's name; `step`, the checkpoint's step or 0; and `norms`, by
+      the names of the blocks, a list with a norm for each batch.
 
     Raises:
-      UserError: there is no checkpoint, or the network has no blocks.
+      UserError: The workdir has no checkpoint, or the network has no blocks.
     """
     if batches < 1:
         raise UserError(f"--batches={batches} must be at least 1.")
-    setup = set_up(config)
+    experiment = set_up(config)
     if workdir:
-        state = _newest_state(setup, workdir)
+        state = _newest_state(experiment, workdir)
     else:
-        state = first_state(setup, initial_weights(setup))
-    names, norms_of = block_names(setup.model.spec), compile_norms(setup)
-    with setup.train_batches(0, batches) as made:
-        found = [np.asarray(norms_of(state, setup.to_devices(batch))) for batch in made]
+        state = first_state(experiment, initial_weights(experiment))
+    names, norms_of = block_names(experiment.model.spec), compile_norms(experiment)
+    with experiment.train_batches(0, batches) as loaded:
+        rows = [
+            np.asarray(norms_of(state, experiment.to_devices(batch)))
+            for batch in loaded
+        ]
     return {
         "model": config.model.name,
         "step": int(state.step),
-        "norms": dict(zip(names, np.array(found).T.tolist(), strict=True)),
+        "norms": dict(zip(names, np.array(rows).T.tolist(), strict=True)),
     }
 
 
-def _newest_state(setup: Experiment, workdir: Path) -> TrainState:
-    """Returns the newest checkpoint's parameters and statistics as a state."""
-    like = programs.state_like(setup)
+def _newest_state(experiment: Experiment, workdir: Path) -> TrainState:
+    """Returns a state with the parameters and statistics of the newest checkpoint."""
+    like = programs.state_like(experiment)
     with open_checkpoints(workdir) as saved:
         step = saved.steps()[-1]
-        if change := spec_change(saved.read(step)["spec"], setup.model.spec):
-            raise UserError(f"{workdir} holds another network ({change}).")
+        if change := spec_change(saved.read(step)["spec"], experiment.model.spec):
+            raise UserError(
+                f"{workdir} holds another network than the config ({change}); leave out"
+                " --config and the overrides of model to measure the run's network."
+            )
         arrays = {"params": like.params, "batch_stats": like.batch_stats}
         restored = saved.restore(step, arrays)
-    state = programs.state_from(setup, jax.device_get(restored))
-    return state.replace(step=jnp.int32(step))
+    state = programs.state_from(experiment, jax.device_get(restored))
+    return dataclasses.replace(state, step=jnp.int32(step))
 
 
-def draw(measured: dict, path: Path) -> Path:
-    """Draws the mean over the batches, and their range, by block."""
+def plot(measured: dict, path: Path) -> Path:
+    """Plots the mean norm over the batches, and the range, by block.
+
+    Args:
+      measured: The result of `measure`.
+      path: The picture's file.
+
+    Returns:
+      The picture's file.
+    """
     norms = np.array(list(measured["norms"].values()))
     depth = np.arange(1, len(norms) + 1)
     with picture(path, figsize=(8, 4.5)) as figure:
         axes = figure.subplots()
         axes.fill_between(depth, norms.min(axis=1), norms.max(axis=1), alpha=0.2)
         axes.semilogy(depth, norms.mean(axis=1), "o-", markersize=3)
-        # The default formatters of a logarithmic axis write mathematics.
+        # By default, the labels of a logarithmic axis are typeset as mathematics.
         axes.yaxis.set_major_formatter(LogFormatter())
         axes.yaxis.set_minor_formatter(LogFormatter())
         # A line marks where a stage begins.
@@ -172,7 +201,7 @@ def draw(measured: dict, path: Path) -> Path:
             if name.endswith("_block1"):
                 axes.axvline(place, color="grey", linewidth=0.5)
         axes.set(
-            xlabel="block, from the input on (a line where a stage begins)",
+            xlabel="block, from the input on (lines where stages begin)",
             ylabel="|gradient| of its first convolution",
             title=f"{measured['model']} at step {measured['step']},"
             f" {norms.shape[1]} batches",
@@ -188,7 +217,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--workdir",
         type=storage.path_of,
-        help="The directory of a run, whose newest checkpoint is measured. Without it,"
+        help="The directory of a run whose newest checkpoint is measured. Without it,"
         " the initial weights are measured.",
     )
     parser.add_argument(
@@ -202,8 +231,8 @@ def main(argv: list[str]) -> None:
         "--save",
         type=storage.path_of,
         required=True,
-        help="The picture that is written, such as norms.png. The numbers are written"
-        " beside it, as norms.json.",
+        help="The file to which the picture is written, such as norms.png. The numbers"
+        " are written beside it, as norms.json.",
     )
     args = parser.parse(argv[1:])
     if args.config:
@@ -218,7 +247,7 @@ def main(argv: list[str]) -> None:
     for name, values in measured["norms"].items():
         output.say(f"{name}: {np.mean(values):.4g}")
     write_json(args.save.with_suffix(".json"), measured)
-    output.say(str(draw(measured, args.save)))
+    output.say(str(plot(measured, args.save)))
 
 
 if __name__ == "__main__":

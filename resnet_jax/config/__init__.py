@@ -1,4 +1,4 @@
-"""Configs: their defaults, the files that describe them, and how they are changed.
+"""Configs: the defaults, the files that describe configs, and changes to them.
 
 A config of your own starts from the defaults or from a recipe that ships with
 resnet_jax, and states how it differs:
@@ -9,7 +9,7 @@ resnet_jax, and states how it differs:
 ...     config.batch_size = 64
 ...     return config
 
-The defaults have each key with a comment: `resnet_jax/config/defaults.py`.
+`resnet_jax/config/defaults.py` lists all keys with a comment each.
 """
 
 from resnet_jax.config import defaults

@@ -13,9 +13,16 @@ UNITS = ("steps", "epochs", "examples")
 def in_steps(
     duration: ConfigDict | Mapping, batch_size: int, train_size: int, key: str
 ) -> float:
-    """Turns `{'epochs': 90}`, `{'steps': 500}` or `{'examples': 1e6}` into steps.
+    """Returns a duration in steps, which need not be whole.
 
-    `key` is the duration's name in a message. Raises UserError for anything else.
+    Args:
+      duration: The duration, such as `{'epochs': 90}`.
+      batch_size: Images per step.
+      train_size: The number of training images, the length of an epoch.
+      key: The duration's key in the config, for messages.
+
+    Raises:
+      UserError: The duration does not have one unit and a finite number from 0 on.
     """
     units = dict(duration)
     if len(units) != 1 or next(iter(units)) not in UNITS:
@@ -35,6 +42,16 @@ def in_steps(
 def to_steps(
     duration: ConfigDict | Mapping, batch_size: int, train_size: int, key: str
 ) -> int:
-    """Returns `in_steps` rounded to whole steps, at least one for any time above 0."""
+    """Returns a duration in whole steps: at least one, unless the duration is zero.
+
+    Args:
+      duration: The duration, such as `{'epochs': 90}`.
+      batch_size: Images per step.
+      train_size: The number of training images, the length of an epoch.
+      key: The duration's key in the config, for messages.
+
+    Raises:
+      UserError: The duration does not have one unit and a finite number from 0 on.
+    """
     steps = in_steps(duration, batch_size, train_size, key)
     return max(round(steps), 1 if steps else 0)

@@ -1,4 +1,4 @@
-"""The `--config.KEY=VALUE` of every command: how they are found, read and applied."""
+"""Overrides of config keys on the command line, `--config.KEY=VALUE`."""
 
 import ast
 import contextlib
@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
-from resnet_jax.config import defaults
+from resnet_jax.config import defaults, old_keys
 from resnet_jax.config.durations import UNITS
 from resnet_jax.config.saved import flatten, is_section
 from resnet_jax.errors import UserError, nearest
@@ -24,12 +24,12 @@ TRUTHS = {"true": True, "yes": True, "1": True} | {
 }
 HELP = f"""\
 --config.KEY=VALUE sets a key of the config, such as --config.optim.learning_rate=0.2 or
---config.total.epochs=30 (a duration is in steps, epochs or examples). All keys, each
-with a comment, are in {defaults.__file__}"""
+--config.total.epochs=30 (a duration is in steps, epochs or examples). All keys are
+explained in {defaults.__file__}"""
 
 
 def take_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Takes the overrides out of a command line.
+    """Separates the overrides from the other arguments of a command line.
 
     `--config.KEY VALUE`, `--config.KEY` (true) and `--noconfig.KEY` (false) are
     overrides, too.
@@ -42,14 +42,16 @@ def take_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
     Returns:
       The other arguments, and the overrides in the form `--config.KEY=VALUE`, or
-      `--config.KEY` where there is no value.
+      `--config.KEY` for one without a value.
     """
-    others, overrides, rest = [], [], list(arguments)
+    others: list[str] = []
+    overrides: list[str] = []
+    rest = list(arguments)
     while rest:
         argument = rest.pop(0)
         if argument == "--":
             return [*others, argument, *rest], overrides
-        # A flag of absl may begin with one dash.
+        # absl's flags may begin with a single dash.
         name, equals, value = re.sub("^-(?=[^-])", "--", argument).partition("=")
         negated = name.startswith("--noconfig.") and not equals
         if negated:
@@ -67,7 +69,7 @@ def take_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def override(config: ConfigDict, arguments: Sequence[str]) -> None:
-    """Applies overrides to a config; later ones win.
+    """Applies overrides to a config, of which the last one for a key counts.
 
     >>> config = defaults.get_config()
     >>> override(config, ["--config.total.steps=5", "--config.data.flip=false"])
@@ -75,9 +77,9 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> None:
     (5, False)
 
     Args:
-      config: The config, which is changed.
-      arguments: `--config.KEY=VALUE`, where VALUE has the type of the key's value and a
-        duration may have another unit; or any form that `take_overrides` takes.
+      config: The config, which is changed in place.
+      arguments: Overrides in any form that `take_overrides` accepts. A value has the
+        type of the key's present value, but a duration may have another unit.
 
     Raises:
       UserError: An argument is not an override, the config does not have the key, or
@@ -91,6 +93,10 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> None:
         )
     for argument in overrides:
         key, equals, text = argument.removeprefix(PREFIX).partition("=")
+        if key in old_keys.REMOVED:
+            old_keys.check_removed(key, _number(argument, text))
+            continue
+        key = old_keys.present_name(key)
         *path, last = key.split(".")
         node = _node(config, path, key, text)
         if last in UNITS and set(node) <= set(UNITS):
@@ -122,19 +128,21 @@ def _node(config: ConfigDict, path: list[str], key: str, text: str) -> ConfigDic
 
 
 def _refuse_key(config: ConfigDict, key: str, node: ConfigDict, text: str) -> NoReturn:
-    where, _, field = key.rpartition(".")
-    if where.endswith(".overrides"):
+    """Raises UserError for a key that the config does not have."""
+    section, _, field = key.rpartition(".")
+    if section.endswith(".overrides"):
+        value: Any = text
         with contextlib.suppress(ValueError, SyntaxError):
-            text = ast.literal_eval(text)
+            value = ast.literal_eval(text)
         raise UserError(
-            f"The config's {where} sets no {field}; give all that it is to set:"
-            f' --config.{where}="{node.to_dict() | {field: text}}"'
+            f"The config's {section} does not set {field} yet; set all of its fields"
+            f' together: --config.{section}="{node.to_dict() | {field: value}}"'
         )
     raise UserError(f"The config has no key {key!r}.{nearest(key, flatten(config))}")
 
 
 def _read(argument: str, text: str, node: ConfigDict, last: str, key: str) -> Any:
-    """Returns the value of an override in the type that the key's value has."""
+    """Returns the value of an override, with the type of the key's present value."""
     kind, old = node.get_type(last), node[last]
     if kind is str:
         return text
@@ -158,7 +166,7 @@ def _read(argument: str, text: str, node: ConfigDict, last: str, key: str) -> An
         return kind(value)
     if issubclass(kind, ConfigDict):
         if _is_section(key):
-            raise UserError(f"{argument}: set the keys of {key} one by one.")
+            raise UserError(f"{argument}: {key} is a section; set its keys one by one.")
         if not isinstance(value, dict):
             if set(old) and set(old) <= set(UNITS):
                 raise UserError(
@@ -173,7 +181,7 @@ def _read(argument: str, text: str, node: ConfigDict, last: str, key: str) -> An
 
 
 def _number(argument: str, text: str) -> int | float:
-    """Returns a finite number; an integer stays one."""
+    """Returns a finite number, as an integer if it is written as one."""
     try:
         number = ast.literal_eval(text)
         if type(number) in (int, float) and math.isfinite(number):
@@ -184,6 +192,7 @@ def _number(argument: str, text: str) -> int | float:
 
 
 def _is_section(key: str) -> bool:
+    """Tells whether a key is a section of the defaults."""
     try:
         default = functools.reduce(
             ConfigDict.__getitem__, key.split("."), defaults.get_config()

@@ -11,7 +11,12 @@ COLUMNS = ("recipe", "network", "data", "length", "batch", "published", "reached
 
 
 def variants() -> Iterator[tuple[str, str, str]]:
-    """Yields FILE.py or FILE.py:VARIANT, what was published, and what was reached."""
+    """Yields the recipes, each with its published and its reached result.
+
+    Yields:
+      The name, FILE.py or FILE.py:VARIANT; the published top-1 in %; and the top-1 that
+      was reached here. A result is empty if there is none.
+    """
     for file in sorted(RECIPES.glob("*.py")):
         module = runpy.run_path(str(file))
         reached = module.get("REACHED", {})
@@ -21,7 +26,13 @@ def variants() -> Iterator[tuple[str, str, str]]:
 
 
 def row(name: str, published: str, reached: str) -> tuple[str, ...]:
-    """Returns one line of the table."""
+    """Returns the row of a recipe, a cell for each of `COLUMNS`.
+
+    Args:
+      name: FILE.py or FILE.py:VARIANT.
+      published: The published result.
+      reached: The result that was reached here.
+    """
     config = load(RECIPES / name)
     ((unit, amount),) = config.total.items()
     data = config.data
@@ -40,25 +51,32 @@ def row(name: str, published: str, reached: str) -> tuple[str, ...]:
 
 
 def table(pattern: str = "*") -> list[tuple[str, ...]]:
-    """Returns the lines of the table; raises UserError if no recipe has such a name."""
+    """Returns the rows of the recipes whose names match a pattern.
+
+    Args:
+      pattern: A name with wildcards, such as `rsb.py:*`.
+
+    Raises:
+      UserError: No recipe has such a name.
+    """
     rows = [
         row(*recipe) for recipe in variants() if fnmatch.fnmatch(recipe[0], pattern)
     ]
     if not rows:
         raise UserError(
-            f"No recipe is called {pattern!r}; without a name, all are listed."
+            f"No recipe is called {pattern!r}. Leave the name out to list all recipes."
         )
     return rows
 
 
 def as_markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Formats the table as configs/README.md has it."""
+    """Formats rows as the Markdown table of configs/README.md."""
     lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def as_text(rows: Sequence[Sequence[str]]) -> str:
-    """Formats the table for a terminal."""
+    """Formats rows as a table for a terminal."""
     widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
     return "\n".join(
         "  ".join(

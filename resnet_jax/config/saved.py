@@ -1,4 +1,4 @@
-"""Configs as text and JSON, their comparison, and what may change on a resume."""
+"""Configs as text and JSON, their comparison, and the keys that a resume may change."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -6,10 +6,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from resnet_jax.config import defaults
+from resnet_jax.config import defaults, old_keys
 from resnet_jax.config.durations import UNITS
 
-# These may differ when a run resumes, since they change no parameter.
+# Beginnings of the keys that may change when a run resumes, since no parameter depends
+# on them.
 MAY_CHANGE = (
     "checkpoint.",
     "evaluate.",
@@ -23,20 +24,26 @@ MAY_CHANGE = (
     "data.num_workers",
     "data.on_bad_image",
 )
-# These may not where evaluations set the learning rate (`optim.schedule=plateau`).
+# These may not change after all if evaluations set the learning rate
+# (`optim.schedule=plateau`).
 FOR_PLATEAU = ("evaluate.every.", "evaluate.views", "data.eval_size", "data.eval_split")
-# These may where all steps keep their learning rates, or a run is extended.
+# These may change if the finished steps keep their learning rates, or if a run is
+# extended.
 SETS_RATES = ("optim.schedule", "optim.decay_at", "optim.end_learning_rate")
-# `training/resume.py` compares the images and weights that these name.
+# These name images and weights, which are compared themselves.
 NAMES = ("data.source", "data.eval_source", "distill.teacher_init", "init_from")
 
 
 def flatten(config: ConfigDict | Mapping, prefix: str = "") -> dict[str, Any]:
-    """Returns {'optim.momentum': 0.9, ...} in alphabetical order.
+    """Returns {'optim.momentum': 0.9, ...} in alphabetical order of the keys.
 
-    A duration keeps its unit in the name; an empty dictionary is a value.
+    The unit of a duration is part of the key; an empty dictionary is a value.
+
+    Args:
+      config: A config or one of its sections.
+      prefix: The beginning of all keys, such as `optim.`.
     """
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in sorted(config.items()):
         if isinstance(value, ConfigDict | Mapping) and len(value):
             flat |= flatten(value, f"{prefix}{key}.")
@@ -46,24 +53,30 @@ def flatten(config: ConfigDict | Mapping, prefix: str = "") -> dict[str, Any]:
 
 
 def as_text(config: ConfigDict) -> str:
-    """Returns one line a key, as kept under `tests/golden/configs/`."""
+    """Returns a line for each key, as in the golden texts of `tests/golden/`."""
     return "".join(f"{key} = {value!r}\n" for key, value in flatten(config).items())
 
 
 def as_json(config: ConfigDict) -> str:
-    """Returns the config as it is kept in the workdir."""
+    """Returns the JSON text that is written to `config.json` in the workdir."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
 def from_saved(saved: Mapping[str, Any]) -> ConfigDict:
-    """Returns the config that was saved as JSON, with the types that overrides need.
+    """Returns the config that a run saved, with the types that overrides need.
 
-    A key that the saved config lacks, as it was written by an older version, gets its
+    A key that the saved config lacks, because an older version wrote it, gets its
     default.
+
+    Args:
+      saved: The sections and keys, as read from JSON.
+
+    Raises:
+      UserError: A key that was removed since then has another value than its default.
     """
     config = defaults.get_config()
     with config.ignore_type(), config.unlocked():
-        _fill(config, saved)
+        _fill(config, old_keys.update_saved(saved))
     return config
 
 
@@ -77,7 +90,7 @@ def _fill(config: ConfigDict, saved: Mapping[str, Any]) -> None:
 
 
 def is_section(default: Any) -> bool:
-    """Tells whether a default is a section of keys; a duration, say, is a value."""
+    """Tells whether a default is a section of keys. Durations are values."""
     return isinstance(default, ConfigDict) and bool(set(default) - set(UNITS))
 
 
@@ -93,26 +106,26 @@ def _as_tuples(value: Any) -> Any:
 def differences(
     old: Mapping, new: ConfigDict, may_differ: Callable[[str], bool] = lambda key: False
 ) -> list[str]:
-    """Returns how two configs differ, as 'key: old -> new' for each key.
+    """Returns the differences of two configs, as 'key: old -> new' for each key.
 
-    A key that the old one lacks, as it was written by an older version, has the default
-    value, which is what the run did.
+    A key that the old config lacks, because an older version wrote it, counts with its
+    default, since the run behaved so.
 
     Args:
-      old: The saved config.
+      old: The saved config, as read from JSON.
       new: The config to compare with it.
-      may_differ: Tells of a key, such as `optim.momentum`, that it is not compared.
+      may_differ: Returns true for a key, such as `optim.momentum`, that may differ.
     """
 
     def values(config: ConfigDict) -> dict[str, Any]:
-        # Through JSON, where tuples are lists.
+        # JSON turns the tuples of both into lists.
         flat = flatten(json.loads(as_json(config)))
         return {key: value for key, value in flat.items() if value != {}}
 
     flat_old, flat_new = values(from_saved(old)), values(new)
-    found = []
+    lines = []
     for key in sorted(flat_old.keys() | flat_new.keys()):
         before, after = flat_old.get(key, "nothing"), flat_new.get(key, "nothing")
         if before != after and not may_differ(key):
-            found.append(f"{key}: {before!r} -> {after!r}")
-    return found
+            lines.append(f"{key}: {before!r} -> {after!r}")
+    return lines

@@ -1,4 +1,4 @@
-"""Configs that follow from another one: for an evaluation and for a dry run."""
+"""Configs that are derived from a run's config, for an evaluation and a dry run."""
 
 from ml_collections import ConfigDict
 
@@ -8,7 +8,11 @@ from resnet_jax.config import defaults
 def for_evaluation(config: ConfigDict, devices: int) -> ConfigDict:
     """Returns a config that evaluates the same on any number of devices.
 
-    What only training needs is set to what every network and batch size allows.
+    Keys that only training reads get values that suit every network and batch size.
+
+    Args:
+      config: The config of the run, which is not changed.
+      devices: The number of devices that evaluate.
     """
     config = ConfigDict(config.to_dict())
     with config.ignore_type():
@@ -16,7 +20,7 @@ def for_evaluation(config: ConfigDict, devices: int) -> ConfigDict:
         config.batch_size = -(-batch_size // devices) * devices
         config.evaluate.batch_size = 0
         config.model.bn_group_size = "global"
-        # Durations in epochs take another number of steps at that batch size.
+        # A duration in epochs is another number of steps at that batch size.
         config.total = ConfigDict({"steps": 1})
         config.data.resize_schedule = ConfigDict()
         for section in ("optim", "mix", "distill"):
@@ -26,14 +30,20 @@ def for_evaluation(config: ConfigDict, devices: int) -> ConfigDict:
 
 
 def for_dry_run(config: ConfigDict, devices: int) -> ConfigDict:
-    """Returns a config of two steps of everything on fake data at a small size."""
+    """Returns a config that does everything for two steps, on small fake images.
+
+    Args:
+      config: The config of the run, which is not changed.
+      devices: The number of devices.
+    """
     config = ConfigDict(config.to_dict())
     with config.ignore_type():
-        # Two examples a device and microbatch, in groups as a device holds them.
+        # Two examples per device and microbatch, which are one ghost batch.
         config.batch_size = 2 * devices * config.optim.microbatches
         config.evaluate.batch_size = 2 * devices
         config.model.bn_group_size = "device"
-        # Does not divide into batches, so that the last one is padded.
+        # The batch size does not divide the number of images, so that the last batch of
+        # an evaluation is padded.
         config.data.source = f"fake:10:{config.batch_size + 1}"
         config.data.train_split, config.data.eval_split = "train", "validation"
         config.data.eval_source, config.data.shots = "", 0
@@ -41,7 +51,7 @@ def for_dry_run(config: ConfigDict, devices: int) -> ConfigDict:
         config.data.image_size = min(config.data.image_size, 64)
         config.data.eval_size = min(config.data.eval_size, 64)
         if config.data.resize_schedule:
-            # A step of either size.
+            # One step at each of two sizes.
             size = config.data.image_size
             times = {"start": {"steps": 0}, "end": {"steps": 1}}
             sizes = {"first": max(size // 2, 1), "last": size}

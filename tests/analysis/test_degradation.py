@@ -13,7 +13,7 @@ from tests.helpers import tiny
 
 @pytest.fixture(scope="module")
 def workdirs(tmp_path_factory):
-    """Two real runs, of a residual and of a plain network."""
+    """Returns the workdirs of two short runs, of a residual and of a plain network."""
     root = tmp_path_factory.mktemp("runs")
     for name, shortcut in (("residual", "projection"), ("plain", "none")):
         config = tiny.config({"model.overrides.shortcut": shortcut})
@@ -23,19 +23,19 @@ def workdirs(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_errors_are_what_is_not_right_in_percent(workdirs):
+def test_errors_are_percentages_of_wrong_predictions(workdirs):
     for workdir in workdirs:
         found = degradation.errors(workdir)
         assert [step for step, _ in found["train"]] == [2, 4]
         assert [step for step, _ in found["eval"]] == [4]
-        # Of two batches of 16 images.
+        # Each error is over two batches of 16 images.
         wrong = np.array([error for _, error in found["train"]]) * 32 / 100
         np.testing.assert_allclose(wrong, np.round(wrong), atol=1e-4)
         assert (wrong > 0).all()
 
 
 @pytest.mark.slow
-def test_the_command_draws_all_runs(workdirs, tmp_path, capsys):
+def test_the_command_plots_all_runs(workdirs, tmp_path, capsys):
     pictures = []
     for count in (1, 2):
         path = tmp_path / f"{count}.png"
@@ -45,10 +45,10 @@ def test_the_command_draws_all_runs(workdirs, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(" (")[2][:5] for line in lines[2:4]] == ["resid", "plain"]
     assert "eval error" in lines[3]
-    # The second run's lines are drawn, too.
+    # The lines of the second run are plotted, too.
     assert (pictures[0] != pictures[1]).any()
 
 
-def test_a_directory_without_metrics_is_named(tmp_path):
+def test_a_directory_without_metrics_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"holds no metrics\.jsonl"):
         degradation.errors(tmp_path)

@@ -16,12 +16,12 @@ from resnet_jax.training import losses, programs
 from resnet_jax.training.loop import train
 from tests.helpers import keyed, tiny
 
-# More than nine blocks: by name, the tenth would be before the second.
+# With more than nine blocks, sorting by name would put the tenth before the second.
 DEEP = {"model.overrides.stage_sizes": (11, 1)}
 
 
 def loss_along(setup, state, batch, block: str):
-    """The loss by how far a block's first kernel is from where it was."""
+    """Returns the loss as a function of a change to a block's first kernel."""
     config = setup.config
     loss_of = losses.make_loss(config)
     image = normalize(
@@ -50,7 +50,8 @@ def test_a_norm_is_the_slope_of_the_loss():
     blocks = gradients.block_names(setup.model.spec)
     assert blocks == ["stage1_block1", "stage2_block1"]
     for block, norm in zip(blocks, norms.tolist(), strict=True):
-        # Along normal directions, slopes are normal, with the norm as their deviation.
+        # Along random normal directions, slopes are normal, and their standard
+        # deviation is the norm.
         shape = state.params[block]["conv1"]["kernel"].shape
         chosen = np.random.default_rng(0).standard_normal((400, *shape), np.float32)
         losses_at = loss_along(setup, state, batch, block)
@@ -58,12 +59,12 @@ def test_a_norm_is_the_slope_of_the_loss():
             float(losses_at(3e-3 * direction) - losses_at(-3e-3 * direction)) / 6e-3
             for direction in chosen
         ]
-        # Of 400 such slopes the deviation is known to 1 / sqrt(800) = 3.5 %.
+        # The standard deviation of 400 slopes is known to 1 / sqrt(800) = 3.5 %.
         assert norm == pytest.approx(np.std(slopes), rel=0.14)
 
 
 @pytest.mark.slow
-def test_blocks_are_in_the_order_of_depth_scanned_or_not():
+def test_blocks_are_ordered_by_depth_whether_scanned_or_not():
     expected = [*(f"stage1_block{i}" for i in range(1, 12)), "stage2_block1"]
     found = []
     for scan in (False, True):
@@ -82,19 +83,19 @@ def test_blocks_are_in_the_order_of_depth_scanned_or_not():
 
 
 @pytest.mark.slow
-def test_the_command_draws_the_newest_checkpoint(tmp_path, capsys):
+def test_the_command_plots_the_newest_checkpoint(tmp_path, capsys):
     config = tiny.config()
     train(config, tmp_path / "run")
     file = tmp_path / "tiny_config.py"
     file.write_text("from tests.helpers.tiny import config as get_config\n")
-    # An override may be apart from its value.
+    # The value of an override may be the next argument.
     command = ["gradients", f"--config={file}", "--batches=2", "--config.data.pad", "3"]
     files = {}
     for name, more in (("end", [f"--workdir={tmp_path / 'run'}"]), ("start", [])):
         picture = tmp_path / f"{name}.png"
         gradients.main([*command, *more, f"--save={picture}"])
         files[name] = json.loads(picture.with_suffix(".json").read_text())
-        # Something is drawn.
+        # The picture is not empty.
         assert matplotlib.image.imread(picture).std() > 0.05
     assert "stage2_block1: " in capsys.readouterr().out
     assert [files[name]["step"] for name in ("start", "end")] == [0, 4]
@@ -103,7 +104,7 @@ def test_the_command_draws_the_newest_checkpoint(tmp_path, capsys):
     assert not np.isclose(start, end, rtol=1e-3).any()
 
 
-def test_what_cannot_be_measured_is_told(tmp_path):
+def test_illegal_measurements_are_errors_that_say_why(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         gradients.measure(tiny.config(), tmp_path)
     with pytest.raises(UserError, match="without blocks"):

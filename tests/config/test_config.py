@@ -1,4 +1,4 @@
-"""Durations, overrides, golden texts of every config, and what may change."""
+"""Configs: golden texts, files, durations, overrides, old keys and comparison."""
 
 import json
 import re
@@ -8,16 +8,24 @@ import pytest
 from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
+from resnet_jax.config import old_keys
 from resnet_jax.config.durations import to_steps
-from resnet_jax.config.saved import MAY_CHANGE, as_json, as_text, differences, flatten
+from resnet_jax.config.saved import (
+    MAY_CHANGE,
+    as_json,
+    as_text,
+    differences,
+    flatten,
+    from_saved,
+)
 from resnet_jax.config.variants import for_dry_run
 from resnet_jax.errors import UserError
 from tests.helpers.golden_configs import CONFIGS, GOLDEN, RECIPES, golden, load
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_says_what_its_golden_text_says(name):
-    """To accept a change: python -m tests.helpers.golden_configs, and read the diff."""
+def test_the_config_of_every_recipe_equals_its_golden_text(name):
+    """Run `python -m tests.helpers.golden_configs` to accept a change."""
     assert as_text(load(name)) == golden(name).read_text()
 
 
@@ -26,13 +34,13 @@ def test_every_golden_text_has_a_recipe():
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_file_without_its_argument_is_one_of_its_variants(path):
+def test_a_recipe_without_a_variant_is_one_of_its_variants(path):
     variants = [name for name in RECIPES if name.partition(":")[0] == path.stem]
     default = as_text(load(path.stem))
     assert default in [as_text(load(name)) for name in variants]
 
 
-def test_a_variant_that_is_none_is_answered_with_the_nearest():
+def test_an_unknown_variant_is_an_error_that_lists_the_variants():
     with pytest.raises(UserError, match=r"no variant 'a4'.*a1, a2, a3"):
         load("rsb:a4")
 
@@ -40,30 +48,36 @@ def test_a_variant_that_is_none_is_answered_with_the_nearest():
 @pytest.mark.parametrize(
     ("text", "variant", "message"),
     [
-        ("def get_config(): ...", ":x", r"c\.py has no variants: leave :x out\.$"),
-        ("def get_config(x): ...", "", r"c\.py needs a variant: .*c\.py:VARIANT\.$"),
-        ("x = 1", "", r"c\.py is not a config: it has no function get_config\.$"),
+        ("def get_config(): ...", ":x", r"c\.py has no variants; leave :x out\.$"),
+        (
+            "def get_config(x): ...",
+            "",
+            r"c\.py needs a variant; write .*c\.py:VARIANT\.$",
+        ),
+        ("x = 1", "", r"c\.py is not a config; it has no function get_config\.$"),
         (
             "def get_config(): return 1",
             "",
-            r"c\.py is not a config: get_config returned int",
+            r"c\.py is not a config; get_config returned int",
         ),
         (
             "import notthere",
             "",
             r"c\.py cannot be imported: No .* 'notthere'",
         ),
-        ("a\nroot:x:0:0", "", r"c\.py is not a config in Python: line 2: "),
+        ("a\nroot:x:0:0", "", r"c\.py is not valid Python: line 2: "),
     ],
 )
-def test_what_is_no_config_is_told(text, variant, message, tmp_path):
+def test_a_file_that_is_not_a_config_is_an_error_that_says_why(
+    text, variant, message, tmp_path
+):
     (tmp_path / "c.py").write_text(text)
     with pytest.raises(UserError, match=message):
         config_lib.load(f"{tmp_path}/c.py{variant}")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_tells_the_command_that_runs_it(path):
+def test_the_docstring_of_every_recipe_has_the_command_that_runs_it(path):
     doc = runpy.run_path(str(path))["__doc__"]
     command = rf"python -m resnet_jax.main --config=configs/({path.stem}.py\S*) --work"
     (named,) = re.findall(command, doc)
@@ -88,18 +102,18 @@ def test_durations_become_steps(duration, steps):
 @pytest.mark.parametrize(
     "duration", [{}, {"days": 3}, {"steps": 1, "epochs": 1}, {"steps": "many"}]
 )
-def test_a_wrong_duration_is_named(duration):
+def test_a_malformed_duration_is_an_error_that_names_its_key(duration):
     with pytest.raises(UserError, match="total"):
         to_steps(duration, 100, 1000, "total")
 
 
-def test_an_unknown_key_is_answered_with_the_nearest():
+def test_an_unknown_key_is_an_error_that_names_the_nearest():
     config = load("quickstart")
     with pytest.raises(UserError, match=r"Did you mean optim\.learning_rate"):
         config_lib.override(config, ["--config.optim.learnin_rate=1"])
 
 
-def test_only_what_changes_no_parameter_may_differ_when_a_run_goes_on():
+def test_only_keys_that_change_no_parameter_may_differ_on_a_resume():
     old = json.loads(as_json(load("quickstart")))
     new = load("quickstart")
 
@@ -117,14 +131,14 @@ def test_only_what_changes_no_parameter_may_differ_when_a_run_goes_on():
     assert len(differences(old, new)) == 4
 
 
-def test_a_run_from_before_a_key_goes_on_with_its_default():
+def test_a_run_older_than_a_key_resumes_with_the_default():
     old = json.loads(as_json(load("quickstart")))
     del old["data"]["policy"], old["data"]["color_jitter"], old["seed"]
     new = load("quickstart")
     assert differences(old, new) == []
     new.data.policy = "trivial_wide"
     assert differences(old, new) == ["data.policy: '' -> 'trivial_wide'"]
-    # A duration has one key, whose unit the default does not share.
+    # A duration has a single unit, which may differ from that of the default.
     new = load("quickstart")
     new.total = ConfigDict({"steps": 5})
     old = json.loads(as_json(new))
@@ -150,7 +164,7 @@ def test_a_dry_run_is_small_whatever_the_config():
         assert small.data.image_size <= 64
 
 
-def test_keys_that_an_older_config_lacks_have_their_defaults():
+def test_sections_that_an_older_config_lacks_have_their_defaults():
     old = json.loads(as_json(load("quickstart")))
     del old["mix"], old["loss"], old["optim"]["name"], old["optim"]["schedule_length"]
     new = load("quickstart")
@@ -165,7 +179,7 @@ def test_keys_that_an_older_config_lacks_have_their_defaults():
     ]
 
 
-def test_an_averages_decay_is_rescaled_as_torchvisions():
+def test_the_decay_rate_of_an_ema_is_rescaled_as_in_torchvision():
     # Eight GPUs with 128 images, every 32 steps, 600 epochs.
     decay = config_lib.rescaled_ema_decay(
         0.99998, batch_size=1024, every=32, epochs=600
@@ -174,16 +188,18 @@ def test_an_averages_decay_is_rescaled_as_torchvisions():
 
 
 @pytest.mark.parametrize(("text", "value"), [("0.1", 0.1), ("group", "group")])
-def test_a_field_that_is_not_overridden_yet_is_answered_with_what_sets_it(text, value):
+def test_a_field_without_an_override_is_an_error_with_the_flag_that_sets_it(
+    text, value
+):
     config = load("r50")
     flag = f"--config.model.overrides.field={text}"
     with pytest.raises(
-        UserError, match=r"model\.overrides sets no field; give"
-    ) as told:
+        UserError, match=r"model\.overrides does not set field yet; set all"
+    ) as raised:
         config_lib.override(config, [flag])
-    (answer,) = re.findall(r'(--config\.[^=]+=)"(.*)"$', str(told.value))
+    (proposed,) = re.findall(r'(--config\.[^=]+=)"(.*)"$', str(raised.value))
     before = config.model.overrides.to_dict()
-    config_lib.override(config, ["".join(answer)])
+    config_lib.override(config, ["".join(proposed)])
     assert config.model.overrides.to_dict() == before | {"field": value}
 
 
@@ -192,10 +208,10 @@ def test_a_field_that_is_not_overridden_yet_is_answered_with_what_sets_it(text, 
     [
         ("--config.batch_size=512", "batch_size", 512),
         ("--config.model.name=resnet18", "model.name", "resnet18"),
-        # What may be a number or a word is either, and needs no quotes.
+        # A key for a number or a word takes either, without quotes.
         ("--config.model.bn_group_size=64", "model.bn_group_size", 64),
         ("--config.model.bn_group_size=device", "model.bn_group_size", "device"),
-        # A duration in another unit, and a whole section, take the place of the old.
+        # A duration in another unit and a dictionary replace the previous value.
         ("--config.total.steps=5", "total.steps", 5),
         (
             "--config.model.overrides={'drop_path': 0.1}",
@@ -204,7 +220,7 @@ def test_a_field_that_is_not_overridden_yet_is_answered_with_what_sets_it(text, 
         ),
     ],
 )
-def test_an_override_takes_the_place_of_what_was_there(argument, key, value):
+def test_an_override_replaces_one_key_and_no_other(argument, key, value):
     before, changed = load("r50"), load("r50")
     config_lib.override(changed, [argument])
     path = key.rpartition(".")[0]
@@ -263,19 +279,22 @@ def test_an_override_may_have_its_value_in_the_next_argument():
         ("--config.evaluate.sets=imagenet_a", r"not a tuple, such as \"\('a', 'b'\)"),
         ("--config.total=90", r"no unit\. Write --config\.total\.epochs=NUMBER"),
         ("--config.model.overrides=90", r"not a dictionary, such as \"{'"),
-        ("--config.optim={'momentum': 0}", "set the keys of optim one by one"),
+        (
+            "--config.optim={'momentum': 0}",
+            "optim is a section; set its keys one by one",
+        ),
         ("--config.total.days=9", "no key 'total.days'"),
         ("--config.seed.x=9", "no key 'seed.x'"),
         ("--config.batch=5", "Did you mean batch_size"),
         ("batch_size=5", "Overrides are written --config.KEY=VALUE"),
     ],
 )
-def test_an_override_that_cannot_be_is_reported(argument, message):
+def test_an_illegal_override_is_an_error_that_says_why(argument, message):
     with pytest.raises(UserError, match=message):
         config_lib.override(load("r50"), [argument])
 
 
-def test_a_config_of_ones_own_starts_from_the_defaults_or_a_recipe(tmp_path):
+def test_a_users_config_may_start_from_a_recipe(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from resnet_jax.config import RECIPES, load\n"
         "def get_config():\n"
@@ -292,7 +311,7 @@ def test_a_config_of_ones_own_starts_from_the_defaults_or_a_recipe(tmp_path):
 @pytest.mark.parametrize(
     "line", ["config.optim.learning_rat = 1", 'config["batchsize"] = 8']
 )
-def test_a_key_that_no_config_has_is_reported_with_its_line(line, tmp_path):
+def test_a_file_that_sets_an_unknown_key_is_an_error_with_the_line(line, tmp_path):
     (tmp_path / "mine.py").write_text(
         "from resnet_jax.config import defaults\n"
         "def get_config():\n"
@@ -306,13 +325,13 @@ def test_a_key_that_no_config_has_is_reported_with_its_line(line, tmp_path):
         config_lib.load(tmp_path / "mine.py")
 
 
-def test_the_record_of_a_run_is_not_a_config(tmp_path):
+def test_the_json_of_a_run_is_not_a_config_file(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"config\.json is not a config: .* Python"):
+    with pytest.raises(UserError, match=r"config\.json is not a config; .* Python"):
         config_lib.load(tmp_path / "config.json")
 
 
-def test_a_config_of_an_older_version_is_told_what_to_import(tmp_path):
+def test_a_config_file_of_version_0_1_is_an_error_with_the_new_imports(tmp_path):
     (tmp_path / "old.py").write_text("from configs import common\n")
     (tmp_path / "older.py").write_text("import configs.common\n")
     with pytest.raises(UserError, match=r"resnet_jax\.config\.defaults"):
@@ -321,7 +340,7 @@ def test_a_config_of_an_older_version_is_told_what_to_import(tmp_path):
         config_lib.load(tmp_path / "older.py")
 
 
-def test_a_recipe_is_found_from_any_directory_and_an_own_file_wins(
+def test_recipes_are_found_from_any_directory_and_a_users_file_is_preferred(
     tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -329,8 +348,99 @@ def test_a_recipe_is_found_from_any_directory_and_an_own_file_wins(
     with pytest.raises(UserError, match=r"Did you mean configs/quickstart\.py"):
         config_lib.load("configs/quickstrat.py")
     (tmp_path / "configs").mkdir()
-    # Recipes that build on cifar10.py still find the one that they ship with.
+    # Recipes that start from cifar10.py still find the one that they ship with.
     own = "from ml_collections import ConfigDict\ndef get_config(): return ConfigDict()"
     (tmp_path / "configs" / "cifar10.py").write_text(own)
     assert not config_lib.load("configs/cifar10.py")
     assert config_lib.load("configs/wrn_28_10.py").model.name == "wrn28_10"
+
+
+# Keys of the previous version.
+
+
+@pytest.fixture
+def renamed(monkeypatch):
+    """Declares that two keys had other names."""
+    monkeypatch.setitem(old_keys.RENAMED, "ema_steps", "ema_every")
+    monkeypatch.setitem(old_keys.RENAMED, "optim.beta", "optim.momentum")
+
+
+def load_line(tmp_path, line: str, base: str = "defaults.get_config()") -> ConfigDict:
+    """Loads a config file that has one line of its own."""
+    (tmp_path / "mine.py").write_text(
+        "from resnet_jax.config import RECIPES, defaults, load\n"
+        "def get_config():\n"
+        f"    config = {base}\n"
+        f"    {line}\n"
+        "    return config\n"
+    )
+    return config_lib.load(tmp_path / "mine.py")
+
+
+def override_line(tmp_path, line: str) -> ConfigDict:
+    """Applies the line `config.KEY = VALUE` as an override."""
+    config = load("r50")
+    config_lib.override(config, [f"--{line.replace(' ', '')}"])
+    return config
+
+
+@pytest.mark.parametrize("change", [load_line, override_line])
+def test_a_removed_key_with_its_default_is_a_warning(change, tmp_path, caplog):
+    config = change(tmp_path, "config.optim.rms_decay = 0.9")
+    assert "optim.rms_decay was removed and has no effect" in caplog.text
+    assert "rms_decay" not in config.optim
+
+
+@pytest.mark.parametrize("change", [load_line, override_line])
+def test_a_removed_key_with_another_value_is_an_error(change, tmp_path):
+    with pytest.raises(
+        UserError, match=r"optim\.rms_decay was removed, .* always 0\.9, not 0\.8"
+    ):
+        change(tmp_path, "config.optim.rms_decay = 0.8")
+
+
+def test_a_removed_key_may_be_set_on_top_of_a_recipe(tmp_path, caplog):
+    line = "config.optim.trust_coefficient = 0.001"
+    config = load_line(tmp_path, line, base='load(RECIPES / "rsb.py:a2")')
+    assert "optim.trust_coefficient was removed" in caplog.text
+    assert as_text(config) == as_text(load("rsb:a2"))
+    assert config.is_locked
+    # Overrides of the network may still be added.
+    config.model.overrides.drop_path_by = "stage"
+
+
+@pytest.mark.parametrize("change", [load_line, override_line])
+@pytest.mark.parametrize(
+    ("line", "key", "value"),
+    [
+        ("config.ema_steps = 7", "ema_every", 7),
+        ("config.optim.beta = 0.5", "optim.momentum", 0.5),
+    ],
+)
+def test_a_renamed_key_works_with_a_warning(
+    change, line, key, value, tmp_path, caplog, renamed
+):
+    config = change(tmp_path, line)
+    old = line.partition(" ")[0].removeprefix("config.")
+    assert f"The key {old} is now called {key}." in caplog.text
+    assert flatten(config)[key] == value
+    assert old not in flatten(config)
+
+
+def test_a_config_file_may_read_old_keys(tmp_path, renamed):
+    line = "config.label_smoothing = config.optim.rms_decay - config.optim.beta + 0.1"
+    assert load_line(tmp_path, line).label_smoothing == pytest.approx(0.1)
+
+
+def test_the_saved_config_of_an_older_run_keeps_its_meaning(renamed, caplog):
+    config = load("quickstart")
+    saved = json.loads(as_json(config))
+    saved["optim"] |= {"rms_decay": 0.9, "trust_coefficient": 0.001}
+    saved["ema_steps"] = saved.pop("ema_every") + 4
+    config.ema_every += 4
+    assert as_text(from_saved(saved)) == as_text(config)
+    assert differences(saved, config) == []
+    assert not caplog.text
+    saved["optim"]["rms_decay"] = 0.8
+    with pytest.raises(UserError, match=r"optim\.rms_decay was removed"):
+        from_saved(saved)

@@ -1,4 +1,4 @@
-"""Cross entropy against its definition in float64."""
+"""The losses against their definitions in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +19,14 @@ from tests.helpers import keyed
 
 
 def draw(classes: int, scale: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
-    """Draws 16 rows of logits, and labels."""
+    """Draws 16 rows of logits, and their labels."""
     rng = keyed.generator(f"logits of {classes}")
     logits = scale * rng.standard_normal((16, classes), np.float32)
     return logits, keyed.labels(16, classes)
 
 
 def by_definition(logits, labels, smoothing: float) -> np.ndarray:
-    """-sum of q log p, with q of the true class 1 - smoothing + smoothing / K."""
+    """Computes -sum q log p, where q is the smoothed distribution of the label."""
     logits = logits.astype(np.float64)
     classes = logits.shape[1]
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
@@ -58,7 +58,7 @@ def test_bfloat16_logits_give_a_float32_loss():
     loss = cross_entropy(rounded, jnp.asarray(labels), 0.1)
     assert loss.dtype == jnp.float32
     exact = by_definition(np.asarray(rounded), labels, 0.1)
-    # As above; computed in bfloat16 the loss would be wrong by 10 x 2^-9 = 0.02.
+    # The same bound; computed in bfloat16 the loss would be wrong by 10 x 2^-9 = 0.02.
     np.testing.assert_allclose(loss, exact, atol=5e-6)
 
 
@@ -76,19 +76,19 @@ def test_the_gradient_is_the_difference_of_the_distributions():
     np.testing.assert_allclose(grad, p - q, atol=5e-6)
 
 
-# Soft labels, and the other losses; tests/oracles/test_optim.py has timm's.
+# Soft labels, and the other losses. tests/oracles/test_optim.py compares with timm's.
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy"])
-def test_a_whole_class_is_the_same_as_its_number(loss, smoothing):
+def test_a_one_hot_label_has_the_loss_of_its_class(loss, smoothing):
     config = defaults.get_config()
     config.loss, config.label_smoothing = loss, smoothing
     logits, labels = draw(10)
     loss_of = make_loss(config)
     by_number = loss_of(jnp.asarray(logits), jnp.asarray(labels))
     by_part = loss_of(jnp.asarray(logits), one_hot(jnp.asarray(labels), 10))
-    # The same sum with nine zeros.
+    # The sums differ by nine zeros.
     np.testing.assert_allclose(by_part, by_number, rtol=1e-6)
 
 
@@ -114,13 +114,13 @@ def test_binary_cross_entropy_does_not_overflow():
     np.testing.assert_array_equal(loss, [0.0, 1e4])
 
 
-def test_a_teacher_that_agrees_has_nothing_to_tell():
+def test_a_teacher_with_the_same_logits_has_no_loss():
     logits, _ = draw(10)
-    # Rounding of the difference of equal numbers.
+    # The differences of equal numbers are rounded.
     assert jnp.abs(distillation(jnp.asarray(logits), jnp.asarray(logits))).max() < 1e-6
 
 
-def test_the_gradient_of_a_hot_teacher_does_not_shrink():
+def test_the_gradient_of_distillation_does_not_vanish_at_high_temperature():
     logits, _ = draw(10)
     teacher = jnp.asarray(logits[::-1].copy())
 
@@ -130,7 +130,7 @@ def test_the_gradient_of_a_hot_teacher_does_not_shrink():
 
         return float(jnp.abs(jax.grad(loss)(jnp.asarray(logits))).mean())
 
-    # At high temperature the gradient is (z - v) / classes, without T.
+    # At high temperature the gradient is (z - v) / classes, which does not depend on T.
     assert size(1000.0) == pytest.approx(size(100.0), rel=0.1)
 
 
@@ -147,7 +147,7 @@ def test_the_gradient_of_a_hot_teacher_does_not_shrink():
         ({"distill.teacher_init": "a.pth"}, r"distill\.teacher=''.*teacher_init"),
     ],
 )
-def test_losses_that_cannot_be_are_refused(changes, message):
+def test_illegal_losses_are_errors_that_name_the_keys(changes, message):
     config = defaults.get_config()
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=message):

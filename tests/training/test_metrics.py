@@ -1,4 +1,4 @@
-"""Ranks and sums, also where logits are equal, infinite or not numbers."""
+"""Ranks of labels and sums of evaluations, also for equal, infinite and NaN logits."""
 
 import jax
 import jax.numpy as jnp
@@ -13,20 +13,20 @@ INF, NAN = np.inf, np.nan
 
 
 def ranks(rows, labels) -> list[int]:
-    """Ranks of the labels in rows of logits."""
+    """Returns the rank of each row's label."""
     rows, labels = jnp.array(rows, jnp.float32), jnp.array(labels, jnp.int32)
     return rank_of_label(rows, labels).tolist()
 
 
 def sums(logits, labels, mask=None) -> dict:
-    """The sums of an evaluation as Python numbers."""
+    """Returns the sums of an evaluation as Python numbers."""
     logits, labels = jnp.array(logits, jnp.float32), jnp.array(labels, jnp.int32)
     mask = jnp.ones(len(logits), bool) if mask is None else jnp.array(mask)
     out = jax.jit(evaluation_sums)(logits, labels, mask)
     return {key: value.item() for key, value in out.items()}
 
 
-def test_the_rank_is_the_place_in_the_order_of_logits():
+def test_the_rank_is_the_position_in_the_order_of_logits():
     logits = keyed.generator("logits").standard_normal((50, 7), np.float32)
     labels = keyed.labels(50, 7)
     order = np.argsort(-logits, axis=1)
@@ -34,36 +34,36 @@ def test_the_rank_is_the_place_in_the_order_of_logits():
     assert ranks(logits, labels) == expected.tolist()
 
 
-def test_of_equal_logits_the_smaller_class_comes_first():
+def test_equal_logits_rank_by_class():
     row = [1.0, 2.0, 2.0, 2.0, 0.0]
     assert ranks([row] * 5, range(5)) == [3, 0, 1, 2, 4]
     assert ranks([[0.0] * 4] * 4, range(4)) == [0, 1, 2, 3]
 
 
-def test_right_means_the_class_that_argmax_gives():
-    # Three values in twelve classes: ties in every row.
+def test_the_class_of_argmax_has_rank_0():
+    # Three values in twelve classes make ties in every row.
     logits = keyed.generator("ties").integers(3, size=(200, 12)).astype(np.float32)
     labels = np.asarray(jnp.argmax(logits, axis=-1))
     assert ranks(logits, labels) == [0] * 200
 
 
-def test_infinite_logits_are_in_order_too():
+def test_infinite_logits_are_ranked():
     assert ranks([[INF, 0.0, 1.0]] * 3, range(3)) == [0, 2, 1]
     assert ranks([[0.0, INF, INF]] * 3, range(3)) == [2, 0, 1]
     assert ranks([[0.0, -INF, 1.0]] * 3, range(3)) == [1, 2, 0]
 
 
-def test_a_logit_that_is_not_a_number_comes_before_the_label():
+def test_nan_ranks_before_the_label():
     assert ranks([[NAN, 5.0, 1.0]] * 2, [1, 2]) == [1, 2]
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 5, 6, 10])
-def test_a_network_that_gives_no_numbers_is_never_right(classes):
+def test_a_network_that_outputs_nan_is_never_correct(classes):
     out = sums(np.full((classes, classes), NAN), range(classes))
     assert (out["top1"], out["top5"], out["n"]) == (0, 0, classes)
 
 
-def test_a_label_that_has_no_number_is_not_right():
+def test_a_label_whose_logit_is_nan_is_not_correct():
     out = sums([[0.0, 1.0, NAN], [NAN, 0.0, 1.0]], [2, 0])
     assert (out["top1"], out["top5"]) == (0, 0)
 
@@ -93,24 +93,24 @@ def test_counts_are_exact_and_the_loss_is_the_sum_of_the_losses():
     assert out["top5"] == (order[:, :5] == labels[:, None]).any(axis=1)[mask].sum()
     losses = cross_entropy(jnp.asarray(logits), jnp.asarray(labels))
     losses = np.asarray(losses, np.float64)
-    # A float32 sum of 10,000 numbers in any but the worst order.
+    # A float32 sum of 10,000 numbers, in any order but the worst.
     np.testing.assert_allclose(out["loss"], losses[mask].sum(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("junk", [0.0, 1e30, INF, NAN])
-def test_masked_rows_are_nowhere_in_the_sums(junk):
+def test_masked_rows_do_not_change_the_sums(junk):
     logits = keyed.generator("logits").standard_normal((6, 10), np.float32)
     labels = keyed.labels(6, 10)
     padded = np.concatenate([logits, np.full((3, 10), junk, np.float32)])
     padded_labels = np.concatenate([labels, [0, 1, 9]])
     mask = [True] * 6 + [False] * 3
     got, expected = sums(padded, padded_labels, mask), sums(logits, labels)
-    # Sums of six, to which three zeros are added, perhaps in another order.
+    # Three zeros are added to a sum of six, perhaps in another order.
     assert got.pop("loss") == pytest.approx(expected.pop("loss"), rel=1e-6)
     assert got == expected
 
 
-def test_of_several_labels_the_likeliest_counts():
+def test_the_likeliest_of_several_labels_counts():
     rows = [[3.0, 2.0, 1.0, 0.0, -1.0, -2.0, -3.0]] * 5
     labels = [[6, 0, -1], [4, 5, 6], [5, 6, -1], [1, -1, -1], [-1, -1, -1]]
     out = sums(rows, labels)
@@ -119,7 +119,7 @@ def test_of_several_labels_the_likeliest_counts():
     assert out["loss"] == alone["loss"]
 
 
-def test_one_label_in_a_row_of_several_is_like_one_label():
+def test_a_single_label_may_be_padded():
     logits = keyed.generator("logits").standard_normal((9, 10), np.float32)
     labels, mask = keyed.labels(9, 10), [True] * 7 + [False] * 2
     padded = np.full((9, 4), -1)
@@ -127,11 +127,11 @@ def test_one_label_in_a_row_of_several_is_like_one_label():
     assert sums(logits, padded, mask) == sums(logits, labels, mask)
 
 
-def test_what_is_masked_is_not_unlabelled():
+def test_masked_rows_do_not_count_as_unlabelled():
     out = sums([[0.0, 1.0]] * 3, [[-1], [-1], [1]], [True, False, False])
     assert (out["n"], out["unlabelled"], out["loss"]) == (0, 1, 0.0)
 
 
-def test_of_several_labels_one_without_a_number_does_not_make_it_right():
+def test_a_nan_logit_of_one_of_several_labels_is_not_correct():
     out = sums([[NAN, 1.0, 0.0]] * 2, [[0, 2], [0, 1]])
     assert (out["top1"], out["n"]) == (0, 2)

@@ -1,6 +1,6 @@
-"""Mixup and CutMix: what is drawn, what it does, and where.
+"""Mixup and CutMix: the random numbers, the mixed images, and the train step.
 
-That images are mixed as timm and torchvision do is in tests/oracles/test_optim.py.
+tests/oracles/test_optim.py compares the mixed images with timm's and torchvision's.
 """
 
 import functools
@@ -19,37 +19,37 @@ from tests.helpers import keyed, tiny
 from tests.parallel.test_sharding import collectives
 
 SIZE = 12
-# One block: the stem's norm and two more.
+# A network of one block, with the stem's norm and two more.
 ONE_BLOCK = {"model.overrides.stage_sizes": (1,), "model.overrides.widths": (8,)}
 BOTH = {"mix.mixup_alpha": 0.8, "mix.cutmix_alpha": 1.0, "label_smoothing": 0.1}
 
 
 @functools.cache
 def draws(**fields) -> Drawn:
-    """What 4000 groups draw."""
+    """Draws the random numbers of 4000 ghost batches."""
     drawn = Mix(**fields).draw(jax.random.key(0), 4000, SIZE, SIZE)
     return jax.tree.map(np.asarray, drawn)
 
 
-def test_either_alone_is_always_drawn():
+def test_a_method_that_is_on_alone_is_always_chosen():
     assert not draws(mixup_alpha=0.5).cut.any()
     assert draws(cutmix_alpha=0.5).cut.all()
 
 
-def test_cutmix_is_switched_to_with_its_probability():
+def test_cutmix_is_chosen_with_the_switch_probability():
     drawn = draws(mixup_alpha=1.0, cutmix_alpha=1.0, switch_probability=0.3)
     # Five standard deviations, sqrt(.3 x .7 / 4000) each.
     assert drawn.cut.mean() == pytest.approx(0.3, abs=5 * 0.0073)
 
 
-def test_nothing_is_mixed_but_with_the_probability():
+def test_ghost_batches_are_mixed_with_the_probability():
     drawn = draws(mixup_alpha=1.0, probability=0.25)
     # Five standard deviations, sqrt(.25 x .75 / 4000) each.
     assert (drawn.lam < 1).mean() == pytest.approx(0.25, abs=5 * 0.0069)
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0])
-def test_mixups_parts_are_drawn_from_beta(alpha):
+def test_lambda_of_mixup_has_the_moments_of_beta(alpha):
     lam = draws(mixup_alpha=alpha).lam
     # Beta(a, a) has the variance 1 / (8 a + 4); five standard deviations of mean and
     # variance over 4000 draws, of numbers from 0 to 1.
@@ -58,7 +58,7 @@ def test_mixups_parts_are_drawn_from_beta(alpha):
 
 
 @pytest.mark.parametrize("rule", ["timm", "torchvision"])
-def test_cutmixs_parts_are_those_of_the_pixels(rule):
+def test_lambda_of_cutmix_is_the_fraction_of_the_pixels(rule):
     drawn = draws(cutmix_alpha=1.0, rule=rule)
     y1, y2, x1, x2 = drawn.box.T
     assert ((y1 >= 0) & (y1 <= y2) & (y2 <= SIZE)).all()
@@ -73,7 +73,7 @@ def test_cutmixs_parts_are_those_of_the_pixels(rule):
     ("rule", "partners"),
     [("timm", [2, 1, 0, 5, 4, 3]), ("torchvision", [2, 0, 1, 5, 3, 4])],
 )
-def test_partners_are_of_the_same_group(rule, partners):
+def test_partners_are_of_the_same_ghost_batch(rule, partners):
     images, labels = jnp.asarray(keyed.images(6, SIZE)), one_hot(jnp.arange(6), 6)
     drawn = Drawn(
         lam=jnp.array([0.25, 0.75]),
@@ -86,11 +86,12 @@ def test_partners_are_of_the_same_group(rule, partners):
     expected[3:, 3:9, 0:6] = images[jnp.array(partners[3:]), 3:9, 0:6]
     # Two float32 roundings of numbers below 5.
     np.testing.assert_allclose(image, expected, atol=1e-6)
-    for row, (mine, partner) in enumerate(enumerate(partners)):
-        own = 0.25 if row < 3 else 0.75
-        kept = {mine: own}
-        kept[partner] = kept.get(partner, 0.0) + 1 - own
-        np.testing.assert_allclose(label[row], [kept.get(k, 0.0) for k in range(6)])
+    for row, partner in enumerate(partners):
+        lam = 0.25 if row < 3 else 0.75
+        weights = np.zeros(6)
+        weights[row] = lam
+        weights[partner] += 1 - lam
+        np.testing.assert_allclose(label[row], weights)
 
 
 # In the train step.
@@ -98,7 +99,7 @@ def test_partners_are_of_the_same_group(rule, partners):
 
 @functools.cache
 def update(microbatches: int, devices: int, step: int = 0, group=2) -> dict:
-    """State and metrics after an update by 32 images that are mixed."""
+    """Returns the state and metrics after a step on 32 images that are mixed."""
     changes = {
         "batch_size": 32,
         "model.bn_group_size": group,
@@ -112,14 +113,14 @@ def update(microbatches: int, devices: int, step: int = 0, group=2) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("microbatches", "devices"), [(2, 8), (1, 8), (4, 1)])
-def test_neither_devices_nor_microbatches_change_what_is_mixed(microbatches, devices):
+def test_devices_and_microbatches_do_not_change_what_is_mixed(microbatches, devices):
     whole, parts = update(1, 1), update(microbatches, devices)
     # The same float32 sums in another order, as in test_sharding.py.
     assert tiny.difference(parts, whole) < 2e-5
 
 
 @pytest.mark.slow
-def test_each_step_mixes_otherwise():
+def test_steps_mix_differently():
     first, later = update(1, 1), update(1, 1, step=1)
     assert abs(later["loss"] - first["loss"]) > 1e-3
     assert tiny.difference(later["opt_state"], first["opt_state"]) > 1e-2
@@ -132,14 +133,14 @@ def test_mixing_needs_no_communication(microbatches):
     state = programs.state_like(setup)
     found = collectives(programs.compile_train_step(setup))
     assert {(one.kind, one.devices) for one in found} == {("all-reduce", 8)}
-    # As without mixing: gradients, statistics, loss and top-1.
+    # The same as without mixing: gradients, statistics, loss and top-1.
     expected = count(state.params) + count(state.batch_stats) + 2
     assert sum(one.elements for one in found) == expected
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy"])
-def test_a_group_of_all_images_trains_with_either_loss(loss):
+def test_a_ghost_batch_of_all_images_trains_with_either_loss(loss):
     changes = {"model.bn_group_size": "global", "loss": loss}
     setup = tiny.setup(ONE_BLOCK | BOTH | changes)
     batch = setup.to_devices(tiny.batch(setup))
@@ -167,6 +168,6 @@ def test_a_group_of_all_images_trains_with_either_loss(loss):
         ),
     ],
 )
-def test_what_cannot_be_mixed_is_refused(changes, message):
+def test_illegal_options_are_errors_that_name_the_keys(changes, message):
     with pytest.raises(UserError, match=message):
         tiny.setup(changes)

@@ -1,6 +1,5 @@
-"""Optimisers, and SGD against a transcription of torch's."""
+"""Optimisers, with SGD against a transcription of torch's, and the EMA."""
 
-import collections
 import functools
 
 import jax
@@ -24,13 +23,13 @@ from resnet_jax.training.optim import (
 )
 from resnet_jax.training.schedules import make_schedule
 from tests.helpers import keyed
-from tests.training.test_schedules import TRAIN_SIZE, about, configure
+from tests.helpers.optim_configs import TRAIN_SIZE, about, configure
 
 # Which parameters decay.
 
 
-def decay_leaves(name: str, exclude: str) -> tuple[set, collections.Counter]:
-    """Last names of the parameters that decay, and how many of them there are."""
+def decay_leaves(name: str, exclude: str) -> tuple[list[str], list[str]]:
+    """Returns the paths of the parameters with and without weight decay."""
     params = init_shapes(create_model(name), 32)["params"]
     kinds: dict[bool, list[str]] = {True: [], False: []}
     for path, yes in jax.tree_util.tree_leaves_with_path(decayed(params, exclude)):
@@ -59,7 +58,7 @@ def test_norm_excludes_scales_and_biases_of_norms_but_not_the_head(name):
 
 
 @pytest.mark.parametrize("name", CONVS)
-def test_norm_and_bias_leaves_kernels_only(name):
+def test_norm_and_bias_excludes_all_but_kernels(name):
     yes, no = decay_leaves(name, "norm+bias")
     assert {leaf.split("/")[-1] for leaf in yes} == {"kernel"}
     assert (len(yes), len(no)) == (CONVS[name] + 1, 2 * CONVS[name] + 1)
@@ -74,7 +73,7 @@ def test_the_norm_of_a_shortcut_counts_as_a_norm():
     )
 
 
-def test_an_unknown_exclusion_is_answered_with_the_nearest():
+def test_an_unknown_exclusion_is_an_error_that_names_the_nearest():
     config = configure(weight_decay_exclude="norms")
     with pytest.raises(UserError, match=r"exclude='norms'.*Did you mean norm"):
         make_optimizer(config, optax.constant_schedule(0.1))
@@ -103,15 +102,15 @@ def draw(name: str) -> dict:
 
 
 def schedule(step):
-    """A learning rate that changes with every step."""
+    """Returns a learning rate that changes with every step."""
     return 0.1 / (1 + step)
 
 
 class TorchSGD:
     """torch.nn.utils.clip_grad_norm_ and torch.optim.SGD (2.x) in float64.
 
-    The learning rate is outside the buffer, so the buffer does not know when it
-    changes.
+    The learning rate is applied after the momentum, so that the buffer does not depend
+    on its changes.
     """
 
     def __init__(self, params, decays, *, momentum, nesterov, weight_decay, clip_norm):
@@ -156,8 +155,8 @@ DECAYS = {
         (0.9, True, 0.05, "none", 0.0),
         (0.9, False, 0.05, "norm", 0.0),
         (0.0, False, 0.05, "norm+bias", 0.0),
-        # The gradients' norm is about sqrt(105) = 10, so one bound clips every step
-        # and the other some.
+        # The gradients' norm is about sqrt(105) = 10, so that the first bound clips
+        # every step, and the second some steps.
         (0.9, True, 0.05, "norm+bias", 1.0),
         (0.9, False, 0.05, "none", 10.0),
     ],
@@ -201,8 +200,11 @@ def test_twenty_updates_equal_those_of_torch(
         )
 
 
+# The EMA.
+
+
 @pytest.mark.parametrize("step", [0, 7, 1_000_000])
-def test_the_average_grows_slower_with_the_step(step):
+def test_the_decay_rate_of_the_ema_grows_with_the_step(step):
     old, new = draw("old"), draw("new")
     decay = min(0.99, (1 + step) / (10 + step))
     got = update_ema(old, new, 0.99, jnp.int32(step))
@@ -210,6 +212,30 @@ def test_the_average_grows_slower_with_the_step(step):
         expected = decay * old[module][leaf] + (1 - decay) * new[module][leaf]
         # Three float32 operations on numbers below 5.
         np.testing.assert_allclose(got[module][leaf], expected, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("every", "warmup", "step", "decay"),
+    [
+        (4, "none", 8, 0.9),
+        (4, "none", 9, 1.0),
+        (1, "none", 0, 0.9),
+        (1, "timm", 0, 0.0),
+        (1, "timm", 7, 0.75),
+        # With a warm-up until step 3 the EMA is a copy at 0 and at 4, the first update
+        # after it.
+        (4, "copy", 0, 0.0),
+        (4, "copy", 4, 0.0),
+        (4, "copy", 8, 0.9),
+    ],
+)
+def test_the_ema_is_updated_at_its_steps_with_its_rate(every, warmup, step, decay):
+    old, new = {"x": jnp.float32(3.0)}, {"x": jnp.float32(5.0)}
+    got = update_ema(
+        old, new, 0.9, jnp.int32(step), every=every, warmup=warmup, copy_until=3
+    )
+    # Three float32 roundings of numbers below 5.
+    assert float(got["x"]) == pytest.approx(decay * 3 + (1 - decay) * 5, abs=1e-6)
 
 
 # Contradictions.
@@ -233,7 +259,7 @@ def test_the_average_grows_slower_with_the_step(step):
         ({"betas": (0.9, 1.0)}, r"betas=1.0 must be .* less than 1"),
     ],
 )
-def test_contradictions_are_refused_with_both_keys(changes, message):
+def test_contradictions_are_errors_that_name_both_keys(changes, message):
     with pytest.raises(UserError, match=message):
         make_optimizer(configure(**changes), schedule)
 
@@ -261,7 +287,7 @@ def test_a_final_norm_counts_with_the_last_block():
     assert numbers["head"]["kernel"] == 55
 
 
-def test_a_tenth_block_is_behind_the_ninth():
+def test_blocks_are_ordered_by_number_not_by_name():
     params = {f"stage1_block{i}": {"kernel": np.zeros(1)} for i in (10, 2, 9)}
     numbers = layer_numbers(params)
     assert [numbers[f"stage1_block{i}"]["kernel"] for i in (2, 9, 10)] == [1, 2, 3]
@@ -279,7 +305,7 @@ def test_a_tenth_block_is_behind_the_ninth():
     ],
     ids=str,
 )
-def test_stacked_blocks_are_updated_as_single_ones(changes):
+def test_stacked_blocks_are_updated_like_single_blocks(changes):
     spec = get_spec("cifar_resnet20")
     single = keyed.variables(spec)["params"]
     grads = keyed.variables(spec, seed=1)["params"]
@@ -301,17 +327,17 @@ def test_stacked_blocks_are_updated_as_single_ones(changes):
 
     expected = stack_blocks({"params": update(optimizer, None)}, spec)["params"]
     got = update(stacked, stack_blocks)
-    # Norms over the same numbers in another layout, a few float32 roundings.
+    # Norms of the same numbers in another layout differ by a few float32 roundings.
     same = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
     jax.tree.map(same, got, expected)
 
 
-def test_only_what_needs_single_blocks_sees_single_blocks():
-    # The state of older runs with stacked blocks stays as it was.
+def test_sgd_updates_stacked_blocks_as_they_are():
+    # So older runs with stacked blocks keep the tree of their state.
     assert not needs_single_blocks(configure().optim)
 
 
-# Decay, as it is drawn.
+# The effective decay, which is plotted.
 
 
 @pytest.mark.parametrize(
@@ -326,7 +352,7 @@ def test_only_what_needs_single_blocks_sees_single_blocks():
         ({"weight_decay": 0.0}, None),
     ],
 )
-def test_weights_without_gradient_shrink_as_it_is_drawn(changes, expected):
+def test_weights_without_gradient_shrink_by_the_effective_decay(changes, expected):
     config = configure(schedule="constant", **changes)
     rate = make_schedule(config, total_steps=100, train_size=TRAIN_SIZE)
     decay = make_decay(config, rate)
@@ -336,12 +362,12 @@ def test_weights_without_gradient_shrink_as_it_is_drawn(changes, expected):
     optimizer = make_optimizer(config, rate)
     params = {"head": {"kernel": jnp.ones((1, 1))}}
     state, before = optimizer.init(params), 1.0
-    # Momentum needs some steps.
+    # Momentum needs some steps to build up.
     for _ in range(150):
         before = params["head"]["kernel"]
         zeros = jax.tree.map(jnp.zeros_like, params)
         updates, state = optimizer.update(zeros, state, params)
         params = optax.apply_updates(params, updates)
     lost = float(1 - params["head"]["kernel"][0, 0] / before[0, 0])
-    # To first order in the decay, from numbers near 1 in float32.
+    # Correct to first order in the decay, for numbers near 1 in float32.
     assert lost == pytest.approx(expected, rel=2e-2, abs=2e-7)

@@ -1,4 +1,4 @@
-"""Learning rates by step; tests/oracles/test_optim.py has them of torch and timm."""
+"""Learning rates by step; tests/oracles/test_optim.py compares with torch and timm."""
 
 import itertools
 
@@ -6,33 +6,15 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from resnet_jax.config import defaults
 from resnet_jax.errors import UserError
 from resnet_jax.training.schedules import Plateau, make_schedule
-
-TRAIN_SIZE = 2560  # ten steps an epoch at the batch size of `configure`
-
-
-def configure(**optim) -> ConfigDict:
-    """The defaults without warm-up, with other values in `optim`."""
-    config = defaults.get_config()
-    config.batch_size = 256
-    config.optim.warmup = ConfigDict({"steps": 0})
-    with config.ignore_type():
-        for key, value in optim.items():
-            config.optim[key] = ConfigDict(value) if key == "warmup" else value
-    return config
+from tests.helpers.optim_configs import TRAIN_SIZE, about, configure
 
 
 def rates(config: ConfigDict, steps, total_steps: int = 100) -> list[float]:
-    """Learning rates at some steps."""
+    """Returns the learning rates at some steps."""
     schedule = make_schedule(config, total_steps=total_steps, train_size=TRAIN_SIZE)
     return [float(schedule(step)) for step in steps]
-
-
-def about(values):
-    """Equal but for a few float32 operations, 2^-24 of the peak each."""
-    return pytest.approx(values, rel=1e-6, abs=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -53,10 +35,10 @@ def test_a_cosine_leads_from_the_peak_to_zero():
     assert rates(config, [0, 25, 50, 99, 100]) == about(expected.tolist())
 
 
-def test_a_warm_up_is_a_line_to_the_peak_and_the_cosine_begins_behind_it():
+def test_a_warm_up_is_linear_and_the_cosine_begins_after_it():
     config = configure(warmup={"steps": 20}, warmup_from=0.02)
     assert rates(config, [0, 5, 10, 20]) == about([0.02, 0.04, 0.06, 0.1])
-    # Half of the 80 steps behind the warm-up, and all of them.
+    # Halfway through the 80 steps after the warm-up, and at the end.
     assert rates(config, [60, 100]) == about([0.05, 0.0])
 
 
@@ -75,12 +57,12 @@ def test_steps_decay_at_exactly_their_steps(decay_at, warmup):
     assert got == about([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
-def test_decays_at_the_same_step_are_all_made():
+def test_decays_at_the_same_step_multiply():
     config = configure(schedule="step", decay_at=({"steps": 30}, {"epochs": 3}))
     assert rates(config, [29, 30]) == about([0.1, 0.001])
 
 
-def test_a_decay_in_the_warm_up_is_made_behind_it():
+def test_a_decay_during_the_warm_up_is_applied_after_it():
     config = configure(
         schedule="step",
         decay_at=({"steps": 10}, {"steps": 30}),
@@ -91,36 +73,36 @@ def test_a_decay_in_the_warm_up_is_made_behind_it():
     )
 
 
-def test_a_constant_rate_stays_behind_its_warm_up():
+def test_a_constant_rate_keeps_the_peak_after_the_warm_up():
     config = configure(schedule="constant", warmup={"epochs": 1})
     assert rates(config, [0, 5, 10, 99]) == about([0.0, 0.05, 0.1, 0.1])
 
 
 @pytest.mark.parametrize("warmup", [100, 101])
-def test_a_warm_up_as_long_as_the_run_is_refused(warmup):
+def test_a_warm_up_as_long_as_the_run_is_an_error(warmup):
     config = configure(warmup={"steps": warmup})
     with pytest.raises(UserError, match=f"warmup takes {warmup} steps.*only 100"):
         rates(config, [0])
 
 
-def test_an_unknown_schedule_is_answered_with_the_nearest():
+def test_an_unknown_schedule_is_an_error_that_names_the_nearest():
     with pytest.raises(UserError, match=r"schedule='cosin'.*Did you mean cosine\?"):
         rates(configure(schedule="cosin"), [0])
 
 
-def test_a_decay_that_is_no_duration_is_named_with_its_key():
+def test_a_malformed_decay_is_an_error_that_names_its_key():
     config = configure(schedule="step", decay_at=({"epoch": 30},))
     with pytest.raises(UserError, match=r"optim\.decay_at"):
         rates(config, [0])
 
 
-def test_a_cosine_and_a_polynomial_end_where_they_are_told():
+def test_falling_schedules_end_at_the_end_learning_rate():
     for schedule in ("cosine", "polynomial", "triangular"):
         config = configure(schedule=schedule, end_learning_rate=0.01)
         assert rates(config, [0, 100]) == about([0.1, 0.01])
 
 
-def test_a_polynomial_is_a_power_of_what_is_left():
+def test_a_polynomial_is_a_power_of_the_remaining_fraction():
     config = configure(schedule="polynomial", power=3.0, warmup={"steps": 20})
     assert rates(config, [10, 20, 60, 100]) == about([0.05, 0.1, 0.1 / 8, 0.0])
 
@@ -137,11 +119,11 @@ def test_a_schedule_that_ends_early_stays_at_its_end():
         schedule_length=ConfigDict({"epochs": 6}),
         end_learning_rate=0.02,
     )
-    # Half of the 40 steps behind the warm-up.
+    # Halfway through the 40 steps after the warm-up.
     assert rates(config, [20, 40, 60, 99]) == about([0.1, 0.06, 0.02, 0.02])
 
 
-def test_a_warm_up_may_take_the_place_of_the_beginning():
+def test_a_warm_up_may_replace_the_beginning_of_the_schedule():
     config = configure(warmup={"steps": 25}, warmup_prefix=False)
     full = configure()
     assert rates(config, [0, 5]) == about([0.0, 0.02])
@@ -149,7 +131,7 @@ def test_a_warm_up_may_take_the_place_of_the_beginning():
 
 
 @pytest.mark.parametrize("train_size", [2560, 2500, 3001])
-def test_a_rate_by_epochs_is_that_of_the_first_step(train_size):
+def test_a_rate_per_epoch_is_that_of_the_first_step(train_size):
     config = configure(warmup={"epochs": 2})
     args = {"total_steps": 100, "train_size": train_size}
     by_step = make_schedule(config, **args)
@@ -162,7 +144,7 @@ def test_a_rate_by_epochs_is_that_of_the_first_step(train_size):
     assert len({float(by_epoch(step)) for step in range(100)}) > 7
 
 
-def test_a_plateau_is_lowered_when_more_evaluations_than_borne_are_no_better():
+def test_plateau_lowers_the_rate_after_more_than_patience_evaluations():
     plateau = Plateau(configure(schedule="plateau", patience=2).optim)
     memory, factors = None, []
     for top1 in (0.1, 0.3, 0.3, 0.2, 0.29, 0.31, 0.31, 0.3, 0.2, 0.1, 0.1, 0.1):
@@ -194,6 +176,6 @@ def test_a_plateau_is_lowered_when_more_evaluations_than_borne_are_no_better():
         ),
     ],
 )
-def test_contradictions_are_refused_with_both_keys(changes, message):
+def test_contradictions_are_errors_that_name_both_keys(changes, message):
     with pytest.raises(UserError, match=message):
         rates(configure(**changes), [0])

@@ -1,4 +1,4 @@
-"""One update: its parts, what it averages, what it keeps in float32."""
+"""The train step: microbatches, EMA, precision, SAM, distillation, compilation."""
 
 import collections
 import functools
@@ -15,14 +15,13 @@ from resnet_jax.models.inputs import normalize
 from resnet_jax.parallel import sharding
 from resnet_jax.training import programs
 from resnet_jax.training.loop import train
-from resnet_jax.training.optim import update_ema
 from resnet_jax.training.step import (
     StepOptions,
     make_train_step,
 )
 from tests.helpers import keyed, tiny
 
-# One block: the stem's norm and two more.
+# A network of one block, with the stem's norm and two more.
 ONE_BLOCK = {"model.overrides.stage_sizes": (1,), "model.overrides.widths": (8,)}
 
 
@@ -36,14 +35,14 @@ NORMALISED = (LEVELS / 255.0 - MEAN) / STD
 
 def test_normalize_is_x_over_255_minus_mean_over_std():
     got = normalize(jnp.asarray(LEVELS), MEAN, STD, jnp.float32)
-    # The difference of two numbers up to 5, each rounded twice.
+    # A difference of two numbers up to 5, each rounded twice.
     np.testing.assert_allclose(got, NORMALISED, atol=4 * 5 * 2**-24)
 
 
 def test_normalize_rounds_to_bfloat16_at_the_very_end():
     got = normalize(jnp.asarray(LEVELS), MEAN, STD, jnp.bfloat16)
     assert got.dtype == jnp.bfloat16
-    # Half a unit in the last of bfloat16's 8 digits, and the float32 error from above.
+    # Half a unit in the last of bfloat16's 8 digits, and the float32 error as before.
     np.testing.assert_allclose(got.astype(float), NORMALISED, rtol=2**-8, atol=2e-6)
 
 
@@ -52,9 +51,9 @@ def test_normalize_rounds_to_bfloat16_at_the_very_end():
 
 @functools.cache
 def update(microbatches: int, devices: int) -> dict:
-    """State and metrics after an update by 32 images in groups of two.
+    """Returns the state and metrics after a step on 32 images in ghost batches of two.
 
-    Without decay, the momentum in the state is the gradient.
+    Without weight decay, the momentum in the state is the gradient.
     """
     changes = {
         "batch_size": 32,
@@ -69,10 +68,10 @@ def update(microbatches: int, devices: int) -> dict:
 
 
 @pytest.mark.slow
-# On 8 devices four microbatches of 8 images have one image on each, half a group.
+# On 8 devices, each of four microbatches has one image per device: half a ghost batch.
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("microbatches", [2, 4])
-def test_microbatches_give_the_update_of_the_whole_batch(microbatches, devices):
+def test_microbatches_give_the_update_of_the_complete_batch(microbatches, devices):
     whole, parts = update(1, 1), update(microbatches, devices)
     # The same float32 sums in another order, as in test_sharding.py.
     assert tiny.difference(parts, whole) < 2e-5
@@ -87,18 +86,18 @@ def test_grad_norm_is_the_length_of_the_gradient():
     assert whole["grad_norm"] == pytest.approx(expected, rel=1e-5)
 
 
-# What the compiled step keeps.
+# Guarantees of the compiled step.
 
 
 @pytest.fixture(scope="module")
 def averaged():
-    """A setup that keeps an average, and its compiled step, on 8 devices."""
+    """Returns an experiment that keeps an EMA, and its compiled step, on 8 devices."""
     setup = tiny.setup(ONE_BLOCK | {"ema_decay": 0.9, "optim.clip_norm": 0.01})
     return setup, programs.compile_train_step(setup)
 
 
 @pytest.mark.parametrize(("step", "decay"), [(0, 0.1), (5, 0.4), (1000, 0.9)])
-def test_the_average_covers_parameters_and_statistics(averaged, step, decay):
+def test_the_ema_covers_parameters_and_statistics(averaged, step, decay):
     setup, train_step = averaged
     before = jax.device_get(tiny.state(setup, step))
     after, _ = train_step(tiny.state(setup, step), setup.to_devices(tiny.batch(setup)))
@@ -109,7 +108,7 @@ def test_the_average_covers_parameters_and_statistics(averaged, step, decay):
             before.ema[name],
             vars(after)[name],
         )
-        # Three float32 operations.
+        # The error of three float32 operations.
         assert tiny.difference(after.ema[name], expected) < 1e-6
     assert set(after.ema) == {"params", "batch_stats"}
 
@@ -142,7 +141,7 @@ def test_grad_norm_is_that_of_the_gradient_before_clipping(averaged):
 
 
 def dtypes_by_primitive(jaxpr) -> dict[str, set[str]]:
-    """Types of the results of each primitive, also inside; not of what is for CPUs."""
+    """Returns the result types of each primitive, those in nested programs included."""
     found: dict[str, set[str]] = collections.defaultdict(set)
     for equation in jaxpr.eqns:
         inner = inner_jaxprs(equation)
@@ -155,7 +154,7 @@ def dtypes_by_primitive(jaxpr) -> dict[str, set[str]]:
     return found
 
 
-def test_bfloat16_is_for_the_layers_alone():
+def test_only_layers_compute_in_bfloat16():
     setup = tiny.setup({"model.dtype": "bfloat16"})
     options = StepOptions(mean=(0.5,), std=(0.5,), ema_decay=0.9)
     train_step = make_train_step(setup.model, setup.optimizer, options)
@@ -164,16 +163,16 @@ def test_bfloat16_is_for_the_layers_alone():
     batch = programs.train_batch_like(setup)
     traced = jax.jit(train_step).trace(state, batch)
 
-    # Parameters, statistics, momentum, average and metrics; int32: counters of steps.
+    # Parameters, statistics, momentum, EMA and metrics; the int32 are step counters.
     after, metrics = traced.out_info
     assert {leaf.dtype.name for leaf in metrics.values()} == {"float32"}
     dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(after)}
     assert dtypes == {"float32", "int32"}
     dtypes = dtypes_by_primitive(traced.jaxpr)
     assert dtypes["conv_general_dilated"] == {"bfloat16"}
-    # The head multiplies bfloat16, but its sums are logits and gradients.
+    # The head multiplies bfloat16, but accumulates logits and gradients in float32.
     assert dtypes["dot_general"] == {"float32"}
-    # The softmax, and the deviations in norms.
+    # These are in the softmax, and in the standard deviations of norms.
     assert dtypes["exp"] == dtypes["log"] == dtypes["sqrt"] == {"float32"}
 
 
@@ -207,7 +206,7 @@ def test_a_run_compiles_its_step_once(tmp_path):
 
 @functools.cache
 def sharp_update(microbatches: int, devices: int, step: int = 0, rho: float = 0.1):
-    """As `update`, with the gradient from where the loss is higher."""
+    """Runs the step of `update` with sharpness-aware minimisation."""
     changes = {
         "batch_size": 32,
         "optim.microbatches": microbatches,
@@ -222,11 +221,11 @@ def sharp_update(microbatches: int, devices: int, step: int = 0, rho: float = 0.
 
 
 @pytest.mark.slow
-def test_every_second_step_is_sharp():
+def test_sam_every_2_applies_to_every_second_step():
     plain, sharp = sharp_update(1, 1, step=0), sharp_update(1, 1, step=1)
     assert tiny.difference(plain["params"], update(1, 1)["params"]) < 2e-5
     assert tiny.difference(sharp["opt_state"], plain["opt_state"]) > 1e-3
-    # What is measured is the loss of the parameters that there are.
+    # The metrics and statistics are those at the unperturbed parameters.
     assert sharp["loss"] == pytest.approx(plain["loss"], rel=1e-6)
     assert sharp["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-5)
     assert tiny.difference(sharp["batch_stats"], plain["batch_stats"]) < 1e-6
@@ -234,9 +233,9 @@ def test_every_second_step_is_sharp():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("microbatches", "devices"), [(4, 1), (2, 8)])
-def test_microbatches_climb_together(microbatches, devices):
+def test_microbatches_are_perturbed_together(microbatches, devices):
     whole, parts = sharp_update(1, 1, 1), sharp_update(microbatches, devices, 1)
-    # As for microbatches, twice.
+    # Twice the bound of a plain step with microbatches.
     assert tiny.difference(parts, whole) < 4e-5
 
 
@@ -244,7 +243,7 @@ def test_microbatches_climb_together(microbatches, devices):
 
 
 @pytest.mark.slow
-def test_a_teacher_alone_is_learnt_whatever_the_labels():
+def test_with_a_distillation_weight_of_1_labels_have_no_effect():
     changes = {
         "distill.teacher": "cifar_resnet20",
         "distill.teacher_init": "drawn",
@@ -264,7 +263,7 @@ def test_a_teacher_alone_is_learnt_whatever_the_labels():
     assert results[0][1] == results[1][1] > 0
     jax.tree.map(np.testing.assert_array_equal, results[0][0], results[1][0])
 
-    # By hand: KL of what both networks give.
+    # The expected loss is the divergence of both networks' outputs.
     data = setup.config.data
     image = normalize(jnp.asarray(batch["image"]), data.mean, data.std, jnp.float32)
     variables = tiny.state(setup).evaluated()
@@ -272,33 +271,7 @@ def test_a_teacher_alone_is_learnt_whatever_the_labels():
     theirs = setup.teacher.model.apply(jax.device_get(teacher), image, train=False)
     p, q = (jax.nn.softmax(np.asarray(x, np.float64)) for x in (theirs, ours))
     expected = np.sum(p * np.log(p / q), axis=1).mean()
-    # Float32 through twenty layers.
+    # The float32 error of twenty layers.
     assert results[0][1] == pytest.approx(float(expected), rel=1e-4)
-    # The teacher is no part of the state.
+    # The teacher is not in the state.
     assert set(vars(state)) == set(vars(tiny.state(setup)))
-
-
-# Averages.
-
-
-@pytest.mark.parametrize(
-    ("every", "warmup", "step", "decay"),
-    [
-        (4, "none", 8, 0.9),
-        (4, "none", 9, 1.0),
-        (1, "none", 0, 0.9),
-        (1, "timm", 0, 0.0),
-        (1, "timm", 7, 0.75),
-        # Warm-up until step 3: a copy at 0 and 4, whose predecessor was in it.
-        (4, "copy", 0, 0.0),
-        (4, "copy", 4, 0.0),
-        (4, "copy", 8, 0.9),
-    ],
-)
-def test_an_average_moves_when_and_as_far_as_it_is_told(every, warmup, step, decay):
-    old, new = {"x": jnp.float32(3.0)}, {"x": jnp.float32(5.0)}
-    got = update_ema(
-        old, new, 0.9, jnp.int32(step), every=every, warmup=warmup, copy_until=3
-    )
-    # Three float32 roundings of numbers below 5.
-    assert float(got["x"]) == pytest.approx(decay * 3 + (1 - decay) * 5, abs=1e-6)
