@@ -90,7 +90,7 @@ def parts_of(
 def _read(path: str | os.PathLike) -> bytes:
     path = storage.path_of(path)
     try:
-        with storage.telling(path):
+        with storage.explaining_errors(path):
             return path.read_bytes()
     # A path that holds a null byte raises ValueError.
     except (OSError, ValueError) as error:

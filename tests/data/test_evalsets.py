@@ -19,7 +19,7 @@ from resnet_jax.data.evalsets import (
 from resnet_jax.data.loader import Examples
 from resnet_jax.data.tfds_source import TfdsSource
 from resnet_jax.errors import UserError
-from resnet_jax.persistence.writers import read_metrics
+from resnet_jax.persistence.metric_writers import read_metrics
 from resnet_jax.training import programs
 from resnet_jax.training.evaluation import evaluate_sets, evaluate_workdir
 from resnet_jax.training.loop import train

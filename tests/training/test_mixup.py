@@ -16,7 +16,6 @@ from resnet_jax.training import programs
 from resnet_jax.training.losses import one_hot
 from resnet_jax.training.mixup import Drawn, Mix
 from tests.helpers import keyed, tiny
-from tests.parallel.test_sharding import collectives
 
 SIZE = 12
 # A network of one block, with the stem's norm and two more.

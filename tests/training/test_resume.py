@@ -17,8 +17,8 @@ from resnet_jax.config.saved import as_json, as_text, from_saved
 from resnet_jax.config.variants import for_evaluation
 from resnet_jax.data.sources import Mix, Subset, open_source, with_classes
 from resnet_jax.errors import UserError
+from resnet_jax.persistence.array_checksums import fingerprint, old_fingerprint
 from resnet_jax.persistence.checkpoints import Checkpoints
-from resnet_jax.persistence.fingerprint import fingerprint, old_fingerprint
 from resnet_jax.training import programs, schedules
 from resnet_jax.training.evaluation import evaluate_workdir
 from resnet_jax.training.initialization import (
