@@ -84,7 +84,7 @@ def test_half_precision_is_upcast(tmp_path, dtype):
 @pytest.mark.parametrize(
     ("name", "target", "to", "message"),
     [
-        ("test_resnet", "w.h5", None, "no network of Keras.*write .safetensors"),
+        ("test_resnet", "w.h5", None, "Keras has no network.*Write .safetensors"),
         ("test_resnet", "w.onnx", None, "end in .safetensors, .pth"),
         ("test_resnet", "w.npz", "bit", "'bit'.*Known: timm, resnet_jax"),
         ("test_resnet", "nowhere/w.npz", None, "no directory .*nowhere"),

@@ -125,7 +125,7 @@ def evaluate(
             f" {size}; its result would be wrong."
         )
     if not seen:
-        raise UserError(f"{examples.source.where} holds no image to evaluate.")
+        raise UserError(f"{examples.source.title} holds no image to evaluate.")
     return Evaluation(
         top1=totals["top1"] / seen,
         top5=totals["top5"] / seen,
@@ -233,7 +233,7 @@ def evaluate_workdir(
         is_lead = jax.process_index() == 0
         say = output.say if is_lead else lambda text: None
         split = experiment.eval.source
-        say(f"evaluating the checkpoint of step {step} on {split.where}")
+        say(f"evaluating the checkpoint of step {step} on {split.title}")
         for line in changed:
             say(f"different from training: {line}")
         preemption.check()
@@ -248,7 +248,7 @@ def evaluate_workdir(
         **result.scalars(),
         "step": step,
         "checkpoint": checkpoint,
-        "split": split.where,
+        "split": split.title,
         "changed": changed,
         "bad_images": [split.name(i) for i in result.bad_images],
         "sets": sets,

@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 
 from resnet_jax.config import load
 from resnet_jax.console import output
-from resnet_jax.data.arrays import Arrays, config_of_given, open_given
 from resnet_jax.data.loader import WorkerDiedError, bad_indices
-from resnet_jax.data.sources import NamedSource, Source, checksum
+from resnet_jax.data.source_protocol import NamedSource, Source, checksum
+from resnet_jax.data.user_data import Arrays, config_of_given, open_given
 from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
 from resnet_jax.parallel import processes, sharding

@@ -26,7 +26,7 @@ from resnet_jax.config.saved import (
     differences,
     from_saved,
 )
-from resnet_jax.data.sources import NamedSource
+from resnet_jax.data.source_protocol import NamedSource
 from resnet_jax.errors import UserError
 from resnet_jax.models.zoo import Spec
 from resnet_jax.persistence import versions

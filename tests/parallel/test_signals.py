@@ -122,7 +122,7 @@ POOL = """
 import sys
 from resnet_jax.data import workers
 try:
-    for _ in workers.each(str.upper, ["a"] * 10**5, workers=3, total=10**5):
+    for _ in workers.map_unordered(str.upper, ["a"] * 10**5, workers=3, total=10**5):
         pass
 except KeyboardInterrupt:
     sys.exit(130)
