@@ -425,7 +425,7 @@ def test_a_wrong_start_is_one_sentence_in_each_log(changes, text, tmp_path):
             tmp_path / "run",
             *FLAGS,
             f"--initialization_timeout={timeout}",
-            of_each={1: flags},
+            extra_flags={1: flags},
             environments={1: changes.get("environment", {})},
             main=changes.get("main", pods.MAIN),
         )
