@@ -20,9 +20,9 @@ from resnet_jax.models import build, create_model, get_spec
 from resnet_jax.persistence.preemption import PreemptedError
 
 PACKAGE = pathlib.Path(resnet_jax.__file__).parent
-# These modules import frameworks that are not installed for the tests.
+# This module imports frameworks that are not installed with the tests.
 PEERS = ("resnet_jax.bench.torch_baseline",)
-# Built-in exceptions that only the package itself raises and handles.
+# Files that may raise Python's own exceptions, and why no caller needs to handle them.
 INTERNAL = {
     "data/image_ops.py": "policies.py has checked the names of operations",
     "data/shards.py": "pack.py turns it into a sentence about the shard",
@@ -53,11 +53,11 @@ def test_every_exception_of_the_package_has_one_base_class():
     }
     for kind in own:
         assert issubclass(kind, ResNetJaxError)
-        # The docstring of errors.py lists every class.
+        # The docstring of errors.py lists all of them.
         assert kind.__name__ in errors.__doc__
 
 
-def test_the_package_raises_no_built_in_exception_for_callers():
+def test_errors_that_callers_handle_are_not_exceptions_of_python():
     files = {
         str(path.relative_to(PACKAGE))
         for path in PACKAGE.rglob("*.py")
@@ -69,7 +69,7 @@ def test_the_package_raises_no_built_in_exception_for_callers():
     assert files == INTERNAL.keys()
 
 
-def test_the_stop_of_a_run_is_not_a_mistake_of_the_user():
+def test_a_stopped_run_is_not_a_user_error():
     assert not issubclass(PreemptedError, UserError)
 
 
@@ -82,14 +82,14 @@ def test_the_stop_of_a_run_is_not_a_mistake_of_the_user():
         {"output_stride": 3},
     ],
 )
-def test_an_invalid_spec_is_a_bad_value_with_one_sentence(change):
+def test_a_wrong_spec_is_a_bad_value_error_with_one_sentence(change):
     with pytest.raises(BadValueError, match=r"^resnet18: .*[^.]\.$") as caught:
         get_spec("resnet18", **change)
-    # It is both, so that callers may catch either.
+    # Callers may catch either class.
     assert isinstance(caught.value, UserError) and isinstance(caught.value, ValueError)
 
 
-def test_images_that_do_not_fit_a_network_are_a_bad_value():
+def test_images_with_wrong_channels_are_a_bad_value_error():
     with pytest.raises(BadValueError, match=r"takes 3 channels, the images have 1\."):
         create_model("cifar_resnet20").init(
             jax.random.key(0), jnp.zeros((1, 32, 32, 1))

@@ -304,7 +304,8 @@ class Loop:
 
     def __init__(self, config: ConfigDict, mesh: Mesh):
         self.setup = set_up(config, mesh)
-        self.step = programs.compile_train_step(self.setup)
+        lowered = programs.lower_train_step(self.setup)
+        self.step = programs.compile_lowered(self.setup, lowered)
         self.state = programs.init_state(self.setup)
         self.batch = fake_batch(self.setup)
         self.seconds(1)
