@@ -27,7 +27,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from resnet_jax.persistence.writers import read_metrics
+from resnet_jax.persistence.metric_writers import read_metrics
 from tests.helpers import runs
 
 # A checkpoint is saved at every other step, so that most faults strike near or in a

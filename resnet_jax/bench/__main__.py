@@ -14,7 +14,7 @@ from resnet_jax.bench import table
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, count
 from resnet_jax.errors import check_known
-from resnet_jax.parallel import memory
+from resnet_jax.parallel import process_memory
 
 # The benchmarks are given by name, and only the requested one is imported: `gpu` runs
 # on machines that lack packages which the others need.
@@ -146,7 +146,7 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     # This setting holds for the whole process, so callers of `main` do not get it.
     if sys.argv[1:2] == ["convolutions"]:
-        memory.keep_freed_memory()
+        process_memory.keep_freed_memory()
     # Exiting by an exception lets a benchmark end the processes that it has started.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     output.command(main)

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from resnet_jax.bench.input import read_jpegs
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, count, load_config
-from resnet_jax.data.crops import mix
+from resnet_jax.data.crops import scramble
 from resnet_jax.data.decode import Picture
 from resnet_jax.data.image_ops import to_image
 from resnet_jax.data.sources import open_source
@@ -123,10 +123,10 @@ def draw_sheet(
     cells = []
     for row, picture in enumerate(itertools.islice(pictures, rows)):
         # Each version has a key of its own, derived from seed, picture and version.
-        keys = mix(
-            np.arange(columns, dtype=np.uint64) + mix(np.array([row], np.uint64))
+        keys = scramble(
+            np.arange(columns, dtype=np.uint64) + scramble(np.array([row], np.uint64))
         )
-        keys = mix(keys ^ np.uint64(config.seed))
+        keys = scramble(keys ^ np.uint64(config.seed))
         versions = [augment(picture, key) for key in keys.tolist()]
         original = ImageOps.pad(to_image(picture.pixels()), (side, side))
         cells.append([original, *map(to_image, versions)])

@@ -31,7 +31,7 @@ from resnet_jax.data.augment import Augment
 from resnet_jax.data.cache import MemorySource
 from resnet_jax.data.decode import Picture
 from resnet_jax.data.loader import Examples, eval_batches, train_batches
-from resnet_jax.data.sources import checksum
+from resnet_jax.data.source_protocol import checksum
 from resnet_jax.errors import BadImageError, UserError
 
 BATCH = 128
@@ -294,11 +294,11 @@ def memory_of_loader(jpegs: list[bytes], batch_size: int = BATCH) -> list[float]
 
 @dataclasses.dataclass(frozen=True)
 class _JPEGSource:
-    """JPEGs as a source that can be sent to worker processes; see `NamedSource`."""
+    """JPEGs as a `source_protocol.NamedSource` that worker processes can receive."""
 
     jpegs: list[bytes] = dataclasses.field(repr=False)
     classes: tuple[str, ...] = ("0",)
-    where: str = "JPEGs"
+    title: str = "JPEGs"
 
     def __len__(self) -> int:
         return len(self.jpegs)
@@ -307,10 +307,10 @@ class _JPEGSource:
         return self.jpegs[index], 0
 
     def name(self, index: int) -> str:
-        return f"{self.where}/{index}"
+        return f"{self.title}/{index}"
 
     def digest(self) -> str:
-        return checksum(self.where, len(self))
+        return checksum(self.title, len(self))
 
 
 def _fast_difference(jpegs: list[bytes]) -> float:

@@ -11,7 +11,7 @@ from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser
 from resnet_jax.errors import check_known
 from resnet_jax.plan.calibration import Stock
-from resnet_jax.plan.compile_subprocess import FOR_TPU, versions
+from resnet_jax.plan.compile_subprocess import FOR_TPU, compiler_versions
 
 
 def figures(
@@ -47,7 +47,7 @@ def figures(
     lowered = step.lower(on_one(state), batch)
     found = compile_steps.of_step(lowered.compile, {}, batch, mesh)
     where = compile_steps.where_of(topology, devices)
-    named = versions()
+    named = compiler_versions()
     return Stock(
         images=images,
         devices=where["devices"] // where["chips"],

@@ -21,7 +21,7 @@ from resnet_jax.compiler.chips import LOCAL, chip_of
 from resnet_jax.console import output
 from resnet_jax.data.sources import KNOWN, open_source
 from resnet_jax.errors import UserError, reason_of
-from resnet_jax.persistence import code_digest, user_cache
+from resnet_jax.persistence import user_cache, versions
 
 # Folders whose code cannot change a compiled step or the figures read from it, but for
 # two files of this folder.
@@ -38,7 +38,7 @@ FOR_TPU = {
 }
 
 
-def ask(
+def compile_config(
     config: ConfigDict,
     topology: str,
     *,
@@ -85,7 +85,7 @@ def ask(
     if known and not fresh and (facts := _load(known)):
         return facts
     facts = _compile(request, FOR_TPU if tpu else {})
-    facts["versions"] = versions()
+    facts["versions"] = compiler_versions()
     if known:
         _save(known, json.dumps(facts))
     return facts
@@ -169,13 +169,13 @@ def key_of(request: dict) -> str:
     """Returns the name of a file of figures: a digest of all that they depend on."""
     prefixes = ("JAX_", "XLA_", "LIBTPU_")
     environment = {k: v for k, v in os.environ.items() if k.startswith(prefixes)}
-    parts = [repr(request), versions(), code(), sorted(environment.items())]
+    parts = [repr(request), compiler_versions(), code(), sorted(environment.items())]
     if request["topology"] == LOCAL:
         parts.append(platform.node())
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
-def versions() -> dict[str, str]:
+def compiler_versions() -> dict[str, str]:
     """Returns the versions of Python and of the packages that affect compilation."""
     found = {"python": platform.python_version()}
     for name in ("jax", "jaxlib", "flax", "optax", "libtpu"):
@@ -188,6 +188,6 @@ def versions() -> dict[str, str]:
 
 def code() -> str:
     """Returns a digest of the code that determines a compiled step and its figures."""
-    return code_digest.digest(
+    return versions.code_checksum(
         lambda name: name.startswith(UNRELATED) and name not in RELATED
     )
