@@ -20,7 +20,7 @@ from tests.helpers.runs import ROOT, run_python
 
 README = ROOT / "README.md"
 FUNCTIONS = ("create_model", "list_models", "load", "train")
-# Modules whose docstrings have examples.
+# The docstrings of these modules have examples.
 EXAMPLES = (
     *("resnet_jax", "resnet_jax.config", "resnet_jax.data.source_protocol"),
     "resnet_jax.data.sources",

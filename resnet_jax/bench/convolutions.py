@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.bench import table
-from resnet_jax.bench.baseline import TYPES, check_types
+from resnet_jax.bench.cases import TYPES, check_types
 from resnet_jax.bench.table import Benchmark, row
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, count, counts, words
