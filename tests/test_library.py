@@ -23,7 +23,8 @@ FUNCTIONS = ("create_model", "list_models", "load", "train")
 # The docstrings of these modules have examples.
 EXAMPLES = (
     *("resnet_jax", "resnet_jax.config", "resnet_jax.data.source_protocol"),
-    *("resnet_jax.errors", "resnet_jax.models", "resnet_jax.models.zoo"),
+    *("resnet_jax.data.sources", "resnet_jax.errors"),
+    *("resnet_jax.models", "resnet_jax.models.zoo"),
     *("resnet_jax.models.spec", "resnet_jax.models.resnet", "resnet_jax.models.scan"),
     *("resnet_jax.models.cost", "resnet_jax.models.inputs"),
     *("resnet_jax.training.loop", "resnet_jax.weights.card"),

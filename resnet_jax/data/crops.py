@@ -4,7 +4,7 @@ import math
 from typing import Literal
 
 import numpy as np
-from jaxtyping import UInt8, UInt64
+from jaxtyping import Float, UInt8, UInt64
 
 from resnet_jax.data.decode import Picture
 from resnet_jax.data.resize import PILLOW, REACH, resize
@@ -162,8 +162,8 @@ def erase(
     rng: np.random.Generator,
     *,
     count: int,
-    mean: np.ndarray,
-    std: np.ndarray | None,
+    mean: Float[np.ndarray, " c"],
+    std: Float[np.ndarray, " c"] | None,
 ) -> UInt8[np.ndarray, "h w c"]:
     """Erases random rectangles (Zhong et al. 2017, arXiv:1708.04896), as timm does.
 

@@ -59,6 +59,10 @@ def open_source(
 ) -> NamedSource:
     """Opens one split of a data set.
 
+    >>> digits = open_source("digits", "train[:10%]")
+    >>> len(digits), digits.classes[:3], digits.title
+    (144, ('0', '1', '2'), 'digits/train[0:144]')
+
     Args:
       source: `tfds:NAME[/CONFIG]`, `tfds:DIRECTORY` (a prepared data set),
         `folder:PATH`, `digits`, `fake[:CLASSES[:SIZE]]`, or

@@ -498,7 +498,7 @@ def _checksum_of_record(record: Mapping[str, Any]) -> str:
 def _wait_at_barrier(*, key: str, timeout_ms: int) -> None:
     """Waits in a save for the other processes, unless the save failed on this one.
 
-    The others need not be waited for then: the error of this process stops them.
+    If it failed, the others wait for this process until its error stops them.
     """
     failed = sys.exc_info()[0] is not None
     if processes.count() > 1 and not failed:
@@ -523,7 +523,7 @@ def _arrays_to_write(tree: Tree) -> Tree:
     values: list[np.ndarray | None] = [None] * len(small)
     if jax.process_index() == 0:
         # Getting an array itself would let it keep a view of memory that is donated
-        # next, so its data are got.
+        # next, so this gets the data of one of its shards.
         values = jax.device_get([leaves[i].addressable_data(0) for i in small])
     for i, value in zip(small, values, strict=True):
         leaves[i] = value

@@ -174,9 +174,13 @@ def test_sharded_parameters_are_trained_like_replicated_ones(update):
     replicated = tiny.setup(
         changes | {"ema_decay": 0.9, "sharding.params": "replicated"} | UPDATES[update]
     )
-    first = jax.device_get(replicated.init_state())
-    result, state = steps(sharded, jax.device_put(first, sharded.shardings()), 2)
-    expected, _ = steps(replicated, jax.device_put(first, replicated.shardings()), 2)
+    first = jax.device_get(programs.init_state(replicated))
+    result, state = steps(
+        sharded, jax.device_put(first, programs.state_shardings(sharded)), 2
+    )
+    expected, _ = steps(
+        replicated, jax.device_put(first, programs.state_shardings(replicated)), 2
+    )
     # As above, but the sums have 16 x 64 x 64 terms, so errors are 8 times as large.
     assert tiny.difference(result, expected) < 1e-4
     # A step keeps the shardings: each device holds an eighth of each 64 x 64 kernel.
@@ -198,11 +202,11 @@ def test_sharded_parameters_are_trained_like_replicated_ones(update):
 def test_sharded_parameters_are_initialized_and_placed_like_replicated_ones():
     sharded = tiny.setup(tiny.IN_PARTS)
     replicated = tiny.setup(tiny.IN_PARTS | {"sharding.params": "replicated"})
-    state = sharded.init_state()
+    state = programs.init_state(sharded)
     assert_equal = functools.partial(jax.tree.map, np.testing.assert_array_equal)
-    assert_equal(jax.device_get(state), jax.device_get(replicated.init_state()))
+    assert_equal(jax.device_get(state), jax.device_get(programs.init_state(replicated)))
     variables = jax.device_get(state.evaluated())
-    started = sharded.state_from(variables)
+    started = programs.state_from(sharded, variables)
     assert_equal(jax.device_get(started.evaluated()), variables)
     assert (
         elements_held(started.params)
