@@ -1,4 +1,4 @@
-"""Residual networks in JAX: equal to their references, from a laptop to a pod.
+"""Residual networks in JAX that equal their references, from a laptop to a TPU pod.
 
 >>> import resnet_jax
 >>> resnet_jax.list_models("resnet5*d")
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-# Python is about to run a command, `python -m resnet_jax.NAME`. Until that can answer
-# to Ctrl-C, in `output.command`, it ends the process without a traceback.
+# If this is true, Python is about to run a command, `python -m resnet_jax.NAME`. Until
+# the command handles Ctrl-C, in `output.command`, the signal ends the process without a
+# traceback.
 if (
     sys.argv[:1] == ["-m"]
     and sys.orig_argv[-len(sys.argv)].startswith("resnet_jax.")
@@ -45,7 +46,7 @@ __all__ = [
     "train",
     "weights",
 ]
-# JAX is imported when one of these is first used.
+# The modules of the functions. They import JAX, so they are imported at the first use.
 _MODULES = {
     "create_model": "resnet_jax.models.zoo",
     "list_models": "resnet_jax.models.zoo",

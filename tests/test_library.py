@@ -1,4 +1,4 @@
-"""What `import resnet_jax` offers to programs: its names, types and examples."""
+"""The library `resnet_jax`: its public names, types and examples."""
 
 import contextlib
 import doctest
@@ -19,25 +19,27 @@ from tests.helpers.runs import ROOT, run_python
 
 README = ROOT / "README.md"
 FUNCTIONS = ("create_model", "list_models", "load", "train")
-# Modules whose docstrings have examples.
+# The docstrings of these modules have examples.
 EXAMPLES = (
     *("resnet_jax", "resnet_jax.config", "resnet_jax.data.source_protocol"),
     *("resnet_jax.data.sources", "resnet_jax.errors"),
     *("resnet_jax.models", "resnet_jax.models.zoo"),
+    *("resnet_jax.models.spec", "resnet_jax.models.resnet", "resnet_jax.models.scan"),
+    *("resnet_jax.models.cost", "resnet_jax.models.inputs"),
     *("resnet_jax.training.loop", "resnet_jax.weights.card"),
-    "resnet_jax.weights.trained",
+    *("resnet_jax.weights.naming", "resnet_jax.weights.trained"),
 )
 
 
-def ask(program: str) -> object:
-    """Runs a program in a process of its own; returns the JSON that it prints last."""
+def result_of(program: str):
+    """Runs a program in a new process; returns the JSON of the last line it prints."""
     code, printed = run_python("-c", program, stderr=subprocess.DEVNULL)
     assert code == 0, printed
     return json.loads(printed.splitlines()[-1])
 
 
-def test_the_import_of_the_package_imports_no_library():
-    imported = ask(
+def test_importing_the_package_imports_no_other_library():
+    imported = result_of(
         "import sys; import resnet_jax; dir(resnet_jax);"
         " import json; print(json.dumps(sorted(sys.modules)))"
     )
@@ -46,10 +48,10 @@ def test_the_import_of_the_package_imports_no_library():
 
 @pytest.mark.slow
 def test_no_module_of_the_package_hides_a_public_function():
-    kinds = ask(f"""
+    kinds = result_of(f"""
 import contextlib, importlib, json, pkgutil, resnet_jax
 for module in pkgutil.walk_packages(resnet_jax.__path__, "resnet_jax."):
-    # Some modules need a library that is not a requirement.
+    # Some modules import a library that is not a requirement.
     if not module.name.endswith("__main__"):
         with contextlib.suppress(ImportError):
             importlib.import_module(module.name)
@@ -58,7 +60,7 @@ print(json.dumps([type(getattr(resnet_jax, x)).__name__ for x in {FUNCTIONS}]))
     assert kinds == ["function"] * len(FUNCTIONS)
 
 
-def test_all_public_names_are_there_and_others_are_not():
+def test_every_public_name_is_an_attribute_and_others_raise():
     for module in map(importlib.import_module, public_names.MODULES):
         for name in public_names.names_of(module):
             assert getattr(module, name) is not None
@@ -70,23 +72,23 @@ def test_all_public_names_are_there_and_others_are_not():
 def test_the_public_names_and_signatures_are_those_on_record():
     text = public_names.list_names()
     assert text == public_names.GOLDEN.read_text(), (
-        "If this change is meant: python -m tests.helpers.public_names"
+        "To record a change on purpose: python -m tests.helpers.public_names"
     )
 
 
 @pytest.mark.slow
-def test_a_program_of_a_user_has_the_types_that_it_expects(tmp_path):
+def test_mypy_accepts_the_program_of_a_user(tmp_path):
     flags = ("--strict", "--follow-imports=silent", f"--cache-dir={tmp_path}")
     code, printed = run_python("-m", "mypy", *flags, "tests/typed_user.py")
     assert code == 0, printed
 
 
 @pytest.mark.slow
-def test_the_examples_of_docstrings_and_readme_give_what_they_show(tmp_path):
+def test_the_examples_in_docstrings_and_readme_print_their_output(tmp_path):
     # Collecting the tests does not wait for this import, which takes a second.
     from sklearn.datasets import load_digits
 
-    # What the README's first run leaves, and two pictures of digits.
+    # The examples read the workdir of the README's first run and two pictures.
     config = load(RECIPES / "quickstart.py")
     small = "--config.model.overrides={'stage_sizes': (1, 1, 1)}"
     override(config, ["--config.total.epochs=5", small])

@@ -38,7 +38,7 @@ from resnet_jax.models import get_spec
 from resnet_jax.parallel import process_memory, processes, sharding
 from resnet_jax.persistence.checkpoints import Checkpoints, Progress
 from resnet_jax.plan import hlo
-from resnet_jax.plan.compile_subprocess import ask
+from resnet_jax.plan.compile_subprocess import compile_config
 from resnet_jax.plan.time_model import network_seconds, seconds_of
 from resnet_jax.training import programs
 from resnet_jax.training.experiment import set_up
@@ -192,14 +192,16 @@ def _named(prefix: str, name: str, *rest) -> dict:
 
 
 def predictions(
-    config: ConfigDict, topology: str, ask: Callable[..., dict] = ask
+    config: ConfigDict,
+    topology: str,
+    compile_config: Callable[..., dict] = compile_config,
 ) -> Iterator[dict]:
     """Yields what `plan` predicts for slices of several sizes.
 
     Args:
       config: The config of the run.
       topology: The TPU slice for which the step is compiled, such as `v5e:2x4`.
-      ask: Compiles; see `compile_subprocess.ask`.
+      compile_config: Compiles; see `compile_subprocess.compile_config`.
 
     Yields:
       The rows; none if libtpu is not installed, which is printed.
@@ -213,7 +215,7 @@ def predictions(
             " for TPUs (pip install libtpu)."
         )
         return
-    facts = ask(config, topology, evaluation=False)
+    facts = compile_config(config, topology, evaluation=False)
     if "memory" not in facts["train"]:
         raise UserError(
             f"{config.model.name} does not fit {topology}. `python -m resnet_jax.plan`"
@@ -302,7 +304,8 @@ class Loop:
 
     def __init__(self, config: ConfigDict, mesh: Mesh):
         self.setup = set_up(config, mesh)
-        self.step = programs.compile_train_step(self.setup)
+        lowered = programs.lower_train_step(self.setup)
+        self.step = programs.compile_lowered(self.setup, lowered)
         self.state = programs.init_state(self.setup)
         self.batch = fake_batch(self.setup)
         self.seconds(1)

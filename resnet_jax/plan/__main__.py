@@ -17,8 +17,8 @@ from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, counts, load_config
 from resnet_jax.errors import UserError, check_known
 from resnet_jax.plan import sweep
-from resnet_jax.plan.compile_subprocess import ask
-from resnet_jax.plan.estimate import predict
+from resnet_jax.plan.compile_subprocess import compile_config
+from resnet_jax.plan.estimate import estimate
 from resnet_jax.plan.largest_batch import largest, unit_of
 from resnet_jax.plan.table import amount, as_text
 
@@ -167,8 +167,10 @@ def main(argv: list[str]) -> None:
         chosen.batch_size = batch_size or config.batch_size
         chosen.sharding.params = sharding
         try:
-            facts = ask(chosen, topology, per_chip=per_chip, fresh=args.fresh)
-            found = predict(facts, input_rate=args.input_rate, price=price)
+            facts = compile_config(
+                chosen, topology, per_chip=per_chip, fresh=args.fresh
+            )
+            found = estimate(facts, input_rate=args.input_rate, price=price)
             if args.largest:
                 found["largest"] = search(chosen, facts)
         except UserError as error:
@@ -188,14 +190,16 @@ def main(argv: list[str]) -> None:
 
 
 def search(
-    config: ConfigDict, facts: dict, ask: Callable[..., dict] = ask
+    config: ConfigDict,
+    facts: dict,
+    compile_config: Callable[..., dict] = compile_config,
 ) -> tuple[int, int]:
     """Searches for the largest batch that fits into a chip's memory.
 
     Args:
       config: The run's configuration.
       facts: The compiler's figures for `config.batch_size`, the first try.
-      ask: Compiles; see `compile_subprocess.ask`.
+      compile_config: Compiles; see `compile_subprocess.compile_config`.
 
     Returns:
       Two numbers of images per chip: the largest that fits, and the smallest that does
@@ -211,8 +215,10 @@ def search(
         figures = facts
         if per_chip != start:
             topology = facts["topology"]
-            figures = ask(config, topology, per_chip=per_chip, evaluation=False)
-        found = predict({k: v for k, v in figures.items() if k != "eval"})
+            figures = compile_config(
+                config, topology, per_chip=per_chip, evaluation=False
+            )
+        found = estimate({k: v for k, v in figures.items() if k != "eval"})
         need, limit = found["memory"], found["limit"]
         if not found["fits"] and not need:
             # The compiler does not say how much the step needs.

@@ -20,7 +20,7 @@ def total(memory: dict[str, int]) -> int:
     return sum(memory.values())
 
 
-def predict(
+def estimate(
     facts: dict, *, input_rate: float = 0.0, price: float = 0.0
 ) -> dict[str, Any]:
     """Estimates the memory, speed and cost of a run.

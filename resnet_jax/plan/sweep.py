@@ -9,7 +9,7 @@ from resnet_jax.compiler import options as options_by_chip
 from resnet_jax.compiler.chips import chip_of
 from resnet_jax.console import output
 from resnet_jax.errors import UserError
-from resnet_jax.plan.compile_subprocess import ask
+from resnet_jax.plan.compile_subprocess import compile_config
 
 # An option is kept only if it saves at least this fraction of the bytes, or a third of
 # it of the cycles.
@@ -40,7 +40,7 @@ def sweep(
     topology: str,
     per_chip: int,
     candidates: Sequence[dict] = CANDIDATES,
-    ask: Callable[..., dict] = ask,
+    compile_config: Callable[..., dict] = compile_config,
 ) -> Iterator[dict]:
     """Compiles the train step with each candidate in addition to those that helped.
 
@@ -52,7 +52,7 @@ def sweep(
       topology: The devices to compile for, such as `v5e:2x4`.
       per_chip: Images per step and chip.
       candidates: The options to try.
-      ask: Compiles; see `compile_subprocess.ask`.
+      compile_config: Compiles; see `compile_subprocess.compile_config`.
 
     Yields:
       A row per compilation, first that without options: `options`, `variant` (in words,
@@ -69,7 +69,7 @@ def sweep(
             chosen.model.update(changes)
         row = {"options": options, "variant": variant}
         try:
-            facts = ask(chosen, topology, per_chip=images, evaluation=False)
+            facts = compile_config(chosen, topology, per_chip=images, evaluation=False)
         except UserError as error:
             return row | {"refused": str(error)}
         train = facts["train"]

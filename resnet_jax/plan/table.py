@@ -24,7 +24,7 @@ def as_text(plans: list[tuple[dict, dict]]) -> str:
 
     Args:
       plans: The compiler's figures of each plan (`compile_steps.facts`) and the
-        estimates (`estimate.predict`).
+        estimates (`estimate.estimate`).
     """
     columns = [_column(facts, estimates) for facts, estimates in plans]
     # The rows are in the order of the longest column. A row that only another column

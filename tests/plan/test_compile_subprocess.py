@@ -9,8 +9,8 @@ import pytest
 from resnet_jax.compiler.chips import LOCAL
 from resnet_jax.errors import UserError
 from resnet_jax.persistence import versions
-from resnet_jax.plan import compile_subprocess as ask_module
-from resnet_jax.plan.compile_subprocess import ask, key_of
+from resnet_jax.plan import compile_subprocess
+from resnet_jax.plan.compile_subprocess import compile_config, key_of
 from tests.helpers import tiny
 from tests.helpers.pictures import encode, noise, write_folder
 
@@ -27,15 +27,15 @@ def test_the_same_question_is_compiled_once(cache, monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", run)
     config = tiny.config()
-    first = ask(config, LOCAL)
-    assert ask(config, LOCAL) == first
+    first = compile_config(config, LOCAL)
+    assert compile_config(config, LOCAL) == first
     assert len(compiled) == 1
     assert first["versions"]["jax"] == jax.__version__
     (kept,) = cache.iterdir()
     assert kept.stat().st_mode & 0o077 == cache.stat().st_mode & 0o077 == 0
-    ask(config, LOCAL, fresh=True)
+    compile_config(config, LOCAL, fresh=True)
     assert len(compiled) == 2
-    ask(config, LOCAL, per_chip=2)
+    compile_config(config, LOCAL, per_chip=2)
     assert len(compiled) == 3
 
 
@@ -46,9 +46,9 @@ def test_different_questions_have_different_keys(monkeypatch):
     keys.add(key_of(request | {"config": tiny.config({"seed": 1}).to_dict()}))
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_scoped_vmem_limit_kib=65536")
     keys.add(key_of(request))
-    monkeypatch.setattr(ask_module, "compiler_versions", lambda: {"jax": "99"})
+    monkeypatch.setattr(compile_subprocess, "compiler_versions", lambda: {"jax": "99"})
     keys.add(key_of(request))
-    monkeypatch.setattr(ask_module, "code", lambda: "another version")
+    monkeypatch.setattr(compile_subprocess, "code", lambda: "another version")
     keys.add(key_of(request))
     assert len(keys) == 6
 
@@ -66,11 +66,11 @@ def test_the_digest_covers_only_code_that_affects_a_step(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
     monkeypatch.setattr(versions, "PACKAGE", tmp_path / "resnet_jax")
-    before = ask_module.code()
+    before = compile_subprocess.code()
     for name, counts in files.items():
         (tmp_path / name).write_text("changed")
-        assert (ask_module.code() != before) == counts
-        before = ask_module.code()
+        assert (compile_subprocess.code() != before) == counts
+        before = compile_subprocess.code()
 
 
 def test_a_crash_of_the_compiler_is_reported(cache, monkeypatch):
@@ -82,7 +82,7 @@ def test_a_crash_of_the_compiler_is_reported(cache, monkeypatch):
     monkeypatch.setattr(subprocess, "run", run)
     message = r"compiler failed for local \(ended by signal 6\): Check failed"
     with pytest.raises(UserError, match=message):
-        ask(tiny.config(), LOCAL)
+        compile_config(tiny.config(), LOCAL)
     assert not list(cache.iterdir())
 
 
@@ -94,7 +94,7 @@ def test_the_exception_of_a_traceback_is_reported(cache, monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(UserError, match=r"\(exit code 1\): ValueError: too large$"):
-        ask(tiny.config(), LOCAL)
+        compile_config(tiny.config(), LOCAL)
 
 
 def test_new_images_make_a_new_question(cache, monkeypatch, tmp_path):
@@ -109,11 +109,11 @@ def test_new_images_make_a_new_question(cache, monkeypatch, tmp_path):
     files = {f"{split}/cat/0.png": image for split in ("train", "test")}
     folder = write_folder(tmp_path / "images", files)
     config = tiny.config({"data.source": folder, "data.eval_split": "test"})
-    ask(config, LOCAL)
-    ask(config, LOCAL)
+    compile_config(config, LOCAL)
+    compile_config(config, LOCAL)
     assert len(compiled) == 1
     (tmp_path / "images" / "train" / "cat" / "1.png").write_bytes(image)
-    ask(config, LOCAL)
+    compile_config(config, LOCAL)
     assert len(compiled) == 2
 
 
@@ -123,14 +123,14 @@ def test_a_damaged_file_of_figures_is_compiled_again(cache, monkeypatch, content
         return subprocess.CompletedProcess(command, 0, ANSWER, "")
 
     monkeypatch.setattr(subprocess, "run", run)
-    first = ask(tiny.config(), LOCAL)
+    first = compile_config(tiny.config(), LOCAL)
     (kept,) = cache.iterdir()
     if content is None:
         kept.unlink()
         kept.mkdir()
     else:
         kept.write_text(content)
-    assert ask(tiny.config(), LOCAL) == first
+    assert compile_config(tiny.config(), LOCAL) == first
 
 
 def test_without_a_home_directory_figures_are_not_kept(monkeypatch, capsys):
@@ -143,7 +143,7 @@ def test_without_a_home_directory_figures_are_not_kept(monkeypatch, capsys):
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(pathlib.Path, "home", home)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert ask(tiny.config(), LOCAL)["devices"] == 8
+    assert compile_config(tiny.config(), LOCAL)["devices"] == 8
     assert (
         "figures of this compilation are not kept: there is no home"
         in capsys.readouterr().err

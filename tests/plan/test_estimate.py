@@ -6,7 +6,7 @@ import pytest
 
 from resnet_jax.compiler.chips import CHIPS, HOP, chip_of
 from resnet_jax.plan import calibration
-from resnet_jax.plan.estimate import predict
+from resnet_jax.plan.estimate import estimate
 from resnet_jax.plan.time_model import (
     network_seconds,
     outside_bytes,
@@ -84,7 +84,7 @@ def test_only_collectives_over_all_devices_depend_on_the_size_of_the_slice():
 
 
 def test_a_run_is_predicted_from_the_longest_estimate_of_its_step():
-    predicted = predict(facts(), input_rate=600.0, price=1.2)
+    predicted = estimate(facts(), input_rate=600.0, price=1.2)
     # The cycles take 100 ms. The network takes 0.9 ms, as 7/8 of 1e8 bytes are sent
     # twice at 200 GB/s, and the time of the hops.
     hops = 2 * 2 * (8**0.5) / 2 * HOP
@@ -129,27 +129,27 @@ def test_a_run_is_predicted_from_the_longest_estimate_of_its_step():
     ],
 )
 def test_the_bound_is_the_resource_that_takes_longest(slower, bound):
-    assert predict(facts(train=facts()["train"] | slower))["bound"] == bound
+    assert estimate(facts(train=facts()["train"] | slower))["bound"] == bound
 
 
 def test_the_network_is_not_the_bound_if_computation_takes_longer():
     # The cycles take 0.1 s, the memory 0.05 s, and the network 0.09 s.
     size = round(0.09 / (2 * 7 / 8) * V5E.network)
     collectives = [{"kind": "all-reduce", "bytes": size, "devices": 8, "times": 1}]
-    predicted = predict(facts(train=facts()["train"] | {"collectives": collectives}))
+    predicted = estimate(facts(train=facts()["train"] | {"collectives": collectives}))
     assert 0.05 < predicted["seconds"]["network"] < 0.1
     assert predicted["bound"] == "memory"
 
 
 def test_an_unknown_efficiency_of_many_pods_is_none():
-    predicted = predict(facts(chip="v3"))
+    predicted = estimate(facts(chip="v3"))
     assert predicted["efficiency"][4096] is None
     assert 0 < predicted["efficiency"][1024] < 1
 
 
 def test_computation_is_calibrated_if_rates_are_published():
     by_cycles = facts()["train"] | {"cycles": V4.clock / 10}
-    predicted = predict(facts(chip="v4", train=by_cycles))
+    predicted = estimate(facts(chip="v4", train=by_cycles))
     factor = calibration.factor_of("v4")
     # The factor applies neither to the network nor beyond the peaks: 4.095e10 bytes at
     # 1200 GB/s.
@@ -166,7 +166,7 @@ def test_computation_is_calibrated_if_rates_are_published():
     assert predicted["hours"] == pytest.approx(hours + predicted["eval_hours"])
     # No rates are published for v5e, nor for float32.
     for plan in (facts(), facts(chip="v4", train=by_cycles, dtype="float32")):
-        predicted = predict(plan)
+        predicted = estimate(plan)
         assert predicted["factor"] is None
         assert predicted["rate"] == predicted["uncalibrated"]
 
@@ -174,19 +174,19 @@ def test_computation_is_calibrated_if_rates_are_published():
 def test_no_calibration_goes_beyond_the_published_peaks():
     # The cycles take 35 ms, and the bytes 34.1 ms.
     train = facts()["train"] | {"cycles": 0.035 * V4.clock}
-    predicted = predict(facts(chip="v4", train=train))
+    predicted = estimate(facts(chip="v4", train=train))
     assert predicted["rate"] == predicted["most"] > predicted["uncalibrated"]
 
 
 def test_no_speed_is_predicted_for_a_step_that_does_not_fit():
     train = {"wanted": 20 * GIB, "limit": 15 * GIB, "seconds": 1.0}
-    assert predict(facts(train=train)) == {
+    assert estimate(facts(train=train)) == {
         "fits": False,
         "memory": 20 * GIB,
         "limit": 15 * GIB,
     }
     # Compilers for CPUs do not refuse a program that does not fit.
-    predicted = predict(facts(chip="", memory=7 * GIB))
+    predicted = estimate(facts(chip="", memory=7 * GIB))
     assert predicted == {"fits": False, "memory": 8 * GIB, "limit": 7 * GIB}
 
 
@@ -202,7 +202,7 @@ def test_bytes_between_slices_use_the_data_centre_network():
 
 
 def test_slices_add_the_data_centre_network_to_a_step():
-    single, double = predict(facts()), predict(two_slices())
+    single, double = estimate(facts()), estimate(two_slices())
     assert double["outside_bytes"] == 10**8 // 8
     assert double["seconds"]["outside"] == 12.5e6 / 3.125e9
     inside = ring_seconds("reduce-scatter", 10**8, 8, V5E)
@@ -213,13 +213,13 @@ def test_slices_add_the_data_centre_network_to_a_step():
 
 
 def test_the_two_devices_of_a_chip_share_its_data_centre_network():
-    predicted = predict(two_slices(chip="tpu7x", devices=32, chips=16))
+    predicted = estimate(two_slices(chip="tpu7x", devices=32, chips=16))
     assert predicted["outside_bytes"] == 2 * 10**8 // 8
     assert predicted["seconds"]["outside"] == 25e6 / 12.5e9
 
 
 def test_efficiency_is_that_of_more_or_fewer_slices_of_the_same_size():
-    efficiency = predict(two_slices())["efficiency"]
+    efficiency = estimate(two_slices())["efficiency"]
     alone = 0.1
 
     def expected(inside: int, slices: int) -> float:
@@ -241,7 +241,7 @@ def test_efficiency_is_that_of_more_or_fewer_slices_of_the_same_size():
 
 
 def test_without_a_published_data_centre_network_no_speed_is_predicted():
-    predicted = predict(two_slices(chip="v4"))
+    predicted = estimate(two_slices(chip="v4"))
     assert predicted == {
         "fits": True,
         "memory": 8 * GIB,
@@ -251,12 +251,12 @@ def test_without_a_published_data_centre_network_no_speed_is_predicted():
 
 
 def test_no_speed_is_predicted_for_unknown_chips():
-    predicted = predict(facts(chip=""))
+    predicted = estimate(facts(chip=""))
     assert predicted == {"fits": True, "memory": 8 * GIB, "limit": 16 * GIB}
 
 
 def test_a_program_for_one_device_predicts_no_scaling():
-    assert predict(facts(devices=1, chips=1, hosts=1))["efficiency"] == {}
+    assert estimate(facts(devices=1, chips=1, hosts=1))["efficiency"] == {}
 
 
 def test_the_chip_of_a_topology_is_found():

@@ -12,8 +12,8 @@ from resnet_jax.config import load
 from resnet_jax.errors import UserError
 from resnet_jax.plan import __main__ as command
 from resnet_jax.plan import calibration
-from resnet_jax.plan.compile_subprocess import ask
-from resnet_jax.plan.estimate import predict
+from resnet_jax.plan.compile_subprocess import compile_config
+from resnet_jax.plan.estimate import estimate
 from resnet_jax.plan.table import amount, as_text
 from tests.helpers import runs, tiny
 from tests.helpers.plans import facts, two_slices
@@ -66,7 +66,7 @@ def test_an_unknown_sharding_is_reported_before_compiling(no_compiler):
 def test_the_error_without_libtpu_tells_how_to_install_it(monkeypatch, no_compiler):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs libtpu, .*: pip install libtpu$"):
-        ask(tiny.config(), "v5e:2x4")
+        compile_config(tiny.config(), "v5e:2x4")
 
 
 # Tests of the output.
@@ -77,7 +77,7 @@ def test_plans_are_printed_side_by_side():
     v4 = facts(topology="v4:2x2x1", chip="v4", kind="TPU v4", devices=4, chips=4)
     unfit = {"wanted": 2**34, "limit": 15 * 2**30, "seconds": 1.0}
     plans = [facts(), v4, facts(train=unfit, batch_size=4096)]
-    text = as_text([(plan, predict(plan, price=2.0)) for plan in plans])
+    text = as_text([(plan, estimate(plan, price=2.0)) for plan in plans])
     rows = {line.strip()[:24].strip(): line.split() for line in text.splitlines()}
     assert rows["topology"][1:] == ["v5e:2x4", "v4:2x2x1", "v5e:2x4"]
     assert rows["parameters"][1:] == ["3.0", "GiB", "3.0", "GiB"]
@@ -110,7 +110,7 @@ def table_of(libtpu: str, chip: str) -> tuple[dict, str]:
         chips=4,
         versions={"libtpu": libtpu, "jax": "1.2.3"},
     )
-    predicted = predict(plan, price=2.0, input_rate=600.0)
+    predicted = estimate(plan, price=2.0, input_rate=600.0)
     return predicted, as_text([(plan, predicted)])
 
 
@@ -136,13 +136,13 @@ def test_rates_that_were_calibrated_with_another_libtpu_are_marked():
 def test_a_plan_without_estimated_cycles_says_so():
     step = facts()["train"] | {"cycles": 0}
     plan = facts(train=step, versions={"libtpu": "9.9"})
-    text = as_text([(plan, predict(plan))])
+    text = as_text([(plan, estimate(plan))])
     assert "libtpu 9.9 does not estimate the cycles" in text
 
 
 def test_plans_for_several_slices_have_rows_for_the_network_between_them():
     plans = [facts(), two_slices(), two_slices(topology="2*v4:2x2x2", chip="v4")]
-    text = as_text([(plan, predict(plan)) for plan in plans])
+    text = as_text([(plan, estimate(plan)) for plan in plans])
     rows = {line.strip()[:24].strip(): line.split() for line in text.splitlines()}
     assert rows["topology"][1:] == ["v5e:2x4", "2*v5e:2x4", "2*v4:2x2x2"]
     assert rows["of it between slices"][4:] == ["4.00", "ms"]
@@ -182,7 +182,7 @@ def test_the_search_for_the_largest_batch_starts_at_the_planned_batch():
             train = facts()["train"] | {"memory": memory}
         return facts(train=train, batch_size=8 * per_chip)
 
-    fits, fails = command.search(load("configs/r50.py"), facts(), ask=answer)
+    fits, fails = command.search(load("configs/r50.py"), facts(), compile_config=answer)
     # 448 images and the parameters take 15 GiB; 480 take all 16 GiB.
     assert 0.9 * 480 < fits <= 480 and fits < fails <= fits * 17 / 16 + 4
     # The planned batch is not compiled again, and ghost batches have 32 images.
@@ -198,7 +198,10 @@ def test_a_batch_that_the_config_refuses_ends_the_search(capsys):
         memory = {"parameters": 2**30, "activations": per_chip}
         return facts(train=facts()["train"] | {"memory": memory})
 
-    assert command.search(load("configs/r50.py"), facts(), ask=answer) == (128, 0)
+    assert command.search(load("configs/r50.py"), facts(), compile_config=answer) == (
+        128,
+        0,
+    )
     note = "The search ends without a larger batch: The data has"
     assert note in capsys.readouterr().err
 
@@ -211,7 +214,7 @@ def test_one_call_plans_all_topologies_and_batch_sizes(monkeypatch, capsys):
         return facts(topology=topology, chip=chip, batch_size=8 * per_chip)
 
     shardings = []
-    monkeypatch.setattr(command, "ask", answer)
+    monkeypatch.setattr(command, "compile_config", answer)
     arguments = ["--config=configs/r50.py", "--topology=v5e:2x4,v4:2x2x2", "--json"]
     arguments += ["--per_chip=64,128", "--price=1.5,4", "--input_rate=600"]
     command.main(["plan", *arguments])
@@ -268,7 +271,7 @@ def test_finished_plans_are_printed_even_if_a_later_one_is_refused(monkeypatch, 
             raise UserError("63 is refused.")
         return facts(topology=topology, batch_size=8 * per_chip)
 
-    monkeypatch.setattr(command, "ask", answer)
+    monkeypatch.setattr(command, "compile_config", answer)
     arguments = ["--config=configs/r50.py", "--topology=v5e:2x4", "--json"]
     with pytest.raises(UserError, match="63 is refused"):
         command.main(["plan", *arguments, "--per_chip=64,63,128"])

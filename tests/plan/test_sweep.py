@@ -20,7 +20,7 @@ def run(topology: str, candidates=CANDIDATES) -> list[str]:
     The options save some of 10,000 cycles; `d` is refused.
     """
 
-    def ask(config, topology, per_chip, evaluation):
+    def compile_config(config, topology, per_chip, evaluation):
         options = config.compiler_options
         if "d" in options:
             raise UserError("no such option")
@@ -36,7 +36,9 @@ def run(topology: str, candidates=CANDIDATES) -> list[str]:
         return {"batch_size": 2 * per_chip, "devices": 2, "train": train}
 
     output = []
-    rows = functools.partial(sweep.sweep, candidates=candidates, ask=ask)
+    rows = functools.partial(
+        sweep.sweep, candidates=candidates, compile_config=compile_config
+    )
     sweep.run(tiny.config(), topology, 4, output.append, sweep=rows)
     return output
 

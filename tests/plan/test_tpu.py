@@ -10,10 +10,9 @@ from resnet_jax.errors import UserError
 from resnet_jax.models import create_model
 from resnet_jax.models.cost import cost_of_image
 from resnet_jax.parallel import sharding
-from resnet_jax.plan import compile_steps, compile_stock_linen
-from resnet_jax.plan import compile_subprocess as ask_module
-from resnet_jax.plan.compile_subprocess import ask
-from resnet_jax.plan.estimate import predict
+from resnet_jax.plan import compile_steps, compile_stock_linen, compile_subprocess
+from resnet_jax.plan.compile_subprocess import compile_config
+from resnet_jax.plan.estimate import estimate
 from tests.helpers import tiny
 
 pytestmark = pytest.mark.skipif(
@@ -23,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_a_topology_has_the_devices_chips_and_hosts_of_its_slice(monkeypatch):
-    for name, value in ask_module.FOR_TPU.items():
+    for name, value in compile_subprocess.FOR_TPU.items():
         monkeypatch.setenv(name, value)
     for topology, devices, chips, hosts in (
         ("v5e:1x1", 1, 1, 1),
@@ -54,7 +53,7 @@ def test_a_topology_has_the_devices_chips_and_hosts_of_its_slice(monkeypatch):
 
 @pytest.mark.parametrize("slice_", ["v5e:2x4", "v6e:4x4", "v4:2x2x2", "v3:4x4"])
 def test_the_mesh_orders_devices_by_slice_and_process(slice_, monkeypatch):
-    for name, value in ask_module.FOR_TPU.items():
+    for name, value in compile_subprocess.FOR_TPU.items():
         monkeypatch.setenv(name, value)
     alone = compile_steps.devices_of(slice_)
     mesh = sharding.make_mesh(alone)
@@ -79,7 +78,7 @@ def test_the_mesh_orders_devices_by_slice_and_process(slice_, monkeypatch):
 def test_a_small_run_is_planned_for_two_slices(cache):
     # A ghost batch of eight images lies on two devices of one slice.
     config = tiny.config({"model.bn_group_size": 8})
-    facts = ask(config, "2*v5e:2x4", per_chip=4)
+    facts = compile_config(config, "2*v5e:2x4", per_chip=4)
     assert (facts["devices"], facts["chips"], facts["hosts"]) == (16, 16, 2)
     assert (facts["slices"], facts["batch_size"]) == (2, 64)
     collectives = facts["train"]["collectives"]
@@ -93,13 +92,13 @@ def test_a_small_run_is_planned_for_two_slices(cache):
     inside = [each for each in collectives if not each["slices"]]
     assert 2 in {each["devices"] for each in inside}
     assert max(each["devices"] for each in inside) == 8
-    predicted = predict(facts)
+    predicted = estimate(facts)
     assert predicted["outside_bytes"] == sent
     assert 0 < predicted["seconds"]["outside"] < predicted["seconds"]["network"]
 
 
 def test_sharded_parameters_are_planned_for_two_slices(cache):
-    facts = ask(tiny.config(tiny.IN_PARTS), "2*v5e:2x2", per_chip=4)
+    facts = compile_config(tiny.config(tiny.IN_PARTS), "2*v5e:2x2", per_chip=4)
     kinds = {
         (each["kind"], each["devices"])
         for each in facts["train"]["collectives"]
@@ -114,21 +113,21 @@ def test_sharded_parameters_are_planned_for_two_slices(cache):
 @pytest.mark.parametrize("size", [4, 16])
 def test_ghost_batches_that_are_legal_on_slices_compile(cache, size):
     config = tiny.config({"model.bn_group_size": size})
-    facts = ask(config, "3*v5e:2x2", per_chip=4, evaluation=False)
+    facts = compile_config(config, "3*v5e:2x2", per_chip=4, evaluation=False)
     assert facts["slices"] == 3 and "memory" in facts["train"]
 
 
 def test_ghost_batches_that_straddle_slices_are_refused_before_compiling(cache):
     config = tiny.config({"model.bn_group_size": 24})
     with pytest.raises(UserError, match=r"bn_group_size=24 .* the nearest .* 16 or 48"):
-        ask(config, "3*v5e:2x2", per_chip=4)
+        compile_config(config, "3*v5e:2x2", per_chip=4)
 
 
 def test_a_small_run_is_planned_for_one_slice(cache):
-    facts = ask(tiny.config(), "v5e:2x2", per_chip=4)
+    facts = compile_config(tiny.config(), "v5e:2x2", per_chip=4)
     assert (facts["devices"], facts["chips"], facts["hosts"]) == (4, 4, 1)
     assert (facts["chip"], facts["batch_size"]) == ("v5e", 16)
-    predicted = predict(facts, price=1.0)
+    predicted = estimate(facts, price=1.0)
     assert predicted["fits"]
     assert facts["train"]["cycles"] > facts["eval"]["cycles"] > 0
     assert 0 < predicted["utilization"] < 1
@@ -140,7 +139,7 @@ def test_a_small_run_is_planned_for_one_slice(cache):
 
 @pytest.mark.slow
 def test_the_stock_step_is_compiled_for_one_device(monkeypatch):
-    for name, value in ask_module.FOR_TPU.items():
+    for name, value in compile_subprocess.FOR_TPU.items():
         monkeypatch.setenv(name, value)
     stock = compile_stock_linen.figures("v4", model="resnet26", image_size=32, images=8)
     assert (stock.images, stock.devices) == (8, 1)
@@ -153,21 +152,23 @@ def test_the_stock_step_is_compiled_for_one_device(monkeypatch):
 def test_an_unknown_compiler_option_is_reported(cache):
     changes = {"compiler_options": {"xla_tpu_no_such_option": 1}}
     with pytest.raises(UserError, match=r"compiler_options=.*xla_tpu_no_such_option"):
-        ask(tiny.config(changes), "v5e:2x2", evaluation=False)
+        compile_config(tiny.config(changes), "v5e:2x2", evaluation=False)
 
 
 def test_a_slice_that_does_not_exist_is_reported(cache):
     with pytest.raises(
         UserError, match=r"libtpu does not know the topology v5e:3x5 \(.*docs/v5e"
     ):
-        ask(tiny.config(), "v5e:3x5")
+        compile_config(tiny.config(), "v5e:3x5")
 
 
 def test_a_step_that_does_not_fit_reports_the_memory_that_it_needs(cache):
     # One activation of a megapixel and 2048 float32 channels takes half of the memory,
     # and the step needs more than two.
     changes = {"data.image_size": 1024, "model.overrides.stem": ((3, 1, 2048),)}
-    facts = ask(tiny.config(changes), "v5e:2x2", per_chip=4, evaluation=False)
-    predicted = predict(facts)
+    facts = compile_config(
+        tiny.config(changes), "v5e:2x2", per_chip=4, evaluation=False
+    )
+    predicted = estimate(facts)
     assert not predicted["fits"]
     assert predicted["memory"] > predicted["limit"] > 15 * 2**30
