@@ -395,7 +395,8 @@ def measure(request: dict) -> dict:
         loop = Loop(config, sharding.make_mesh())
         results["start"] = time.time() - began
         results["bytes"] = sum(
-            each.times * each.bytes for each in hlo.collectives(loop.step.as_text())
+            each.times * each.bytes
+            for each in hlo.collectives(loop.step.as_text() or "")
         )
         part = ConfigDict(config.to_dict())
         part.batch_size //= request["number"]
