@@ -2,19 +2,19 @@
 
 Every exception that the package raises on purpose is a `ResNetJaxError`:
 
-- `UserError`: something that the user can fix, such as a config that cannot be, a file
-  that is missing or a full disk. Its message is a sentence that says what happened, to
+- `UserError`: something that the user can fix, such as a contradictory config, a
+  missing file or a full disk. Its message is a sentence that says what happened, to
   what, and what to do. Commands print it without a traceback and exit with code 1.
-  - `BadValueError`: an argument of a function that cannot be, such as a field of a
-    network's spec or the shape of a batch. It is a `ValueError`, too.
-  - `BadImageError`: an image that cannot be decoded.
+  - `BadValueError`: an argument of a function is not allowed, such as a field of a
+    network's spec or the shape of a batch. It is also a `ValueError`.
+  - `BadImageError`: an image cannot be decoded.
   - `resnet_jax.data.loader.WorkerDiedError`: a process that decodes images was killed.
-  - `resnet_jax.persistence.checkpoints.DamagedError`: a checkpoint that is not as it
+  - `resnet_jax.persistence.checkpoints.DamagedError`: a checkpoint was changed after it
     was saved.
 - `resnet_jax.persistence.preemption.PreemptedError`: a signal asked the run to stop,
-  and it did. It is not a mistake, so it is not a `UserError`.
-- `resnet_jax.bench.baseline.LeftOutError`: a benchmark leaves a contender out, which
-  cannot run here; `resnet_jax.bench.gpu.TooLateError` if no time was left for it.
+  and it stopped. This is not a mistake, so it is not a `UserError`.
+- `resnet_jax.bench.baseline.LeftOutError`: a benchmark skips a baseline that cannot run
+  here; `resnet_jax.bench.gpu.TooLateError` if no time was left for it.
 
 Other exceptions, such as a plain `ValueError` or `AssertionError`, are errors in the
 package or come from the libraries that it calls.
@@ -34,23 +34,27 @@ class UserError(ResNetJaxError):
 
 
 class BadValueError(UserError, ValueError):
-    """An argument that cannot be; the message says why and what is possible."""
+    """An argument that is not allowed; the message says why and what is allowed."""
 
 
 class BadImageError(UserError):
     """An image that cannot be decoded; the message names it."""
 
 
-def reason_of(told: str) -> str:
-    """Why a process failed: the last exception that it told, else its last line."""
-    lines = [line for line in told.splitlines() if line.strip()]
+def reason_of(text: str) -> str:
+    """Returns the reason for which a process failed, given its output.
+
+    It is the line of the last exception, or otherwise the last line.
+    """
+    lines = [line for line in text.splitlines() if line.strip()]
     errors = [x for x in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception)\b", x)]
-    last = (errors or lines or ["it said nothing"])[-1]
+    last = (errors or lines or ["it printed nothing"])[-1]
     return last.removeprefix(f"{__name__}.UserError: ")
 
 
-# What is wrong where object stores' clients raise or say one of these, and what helps:
-# google.auth, gcsfs and botocore by class, TensorStore and services in the text.
+# Problems of object stores with advice, each after the signs by which it is recognised:
+# names of exceptions of google.auth, gcsfs and botocore, and texts of TensorStore and
+# of the services.
 _STORE_PROBLEMS = (
     (
         (
@@ -78,12 +82,12 @@ _STORE_PROBLEMS = (
             "Access Denied",
             "Forbidden",
         ),
-        "this host's account is not allowed to; give it the right to list, read, write"
-        " and delete there, and at gs:// storage.buckets.get too",
+        "this host's account does not have the permission; allow it to list, read,"
+        " write and delete there, and at gs:// also storage.buckets.get",
     ),
     (
         ("NoSuchBucket", "bucket does not exist"),
-        "there is no such bucket; make it, or mend the name",
+        "there is no such bucket; create it, or correct the name",
     ),
     (
         (
@@ -102,45 +106,72 @@ _STORE_PROBLEMS = (
 
 
 def problem_of_store(error: BaseException | None) -> str:
-    """What is wrong with an object store, and what to do; empty for other errors."""
+    """Returns the problem of an object store that an error indicates, with advice.
+
+    Args:
+      error: An exception; its causes are searched as well.
+
+    Returns:
+      A clause without a full stop, or '' if the error has another reason.
+    """
     while error is not None:
-        said = " ".join(f"{type(error).__name__}: {error}".split())
+        text = " ".join(f"{type(error).__name__}: {error}".split())
         for signs, problem in _STORE_PROBLEMS:
-            if any(sign in said for sign in signs):
-                return f"{problem} ({said[:200]})"
+            if any(sign in text for sign in signs):
+                return f"{problem} ({text[:200]})"
         error = error.__cause__ or error.__context__
     return ""
 
 
-# How XLA's errors begin where a device has too little memory, and what those say that
-# come while a CPU computes.
+# Parts of XLA's errors when a device has too little memory: the errors begin with the
+# first, but those that come while a CPU computes contain only the second.
 NO_MEMORY, _NO_MEMORY_LATER = "RESOURCE_EXHAUSTED", "Out of memory allocating"
 
 
 def problem_of_memory(error: Exception) -> str:
-    """That a device has too little memory, and what to do; empty for other errors."""
-    said = str(error)
-    sign = NO_MEMORY if NO_MEMORY in said else _NO_MEMORY_LATER
-    if type(error).__name__ != "JaxRuntimeError" or sign not in said:
+    """Returns a sentence on a device with too little memory, with advice.
+
+    Args:
+      error: An exception.
+
+    Returns:
+      The sentences, or '' if the error has another reason.
+    """
+    text = str(error)
+    sign = NO_MEMORY if NO_MEMORY in text else _NO_MEMORY_LATER
+    if type(error).__name__ != "JaxRuntimeError" or sign not in text:
         return ""
-    reason = said[said.index(sign) :].splitlines()[0].rstrip(".")
+    reason = text[text.index(sign) :].splitlines()[0].rstrip(".")
     return (
         f"A device has too little memory for this run ({reason[:200]}). Start one with"
         " a smaller batch_size or data.image_size, or with gradient accumulation"
-        " (--config.optim.microbatches=2); python -m resnet_jax.plan --largest tells"
-        " what fits. A run that has a checkpoint can only resume on more or larger"
-        " devices, or with --config.sharding.params=fsdp."
+        " (--config.optim.microbatches=2); python -m resnet_jax.plan --largest prints"
+        " the largest batch that fits. A run that has a checkpoint can only resume on"
+        " more or larger devices, or with --config.sharding.params=fsdp."
     )
 
 
 def check_known(what: str, word: str, known: Iterable[str]) -> None:
-    """Raises UserError that there is no `what`, unless the word is among the known."""
+    """Checks that a word is one of the known ones.
+
+    Args:
+      what: The word as the message names it, such as `network 'resnet19'`.
+      word: The word.
+      known: The words that are allowed.
+
+    Raises:
+      UserError: It is unknown; the message names the nearest known words.
+    """
     if word not in known:
         raise UserError(f"There is no {what}.{nearest(word, known)}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Returns ' Did you mean ...?' with the nearest known words, or all if none."""
+    """Returns a hint at the known words that are nearest to an unknown one.
+
+    Returns:
+      " Did you mean A or B?", or " Known: A, B, C." if none is near.
+    """
     known = list(known)
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     if near:
@@ -149,7 +180,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def nearest_numbers(wanted: int, legal: Iterable[int]) -> str:
-    """Returns 'A or B': the legal numbers next to `wanted` on either side."""
+    """Returns "A or B", the legal numbers next to the wanted one on either side."""
     legal = sorted(set(legal))
     below = [n for n in legal if n < wanted][-1:]
     above = [n for n in legal if n > wanted][:1]

@@ -4,14 +4,14 @@ python -m resnet_jax.main --config=configs/quickstart.py --workdir=runs/quicksta
 """
 
 from resnet_jax.console import output
-from resnet_jax.parallel import memory, signals
+from resnet_jax.parallel import process_memory, signals
 
 if __name__ == "__main__":
     # First of all: a closed descriptor must not become that of a file, and Ctrl-C may
     # come at any time. The heap is of this process alone, before there are threads.
     output.prepare()
     signals.listen()
-    memory.use_one_heap()
+    process_memory.use_one_heap()
 
 import contextlib
 import dataclasses
@@ -189,8 +189,7 @@ def _seconds(text: str, flag: str) -> float:
 def connect(arguments: Arguments) -> None:
     """Connects the processes of a run, if there are several; JAX's first call."""
     from resnet_jax.parallel import processes
-    from resnet_jax.persistence import code_digest
-    from resnet_jax.persistence.checkpoints import find_versions
+    from resnet_jax.persistence import versions
 
     if not (_COORDINATOR.value or _DISTRIBUTED.value):
         return
@@ -208,8 +207,10 @@ def connect(arguments: Arguments) -> None:
         "start",
         {
             "the number of processes": processes.count(),
-            "the code of resnet_jax": code_digest.digest(),
-            **{f"the version of {k}": v for k, v in find_versions().items()},
+            "the code of resnet_jax": versions.code_checksum(),
+            **{
+                f"the version of {k}": v for k, v in versions.package_versions().items()
+            },
             **{f"--{name}": value for name, value in told.items()},
             **{f"config.{key}": value for key, value in flatten(config).items()},
         },
@@ -226,6 +227,8 @@ def connect(arguments: Arguments) -> None:
 @contextlib.contextmanager
 def _scratch() -> Iterator["Path"]:
     """A workdir for a dry run, which goes."""
+    from etils import epath
+
     from resnet_jax.parallel import processes
     from resnet_jax.persistence import storage
 
@@ -251,12 +254,12 @@ def _scratch() -> Iterator["Path"]:
             " nothing there."
         )
     # Of this run alone, so that none that goes at the same time is removed.
-    token = processes.first_does("dry run", lambda: secrets.token_hex(4))
+    token = processes.run_on_lead("dry run", lambda: secrets.token_hex(4))
     workdir = storage.path_of(f"{_WORKDIR.value.rstrip('/')}.dry_run.{token}")
 
     def remove() -> None:
         with contextlib.suppress(FileNotFoundError):
-            storage.remove_tree(workdir)
+            epath.Path(workdir).rmtree()
 
     # Also when the run is stopped or ended, and only after the others have left.
     if processes.index() == 0:
@@ -275,14 +278,14 @@ def run(arguments: Arguments, command: str) -> None:
     from resnet_jax.console.output import say
     from resnet_jax.parallel.sharding import find_devices
     from resnet_jax.persistence import compile_cache
+    from resnet_jax.persistence.metric_writers import describe
     from resnet_jax.persistence.storage import path_of
-    from resnet_jax.persistence.writers import describe
     from resnet_jax.training.evaluation import evaluate_workdir
     from resnet_jax.training.loop import train
 
     compile_cache.turn_on()
     if find_devices()[0].platform == "cpu":
-        memory.keep_freed_memory()
+        process_memory.keep_freed_memory()
     config = arguments.config
     limits = {
         "grace": _seconds(_GRACE.value, "grace"),

@@ -8,7 +8,7 @@ import json
 
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser
-from resnet_jax.data.images import pictures_of
+from resnet_jax.data.user_images import pictures_of
 from resnet_jax.persistence import storage
 from resnet_jax.reports.predictions import draw_predictions
 from resnet_jax.weights.trained import load

@@ -18,6 +18,7 @@ import argparse
 import logging
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, count
@@ -88,8 +89,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def main(argv: Sequence[str]) -> None:
-    """Runs the command; see the module's docstring."""
+def main(argv: Sequence[str], **options: Any) -> None:
+    """Runs the command; see the module's docstring.
+
+    Args:
+      argv: The command line.
+      options: Fields of `builders.Options` that have no flag.
+    """
     args = vars(_parse(argv[1:]))
     # Imported here, so that --help answers at once.
     from resnet_jax.data.prepare.builders import Options, prepare, split_sizes
@@ -102,7 +108,7 @@ def main(argv: Sequence[str]) -> None:
         return
     max_side, quality = args.pop("max_side"), args.pop("quality")
     reencode = Reencode(max_side, quality or 90) if max_side or quality else None
-    path = prepare(Options(reencode=reencode, **args))
+    path = prepare(Options(reencode=reencode, **args, **options))
     sizes = ", ".join(f"{name} {size:,}" for name, size in split_sizes(path).items())
     output.say(f"{path} is prepared ({sizes} images).")
     output.say(f"Train on it with --config.data.source=tfds:{path}")
@@ -122,13 +128,13 @@ def _verify(source: str, data_dir: str, num_workers: int) -> None:
     output.answer(f"All {total:,} images of {source} are readable.")
 
 
-def run(argv: Sequence[str]) -> None:
+def run(argv: Sequence[str], **options: Any) -> None:
     """Runs `main`, whose work the same command can resume after an interruption.
 
     Raises UserError for what a file system refuses.
     """
     try:
-        main(argv)
+        main(argv, **options)
     except OSError as error:
         raise UserError(
             f"{error.filename or 'A file'}: {error.strerror}; fix that, and the same"

@@ -27,7 +27,7 @@ import psutil
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from resnet_jax.persistence.writers import read_metrics
+from resnet_jax.persistence.metric_writers import read_metrics
 from tests.helpers import runs
 
 # A checkpoint every other step: most faults strike near one or in one.

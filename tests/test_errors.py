@@ -1,4 +1,4 @@
-"""The hierarchy of exceptions."""
+"""The hierarchy of exceptions, and their use in the package."""
 
 import ast
 import importlib
@@ -19,9 +19,9 @@ from resnet_jax.models import build, create_model, get_spec
 from resnet_jax.persistence.preemption import PreemptedError
 
 PACKAGE = pathlib.Path(resnet_jax.__file__).parent
-# These build networks of frameworks that the tests do not have.
+# This module imports frameworks that are not installed with the tests.
 PEERS = ("resnet_jax.bench.peer_torch",)
-# Errors inside of the package, which no caller can be expected to handle.
+# Files that may raise Python's own exceptions, and why no caller needs to handle them.
 INTERNAL = {
     "data/image_ops.py": "policies.py has checked the names of operations",
     "data/shards.py": "pack.py turns it into a sentence about the shard",
@@ -32,9 +32,10 @@ BUILT_IN = ("Exception", "ValueError", "TypeError", "RuntimeError", "KeyError")
 
 def modules() -> Iterator[types.ModuleType]:
     """Imports each module of the package."""
-    for found in pkgutil.walk_packages(resnet_jax.__path__, "resnet_jax."):
-        if found.name not in PEERS and not found.name.startswith("resnet_jax.configs"):
-            yield importlib.import_module(found.name)
+    for module in pkgutil.walk_packages(resnet_jax.__path__, "resnet_jax."):
+        name = module.name
+        if name not in PEERS and not name.startswith("resnet_jax.configs"):
+            yield importlib.import_module(name)
 
 
 def test_every_exception_of_the_package_has_one_base_class():
@@ -51,12 +52,12 @@ def test_every_exception_of_the_package_has_one_base_class():
     }
     for kind in own:
         assert issubclass(kind, ResNetJaxError)
-        # The documentation of the hierarchy is complete.
+        # The docstring of errors.py lists all of them.
         assert kind.__name__ in errors.__doc__
 
 
-def test_what_callers_handle_is_not_raised_as_an_exception_of_python():
-    found = {
+def test_errors_that_callers_handle_are_not_exceptions_of_python():
+    files = {
         str(path.relative_to(PACKAGE))
         for path in PACKAGE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
@@ -64,10 +65,10 @@ def test_what_callers_handle_is_not_raised_as_an_exception_of_python():
         and isinstance(node.exc, ast.Call)
         and getattr(node.exc.func, "id", "") in BUILT_IN
     }
-    assert found == INTERNAL.keys()
+    assert files == INTERNAL.keys()
 
 
-def test_a_run_that_was_stopped_is_not_a_mistake_of_the_user():
+def test_a_stopped_run_is_not_a_user_error():
     assert not issubclass(PreemptedError, UserError)
 
 
@@ -80,14 +81,14 @@ def test_a_run_that_was_stopped_is_not_a_mistake_of_the_user():
         {"output_stride": 3},
     ],
 )
-def test_a_spec_that_cannot_be_is_a_bad_value_in_a_sentence(change):
+def test_a_wrong_spec_is_a_bad_value_error_with_one_sentence(change):
     with pytest.raises(BadValueError, match=r"^resnet18: .*[^.]\.$") as caught:
         get_spec("resnet18", **change)
-    # Callers may catch what they caught before.
+    # Callers may catch either class.
     assert isinstance(caught.value, UserError) and isinstance(caught.value, ValueError)
 
 
-def test_images_that_a_network_cannot_take_are_a_bad_value():
+def test_images_with_wrong_channels_are_a_bad_value_error():
     with pytest.raises(BadValueError, match=r"takes 3 channels, the images have 1\."):
         create_model("cifar_resnet20").init(
             jax.random.key(0), jnp.zeros((1, 32, 32, 1))

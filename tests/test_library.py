@@ -22,8 +22,9 @@ README = ROOT / "README.md"
 FUNCTIONS = ("create_model", "list_models", "load", "train")
 # Modules whose docstrings have examples.
 EXAMPLES = (
-    *("resnet_jax", "resnet_jax.config", "resnet_jax.data.sources"),
-    *("resnet_jax.errors", "resnet_jax.models", "resnet_jax.models.zoo"),
+    *("resnet_jax", "resnet_jax.config", "resnet_jax.data.source_protocol"),
+    *("resnet_jax.data.sources", "resnet_jax.errors"),
+    *("resnet_jax.models", "resnet_jax.models.zoo"),
     *("resnet_jax.training.loop", "resnet_jax.weights.card"),
     "resnet_jax.weights.trained",
 )

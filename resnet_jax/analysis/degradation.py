@@ -15,8 +15,8 @@ from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser
 from resnet_jax.errors import UserError
 from resnet_jax.persistence import storage
+from resnet_jax.persistence.metric_writers import read_metrics
 from resnet_jax.persistence.storage import Path
-from resnet_jax.persistence.writers import read_metrics
 from resnet_jax.reports.figures import picture, shorten
 
 # The splits, and the style of their lines.

@@ -35,8 +35,7 @@ from resnet_jax.models.zoo import Spec
 from resnet_jax.parallel import sharding
 from resnet_jax.persistence import storage
 from resnet_jax.persistence.checkpoints import open_checkpoints
-from resnet_jax.persistence.storage import Path
-from resnet_jax.persistence.writers import write_json
+from resnet_jax.persistence.storage import Path, write_json
 from resnet_jax.reports.figures import picture
 from resnet_jax.training import losses, programs
 from resnet_jax.training.experiment import Experiment, set_up

@@ -14,7 +14,7 @@ from resnet_jax.bench import table
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, count
 from resnet_jax.errors import check_known
-from resnet_jax.parallel import memory
+from resnet_jax.parallel import process_memory
 
 # The names of objects, of which only the one that is asked for is imported: `gpu` runs
 # where packages are missing that others need.
@@ -133,7 +133,7 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     # Of this process alone, which others that call `main` would not expect.
     if sys.argv[1:2] == ["convolutions"]:
-        memory.keep_freed_memory()
+        process_memory.keep_freed_memory()
     # So that what a benchmark started ends with it.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     output.command(main)

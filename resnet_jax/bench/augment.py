@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from resnet_jax.bench.input import read_jpegs
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, count, load_config
-from resnet_jax.data.crops import mix
+from resnet_jax.data.crops import scramble
 from resnet_jax.data.decode import Picture
 from resnet_jax.data.image_ops import to_image
 from resnet_jax.data.sources import open_source
@@ -108,8 +108,10 @@ def draw_sheet(
     cells = []
     for row, picture in enumerate(itertools.islice(found, rows)):
         # The seed, the picture and the version: as many different keys.
-        keys = mix(np.arange(columns, dtype=np.uint64) + mix(np.uint64([row])))
-        keys = mix(keys ^ np.uint64(config.seed))
+        keys = scramble(
+            np.arange(columns, dtype=np.uint64) + scramble(np.uint64([row]))
+        )
+        keys = scramble(keys ^ np.uint64(config.seed))
         versions = [augment(picture, key) for key in keys.tolist()]
         original = ImageOps.pad(to_image(picture.pixels()), (side, side))
         cells.append([original, *map(to_image, versions)])

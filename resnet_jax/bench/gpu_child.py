@@ -57,11 +57,11 @@ def this_library(platform: str) -> Maker:
     from resnet_jax import compiler
     from resnet_jax.kernels import platforms
     from resnet_jax.models import create_model
-    from resnet_jax.parallel import memory
+    from resnet_jax.parallel import process_memory
     from resnet_jax.plan import peer_linen
     from resnet_jax.training import step
 
-    memory.keep_freed_memory()
+    process_memory.keep_freed_memory()
     device = jax.local_devices(backend=platform)[0]
 
     def make(model: str, size: int, batch: int, dtype: str) -> Steps:
@@ -79,7 +79,7 @@ def this_library(platform: str) -> Maker:
             ),
             "label": jnp.asarray(rng.integers(10, size=batch), jnp.int32),
         }
-        with memory.garbage_kept(), platforms.known(platform):
+        with process_memory.gc_paused(), platforms.known(platform):
             like = jax.eval_shape(init)
             train_step = step.make_train_step(network, optimizer, options)
             lowered = jax.jit(train_step, donate_argnums=0).lower(like, placed)

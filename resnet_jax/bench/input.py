@@ -30,7 +30,7 @@ from resnet_jax.data.augment import Augment
 from resnet_jax.data.cache import MemorySource
 from resnet_jax.data.decode import Picture
 from resnet_jax.data.loader import Examples, eval_batches, train_batches
-from resnet_jax.data.sources import checksum
+from resnet_jax.data.source_protocol import checksum
 from resnet_jax.errors import BadImageError, UserError
 
 BATCH = 128
@@ -247,11 +247,11 @@ def _memory(jpegs: list[bytes]) -> list[float]:
 
 @dataclasses.dataclass(frozen=True)
 class _Served:
-    """A source that is handed to worker processes; see `sources.NamedSource`."""
+    """A `source_protocol.NamedSource` that is handed to worker processes."""
 
     jpegs: list[bytes] = dataclasses.field(repr=False)
     classes: tuple[str, ...] = ("0",)
-    where: str = "JPEGs"
+    title: str = "JPEGs"
 
     def __len__(self) -> int:
         return len(self.jpegs)
@@ -260,10 +260,10 @@ class _Served:
         return self.jpegs[index], 0
 
     def name(self, index: int) -> str:
-        return f"{self.where}/{index}"
+        return f"{self.title}/{index}"
 
     def digest(self) -> str:
-        return checksum(self.where, len(self))
+        return checksum(self.title, len(self))
 
 
 def _fast_difference(jpegs: list[bytes]) -> float:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from resnet_jax.config import load
 from resnet_jax.models import create_model, get_spec
 from resnet_jax.models.cost import init_shapes
-from resnet_jax.parallel import memory
+from resnet_jax.parallel import process_memory
 from resnet_jax.parallel.sharding import local_rows
 from resnet_jax.persistence import compile_cache
 from resnet_jax.training import programs
@@ -64,7 +64,7 @@ def _step_config(model: str, size: int, batch: int, dtype: str) -> ConfigDict:
 
 def step(model: str, size: int, batch: int, dtype: str) -> Callable[[], None]:
     """The train step that `main` runs, of a config for images of that size."""
-    memory.keep_freed_memory()
+    process_memory.keep_freed_memory()
     setup = set_up(_step_config(model, size, batch, dtype))
     train_step = programs.compile_train_step(setup)
     state = programs.init_state(setup)
@@ -106,7 +106,7 @@ def _compiling(config: ConfigDict) -> Callable[[], None]:
 
 def inference(model: str, size: int, batch: int, dtype: str) -> Callable[[], None]:
     """Logits of float32 images."""
-    memory.keep_freed_memory()
+    process_memory.keep_freed_memory()
     network = create_model(model, dtype=jnp.dtype(dtype))
     rng = np.random.default_rng(0)
     variables = jax.tree.map(

@@ -18,7 +18,7 @@ from resnet_jax.bench.table import Benchmark, row
 from resnet_jax.config import override
 from resnet_jax.console.arguments import Parser, count
 from resnet_jax.errors import UserError
-from resnet_jax.persistence import writers
+from resnet_jax.persistence import metric_writers
 from resnet_jax.training import programs
 from resnet_jax.training.experiment import Experiment, set_up
 from resnet_jax.training.initialization import teacher_variables, teacher_weights
@@ -78,7 +78,7 @@ def rows(args: argparse.Namespace) -> Iterator[dict]:
             workdir = pathlib.Path(directory) / "run"
             with contextlib.redirect_stdout(sys.stderr):
                 train(config, workdir)
-            logged = writers.read_metrics(workdir)
+            logged = metric_writers.read_metrics(workdir)
         key = "train/images_per_second"
         rates = [found[key] for found in logged if key in found]
         run.append(statistics.harmonic_mean(rates[1:]))

@@ -34,7 +34,7 @@ from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, count, counts, load_config
 from resnet_jax.errors import UserError, reason_of
 from resnet_jax.models import get_spec
-from resnet_jax.parallel import memory, processes, sharding
+from resnet_jax.parallel import process_memory, processes, sharding
 from resnet_jax.persistence.checkpoints import Checkpoints, Progress
 from resnet_jax.plan import hlo
 from resnet_jax.plan.ask import ask
@@ -332,7 +332,7 @@ def measure(request: dict) -> dict:
         setup, state = loop.setup, loop.state
         enough = request["between"] / statistics.median(found["together"])
         # As many on all processes.
-        steps = int(processes.first_does("steps", lambda: str(round(enough) or 1)))
+        steps = int(processes.run_on_lead("steps", lambda: str(round(enough) or 1)))
     else:
         setup = set_up(config)
         state = programs.init_state(setup)
@@ -383,5 +383,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     # As `main` does on CPUs.
-    memory.keep_freed_memory()
+    process_memory.keep_freed_memory()
     main()

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from resnet_jax.config.durations import to_steps
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, count, load_config
-from resnet_jax.data.sources import KNOWN, few_shot, open_source
+from resnet_jax.data.derived_sources import few_shot
+from resnet_jax.data.sources import KNOWN, open_source
 from resnet_jax.errors import UserError
 from resnet_jax.parallel.sharding import find_devices
 from resnet_jax.persistence import storage

@@ -1,4 +1,8 @@
-"""Published peaks of TPU chips, and how their slices are named."""
+"""Published peaks of TPU chips, and the names of their topologies.
+
+A topology is a chip and the shape of a slice, such as `v5e:2x4`, several such slices,
+such as `2*v5e:2x4`, or `local`, which means all devices of this machine.
+"""
 
 import dataclasses
 import math
@@ -8,29 +12,31 @@ from resnet_jax.errors import UserError, nearest
 
 GIB = 2**30
 DOCS = "cloud.google.com/tpu/docs/"
-# Seconds that a message takes from a chip to its neighbour: an assumption, since no
-# figure is published; the order of magnitude is that of the JAX scaling book.
+# Seconds that a message takes from a chip to its neighbour. This is an assumption, of
+# the order of magnitude in the JAX scaling book, since no figure is published.
 HOP = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """What one chip has at most, by its maker's documents.
+    """The peak figures of a TPU chip, from its maker's documents.
 
     Attributes:
-      kind: how JAX calls its devices.
-      flops: bf16 operations per second.
-      mxus, mxu_side: number and side of the arrays that multiply.
-      hbm: bytes of memory.
-      hbm_bandwidth: bytes per second.
-      network: bytes per second that it sends over all its links.
-      pod: most chips in one network, and so in a slice.
-      axes: of the network's torus.
-      host: most chips of a slice that has one host only.
-      outside: bytes per second through the data-centre network, which connects slices
-        and pods, for each chip; 0: not published.
-      config: how libtpu calls the two cores of a chip as one device.
-      source: of the figures.
+      kind: JAX's name for its devices.
+      flops: Operations in bfloat16 per second; a multiply-add is two operations.
+      mxus: The number of systolic arrays for matrix multiplication (MXUs).
+      mxu_side: The side of an MXU, in elements.
+      hbm: The size of its high-bandwidth memory, in bytes.
+      hbm_bandwidth: The bandwidth of this memory, in bytes per second.
+      network: The bandwidth of sending over all its links, in bytes per second.
+      pod: The largest number of chips in one network, and so in a slice.
+      axes: The number of axes of the network's torus.
+      host: The largest number of chips in a slice with a single host.
+      outside: The bandwidth per chip of the data-centre network, which connects slices
+        and pods, in bytes per second. 0 if it is not published.
+      config: The configuration of the chip's cores by libtpu's name: `megacore` if two
+        cores are one device.
+      source: The document with the figures.
     """
 
     kind: str
@@ -49,18 +55,19 @@ class Chip:
 
     @property
     def clock(self) -> float:
-        """Cycles per second, at which the arrays reach the published peak.
+        """Clock rate at which the MXUs reach the published peak, in cycles per second.
 
-        An array makes side^2 multiply-adds, two operations each, in a cycle.
+        An MXU computes side^2 multiply-adds, of two operations each, in a cycle.
         """
         return self.flops / (self.mxus * self.mxu_side**2 * 2)
 
 
-# Network: the all-reduce bandwidth of a pod by its chips, or half of the bandwidth in
-# both directions. Outside: the data-centre bandwidth of a pod by its chips.
-# v6e: some versions of its page count two arrays, but then the clock would be 3.5 GHz,
-# and libtpu expects more of a matrix product, 369e3 operations a cycle, than two give;
-# tpu7x likewise.
+# `network` is the all-reduce bandwidth of a pod divided by its chips, or half of the
+# bandwidth in both directions. `outside` is the data-centre bandwidth of a pod divided
+# by its chips.
+# Some versions of the page on v6e count two MXUs. But then the clock rate would be 3.5
+# GHz, and libtpu expects more operations per cycle of a matmul (369e3) than two MXUs
+# can compute. The same holds for tpu7x.
 CHIPS = {
     "v3": Chip(
         kind="TPU v3",
@@ -142,76 +149,80 @@ CHIPS = {
         source=DOCS + "tpu7x; bandwidth of memory: jax's pallas/mosaic/tpu_info.py",
     ),
 }
+# The topology of all devices of this machine.
 LOCAL = "local"
-# No published run took more than 199 slices. libtpu numbers devices by 100,000 a slice,
-# of which 32 bits hold those of 21,474.
+# The largest number of slices. No published run used more than 199. libtpu numbers the
+# devices of successive slices 100,000 apart, so 32 bits suffice for 21,474 slices.
 MOST_SLICES = 1024
 
 
 def chip_of(topology: str) -> str:
-    """Returns the chip of a topology such as `v5e:2x4`, or '' for `local`.
+    """Checks a topology such as `v5e:2x4`, and returns the name of its chip.
+
+    Returns:
+      A key of `CHIPS`, or '' for `local`.
 
     Raises:
-      UserError: The name is not of this form, or of an unknown chip, or there is no
-        slice or number of slices of that size.
+      UserError: The topology has another form, its chip is unknown, or the slices are
+        too large or too many.
     """
     if topology == LOCAL:
         return ""
     count, star, slice_ = topology.rpartition("*")
-    chip, colon, shape = slice_.partition(":")
-    if chip not in CHIPS:
-        known = [LOCAL, *CHIPS]
+    name, colon, shape = slice_.partition(":")
+    if name not in CHIPS:
         if star and slice_ == LOCAL:
-            hint = f" {LOCAL} stands alone, for all devices of this machine."
+            hint = f" {LOCAL} means all devices of this machine and is written alone."
         elif star and count.partition(":")[0] in CHIPS:
             hint = " The number of slices comes first."
         else:
-            hint = nearest(chip, known)
+            hint = nearest(name, [LOCAL, *CHIPS])
         raise UserError(
-            f"There is no topology {topology!r}.{hint} It is {LOCAL},"
-            f" or a chip ({', '.join(CHIPS)}) and the shape of a slice, such as"
-            " v5e:2x4 or v4:2x2x1, or several such slices: 2*v5e:2x4."
+            f"There is no topology {topology!r}.{hint} A topology is {LOCAL}, or a chip"
+            f" ({', '.join(CHIPS)}) and the shape of a slice, such as v5e:2x4 or"
+            " v4:2x2x1, or several such slices: 2*v5e:2x4."
         )
-    known = CHIPS[chip]
+    chip = CHIPS[name]
     if not colon or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", shape):
-        sides = "x".join("224"[: known.axes])
+        example = "x".join("224"[: chip.axes])
         raise UserError(
-            f"The topology {topology!r} has no shape of a slice; write"
-            f" {count}{star}{chip}:{sides}, say."
+            f"The topology {topology!r} has no valid shape of a slice; write, for"
+            f" example, {count}{star}{name}:{example}."
         )
     sides = sides_of(topology)
     chips = math.prod(sides)
-    # A third side of one chip is none.
-    if len(sides) > known.axes and sides[-1] > 1:
+    # A third side of length 1 is the same as none.
+    if len(sides) > chip.axes and sides[-1] > 1:
         raise UserError(
-            f"The topology {topology!r} has three sides, but chips of {chip} lie in"
-            f" two; write {count}{star}{chip}:{sides[0]}x{sides[1] * sides[2]}, say."
+            f"The topology {topology!r} has three sides, but slices of {name} have two;"
+            f" write, for example,"
+            f" {count}{star}{name}:{sides[0]}x{sides[1] * sides[2]}."
         )
-    if chips > known.pod:
+    if chips > chip.pod:
         raise UserError(
-            f"The slice {slice_!r} has {chips:,} chips, but a pod of {chip} has"
-            f" {known.pod:,}; take several smaller slices, written as 2*{chip}:SHAPE."
+            f"The slice {slice_!r} has {chips:,} chips, but a pod of {name} has"
+            f" {chip.pod:,}; use several smaller slices, written as 2*{name}:SHAPE."
         )
     if star and not (
         re.fullmatch(r"[1-9]\d{0,9}", count) and int(count) <= MOST_SLICES
     ):
         raise UserError(
             f"The topology {topology!r} has {count!r} slices, which is not a number"
-            f" from 1 to {MOST_SLICES:,}; write 2*{slice_}, say."
+            f" from 1 to {MOST_SLICES:,}; write, for example, 2*{slice_}."
         )
-    return chip
+    return name
 
 
 def slices_of(topology: str) -> int:
-    """Returns the number of slices: 2 of `2*v5e:2x4`, 1 of `v5e:2x4`."""
+    """Returns the number of slices of a topology: 2 for `2*v5e:2x4`."""
     return int(topology.rpartition("*")[0] or 1)
 
 
 def sides_of(topology: str) -> list[int]:
-    """Returns the sides of each slice of a topology such as `v5e:2x4`."""
+    """Returns the sides of each slice of a topology: [2, 4] for `v5e:2x4`."""
     return [int(side) for side in topology.partition(":")[2].split("x")]
 
 
 def chip_of_device(kind: str) -> str:
-    """The chip whose devices JAX calls so; '' if it is none of `CHIPS`."""
+    """Returns the key of `CHIPS` for JAX's name of a device, or '' if there is none."""
     return next((name for name, chip in CHIPS.items() if chip.kind == kind), "")

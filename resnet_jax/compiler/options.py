@@ -1,9 +1,12 @@
-"""Options of XLA's compiler for the steps, by chip.
+"""Options of XLA's compiler for the train and evaluation steps, by chip.
 
-`python -m resnet_jax.plan --sweep` finds them. README.md says what was tried.
+`python -m resnet_jax.plan --sweep` finds them. README.md lists what was tried.
 """
 
-OPTIONS = {
+from typing import Any
+
+# Options by the names of `chips.CHIPS`; the comment is the command that found them.
+OPTIONS: dict[str, dict[str, Any]] = {
     # python -m resnet_jax.plan --sweep --config=configs/r50.py --topology=v5e:2x4 \
     #     --per_chip=128
     "v5e": {

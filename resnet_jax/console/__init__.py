@@ -1,1 +1,1 @@
-"""Command lines, and what commands print."""
+"""Command-line arguments, and output to the terminal."""

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from resnet_jax.errors import UserError, nearest
 
-# Benchmarks run where ml_collections is missing, so only commands that take a config
-# import `resnet_jax.config`.
+# Benchmarks also run where ml_collections is not installed, so `resnet_jax.config` is
+# imported only for commands that take a config.
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
@@ -23,7 +23,8 @@ class Parser(argparse.ArgumentParser):
 
     Args:
       command: The command's name after `python -m resnet_jax.`, such as `plan`.
-      description: What the command does; its module's docstring.
+      description: The text above the flags in `--help`; usually the docstring of the
+        command's module.
     """
 
     def __init__(self, command: str, description: str | None):
@@ -63,9 +64,10 @@ class Parser(argparse.ArgumentParser):
           there, see `load_config`.
 
         Raises:
-          UserError: A flag is unknown or required, or it cannot have its value.
+          UserError: A flag is unknown or missing, or its value is not allowed.
         """
-        rest, overrides = list(arguments), []
+        rest = list(arguments)
+        overrides: list[str] = []
         if self.get_default("overrides") is not None:
             from resnet_jax.config.overrides import take_overrides
 
@@ -93,10 +95,13 @@ def load_config(args: argparse.Namespace) -> "ConfigDict":
     """Loads the config that a command line names, and applies its overrides.
 
     Args:
-      args: What `Parser.parse` returned for a command that takes `--config`.
+      args: The result of `Parser.parse` for a command that takes `--config`.
+
+    Returns:
+      The config, which is not yet checked for contradictions.
 
     Raises:
-      UserError: There is no such file, or a key or a value cannot be.
+      UserError: There is no such file, or a key or a value is not allowed.
     """
     from resnet_jax.config import load, override
 
@@ -106,21 +111,21 @@ def load_config(args: argparse.Namespace) -> "ConfigDict":
 
 
 def count(text: str) -> int:
-    """Parses a whole number above 0."""
+    """Parses a whole number of at least 1."""
     try:
-        found = int(text)
+        number = int(text)
     except ValueError:
-        found = 0
-    if found < 1:
+        number = 0
+    if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return found
+    return number
 
 
 def counts(text: str) -> list[int]:
-    """Parses whole numbers above 0, such as `128,256`."""
+    """Parses a list of whole numbers of at least 1, such as `128,256`."""
     return [count(part) for part in text.split(",")]
 
 
 def words(text: str) -> list[str]:
-    """Parses words, such as `float32,bfloat16`."""
+    """Parses a list of words, such as `float32,bfloat16`."""
     return text.split(",")

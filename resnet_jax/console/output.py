@@ -1,9 +1,9 @@
-"""Standard output, standard error and other by-products: their failure ends no run.
+"""Standard output, standard error and other by-products, whose failure ends no run.
 
-`prepare` makes both streams safe for every writer of the process: this package,
-`logging`, `warnings`, tqdm and the libraries. A stream that fails is replaced by
-/dev/null. This module needs only the standard library, so that it can be imported
-before everything else.
+`prepare` makes both streams safe for everything in the process that writes to them:
+this package, `logging`, `warnings`, tqdm and the libraries. A stream that fails is
+replaced by /dev/null. This module imports little besides the standard library, so that
+it can be imported before everything else.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ from resnet_jax.errors import UserError
 
 _DESCRIPTORS = {"stdout": 1, "stderr": 2}
 _TITLES = {"stdout": "Standard output", "stderr": "Standard error"}
-# Control characters, line separators, bidirectional overrides and surrogates. The first
-# group can command a terminal, and the others can disguise a text.
+# Control characters, line separators, bidirectional overrides and surrogates. Control
+# characters can command a terminal, and the others can disguise a text.
 _UNSAFE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
 # Seconds that a process in a hurry waits for the reader of its output.
-_PATIENCE = 1.0
+_READER_TIMEOUT = 1.0
 _in_a_hurry = threading.Event()
 
 # The stream objects that failed, by name, each with its error.
@@ -50,13 +50,13 @@ class _SafeFile(io.FileIO):
     def write(self, data) -> int:
         try:
             while True:
-                # A pipe or terminal may be full. What is longer than PIPE_BUF would
-                # block although there is room for some of it.
-                while not select.select([], [self], [], _PATIENCE)[1]:
+                # A pipe or terminal may be full. Data longer than PIPE_BUF would block
+                # although there is room for a part of them.
+                while not select.select([], [self], [], _READER_TIMEOUT)[1]:
                     if _in_a_hurry.is_set():
                         raise TimeoutError(errno.ETIMEDOUT, "Nobody reads it")
                 written = super().write(memoryview(data)[: select.PIPE_BUF])
-                # None: another program made the descriptor non-blocking.
+                # It is None where another program made the descriptor non-blocking.
                 if written is not None:
                     return written
         except OSError as error:
@@ -81,22 +81,22 @@ class _Handler(logging.Handler):
 def prepare() -> None:
     """Makes standard output, standard error and logging safe in this process.
 
-    It is for programs, not for libraries, and may be called more than once.
+    It is for programs, not for libraries, and can be called more than once.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            # The lowest free number is taken, so no later file can get it: neither
-            # here nor in processes that are started.
+            # Opening a file takes the lowest free number, which is that of the closed
+            # stream. So no later file can get it, here or in child processes.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     for name, descriptor in _DESCRIPTORS.items():
         stream = getattr(sys, name)
         if stream is not None:
-            # Python -u leaves the buffer out.
+            # With `python -u` the stream has no buffer.
             buffer = getattr(stream, "buffer", None)
             file = getattr(buffer, "raw", buffer)
-            # Notebooks and tests replace the streams by objects of their own.
+            # The streams of notebooks and tests are objects of their own.
             if type(file) is not io.FileIO or file.closed:
                 continue
             if file.fileno() != descriptor:
@@ -116,13 +116,14 @@ def command(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Runs a command of the package and exits with its code.
 
     Args:
-      main: Takes the command line and returns an exit code, or None for 0. Its
-        UserError becomes one sentence and exit code 1, and Ctrl-C exit code 130.
+      main: The function that gets the command line and returns an exit code, or None
+        for 0. A UserError is printed as one sentence, with exit code 1. Ctrl-C leads to
+        exit code 130.
     """
     prepare()
     sys.unraisablehook = functools.partial(_press_again, sys.unraisablehook)
     try:
-        # See `resnet_jax/__init__.py`.
+        # `resnet_jax/__init__.py` says why Ctrl-C may have its default action here.
         if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         code = main(sys.argv)
@@ -134,28 +135,30 @@ def command(main: Callable[[list[str]], int | None]) -> NoReturn:
     sys.exit(code)
 
 
-def _press_again(hook: Callable[[Any], None], lost: Any) -> None:
-    """Sends Ctrl-C again where it came in a callback of C, which raises nothing."""
-    if lost.exc_type is KeyboardInterrupt:
+def _press_again(hook: Callable[[Any], None], dropped: Any) -> None:
+    """Sends Ctrl-C again if it came in a callback of C code, which drops exceptions."""
+    if dropped.exc_type is KeyboardInterrupt:
         interrupt = (os.getpid(), signal.SIGINT)
-        # No thread can start while Python exits, which is what Ctrl-C asks for.
+        # No thread can start while Python exits, but then Ctrl-C has what it asks for.
         with contextlib.suppress(RuntimeError):
             threading.Timer(0.1, os.kill, interrupt).start()
     else:
-        hook(lost)
+        hook(dropped)
 
 
 def say(text: str) -> None:
-    """Prints a line on standard output, above the progress bar if there is one."""
+    """Prints a line on standard output, above the progress bar if one is shown."""
     _print("stdout", text)
 
 
 def answer(text: str) -> None:
-    """Prints the result for which a command was called, without which it ends.
+    """Prints the result for which a command was called, or ends the command.
 
-    Raises SystemExit if it cannot be printed. Where the reader of a pipe has gone, as
-    `head` does, the exit code is 141 and nothing is printed: shells report it for git,
-    grep and other tools that SIGPIPE ends, and `set -o pipefail` scripts expect it.
+    Raises:
+      SystemExit: The result cannot be printed. If the reader of a pipe has closed it,
+        as `head` does, the exit code is 141 and no error is printed: shells report this
+        code for git, grep and other tools that SIGPIPE ends, and scripts with
+        `set -o pipefail` expect it.
     """
     _print("stdout", text, report=False)
     failed = _failures.get("stdout")
@@ -169,7 +172,7 @@ def answer(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Prints a line on standard error, above the progress bar if there is one."""
+    """Prints a line on standard error, above the progress bar if one is shown."""
     _print("stderr", text)
 
 
@@ -184,28 +187,30 @@ def fail(text: str) -> None:
 
 
 def flush() -> None:
-    """Flushes both streams, for a process that ends without Python's own exit."""
+    """Flushes both streams, for a process that ends by `os._exit`."""
     for name in _DESCRIPTORS:
         with contextlib.suppress(AttributeError, OSError, ValueError):
             getattr(sys, name).flush()
 
 
 def hurry() -> None:
-    """Lets output that nobody reads fail from now on, as there is something to save.
+    """Lets output that nobody reads fail from now on, since the process must end soon.
 
-    Before that, a reader such as `less` may take its time, and the process waits.
+    Before this call the process waits as long as a reader such as `less` takes.
     """
     _in_a_hurry.set()
 
 
 def printable(text: str, encoding: str = "utf-8") -> str:
-    """Returns a text with escapes for what must not or cannot reach a terminal.
+    r"""Returns a text with unsafe and unencodable characters replaced by escapes.
+
+    For example, `printable("\x1b[31m")` is `r"\x1b[31m"`.
 
     Args:
-      text: Any text, for example with names of files and classes from strangers.
+      text: Any text, which may contain names of files and classes from strangers.
       encoding: The encoding of the terminal.
     """
-    text = _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    text = _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
@@ -214,8 +219,8 @@ def dispensable(what: str, done: str = "written") -> Iterator[None]:
     """Turns any error inside the context into one warning.
 
     Args:
-      what: The file or other by-product that may fail, as the warning names it.
-      done: A participle that says what happens to it inside the context.
+      what: The name of the by-product in the warning, such as the path of a file.
+      done: The participle in the warning "... cannot be written".
     """
     try:
         yield
@@ -224,11 +229,11 @@ def dispensable(what: str, done: str = "written") -> Iterator[None]:
 
 
 class ByProduct:
-    """Something that a run can do without: its first failure is its end.
+    """An object that a run can do without, which is not used after its first failure.
 
     Args:
-      name: The by-product as the warning about its failure names it.
-      make: Makes the object that is used; None where there is none.
+      name: The name of the by-product in the warning about its failure.
+      make: Creates the object, or returns None if there is none.
     """
 
     def __init__(self, name: str, make: Callable[[], Any]):
@@ -237,7 +242,7 @@ class ByProduct:
             self._object = make()
 
     def __bool__(self) -> bool:
-        """Returns whether there is one, and it has not failed."""
+        """Returns whether the object exists and has not failed."""
         return self._object is not None
 
     def use(self, action: Callable[[Any], Any]) -> None:
@@ -250,7 +255,7 @@ class ByProduct:
 
 
 def reason_of(error: Exception) -> str:
-    """Returns one line that says why something failed."""
+    """Returns the reason of a failure on one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).split())[:300].rstrip(".")
@@ -264,19 +269,20 @@ def _print(name: str, text: str, report: bool = True) -> None:
         try:
             encoding = getattr(stream, "encoding", None) or "utf-8"
             with _above_progress_bar(stream):
-                # In one piece: other threads print as well.
+                # This is a single write, since other threads print as well.
                 stream.write(printable(text, encoding) + "\n")
                 stream.flush()
         except Exception as error:
-            # The object of a notebook or a user's own may fail in any way.
+            # A stream object of a notebook or of the user may fail in any way.
             _note_failure(name, error)
     if report:
         _report_failures()
 
 
 def _above_progress_bar(stream) -> contextlib.AbstractContextManager:
+    # tqdm is not imported here, since no bar is shown before the package imports it.
     tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
-    if getattr(tqdm, "_instances", ()):
+    if tqdm is not None and getattr(tqdm, "_instances", None):
         return tqdm.external_write_mode(stream)
     return contextlib.nullcontext()
 
@@ -287,13 +293,13 @@ def _note_failure(name: str, error: Exception) -> None:
 
 
 def _report_failures() -> None:
-    """Says on the other stream that one has failed, if the other one still works."""
+    """Reports a failed stream on the other one, if that still works."""
     for name in tuple(_unreported):
         _unreported.discard(name)
         _, error = _failures[name]
-        (other,) = _DESCRIPTORS.keys() - {name}
+        (remaining,) = _DESCRIPTORS.keys() - {name}
         _print(
-            other,
+            remaining,
             f"warning: {_TITLES[name]} cannot be written ({reason_of(error)}). Nothing"
             " more is printed there.",
             report=False,

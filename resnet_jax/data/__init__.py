@@ -1,9 +1,12 @@
-"""From a data set to batches of uint8 images. Imports no TensorFlow, uses no device."""
+"""Reads data sets and makes batches of uint8 images.
+
+Imports no TensorFlow and uses no device.
+"""
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from resnet_jax.data.sources import Source
+    from resnet_jax.data.source_protocol import Source
 
 __all__ = ["Source"]
 
@@ -12,6 +15,6 @@ def __getattr__(name: str):
     # Worker processes that decode images need not import what sources need.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from resnet_jax.data.sources import Source
+    from resnet_jax.data.source_protocol import Source
 
     return Source

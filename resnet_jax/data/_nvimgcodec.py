@@ -1,6 +1,7 @@
 """NVIDIA's image codecs, or None where they are not installed.
 
-Of all kept packages this one decodes a part of a JPEG; without it, pixels are the same.
+They decode a part of a JPEG, which no other kept package can. Without them, the whole
+image is decoded, to the same pixels.
 """
 
 import contextlib
@@ -9,7 +10,7 @@ import os
 
 @contextlib.contextmanager
 def _without_stderr():
-    """Drops what libraries print; where there is no stderr, there is nothing to do."""
+    """Drops what libraries print to stderr, in a process that has one."""
     try:
         stderr = os.dup(2)
     except OSError:
@@ -24,7 +25,8 @@ def _without_stderr():
         os.close(stderr)
 
 
-# It tells of each GPU library that is missing, and of each broken file, which is ours.
+# Silences its reports of missing GPU libraries and of broken files; this package
+# reports broken files itself.
 os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")
 try:
     with _without_stderr():

@@ -1,11 +1,13 @@
-"""What is done to one image, from its file to the pixels that a step takes.
+"""Augmentation of one image, from its file to the pixels that a step takes.
 
-Random choices follow from a key, which the loader makes of (seed, epoch, index).
+Random choices are a function of a key, which the loader derives from (seed, epoch,
+index).
 """
 
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,43 +33,47 @@ ERASE_MODES = ("constant", "pixel")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augment:
-    """Brings an image to `size` x `size`, at random for training.
+    """Crops, resizes and augments an image to `size` x `size` pixels.
 
-    In this order: crop and resize, flip, policy, colour jitter, lighting, erasing,
+    The order is: crop and resize, flip, policy, colour jitter, lighting, erasing,
     ColOut.
 
     Attributes:
-      size: side of the crop in pixels.
-      crop: `random_resized` (Szegedy et al. 2014, arXiv:1409.4842, section 6),
-        `pad` (pixels around, then a random crop; He et al. 2015, section 4.2),
-        `short_side` (resize the short side to a random length, then a random crop; He
-        et al. 2015, arXiv:1512.03385, section 3.4), `center` (resize the short side to
-        size / crop_fraction, then the centre) or `five` (the centre and the four
-        corners of that, one behind the other, for a test by ten crops).
-      scale: `random_resized`: least and most part of the area.
-      ratio: `random_resized`: least and most width / height.
-      pad: `pad`: pixels added on each side.
-      pad_mode: `pad`: they are `zero`, or `reflect` the image.
-      short_side: `short_side`: least and most length, each equally likely.
-      crop_fraction: `center`: part of the resized short side that is kept.
-      interpolation: see `resize.resize`. With TensorFlow's, `center` cuts out first and
-        then resizes, as the evaluations that come from there do.
-      flip: whether half of the images are mirrored.
-      decode: how `random_resized` resizes: `exact` by Pillow, as torchvision; `fast`
-        by OpenCV, behind a blur where it shrinks, and after decoding at 1/2 or 1/4
-        scale where the crop is that much larger than the result. TensorFlow's
-        interpolations are always exact.
-      policy: name of a random policy, see `policies.parse`; empty: none.
-      color_jitter: brightness, contrast, saturation and hue, see
-        `policies.ColorJitter`; zeros: none.
-      lighting: standard deviation of the weights of `ops.add_lighting`; 0: none.
-      erase: probability of `crops.erase`; 0: none.
-      erase_mode: `constant` (the mean colour) or `pixel` (noise).
-      erase_count: most rectangles that are erased.
-      colout: part of the rows and columns that are dropped, as Composer's ColOut does
-        with single images. Every result has the side int((1 - colout) * size), to
-        which the train step is compiled.
-      mean, std: of each channel, in units of 0 to 1: for erasing and timm's policies.
+      size: The side of the crop in pixels.
+      crop: The kind of crop. `random_resized`: a random box (Szegedy et al. 2014,
+        arXiv:1409.4842, section 6). `pad`: a random crop of the padded image (He et al.
+        2015, arXiv:1512.03385, section 4.2). `short_side`: a random crop after the
+        short side is resized to a random length (the same, section 3.4). `center`: the
+        centre after the short side is resized to size / crop_fraction. `five`: that
+        centre and the four corners, stacked, for ten-crop evaluation.
+      scale: The smallest and largest fraction of the area that `random_resized` keeps.
+      ratio: The smallest and largest width / height of a `random_resized` box.
+      pad: The number of pixels that `pad` adds on each side.
+      pad_mode: The pixels that `pad` adds: `zero`, or `reflect` for its reflection.
+      short_side: The smallest and largest length of `short_side` in pixels; all lengths
+        are equally likely.
+      crop_fraction: The fraction of the resized short side that `center` keeps.
+      interpolation: The kind of interpolation, see `resize.resize`. With TensorFlow's,
+        `center` crops before it resizes, as TensorFlow's evaluations do.
+      flip: True to mirror half of the images.
+      decode: The resizing of `random_resized`. `exact`: by Pillow, as in torchvision.
+        `fast`: by OpenCV, after a blur where the crop shrinks, and after decoding at
+        1/2 or 1/4 scale where the crop is that much larger than the result.
+        TensorFlow's interpolations are always exact.
+      policy: The name of a random policy, see `policies.parse`; empty for none.
+      color_jitter: The widths of brightness, contrast, saturation and hue, see
+        `policies.ColorJitter`; zeros for none.
+      lighting: The standard deviation of the weights of `image_ops.add_lighting`; 0 for
+        none.
+      erase: The probability of `crops.erase`.
+      erase_mode: `constant` to erase with the mean colour, `pixel` with noise.
+      erase_count: The largest number of rectangles that are erased.
+      colout: The fraction of the rows and columns that are dropped, as Composer's
+        ColOut drops them from single images. The side of the result is
+        int((1 - colout) * size), for which the train step is compiled.
+      mean: The mean of each channel, in units of 0 to 1, for erasing and for timm's
+        policies.
+      std: The standard deviation of each channel, in units of 0 to 1, for erasing.
     """
 
     size: int
@@ -136,22 +142,22 @@ class Augment:
                 f"data.colout={self.colout} leaves nothing of"
                 f" data.image_size={self.size}."
             )
-        # Built now, so that a wrong name is told before the data are opened.
+        # Parsed here, so that a wrong name is reported before the data are opened.
         _ = self._policy
 
     @functools.cached_property
     def side(self) -> int:
-        """Side of the result in pixels."""
+        """The side of the result in pixels."""
         return int((1 - self.colout) * self.size)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the result, but for its channels."""
+        """The shape of the result without its channels."""
         return (*((5,) if self.crop == "five" else ()), self.side, self.side)
 
     @property
     def only_crops(self) -> bool:
-        """Whether `pad_and_crop` is all that is done to an image of the right size."""
+        """Tells whether `pad_and_crop` alone augments an image of the right size."""
         more = self.policy, any(self.color_jitter), self.lighting, self.erase
         return self.crop == "pad" and not any(more) and not self.colout
 
@@ -164,15 +170,25 @@ class Augment:
 
     @functools.cached_property
     def _jitter(self) -> policies.ColorJitter:
-        names = "brightness", "contrast", "saturation", "hue"
-        widths = map(float, self.color_jitter)
-        return policies.ColorJitter(**dict(zip(names, widths, strict=True)))
+        brightness, contrast, saturation, hue = map(float, self.color_jitter)
+        return policies.ColorJitter(
+            brightness=brightness, contrast=contrast, saturation=saturation, hue=hue
+        )
 
     def __call__(
         self, picture: Picture, key: int | None = None
     ) -> UInt8[np.ndarray, "*views {self.side} {self.side} c"]:
-        """Returns the pixels; a function of the key, of 64 bits, if it is random."""
-        rng = None if key is None else np.random.default_rng(int(key))
+        """Returns the augmented pixels of an image.
+
+        Args:
+          picture: The image.
+          key: The 64-bit key that determines all random choices, if there are any.
+
+        Raises:
+          BadImageError: The image cannot be decoded.
+        """
+        # Nothing reads the generator of an augmentation that is not random.
+        rng: Any = None if key is None else np.random.default_rng(int(key))
         match self.crop:
             case "pad":
                 pixels = picture.pixels()
@@ -191,8 +207,8 @@ class Augment:
             pixels = cv2.flip(pixels, 1).reshape(pixels.shape)
         return self._change(pixels, rng)
 
-    def _change(self, pixels: np.ndarray, rng) -> np.ndarray:
-        """All that comes behind the geometry."""
+    def _change(self, pixels: np.ndarray, rng: Any) -> np.ndarray:
+        """Applies everything after crop, resize and flip."""
         if self._policy or any(self.color_jitter):
             image = to_image(pixels)
             if self._policy:
@@ -219,23 +235,25 @@ class Augment:
         pixels: UInt8[np.ndarray, "n {self.size} {self.size} c"],
         keys: UInt64[np.ndarray, " n"],
     ) -> UInt8[np.ndarray, "n {self.size} {self.size} c"]:
-        """The crops `pad` of many images at a time, each by its key."""
+        """Takes the crops `pad` of many images at once, each determined by its key."""
         return crops.pad_and_crop(
             pixels, keys, pad=self.pad, mode=self.pad_mode, flip=self.flip
         )
 
-    def _random_resized_crop(self, picture: Picture, rng) -> np.ndarray:
+    def _random_resized_crop(
+        self, picture: Picture, rng: np.random.Generator
+    ) -> np.ndarray:
         box = crops.random_box(rng, picture.size, self.scale, self.ratio)
         left, top, right, bottom = box
         if self.decode == "exact" or self.interpolation not in PILLOW:
-            # Not Pillow's resize(box=...), which lets pixels outside the box in.
+            # Not Pillow's resize(box=...), whose filters read pixels outside the box.
             return self._resize(picture.part(left, top, right, bottom))
         side = min(right - left, bottom - top)
         shrink = next((k for k in (4, 2) if side >= k * self.size), 1)
         if shrink == 1:
             return self._resize_fast(picture.part(left, top, right, bottom))
         pixels = picture.pixels(shrink)
-        # Only JPEGs come smaller. Each of their pixels stands for shrink x shrink.
+        # Only JPEGs are decoded smaller. Each pixel then stands for shrink x shrink.
         if pixels.shape[1] == picture.size[0]:
             shrink = 1
         left, top = round(left / shrink), round(top / shrink)
@@ -248,16 +266,18 @@ class Augment:
     def _resize(self, pixels: np.ndarray) -> np.ndarray:
         return resize(pixels, (self.size, self.size), self.interpolation)
 
-    def _short_side_crop(self, picture: Picture, rng) -> np.ndarray:
+    def _short_side_crop(
+        self, picture: Picture, rng: np.random.Generator
+    ) -> np.ndarray:
         least, most = self.short_side
         resized = crops.resized_size(picture.size, int(rng.integers(least, most + 1)))
-        corner = tuple(int(rng.integers(side - self.size + 1)) for side in resized)
+        left, top = (int(rng.integers(side - self.size + 1)) for side in resized)
         return crops.crop_of_resized(
-            picture, resized, corner, self.size, self.interpolation
+            picture, resized, (left, top), self.size, self.interpolation
         )
 
     def _resized_for_crop(self, picture: Picture) -> tuple[int, int]:
-        # Of 160 / (160 / 232), floating point makes less than 232.
+        # In floating point, 160 / (160 / 232) is less than 232.
         short = math.floor(self.size / self.crop_fraction + 1e-6)
         return crops.resized_size(picture.size, short)
 

@@ -1,4 +1,4 @@
-"""A split held in memory, decoded, so that an epoch costs no decoding."""
+"""Decodes a split into memory, so that an epoch costs no decoding."""
 
 import concurrent.futures
 import dataclasses
@@ -12,99 +12,111 @@ import numpy as np
 import psutil
 
 from resnet_jax.data.decode import Picture
-from resnet_jax.data.sources import DigitsSource, FakeSource, NamedSource, checksum
+from resnet_jax.data.source_protocol import NamedSource, checksum
+from resnet_jax.data.sources import DigitsSource, FakeSource
 from resnet_jax.errors import BadImageError, UserError
 
 log = logging.getLogger(__name__)
 
 MODES = ("small", "ram", "none")
-# What counts as a small image: Tiny-ImageNet's are the largest of the usual ones.
+# The longest side of a small image in pixels: that of Tiny-ImageNet, the largest of the
+# usual data sets of small images.
 SMALL_SIDE = 64
-# Parts of the memory that is free which may be taken without and with being asked.
-UNASKED, ASKED = 0.25, 0.8
+# Fractions of the free memory that `small` and `ram` may take.
+SMALL_FRACTION, RAM_FRACTION = 0.25, 0.8
+# The number of images from which the size of the decoded split is estimated.
 SAMPLE = 64
 
 
-# No repr: Grain takes one of whatever it is given, which of all images takes minutes.
+# Without repr: Grain takes the repr of its arguments, and that of all images takes
+# minutes.
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class MemorySource:
-    """Images and labels in memory; see `sources.NamedSource`.
+    """Images and labels in memory; see `source_protocol.NamedSource`.
 
     Attributes:
-      images: bytes of image files, or uint8 pixels [h, w, c].
-      labels: one each; () means zeros.
-      classes: names of the classes.
-      where: what to call the split.
-      origin: the source that knows the examples' names, or None.
+      images: The bytes of image files, or uint8 pixels [h, w, c].
+      labels: The label of each image; () means zeros.
+      classes: The names of the classes, in the order of the labels.
+      title: The name of the split in messages and summaries.
+      origin: The source that was decoded, which knows the examples' names, or None.
     """
 
     images: Sequence[bytes | np.ndarray] | np.ndarray
     labels: Sequence[int] | np.ndarray = ()
     classes: tuple[str, ...] = ("0",)
-    where: str = "memory"
+    title: str = "memory"
     origin: NamedSource | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> tuple[bytes | np.ndarray, int | np.ndarray]:
         label = self.labels[index] if len(self.labels) else 0
         return self.images[index], label if np.ndim(label) else int(label)
 
     def name(self, index: int) -> str:
-        return self.origin.name(index) if self.origin else f"{self.where}/{index}"
+        """Returns the name of an example in messages."""
+        return self.origin.name(index) if self.origin else f"{self.title}/{index}"
 
     def digest(self) -> str:
+        """Returns the checksum of the origin, or of the images and labels."""
         if self.origin:
             return self.origin.digest()
         labels = np.asarray(self.labels).tolist()
-        return checksum(self.where, self.classes, len(self), labels, self._content)
+        return checksum(self.title, self.classes, len(self), labels, self._content)
 
     @functools.cached_property
     def _content(self) -> int:
-        """Checksum of all images."""
+        """The checksum of all images."""
         content = 0
         for image in self.images:
-            # A view, such as that of numpy.moveaxis, has its bytes in another order.
-            data = image if isinstance(image, bytes) else np.ascontiguousarray(image)
-            content = zlib.crc32(data, content)
+            # The bytes of a view, such as numpy.moveaxis returns, have another order.
+            if not isinstance(image, bytes):
+                image = np.ascontiguousarray(image).tobytes()
+            content = zlib.crc32(image, content)
         return content
 
 
 def cached(source: NamedSource, channels: int, mode: str) -> NamedSource:
-    """Returns the split in memory if `mode` and the memory allow, else as it is.
+    """Returns the split decoded into memory if `mode` and the memory allow it.
 
-    An image that cannot be decoded stays encoded, so that it is told when it is used.
+    Otherwise it returns the split as it is. An image that cannot be decoded stays
+    encoded, so that the error is raised when the image is used.
 
     Args:
-      source: the split.
-      channels: of the pixels, 1 or 3.
-      mode: `small`: images of at most 64 px that take no more than a quarter of the
-        memory that is free; `ram`: any images; `none`.
+      source: The split.
+      channels: The number of channels of the pixels, 1 or 3.
+      mode: `small` for images of at most 64 px that take no more than a quarter of the
+        free memory, `ram` for any images, or `none`.
 
     Raises:
-      UserError: the images of a split take more than 80 % of the memory that is free.
+      UserError: The images take more than 80 % of the free memory, with `ram`.
     """
     in_memory = FakeSource | DigitsSource | MemorySource
     if mode == "none" or isinstance(source, in_memory):
         return source
     side, total = estimate(source, channels)
     free = psutil.virtual_memory().available
-    if mode == "small" and (side > SMALL_SIDE or total > UNASKED * free):
+    if mode == "small" and (side > SMALL_SIDE or total > SMALL_FRACTION * free):
         return source
-    figures = f"{source.where} takes about {total / 2**30:.2f} GiB decoded"
-    if total > ASKED * free:
+    figures = f"{source.title} takes about {total / 2**30:.2f} GiB decoded"
+    if total > RAM_FRACTION * free:
         raise UserError(
-            f"{figures}, of {free / 2**30:.2f} GiB that are free; leave out"
+            f"{figures}, and {free / 2**30:.2f} GiB are free; leave out"
             " --config.data.cache=ram."
         )
     if mode == "ram":
-        log.warning("%s, which are decoded into memory.", figures)
+        log.warning("%s; decoding them into memory.", figures)
     return _decode_all(source, channels)
 
 
 def estimate(source: NamedSource, channels: int) -> tuple[int, int]:
-    """The longest side of some images in pixels, and the bytes of all, decoded."""
+    """Estimates the decoded size of a split from 64 of its images.
+
+    Returns:
+      The longest side of these images in pixels, and the bytes of all images.
+    """
     places = np.linspace(0, len(source) - 1, SAMPLE).astype(int)
     sizes = []
     for index in np.unique(places).tolist():
@@ -130,8 +142,11 @@ def _decode_all(source: NamedSource, channels: int) -> MemorySource:
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         images, labels = zip(*pool.map(decode, range(len(source))), strict=True)
-    if len({getattr(image, "shape", None) for image in images}) == 1:
-        images = np.stack(images)
+    have_one_shape = len({getattr(image, "shape", None) for image in images}) == 1
     return MemorySource(
-        images, np.asarray(labels, np.int32), source.classes, source.where, source
+        np.stack(images) if have_one_shape else images,
+        np.asarray(labels, np.int32),
+        source.classes,
+        source.title,
+        source,
     )

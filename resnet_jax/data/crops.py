@@ -1,18 +1,23 @@
-"""What part of an image is taken."""
+"""Crops of images: which part is taken, erased or dropped."""
 
 import math
+from typing import Literal
 
 import numpy as np
-from jaxtyping import UInt8, UInt64
+from jaxtyping import Float, UInt8, UInt64
 
 from resnet_jax.data.decode import Picture
 from resnet_jax.data.resize import PILLOW, REACH, resize
 
-PAD_MODES = {"zero": "constant", "reflect": "reflect"}  # and numpy's words for them
+# numpy's words for the modes of padding.
+PAD_MODES: dict[str, Literal["constant", "reflect"]] = {
+    "zero": "constant",
+    "reflect": "reflect",
+}
 
 
-def mix(keys: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
-    """Scrambles 64-bit numbers one to one; splitmix64 (Steele et al. 2014, OOPSLA)."""
+def scramble(keys: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
+    """Hashes 64-bit numbers one to one by splitmix64 (Steele et al. 2014, OOPSLA)."""
     keys = keys + np.uint64(0x9E3779B97F4A7C15)
     keys = (keys ^ keys >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     keys = (keys ^ keys >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
@@ -25,10 +30,20 @@ def random_box(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> tuple[int, int, int, int]:
-    """A random part of an image: (left, top, right, bottom) in pixels.
+    """Draws the box of a random resized crop, as torchvision does.
 
-    Area uniform in `scale`, log of width / height uniform in `ratio`; ten tries,
-    then the largest centre crop whose ratio is allowed, as torchvision does.
+    The area is uniform in `scale`, the logarithm of width / height uniform in `ratio`.
+    If ten such boxes do not fit into the image, the box is the largest centre crop
+    whose ratio is allowed.
+
+    Args:
+      rng: The generator of random numbers.
+      size: The width and height of the image in pixels.
+      scale: The smallest and largest fraction of the image's area.
+      ratio: The smallest and largest width / height.
+
+    Returns:
+      (left, top, right, bottom) in pixels.
     """
     width, height = size
     low, high = math.log(ratio[0]), math.log(ratio[1])
@@ -55,36 +70,40 @@ def pad_and_crop(
     mode: str,
     flip: bool,
 ) -> UInt8[np.ndarray, "n size size c"]:
-    """Random crops of many padded images at a time, each by its key.
+    """Takes random crops of many padded images at once, each determined by its key.
 
     Args:
-      pixels: of the images, which are square.
-      keys: of the images.
-      pad: pixels that are added on each side.
-      mode: what they are: one of PAD_MODES.
-      flip: whether half of the crops are mirrored.
+      pixels: The pixels of the images, which are square.
+      keys: The keys of the images.
+      pad: The number of pixels that are added on each side.
+      mode: The kind of padding, one of PAD_MODES.
+      flip: True to mirror half of the crops.
     """
     size = pixels.shape[1]
     around = ((0, 0), (pad, pad), (pad, pad), (0, 0))
     padded = np.pad(pixels, around, PAD_MODES[mode])
-    # Bits 0 to 23, 24 to 47 and 48 of a number that depends on all of the key's.
-    bits = mix(keys)
-    places = np.uint64(2 * pad + 1)
+    # Bits 0 to 23 of the hashed key give the top of the crop, bits 24 to 47 the left,
+    # and bit 48 the flip.
+    bits = scramble(keys)
+    offsets = np.uint64(2 * pad + 1)
     top, left = (
-        ((bits >> np.uint64(shift) & np.uint64(0xFFFFFF)) * places >> np.uint64(24))
+        ((bits >> np.uint64(shift) & np.uint64(0xFFFFFF)) * offsets >> np.uint64(24))
         for shift in (0, 24)
     )
     flipped = bits >> np.uint64(48) & np.uint64(flip)
     result = np.empty_like(pixels)
-    places = zip(top.tolist(), left.tolist(), flipped.tolist(), strict=True)
-    for i, (y, x, mirrored) in enumerate(places):
+    rows = zip(top.tolist(), left.tolist(), flipped.tolist(), strict=True)
+    for i, (y, x, mirrored) in enumerate(rows):
         crop = padded[i, y : y + size, x : x + size]
         result[i] = crop[:, ::-1] if mirrored else crop
     return result
 
 
 def resized_size(size: tuple[int, int], short: int) -> tuple[int, int]:
-    """(width, height) to which a short side brings an image, as torchvision rounds."""
+    """Returns the (width, height) of an image whose short side is resized to `short`.
+
+    The long side is rounded as in torchvision.
+    """
     width, height = size
     if width < height:
         return short, int(short * height / width)
@@ -92,7 +111,7 @@ def resized_size(size: tuple[int, int], short: int) -> tuple[int, int]:
 
 
 def center_of(wide: int, high: int, size: int) -> tuple[int, int]:
-    """(left, top) of the centre crop of a size, rounded as torchvision does."""
+    """Returns the (left, top) of the centre crop, rounded as in torchvision."""
     return round((wide - size) / 2), round((high - size) / 2)
 
 
@@ -103,14 +122,14 @@ def crop_of_resized(
     size: int,
     interpolation: str,
 ) -> UInt8[np.ndarray, "{size} {size} c"]:
-    """Resizes an image and cuts a square out of it, in one go where it can.
+    """Returns a square crop of the resized image, resizing only that if possible.
 
     Args:
-      picture: the image.
-      resized: (width, height) to which it is brought.
-      corner: (left, top) of the square in the resized image.
-      size: side of the square.
-      interpolation: see `resize`.
+      picture: The image.
+      resized: The (width, height) to which the image is resized.
+      corner: The (left, top) of the square in the resized image.
+      size: The side of the square in pixels.
+      interpolation: The kind of interpolation, see `resize.resize`.
     """
     (width, height), (wide, high), (left, top) = picture.size, resized, corner
     if (wide, high) == (width, height):
@@ -118,11 +137,11 @@ def crop_of_resized(
     if interpolation not in PILLOW:
         whole = resize(picture.pixels(), resized, interpolation)
         return whole[top : top + size, left : left + size]
-    # What is kept, in the pixels of the image; rounding must not lead outside.
+    # The crop in pixels of the original image; rounding must not lead outside of it.
     x, y = width / wide, height / high
     right, bottom = (left + size) * x, (top + size) * y
     box = (left * x, top * y, min(right, width), min(bottom, height))
-    # Pillow's filters reach this far beyond it.
+    # Pillow's filters reach this far beyond the box.
     reach = REACH[interpolation]
     reach_x, reach_y = (math.ceil(reach * max(step, 1)) + 1 for step in (x, y))
     first_x = max(math.floor(box[0]) - reach_x, 0)
@@ -143,20 +162,22 @@ def erase(
     rng: np.random.Generator,
     *,
     count: int,
-    mean: np.ndarray,
-    std: np.ndarray | None,
+    mean: Float[np.ndarray, " c"],
+    std: Float[np.ndarray, " c"] | None,
 ) -> UInt8[np.ndarray, "h w c"]:
-    """Erases rectangles (Zhong et al. 2017, arXiv:1708.04896), drawn as timm does.
+    """Erases random rectangles (Zhong et al. 2017, arXiv:1708.04896), as timm does.
 
-    The libraries erase after normalisation, here it comes later: what is 0 there is
-    the mean colour here, rounded, and noise N(0, 1) is mean + std * N(0, 1), rounded
-    and clipped to 0 to 255: with ImageNet's colours, about 5 % of it are clipped.
+    The libraries erase after normalisation, this function before it. Their 0 is the
+    rounded mean colour here. Their noise N(0, 1) is mean + std * N(0, 1), rounded and
+    clipped to 0 to 255, which clips about 5 % of it with ImageNet's colours.
 
     Args:
-      pixels: of the image.
-      rng: random numbers.
-      count: there are one to so many rectangles, which share the area.
-      mean, std: of each channel, in units of 0 to 1; without `std` there is no noise.
+      pixels: The pixels of the image.
+      rng: The generator of random numbers.
+      count: The largest number of rectangles; one to `count` share the area.
+      mean: The mean of each channel, in units of 0 to 1.
+      std: The standard deviation of each channel, in units of 0 to 1; None to erase
+        with the mean colour instead of noise.
     """
     pixels = pixels.copy()
     height, width, channels = pixels.shape
@@ -182,7 +203,7 @@ def erase(
 def drop_lines(
     pixels: UInt8[np.ndarray, "h w c"], rng: np.random.Generator, side: int
 ) -> UInt8[np.ndarray, "{side} {side} c"]:
-    """Keeps `side` random rows and columns in their order: Composer's ColOut."""
+    """Keeps `side` random rows and columns in their order, as Composer's ColOut."""
     rows, columns = (
         np.sort(rng.permutation(length)[:side]) for length in pixels.shape[:2]
     )

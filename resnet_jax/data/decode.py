@@ -1,4 +1,4 @@
-"""Encoded images -> uint8 pixels: RGB or grey, upright, whatever the file holds."""
+"""Decoding of image files of any kind to upright uint8 pixels, RGB or grey."""
 
 import contextlib
 import dataclasses
@@ -16,10 +16,11 @@ from resnet_jax.errors import BadImageError
 
 MODES = {1: "L", 3: "RGB"}
 SPACES = {1: "GRAY", 3: "RGB"}
-ORIENTATION = 0x0112  # the EXIF tag
-EXIF, START_OF_SCAN = 0xE1, 0xDA  # markers of a JPEG
+# The EXIF tag of the orientation, and markers of a JPEG.
+ORIENTATION = 0x0112
+EXIF, START_OF_SCAN = 0xE1, 0xDA
 
-_of_thread = threading.local()
+_thread = threading.local()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,11 @@ class Picture:
 
     @functools.cached_property
     def size(self) -> tuple[int, int]:
-        """Width and height in pixels, upright; raises BadImageError as `pixels`."""
+        """The width and height in pixels, upright.
+
+        Raises:
+          BadImageError: The image cannot be decoded, as in `pixels`.
+        """
         if self._jpeg_size:
             return self._jpeg_size
         height, width, _ = self.pixels().shape
@@ -48,28 +53,30 @@ class Picture:
         """Decodes the image.
 
         Grey, palette, CMYK and 16-bit images are converted, transparency is dropped,
-        and an EXIF orientation is carried out, so that the image is upright.
+        and an EXIF orientation is applied, so that the image is upright.
 
         Args:
-          shrink: 2 or 4: the image may come smaller by that factor, rounded up, where
-            it is a JPEG: that takes less time, and is a box filter.
+          shrink: The factor, 1, 2 or 4, by which a JPEG may be decoded smaller, with
+            sides rounded up. This takes less time and acts as a box filter.
 
         Raises:
-          BadImageError: the image is empty, truncated or not an image.
+          BadImageError: The image is empty, truncated or not an image.
         """
-        if self._jpeg_size:
+        if size := self._jpeg_size:
             with contextlib.suppress(ValueError):
-                return self._jpeg(shrink)
-            # Pillow reads some JPEGs that simplejpeg does not, and says what is wrong.
+                return self._jpeg(size, shrink)
+            # Pillow reads some JPEGs that simplejpeg does not, and says what is wrong
+            # with the others.
         return self._any_kind
 
     def part(
         self, left: int, top: int, right: int, bottom: int
     ) -> UInt8[np.ndarray, "h w {self.channels}"]:
-        """The same as `pixels()[top:bottom, left:right]`, decoding less if it can.
+        """Returns `pixels()[top:bottom, left:right]`, decoding only that if possible.
 
         Raises:
-          BadImageError: as `pixels`; but what is broken outside the part may not show.
+          BadImageError: The image cannot be decoded, as in `pixels`; but damage outside
+            the part may go unnoticed.
         """
         part = None
         if nvimgcodec and self.channels == 3 and self._jpeg_size and self._is_complete:
@@ -84,12 +91,12 @@ class Picture:
 
     @property
     def _is_complete(self) -> bool:
-        """Whether a JPEG ends with its last marker, so that it is not cut off."""
-        return self.image.endswith(b"\xff\xd9")
+        """Tells whether a JPEG ends with its last marker, so it is not truncated."""
+        return isinstance(self.image, bytes) and self.image.endswith(b"\xff\xd9")
 
     @functools.cached_property
     def _jpeg_size(self) -> tuple[int, int] | None:
-        """Width and height of a JPEG that needs nothing but decoding."""
+        """The width and height of a JPEG that needs no conversion; None otherwise."""
         image = self.image
         if not isinstance(image, bytes) or not image.startswith(b"\xff\xd8"):
             return None
@@ -97,14 +104,14 @@ class Picture:
             height, width, space, _ = simplejpeg.decode_jpeg_header(image)
         except ValueError:
             return None
-        # A file of grey levels is converted from RGB by other factors than YCbCr is.
+        # The weights of RGB in a grey level differ from the weights of Y in YCbCr.
         plain = space in (("YCbCr", "Gray") if self.channels == 3 else ("Gray",))
         return (width, height) if plain and not _is_turned(image) else None
 
-    def _jpeg(self, shrink: int) -> np.ndarray:
-        width, height = self._jpeg_size
+    def _jpeg(self, size: tuple[int, int], shrink: int) -> np.ndarray:
+        width, height = size
         least = (-(-height // shrink), -(-width // shrink)) if shrink > 1 else (0, 0)
-        # The same arithmetic as Pillow's, to the bit.
+        # With these options, pixels are equal to Pillow's, bit for bit.
         return simplejpeg.decode_jpeg(
             self.image,
             SPACES[self.channels],
@@ -123,19 +130,25 @@ class Picture:
             return _to_pixels(Image.fromarray(pixels), self.channels)
         if self.image == b"":
             raise BadImageError(f"{self.name}: the file is empty.")
-        # A user's own image of Pillow stays as it is.
-        ours = not isinstance(self.image, Image.Image)
         try:
-            decoded = Image.open(io.BytesIO(self.image)) if ours else self.image
+            decoded: Image.Image
+            if isinstance(self.image, bytes):
+                decoded = Image.open(io.BytesIO(self.image))
+            else:
+                decoded = self.image
             decoded.load()
             # A broken EXIF block does not make the pixels bad.
             with contextlib.suppress(Exception):
-                upright = ImageOps.exif_transpose(decoded, in_place=ours)
-                decoded = upright or decoded
+                if decoded is self.image:
+                    # A user's own image of Pillow is not modified.
+                    decoded = ImageOps.exif_transpose(decoded)
+                else:
+                    ImageOps.exif_transpose(decoded, in_place=True)
             return _to_pixels(decoded, self.channels)
         except MemoryError:
             raise
-        # Pillow raises many types on broken files: OSError, SyntaxError, struct.error
+        # Pillow raises many types of errors for broken files: OSError, SyntaxError,
+        # struct.error and others.
         except Exception as error:
             reason = str(error) or type(error).__name__
             if "cannot identify image file" in reason:
@@ -144,28 +157,29 @@ class Picture:
 
 
 def _region_decoder():
-    """This thread's decoder of parts of JPEGs, which computes on the CPU alone."""
-    if not hasattr(_of_thread, "decoder"):
-        _of_thread.decoder = nvimgcodec.Decoder(
+    """Returns this thread's decoder of parts of JPEGs, which uses only the CPU."""
+    if not hasattr(_thread, "decoder"):
+        _thread.decoder = nvimgcodec.Decoder(
             device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,
             backends=[nvimgcodec.Backend(nvimgcodec.CPU_ONLY)],
             max_num_cpu_threads=1,
         )
-    return _of_thread.decoder
+    return _thread.decoder
 
 
 def _is_turned(jpeg: bytes) -> bool:
-    """Whether a JPEG's EXIF block says that its pixels do not lie upright."""
+    """Tells whether a JPEG's EXIF block says that its pixels are not upright."""
     if not _has_exif(jpeg):
         return False
     try:
         return Image.open(io.BytesIO(jpeg)).getexif().get(ORIENTATION, 1) != 1
     except Exception:
-        return True  # Pillow tells, or passes over, what is broken
+        # Pillow then reads the file, and reports or ignores what is broken.
+        return True
 
 
 def _has_exif(jpeg: bytes) -> bool:
-    """Whether an EXIF block is among the segments before the pixels (ITU-T T.81, B)."""
+    """Tells whether an EXIF block precedes the pixels (ITU-T T.81, annex B)."""
     place = 2
     while jpeg[place : place + 1] == b"\xff" and len(jpeg) > place + 4:
         marker = jpeg[place + 1]

@@ -1,13 +1,13 @@
-"""What an augmentation does to an image: Pillow's operations by name, and a few more.
+"""Operations of augmentations on one image: Pillow's by name, and a few more.
 
-Nothing here is random; `policies.py` draws which of them are done, and how much.
+Nothing here is random: `policies.py` draws the operations and their amounts.
 """
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageEnhance, ImageOps
 
-# An operation and how much of it.
+# The name of an operation, and its amount.
 Step = tuple[str, float | int]
 
 ENHANCERS = {
@@ -16,8 +16,9 @@ ENHANCERS = {
     "contrast": ImageEnhance.Contrast,
     "sharpness": ImageEnhance.Sharpness,
 }
-# Of the colours of ImageNet, in units of 0 to 1; a column is a component.
-# fb.resnet.torch, datasets/imagenet.lua, after Krizhevsky et al. 2012, section 4.1.
+# The principal components of the colours of ImageNet, in units of 0 to 1; each column
+# of COLOR_VECTORS is a component. They are those of fb.resnet.torch
+# (datasets/imagenet.lua), after Krizhevsky et al. 2012, section 4.1.
 COLOR_VALUES = np.array([0.2175, 0.0188, 0.0045])
 COLOR_VECTORS = np.array(
     [
@@ -36,23 +37,27 @@ def apply(
     resample: Image.Resampling = Image.Resampling.NEAREST,
     fill: int | tuple[int, ...] = 0,
 ) -> Image.Image:
-    """Does one operation.
+    """Applies one operation to an image.
 
     Args:
-      image: RGB or L.
-      op: its name.
-      amount: `shear_x`, `shear_y`: the tangent of the angle. `translate_x`,
-        `translate_y`: pixels, to the left and up. `rotate`: degrees, counter-clockwise.
-        `brightness`, `color`, `contrast`, `sharpness`: a factor, 1 changes nothing.
-        `hue`: part of a turn, -0.5 to 0.5. `posterize`: bits that are kept, 0 to 8.
-        `solarize`: the level from which on colours are inverted. `solarize_add`: what
-        is added to levels below 128. Others take none.
-      resample: how geometric operations interpolate.
-      fill: colour of what they bring in from outside, one level a channel.
+      image: The image, of mode RGB or L.
+      op: The name of the operation.
+      amount: The amount, whose meaning depends on the operation. `shear_x`, `shear_y`:
+        the tangent of the angle. `translate_x`, `translate_y`: pixels, to the left and
+        up. `rotate`: degrees, counter-clockwise. `brightness`, `color`, `contrast`,
+        `sharpness`: a factor; 1 changes nothing. `hue`: a fraction of a full turn, -0.5
+        to 0.5. `posterize`: the number of bits that are kept, 0 to 8. `solarize`: the
+        lowest level that is inverted. `solarize_add`: the number that is added to
+        levels below 128. Other operations ignore it.
+      resample: The interpolation of geometric operations.
+      fill: The colour that geometric operations bring in from outside, one level per
+        channel.
 
     Raises:
-      ValueError: there is no such operation.
+      ValueError: There is no such operation.
     """
+    # The first two rows of the matrix of an affine map, which Pillow takes.
+    matrix: tuple[float, ...]
     match op:
         case "identity":
             return image
@@ -71,11 +76,11 @@ def apply(
         case "hue":
             return shift_hue(image, amount)
         case "posterize":
-            # Not Pillow's, which refuses to keep no bit at all.
+            # Not ImageOps.posterize, which does not accept 0 bits.
             mask = 256 - (1 << 8 - int(amount))
             return image.point(lambda level: level & mask)
         case "solarize":
-            return ImageOps.solarize(image, amount)
+            return ImageOps.solarize(image, amount)  # type: ignore[arg-type]  # takes floats
         case "solarize_add":
             add = int(amount)
             return image.point(lambda x: min(255, x + add) if x < 128 else x)
@@ -92,7 +97,12 @@ def apply(
 
 
 def shift_hue(image: Image.Image, turn: float) -> Image.Image:
-    """Turns the hue by a part of a circle, in Pillow's 256 steps of it; RGB or L."""
+    """Rotates the hue of an RGB image, or returns an L image as it is.
+
+    Args:
+      image: The image, of mode RGB or L.
+      turn: The rotation as a fraction of a full turn, of which Pillow has 256 steps.
+    """
     if image.mode == "L":
         return image
     hue, saturation, value = image.convert("HSV").split()
@@ -104,10 +114,15 @@ def shift_hue(image: Image.Image, turn: float) -> Image.Image:
 def add_lighting(
     pixels: UInt8[np.ndarray, "h w 3"], weights: Float[np.ndarray, "3"]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Adds weights of the principal components of ImageNet's colours to every pixel.
+    """Adds a weighted sum of ImageNet's principal colour components to every pixel.
 
-    Krizhevsky et al. 2012, section 4.1. Levels are rounded, and clipped to 0 to 255,
-    which its sources, whose pixels are floats, do not.
+    This is AlexNet's colour augmentation (Krizhevsky et al. 2012, section 4.1). Levels
+    are rounded and clipped to 0 to 255, unlike in the original implementations, whose
+    pixels are floats.
+
+    Args:
+      pixels: The pixels of an RGB image.
+      weights: The weight of each component.
     """
     added = 255 * COLOR_VECTORS @ (COLOR_VALUES * weights)
     levels = np.arange(256)[:, None] + added
@@ -116,10 +131,10 @@ def add_lighting(
 
 
 def to_image(pixels: UInt8[np.ndarray, "h w c"]) -> Image.Image:
-    """Pixels as Pillow has them: RGB or L."""
+    """Converts pixels to an image of Pillow's, of mode RGB or L."""
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[-1] == 1 else pixels)
 
 
 def to_pixels(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
-    """The pixels of an RGB or L image."""
+    """Returns the pixels of an RGB or L image."""
     return np.asarray(image).reshape(image.height, image.width, -1)

@@ -6,10 +6,11 @@ by (seed, epoch), epochs follow each other without a gap, and batch `t` is the p
 epoch, index). So batches do not depend on the number of workers, processes or restarts,
 and the position of a run is its step.
 
-Of a mix, each epoch takes from each source its share and goes on in that source's own
-permutations where the epoch before it stopped. What is said here of the epoch of an
-image is then the epoch of its source.
+From combined sources, each epoch takes each source's share of images, and continues in
+that source's own permutations where the epoch before stopped. The epoch that keys an
+image's augmentation is then the epoch of its source.
 """
+# Not Grain's shuffle and mix: their order is another one, and would change with Grain.
 
 import atexit
 import contextlib
@@ -32,23 +33,25 @@ from jaxtyping import Int, Int32, Int64, UInt64
 
 from resnet_jax.data.augment import Augment
 from resnet_jax.data.cache import MemorySource
-from resnet_jax.data.crops import mix
+from resnet_jax.data.crops import scramble
 from resnet_jax.data.decode import Picture
-from resnet_jax.data.sources import NamedSource, sizes_and_shares
+from resnet_jax.data.derived_sources import sizes_and_shares
+from resnet_jax.data.source_protocol import NamedSource
 from resnet_jax.data.workers import start_worker
 from resnet_jax.errors import BadImageError, UserError
 from resnet_jax.parallel import processes, signals
 
-# First words of what random numbers are made of.
-ORDER, AUGMENT, MIX = 0, 1, 2
-# Most examples that are made in one go.
+# First words of the seeds of: the order within a source, the augmentation, and the
+# order in which sources take turns.
+ORDER, AUGMENT, TURNS = 0, 1, 2
+# The largest number of examples that a worker makes at once.
 CHUNK = 32
 
 Batch = dict[str, np.ndarray]
 
 
-def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    """The order of the examples of one source in one of its epochs."""
+def permutation(seed: int, epoch: int, size: int) -> Int64[np.ndarray, "{size}"]:
+    """Returns the order of the examples of one source in one of its epochs."""
     return np.random.default_rng([ORDER, seed, epoch]).permutation(size)
 
 
@@ -56,28 +59,33 @@ def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
 def epoch_order(
     seed: int, epoch: int, sizes: tuple[int, ...], shares: tuple[int, ...]
 ) -> tuple[Int64[np.ndarray, "n"], Int32[np.ndarray, "n"]]:
-    """The examples of an epoch in order: index, and epoch of the source, of each.
+    """Returns the examples of an epoch in order.
 
     Args:
-      seed: of the order.
-      epoch: number of the epoch.
-      sizes: images of each source that is mixed; indices count through all of them.
-      shares: images that an epoch takes of each source.
+      seed: The seed of the order.
+      epoch: The number of the epoch.
+      sizes: The number of images of each source; one, unless sources are combined.
+      shares: The number of images that an epoch takes from each source.
+
+    Returns:
+      The index of each example, counted through all sources, and the epoch of its
+      source.
     """
     indices, epochs = [], []
     starts = itertools.accumulate(sizes, initial=0)
     for start, size, share in zip(starts, sizes, shares, strict=False):
-        first, behind = epoch * share, (epoch + 1) * share
-        for own in range(first // size, -(-behind // size)):
-            whole = permutation(seed, own, size)
-            taken = whole[max(first - own * size, 0) : behind - own * size]
+        first, stop = epoch * share, (epoch + 1) * share
+        for own_epoch in range(first // size, -(-stop // size)):
+            order = permutation(seed, own_epoch, size)
+            begin = own_epoch * size
+            taken = order[max(first - begin, 0) : stop - begin]
             indices.append(start + taken)
-            epochs.append(np.full(len(taken), own, np.int32))
-    source_of = np.repeat(np.arange(len(shares)), shares)
-    np.random.default_rng([MIX, seed, epoch]).shuffle(source_of)
-    # Where the first source's turns are, then the second one's, ...
-    turns = np.argsort(source_of, kind="stable")
-    return tuple(_put(np.concatenate(parts), turns) for parts in (indices, epochs))
+            epochs.append(np.full(len(taken), own_epoch, np.int32))
+    source_numbers = np.repeat(np.arange(len(shares)), shares)
+    np.random.default_rng([TURNS, seed, epoch]).shuffle(source_numbers)
+    # The places of the first source's examples, then those of the second one's, ...
+    places = np.argsort(source_numbers, kind="stable")
+    return _put(np.concatenate(indices), places), _put(np.concatenate(epochs), places)
 
 
 def _put(values: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -88,12 +96,13 @@ def _put(values: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """What the training order has at some positions.
+    """The images at some positions of the training order.
 
     Attributes:
-      indices: of the images.
-      epochs: of their sources.
-      turns: how often an image came right before, with repeated augmentation.
+      indices: The indices of the images.
+      epochs: The epochs of their sources.
+      turns: The number of times that each image came directly before, which is 0
+        without repeated augmentation.
     """
 
     indices: Int[np.ndarray, " n"]
@@ -101,24 +110,26 @@ class Views:
     turns: Int[np.ndarray, " n"]
 
     def keys(self, seed: int) -> UInt64[np.ndarray, " n"]:
-        """The key of each image's augmentation."""
+        """Returns the key of each image's augmentation."""
         keys = (AUGMENT + 4 * self.turns).astype(np.uint64)
         for word in (np.full(len(keys), seed), self.epochs, self.indices):
-            keys = mix(keys ^ word.astype(np.uint64))
+            keys = scramble(keys ^ word.astype(np.uint64))
         return keys
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResizeSchedule:
-    """Progressive resizing: the side of the training images, by the step alone.
+    """Progressive resizing: the side of the training images as a function of the step.
 
-    It grows linearly, in multiples, from `first` at step `start` to `last` at step
-    `end`, as FFCV's (which looks at the epoch) and Composer's do.
+    It grows linearly from `first` at step `start` to `last` at step `end`, as in FFCV
+    (where it is a function of the epoch) and Composer.
 
     Attributes:
-      first, last: sides in pixels.
-      start, end: steps, which need not be whole.
-      multiple: what sides before `end` are rounded to.
+      first: The side before step `start`, in pixels.
+      last: The side from step `end` on, in pixels.
+      start: The step at which the side begins to grow, which may be a fraction.
+      end: The step at which it stops growing, which may be a fraction.
+      multiple: Sides before `end` are rounded to a multiple of it.
     """
 
     first: int
@@ -128,7 +139,7 @@ class ResizeSchedule:
     multiple: int = 1
 
     def __call__(self, step: int) -> int:
-        """The side of the images of a step, counted from 0."""
+        """Returns the side in pixels of the images of a step, counted from 0."""
         if step >= self.end:
             return self.last
         done = max(step - self.start, 0) / (self.end - self.start)
@@ -136,26 +147,27 @@ class ResizeSchedule:
         return max(round(side / self.multiple), 1) * self.multiple
 
     def sides(self, steps: range) -> list[int]:
-        """All that there are, in order of appearance."""
+        """Returns all sides that occur in the steps, in order of appearance."""
         return list(dict.fromkeys(map(self, steps)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Examples:
-    """Makes the example at a position; the same one in whatever process it runs.
+    """Makes the example at a position, which is the same in every process.
 
-    An image that cannot be decoded raises, or is replaced if `skip_bad`: in
-    training by the next good one of the split, in evaluation by a masked one. The
+    An image that cannot be decoded raises an error. With `skip_bad`, it is replaced:
+    in training by the next good image of the order, in evaluation by a masked one. The
     example's `bad` holds the index of the bad image, or -1.
 
     Attributes:
-      source: the split.
-      augment: what is done to each image.
-      channels: of the result, 1 or 3.
-      skip_bad: whether a bad image is passed over.
-      label_shape: () where each image has one label, else (most,).
-      repeats: how often an image comes in a row, each time augmented anew (Hoffer et
-        al. 2020, arXiv:1901.09335); an epoch then sees that part of the images.
+      source: The split.
+      augment: The augmentation of each image.
+      channels: The number of channels of the result, 1 or 3.
+      skip_bad: True to replace images that cannot be decoded.
+      label_shape: () if each image has one label, otherwise (most_labels,).
+      repeats: The number of times that each image comes in a row, with different
+        augmentations (repeated augmentation; Hoffer et al. 2020, arXiv:1901.09335). An
+        epoch then contains 1 / repeats of the images.
     """
 
     source: NamedSource
@@ -166,42 +178,52 @@ class Examples:
     repeats: int = 1
 
     def train(self, positions: Sequence[int], seed: int) -> Batch:
-        """The examples at positions of the endless training order."""
+        """Returns the examples at positions of the endless training order.
+
+        Args:
+          positions: The positions, counted from the first image of the first epoch.
+          seed: The seed of order and augmentation.
+
+        Raises:
+          BadImageError: An image cannot be decoded, and `skip_bad` is False.
+          UserError: No image of the split can be decoded.
+        """
         size = len(self.source)
         places = [divmod(position, size) for position in positions]
         views = self._views(seed, places)
         keys = views.keys(seed)
-        if not self.at_once:
+        memory = self.memory_to_crop
+        if memory is None:
             rows = zip(places, views.indices.tolist(), keys.tolist(), strict=True)
             return _collect((self._train(*row, seed) for row in rows), len(places))
         return {
-            "image": self.augment.pad_and_crop(self.source.images[views.indices], keys),
-            "label": self.source.labels[views.indices],
+            "image": self.augment.pad_and_crop(
+                np.asarray(memory.images)[views.indices], keys
+            ),
+            "label": np.asarray(memory.labels)[views.indices],
             "mask": np.ones(len(places), np.bool_),
             "index": views.indices,
             "bad": np.full(len(places), -1),
         }
 
     @property
-    def at_once(self) -> bool:
-        """Whether all images are one array in memory, of which crops are taken."""
-        images = getattr(self.source, "images", None)
+    def memory_to_crop(self) -> MemorySource | None:
+        """The source, if it is one array of images that are only cropped."""
+        if not isinstance(self.source, MemorySource) or not self.augment.only_crops:
+            return None
+        images = self.source.images
         wanted = (self.augment.size, self.augment.size, self.channels)
-        return (
-            self.augment.only_crops
-            and isinstance(self.source, MemorySource)
-            and isinstance(images, np.ndarray)
-            and images.shape[1:] == wanted
-        )
+        is_array = isinstance(images, np.ndarray) and images.shape[1:] == wanted
+        return self.source if is_array else None
 
     def _views(self, seed: int, places: Sequence[tuple[int, int]]) -> Views:
-        """What the order has at (epoch, offset)s."""
-        found = []
+        """Returns the images at places (epoch, offset) of the training order."""
+        rows = []
         for epoch, offset in places:
-            order = epoch_order(seed, epoch, *sizes_and_shares(self.source))
+            indices, epochs = epoch_order(seed, epoch, *sizes_and_shares(self.source))
             place, turn = divmod(offset, self.repeats)
-            found.append((*(part[place] for part in order), turn))
-        return Views(*np.array(found, np.int64).T)
+            rows.append((indices[place], epochs[place], turn))
+        return Views(*np.array(rows, np.int64).T)
 
     def _train(self, place: tuple[int, int], index: int, key: int, seed: int) -> Batch:
         try:
@@ -210,26 +232,30 @@ class Examples:
             self._stop_unless_skipped(error)
         epoch, offset = place
         size = len(self.source)
-        for other in range(offset + 1, offset + size):
-            view = self._views(seed, [(epoch, other % size)])
+        for next_offset in range(offset + 1, offset + size):
+            view = self._views(seed, [(epoch, next_offset % size)])
             with contextlib.suppress(BadImageError):
                 return self._example(
                     view.indices.item(), view.keys(seed).item(), bad=index
                 )
-        raise UserError(f"{self.source.where} holds no image that can be decoded.")
+        raise UserError(f"{self.source.title} holds no image that can be decoded.")
 
     def at(self, size: int) -> "Examples":
-        """The same examples with another `augment.size`."""
+        """Returns the same examples with another `augment.size`."""
         if size == self.augment.size:
             return self
         augment = dataclasses.replace(self.augment, size=size)
         return dataclasses.replace(self, augment=augment)
 
-    def test(self, positions: Sequence[int]) -> Batch:
-        """The examples at positions of the split; padding behind its end."""
-        return _collect(map(self._test, positions), len(positions))
+    def eval(self, positions: Sequence[int]) -> Batch:
+        """Returns the examples at positions of the split, and padding after its end.
 
-    def _test(self, position: int) -> Batch:
+        Raises:
+          BadImageError: An image cannot be decoded, and `skip_bad` is False.
+        """
+        return _collect(map(self._eval, positions), len(positions))
+
+    def _eval(self, position: int) -> Batch:
         if position >= len(self.source):
             return self._padding(bad=-1)
         try:
@@ -267,8 +293,8 @@ def _pack(image, label, index: int, bad: int, mask: bool) -> Batch:
 
 
 def _collect(examples: Iterable[Batch], number: int) -> Batch:
-    """Makes a batch; each example is put in place while its pixels are in the cache."""
-    batch = {}
+    """Makes a batch, copying each example while its pixels are in the CPU's cache."""
+    batch: Batch = {}
     for place, example in enumerate(examples):
         if not batch:
             batch = {
@@ -281,23 +307,23 @@ def _collect(examples: Iterable[Batch], number: int) -> Batch:
 
 
 def bad_indices(batch: Batch) -> set[int]:
-    """Indices of the images of a batch that could not be decoded."""
+    """Returns the indices of the images of a batch that could not be decoded."""
     return {int(index) for index in batch["bad"] if index >= 0}
 
 
 def _start_worker(parent: int, *_) -> None:
     """Keeps a worker off the accelerators, and ends it when its parent has ended."""
-    # Grain imports jax, which must not take the devices that the parent computes on.
+    # Grain imports jax, which must not claim the devices on which the parent computes.
     jax.config.update("jax_platforms", "cpu")
     start_worker(parent)
 
 
 @functools.cache
 def _end_workers_with_this_process() -> None:
-    """Registers the ends of workers for all ends of this process; called once."""
+    """Makes sure that workers end with this process, however that ends."""
     processes.at_end.append(_kill_children)
-    # Before that of multiprocessing, which would wait for those that nobody closed:
-    # they do not listen to its SIGTERM.
+    # Runs before multiprocessing's own handler, which would wait for workers that
+    # nobody closed, as these ignore its SIGTERM.
     atexit.register(_kill_workers)
 
 
@@ -308,8 +334,9 @@ def _kill_workers() -> None:
 
 
 def _kill_children() -> None:
-    # Also those that have just been started, which multiprocessing does not know yet
-    # and which would complain. Its tracker frees the memory that the others shared.
+    # Includes workers that have just been started, which multiprocessing does not know
+    # yet and which would print errors. The resource tracker frees the shared memory of
+    # the others, so it stays.
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
             if "multiprocessing.resource_tracker" not in " ".join(child.cmdline()):
@@ -321,10 +348,20 @@ class WorkerDiedError(UserError):
 
 
 class Batches:
-    """An iterator over this process's part of the batches; close it in the end.
+    """An iterator over this process's rows of the batches, which has to be closed.
 
     Each batch holds uint8 `image` [rows, size, size, channels], int32 `label`, bool
-    `mask` (False: padding), int64 `index` in the split and int64 `bad` [rows].
+    `mask` (False for padding), int64 `index` in the split, and int64 `bad` (the index
+    of an image that could not be decoded, or -1), each [rows].
+
+    Args:
+      chunks: The chunks of all batches in order.
+      chunks_a_batch: The number of chunks in each batch.
+      num_workers: The number of worker processes, see `spread`.
+      num_threads: The number of threads of each process, see `spread`.
+
+    Raises:
+      WorkerDiedError: While iterating: a worker process was killed.
     """
 
     def __init__(
@@ -335,16 +372,17 @@ class Batches:
         num_threads: int,
     ):
         num_workers, threads = spread(num_workers, num_threads, os.cpu_count() or 1)
-        # While a batch waits to be taken, every thread makes a part of the next one.
+        # While a batch waits to be used, every thread makes a chunk of the next one.
         ahead = threads if num_workers else threads + chunks_a_batch
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
         chunks = chunks.to_iter_dataset(options)
         if num_workers:
-            # Grain reads absl flags when it starts workers; a library user has none.
+            # Grain reads absl flags when it starts workers; users of the library have
+            # parsed none.
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()
             _end_workers_with_this_process()
-            # Here, since it would unblock signals of the thread that it starts from.
+            # Started now, since starting it unblocks signals, which `__next__` blocks.
             with signals.blocked():
                 resource_tracker.ensure_running()
             ahead = 1 + -(-chunks_a_batch // num_workers)
@@ -354,8 +392,8 @@ class Batches:
             )
         self._chunks_a_batch = chunks_a_batch
         self._iterator = iter(chunks)
-        # Grain starts its workers with the first batch. Signals to all processes of a
-        # group are the parent's to answer.
+        # Grain starts its workers with the first batch, with signals blocked, so that a
+        # signal to the whole process group is handled by the parent alone.
         self._starting = signals.blocked if num_workers else contextlib.nullcontext
 
     def __iter__(self) -> Iterator[Batch]:
@@ -369,12 +407,12 @@ class Batches:
         except RuntimeError as error:
             if "Worker process was terminated" not in str(error):
                 raise
-            # A signal that comes with it says why.
+            # If this process was sent a signal, too, its handler reports the reason.
             time.sleep(1)
             raise WorkerDiedError(
                 "A process that decodes images was killed, perhaps for lack of memory;"
-                " the same command goes on from the last checkpoint. If it happens"
-                " again: fewer --config.data.num_workers (0: threads only)."
+                " the same command resumes from the last checkpoint. If it happens"
+                " again, lower --config.data.num_workers (0 uses threads alone)."
             ) from None
         if not chunks:
             raise StopIteration
@@ -383,7 +421,7 @@ class Batches:
         }
 
     def close(self) -> None:
-        """Stops the workers and frees what they shared."""
+        """Stops the workers and frees their shared memory."""
         self._iterator.close()
 
     def __enter__(self) -> "Batches":
@@ -394,15 +432,18 @@ class Batches:
 
 
 def spread(num_workers: int, num_threads: int, cores: int) -> tuple[int, int]:
-    """How many worker processes decode (0: this one), each with how many threads.
+    """Returns the number of worker processes, and of threads in each.
 
-    Decoding and resizing let go of Python's lock, which the rest of the work on an
-    image holds for about a tenth of the time: so threads suffice for some cores.
+    With 0 workers, the threads of this process decode. Decoding and resizing release
+    Python's lock, and the rest of the work on an image holds it for about a tenth of
+    the time, so threads suffice on up to 16 cores.
 
     Args:
-      num_workers: of worker processes; -1: none up to 16 cores, else one for 8.
-      num_threads: of each process; 0: those of the cores that are its share.
-      cores: of the machine.
+      num_workers: The number of worker processes; -1 for 0 on up to 16 cores, and for
+        one per 8 cores on more.
+      num_threads: The number of threads in each process; 0 for its share of the cores,
+        at most 16.
+      cores: The number of cores of the machine.
     """
     if num_workers < 0:
         num_workers = 0 if cores <= 16 else cores // 8
@@ -421,18 +462,20 @@ def train_batches(
     num_threads: int = 0,
     resize: ResizeSchedule | None = None,
 ) -> Batches:
-    """Batches of the given steps, in order.
+    """Returns the training batches of the given steps, in order.
 
     Args:
-      examples: where examples come from.
-      seed: fixes order and augmentation.
-      batch_size: images a step, over all processes.
-      steps: which steps; `range(k, n)` goes on behind step k.
-      rows: which rows of each batch this process makes; None: all.
-      num_workers, num_threads: see `spread`.
-      resize: the size of each step's images; None: that of the examples.
+      examples: The examples of the training split.
+      seed: The seed of order and augmentation.
+      batch_size: The number of images per step, over all processes.
+      steps: The steps, counted from 0; `range(k, n)` resumes after k steps.
+      rows: The rows of each batch that this process makes; None for all.
+      num_workers: The number of worker processes, see `spread`.
+      num_threads: The number of threads of each process, see `spread`.
+      resize: The size of the images of each step; None for the size of the examples.
 
-    Raises UserError where this host cannot hold its rows of a batch.
+    Raises:
+      UserError: This host cannot hold its rows of a batch in memory.
     """
     rows = range(batch_size) if rows is None else rows
     _check_memory(examples, len(rows))
@@ -457,34 +500,42 @@ def eval_batches(
     num_workers: int = -1,
     num_threads: int = 0,
 ) -> Batches:
-    """Batches that hold every example once; the last one is padded and masked.
+    """Returns batches that hold every example once; the last is padded and masked.
 
-    Arguments and what is raised as in `train_batches`.
+    Args:
+      examples: The examples of the split.
+      batch_size: The number of images per step, over all processes.
+      rows: The rows of each batch that this process makes; None for all.
+      num_workers: The number of worker processes, see `spread`.
+      num_threads: The number of threads of each process, see `spread`.
+
+    Raises:
+      UserError: This host cannot hold its rows of a batch in memory.
     """
     rows = range(batch_size) if rows is None else rows
     _check_memory(examples, len(rows))
     steps = range(-(-len(examples.source) // batch_size))
-    chunks = _chunks(examples.test, steps, batch_size, rows)
+    chunks = _chunks(examples.eval, steps, batch_size, rows)
     return Batches(*chunks, _workers_of(examples, num_workers), num_threads)
 
 
 def _check_memory(examples: Examples, images: int) -> None:
-    # Else the system would give it, and end the process when it has no more.
+    # The system would grant the memory, and kill the process when none is left.
     *views, height, width = examples.augment.shape
     images *= math.prod(views)
     needed = images * height * width * examples.channels
-    there = psutil.virtual_memory().total
-    if needed > there:
+    total = psutil.virtual_memory().total
+    if needed > total:
         raise UserError(
             f"This host has too little memory for this run: {images:,} images of"
             f" {height}x{width} pixels take {needed / 2**30:,.1f} GiB, and it has"
-            f" {there / 2**30:,.1f}. Start one with a smaller batch_size or"
+            f" {total / 2**30:,.1f}. Start one with a smaller batch_size or"
             " data.image_size; a run that has a checkpoint needs more or larger hosts."
         )
 
 
 def _workers_of(examples: Examples, num_workers: int) -> int:
-    # Each worker would have a copy of what is in memory.
+    # Each worker would copy the images that are in memory.
     return 0 if isinstance(examples.source, MemorySource) else num_workers
 
 
@@ -494,25 +545,17 @@ def _chunks(
     batch_size: int,
     rows: Sequence[int],
 ) -> tuple[grain.MapDataset, int]:
-    """Makes the rows of each step's batch in chunks; the second is how many a batch."""
-    # Grain hands out chunks, for its work on each element takes longer than a small
-    # image does; but no whole batches, of which every thread would keep some.
+    """Returns the chunks of all batches in order, and their number per batch."""
+    # Grain's elements are chunks. Its work on an element takes longer than decoding a
+    # small image, and whole batches would be too large, as each thread holds some.
     size = max(n for n in range(1, CHUNK + 1) if len(rows) % n == 0)
-    chunk = functools.partial(
-        _make_chunk,
-        make=make,
-        first_step=steps.start,
-        batch_size=batch_size,
-        rows=rows,
-        size=size,
-    )
     chunks_a_batch = len(rows) // size
-    return grain.MapDataset.range(len(steps) * chunks_a_batch).map(
-        chunk
-    ), chunks_a_batch
+    make_chunk = _MakeChunk(make, steps.start, batch_size, rows, size)
+    chunks = grain.MapDataset.range(len(steps) * chunks_a_batch).map(make_chunk)
+    return chunks, chunks_a_batch
 
 
-# Not closures: workers get them by name.
+# These are not closures, since workers unpickle them by name.
 def _train_at_size(
     positions: Sequence[int],
     examples: Examples,
@@ -524,14 +567,18 @@ def _train_at_size(
     return examples.at(resize(step)).train(positions, seed)
 
 
-def _make_chunk(
-    k: int,
-    make: Callable[[Sequence[int]], Batch],
-    first_step: int,
-    batch_size: int,
-    rows: Sequence[int],
-    size: int,
-) -> Batch:
-    step, chunk = divmod(k, len(rows) // size)
-    first = (first_step + step) * batch_size
-    return make([first + row for row in rows[chunk * size : (chunk + 1) * size]])
+@dataclasses.dataclass(frozen=True, repr=False)
+class _MakeChunk:
+    """Makes a chunk by its number: `size` of this process's rows of a batch."""
+
+    make: Callable[[Sequence[int]], Batch]
+    first_step: int
+    batch_size: int
+    rows: Sequence[int]
+    size: int
+
+    def __call__(self, number: int) -> Batch:
+        step, chunk = divmod(number, len(self.rows) // self.size)
+        first = (self.first_step + step) * self.batch_size
+        rows = self.rows[chunk * self.size : (chunk + 1) * self.size]
+        return self.make([first + row for row in rows])

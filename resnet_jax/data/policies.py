@@ -1,13 +1,15 @@
-"""Random policies: which operations are done to an image, and how much of each.
+"""Random augmentation policies: RandAugment, AutoAugment, TrivialAugment and others.
 
-Each draws from a numpy Generator, so that the image's key decides.
+A policy draws the operations on an image, and their amounts, from a numpy Generator,
+which the loader seeds with the image's key.
 """
 
 import abc
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,14 +17,13 @@ from PIL import Image
 from resnet_jax.data.image_ops import Step, apply, to_image, to_pixels
 from resnet_jax.errors import UserError, nearest
 
-Size = tuple[int, int]  # width and height
+# The width and height of an image in pixels.
+Size = tuple[int, int]
 Rng = np.random.Generator
 
 GEOMETRY = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 ENHANCE = ("brightness", "color", "contrast", "sharpness")
-# Of these, half of the amounts are negative, or below 1.
-SIGNED = (*GEOMETRY, *ENHANCE)
-# Names that an error can propose.
+# Names of policies that an error message can propose.
 EXAMPLES = (
     *("rand-m7-mstd0.5-inc1", "rand-m9-mstd0.5-inc1", "torchvision_rand_n2_m9"),
     *("trivial_wide", "auto_imagenet", "auto_cifar10", "original", "augmix"),
@@ -34,8 +35,9 @@ class Policy(abc.ABC):
     """A random sequence of operations.
 
     Attributes:
-      resample: how geometric operations interpolate.
-      fill: colour of what they bring in from outside, one level a channel.
+      resample: The interpolation of geometric operations.
+      fill: The colour that geometric operations bring in from outside, one level per
+        channel.
     """
 
     resample: Image.Resampling = Image.Resampling.NEAREST
@@ -43,10 +45,10 @@ class Policy(abc.ABC):
 
     @abc.abstractmethod
     def draw(self, rng: Rng, size: Size) -> list[Step]:
-        """The operations to do, in order, to an image of a size."""
+        """Returns random operations, in order, for an image of a size."""
 
     def __call__(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """Does operations that are drawn; `image` is RGB or L."""
+        """Applies random operations to an image of mode RGB or L."""
         return self._apply(image, self.draw(rng, image.size))
 
     def _apply(self, image: Image.Image, steps: Sequence[Step]) -> Image.Image:
@@ -60,14 +62,14 @@ class Policy(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Extents:
-    """What torchvision's operations do at full strength.
+    """The amounts of torchvision's operations at full strength.
 
     Attributes:
-      shear: tangent of the angle.
-      shift: part of the side, or pixels where it is above 1.
-      rotate: degrees.
-      enhance: how far factors are from 1.
-      bits: that `posterize` keeps at no strength and at full strength.
+      shear: The tangent of the angle.
+      shift: The translation as a fraction of the side, or in pixels if it is above 1.
+      rotate: The angle in degrees.
+      enhance: The distance of factors from 1.
+      bits: The numbers of bits that `posterize` keeps at strength 0 and at strength 1.
     """
 
     shear: float
@@ -77,14 +79,21 @@ class Extents:
     bits: tuple[int, int]
 
     def step(self, op: str, strength: float, sign: int, size: Size) -> Step:
-        """An operation at a strength of 0 to 1; `sign`, +-1, counts where it can."""
+        """Returns an operation and its amount.
+
+        Args:
+          op: The name of the operation.
+          strength: The strength, 0 to 1.
+          sign: The direction, +1 or -1, of operations that have two.
+          size: The width and height of the image.
+        """
         signed = sign * strength
         match op:
             case "shear_x" | "shear_y":
                 return op, signed * self.shear
             case "translate_x" | "translate_y":
                 side = size[op == "translate_y"] if self.shift <= 1 else 1
-                # To the right and down, in whole pixels.
+                # torchvision moves whole pixels to the right and down.
                 return op, -int(signed * self.shift * side)
             case "rotate":
                 return op, signed * self.rotate
@@ -115,15 +124,15 @@ class TorchvisionRand(Policy):
     """RandAugment (Cubuk et al. 2019, arXiv:1909.13719) as torchvision does it.
 
     Attributes:
-      ops: number of operations, each of which is done.
-      magnitude: of all of them, 0 to 30: one of 31 bins.
+      ops: The number of operations, all of which are applied.
+      magnitude: The magnitude of all of them, 0 to 30: one of 31 bins.
     """
 
     ops: int = 2
     magnitude: int = 9
 
     def draw(self, rng: Rng, size: Size) -> list[Step]:
-        """The operations to do, in order, to an image of a size."""
+        """Returns random operations, in order, for an image of a size."""
         drawn = rng.integers(len(RAND_OPS), size=self.ops)
         strength = self.magnitude / 30
         return [RAND.step(RAND_OPS[i], strength, _sign(rng), size) for i in drawn]
@@ -131,13 +140,13 @@ class TorchvisionRand(Policy):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrivialWide(Policy):
-    """TrivialAugment, wide (Müller and Hutter 2021, arXiv:2103.10158): one operation.
+    """TrivialAugment, wide (Müller and Hutter 2021, arXiv:2103.10158).
 
-    Its magnitude is one of 31 bins.
+    It applies one operation, whose magnitude is one of 31 bins.
     """
 
     def draw(self, rng: Rng, size: Size) -> list[Step]:
-        """The operations to do, in order, to an image of a size."""
+        """Returns random operations, in order, for an image of a size."""
         op, strength = RAND_OPS[rng.integers(len(RAND_OPS))], rng.integers(31) / 30
         return [WIDE.step(op, strength, _sign(rng), size)]
 
@@ -152,7 +161,7 @@ def _table(text: str) -> tuple[tuple[tuple[str, float, int], ...], ...]:
 
 
 # Cubuk et al. 2018 (arXiv:1805.09501), tables 7 and 9: operation, probability,
-# magnitude. Operations without a strength pass over the magnitude.
+# magnitude. Operations without a strength ignore the magnitude.
 AUTO_IMAGENET = _table("""
     posterize .4 8, rotate .6 9
     solarize .6 5, autocontrast .6 5
@@ -214,14 +223,14 @@ class TorchvisionAuto(Policy):
     """AutoAugment (Cubuk et al. 2018, arXiv:1805.09501) as torchvision does it.
 
     Attributes:
-      table: pairs of operations with their probabilities and magnitudes, 0 to 9; one
-        pair is drawn.
+      table: Pairs of operations with their probabilities and magnitudes, 0 to 9. One
+        pair is applied to each image.
     """
 
     table: tuple[tuple[tuple[str, float, int], ...], ...] = AUTO_IMAGENET
 
     def draw(self, rng: Rng, size: Size) -> list[Step]:
-        """The operations to do, in order, to an image of a size."""
+        """Returns random operations, in order, for an image of a size."""
         return [
             RAND.step(op, magnitude / 9, _sign(rng), size)
             for op, probability, magnitude in self.table[rng.integers(len(self.table))]
@@ -233,19 +242,20 @@ class TorchvisionAuto(Policy):
 class AugMix(Policy):
     """AugMix (Hendrycks et al. 2020, arXiv:1912.02781) with torchvision's defaults.
 
-    Three chains of one to three operations each, mixed with the image by random
-    weights. torchvision's operations on tensors round otherwise than Pillow's here.
+    The results of several chains of one to three operations are averaged with the
+    image, by random weights. torchvision applies them to tensors, which it rounds in
+    another way than Pillow does here.
 
     Attributes:
-      severity: magnitudes are among the first so many of 10 bins.
-      chains: number of chains.
+      severity: The number of magnitudes, which are the lowest of 10 bins.
+      chains: The number of chains.
     """
 
     severity: int = 3
     chains: int = 3
 
     def draw(self, rng: Rng, size: Size) -> list[Step]:
-        """The operations of one chain."""
+        """Returns the random operations of one chain."""
         return [
             AUGMIX.step(
                 AUGMIX_OPS[rng.integers(len(AUGMIX_OPS))],
@@ -257,15 +267,15 @@ class AugMix(Policy):
         ]
 
     def __call__(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """Mixes chains of operations that are drawn; `image` is RGB or L."""
-        # The image's own weight, and the chains'; both uniform, as alpha is 1.
+        """Averages an image of mode RGB or L with the results of random chains."""
+        # The weight of the image and those of the chains are uniform, as alpha is 1.
         own = rng.random()
         weights = (1 - own) * rng.dirichlet(np.ones(self.chains))
         mixed = own * to_pixels(image).astype(np.float32)
         for weight in weights:
             chain = self._apply(image, self.draw(rng, image.size))
             mixed += np.float32(weight) * to_pixels(chain)
-        # Cut off, not rounded, as torchvision's.
+        # Truncated instead of rounded, as in torchvision.
         return to_image(mixed.astype(np.uint8))
 
 
@@ -280,21 +290,22 @@ TIMM_OPS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Timm(Policy):
-    """How timm's operations depend on a magnitude of 0 to 10.
+    """The base of timm's policies: its operations at a magnitude of 0 to 10.
 
     Attributes:
-      std: of the noise on the magnitude; inf: it is uniform from 0 on.
-      most: the largest magnitude, to which the noise is clipped.
-      increasing: whether more of posterize, solarize and the enhancers always changes
-        more of the image.
+      std: The standard deviation of the noise on the magnitude; inf draws it uniformly
+        from 0 to the magnitude.
+      most: The largest magnitude, to which the noise is clipped.
+      increasing: True if larger magnitudes of posterize, solarize and the enhancing
+        operations shall always change the image more.
     """
 
     std: float = 0.0
     most: float = 10.0
     increasing: bool = False
 
-    def drawn(self, op: str, magnitude: float | int, rng: Rng, size: Size) -> Step:
-        """An operation at a magnitude, with its noise."""
+    def noisy_step(self, op: str, magnitude: float | int, rng: Rng, size: Size) -> Step:
+        """Returns an operation and its amount at a magnitude with noise."""
         if self.std == math.inf:
             magnitude = rng.uniform(0, magnitude)
         elif self.std:
@@ -303,7 +314,7 @@ class Timm(Policy):
         return self.step(op, strength, _sign(rng), size)
 
     def step(self, op: str, strength: float, sign: int, size: Size) -> Step:
-        """An operation at a strength of 0 to 1; `sign`, +-1, counts where it can."""
+        """Returns an operation and its amount; see `Extents.step`."""
         signed = sign * strength
         match op:
             case "shear_x" | "shear_y":
@@ -327,7 +338,7 @@ class Timm(Policy):
                 return op, 0.0
 
     def bits(self, strength: float) -> int:
-        """Bits that `posterize` keeps at a strength."""
+        """Returns the number of bits that `posterize` keeps at a strength of 0 to 1."""
         bits = int(4 * strength)
         return max(4 - bits, 0) if self.increasing else bits
 
@@ -337,9 +348,9 @@ class TimmRand(Timm):
     """RandAugment as timm does it.
 
     Attributes:
-      magnitude: of all operations.
-      layers: number of operations that are drawn.
-      probability: with which each of them is done.
+      magnitude: The magnitude of all operations, 0 to 10.
+      layers: The number of operations that are drawn.
+      probability: The probability with which each of them is applied.
     """
 
     magnitude: float = 10.0
@@ -347,9 +358,9 @@ class TimmRand(Timm):
     probability: float = 0.5
 
     def draw(self, rng: Rng, size: Size) -> list[Step]:
-        """The operations to do, in order, to an image of a size."""
+        """Returns random operations, in order, for an image of a size."""
         return [
-            self.drawn(TIMM_OPS[i], self.magnitude, rng, size)
+            self.noisy_step(TIMM_OPS[i], self.magnitude, rng, size)
             for i in rng.integers(len(TIMM_OPS), size=self.layers)
             if rng.random() < self.probability
         ]
@@ -360,26 +371,31 @@ class TimmOriginal(Timm):
     """AutoAugment's policy for ImageNet as timm does it under the name `original`."""
 
     def draw(self, rng: Rng, size: Size) -> list[Step]:
-        """The operations to do, in order, to an image of a size."""
+        """Returns random operations, in order, for an image of a size."""
         return [
-            self.drawn(op, magnitude, rng, size)
+            self.noisy_step(op, magnitude, rng, size)
             for op, probability, magnitude in AUTO_IMAGENET[rng.integers(25)]
             if rng.random() < probability
         ]
 
     def bits(self, strength: float) -> int:
-        """Bits that `posterize` keeps at a strength: four or more, as in the paper."""
+        """Returns the number of bits that `posterize` keeps: 4 or more."""
+        # As in the paper.
         return 4 + int(4 * strength)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ColorJitter(Policy):
-    """Random brightness, contrast, saturation and hue in random order, by torchvision.
+    """Random brightness, contrast, saturation and hue, in torchvision's random order.
+
+    Factors are uniform from 1 - width to 1 + width, and at least 0.
 
     Attributes:
-      brightness, contrast, saturation: factors are uniform within so much of 1, and
-        at least 0.
-      hue: turns are uniform within so much of 0; at most 0.5.
+      brightness: The width of the factor of the brightness.
+      contrast: The width of the factor of the contrast.
+      saturation: The width of the factor of the saturation.
+      hue: The largest rotation of the hue as a fraction of a full turn, at most 0.5;
+        rotations are uniform in both directions.
     """
 
     brightness: float = 0.0
@@ -388,7 +404,7 @@ class ColorJitter(Policy):
     hue: float = 0.0
 
     def draw(self, rng: Rng, size: Size) -> list[Step]:
-        """The operations to do, in order, to an image of a size."""
+        """Returns random operations, in order, for an image of a size."""
         del size
         widths = {
             "brightness": self.brightness,
@@ -405,8 +421,9 @@ class ColorJitter(Policy):
         return [steps[i] for i in rng.permutation(len(steps))]
 
 
-# timm's letters for the numbers of its policies, and their types.
-TIMM_KEYS = {
+# The letters that timm writes before the numbers of its policies, the fields of
+# `TimmRand` that they set, and the functions that parse them.
+TIMM_KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "m": ("magnitude", float),
     "n": ("layers", int),
     "p": ("probability", float),
@@ -419,33 +436,34 @@ TIMM_KEYS = {
 def parse(
     text: str, *, interpolation: Image.Resampling, mean: Sequence[float]
 ) -> Policy:
-    """Makes a policy of its name.
+    """Returns the policy of a name.
 
     Args:
-      text: `rand-m7-n2-mstd0.5-inc1` (timm's RandAugment, in its own words; also p and
-        mmax), `original` (timm's AutoAugment; also mstd), `torchvision_rand_n2_m9`,
-        `trivial_wide`, `auto_imagenet`, `auto_cifar10` or `augmix` (torchvision's).
-      interpolation: of geometric operations, as in the libraries' own recipes.
-      mean: of each channel, in units of 0 to 1: what timm fills up with; torchvision
-        fills up with black.
+      text: `rand-m7-n2-mstd0.5-inc1` (timm's RandAugment, as timm writes it; also with
+        p and mmax), `original` (timm's AutoAugment; also with mstd),
+        `torchvision_rand_n2_m9`, `trivial_wide`, `auto_imagenet`, `auto_cifar10` or
+        `augmix` (torchvision's).
+      interpolation: The interpolation of geometric operations.
+      mean: The mean of each channel, in units of 0 to 1, with which timm fills the
+        area outside of the image; torchvision fills it with black.
 
     Raises:
-      UserError: there is no such policy, or a number is out of its range.
+      UserError: There is no such policy, or a number is out of its range.
     """
     first, *rest = text.split("-")
     if first in ("rand", "original"):
         keys = TIMM_KEYS if first == "rand" else {"mstd": TIMM_KEYS["mstd"]}
-        fields = {}
+        fields: dict[str, Any] = {}
         for part in rest:
-            found = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?|inf)", part)
-            if not found or found[1] not in keys:
+            match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?|inf)", part)
+            if not match or match[1] not in keys:
                 raise UserError(
                     f"There is no {part!r} in data.policy={text!r}; it takes"
                     f" {', '.join(keys)}, as in {EXAMPLES[0]}."
                 )
-            name, convert = keys[found[1]]
+            name, convert = keys[match[1]]
             try:
-                fields[name] = convert(found[2])
+                fields[name] = convert(match[2])
             except ValueError:
                 raise UserError(
                     f"{part!r} in data.policy={text!r} must be a whole number."
@@ -455,9 +473,9 @@ def parse(
         kind = TimmRand if first == "rand" else TimmOriginal
         fill = tuple(min(255, round(255 * level)) for level in mean)
         return kind(**fields, resample=interpolation, fill=fill)
-    found = re.fullmatch(r"torchvision_rand(?:_n(\d+))?(?:_m(\d+))?", text)
-    if found:
-        ops, magnitude = int(found[1] or 2), int(found[2] or 9)
+    match = re.fullmatch(r"torchvision_rand(?:_n(\d+))?(?:_m(\d+))?", text)
+    if match:
+        ops, magnitude = int(match[1] or 2), int(match[2] or 9)
         if magnitude > 30:
             raise UserError(f"m in data.policy={text!r} must be from 0 to 30.")
         return TorchvisionRand(ops=ops, magnitude=magnitude, resample=interpolation)

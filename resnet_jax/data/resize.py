@@ -1,4 +1,4 @@
-"""Resizing of pixels, with the arithmetic of the library that a recipe comes from."""
+"""Resizes pixels with the arithmetic of the library from which a recipe comes."""
 
 import functools
 
@@ -9,27 +9,27 @@ from PIL import Image
 
 from resnet_jax.data.image_ops import to_image, to_pixels
 
-# Antialiased, as torchvision does with images.
+# Pillow's filters, which antialias; torchvision resizes images with them.
 PILLOW = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
-# What tf.image.resize gives with antialias=False, its default, or with True.
+# tf.image.resize with antialias=False, its default, and with antialias=True.
 TENSORFLOW = (
     *("tf_bilinear", "tf_bicubic"),
     *("tf_bilinear_antialias", "tf_bicubic_antialias"),
 )
 INTERPOLATIONS = (*PILLOW, *TENSORFLOW)
-# Half widths of Pillow's filters, in pixels of the smaller image.
+# The half widths of Pillow's filters, in pixels of the smaller image.
 REACH = {"bilinear": 1, "bicubic": 2}
 CV2_INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
-# Threads belong to the loader; OpenCV's own would fight with them.
+# The loader decodes in threads of its own, with which OpenCV's would compete.
 cv2.setNumThreads(0)
 
 
 def pillow_filter(interpolation: str) -> Image.Resampling:
-    """Pillow's filter of that name, for what Pillow alone can do, such as turning."""
+    """Returns Pillow's filter for an interpolation, for example for rotations."""
     return PILLOW["bicubic" if "bicubic" in interpolation else "bilinear"]
 
 
@@ -41,31 +41,35 @@ def resize(
 ) -> UInt8[np.ndarray, "high wide c"]:
     """Resizes pixels.
 
-    TensorFlow's results are floats, which may lie outside of 0 to 255; here they are
+    TensorFlow's results are floats, which may lie outside of 0 to 255. Here they are
     rounded and clipped.
 
     Args:
-      pixels: of the image.
-      size: (wide, high) of the result.
-      interpolation: one of INTERPOLATIONS.
-      box: (left, top, right, bottom), the part of the image that is wanted, of which
-        filters reach out; Pillow's alone.
+      pixels: The pixels of the image.
+      size: The (width, height) of the result.
+      interpolation: The kind of interpolation, one of INTERPOLATIONS.
+      box: The part (left, top, right, bottom) of the image that is resized; None for
+        all of it. Filters also read pixels around the box. Only Pillow's
+        interpolations take it.
     """
     if interpolation in PILLOW:
         return to_pixels(to_image(pixels).resize(size, PILLOW[interpolation], box))
     if interpolation == "tf_bilinear":
-        # OpenCV's pixels lie as TensorFlow's do. On floats, for it rounds weights on
-        # integers.
+        # OpenCV places pixels as TensorFlow does. On integers it would round their
+        # weights, so it gets floats.
         resized = cv2.resize(pixels.astype(np.float32), size)
     elif interpolation == "tf_bicubic":
         resized = _resize_keys(pixels, size)
     else:
-        # Pillow's filters and TensorFlow's are the same; on floats, Pillow does not
-        # round between its two passes.
+        # Pillow's filters are TensorFlow's. On integers Pillow would round between its
+        # two passes, so it gets floats.
         resample = pillow_filter(interpolation)
         channels = np.moveaxis(pixels.astype(np.float32), -1, 0)
         resized = np.stack(
-            [Image.fromarray(channel).resize(size, resample) for channel in channels],
+            [
+                np.asarray(Image.fromarray(channel).resize(size, resample))
+                for channel in channels
+            ],
             axis=-1,
         )
     resized = resized.reshape(*size[::-1], pixels.shape[-1])
@@ -75,9 +79,10 @@ def resize(
 def _resize_keys(
     pixels: UInt8[np.ndarray, "h w c"], size: tuple[int, int]
 ) -> Float32[np.ndarray, "high wide c"]:
-    """Keys's cubic convolution with a = -1/2, not widened where the image shrinks.
+    """Resizes by Keys's cubic convolution with a = -1/2, without antialiasing.
 
-    Our own, for OpenCV has a = -3/4 and Pillow a = -1/2 with a filter that is widened.
+    No kept library computes it: OpenCV has a = -3/4, and Pillow widens the filter where
+    the image shrinks.
     """
     rows, weights = _keys_taps(pixels.shape[0], size[1])
     high = sum(
@@ -92,12 +97,12 @@ def _resize_keys(
 def _keys_taps(
     source: int, target: int
 ) -> tuple[Int64[np.ndarray, "target 4"], Float32[np.ndarray, "target 4"]]:
-    """Which pixels of a row each pixel of its resized row is made of, and by how much.
+    """Returns the source pixels of each pixel of a resized row, and their weights.
 
-    Keys 1981, equation 15. As in TensorFlow, offsets are multiples of 1/1024, and what
-    would lie outside of the row has no weight.
+    The weights are those of Keys 1981, equation 15. As in TensorFlow, offsets are
+    multiples of 1/1024, and pixels outside of the row have no weight.
     """
-    # In float32, so that what lies between two multiples is rounded as there.
+    # In float32, so that offsets between two multiples are rounded as in TensorFlow.
     center = (np.arange(target, dtype=np.float32) + 0.5) * np.float32(source / target)
     center -= 0.5
     first = np.floor(center).astype(np.int64)
@@ -118,7 +123,7 @@ def _keys_taps(
 def resize_fast(
     pixels: UInt8[np.ndarray, "h w c"], size: int, interpolation: str
 ) -> UInt8[np.ndarray, "{size} {size} c"]:
-    """Resizes by OpenCV to a square, behind a blur where it shrinks the image."""
+    """Resizes to a square by OpenCV, after a blur where the image shrinks."""
     height, width, channels = pixels.shape
     high, wide = max(height / size, 1.0), max(width / size, 1.0)
     how = CV2_INTERPOLATIONS[interpolation]
@@ -132,10 +137,11 @@ def resize_fast(
 
 
 def _widen(factor: float) -> Float32[np.ndarray, "3"]:
-    """A blur that makes OpenCV's linear filter as wide as one that shrinks has to be.
+    """Returns the blur that makes OpenCV's linear filter wide enough for shrinking.
 
-    A triangle of half width `factor` has the variance factor^2 / 6. The linear filter
-    that OpenCV samples with, however much it shrinks, has 1/6, and the blur the rest.
+    The filter should be a triangle of half width `factor`, whose variance is
+    factor^2 / 6. OpenCV's linear filter has the variance 1/6 at every factor; the blur
+    adds the rest.
     """
     side = (factor**2 - 1) / 12
     return np.array([side, 1 - 2 * side, side], np.float32)

@@ -1,4 +1,7 @@
-"""ArrayRecord files, the shards of prepared data sets, and what is kept beside them."""
+"""ArrayRecord files, which are the shards of prepared data sets, and their metadata.
+
+Paths are `pathlib`'s: ArrayRecord's writer and `fsync` need a local file system.
+"""
 
 import json
 import os
@@ -8,28 +11,29 @@ from collections.abc import Iterable, Iterator
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-# One record a group, so that any of them is read alone; what tfds writes, too.
+# One record per group, as tfds writes: any record can be read without its neighbours.
 OPTIONS = "group_size:1"
-# Lies beside the shards that this project wrote: `command`, which writes them again if
-# the directory, which may have been moved, is put behind it; `note`, what was done to
-# the images; `examples`, a checksum of their names and labels.
+# The file beside the shards that this project wrote. Its `command` writes them again
+# when the directory, which may have been moved, is appended to it; `note` says how the
+# images were re-encoded; `examples` is a checksum of their names and labels.
 RECORD = "prepared.json"
 
 
 def write_shard(
     path: pathlib.Path, records: Iterable[bytes], length: int, scratch: pathlib.Path
 ) -> None:
-    """Writes a shard, and moves it into place when it is whole.
+    """Writes a shard, and moves it into place when it is complete.
 
     Args:
-      path: of the shard.
-      records: what goes into it.
-      length: how many records there should be.
-      scratch: a directory on the same disk, for the unfinished file.
+      path: The path of the shard.
+      records: The records to write.
+      length: The expected number of records.
+      scratch: A directory on the same disk, for the unfinished file.
 
     Raises:
-      OSError, RuntimeError (of ArrayRecord): the disk does not take it.
-      ValueError: there are more or fewer records.
+      OSError: The disk does not take the file.
+      RuntimeError: ArrayRecord cannot write the file.
+      ValueError: There are more or fewer records.
     """
     partial = scratch / f"{path.name}.{os.getpid()}"
     try:
@@ -41,7 +45,7 @@ def write_shard(
             writer.close()
         if why := damage(partial, length):
             raise ValueError(why)
-        # On the disk before it has its name: a shard that is there is whole.
+        # The content is on the disk before the name: an existing shard is complete.
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.rename(path)
@@ -50,7 +54,7 @@ def write_shard(
 
 
 def read_shard(path: pathlib.Path) -> Iterator[bytes | RuntimeError]:
-    """Every record of a shard in order, or the error where one cannot be read."""
+    """Yields the records of a shard in order, or an error for an unreadable one."""
     reader = ArrayRecordReader(str(path))
     for index in range(reader.num_records()):
         try:
@@ -60,40 +64,42 @@ def read_shard(path: pathlib.Path) -> Iterator[bytes | RuntimeError]:
 
 
 def damage(path: str | os.PathLike, length: int | None = None) -> str:
-    """Why a shard cannot be opened, from its end alone; empty if it can.
+    """Returns why a shard cannot be opened, or an empty string if it can.
+
+    It reads only the end of the file.
 
     Args:
-      path: the shard.
-      length: how many records it should hold; None: any number.
+      path: The path of the shard.
+      length: The expected number of records; None if any number is right.
     """
     if not os.path.exists(path):
         return "it is missing"
     reader = ArrayRecordReader(os.fspath(path))
     # A reader that is not ok must not be closed: that raises.
     if not reader.ok():
-        return "it is truncated or no ArrayRecord"
-    found = reader.num_records()
+        return "it is truncated or not an ArrayRecord file"
+    records = reader.num_records()
     reader.close()
-    if length is not None and found != length:
-        return f"it holds {found:,} records, not {length:,}"
+    if length is not None and records != length:
+        return f"it holds {records:,} records, not {length:,}"
     return ""
 
 
 def read_record(directory: str | os.PathLike) -> dict[str, str]:
-    """What `RECORD` in a prepared directory says; empty if there is none."""
+    """Returns the content of `RECORD` in a directory; empty if there is none."""
     path = pathlib.Path(directory) / RECORD
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def repair(shard: str | os.PathLike) -> str:
-    """The shell command that writes a damaged shard of a prepared directory again."""
+    """Returns the shell command that writes a damaged shard again."""
     shard = pathlib.Path(shard).absolute()
     directory = shard.parent
     if command := read_record(directory).get("command"):
         return (
             f"rm -f {shlex.quote(str(shard))} && {command}{shlex.quote(str(directory))}"
         )
-    # tfds wrote it, to ROOT/NAME[/CONFIG]/VERSION, and writes all or nothing.
+    # tfds wrote the shard, to ROOT/NAME[/CONFIG]/VERSION. It writes whole data sets.
     info = json.loads((directory / "dataset_info.json").read_text())
     names = [info["name"], *filter(None, [info.get("configName")])]
     words = [f"tfds:{'/'.join(names)}", f"--data_dir={directory.parents[len(names)]}"]

@@ -1,4 +1,4 @@
-"""Data sets of tensorflow-datasets, random access to them without TensorFlow."""
+"""Random access to the data sets of tensorflow-datasets, without TensorFlow."""
 
 import functools
 import hashlib
@@ -6,6 +6,7 @@ import json
 import pathlib
 import re
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,11 +14,23 @@ from resnet_jax.data.shards import damage, read_record, repair
 from resnet_jax.errors import BadImageError, UserError, check_known, nearest
 from resnet_jax.persistence import storage
 
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
 
-def tfds_builder(dataset: str, data_dir: str = "", file_format: str | None = None):
-    """The builder that tfds has for NAME[/CONFIG], or of a prepared directory.
 
-    Raises UserError with the nearest names if there is none.
+def tfds_builder(
+    dataset: str, data_dir: str = "", file_format: str | None = None
+) -> "tfds.core.DatasetBuilder":
+    """Returns the builder of NAME[/CONFIG], or of a directory that tfds prepared.
+
+    Args:
+      dataset: NAME[/CONFIG], or the path of a prepared data set.
+      data_dir: The directory in which tfds keeps its data sets; empty for its default.
+      file_format: The format in which the builder is to prepare the data set; None
+        for the format in which it is prepared already.
+
+    Raises:
+      UserError: There is no such data set; the message names the nearest.
     """
     # Imported here: users and workers of other sources need not pay for it.
     import tensorflow_datasets as tfds
@@ -40,7 +53,7 @@ def tfds_builder(dataset: str, data_dir: str = "", file_format: str | None = Non
         )
         if file_format or not (builder.data_path / "dataset_info.json").exists():
             return builder
-        # As it was prepared; it alone knows of formats that were added later.
+        # Only the directory knows the formats that were added after its preparation.
         return tfds.builder_from_directory(builder.data_path)
     except (ImportError, ValueError, AssertionError) as error:
         if name in known:
@@ -51,7 +64,7 @@ def tfds_builder(dataset: str, data_dir: str = "", file_format: str | None = Non
 
 
 def _on_disk(dataset: str, data_dir: str) -> tuple[str, str]:
-    """Where a data set of tfds is on this host, after it was copied from a store."""
+    """Returns a data set and its data_dir as local paths, copied from a store."""
     if "://" in dataset:
         return str(storage.kept_copy(storage.path_of(dataset))), ""
     if "://" in data_dir:
@@ -62,25 +75,33 @@ def _on_disk(dataset: str, data_dir: str) -> tuple[str, str]:
 
 
 class TfdsSource:
-    """A data set prepared by tensorflow-datasets as ArrayRecord, read without TF.
+    """A split of a data set that tensorflow-datasets has prepared as ArrayRecord.
 
     Args:
-      dataset: NAME[/CONFIG].
-      split: in tfds's syntax.
-      data_dir: where tfds keeps its data sets; empty: tfds's default.
-      most_labels: how many labels an image may have, where the data set gives each a
-        sequence of them; 0: each image has exactly one.
+      dataset: NAME[/CONFIG], or the directory of a prepared data set.
+      split: The name of the split, or slices of splits in tfds's syntax.
+      data_dir: The directory in which tfds keeps its data sets; empty for its default.
+      most_labels: The largest number of labels of an image, where the data set gives
+        each image a sequence of labels; 0 if each image has exactly one.
+
+    Attributes:
+      title: The name of the split in messages and summaries.
+      classes: The names of the classes, in the order of the labels.
+
+    Raises:
+      UserError: The data set is unknown, not prepared, not ArrayRecord, not one of
+        images with a class, or damaged; or it has no such split.
     """
 
     def __init__(
         self, dataset: str, split: str, data_dir: str = "", most_labels: int = 0
     ):
-        self.where = f"tfds:{dataset}/{split}"
+        self.title = f"tfds:{dataset}/{split}"
         dataset, data_dir = _on_disk(dataset, data_dir)
         self.dataset, self.split, self.data_dir = dataset, split, data_dir
         self.most_labels = most_labels
-        where = f" --data_dir={data_dir}" if data_dir else ""
-        self._prepare = f"python -m resnet_jax.prepare tfds:{dataset}{where}"
+        flag = f" --data_dir={data_dir}" if data_dir else ""
+        self._prepare = f"python -m resnet_jax.prepare tfds:{dataset}{flag}"
         builder = tfds_builder(dataset, data_dir)
         if not (builder.data_path / "dataset_info.json").exists():
             raise UserError(
@@ -96,16 +117,16 @@ class TfdsSource:
             check_known(f"split {name!r}", name, known)
         note = read_record(builder.data_path).get("note")
         if note:
-            self.where += f" ({note})"
+            self.title += f" ({note})"
         self._check_shards()
         if not len(self):
-            raise UserError(f"{self.where} holds no image.")
+            raise UserError(f"{self.title} holds no image.")
 
     def _keys(self, info) -> tuple[str, str]:
-        """The names of the features that are the image and the label."""
+        """Returns the names of the features that are the image and the label."""
         import tensorflow_datasets as tfds
 
-        keys = info.supervised_keys or ()
+        keys = tuple(info.supervised_keys or ())
         features = [info.features[key] for key in keys]
         if self.most_labels:
             features[1:] = [getattr(kind, "feature", kind) for kind in features[1:]]
@@ -115,7 +136,8 @@ class TfdsSource:
                 f"tfds:{self.dataset} does not map an image to a class, so it cannot be"
                 " used for classification."
             )
-        return keys
+        image, label = keys
+        return image, label
 
     @functools.cached_property
     def _records(self):
@@ -133,14 +155,14 @@ class TfdsSource:
                 f" {builder.data_dir}`."
             ) from None
         except (ValueError, AssertionError) as error:
-            raise UserError(f"{self.where}: {reason_of_tfds(error)}") from None
+            raise UserError(f"{self.title}: {reason_of_tfds(error)}") from None
 
     def _files(self):
-        """Which records of which shards the split is made of, in order."""
+        """Returns the ranges of records of the shards that make the split, in order."""
         return self._records.dataset_info.splits[self.split].file_instructions
 
     def _check_shards(self) -> None:
-        """Raises UserError if a shard is missing or has lost its end."""
+        """Raises a UserError if a shard is missing or has lost its end."""
         lengths = {file.filename: file.examples_in_shard for file in self._files()}
         with ThreadPoolExecutor(16) as pool:
             for path, why in zip(
@@ -161,18 +183,19 @@ class TfdsSource:
     def __getitem__(self, index: int) -> tuple[bytes, int | np.ndarray]:
         try:
             example = self._records[index]
-        except RuntimeError as error:  # ArrayRecord's, of a checksum and of the disk
+        # ArrayRecord raises it for wrong checksums and for errors of the disk.
+        except RuntimeError as error:
             ends = np.cumsum([file.take for file in self._files()])
             file = self._files()[np.searchsorted(ends, index, side="right")]
-            told = self._damaged(file.filename, reason_of_tfds(error))
-            raise BadImageError(f"{self.name(index)}: {told}") from None
+            reason = self._damaged(file.filename, reason_of_tfds(error))
+            raise BadImageError(f"{self.name(index)}: {reason}") from None
         labels = np.atleast_1d(example[self._label])
         wrong = labels[(labels < 0) | (labels >= len(self.classes))]
         if wrong.size:
             raise UserError(
                 f"{self.name(index)} has the label {wrong[0]}, but labels are 0 to"
                 f" {len(self.classes) - 1}; choose a split whose labels are known, or"
-                f" prepare the data set anew: `{self._prepare}`."
+                f" prepare the data set again: `{self._prepare}`."
             )
         if not self.most_labels:
             return example[self._image], int(labels[0])
@@ -185,13 +208,14 @@ class TfdsSource:
         return example[self._image], np.pad(labels, padding, constant_values=-1)
 
     def name(self, index: int) -> str:
+        """Returns the name of an example in messages."""
         return f"tfds:{self.dataset}/{self.split}[{index}]"
 
     def digest(self) -> str:
         """Returns a checksum of the data set's name and version, and of the split.
 
-        The records hold names and labels beside the images, so they are not read. What
-        this project packed itself has a checksum of both.
+        Names and labels are not read, since they lie in the records, beside the images.
+        A data set that this project packed has a checksum of both in its directory.
         """
         info = self._records.dataset_info
         packed = read_record(pathlib.Path(info.data_dir)).get("examples", "")
@@ -200,6 +224,6 @@ class TfdsSource:
 
 
 def reason_of_tfds(error: Exception) -> str:
-    """What tfds says, in one line and without the arguments of the call."""
+    """Returns an error's message in one line, without the arguments of the call."""
     text = " ".join(str(error).split())
     return re.sub(r'^Failed to construct dataset .*?}": ', "", text)

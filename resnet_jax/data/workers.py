@@ -1,4 +1,4 @@
-"""Work on many files in several processes, with progress."""
+"""Worker processes: their start, and work on many files with a progress bar."""
 
 import concurrent.futures
 import functools
@@ -20,26 +20,30 @@ from resnet_jax.errors import UserError
 from resnet_jax.parallel import signals
 
 
-def each(
+# Not `multiprocessing.Pool.imap_unordered`, which waits forever for a killed worker.
+def map_unordered(
     function: Callable[[Any], Any], jobs: Sequence, *, workers: int, total: int
-) -> Iterator:
-    """Yields `function(job)` of every job as soon as it is there, in any order.
+) -> Iterator[Any]:
+    """Yields `function(job)` for every job as soon as it is done, in any order.
+
+    Shows a progress bar that counts images.
 
     Args:
-      function: picklable; what it raises ends the work.
-      jobs: picklable; `len(job)` is how many images one stands for.
-      workers: processes; 1: none but this one.
-      total: images to show, of which those not in `jobs` are done already.
+      function: A picklable function; an exception that it raises ends the work.
+      jobs: Picklable arguments of the function; `len(job)` is its number of images.
+      workers: The number of processes; 1 does the work in this process.
+      total: The number of images at which the bar is full. Those that are not in
+        `jobs` count as done already.
 
     Raises:
-      UserError: a process was killed from outside.
+      UserError: A process was killed from outside.
     """
     bar = tqdm.tqdm(
         total=total,
         initial=total - sum(map(len, jobs)),
         unit=" images",
         dynamic_ncols=True,
-        # A log file gets a line now and then.
+        # In a log file, every update is a line of its own.
         mininterval=0.1 if sys.stderr.isatty() else 10,
     )
     with bar:
@@ -48,33 +52,34 @@ def each(
                 yield function(job)
                 bar.update(len(job))
             return
-        # Not forked: threads of TensorFlow or jax do not survive it.
+        # Not forked: threads of TensorFlow and jax do not survive a fork.
         pool = concurrent.futures.ProcessPoolExecutor(
             min(workers, len(jobs)),
             multiprocessing.get_context("spawn"),
             initializer=start_worker,
             initargs=(os.getpid(),),
         )
+        done: queue.SimpleQueue[tuple[concurrent.futures.Future, int]]
         done = queue.SimpleQueue()
 
         def note(size: int, future: concurrent.futures.Future) -> None:
             done.put((future, size))
 
         def submit() -> None:
-            # Ctrl-C is left to this process, while they still start as well.
+            # Ctrl-C is left to this process, also while the workers start.
             with signals.blocked({signal.SIGINT}):
                 for job in jobs:
                     try:
                         future = pool.submit(function, job)
                     except Exception as error:
-                        # It is raised where its result is asked for.
+                        # The loop below raises it when it asks for the result.
                         future = concurrent.futures.Future()
                         future.set_exception(error)
                     future.add_done_callback(functools.partial(note, len(job)))
 
         try:
-            # Ctrl-C can only raise in the main thread. It would do so while that holds
-            # locks of the pool, which then never ends.
+            # Ctrl-C raises in the main thread alone. If that submitted the jobs, it
+            # could be interrupted while it holds locks of the pool, which would hang.
             threading.Thread(target=submit).start()
             for _ in jobs:
                 future, size = done.get()
@@ -82,7 +87,7 @@ def each(
                 bar.update(size)
         except BrokenProcessPool:
             raise UserError(
-                "A worker process was killed, which a lack of memory may do; run the"
+                "A worker process was killed, perhaps for lack of memory; run the"
                 " same command again with a smaller --num_workers."
             ) from None
         finally:
@@ -90,7 +95,7 @@ def each(
 
 
 def start_worker(parent: int) -> None:
-    """Makes output safe, and ends this process when its parent has ended in any way."""
+    """Prepares a worker: safe output, and an end when the parent process has ended."""
     output.prepare()
 
     def watch() -> None:

@@ -27,7 +27,7 @@ from resnet_jax.kernels.cpu.conv import (
     unfused,
 )
 from resnet_jax.kernels.platforms import by_platform, known, traced_once
-from resnet_jax.parallel.sharding import alike
+from resnet_jax.parallel.sharding import match_varying_axes
 
 # The choice.
 
@@ -213,7 +213,7 @@ def convolve(
       where: stride, padding and dilation.
       groups: of channels that do not see each other.
     """
-    return _convolve(*alike(x, kernel), where, groups, kernel.dtype)
+    return _convolve(*match_varying_axes(x, kernel), where, groups, kernel.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))

@@ -21,7 +21,7 @@ from resnet_jax.kernels.platforms import by_platform, traced_once
 from resnet_jax.kernels.tpu import norm as tpu_norm
 from resnet_jax.kernels.tpu.norm import Product, of_examples
 from resnet_jax.models.parameters import parameter
-from resnet_jax.parallel.sharding import alike
+from resnet_jax.parallel.sharding import match_varying_axes
 
 
 class BatchNorm(nn.Module):
@@ -94,7 +94,7 @@ class BatchNorm(nn.Module):
             out = _activate(out, self.activation, self.dtype)
         else:
             near = lax.stop_gradient(running_mean.value)
-            arrays = alike(*map(jnp.asarray, (x, scale, bias, near)))
+            arrays = match_varying_axes(*map(jnp.asarray, (x, scale, bias, near)))
             if self.pool:
                 out, mean, var = _normalize_and_pool(*arrays, of=of, pool=self.pool)
             else:

@@ -1,1 +1,1 @@
-"""Processes, signals, meshes and the memory of a process."""
+"""Processes, signals, the mesh of devices, and the settings of a process."""

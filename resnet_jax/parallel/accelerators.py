@@ -1,7 +1,7 @@
-"""Accelerators of this machine that JAX does not use, and how to let it use them.
+"""Advice on accelerators of this machine that JAX does not use.
 
-AMD's GPUs are left out: JAX's plugin for them (ROCm) needs a system that AMD supports,
-and this package was never run on one, so no command could be recommended.
+There is none on AMD's GPUs: JAX's plugin for them (ROCm) needs a system that AMD
+supports, and this package was never run on one, so no command can be recommended.
 """
 
 import contextlib
@@ -12,17 +12,19 @@ import pathlib
 from collections.abc import Collection, Iterator
 from importlib import metadata
 
-# Vendors and devices on the PCI bus. Google's network cards and disks are there, too,
-# so TPUs are known by their numbers: those that jax 0.12 knows.
+# Numbers of vendors and devices on the PCI bus. Google's network cards and disks are
+# also on it, so TPUs are recognised by the device numbers that jax 0.12 contains.
 NVIDIA, GOOGLE = "0x10de", "0x1ae0"
 TPUS = (
     *("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076", "0x007c"),
     "0x0083",
 )
+# The class of display controllers, which GPUs are.
 DISPLAY = "0x03"
-# NVIDIA's driver makes these; containers may have one of them only, and WSL2 the last.
+# Files that NVIDIA's driver creates. Containers may have only one of them, and WSL2 has
+# only the last.
 DRIVER = ("dev/nvidia0", "dev/nvidiactl", "proc/driver/nvidia/gpus", "dev/dxg")
-# How JAX's own message begins where it runs on CPUs beside an accelerator.
+# A part of JAX's own message when it runs on CPUs although there is an accelerator.
 HINT = "may be present on this machine"
 SILENCE = "JAX_PLATFORMS=cpu turns this warning off."
 
@@ -34,16 +36,16 @@ def advice(
 
     Args:
       root: The root of the file system, in which the kernel lists devices.
-      installed: What JAX has to use accelerators with, of `cuda` and `tpu`.
-      hidden: The accelerators that the user does not want, of `cuda` and `tpu`.
+      installed: The accelerators for which JAX's plugin is installed: `cuda`, `tpu`.
+      hidden: The accelerators that the user has hidden: `cuda`, `tpu`.
 
     Returns:
-      One or two sentences for a user whose JAX runs on CPUs; empty if there is no
-      accelerator, or if JAX itself says why it cannot use the one that there is.
+      One or two sentences for a user whose JAX runs on CPUs; '' if there is no
+      accelerator, or if JAX itself reports why it cannot use the accelerator.
     """
     devices = list(_pci_devices(root))
     driver = any((root / path).exists() for path in DRIVER)
-    gpu = any(vendor == NVIDIA and of[:4] == DISPLAY for vendor, _, of in devices)
+    gpu = any(vendor == NVIDIA and kind[:4] == DISPLAY for vendor, _, kind in devices)
     if (gpu or driver) and "cuda" not in hidden:
         install = "" if "cuda" in installed else "pip install 'jax[cuda13]'"
         if driver and not install:
@@ -51,11 +53,11 @@ def advice(
         if driver:
             return (
                 "This machine has an NVIDIA GPU, but the installed jax is for CPUs"
-                f" only. Install the one for the GPU: {install}. {SILENCE}"
+                f" only. Install jax for GPUs: {install}. {SILENCE}"
             )
         return (
             "This machine has an NVIDIA GPU, but JAX runs on CPUs, since NVIDIA's"
-            " driver is not there. Install it, or start the container with the GPU"
+            " driver is missing. Install it, or start the container with the GPU"
             " (docker run --gpus=all)"
             + (f"; then {install}" if install else "")
             + f". {SILENCE}"
@@ -65,18 +67,18 @@ def advice(
         if "tpu" in installed:
             return (
                 "This machine has a TPU, but JAX runs on CPUs, since libtpu could not"
-                " use it. See that no other process holds the TPU, and that this one"
+                " use it. Check that no other process holds the TPU, and that this one"
                 f" may open /dev/vfio or /dev/accel0. {SILENCE}"
             )
         return (
             "This machine has a TPU, but the installed jax is for CPUs only. Install"
-            f" the one for the TPU: pip install 'jax[tpu]'. {SILENCE}"
+            f" jax for TPUs: pip install 'jax[tpu]'. {SILENCE}"
         )
     return ""
 
 
 def installed() -> set[str]:
-    """Returns what JAX has to use accelerators with, of `cuda` and `tpu`."""
+    """Returns the accelerators for which JAX's plugin is installed: `cuda`, `tpu`."""
     plugins = metadata.entry_points(group="jax_plugins")
     found = {"cuda"} if any("cuda" in plugin.name for plugin in plugins) else set()
     return found | ({"tpu"} if importlib.util.find_spec("libtpu") else set())
@@ -88,26 +90,26 @@ def hidden() -> set[str]:
 
 
 @contextlib.contextmanager
-def hints_held() -> Iterator[list[logging.LogRecord]]:
-    """Holds back JAX's own messages on accelerators that it does not use.
+def hints_withheld() -> Iterator[list[logging.LogRecord]]:
+    """Withholds JAX's own log records on accelerators that it does not use.
 
     Yields:
-      The messages, as they come.
+      A list to which the records are added.
     """
-    held: list[logging.LogRecord] = []
+    withheld: list[logging.LogRecord] = []
 
-    def hold(record: logging.LogRecord) -> bool:
+    def withhold(record: logging.LogRecord) -> bool:
         hint = HINT in record.getMessage()
-        held.extend([record] * hint)
+        withheld.extend([record] * hint)
         return not hint
 
-    # The module that finds JAX's devices logs under its own name.
+    # JAX's module that finds the devices has a logger of this name.
     logger = logging.getLogger("jax._src.xla_bridge")
-    logger.addFilter(hold)
+    logger.addFilter(withhold)
     try:
-        yield held
+        yield withheld
     finally:
-        logger.removeFilter(hold)
+        logger.removeFilter(withhold)
 
 
 def _pci_devices(root: pathlib.Path) -> Iterator[tuple[str, str, str]]:

@@ -1,8 +1,9 @@
 """The processes of one run: they connect, agree on what they do, and stop together.
 
-JAX's coordination service, which process 0 starts, connects them and notices one that
-died. Through its key-value store they tell each other, before a device is used, what
-must be the same, and an error of one stops all. Nothing here waits for devices.
+JAX's coordination service, which runs in process 0 (the lead process), connects the
+processes and notices when one dies. Through its key-value store they compare what must
+be equal before a device is used, and an error of one process stops all. Nothing here
+waits for devices.
 """
 
 import atexit
@@ -28,56 +29,61 @@ from resnet_jax.parallel.signals import at_end as at_end
 
 log = logging.getLogger(__name__)
 
-# JAX notices a process that died or hangs after this many seconds, its default is 100.
+# Seconds after which JAX notices that a process died or hangs. JAX's default is 100.
 HEARTBEAT_TIMEOUT = 30
-# Clocks that differ by more seconds are told.
-CLOCKS_MAY_DIFFER = 60
-# Milliseconds; who fails or dies meanwhile stops all, so waiting needs no other end.
+# Seconds by which the clocks of two processes may differ without a warning.
+CLOCK_TOLERANCE = 60
+# Milliseconds. A process that fails or dies meanwhile stops all, so waiting needs no
+# shorter timeout.
 _FOREVER = 7 * 24 * 3600 * 1000
+# The key under which the first process that stops writes why.
 _STOP = "resnet_jax/stop"
-# What the processes do when one gets a signal: the first that has something to save
-# writes "save" here, the first that learns of the signal before that writes "end".
+# The key under which the processes decide what they do at a signal: the first that has
+# something to save writes "save", the first that learns of a signal before that writes
+# "end".
 _FATE = "resnet_jax/fate"
-# JAX's preemption service writes it when any process got a SIGTERM.
+# The key that JAX's preemption service writes when any process got a SIGTERM.
 _NOTICE = "RECEIVED_PREEMPTION_NOTICE"
 
 _listening: list[threading.Thread] = []
 _turns: collections.Counter[str] = collections.Counter()
-_told: dict[str, Any] = {"text": "", "code": 1}
+# What is printed when JAX aborts this process, and the exit code.
+_last_words: dict[str, Any] = {"text": "", "code": 1}
 
 
 def connect(
     address: str | None, number: int | None, index: int | None, timeout: float
 ) -> None:
-    """Connects the processes of a run; JAX's first call.
+    """Connects the processes of a run; this must be the first call of JAX.
 
     Args:
-      address: HOST:PORT of process 0; None: a TPU pod, Slurm or Open MPI tells.
-      number: of processes.
-      index: of this one.
-      timeout: seconds until all must be there.
+      address: HOST:PORT of process 0, or None to ask the TPU pod, Slurm or Open MPI.
+      number: The number of processes.
+      index: The index of this process, from 0 to `number - 1`.
+      timeout: The time within which all processes must connect, in seconds.
 
     Raises:
-      UserError: an argument cannot be, or process 0 cannot listen. Where no connection
-        comes about, JAX aborts the process, which prints a sentence and exits with 1.
+      UserError: An argument is wrong, or process 0 cannot listen. Where no connection
+        is established, JAX aborts the process, which prints one sentence and exits with
+        code 1.
     """
     import jax
 
     if address and (number is None or index is None or not 0 <= index < number):
         raise UserError(
-            f"--coordinator={address} needs --num_processes=N, the same for all, and"
-            f" --process_id from 0 to N - 1, each for one; they are {number} and"
-            f" {index}."
+            f"--coordinator={address} needs --num_processes=N, equal on all processes,"
+            " and --process_id, a different one from 0 to N - 1 on each process; they"
+            f" are {number} and {index}."
         )
     if address and not address.rpartition(":")[2].isdigit():
-        raise UserError(f"--coordinator={address} must be HOST:PORT, of process 0.")
-    where = address or "the coordinator"
-    _say_when_aborted(
-        f"{me(index)} could not join the run at {where} within {timeout:.0f} s. Check"
-        " that all processes were started, with the same --num_processes and each with"
-        " its own --process_id; that process 0 runs and its host and port are right"
-        " and reachable from here (firewall; no HTTP_PROXY); and give hosts that start"
-        " late more time with --initialization_timeout."
+        raise UserError(f"--coordinator={address} must be HOST:PORT of process 0.")
+    _set_last_words(
+        f"{describe(index)} could not join the run at {address or 'the coordinator'}"
+        f" within {timeout:.0f} s. Check that all processes were started, with the same"
+        " --num_processes and each with its own --process_id; and that process 0 runs,"
+        " its host and port are right, and it can be reached from here (firewall; no"
+        " HTTP_PROXY). If hosts start late, allow more time with"
+        " --initialization_timeout."
     )
     try:
         jax.distributed.initialize(
@@ -91,34 +97,35 @@ def connect(
         reason = " ".join(str(error).split())[:200]
         if address:
             raise UserError(
-                f"{me(index)} cannot connect at {address}: {reason}. Another program"
-                " may listen there; take another port for all."
+                f"{describe(index)} cannot connect at {address}: {reason}. Another"
+                " program may listen there; use another port on all processes."
             ) from None
         raise UserError(
             f"--distributed finds no TPU pod, Slurm or Open MPI here ({reason}); give"
             " --coordinator=HOST:PORT, --num_processes and --process_id instead."
         ) from None
-    _say_when_aborted(
-        f"{me()} stops, since JAX gave up the connection of the run's processes; the"
-        " reason stands above, most likely that another one died, whose log says why."
-        " The same command goes on from the last checkpoint."
+    _set_last_words(
+        f"{describe()} stops because JAX closed the connection of the run's processes;"
+        " the reason is printed above. Most likely another process died, and its log"
+        " says why. The same command resumes from the last checkpoint."
     )
-    # JAX notes SIGTERM from here on, and the others are no different.
-    signals.defer_to(pass_on)
+    # From here on JAX notes SIGTERM. Other signals are forwarded to have the same
+    # effect.
+    signals.defer_to(forward_as_sigterm)
     listen(_watch)
     listen(_end_unless_held)
     atexit.register(_disconnect)
 
 
 def listen(function: Callable[[], None]) -> None:
-    """Starts a thread that waits at the client; it ends when the client is closed."""
+    """Starts a thread that waits for keys; it ends when the connection is closed."""
     thread = threading.Thread(target=function, daemon=True)
     thread.start()
     _listening.append(thread)
 
 
-def pass_on(_: int) -> None:
-    """Lets JAX's preemption service note a signal that it does not know."""
+def forward_as_sigterm(_: int) -> None:
+    """Sends SIGTERM to this process, since JAX's preemption service notes no other."""
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -134,48 +141,53 @@ def _wait_for(key: str) -> str | None:
             return client().blocking_key_value_get(key, 60_000)
         except Exception as error:
             if "DEADLINE_EXCEEDED" not in str(error):
-                return None  # the run has ended, or JAX aborts this process
+                # The run has ended, or JAX aborts this process.
+                return None
 
 
-def greatest(what: str, number: int) -> int:
-    """Returns the greatest of a number of each process, of which each tells one.
+def greatest(topic: str, number: int) -> int:
+    """Returns the greatest of the numbers of all processes.
 
     A thread may wait here while the main thread computes. If the run ends meanwhile, it
     returns the number of this process.
+
+    Args:
+      topic: The name of the number, which is used once in a run.
+      number: The number of this process.
     """
-    key = f"resnet_jax/{what}"
+    key = f"resnet_jax/{topic}"
     with contextlib.suppress(Exception):
         client().key_value_set(f"{key}/{index()}", str(number))
-    told = [_wait_for(f"{key}/{i}") for i in range(count())]
-    return max(int(one or number) for one in told)
+    values = [_wait_for(f"{key}/{i}") for i in range(count())]
+    return max(int(value or number) for value in values)
 
 
 def hold() -> None:
     """Notes on all processes that there is something to save.
 
-    From here on a signal is acted on where all processes can save together. Does not
-    return if they agreed to end before.
+    From here on the run responds to a signal where all processes can save together.
+    Does not return if the processes agreed to end before.
     """
     if count() > 1 and _decide("save") == "end":
         signals.wait_for_the_end()
 
 
 def _end_unless_held() -> None:
-    """Ends this process, as all the others, if a signal comes before `hold`."""
+    """Ends this process, like all others, if a signal comes before `hold`."""
     if wait_for_notice() and _decide("end") == "end":
         signals.tell(f"stopped by {signal.SIGTERM.name}")
         leave(128 + signal.SIGTERM)
 
 
 def _decide(fate: str) -> str:
-    """Writes what all do, unless another process was first; returns what stands."""
+    """Writes what all processes do, unless another was first; returns the decision."""
     with contextlib.suppress(Exception):
         client().key_value_set(_FATE, fate)
     return _wait_for(_FATE) or fate
 
 
 def _disconnect() -> None:
-    """Closes the connection while Python is whole, which threads in C++ need."""
+    """Closes the connection before Python is torn down, which its C++ threads need."""
     import jax
 
     jax.distributed.shutdown()
@@ -184,18 +196,18 @@ def _disconnect() -> None:
     ctypes.CDLL(None).signal(signal.SIGABRT, signal.SIG_DFL)
 
 
-def client():
-    """The client of JAX's coordination service; None for a process alone."""
+def client() -> Any:
+    """Returns the client of JAX's coordination service, or None in a single process."""
     if "jax" not in sys.modules:
         return None
-    # As Orbax gets it; there is no public name.
+    # There is no public name for it; Orbax imports it in the same way.
     from jax._src import distributed
 
     return distributed.global_state.client
 
 
 def index() -> int:
-    """Of this process, without touching a device."""
+    """Returns the index of this process, without using a device."""
     if client() is None:
         return 0
     from jax._src import distributed
@@ -204,7 +216,7 @@ def index() -> int:
 
 
 def count() -> int:
-    """Of the run's processes, without touching a device."""
+    """Returns the number of the run's processes, without using a device."""
     if client() is None:
         return 1
     from jax._src import distributed
@@ -212,55 +224,73 @@ def count() -> int:
     return distributed.global_state.num_processes
 
 
-def me(number: int | None = None) -> str:
-    """This process in words."""
-    who = index() if number is None else number
-    return f"process {who} (host {socket.gethostname()}, pid {os.getpid()})"
-
-
-# Agreeing.
-
-
-def check_same(what: str, facts: Mapping[str, Any]) -> None:
-    """Raises UserError on all processes if one has other facts than process 0.
+def describe(number: int | None = None) -> str:
+    """Returns a description of this process: its index, host and process id.
 
     Args:
-      what: the facts are about.
-      facts: by name, fit for JSON.
+      number: The index of this process, if it is not connected yet.
+    """
+    number = index() if number is None else number
+    return f"process {number} (host {socket.gethostname()}, pid {os.getpid()})"
+
+
+# Agreement.
+
+
+def check_same(topic: str, facts: Mapping[str, Any]) -> None:
+    """Checks that all processes have the same facts.
+
+    Args:
+      topic: The subject of the facts.
+      facts: Values by name, which JSON can represent.
+
+    Raises:
+      UserError: A process has other facts than process 0. It is raised on all
+        processes, and names the first fact that differs.
     """
     if count() == 1:
         return
-    first = json.loads(_from_first(what, lambda: json.dumps([me(), dict(facts)])))
-    agree(what, _difference(*first, json.loads(json.dumps(dict(facts)))))
+    lead = _from_lead(topic, lambda: json.dumps([describe(), dict(facts)]))
+    lead_name, lead_facts = json.loads(lead)
+    own_facts = json.loads(json.dumps(dict(facts)))
+    agree(topic, _difference(lead_name, lead_facts, own_facts))
 
 
-def _difference(first: str, theirs: dict, ours: dict) -> str:
-    for name in dict.fromkeys((*theirs, *ours)):
-        one, other = (facts.get(name, "nothing") for facts in (theirs, ours))
-        if one != other:
+def _difference(lead_name: str, lead_facts: dict, own_facts: dict) -> str:
+    """Returns a sentence on the first fact that differs, or ''."""
+    for name in dict.fromkeys((*lead_facts, *own_facts)):
+        lead, own = lead_facts.get(name, "nothing"), own_facts.get(name, "nothing")
+        if lead != own:
             return (
-                f"The processes of the run differ in {name}: {first} has {one!r},"
-                f" {me()} {other!r}; make them equal, and run the same command on all."
+                f"The processes of the run differ in {name}: {lead_name} has {lead!r},"
+                f" {describe()} {own!r}; make them equal, and run the same command on"
+                " all."
             )
     return ""
 
 
 def check_clocks() -> None:
-    """Warns on each process whose clock is not that of process 0."""
+    """Warns on each process whose clock differs from that of process 0."""
     if count() == 1:
         return
     agree("ready for clocks", "")
-    ahead = time.time() - float(_from_first("clock", lambda: str(time.time())))
-    if abs(ahead) > CLOCKS_MAY_DIFFER:
+    ahead = time.time() - float(_from_lead("clock", lambda: str(time.time())))
+    if abs(ahead) > CLOCK_TOLERANCE:
         log.warning(
-            "%s: its clock is %.0f s %s that of process 0; times in logs and files will"
-            " mislead. Set the clocks (NTP).",
-            *(me(), abs(ahead), "ahead of" if ahead > 0 else "behind"),
+            "%s: its clock is %.0f s %s that of process 0, so times in logs and files"
+            " are misleading. Set the clocks (NTP).",
+            *(describe(), abs(ahead), "ahead of" if ahead > 0 else "behind"),
         )
 
 
-def first_does(what: str, function: Callable[[], str]) -> str:
-    """What a function returns that process 0 alone calls; its UserError is all's."""
+def run_on_lead(topic: str, function: Callable[[], str]) -> str:
+    """Calls a function in the lead process only, and returns its result on all.
+
+    Args:
+      topic: The name of the task.
+      function: The function. Its UserError or OSError is raised as a UserError on all
+        processes.
+    """
     if count() == 1:
         return function()
     result, problem = "", ""
@@ -271,56 +301,64 @@ def first_does(what: str, function: Callable[[], str]) -> str:
             problem = str(error)
         except OSError as error:
             problem = f"{error.filename}: {error.strerror}."
-    agree(what, problem)
-    return _from_first(f"{what}, done", lambda: result)
+    agree(topic, problem)
+    return _from_lead(f"{topic}, done", lambda: result)
 
 
-def agree(what: str, problem: str) -> None:
-    """Waits for all processes; raises UserError on all if one has a problem.
+def agree(topic: str, problem: str) -> None:
+    """Waits for all processes, and fails on all if one of them has a problem.
 
     Args:
-      what: this is about.
-      problem: of this process, or nothing. That of the first one is told.
+      topic: The subject of the problem.
+      problem: The problem of this process in a sentence, or ''.
+
+    Raises:
+      UserError: A process has a problem; that of the lowest index is the message.
     """
     if count() == 1:
         if problem:
             raise UserError(problem)
         return
-    topic = _topic(what)
-    client().key_value_set(f"{topic}/{index()}", problem or "-")
-    found = _from_first(f"{what}, all", lambda: _first_problem(topic))
-    if found != "-":
-        raise UserError(found)
+    key = _new_key(topic)
+    client().key_value_set(f"{key}/{index()}", problem or "-")
+    first = _from_lead(f"{topic}, all", lambda: _first_problem(key))
+    if first != "-":
+        raise UserError(first)
 
 
-def _first_problem(topic: str) -> str:
-    keys = (f"{topic}/{i}" for i in range(count()))
+def _first_problem(key: str) -> str:
+    """Waits for the problems of all processes; returns the first one, or '-'."""
+    keys = (f"{key}/{i}" for i in range(count()))
     problems = [client().blocking_key_value_get(key, _FOREVER) for key in keys]
     return next((problem for problem in problems if problem != "-"), "-")
 
 
-def _from_first(what: str, make: Callable[[], str]) -> str:
-    """What process 0 makes, on all."""
-    key = _topic(what)
+def _from_lead(topic: str, make: Callable[[], str]) -> str:
+    """Calls a function in the lead process, and returns its result on all."""
+    key = _new_key(topic)
     if index() == 0:
         client().key_value_set(key, made := make())
         return made
     return client().blocking_key_value_get(key, _FOREVER)
 
 
-def _topic(what: str) -> str:
-    """A new key each time; the processes come by the same places in the same order."""
-    _turns[what] += 1
-    return f"resnet_jax/{what}/turn {_turns[what]}"
+def _new_key(topic: str) -> str:
+    """Returns a new key for each call, the same on all processes.
+
+    It counts the calls, which all processes make in the same order.
+    """
+    _turns[topic] += 1
+    return f"resnet_jax/{topic}/turn {_turns[topic]}"
 
 
 # Stopping.
 
 
 def give_up(text: str) -> int:
-    """Prints an error, also on the other processes, which stop; returns the exit code.
+    """Prints an error and returns the exit code of this process.
 
-    With other processes it does not return: JAX would wait for them at the exit.
+    With several processes it does not return, but prints the error on all and ends
+    them: JAX would wait for the others at the exit.
     """
     signals.wait_if_ending()
     if client() is not None:
@@ -330,25 +368,26 @@ def give_up(text: str) -> int:
 
 
 def end_all(text: str, code: int = 1) -> NoReturn:
-    """Prints an error on all processes and ends them, whatever else they do."""
+    """Prints an error on all processes and ends them, whatever their threads do."""
     with signals.ending:
-        _told["code"] = code
+        _last_words["code"] = code
         signals.tell(f"error: {text}")
         if client() is not None:
-            reason = json.dumps({"who": me(), "text": text, "code": code})
-            # Another process may have been first.
+            reason = json.dumps({"who": describe(), "text": text, "code": code})
+            # This fails if another process was first.
             with contextlib.suppress(Exception):
                 client().key_value_set(_STOP, reason)
             if index() == 0:
-                time.sleep(3)  # the others read it from here
+                # The other processes need time to read it from this one.
+                time.sleep(3)
         signals.leave(code)
 
 
 def give_up_after(error: BaseException) -> int:
-    """As `give_up`, for an error that nobody foresaw; returns only if not alone.
+    """Gives up after an unexpected error; a single process raises it again.
 
-    A process that dies breaks the collectives of the others, and an error of one is
-    told to all: so what it says is waited for.
+    When a process dies, the collectives of the others break. So this first waits for
+    the error of another process, which ends this one as well.
     """
     signals.wait_if_ending()
     if client() is None:
@@ -356,11 +395,11 @@ def give_up_after(error: BaseException) -> int:
     time.sleep(2)
     if _is_broken_collective(error):
         return give_up(
-            f"{me()} lost another process of the run, which died or stopped; its log"
-            " says why. The same command goes on from the last checkpoint."
+            f"{describe()} lost another process of the run, which died or stopped; its"
+            " log says why. The same command resumes from the last checkpoint."
         )
     output.note("".join(traceback.format_exception(error)).rstrip())
-    return give_up(f"{me()} failed: {type(error).__name__}: {str(error)[:500]}")
+    return give_up(f"{describe()} failed: {type(error).__name__}: {str(error)[:500]}")
 
 
 def _is_broken_collective(error: BaseException) -> bool:
@@ -371,11 +410,14 @@ def _is_broken_collective(error: BaseException) -> bool:
 
 
 def leave(code: int) -> int:
-    """Ends a process that stops as all do: together, or after some seconds alone."""
+    """Ends this process together with the others, or alone after some seconds.
+
+    A single process only gets the exit code back.
+    """
     if client() is None:
         return code
     with signals.ending:
-        _told["code"] = code
+        _last_words["code"] = code
         with contextlib.suppress(Exception):
             client().wait_at_barrier("resnet_jax/leave", 5000)
         if index() == 0:
@@ -384,34 +426,34 @@ def leave(code: int) -> int:
 
 
 def end_now(code: int, text: str) -> NoReturn:
-    """Prints an error and ends this process whatever its other threads do."""
+    """Prints an error and ends this process, whatever its other threads do."""
     with signals.ending:
-        _told["code"] = code
+        _last_words["code"] = code
         signals.tell(f"error: {text}")
         signals.leave(code)
 
 
 def _watch() -> None:
-    """Stops this process when another one says why it stopped."""
-    if told := _wait_for(_STOP):
-        reason = json.loads(told)
+    """Stops this process when another one writes why it stopped."""
+    if value := _wait_for(_STOP):
+        reason = json.loads(value)
         end_now(reason["code"], f"{reason['who']} stopped: {reason['text']}")
 
 
-def _say_when_aborted(text: str) -> None:
-    """Lets the process say a sentence, and exit in order, when JAX aborts it.
+def _set_last_words(text: str) -> None:
+    """Lets the process print a sentence, and exit in order, when JAX aborts it.
 
-    JAX's runtime calls abort() where processes cannot be connected or one dies, which
-    Python cannot catch; what it prints is long.
+    JAX's runtime calls abort() when processes cannot be connected or one dies. Python
+    cannot catch that, and what JAX prints is long.
     """
-    _told["text"] = text
-    if "handler" not in _told:
-        _told["handler"] = ctypes.CFUNCTYPE(None, ctypes.c_int)(_aborted)
-        ctypes.CDLL(None).signal(signal.SIGABRT, _told["handler"])
+    _last_words["text"] = text
+    if "handler" not in _last_words:
+        _last_words["handler"] = ctypes.CFUNCTYPE(None, ctypes.c_int)(_aborted)
+        ctypes.CDLL(None).signal(signal.SIGABRT, _last_words["handler"])
 
 
 def _aborted(_: int) -> None:
-    # Another thread may be telling why, and ends the process.
+    # Another thread may be printing the reason, and then ends the process.
     if signals.ending.acquire(timeout=5):
-        os.write(2, f"error: {_told['text']}\n".encode())
-    signals.leave(_told["code"])
+        os.write(2, f"error: {_last_words['text']}\n".encode())
+    signals.leave(_last_words["code"])

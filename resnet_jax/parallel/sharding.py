@@ -1,4 +1,8 @@
-"""The mesh of devices, and what lies where on it."""
+"""The mesh of devices, and how arrays are placed on it.
+
+The mesh has one axis, `data`. Batches are sharded along it, and parameters are
+replicated or sharded (`PARAMS`).
+"""
 
 import pathlib
 from collections.abc import Callable, Sequence
@@ -15,21 +19,21 @@ from resnet_jax.errors import UserError, nearest_numbers
 from resnet_jax.parallel import accelerators
 
 Tree = Any
-# A `jax.Device`, or an object that describes one as far as a mesh asks.
+# A `jax.Device`, or an object with the attributes of one that a mesh needs.
 Device = Any
 
-# Smaller arrays are whole on every device: in float32 they are 64 KiB, which a link of
-# a TPU (some 50 GB/s) carries in the time that a message takes to get there.
+# Arrays of fewer elements are replicated. In float32 they take 64 KiB, which a link of
+# a TPU (about 50 GB/s) transmits in the time that a message takes to arrive.
 SMALL = 2**14
 
-# The warnings on accelerators that were printed.
+# The warnings about accelerators that were printed.
 _warned: set[str] = set()
 
 
 def find_devices(root: pathlib.Path = pathlib.Path("/")) -> list[jax.Device]:
     """Returns the devices of all processes.
 
-    The lead process warns, once, if JAX chose CPUs although this machine has a GPU or a
+    The lead process warns once if JAX chose CPUs although this machine has a GPU or a
     TPU.
 
     Args:
@@ -39,27 +43,27 @@ def find_devices(root: pathlib.Path = pathlib.Path("/")) -> list[jax.Device]:
       UserError: JAX can use no devices.
     """
     try:
-        with accelerators.hints_held() as hints:
+        with accelerators.hints_withheld() as hints:
             devices = jax.devices()
     except (RuntimeError, AssertionError) as error:
-        platforms = jax.config.jax_platforms
+        platforms = jax.config.values["jax_platforms"]
         asked = f" of JAX_PLATFORMS={platforms}" if platforms else ""
         reason = str(error).partition(" (set JAX_PLATFORMS")[0].rstrip(".")
-        # JAX says nothing where it lacks a platform that it knows by name.
+        # JAX's message is empty if a platform that it knows is not installed.
         reason = reason or "it is not installed"
         raise UserError(
             f"JAX can use no devices{asked} ({reason}). Install jax[tpu] or jax[cuda13]"
-            " for TPUs or GPUs, see that no other process holds them, or unset"
-            " JAX_PLATFORMS to run on what there is."
+            " for TPUs or GPUs, check that no other process holds them, or unset"
+            " JAX_PLATFORMS to run on the devices that this machine has."
         ) from None
-    chosen = jax.config.jax_platforms
+    chosen = jax.config.values["jax_platforms"]
     if devices[0].platform == "cpu" and not chosen and jax.process_index() == 0:
-        _warn_of_accelerators(root, [hint.getMessage() for hint in hints])
+        _warn_about_accelerators(root, [hint.getMessage() for hint in hints])
     return devices
 
 
-def _warn_of_accelerators(root: pathlib.Path, hints: Sequence[str]) -> None:
-    """Warns once of an accelerator that is not used, in our words or else in JAX's."""
+def _warn_about_accelerators(root: pathlib.Path, hints: Sequence[str]) -> None:
+    """Warns once about an unused accelerator, with our advice or with JAX's hints."""
     hidden = accelerators.hidden()
     advice = accelerators.advice(root, accelerators.installed(), hidden)
     for text in [advice] if advice else [] if hidden else hints:
@@ -71,17 +75,17 @@ def _warn_of_accelerators(root: pathlib.Path, hints: Sequence[str]) -> None:
 def make_mesh(devices: Sequence[Device] | None = None) -> Mesh:
     """Returns the mesh of all devices along one axis, `data`.
 
-    Devices of one slice are ordered as `jax.make_mesh` orders them. Of several slices,
-    which `jax.make_mesh` refuses, the mesh has one slice after the other, and within a
-    slice one process after the other. So each process holds consecutive rows of a
-    batch, and neighbours in the mesh are neighbours in the fast network.
+    Devices of one slice are in the order of `jax.make_mesh`, which refuses several
+    slices. Those follow one another in the mesh, and within a slice the processes
+    follow one another. So each process holds consecutive rows of a batch, and
+    neighbours in the mesh are neighbours in the fast network.
 
     Args:
       devices: The devices, in any order; by default those of all processes.
 
     Raises:
-      UserError: There are no devices, or TPU slices of different sizes, for which
-        libtpu cannot compile.
+      UserError: JAX can use no devices, or there are TPU slices of different sizes, for
+        which libtpu cannot compile.
     """
     devices = find_devices() if devices is None else devices
     slices: dict[int, list[Device]] = {}
@@ -91,10 +95,10 @@ def make_mesh(devices: Sequence[Device] | None = None) -> Mesh:
         return _mesh_of_slice(devices)
     sizes = {index: len(slices[index]) for index in sorted(slices)}
     if devices[0].platform == "tpu" and len(set(sizes.values())) > 1:
-        told = ", ".join(f"slice {index} has {size}" for index, size in sizes.items())
+        counts = ", ".join(f"slice {index} has {size}" for index, size in sizes.items())
         raise UserError(
-            f"A run on several TPU slices needs as many devices on each ({told}). Take"
-            " slices of one topology."
+            "A run on several TPU slices needs the same number of devices on each"
+            f" ({counts}). Use slices of one topology."
         )
     ordered: list[Device] = []
     for index in sizes:
@@ -114,9 +118,9 @@ def _mesh_of_slice(devices: Sequence[Device]) -> Mesh:
 def slice_of(device: Device) -> int:
     """Returns the number of the slice of a device.
 
-    A slice is what the fast network connects: a TPU slice, or an NVLink domain of GPUs,
-    which is one node on most systems. JAX numbers slices only where there can be
-    several; all CPU devices are one slice.
+    The devices of a slice are connected by the fast network: it is a TPU slice, or an
+    NVLink domain of GPUs, which is one node on most systems. JAX numbers slices only
+    where there can be several; all CPU devices are one slice.
     """
     return getattr(device, "slice_index", None) or 0
 
@@ -127,19 +131,25 @@ def slice_count(mesh: Mesh) -> int:
 
 
 def platform_of(mesh: Mesh) -> str:
-    """`cpu`, `gpu` or `tpu`: what its devices are."""
+    """Returns the platform of the mesh's devices: `cpu`, `gpu` or `tpu`."""
     return mesh.devices.flat[0].platform
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """Returns the sharding with which every device holds the whole array."""
     return NamedSharding(mesh, P())
 
 
 def fully_sharded(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
-    """The longest axis that the devices divide is cut, the first of equal ones.
+    """Returns the sharding that splits one axis of an array over all devices.
 
-    Arrays of less than `SMALL` numbers, or without such an axis, are whole everywhere.
+    It is the longest axis whose length the number of devices divides, and the first of
+    equally long ones. Arrays with fewer than `SMALL` elements, or without such an axis,
+    are replicated.
+
+    Args:
+      mesh: The mesh of the devices.
+      shape: The shape of the array.
     """
     axes = [axis for axis, length in enumerate(shape) if length % mesh.size == 0]
     if mesh.size == 1 or np.prod(shape) < SMALL or not axes:
@@ -148,59 +158,71 @@ def fully_sharded(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
     return NamedSharding(mesh, P(*[None] * longest, "data"))
 
 
-# How parameters may lie, by the names of `config.sharding.params`: from a mesh and an
-# array's shape to its sharding.
+# Shardings of parameters by the values of `config.sharding.params`: functions from a
+# mesh and the shape of an array to its sharding.
 PARAMS: dict[str, Callable[[Mesh, Sequence[int]], NamedSharding]] = {
     "replicated": lambda mesh, shape: replicated(mesh),
     "fsdp": fully_sharded,
 }
 
 
-def whole(params: Tree, mesh: Mesh, kind: str) -> Tree:
-    """Parameters to compute with: all of each on every device.
+def all_gather_params(params: Tree, mesh: Mesh, kind: str) -> Tree:
+    """All-gathers sharded parameters before they are used.
 
-    Their gradients lie as the parameters do, so that devices exchange what they add to
-    them, and never keep more than their part. Left to itself, the compiler might cut
-    activations as the parameters are cut.
+    The gradients are sharded like the parameters, so that each device keeps only its
+    part of the sums. Without this, the compiler might shard activations in the way in
+    which the parameters are sharded.
 
     Args:
-      params: as they lie by `PARAMS[kind]`.
-      mesh: of the devices.
-      kind: a name of `PARAMS`.
+      params: The parameters, sharded by `PARAMS[kind]`.
+      mesh: The mesh of the devices.
+      kind: A key of `PARAMS`.
+
+    Returns:
+      The parameters, each replicated.
     """
 
-    def one(param: jax.Array) -> jax.Array:
+    def gather(param: jax.Array) -> jax.Array:
         placed = PARAMS[kind](mesh, param.shape)
         return param if placed.is_fully_replicated else _gathered(placed)(param)
 
-    return jax.tree.map(one, params)
+    return jax.tree.map(gather, params)
 
 
 def _gathered(placed: NamedSharding) -> Callable[[jax.Array], jax.Array]:
-    """Makes an array that lies in parts whole; its gradient lies in parts again."""
-    constrain, everywhere = jax.lax.with_sharding_constraint, replicated(placed.mesh)
+    """Returns a function that all-gathers an array and shards its gradient."""
+    constrain, everywhere = (
+        jax.lax.with_sharding_constraint,
+        NamedSharding(placed.mesh, P()),
+    )
 
     @jax.custom_vjp
     def gathered(param: jax.Array) -> jax.Array:
         return constrain(param, everywhere)
 
     def back(_: None, grad: jax.Array) -> tuple[jax.Array]:
-        # First whole, of which libtpu makes a reduce-scatter. Without, its version
-        # 0.0.52 cuts a gradient's convolution into a ring of small ones, each a loop.
+        # The gradient is first replicated, since libtpu turns that into a
+        # reduce-scatter. Without it, libtpu 0.0.52 splits the convolution that computes
+        # a gradient into a ring of small ones, each of which is a loop.
         return (constrain(constrain(grad, everywhere), placed),)
 
     gathered.defvjp(lambda param: (gathered(param), None), back)
     return gathered
 
 
-def alike(*arrays: jax.Array) -> list[jax.Array]:
-    """Arrays that differ between the devices of a `jax.shard_map` if one of them does.
+def match_varying_axes(*arrays: jax.Array) -> list[jax.Array]:
+    """Marks all arrays as varying over the manual axes over which any of them varies.
 
-    A gradient that is not JAX's own does not tell that each device has its part of what
-    is the same on all. Behind this, JAX adds the parts up.
+    Inside `jax.shard_map` JAX tracks the axes over which an array differs between
+    devices. The gradient by an array that is equal on all devices is a sum over them,
+    of which a custom gradient rule computes one term per device. JAX adds the terms up
+    if the array is marked before it enters the function with that rule.
+
+    Args:
+      *arrays: The arrays that enter a function with a custom gradient rule.
     """
     varying = [jax.typeof(array).manual_axis_type.varying for array in arrays]
-    of_any = frozenset().union(*varying)
+    of_any: frozenset = frozenset().union(*varying)
     return [
         jax.lax.pcast(array, tuple(of_any - own), to="varying")
         if of_any - own
@@ -210,24 +232,41 @@ def alike(*arrays: jax.Array) -> list[jax.Array]:
 
 
 def place(values: Tree, like: Tree) -> Tree:
-    """Arrays of the host, the same in all processes, as `like` says where they lie."""
+    """Places arrays of the host on the devices.
 
-    def one(value: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+    Args:
+      values: A tree of NumPy arrays, which are the same in all processes.
+      like: Shapes and shardings, in a tree of the same structure.
+
+    Returns:
+      A tree of global arrays.
+    """
+
+    def place_array(value: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
         value = np.asarray(value)
         return jax.make_array_from_callback(
             like.shape, like.sharding, lambda index: value[index]
         )
 
-    return jax.tree.map(one, values, like)
+    return jax.tree.map(place_array, values, like)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis is cut into one piece a device."""
+    """Returns the sharding that splits the first axis into one piece per device."""
     return NamedSharding(mesh, P("data"))
 
 
 def check_batch_size(key: str, batch_size: int, mesh: Mesh) -> None:
-    """Raises UserError with the nearest legal sizes unless the devices divide it."""
+    """Checks that the number of devices divides a batch size.
+
+    Args:
+      key: The config key of the batch size.
+      batch_size: The number of images per step over all devices.
+      mesh: The mesh of the devices.
+
+    Raises:
+      UserError: It does not; the message names the nearest legal sizes.
+    """
     devices = mesh.size
     if batch_size < 1 or batch_size % devices:
         legal = range(devices, max(batch_size, 0) + devices + 1, devices)
@@ -239,15 +278,25 @@ def check_batch_size(key: str, batch_size: int, mesh: Mesh) -> None:
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
-    """Which rows of a batch this process's devices hold, in ascending order."""
+    """Returns the rows of a batch that this process's devices hold, ascending."""
     indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
-    return sorted(
-        row for (piece,) in indices.values() for row in range(batch_size)[piece]
-    )
+    rows = np.arange(batch_size)
+    return sorted(int(row) for index in indices.values() for row in rows[index])
 
 
-def to_devices(batch: dict[str, np.ndarray], mesh: Mesh, batch_size: int):
-    """Puts this process's rows where they belong; returns global arrays."""
+def to_devices(
+    batch: dict[str, np.ndarray], mesh: Mesh, batch_size: int
+) -> dict[str, jax.Array]:
+    """Transfers a batch to the devices.
+
+    Args:
+      batch: This process's rows of each array, in the order of `local_rows`.
+      mesh: The mesh of the devices.
+      batch_size: The number of rows over all processes.
+
+    Returns:
+      Global arrays of `batch_size` rows, sharded by `batch_sharding`.
+    """
     sharding = batch_sharding(mesh)
 
     def place(rows: np.ndarray) -> jax.Array:
@@ -258,7 +307,7 @@ def to_devices(batch: dict[str, np.ndarray], mesh: Mesh, batch_size: int):
 
 
 def local_values(array: jax.Array) -> np.ndarray:
-    """This process's rows of a batch-sharded array, in ascending order."""
+    """Returns this process's rows of a batch-sharded array, in ascending order."""
     shards = {
         shard.index[0].start or 0: shard.data for shard in array.addressable_shards
     }
@@ -266,7 +315,7 @@ def local_values(array: jax.Array) -> np.ndarray:
 
 
 def union(numbers: set[int]) -> set[int]:
-    """The union of a set of numbers, none negative, over all processes."""
+    """Returns the union over all processes of sets of non-negative numbers."""
     if jax.process_count() == 1:
         return numbers
     most = int(multihost_utils.process_allgather(np.array(len(numbers))).max())

@@ -1,12 +1,13 @@
 """SIGTERM, Ctrl-C and SIGHUP, and the end of this process.
 
-A command listens before it imports anything else, so this module imports little. From
-then on each of these signals ends the process at once, with 128 + its number as exit
-code, unless somebody defers them because there is something to save.
+A command calls `listen` before it imports anything else, so this module imports little.
+From then on each of these signals ends the process at once, with 128 + its number as
+exit code, unless `defer_to` has set a function because there is something to save.
 
-Python runs a signal handler only when its main thread runs Python again, and it may be
-in C for minutes or hold a lock that the end needs. So the handlers do nothing, and a
-thread that Python tells of each signal acts instead.
+Python runs a signal handler only when its main thread executes Python code again, and
+that thread may run C code for minutes or hold a lock that the end needs. So the
+handlers do nothing. Python also writes the number of each signal to a socket
+(`signal.set_wakeup_fd`), from which another thread reads it and acts.
 """
 
 import contextlib
@@ -21,19 +22,19 @@ from typing import NoReturn
 from resnet_jax.console import output
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-# Seconds in which two Ctrl-C are one: `timeout` sends a signal to the process and to
-# its group.
+# Seconds within which two SIGINTs count as one Ctrl-C: the program `timeout` sends a
+# signal to the process and then to its group.
 SAME_PRESS = 1.0
 # Seconds that the end waits for a terminal or a pipe that nobody reads, and for each
-# function of `at_end`: a file server may not answer.
-OUTPUT_WITHIN, CLEAN_WITHIN = 1.0, 10.0
+# function of `at_end`, since a file server may not answer.
+OUTPUT_TIMEOUT, CLEANUP_TIMEOUT = 1.0, 10.0
 
-# Functions to be called however the process ends, such as one that gives a lock back.
+# Functions that are called however the process ends, such as one that releases a lock.
 at_end: list[Callable[[], None]] = []
-# Held by the thread that ends the process, until it has ended.
+# The thread that ends the process holds this lock until the process has ended.
 ending = threading.Lock()
 
-# Held while a signal is acted on.
+# Held while a signal is handled.
 _acting = threading.Lock()
 _listener: "Listener | None" = None
 _deferred_to: Callable[[int], None] | None = None
@@ -42,13 +43,13 @@ _began: float | None = None
 
 
 class Listener:
-    """Calls a function in a thread of its own for each signal, until it is stopped.
+    """Calls a function in its own thread for each signal, until `stop` is called.
 
-    Only Python's main thread may make one. SIGINT and SIGHUP stay ignored if they were:
-    so the shell starts jobs in the background, and nohup starts all.
+    Only Python's main thread can create one. SIGINT and SIGHUP that are ignored stay
+    ignored, since the shell starts background jobs in this way, and nohup all programs.
 
     Args:
-      act: Called with the number of the signal.
+      act: The function, which gets the number of the signal.
       numbers: The signals.
     """
 
@@ -68,57 +69,62 @@ class Listener:
 
     def _listen(self) -> None:
         while received := self._read.recv(1):
-            # Other signals that have handlers come here, too.
+            # Python also writes the numbers of other signals that have handlers.
             if received[0] in self._before:
                 self._act(received[0])
 
     def stop(self) -> None:
-        """Puts the handlers back that were there before."""
+        """Restores the handlers that were set before."""
         for number, handler in self._before.items():
-            # None stands for a handler in C, which Python cannot put back.
+            # None stands for a handler in C, which Python cannot restore.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         signal.set_wakeup_fd(self._wakeup)
         self._write.close()
 
 
 def _do_nothing(*_) -> None:
-    """The handler of all signals; a thread acts on them."""
+    """Handles no signal itself; the listener's thread acts instead."""
 
 
 def listen() -> None:
-    """Lets signals end this process from now on; for the first lines of a command."""
+    """Lets signals end this process; a command calls it in its first lines."""
     global _listener
     _listener = Listener(_act)
 
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-    """Lets signals end this process inside, if they do not yet.
+    """Lets signals end this process while the context is open, unless they already do.
 
-    Nothing changes outside of the main thread, which alone can have handlers.
+    The context does nothing in other threads than the main thread, which alone can set
+    handlers.
     """
     global _listener
     if _listener or threading.current_thread() is not threading.main_thread():
         yield
         return
-    listen()
+    _listener = listener = Listener(_act)
     try:
         yield
     finally:
         wait_if_ending()
-        _listener.stop()
+        listener.stop()
         _listener = None
 
 
 def is_listening() -> bool:
-    """Returns whether signals end this process, or whom they were deferred to."""
+    """Returns whether `listen` is in effect, even if signals are deferred."""
     return _listener is not None
 
 
 def defer_to(note: Callable[[int], None] | None) -> None:
-    """Sets the function that is called for signals instead of ending the process.
+    """Sets a function that is called for each signal instead of ending the process.
 
-    With None they end it again. Does not return if a signal is ending it already.
+    Does not return if a signal is ending the process already.
+
+    Args:
+      note: The function, which gets the number of the signal. With None signals end
+        the process again.
     """
     global _deferred_to
     with _acting:
@@ -129,7 +135,7 @@ def defer_to(note: Callable[[int], None] | None) -> None:
 
 
 def wait_if_ending() -> None:
-    """Does not return if a signal is ending the process: that goes first."""
+    """Returns unless a signal is ending the process, which takes precedence."""
     with _acting:
         if _began is None:
             return
@@ -152,7 +158,7 @@ def _act(number: int) -> None:
             _deferred_to(number)
         else:
             _began = time.monotonic()
-            # In a thread, so that a second Ctrl-C is heard.
+            # Another thread ends the process, so that this one notices a second Ctrl-C.
             text = f"stopped by {signal.Signals(number).name}"
             ends = threading.Thread(target=end, args=(128 + number, text), daemon=True)
             ends.start()
@@ -160,9 +166,13 @@ def _act(number: int) -> None:
 
 @contextlib.contextmanager
 def blocked(numbers: Collection[int] = STOPS) -> Iterator[None]:
-    """Threads and processes that are started inside never get these signals.
+    """Lets threads and processes that are started inside never get these signals.
 
-    This process loses none: another thread gets it, or it comes at the exit.
+    This process misses no signal: another thread gets it, or it is delivered when the
+    context is left.
+
+    Args:
+      numbers: The signals.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
@@ -172,27 +182,35 @@ def blocked(numbers: Collection[int] = STOPS) -> Iterator[None]:
 
 
 def end(code: int, text: str) -> NoReturn:
-    """Prints a line and ends the process, whatever its other threads do."""
+    """Prints a line and ends the process, whatever its other threads do.
+
+    Args:
+      code: The exit code.
+      text: The line, for standard error.
+    """
     with ending:
         tell(text)
         leave(code)
 
 
 def leave(code: int) -> NoReturn:
-    """Ends the process; the caller holds `ending`."""
+    """Ends the process after the functions of `at_end`; the caller holds `ending`."""
     for function in list(at_end):
-        _try_within(CLEAN_WITHIN, function)
-    # Another thread may hold stdout and wait for a reader that does not read.
-    _try_within(OUTPUT_WITHIN, output.flush)
+        _try_within(CLEANUP_TIMEOUT, function)
+    # This may not return: another thread may hold the lock of standard output while it
+    # waits for a reader.
+    _try_within(OUTPUT_TIMEOUT, output.flush)
     os._exit(code)
 
 
 def tell(text: str) -> None:
-    """Prints a line to stderr, if that is possible."""
-    _try_within(OUTPUT_WITHIN, lambda: output.note(text))
+    """Prints a line on standard error, if that is possible within a second."""
+    _try_within(OUTPUT_TIMEOUT, lambda: output.note(text))
 
 
 def _try_within(seconds: float, function: Callable[[], None]) -> None:
+    """Calls a function in a thread; ignores errors, and that it does not return."""
+
     def call() -> None:
         with contextlib.suppress(Exception):
             function()

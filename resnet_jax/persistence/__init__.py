@@ -1,1 +1,4 @@
-"""Workdirs, checkpoints, object stores, logs and caches: what outlives a process."""
+"""Everything that outlives a process: workdirs, checkpoints, metrics, caches.
+
+Paths may be on a file system or in an object store (`storage.py`).
+"""

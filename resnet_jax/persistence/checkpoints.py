@@ -1,19 +1,17 @@
-"""Checkpoints: the whole truth of a run in one Orbax step, checked when it is read.
+"""Checkpoints: the whole state of a run in one Orbax step, verified when it is read.
 
-A checkpoint holds a tree of arrays, the state, and a record in JSON: the `Progress`,
-the config, the network's spec, versions, and what the run depends on
-(`dependencies.py`). Orbax notices a truncated or missing file, but not a flipped bit.
-So the record holds a fingerprint of every array and a checksum of itself, and both are
+A checkpoint holds the state, which is a tree of arrays, and a record in JSON: the
+`Progress`, the config, the network's spec, versions, and what the run depends on
+(`training/resume.py`). Orbax notices a truncated or missing file, but not a flipped
+bit. So the record also holds a checksum of every array and one of itself, and both are
 compared.
 """
 
 import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import logging
-import platform
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,24 +21,26 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
+from orbax.checkpoint import checkpoint_managers as policies
 
 from resnet_jax.errors import UserError, problem_of_store
 from resnet_jax.parallel import processes
 from resnet_jax.persistence import orbax_s3, storage
-from resnet_jax.persistence.fingerprint import changed_arrays, fingerprint, is_old
+from resnet_jax.persistence.array_checksums import changed_arrays, fingerprint, is_old
 from resnet_jax.persistence.storage import Path
 
 log = logging.getLogger(__name__)
 
 Tree = Any
-policies = ocp.checkpoint_managers
-# Of an array that all processes have, each writes a part from this many bytes on. By
-# default all are cut, however small, which takes longer than to write them.
-CUT = 2**20
+# Replicated arrays of at least this many bytes are written in parts, one per process.
+# By default Orbax splits all of them, which takes longer than writing small ones.
+SPLIT_BYTES = 2**20
 ARRAYS = ocp.type_handlers.create_type_handler_registry(
     (
         jax.Array,
-        ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=CUT),
+        ocp.type_handlers.ArrayHandler(
+            min_slice_bytes_for_replica_parallel=SPLIT_BYTES
+        ),
     ),
     (np.ndarray, ocp.type_handlers.NumpyHandler()),
 )
@@ -48,17 +48,22 @@ ARRAYS = ocp.type_handlers.create_type_handler_registry(
 
 @dataclasses.dataclass
 class Progress:
-    """What a run has done so far, besides its arrays.
+    """The part of a run's state that is not an array.
+
+    The names of the fields are keys of the record, and so part of the file format.
 
     Attributes:
-      step: updates made.
-      examples: training examples consumed: the loader's position.
-      evaluation: result of the last evaluation with its `step`, or None.
-      best: result of the best evaluation, or None.
-      seconds: time spent in training steps, in this and earlier processes.
-      bad_images: indices of the training images that were passed over.
-      plateau: what `schedules.Plateau` remembers, or None.
-      recomputed: whether the batch-norm statistics are those of `bn_recompute`.
+      step: The number of parameter updates.
+      examples: The number of training examples consumed, which is the position of the
+        loader.
+      evaluation: The result of the last evaluation with its `step`, or None.
+      best: The result of the best evaluation, or None.
+      seconds: Time spent in training steps, in this and earlier processes.
+      bad_images: Indices of the training images that were skipped because they could
+        not be decoded.
+      plateau: The state of `schedules.Plateau`, or None.
+      recomputed: True if the running statistics are those of precise batch norm
+        (`config.bn_recompute`).
     """
 
     step: int = 0
@@ -72,14 +77,14 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of one workdir.
+    """The checkpoints of one run, opened for reading or writing; a context manager.
 
     Args:
-      directory: The folder that holds them.
-      options: `config.checkpoint`, with which the folder is created if it is missing;
-        None is for reading alone.
-      about: What the record says besides progress and fingerprint: config, spec,
-        versions, dependencies.
+      directory: The folder of the checkpoints.
+      options: The config's section `checkpoint`: how many checkpoints to keep. The
+        folder is created if it is missing. None opens the checkpoints for reading.
+      about: Further entries of the record, beside progress and checksums: config,
+        spec, versions, dependencies.
     """
 
     def __init__(
@@ -92,33 +97,38 @@ class Checkpoints:
         self.about = about or {}
         self._saving: int | None = None
         self._options = ocp.CheckpointManagerOptions(
-            preservation_policy=_kept(options) if options else None,
-            # Without it Orbax forgets the metrics when the process ends.
+            preservation_policy=_preservation_policy(options) if options else None,
+            # Without it Orbax does not save the metrics, and forgets them when the
+            # process ends.
             best_fn=lambda metrics: metrics["top1"],
-            # Else Orbax's barriers are collectives of the devices, which take longer.
+            # By default Orbax's barriers are collectives of the devices, which are
+            # slower.
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 active_processes=set(range(jax.process_count()))
             ),
-            async_options=ocp.options.AsyncOptions(barrier_sync_fn=_meet),
+            async_options=ocp.options.AsyncOptions(barrier_sync_fn=_wait_at_barrier),
             create=False,
             **orbax_options(directory),
         )
         if options and jax.process_index() == 0:
             storage.make_directory(self.directory)
         if jax.process_count() > 1:
-            # The devices connect by it, too: where they first did so in a step, after
-            # each process had compiled in its own time, runs lost each other.
+            # This also connects the devices. Runs in which they connected in the first
+            # step, which the processes reach at different times since each compiles it,
+            # lost the connection.
             multihost_utils.sync_global_devices("checkpoints")
         self._open()
 
     def _open(self) -> None:
-        # Orbax reads all metrics at once, fails at one that was cut off, and keeps the
-        # best by them; what they say stands in the checkpoint's progress too.
+        # Orbax reads the metrics of all checkpoints to keep the best ones, and fails at
+        # a file that was cut off. Such a file can be removed, since the metrics are
+        # also in the record.
         for file in self.directory.glob("*/metrics/metrics"):
-            # Others are being written, maybe by a run that is evaluated meanwhile.
+            # A checkpoint with another name is being written, maybe by a run that is
+            # evaluated meanwhile.
             is_finished = file.parents[1].name.isdigit()
             if is_finished and not _are_as_saved(file):
-                log.warning("Leaving out %s, which is not as it was saved.", file)
+                log.warning("Removing %s, which is not as it was saved.", file)
                 file.unlink(missing_ok=True)
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -130,14 +140,22 @@ class Checkpoints:
         )
 
     def save(self, state: Tree, progress: Progress) -> None:
-        """Starts to save; returns when the state is copied and may be donated.
+        """Starts to save; returns when the state has been copied and may be donated.
 
-        A checkpoint of the same step is replaced. Raises UserError if this or the save
-        before it failed.
+        A checkpoint of the same step is replaced.
+
+        Args:
+          state: The tree of arrays.
+          progress: The progress of the run. A checkpoint whose step has just been
+            evaluated can be kept as one of the best.
+
+        Raises:
+          UserError: This save or the one before it failed.
         """
         self.wait()
-        # Process 0 writes it; others are needed for arrays that are in parts.
-        known = state if jax.process_index() == 0 else _in_parts(state)
+        # Process 0 alone writes the record. The others take part in the checksums of
+        # sharded arrays, which are sums over devices.
+        known = state if jax.process_index() == 0 else _sharded_arrays(state)
         record = {
             "progress": dataclasses.asdict(progress),
             "fingerprint": fingerprint(known),
@@ -147,13 +165,13 @@ class Checkpoints:
         evaluation = progress.evaluation
         fresh = evaluation is not None and evaluation["step"] == progress.step
         self._saving = progress.step
-        with self._telling_failure():
+        with self._explaining_failure():
             if progress.step in self._manager.all_steps():
                 self._manager.delete(progress.step)
             self._manager.save(
                 progress.step,
                 args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(_written_here(state)),
+                    state=ocp.args.PyTreeSave(_arrays_to_write(state)),
                     run=ocp.args.JsonSave(record),
                 ),
                 metrics=evaluation if fresh else None,
@@ -161,47 +179,63 @@ class Checkpoints:
             )
 
     def wait(self) -> None:
-        """Returns when everything is on disk; raises UserError if it could not be."""
-        with self._telling_failure():
+        """Waits until the last save is finished.
+
+        Raises:
+          UserError: The save failed.
+        """
+        with self._explaining_failure():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
     def is_saving(self) -> bool:
-        """Whether the last save is not yet on disk."""
+        """Returns whether the last save is not finished yet."""
         return self._manager.is_saving_in_progress()
 
     def check(self) -> None:
-        """Raises UserError if a save in the background has failed."""
-        with self._telling_failure():
+        """Checks on a save that runs in the background.
+
+        Raises:
+          UserError: The save has failed.
+        """
+        with self._explaining_failure():
             self._manager.check_for_errors()
 
     @contextlib.contextmanager
-    def _telling_failure(self):
+    def _explaining_failure(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
             steps = [step for step in self.steps() if step != self._saving]
-            last = f"that of step {steps[-1]} is whole" if steps else "it was the first"
+            last = (
+                f"the newest intact one is that of step {steps[-1]}"
+                if steps
+                else "there is no older one"
+            )
             in_store = storage.is_remote(self.directory) and problem_of_store(error)
             raise UserError(
                 f"The checkpoint of step {self._saving} could not be written to"
                 f" {self.directory} ({in_store or _reason(error)}); {last}."
-                f" {'Mend that' if in_store else 'Make room, or mend what is named'},"
-                " and run the same command again: it goes on from there."
+                " Fix this (on a full disk, free some space) and run the same command"
+                " again: it resumes from there."
             ) from error
 
     def steps(self) -> list[int]:
-        """Steps of the finished checkpoints, in ascending order."""
+        """Returns the steps of the finished checkpoints, in ascending order."""
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """Returns the step of the highest top-1, the last of equal ones, or None."""
+        """Returns the step with the highest top-1 accuracy, or None if there is none.
+
+        Only checkpoints that were evaluated at their step count. The last of equal ones
+        is returned.
+        """
         best, highest = None, -1.0
         for step in self.steps():
             try:
                 evaluation = self.read(step)["progress"]["evaluation"]
             except DamagedError as error:
-                log.warning("%s It is left out.", error)
+                log.warning("%s It is skipped.", error)
                 continue
             fresh = evaluation and evaluation["step"] == step
             if fresh and evaluation["top1"] >= highest:
@@ -209,25 +243,32 @@ class Checkpoints:
         return best
 
     def newest_record(self) -> dict[str, Any] | None:
-        """Returns the newest record that is intact; None if there is none."""
+        """Returns the newest intact record, or None if there is none."""
         for step in reversed(self.steps()):
             with contextlib.suppress(DamagedError):
                 return self.read(step)
         return None
 
     def read(self, step: int) -> dict[str, Any]:
-        """Returns the record of a checkpoint.
+        """Reads the record of a checkpoint.
+
+        Args:
+          step: The step of the checkpoint.
+
+        Returns:
+          The record: `progress`, `fingerprint` (a checksum of each array by name) and
+          the entries of `about`.
 
         Raises:
           DamagedError: The record is not as it was saved.
-          UserError: The object store does not give it.
+          UserError: The object store refuses to send it.
         """
         args = ocp.args.Composite(run=ocp.args.JsonRestore())
         record = self._read(step, args).run
         try:
             saved = record.pop("checksum", None)
             intact = record["progress"]["step"] == step
-            # Versions before 0.2 wrote none.
+            # Versions before 0.2 wrote no checksum of the record.
             if saved is not None or not is_old(record["fingerprint"]):
                 intact &= saved == _checksum_of_record(record)
             Progress(**record["progress"])
@@ -242,12 +283,16 @@ class Checkpoints:
         return record
 
     def restore_latest(self, like: Tree) -> tuple[Tree, Progress] | None:
-        """Restores the newest checkpoint that is intact; None if there is none at all.
+        """Restores the newest intact checkpoint.
 
-        Newer ones that are damaged are moved to `damaged/`, and a warning says so.
+        Newer ones that are damaged are moved to `damaged/` beside the folder of
+        checkpoints, with a warning.
 
         Args:
           like: Shapes, dtypes and shardings of the state.
+
+        Returns:
+          The state and the progress, or None if there are no checkpoints.
 
         Raises:
           DamagedError: There are checkpoints, but none is intact.
@@ -260,13 +305,13 @@ class Checkpoints:
             except DamagedError as error:
                 damaged[step] = error
                 continue
-            for bad_step, error in damaged.items():
-                log.warning("%s It was moved to %s.", error, self._set_aside(bad_step))
+            for bad_step, damage in damaged.items():
+                log.warning("%s It was moved to %s.", damage, self._set_aside(bad_step))
             return restored, progress
         if damaged:
             raise DamagedError(
-                f"{next(iter(damaged.values()))} No older one is intact; restore it"
-                f" from a copy, or move {self.directory} away to start again."
+                f"{next(iter(damaged.values()))} No older one is intact. Restore the"
+                f" files from a copy, or move {self.directory} away to start again."
             )
         return None
 
@@ -275,12 +320,16 @@ class Checkpoints:
 
         Args:
           step: The step of the checkpoint.
-          like: Shapes, dtypes and shardings of the state, or of some of its trees by
-            name, such as `{"params": ...}`: the others are then not read.
+          like: Shapes, dtypes and shardings of the state, or a dictionary of some of
+            its trees by name, such as `{"params": ...}`. The other trees are then not
+            read.
+
+        Returns:
+          Arrays in the structure of `like`.
 
         Raises:
           DamagedError: The checkpoint is not as it was saved.
-          UserError: The object store does not give it.
+          UserError: The object store refuses to send it.
         """
         args = ocp.args.PyTreeRestore(
             like,
@@ -290,8 +339,9 @@ class Checkpoints:
         restored = self._read(step, ocp.args.Composite(state=args)).state
         if changed := changed_arrays(restored, self.read(step)["fingerprint"]):
             raise DamagedError(
-                f"The checkpoint of step {step} in {self.directory} holds other values"
-                f" than were saved, in {changed[0]}."
+                f"The checkpoint of step {step} in {self.directory} was changed after"
+                f" it was saved: the values of {changed[0]} do not match their"
+                " checksum."
             )
         return restored
 
@@ -329,7 +379,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_) -> None:
-        # What went wrong was told by `wait` or `check`.
+        # `wait` or `check` has reported an error of a save.
         with contextlib.suppress(Exception):
             self._manager.close()
 
@@ -345,18 +395,19 @@ def _are_as_saved(metrics: Path) -> bool:
         record = json.loads((metrics.parents[1] / "run" / "metadata").read_text())
         return top1 == record["progress"]["evaluation"]["top1"]
     except wrong:
-        return isinstance(top1, float)  # who reads the record tells what is wrong
+        # Damage of the record is reported when the record is read.
+        return isinstance(top1, float)
 
 
-def _kept(options: ConfigDict) -> policies.AnyPreservationPolicy:
-    """Which checkpoints `config.checkpoint` keeps: the last ones and the best ones."""
-    kept = [policies.LatestN(options.keep_last)]
+def _preservation_policy(options: ConfigDict) -> policies.AnyPreservationPolicy:
+    """Returns Orbax's policy to keep the last and the best checkpoints."""
+    kept: list[Any] = [policies.LatestN(options.keep_last)]
     if options.keep_best:
         kept.append(
             policies.BestN(
                 get_metric_fn=lambda metrics: metrics["top1"],
                 n=options.keep_best,
-                # By default every checkpoint without metrics would stay.
+                # By default every checkpoint without metrics would be kept.
                 keep_checkpoints_without_metrics=False,
             )
         )
@@ -364,7 +415,7 @@ def _kept(options: ConfigDict) -> policies.AnyPreservationPolicy:
 
 
 def orbax_options(path: Path) -> dict[str, Any]:
-    """What Orbax must be told to write at a path."""
+    """Returns the options that Orbax needs to write at a path."""
     in_s3 = str(path).startswith("s3://")
     return {"atomicity_options": orbax_s3.ATOMICITY} if in_s3 else {}
 
@@ -373,11 +424,18 @@ def orbax_options(path: Path) -> dict[str, Any]:
 def open_checkpoints(workdir: Path) -> Iterator[Checkpoints]:
     """Opens the checkpoints of a run for reading.
 
-    Raises UserError if there is no run, or it has no checkpoint yet.
+    Args:
+      workdir: The directory of the run.
+
+    Yields:
+      The checkpoints, of which there is at least one.
+
+    Raises:
+      UserError: The folder holds no run, or a run without a checkpoint.
     """
-    with storage.telling(workdir):
-        there = (workdir / "checkpoints").is_dir()
-    if not there:
+    with storage.explaining_errors(workdir):
+        exists = (workdir / "checkpoints").is_dir()
+    if not exists:
         raise UserError(f"{workdir} holds no run (there is no {workdir}/checkpoints).")
     with Checkpoints(workdir / "checkpoints") as saved:
         if not saved.steps():
@@ -386,19 +444,26 @@ def open_checkpoints(workdir: Path) -> Iterator[Checkpoints]:
 
 
 @contextlib.contextmanager
-def telling_way_out(checkpoint: Path) -> Iterator[None]:
-    """Adds to a `DamagedError` what can be done where a checkpoint is only read."""
+def explaining_damage(checkpoint: Path) -> Iterator[None]:
+    """Adds advice to a `DamagedError`, for programs that only read a checkpoint.
+
+    Args:
+      checkpoint: The path of the checkpoint or of the weights.
+    """
     try:
         yield
     except DamagedError as error:
         raise DamagedError(
-            f"{error} Restore it from a copy, or move {checkpoint} away to use another"
-            " one."
+            f"{error} Restore the files from a copy, or move {checkpoint} away to use"
+            " another one."
         ) from error
 
 
 def newest_step(workdir: Path) -> int | None:
-    """Step of the newest finished checkpoint of a local workdir, by names of files."""
+    """Returns the step of the newest finished checkpoint in a local workdir, or None.
+
+    Only file names are read, so it is quick.
+    """
     names = [path.name for path in (workdir / "checkpoints").glob("*")]
     return max((int(name) for name in names if name.isdigit()), default=None)
 
@@ -407,8 +472,8 @@ class DamagedError(UserError):
     """A checkpoint that is not as it was saved."""
 
 
-def _reason(error: Exception) -> str:
-    """The part of a storage error that tells a user something, on one line."""
+def _reason(error: BaseException) -> str:
+    """Returns the part of a storage error that helps a user, on one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).split()) or type(error).__name__
@@ -425,45 +490,41 @@ def _reason(error: Exception) -> str:
 
 
 def _checksum_of_record(record: Mapping[str, Any]) -> str:
-    # As it will be read: JSON has no tuples, and its keys are strings.
+    # The record as it will be read: JSON has no tuples, and its keys are strings.
     record = json.loads(json.dumps(record))
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def _meet(*, key: str, timeout_ms: int) -> None:
+def _wait_at_barrier(*, key: str, timeout_ms: int) -> None:
     """Waits in a save for the other processes, unless the save failed on this one.
 
-    They wait for it elsewhere then, until its error stops them.
+    If it failed, the others wait for this process until its error stops them.
     """
     failed = sys.exc_info()[0] is not None
     if processes.count() > 1 and not failed:
         processes.client().wait_at_barrier(key, timeout_ms)
 
 
-def _in_parts(tree: Any) -> list[jax.Array]:
+def _sharded_arrays(tree: Tree) -> list[jax.Array]:
     return [leaf for leaf in jax.tree.leaves(tree) if not leaf.is_fully_replicated]
 
 
-def _written_here(tree: Any) -> Any:
-    """A tree with what this process has to write; small arrays are left to process 0.
+def _arrays_to_write(tree: Tree) -> Tree:
+    """Returns the arrays that this process writes; process 0 writes the small ones.
 
-    Orbax takes None for nothing, and NumPy's arrays for what process 0 writes.
+    Orbax writes nothing for None, and only process 0 writes NumPy arrays.
     """
     leaves, structure = jax.tree.flatten(tree)
     small = [
-        i for i, x in enumerate(leaves) if x.is_fully_replicated and x.nbytes < CUT
+        i
+        for i, x in enumerate(leaves)
+        if x.is_fully_replicated and x.nbytes < SPLIT_BYTES
     ]
-    values = [None] * len(small)
+    values: list[np.ndarray | None] = [None] * len(small)
     if jax.process_index() == 0:
-        # Not of the arrays themselves: they would keep a view of what is donated next.
+        # Getting an array itself would let it keep a view of memory that is donated
+        # next, so this gets the data of one of its shards.
         values = jax.device_get([leaves[i].addressable_data(0) for i in small])
     for i, value in zip(small, values, strict=True):
         leaves[i] = value
-    return structure.unflatten(leaves)
-
-
-def find_versions() -> dict[str, str]:
-    """Returns the versions of the packages that a result depends on, by name."""
-    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-    found = {name: importlib.metadata.version(name) for name in (*names, "pillow")}
-    return {"python": platform.python_version(), **found}
+    return jax.tree.unflatten(structure, leaves)

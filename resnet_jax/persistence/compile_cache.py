@@ -1,4 +1,4 @@
-"""Where compiled programs are kept from one start to the next."""
+"""JAX's compilation cache in the user's cache directory."""
 
 import hashlib
 import logging
@@ -14,22 +14,25 @@ log = logging.getLogger(__name__)
 
 
 def turn_on() -> pathlib.Path | None:
-    """Lets JAX keep its programs in the user's cache directory; returns where.
+    """Lets JAX keep compiled programs from one start to the next.
 
-    JAX_COMPILATION_CACHE_DIR, if it is set, says another place, and
-    JAX_ENABLE_COMPILATION_CACHE=false turns it off. What is kept is run as it is found,
-    so a directory that others may write to is not used.
+    JAX_COMPILATION_CACHE_DIR sets another directory, and
+    JAX_ENABLE_COMPILATION_CACHE=false turns the cache off. Programs in the cache are
+    executed unchecked, so a directory to which others can write is not used.
+
+    Returns:
+      The directory of the cache, or None if there is none.
     """
-    given = jax.config.jax_compilation_cache_dir
-    if given or not jax.config.jax_enable_compilation_cache:
+    given = jax.config.values["jax_compilation_cache_dir"]
+    if given or not jax.config.values["jax_enable_compilation_cache"]:
         return pathlib.Path(given) if given else None
     try:
         path = directory()
         user_cache.claim(path)
     except UserError as error:
         log.warning(
-            "Compiled programs are not kept (%s). JAX_COMPILATION_CACHE_DIR can say"
-            " another directory of your own.",
+            "Compiled programs are not kept (%s). Set JAX_COMPILATION_CACHE_DIR to use"
+            " another directory that only you can write to.",
             error,
         )
         return None
@@ -38,15 +41,18 @@ def turn_on() -> pathlib.Path | None:
 
 
 def directory() -> pathlib.Path:
-    """The directory for programs of this processor, which need not run on others.
+    """Returns the directory for programs compiled for this machine's processor.
 
-    Raises UserError; see `user_cache.directory`.
+    Programs for one kind of processor need not run on another kind.
+
+    Raises:
+      UserError: The user has no home directory, see `user_cache.directory`.
     """
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    abilities = next((x for x in lines if x.startswith(("flags", "Features"))), "")
-    kind = f"{platform.machine()} {platform.processor()} {abilities}"
+    features = next((x for x in lines if x.startswith(("flags", "Features"))), "")
+    kind = f"{platform.machine()} {platform.processor()} {features}"
     name = hashlib.sha256(kind.encode()).hexdigest()[:8]
     return user_cache.directory() / "compiled" / name

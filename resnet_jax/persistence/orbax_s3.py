@@ -1,9 +1,10 @@
-"""Lets Orbax keep checkpoints at `s3://`, of which it writes all but the arrays.
+"""Support of `s3://` for Orbax's checkpoints.
 
-TensorStore, which writes those, has a driver for S3 as it has one for GCS; but Orbax
-asks for drivers of files and GCS only, and its public interface has no place for
-another (github.com/google/orbax/issues/359). Importing this module makes what Orbax
-tells TensorStore for `gs://` serve `s3://` too.
+Orbax writes the arrays of a checkpoint with TensorStore, which has a driver for S3 as
+well as for GCS. But Orbax asks only for the drivers of files and of GCS, and its public
+interface has no place for another (github.com/google/orbax/issues/359). Importing this
+module replaces the function of Orbax that builds TensorStore's specification, such that
+`s3://` is handled like `gs://`.
 """
 
 import functools
@@ -13,43 +14,44 @@ from typing import Any
 import orbax.checkpoint as ocp
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
-# A file says that a checkpoint is whole, as Orbax does by itself at gs://; elsewhere it
-# renames directories, which in a store is a copy that may be cut off.
+# A file marks a checkpoint as complete, as Orbax does at gs:// by default. Elsewhere
+# Orbax renames directories, which in an object store is a copy that may be cut off.
 ATOMICITY = ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE)
 
 
-_of_gcs = tensorstore_utils.build_kvstore_tspec
+_build_for_gcs = tensorstore_utils.build_kvstore_tspec
 
 
-@functools.wraps(_of_gcs)
+@functools.wraps(_build_for_gcs)
 def _build_kvstore_tspec(directory: str, *args, **options) -> dict[str, Any]:
     if not directory.startswith("s3://"):
-        return _of_gcs(directory, *args, **options)
+        return _build_for_gcs(directory, *args, **options)
     place = directory.removeprefix("s3://")
-    return _with_driver(_of_gcs(f"gs://{place}", *args, **options))
+    return _with_s3_driver(_build_for_gcs(f"gs://{place}", *args, **options))
 
 
 tensorstore_utils.build_kvstore_tspec = _build_kvstore_tspec
 
 
-def _with_driver(spec: Any) -> Any:
+def _with_s3_driver(spec: Any) -> Any:
+    """Returns a TensorStore specification with the driver of S3 in place of GCS."""
     if not isinstance(spec, dict):
         return spec
-    spec = {key: _with_driver(value) for key, value in spec.items()}
+    spec = {key: _with_s3_driver(value) for key, value in spec.items()}
     if spec.get("driver") in ("gcs", "gcs_grpc"):
-        spec |= {"driver": "s3", **_where()}
+        spec |= {"driver": "s3", **_s3_settings()}
     return spec
 
 
-def _where() -> dict[str, Any]:
-    """What TensorStore does not look up where the AWS tools do."""
-    found = os.environ.get
-    where = {}
-    # TensorStore asks the bucket of AWS for its region, and no other.
-    if endpoint := found("AWS_ENDPOINT_URL_S3") or found("AWS_ENDPOINT_URL"):
-        region = found("AWS_REGION") or found("AWS_DEFAULT_REGION") or "us-east-1"
-        where = {"endpoint": endpoint, "aws_region": region}
-    if found("AWS_ACCESS_KEY_ID"):
-        # Else it says of each file of credentials that there is none.
-        where["aws_credentials"] = {"type": "environment"}
-    return where
+def _s3_settings() -> dict[str, Any]:
+    """Returns the settings that TensorStore does not read where the AWS tools do."""
+    get = os.environ.get
+    settings: dict[str, Any] = {}
+    # TensorStore asks only AWS itself for the region of a bucket.
+    if endpoint := get("AWS_ENDPOINT_URL_S3") or get("AWS_ENDPOINT_URL"):
+        region = get("AWS_REGION") or get("AWS_DEFAULT_REGION") or "us-east-1"
+        settings = {"endpoint": endpoint, "aws_region": region}
+    if get("AWS_ACCESS_KEY_ID"):
+        # By default TensorStore logs that each of AWS's files is missing.
+        settings["aws_credentials"] = {"type": "environment"}
+    return settings

@@ -1,7 +1,7 @@
-"""Signals that ask a run to stop: it saves first, if there is something to save.
+"""Stopping a run on a signal, after saving what there is to save.
 
-A run that does not come to a place where it can stop cleanly in time is ended from
-outside of it: when the grace of a signal is over, and when it stalls.
+A run that does not reach a place where it can stop cleanly is ended by other threads:
+when the grace period of a signal is over, and when the run stalls.
 """
 
 import contextlib
@@ -17,17 +17,20 @@ from resnet_jax.parallel import processes, signals
 from resnet_jax.persistence.checkpoints import newest_step
 from resnet_jax.persistence.storage import Path, is_remote
 
-# Seconds: of a GKE pod's and a spot machine's thirty, five are left for the exit; and
-# what neither compiling nor saving a large network should take.
-GRACE, STALL_TIMEOUT = 25.0, 1800.0
-# Seconds in which output that nobody reads fails, and a run goes on without it.
+# The default of `grace`, in seconds: GKE pods and spot machines get 30 seconds, of
+# which five are left for the exit.
+GRACE = 25.0
+# The default of `stall_timeout`, in seconds: longer than it takes to compile or to save
+# a large network.
+STALL_TIMEOUT = 1800.0
+# Seconds within which output that nobody reads fails, so that a run resumes without it.
 READER_WITHIN = 5.0
-# Seconds that JAX's preemption service takes to tell of a signal.
+# Seconds that JAX's preemption service takes to report a signal.
 NOTICED_WITHIN = 3.0
 
 
 class PreemptedError(ResNetJaxError):
-    """The run was asked to stop, and did.
+    """The run was asked to stop by a signal, and stopped.
 
     Attributes:
       exit_code: 128 + the number of the signal: 143 for SIGTERM, 130 for Ctrl-C, 129
@@ -40,23 +43,25 @@ class PreemptedError(ResNetJaxError):
 
 
 class Preemption:
-    """Notes the signals that ask a run to stop, while it is entered.
+    """Notes the signals that ask a run to stop, for as long as the context is open.
 
     Where a command listens to signals, they end the process at once until `hold` says
-    that there is something to save; then they are noted, and `check` raises. In a
-    program that calls this as a library they are always noted, and outside of its main
-    thread never. A second Ctrl-C ends the process. Schedulers may send SIGTERM more
-    than once, so a second one changes nothing.
+    that there is something to save. From then on they are noted, and `check` raises. In
+    a program that uses this package as a library, signals are always noted, or never if
+    this is called outside of its main thread. A second Ctrl-C ends the process. A
+    second SIGTERM changes nothing, since schedulers may send more than one.
 
-    With several processes JAX's own service notes SIGTERM on any of them. They agree on
-    the poll at which all stop, so all must poll equally often. Other signals become
-    SIGTERM.
+    With several processes JAX's preemption service notes a SIGTERM of any of them. The
+    processes agree on the poll, which is a call of `check`, at which all stop, so all
+    must poll equally often. Other signals are turned into SIGTERM.
 
     Args:
-      workdir: whose newest checkpoint is told when the process must be ended.
-      grace: seconds from a signal to the exit, whatever the run does; 0: no limit.
-      stall_timeout: seconds without a poll after which the process prints where each
-        thread is, and exits with 1; 0: no limit.
+      workdir: The directory of the run, whose newest checkpoint is reported when the
+        process must be ended.
+      grace: Time from a signal to the exit, whatever the run does, in seconds. 0
+        disables the limit.
+      stall_timeout: Time without a poll after which the process prints the stack of
+        each thread and exits with code 1, in seconds. 0 disables the limit.
     """
 
     def __init__(
@@ -80,11 +85,13 @@ class Preemption:
         self._alone = processes.count() == 1
         in_main = threading.current_thread() is threading.main_thread()
         if in_main and not signals.is_listening():
-            # JAX's handler of SIGTERM stays.
+            # With several processes JAX's handler of SIGTERM stays.
             self._listener = (
                 signals.Listener(self._note)
                 if self._alone
-                else signals.Listener(processes.pass_on, (signal.SIGINT, signal.SIGHUP))
+                else signals.Listener(
+                    processes.forward_as_sigterm, (signal.SIGINT, signal.SIGHUP)
+                )
             )
         if not self._alone:
             processes.listen(self._await_notice)
@@ -94,7 +101,7 @@ class Preemption:
 
     def __exit__(self, *_) -> None:
         self._left.set()
-        # Its thread waits for it, and ends.
+        # The thread of `_end_after_grace` waits for this event, and ends.
         self._noted.set()
         if self._listener:
             self._listener.stop()
@@ -105,9 +112,9 @@ class Preemption:
         now = time.monotonic()
         if number == signal.SIGINT:
             if self._pressed and now > self._pressed + signals.SAME_PRESS:
-                stands = self._last_checkpoint()
+                message = self._last_checkpoint()
                 processes.end_now(
-                    128 + number, f"a second Ctrl-C ended the run at once; {stands}."
+                    128 + number, f"a second Ctrl-C ended the run at once; {message}."
                 )
             self._pressed = self._pressed or now
         self._signal = self._signal or number
@@ -116,15 +123,16 @@ class Preemption:
     def _await_notice(self) -> None:
         if not processes.wait_for_notice():
             return
-        # Meanwhile no process polls, so none passes the poll at which all stop. JAX's
-        # `reached_preemption_sync_point` was seen to miss it where polls come fast.
+        # No process polls while it holds this lock, so none passes the poll at which
+        # all stop. JAX's `reached_preemption_sync_point` was seen to miss that poll
+        # where polls come fast.
         with self._polling:
             self._last_poll = processes.greatest("poll", self._polls) + 1
         self._signal = signal.SIGTERM
         self._noted.set()
 
     def hold(self) -> None:
-        """From here on there is something to save, so that signals are only noted.
+        """Lets signals only be noted from now on, since there is something to save.
 
         Does not return if a signal is ending the process already.
         """
@@ -137,9 +145,13 @@ class Preemption:
         self._held = True
 
     def release(self) -> None:
-        """All is saved; raises PreemptedError if a signal was noted meanwhile.
+        """Lets signals end the process again, since everything is saved.
 
-        Several processes go on to their end, since others may not be there yet.
+        With several processes this does nothing: all run to their end, since others may
+        not have reached this place.
+
+        Raises:
+          PreemptedError: A signal was noted meanwhile.
         """
         if not self._alone:
             return
@@ -150,7 +162,11 @@ class Preemption:
             raise PreemptedError(self._signal)
 
     def check(self) -> None:
-        """A sign of life; raises PreemptedError if the run was asked to stop."""
+        """Polls for a signal, and shows that the run has not stalled.
+
+        Raises:
+          PreemptedError: The run was asked to stop.
+        """
         self._polled = time.monotonic()
         if self._alone and self._signal is not None:
             raise PreemptedError(self._signal)
@@ -159,34 +175,35 @@ class Preemption:
             if self._polls >= self._last_poll:
                 raise PreemptedError(signal.SIGTERM)
 
-    def asked(self) -> PreemptedError | None:
-        """The stop that a signal has asked for; None if none came."""
+    def requested_stop(self) -> PreemptedError | None:
+        """Returns the stop that a signal has asked for, or None if no signal came."""
         if not self._alone:
             self._noted.wait(NOTICED_WITHIN)
         return None if self._signal is None else PreemptedError(self._signal)
 
     def _end_after_grace(self) -> None:
         self._noted.wait()
-        if self._left.is_set():
+        number = self._signal
+        if self._left.is_set() or number is None:
             return
         output.hurry()
-        # Process 0 ends last: without it, JAX aborts the others.
+        # Process 0 ends last: when it ends, JAX aborts the other processes.
         early = 0.5 if processes.index() == 0 else 1.5
         if not self._grace:
             return
         if self._left.wait(max(self._grace - early, 0.9 * self._grace)):
             return
         processes.end_now(
-            128 + self._signal,
+            128 + number,
             f"the run could not stop and save within --grace={self._grace:g}s of"
-            f" {signal.Signals(self._signal).name}; {self._last_checkpoint()}.",
+            f" {signal.Signals(number).name}; {self._last_checkpoint()}.",
         )
 
     def _end_when_stalled(self) -> None:
         while self._stall:
             left = self._polled + self._stall - time.monotonic()
             if left <= 0:
-                # A reader that reads no more may be all that the run waits for.
+                # The run may only be waiting for a reader of its output that stopped.
                 output.hurry()
                 if self._left.wait(READER_WITHIN):
                     return
@@ -197,25 +214,27 @@ class Preemption:
                 return
         else:
             return
-        output.note("Where each thread is:")
-        # A library may have no standard error.
+        output.note("Stacks of all threads:")
+        # A program that uses this package as a library may have no standard error.
         with contextlib.suppress(RuntimeError, AttributeError, OSError, ValueError):
             faulthandler.dump_traceback()
         if not self._alone:
-            time.sleep(3)  # the other processes print theirs
+            # Time for the other processes to print theirs.
+            time.sleep(3)
         processes.end_all(
-            f"no step ended for --stall_timeout={self._stall:g}s; where the threads"
-            f" were stands above; {self._last_checkpoint()}."
+            f"no step ended for --stall_timeout={self._stall:g}s; the stacks of all"
+            f" threads are printed above; {self._last_checkpoint()}."
         )
 
     def _last_checkpoint(self) -> str:
+        """Returns a clause that says from where the same command resumes."""
         if is_remote(self._workdir):
-            # There is no time to ask, perhaps in vain.
-            return "the same command goes on from the last checkpoint"
+            # There is no time to ask a store that may not answer.
+            return "the same command resumes from the last checkpoint"
         step = newest_step(self._workdir)
         if step is None:
-            return "there is no checkpoint yet, and the same command starts anew"
+            return "there is no checkpoint yet, and the same command starts again"
         return (
-            f"the last checkpoint is that of step {step}, and the same command goes on"
-            " from there"
+            f"the last checkpoint is that of step {step}, from which the same command"
+            " resumes"
         )

@@ -1,14 +1,19 @@
-"""Files on file systems and in object stores, and what the latter cannot do.
+"""Paths and files on file systems and in object stores.
 
-A path of `gs://` or `s3://` is an `epath.Path`, every other one a `pathlib.Path`. An
-object is there whole or not at all; but nothing can be appended to it, it cannot be
-moved, only its whole content has a time, and folders are only what names begin with.
+A path of `gs://` or `s3://` is an `epath.Path` and every other one a `pathlib.Path`.
+Local paths are not `epath.Path`s too because its `stat` rounds times to seconds (the
+lock of a workdir compares them) and fails for users without a name, its `iterdir` hides
+names that end in `~`, and its `open` cannot be unbuffered.
+
+An object is there whole or not at all. But nothing can be appended to it, it cannot be
+moved, and directories are only prefixes of names.
 """
 
 import contextlib
 import fcntl
 import functools
 import importlib.util
+import json
 import logging
 import os
 import pathlib
@@ -16,8 +21,9 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias
 
 from etils import epath
 
@@ -26,33 +32,41 @@ from resnet_jax.persistence import user_cache
 
 log = logging.getLogger(__name__)
 
-Path = pathlib.Path | epath.Path
+Path: TypeAlias = pathlib.Path | epath.Path
 
-# The packages with which fsspec, which epath asks, reads and writes objects.
+# The packages with which fsspec, which epath calls, reads and writes objects.
 CLIENTS = {"gs": "gcsfs", "s3": "s3fs"}
-# Seconds; gcsfs takes 35 to say that credentials are not valid.
-ANSWERS_WITHIN = 60.0
-# Bytes, of what is always fetched again: tables of contents, lists of classes.
+# How long an object store may take to answer, in seconds. gcsfs takes 35 seconds to
+# report that credentials are not valid.
+ANSWER_TIMEOUT = 60.0
+# Objects below this many bytes are always fetched again: they may be tables of contents
+# or lists of classes, which describe the other objects.
 SMALL = 2**17
 
-# Before epath first looks: with TensorFlow installed, it would ask that, which is not
-# to be in a training process and reads no s3://.
+# This must be set before epath is used. Where TensorFlow is installed, epath would
+# import it, which is not to be in a training process and cannot read s3://.
 os.environ.setdefault("EPATH_USE_TF", "false")
 
 
-def path_of(where: str | os.PathLike) -> Path:
-    """The path that a user wrote.
+def path_of(location: str | os.PathLike) -> Path:
+    """Returns the path object for a location that a user wrote.
 
-    Raises UserError if it is in an object store whose client is not installed, or in
-    one that is not known.
+    Args:
+      location: A local path, or an address such as `gs://bucket/runs/1`.
+
+    Raises:
+      UserError: The location is in an object store that is not supported, or whose
+        client is not installed.
     """
-    text = os.fspath(where)
+    text = os.fspath(location)
     scheme, separator, rest = text.partition("://")
     if not separator or "/" in scheme:
-        return pathlib.Path(where)
+        return pathlib.Path(location)
     if scheme not in CLIENTS:
         known = " and ".join(f"{name}://" for name in CLIENTS)
-        raise UserError(f"{text} cannot be reached: {known} are, and local paths.")
+        raise UserError(
+            f"{text} cannot be reached: only {known} and local paths are supported."
+        )
     if not rest.strip("/"):
         raise UserError(f"{text} has no bucket: write {scheme}://BUCKET/FOLDER.")
     if importlib.util.find_spec(CLIENTS[scheme]) is None:
@@ -65,30 +79,33 @@ def path_of(where: str | os.PathLike) -> Path:
 
 
 def is_remote(path: Path) -> bool:
-    """Whether a path is in an object store."""
+    """Returns whether a path is in an object store."""
     return "://" in os.fspath(path)
 
 
 def absolute(path: Path) -> Path:
-    """The path from the root on."""
-    # epath's own would put the working directory before a bucket.
+    """Returns the absolute form of a path."""
+    # epath's own method would put the working directory before a bucket.
     return path if is_remote(path) else path.absolute()
 
 
-def local_path_of(where: str | os.PathLike, what: str) -> pathlib.Path:
-    """As `path_of`; raises UserError if it is in an object store.
+def local_path_of(location: str | os.PathLike, what: str) -> pathlib.Path:
+    """Returns the path object for a location that must be on a file system.
 
     Args:
-      where: as the user wrote it.
-      what: cannot be there.
+      location: The location as the user wrote it.
+      what: The subject of the error message, such as `The data set`.
+
+    Raises:
+      UserError: The location is in an object store.
     """
-    if "://" in os.fspath(where):
+    if "://" in os.fspath(location):
         raise UserError(
-            f"{what} must be on a file system, not at {where}: give a local path, and"
-            " copy it there or from there (gcloud storage cp -r, aws s3 cp"
-            " --recursive)."
+            f"{what} must be on a file system, not at {location}: give a local path,"
+            " and copy the files to or from the object store (gcloud storage cp -r,"
+            " aws s3 cp --recursive)."
         )
-    return pathlib.Path(where)
+    return pathlib.Path(location)
 
 
 def _configure_clients() -> None:
@@ -96,22 +113,27 @@ def _configure_clients() -> None:
 
     for protocol in ("gcs", "s3"):
         options = fsspec.config.conf.setdefault(protocol, {})
-        # Else a process never sees what another one writes.
+        # With a cache, a process would never see what another one writes.
         options.setdefault("use_listings_cache", False)
 
 
 @contextlib.contextmanager
-def telling(path: Path) -> Iterator[None]:
-    """Tells what an object store or its client refuses as a UserError.
+def explaining_errors(path: Path, timeout: float = ANSWER_TIMEOUT) -> Iterator[None]:
+    """Turns the errors of an object store or its client into a UserError.
 
     Args:
-      path: what is read or written inside; a local one changes nothing.
+      path: The path that is read or written inside the context. For a local path the
+        context does nothing.
+      timeout: The time that the store may take for its first answer, in seconds.
+
+    Raises:
+      UserError: The store does not answer or refuses, or the bucket does not exist.
     """
     if not is_remote(path):
         yield
         return
     try:
-        _ask(path)
+        _probe(path, timeout)
         yield
     except UserError:
         raise
@@ -119,16 +141,16 @@ def telling(path: Path) -> Iterator[None]:
         if isinstance(error, FileNotFoundError):
             bucket = "/".join(os.fspath(path).split("/")[:3])
             raise UserError(
-                f"There is no {path}, or not even a bucket {bucket}; make that, or mend"
-                " the name."
+                f"There is no {path}, or not even a bucket {bucket}; create it, or"
+                " correct the name."
             ) from error
-        if why := problem_of_store(error):
-            raise UserError(f"{path} cannot be used: {why}.") from error
+        if problem := problem_of_store(error):
+            raise UserError(f"{path} cannot be used: {problem}.") from error
         raise
 
 
-def _ask(path: Path) -> None:
-    """Raises what a client says of a path, or UserError if it says nothing in time."""
+def _probe(path: Path, timeout: float) -> None:
+    """Raises what a client raises for a path, or UserError if it does not answer."""
     problems = []
 
     def ask():
@@ -137,24 +159,24 @@ def _ask(path: Path) -> None:
         except Exception as error:
             problems.append(error)
 
-    # Clients try again for half an hour.
+    # Clients retry for up to half an hour, so a thread asks.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
-    asking.join(ANSWERS_WITHIN)
+    asking.join(timeout)
     if asking.is_alive():
         raise UserError(
-            f"{path} cannot be used: the store did not answer within"
-            f" {ANSWERS_WITHIN:g} s; check the network of this host, and the endpoint"
-            " if one is set."
+            f"{path} cannot be used: the store did not answer within {timeout:g} s;"
+            " check the network of this host, and the endpoint if one is set."
         )
     for problem in problems:
         raise problem
 
 
 def read(path: Path) -> bytes:
-    """What a file holds; of an object, what it held at one time.
+    """Returns the content of a file; that of an object is from one point in time.
 
-    A file of epath asks for the size first, and fails if another content came since.
+    An `epath.Path` asks for the size of an object first, and fails if the object was
+    replaced since.
     """
     if not is_remote(path):
         return path.read_bytes()
@@ -165,7 +187,7 @@ def read(path: Path) -> bytes:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Writes a file so that it is there whole or not at all."""
+    """Writes a file such that it is there whole or not at all."""
     content = _encoded(content)
     if is_remote(path):
         path.write_bytes(content)
@@ -175,21 +197,29 @@ def write(path: Path, content: str | bytes) -> None:
         partial.write_bytes(content)
         os.replace(partial, path)
     except OSError:
-        # Its room may be what others need.
+        # The disk may be full, and other files may need the space.
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
 
 
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file such that it is there whole or not at all."""
+    write(path, json.dumps(content, indent=2) + "\n")
+
+
 def make_directory(path: Path) -> None:
-    """Makes a directory where there are any; it may be there already."""
-    # A client would make a missing bucket.
+    """Creates a local directory and its parents unless they exist.
+
+    Nothing is done in an object store, where there are no directories.
+    """
+    # A client would create a missing bucket.
     if not is_remote(path):
         path.mkdir(parents=True, exist_ok=True)
 
 
 def files_of(path: Path) -> Iterator[Path]:
-    """All files below a directory, in no order."""
+    """Yields all files below a directory, in no particular order."""
     for child in path.iterdir():
         if child.is_dir():
             yield from files_of(child)
@@ -197,54 +227,49 @@ def files_of(path: Path) -> Iterator[Path]:
             yield child
 
 
-def remove_tree(path: Path) -> None:
-    """Removes a directory with all that is in it."""
-    if is_remote(path):
-        path.rmtree()
-    else:
-        shutil.rmtree(path)
-
-
 def move_tree(path: Path, target: Path) -> None:
-    """Moves a directory; its parent is made if there is none."""
+    """Moves a directory; the parent of the target is created if it is missing."""
     if is_remote(path):
         with ThreadPoolExecutor(16) as pool:
             names = [file.relative_to(path) for file in files_of(path)]
             list(pool.map(lambda name: (path / name).copy(target / name), names))
-        path.rmtree()
+        epath.Path(path).rmtree()
         return
     target.parent.mkdir(exist_ok=True)
     shutil.move(path, target)
 
 
 class GrowingFile:
-    """A file that text or bytes are added to.
+    """A file to which text or bytes are appended.
 
-    In an object store the whole is written again, at most every `every` seconds, and
-    with `flush`: what must outlast the process is written before that is called.
+    In an object store the whole content is written again, at most every `interval`
+    seconds and in `flush`. Call `flush` before anything that relies on the content,
+    since the process may be killed.
 
     Args:
-      path: The file.
-      content: What it begins with, instead of what it may hold.
-      every: The seconds between two writings of an object; GCS takes one a second.
+      path: The file; what it held before is replaced.
+      content: The first content of the file.
+      interval: The shortest time between two writes of an object, in seconds. GCS
+        allows one write per second.
     """
 
-    def __init__(self, path: Path, content: str | bytes = b"", every: float = 5.0):
-        self._path, self._content, self._every = path, _encoded(content), every
+    def __init__(self, path: Path, content: str | bytes = b"", interval: float = 5.0):
+        self._path, self._content = path, _encoded(content)
+        self._interval = interval
         self._written = time.monotonic()
         write(path, content)
-        # Unbuffered, so that nothing is left to be written after an error.
+        # Unbuffered, so that no data are left to be written after an error.
         self._file = None if is_remote(path) else path.open("ab", buffering=0)
 
     def add(self, content: str | bytes) -> None:
-        """Adds text or bytes at the end; a text ends in a line break."""
+        """Appends text or bytes; a text must end in a line break."""
         if self._file:
             rest = memoryview(_encoded(content))
             while rest:
                 rest = rest[self._file.write(rest) :]
             return
         self._content += _encoded(content)
-        if time.monotonic() - self._written > self._every:
+        if time.monotonic() - self._written > self._interval:
             self.flush()
 
     def flush(self) -> None:
@@ -254,7 +279,7 @@ class GrowingFile:
             self._written = time.monotonic()
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes what is left, and closes the file."""
         self.flush()
         if self._file:
             self._file.close()
@@ -266,13 +291,16 @@ def _encoded(content: str | bytes) -> bytes:
 
 @contextlib.contextmanager
 def local_files(*paths: Path) -> Iterator[list[pathlib.Path]]:
-    """Files under their own names on a file system, for libraries that take no other.
+    """Provides files on a file system for libraries that read no object stores.
 
-    Those of an object store are copied, for as long as the context is open; what is
-    missing there is missing here.
+    Objects are copied to a temporary directory under their own names, for as long as
+    the context is open. A file that is missing in the store is missing there too.
+
+    Yields:
+      The local paths, in the order of `paths`.
     """
     if not any(map(is_remote, paths)):
-        yield list(paths)
+        yield [pathlib.Path(path) for path in paths]
         return
     with tempfile.TemporaryDirectory() as directory:
         copies = [pathlib.Path(directory, path.name) for path in paths]
@@ -284,18 +312,22 @@ def local_files(*paths: Path) -> Iterator[list[pathlib.Path]]:
 
 @contextlib.contextmanager
 def local_folder(path: Path) -> Iterator[pathlib.Path]:
-    """A folder on a file system, for libraries that write to no other.
+    """Provides a local folder for libraries that write to no object stores.
 
-    Of an object store, it is a new one, whose files are sent there in the end.
+    For a folder in an object store it is a temporary one, whose files are uploaded when
+    the context ends.
+
+    Yields:
+      The local folder.
     """
     if not is_remote(path):
-        yield path
+        yield pathlib.Path(path)
         return
     with tempfile.TemporaryDirectory() as directory:
         yield pathlib.Path(directory)
         for file in pathlib.Path(directory).iterdir():
             with (
-                telling(path),
+                explaining_errors(path),
                 file.open("rb") as source,
                 (path / file.name).open("wb") as target,
             ):
@@ -303,17 +335,26 @@ def local_folder(path: Path) -> Iterator[pathlib.Path]:
 
 
 @functools.cache
-def kept_copy(folder: Path) -> pathlib.Path:
-    """A copy of a folder of an object store, kept in the user's cache directory.
+def kept_copy(folder: Path, small: int = SMALL) -> pathlib.Path:
+    """Copies a folder of an object store to the user's cache directory.
 
-    Made once on a host, whose other processes wait; later, what has another size there
-    is fetched again, and what is small, since it tells of the rest. A local folder is
-    its own copy.
+    The copy is made once per host, while other processes of the host wait. Later calls
+    only fetch objects that are small, since those may describe others, or whose size
+    differs from that of the copy.
 
-    Raises UserError if there is no such folder, no room, or the store refuses.
+    Args:
+      folder: The folder in the object store. A local folder is returned as it is.
+      small: The size below which objects are always fetched again, in bytes.
+
+    Returns:
+      The local folder.
+
+    Raises:
+      UserError: There is no such folder, the disk has too little space, or the store
+        refuses.
     """
     if not is_remote(folder):
-        return folder
+        return pathlib.Path(folder)
     scheme, _, place = os.fspath(folder).partition("://")
     try:
         target = user_cache.directory() / "data" / scheme / place
@@ -321,14 +362,15 @@ def kept_copy(folder: Path) -> pathlib.Path:
         target.mkdir(parents=True, exist_ok=True)
     except (UserError, OSError) as error:
         raise UserError(
-            f"{folder} cannot be copied to this host: {error}; XDG_CACHE_HOME says"
-            " where else."
+            f"{folder} cannot be copied to this host: {error}. Set XDG_CACHE_HOME to"
+            " use another directory."
         ) from None
     with (
-        telling(folder),
+        explaining_errors(folder),
         (target / ".lock").open("w") as lock,
         ThreadPoolExecutor(16) as pool,
     ):
+        # The processes are of one host, so flock suffices, and it needs no package.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.is_dir():
             raise UserError(f"There is no folder {folder}.")
@@ -338,24 +380,25 @@ def kept_copy(folder: Path) -> pathlib.Path:
         missing = [
             (size, file, copy)
             for size, file, copy in zip(sizes, files, copies, strict=True)
-            if size < SMALL or not copy.exists() or copy.stat().st_size != size
+            if size < small or not copy.exists() or copy.stat().st_size != size
         ]
         total = sum(size for size, *_ in missing)
         if total > (free := shutil.disk_usage(target).free):
             raise UserError(
-                f"{folder} takes {total / 1e9:.1f} GB more on this host, and {target}"
-                f" has {free / 1e9:.1f} GB; XDG_CACHE_HOME says where else."
+                f"{folder} needs {total / 1e9:.1f} GB more on this host, but {target}"
+                f" has {free / 1e9:.1f} GB. Free some space, or set XDG_CACHE_HOME to"
+                " use another directory."
             )
         if total > SMALL * len(missing):
             log.warning("Copying %.1f GB of %s to %s.", total / 1e9, folder, target)
-        for copy in {copy.parent for copy in copies}:
-            copy.mkdir(parents=True, exist_ok=True)
-        list(pool.map(lambda found: _fetch(*found[1:]), missing))
+        for directory in {copy.parent for copy in copies}:
+            directory.mkdir(parents=True, exist_ok=True)
+        list(pool.map(lambda item: _fetch(*item[1:]), missing))
     return target
 
 
 def _fetch(path: Path, target: pathlib.Path) -> None:
-    """Copies a file so that it is there whole or not at all."""
+    """Copies an object to a file such that the file is there whole or not at all."""
     partial = target.with_name(f".partial-{target.name}")
     _download(path, partial)
     os.replace(partial, target)

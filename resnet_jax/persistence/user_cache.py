@@ -1,4 +1,4 @@
-"""What may be lost but saves time: the user's cache directory."""
+"""The user's cache directory, for files that save time and may be lost."""
 
 import os
 import pathlib
@@ -8,13 +8,15 @@ from resnet_jax.errors import UserError
 
 
 def directory() -> pathlib.Path:
-    """Where this program keeps such things.
+    """Returns this package's folder in the user's cache directory.
 
-    Raises UserError, a clause without a stop, if the user has no home.
+    Raises:
+      UserError: The user has no home directory. The message is a clause without a full
+        stop, for use in a longer sentence.
     """
     base = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
     try:
-        # What is relative is to be ignored, says the XDG Base Directory Specification.
+        # The XDG Base Directory Specification says that relative paths are ignored.
         base = base if base.is_absolute() else pathlib.Path.home() / ".cache"
     except RuntimeError:
         raise UserError("there is no home directory; set XDG_CACHE_HOME") from None
@@ -22,23 +24,28 @@ def directory() -> pathlib.Path:
 
 
 def claim(path: pathlib.Path) -> None:
-    """Makes a directory for the user alone; what is kept there is trusted.
+    """Creates a directory to which only the user can write.
 
-    Those between it and `directory` are the user's own as well: whoever may write to
-    one could put another in its place.
+    Its content is trusted: compiled programs in it are executed. The directories
+    between it and `directory()` must be the user's own as well, since whoever can write
+    to one of them could replace the next one.
 
-    Raises UserError, a clause without a stop, if it cannot be, or others may write to
-    it.
+    Args:
+      path: The directory, which may exist already.
+
+    Raises:
+      UserError: The directory cannot be created, belongs to another user, or others
+        can write to it. The message is a clause without a full stop.
     """
     root = directory()
-    within = [one for one in path.parents if one.is_relative_to(root)]
-    for one in (*reversed(within), path):
+    parents = [parent for parent in path.parents if parent.is_relative_to(root)]
+    for folder in (*reversed(parents), path):
         try:
-            one.mkdir(mode=0o700, parents=True, exist_ok=True)
-            status = one.stat()
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            status = folder.stat()
         except OSError as error:
-            raise UserError(f"{one}: {error.strerror}") from None
+            raise UserError(f"{folder}: {error.strerror}") from None
         if status.st_uid != os.getuid():
-            raise UserError(f"{one} belongs to another user")
+            raise UserError(f"{folder} belongs to another user")
         if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise UserError(f"others may write to {one}; chmod 700 it")
+            raise UserError(f"others may write to {folder}; chmod 700 it")

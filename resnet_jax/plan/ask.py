@@ -17,7 +17,7 @@ from resnet_jax.compiler.chips import LOCAL, chip_of
 from resnet_jax.console import output
 from resnet_jax.data.sources import KNOWN, open_source
 from resnet_jax.errors import UserError, reason_of
-from resnet_jax.persistence import code_digest, user_cache
+from resnet_jax.persistence import user_cache, versions
 
 # What cannot change a compiled step; of this package, only what asks the compiler can.
 ASIDE = tuple(f"resnet_jax/{n}/" for n in ("analysis", "bench", "weights", "plan"))
@@ -76,7 +76,7 @@ def ask(
     if known and not fresh and (answer := _kept(known)):
         return answer
     found = _answer(request, FOR_TPU if tpu else {})
-    found["versions"] = versions()
+    found["versions"] = compiler_versions()
     if known:
         _keep(known, json.dumps(found))
     return found
@@ -158,13 +158,13 @@ def key_of(request: dict) -> str:
     """Names an answer by all that it depends on."""
     prefixes = ("JAX_", "XLA_", "LIBTPU_")
     environment = {k: v for k, v in os.environ.items() if k.startswith(prefixes)}
-    parts = [repr(request), versions(), code(), sorted(environment.items())]
+    parts = [repr(request), compiler_versions(), code(), sorted(environment.items())]
     if request["topology"] == LOCAL:
         parts.append(platform.node())
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
-def versions() -> dict[str, str]:
+def compiler_versions() -> dict[str, str]:
     """Of what has a say in how a program is compiled."""
     found = {"python": platform.python_version()}
     for name in ("jax", "jaxlib", "flax", "optax", "libtpu"):
@@ -177,6 +177,6 @@ def versions() -> dict[str, str]:
 
 def code() -> str:
     """A digest of the code that a compiled step comes from."""
-    return code_digest.digest(
+    return versions.code_checksum(
         lambda name: name.startswith(ASIDE) and name not in ASKING
     )

@@ -10,7 +10,7 @@ from resnet_jax.compiler.chips import CHIPS
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser
 from resnet_jax.errors import check_known
-from resnet_jax.plan.ask import FOR_TPU, versions
+from resnet_jax.plan.ask import FOR_TPU, compiler_versions
 from resnet_jax.plan.calibration import Stock
 
 
@@ -41,7 +41,7 @@ def figures(
     lowered = step.lower(on_one(state), batch)
     found = compiled.of_step(lowered.compile, {}, batch, mesh)
     where = compiled.where_of(topology, devices)
-    named = versions()
+    named = compiler_versions()
     return Stock(
         images=images,
         devices=where["devices"] // where["chips"],

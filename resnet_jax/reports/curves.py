@@ -7,8 +7,8 @@ import numpy as np
 
 from resnet_jax.console import output
 from resnet_jax.errors import UserError
+from resnet_jax.persistence.metric_writers import describe, read_metrics
 from resnet_jax.persistence.storage import Path
-from resnet_jax.persistence.writers import describe, read_metrics
 from resnet_jax.reports.figures import picture, shorten
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from resnet_jax.console.output import printable, reason_of
 from resnet_jax.errors import UserError
-from resnet_jax.persistence.storage import Path, telling, write
+from resnet_jax.persistence.storage import Path, explaining_errors, write
 
 # A user's matplotlibrc chooses fonts and colours. No text is parsed as mathematics or
 # as TeX, where a name such as a$b_$ is an error.
@@ -47,7 +47,7 @@ def picture(path: Path, **options) -> Iterator:
         except ValueError as error:
             raise UserError(f"{path} cannot be written: {error}.") from None
     try:
-        with telling(path):
+        with explaining_errors(path):
             write(path, content.getvalue())
     except OSError as error:
         raise UserError(f"{path} cannot be written: {reason_of(error)}.") from None

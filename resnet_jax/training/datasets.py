@@ -8,16 +8,11 @@ from ml_collections import ConfigDict
 from resnet_jax.config.durations import in_steps
 from resnet_jax.data.augment import Augment
 from resnet_jax.data.cache import cached
+from resnet_jax.data.derived_sources import check_same_classes, few_shot, with_classes
 from resnet_jax.data.evalsets import EvaluationSet, open_set
 from resnet_jax.data.loader import Examples, ResizeSchedule
-from resnet_jax.data.sources import (
-    NamedSource,
-    RecordedSplit,
-    check_same_classes,
-    few_shot,
-    open_source,
-    with_classes,
-)
+from resnet_jax.data.source_protocol import NamedSource
+from resnet_jax.data.sources import RecordedSplit, open_source
 from resnet_jax.errors import UserError, check_known
 
 
@@ -131,7 +126,7 @@ def open_examples(
         eval_examples(eval, cropped=False, most_labels=0),
         {
             name: open_set(
-                name, train.classes, data_dir=data.data_dir, examples_of=eval_examples
+                name, train.classes, data_dir=data.data_dir, make_examples=eval_examples
             )
             for name in config.evaluate.sets
         },

@@ -19,8 +19,8 @@ from resnet_jax.data.loader import Examples, bad_indices
 from resnet_jax.data.sources import RecordedSplit
 from resnet_jax.errors import UserError
 from resnet_jax.parallel import sharding
-from resnet_jax.persistence import writers
-from resnet_jax.persistence.checkpoints import open_checkpoints, telling_way_out
+from resnet_jax.persistence import metric_writers, storage
+from resnet_jax.persistence.checkpoints import explaining_damage, open_checkpoints
 from resnet_jax.persistence.preemption import Preemption
 from resnet_jax.persistence.storage import Path
 from resnet_jax.reports.samples import SamplePredictions
@@ -125,7 +125,7 @@ def evaluate(
             f" {size}; its result would be wrong."
         )
     if not seen:
-        raise UserError(f"{examples.source.where} holds no image to evaluate.")
+        raise UserError(f"{examples.source.title} holds no image to evaluate.")
     return Evaluation(
         top1=totals["top1"] / seen,
         top5=totals["top5"] / seen,
@@ -208,7 +208,7 @@ def evaluate_workdir(
     ):
         best = saved.best_step() if checkpoint == "best" else None
         step = saved.steps()[-1] if best is None else best
-        with telling_way_out(saved.directory / str(step)):
+        with explaining_damage(saved.directory / str(step)):
             record = saved.read(step)
         config = from_saved(record["config"])
         override(config, list(overrides))
@@ -221,7 +221,7 @@ def evaluate_workdir(
         wanted = {"ema": like.ema}
         if not like.ema:
             wanted = {"params": like.params, "batch_stats": like.batch_stats}
-        with telling_way_out(saved.directory / str(step)):
+        with explaining_damage(saved.directory / str(step)):
             variables = saved.restore(step, wanted)
         state = TrainState(
             step=step,
@@ -233,7 +233,7 @@ def evaluate_workdir(
         is_lead = jax.process_index() == 0
         say = output.say if is_lead else lambda text: None
         split = experiment.eval.source
-        say(f"evaluating the checkpoint of step {step} on {split.where}")
+        say(f"evaluating the checkpoint of step {step} on {split.title}")
         for line in changed:
             say(f"different from training: {line}")
         preemption.check()
@@ -248,7 +248,7 @@ def evaluate_workdir(
         **result.scalars(),
         "step": step,
         "checkpoint": checkpoint,
-        "split": split.where,
+        "split": split.title,
         "changed": changed,
         "bad_images": [split.name(i) for i in result.bad_images],
         "sets": sets,
@@ -258,9 +258,9 @@ def evaluate_workdir(
         name = re.sub(r"[^\w]+", "_", config.data.eval_split).strip("_")
         path = workdir / f"eval_{name}.json"
         with output.dispensable(str(path)):
-            writers.write_json(path, content)
+            storage.write_json(path, content)
         for name, values in sets.items():
-            say(f"{name}: {writers.describe(values)}")
+            say(f"{name}: {metric_writers.describe(values)}")
     return content
 
 

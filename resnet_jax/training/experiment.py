@@ -24,7 +24,7 @@ from resnet_jax.data.loader import (
     eval_batches,
     train_batches,
 )
-from resnet_jax.data.sources import NamedSource
+from resnet_jax.data.source_protocol import NamedSource
 from resnet_jax.errors import UserError
 from resnet_jax.models import create_model
 from resnet_jax.models.resnet import ResNet
@@ -245,7 +245,7 @@ def _make_model(
     if fields["num_classes"] < len(source.classes):
         raise UserError(
             f"model.overrides.num_classes={fields['num_classes']} is too small:"
-            f" {source.where} has {len(source.classes)} classes."
+            f" {source.title} has {len(source.classes)} classes."
         )
     model = create_model(
         config.model.name,

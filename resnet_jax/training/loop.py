@@ -11,14 +11,15 @@ from ml_collections import ConfigDict
 
 from resnet_jax.config import load
 from resnet_jax.console import output
-from resnet_jax.data.arrays import Arrays, config_of_given, open_given
 from resnet_jax.data.loader import WorkerDiedError, bad_indices
-from resnet_jax.data.sources import NamedSource, Source, checksum
+from resnet_jax.data.source_protocol import NamedSource, Source, checksum
+from resnet_jax.data.user_data import Arrays, config_of_given, open_given
 from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
 from resnet_jax.parallel import processes, sharding
-from resnet_jax.persistence import checkpoints, writers
+from resnet_jax.persistence import storage, versions
 from resnet_jax.persistence.checkpoints import Progress
+from resnet_jax.persistence.metric_writers import Writer
 from resnet_jax.persistence.preemption import (
     GRACE,
     STALL_TIMEOUT,
@@ -27,7 +28,6 @@ from resnet_jax.persistence.preemption import (
 )
 from resnet_jax.persistence.storage import path_of
 from resnet_jax.persistence.workdir import claimed
-from resnet_jax.persistence.writers import Writer
 from resnet_jax.reports import curves
 from resnet_jax.reports.samples import SamplePredictions, save_samples
 from resnet_jax.training import programs
@@ -185,7 +185,7 @@ def train(
         progress.recomputed &= progress.step == last
         on_disk = progress.step if restored else None
         if is_lead:
-            writers.write_json(workdir / "config.json", config.to_dict())
+            storage.write_json(workdir / "config.json", config.to_dict())
         writer = stack.enter_context(
             Writer(workdir, step=progress.step, total_steps=last, active=is_lead)
         )
@@ -302,13 +302,17 @@ def train(
             saved.wait()
             preemption.release()
         except (PreemptedError, WorkerDiedError) as error:
-            stop = error if isinstance(error, PreemptedError) else preemption.asked()
+            stop = (
+                error
+                if isinstance(error, PreemptedError)
+                else preemption.requested_stop()
+            )
             if stop is None:
                 raise
             if processes.count() > 1 and stop is not error:
                 # The others stop at a step that this process cannot reach.
                 processes.end_all(
-                    f"{processes.me()} was {stop}. {error}", stop.exit_code
+                    f"{processes.describe()} was {stop}. {error}", stop.exit_code
                 )
             # The state goes to disk before rows are written, since time is short. A
             # loss that is not finite raises here, before it is saved.
@@ -332,12 +336,12 @@ def train(
         "seconds": progress.seconds,
         "images_per_second": progress.examples / max(progress.seconds, 1e-9),
         "command": command,
-        "versions": checkpoints.find_versions(),
+        "versions": versions.package_versions(),
     }
     report = None
     if is_lead:
         with output.dispensable(str(workdir / "result.json")):
-            writers.write_json(workdir / "result.json", content)
+            storage.write_json(workdir / "result.json", content)
         with output.dispensable(str(workdir / "report.png")):
             report = str(curves.draw(workdir, content))
     return {**content, "report": report}

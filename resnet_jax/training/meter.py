@@ -11,7 +11,7 @@ import numpy as np
 
 from resnet_jax.errors import UserError
 from resnet_jax.persistence.checkpoints import Progress
-from resnet_jax.persistence.writers import Writer
+from resnet_jax.persistence.metric_writers import Writer
 from resnet_jax.training.experiment import Experiment
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from resnet_jax.compiler import compile_step
 from resnet_jax.data.loader import Examples
 from resnet_jax.kernels import platforms
 from resnet_jax.models.cost import init_shapes
-from resnet_jax.parallel import memory, sharding
+from resnet_jax.parallel import process_memory, sharding
 from resnet_jax.training import losses, step
 from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.mixup import Mix
@@ -29,7 +29,7 @@ from resnet_jax.training.step import TrainState, Tree
 @contextlib.contextmanager
 def _tracing(mesh: Mesh) -> Iterator[None]:
     """Makes tracing fast, and lets it choose the kernels of the mesh's platform."""
-    with memory.garbage_kept(), platforms.known(sharding.platform_of(mesh)):
+    with process_memory.gc_paused(), platforms.known(sharding.platform_of(mesh)):
         yield
 
 
@@ -126,7 +126,9 @@ def _placed(shapes: Tree, sharding_of: Callable[..., NamedSharding]) -> Tree:
 
 def all_gather(experiment: Experiment, params: Tree) -> Tree:
     """All-gathers sharded parameters before they are used; for traced functions."""
-    return sharding.whole(params, experiment.mesh, experiment.config.sharding.params)
+    return sharding.all_gather_params(
+        params, experiment.mesh, experiment.config.sharding.params
+    )
 
 
 # The state before the first step.

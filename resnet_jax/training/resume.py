@@ -26,12 +26,12 @@ from resnet_jax.config.saved import (
     differences,
     from_saved,
 )
-from resnet_jax.data.sources import NamedSource
+from resnet_jax.data.source_protocol import NamedSource
 from resnet_jax.errors import UserError
 from resnet_jax.models.zoo import Spec
-from resnet_jax.persistence import code_digest
-from resnet_jax.persistence.checkpoints import Checkpoints, find_versions
-from resnet_jax.persistence.fingerprint import fingerprint
+from resnet_jax.persistence import versions
+from resnet_jax.persistence.array_checksums import fingerprint
+from resnet_jax.persistence.checkpoints import Checkpoints
 from resnet_jax.persistence.storage import Path
 from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.initialization import Weights, initial_weights
@@ -52,8 +52,8 @@ def run_checkpoints(experiment: Experiment, workdir: Path) -> Checkpoints:
     about = {
         "config": json.loads(as_json(experiment.config)),
         "spec": dataclasses.asdict(experiment.model.spec),
-        "versions": find_versions(),
-        "code": code_digest.digest(),
+        "versions": versions.package_versions(),
+        "code": versions.code_checksum(),
         "ghost_batch_size": experiment.model.bn_group_size,
     }
     return Checkpoints(workdir / "checkpoints", experiment.config.checkpoint, about)
@@ -431,13 +431,13 @@ class Resume:
 
     def _versions(self) -> list[str]:
         """Names the packages and the code that changed since the newest checkpoint."""
-        old, new = self.record.get("versions", {}), find_versions()
+        old, new = self.record.get("versions", {}), versions.package_versions()
         changed = [
             f"{name} {old[name]} -> {new[name]}"
             for name in new
             if old.get(name, new[name]) != new[name]
         ]
-        code = code_digest.digest()
+        code = versions.code_checksum()
         if self.record.get("code", code) != code:
             changed.append("the source code of resnet_jax")
         if not changed:

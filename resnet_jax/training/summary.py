@@ -25,8 +25,8 @@ def summary(experiment: Experiment, workdir: Path) -> str:
         + f" {jax.process_count()} process(es), parameters {config.sharding.params}",
         "model": f"{config.model.name}, {count(like.params):,} parameters,"
         f" {macs / 1e6:,.1f} M MACs at {size}x{size}, {config.model.dtype}",
-        "train": f"{train.where}, {len(train):,} images, {len(train.classes)} classes",
-        "eval": f"{experiment.eval.source.where},"
+        "train": f"{train.title}, {len(train):,} images, {len(train.classes)} classes",
+        "eval": f"{experiment.eval.source.title},"
         f" {len(experiment.eval.source):,} images",
         **{
             f"eval {number}": f"{name}, {len(examples):,} images"

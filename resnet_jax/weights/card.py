@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, UInt8
 
 from resnet_jax.data.augment import Augment
-from resnet_jax.data.images import Images, pictures_of
 from resnet_jax.data.resize import INTERPOLATIONS
+from resnet_jax.data.user_images import Images, pictures_of
 from resnet_jax.errors import BadImageError, BadValueError, UserError, nearest
 from resnet_jax.models.inputs import normalize
 from resnet_jax.models.zoo import ALIASES, Spec, get_entry, get_spec, resolve

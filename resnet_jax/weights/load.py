@@ -12,7 +12,7 @@ import numpy as np
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models import zoo
 from resnet_jax.models.zoo import ZOO, Spec, get_entry, get_spec, resolve
-from resnet_jax.persistence.storage import path_of, telling
+from resnet_jax.persistence.storage import explaining_errors, path_of
 from resnet_jax.weights import SCHEMES, files, hub, native
 from resnet_jax.weights.adapt import FIRST_CONVS, fit_ends
 from resnet_jax.weights.bit import BIT
@@ -97,7 +97,7 @@ def _scheme_of(card: Card) -> Scheme:
 def _read(where: str, model: str | None, overrides: dict) -> tuple[Card, Tensors]:
     """Returns tensors as they are kept, with the card of the network that has them."""
     path = hub.fetch(where) if where.startswith(hub.PREFIX) else path_of(where)
-    with telling(path):
+    with explaining_errors(path):
         if (path / hub.WEIGHTS).is_file():
             path /= hub.WEIGHTS
         if native.is_weights_directory(path):

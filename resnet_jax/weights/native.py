@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from flax.traverse_util import flatten_dict
 
 from resnet_jax.config.saved import from_saved
@@ -17,13 +18,13 @@ from resnet_jax.errors import UserError
 from resnet_jax.models.scan import unstack_blocks
 from resnet_jax.models.zoo import get_spec, resolve
 from resnet_jax.persistence import storage
+from resnet_jax.persistence.array_checksums import changed_arrays
 from resnet_jax.persistence.checkpoints import (
     DamagedError,
+    explaining_damage,
     open_checkpoints,
     orbax_options,
-    telling_way_out,
 )
-from resnet_jax.persistence.fingerprint import changed_arrays
 from resnet_jax.persistence.storage import Path
 from resnet_jax.weights import timm
 from resnet_jax.weights.card import Card, as_tuples, default_card, from_json
@@ -54,7 +55,7 @@ def write(path: Path, variables: dict, card: Card) -> None:
 
     Raises UserError if there is something else, or the file system refuses.
     """
-    with storage.telling(path):
+    with storage.explaining_errors(path):
         _write(path, variables, card)
 
 
@@ -67,7 +68,7 @@ def _write(path: Path, variables: dict, card: Card) -> None:
         # The card goes first and comes last: with it, the directory is whole.
         (path / "card.json").unlink(missing_ok=True)
         if (path / "variables").exists():
-            storage.remove_tree(path / "variables")
+            epath.Path(path / "variables").rmtree()
         with ocp.StandardCheckpointer(**orbax_options(path)) as checkpointer:
             checkpointer.save(storage.absolute(path) / "variables", variables)
         (path / "card.json").write_text(card.to_json())
@@ -96,7 +97,7 @@ def read_workdir(path: Path) -> tuple[dict[str, np.ndarray], Card]:
         best = saved.best_step()
         step = saved.steps()[-1] if best is None else best
         directory = saved.directory / str(step)
-        with telling_way_out(directory):
+        with explaining_damage(directory):
             record = saved.read(step)
             state = _restore_whole(directory, record["fingerprint"])
     card = _card_of_run(path, record)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Float32
 
-from resnet_jax.data.images import Images, pictures_of
+from resnet_jax.data.user_images import Images, pictures_of
 from resnet_jax.errors import UserError
 from resnet_jax.models import build
 from resnet_jax.models.cost import count

@@ -1,4 +1,4 @@
-"""How topologies are named."""
+"""Names of topologies, and of devices."""
 
 import pytest
 
@@ -20,34 +20,34 @@ from resnet_jax.errors import UserError
         ("v5f:2x4", r"Did you mean v5"),
         ("h100:8", r"Known: local, v3, v4, v5e, v5p, v6e, tpu7x\."),
         ("", r"Known: local"),
-        ("v5e", r"no shape of a slice; write v5e:2x2, say\."),
-        ("v5e:8", r"no shape"),
-        ("v4:2x2x0", r"no shape of a slice; write v4:2x2x4, say\."),
+        ("v5e", r"no valid shape of a slice; .* example, v5e:2x2\."),
+        ("v5e:8", r"no valid shape"),
+        ("v4:2x2x0", r"no valid shape of a slice; .* example, v4:2x2x4\."),
         ("v5e-8", r"There is no topology 'v5e-8'\."),
-        ("v5e:2x4x2", r"three sides, but .* v5e lie in two; write v5e:2x8, say\."),
+        ("v5e:2x4x2", r"three sides, but .* v5e have two; .* v5e:2x8\."),
         ("v6e:32x32", r"has 1,024 chips, but a pod of v6e has 256; .* 2\*v6e:SHAPE"),
         ("2*v6e:32x32", r"'v6e:32x32' has 1,024 chips"),
-        ("0*v5e:2x4", r"'0' slices, which is not a number from 1 to 1,024; write 2\*"),
-        ("x*v5e:2x4", r"'x' slices, .*; write 2\*v5e:2x4, say\."),
+        ("0*v5e:2x4", r"'0' slices, which is not a number from 1 to 1,024; .* 2\*"),
+        ("x*v5e:2x4", r"'x' slices, .*; write, for example, 2\*v5e:2x4\."),
         ("-1*v5e:2x4", r"'-1' slices"),
         ("1.5*v5e:2x4", r"'1\.5' slices"),
         ("*v5e:2x4", r"'' slices"),
         ("2*2*v5e:2x4", r"'2\*2' slices"),
         ("1025*v5e:2x4", r"'1025' slices"),
-        ("2*v5e", r"no shape of a slice; write 2\*v5e:2x2, say\."),
-        ("2*v5e:2x4x2", r"write 2\*v5e:2x8, say\."),
+        ("2*v5e", r"no valid shape of a slice; .* example, 2\*v5e:2x2\."),
+        ("2*v5e:2x4x2", r"write, for example, 2\*v5e:2x8\."),
         ("2*v5f:2x4", r"Did you mean v5"),
         ("v5e:2x4*2", r"The number of slices comes first\..*2\*v5e:2x4\."),
-        ("2*local", r"local stands alone"),
+        ("2*local", r"local means .* and is written alone"),
     ],
 )
-def test_an_unknown_topology_is_answered_with_the_known_ones(topology, message):
+def test_a_wrong_topology_is_reported_with_the_nearest_or_an_example(topology, message):
     with pytest.raises(UserError, match=message):
         chip_of(topology)
 
 
 @pytest.mark.parametrize("topology", ["v5e:2x4x1", "v5e:16x16", "v4:16x16x16", LOCAL])
-def test_slices_that_can_be_are_known(topology):
+def test_the_chip_of_a_valid_topology_is_returned(topology):
     assert chip_of(topology) == topology.partition(":")[0].replace(LOCAL, "")
 
 
@@ -55,12 +55,12 @@ def test_slices_that_can_be_are_known(topology):
     ("topology", "slices"),
     [("v5e:2x4", 1), ("1*v5e:2x4", 1), ("2*v5e:2x4", 2), ("1024*v5e:2x4", 1024)],
 )
-def test_several_slices_are_of_one_chip_and_shape(topology, slices):
+def test_several_slices_have_the_same_chip_and_shape(topology, slices):
     assert chip_of(topology) == "v5e"
     assert (slices_of(topology), sides_of(topology)) == (slices, [2, 4])
 
 
-def test_devices_are_known_by_what_jax_calls_them():
+def test_chips_are_found_by_jaxs_names_of_devices():
     for name, chip in CHIPS.items():
         assert chip_of_device(chip.kind) == name
     assert chip_of_device("cpu") == ""

@@ -1,4 +1,4 @@
-"""Standard streams that fail, and texts that a terminal must not get."""
+"""Standard streams that fail, and texts that are unsafe for a terminal."""
 
 import contextlib
 import io
@@ -15,7 +15,7 @@ import pytest
 from resnet_jax.console import output
 from tests.helpers import runs
 
-# A program whose streams fail in several ways, with every kind of writer.
+# A program that writes to its streams in all ways; the tests let the streams fail.
 PROGRAM = """
 import logging, sys, warnings
 from resnet_jax.console import output
@@ -52,7 +52,7 @@ output.command(main)
 def run(
     script: str, *arguments: str, redirect: str = "", **options
 ) -> subprocess.CompletedProcess:
-    """Runs a script under a shell that redirects its streams."""
+    """Runs a script in a shell that redirects its streams."""
     command = ["sh", "-c", f'exec "$@" {redirect}', "sh", sys.executable, "-c", script]
     environment = {"PYTHONPATH": str(runs.ROOT), **options.pop("env", {})}
     return subprocess.run(
@@ -72,7 +72,7 @@ def run(
     ],
 )
 @pytest.mark.parametrize("python", [[], ["PYTHONUNBUFFERED"]])
-def test_a_stream_that_fails_ends_nothing_and_is_one_warning(
+def test_a_stream_that_fails_is_one_warning_and_does_not_end_the_program(
     tmp_path, redirect, python
 ):
     kept = tmp_path / "kept"
@@ -82,18 +82,17 @@ def test_a_stream_that_fails_ends_nothing_and_is_one_warning(
     assert kept.read_text() == "begun, ended"
     both = done.stdout + done.stderr
     assert "Traceback" not in both and "Exception ignored" not in both
-    out_works, err_works = ">/" not in redirect.lstrip("2") and ">&" not in redirect, 0
     out_works = not any(x in redirect.split() for x in (">&-", ">/dev/full", ">&0"))
     err_works = not any(x in redirect for x in ("2>&-", "2>/dev/full", "2>&1"))
     assert ("line 2\n" in done.stdout) == out_works
     assert ("warning: warning 2\n" in done.stderr) == err_works
-    told = both.count("cannot be written")
+    warnings = both.count("cannot be written")
     # A stream that the user closed is not a failure.
     failed = ("/dev/full" in redirect or ">&0" in redirect) and (out_works or err_works)
-    assert told == failed, both
+    assert warnings == failed, both
 
 
-def test_processes_that_are_started_get_no_file_as_a_closed_stream(tmp_path):
+def test_child_processes_do_not_get_a_file_in_place_of_a_closed_stream(tmp_path):
     child = (
         "import os, sys; null = os.stat(os.devnull); open(sys.argv[1], 'w').write("
         "str([os.path.samestat(os.fstat(n), null) for n in range(3)]))"
@@ -108,9 +107,9 @@ def test_processes_that_are_started_get_no_file_as_a_closed_stream(tmp_path):
     assert (tmp_path / "seen").read_text() == "[True, True, True]"
 
 
-# A line that fits into the pipe's buffer at no time, and many that do.
+# A line that never fits into the buffer of a pipe, and many lines that do.
 @pytest.mark.parametrize("lines", ["'x' * 10**6", "*['x'] * 10**6"])
-def test_output_that_nobody_reads_is_waited_for_until_there_is_a_hurry(lines):
+def test_output_that_nobody_reads_blocks_until_the_process_is_in_a_hurry(lines):
     script = (
         "import os, sys, threading\n"
         "from resnet_jax.console import output\noutput.prepare()\n"
@@ -132,7 +131,7 @@ def test_output_that_nobody_reads_is_waited_for_until_there_is_a_hurry(lines):
     )
 
 
-def test_a_reader_that_goes_away_ends_nothing(tmp_path):
+def test_a_reader_that_closes_the_pipe_does_not_end_the_program(tmp_path):
     kept, script = tmp_path / "kept", tmp_path / "script.py"
     script.write_text(PROGRAM)
     command = f"{sys.executable} {script} {kept} end 2>errors | true; exit $PIPESTATUS"
@@ -141,15 +140,15 @@ def test_a_reader_that_goes_away_ends_nothing(tmp_path):
         done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment)
         assert done.returncode == 0
         assert kept.read_text() == "begun, ended"
-    told = (tmp_path / "errors").read_text()
-    assert told.count("cannot be written (Broken pipe)") == 1
-    assert "Traceback" not in told and "Exception ignored" not in told
+    errors = (tmp_path / "errors").read_text()
+    assert errors.count("cannot be written (Broken pipe)") == 1
+    assert "Traceback" not in errors and "Exception ignored" not in errors
 
 
-def test_a_terminal_that_goes_away_ends_nothing(tmp_path):
+def test_a_terminal_that_is_closed_does_not_end_the_program(tmp_path):
     ours, theirs = os.openpty()
-    gone = tmp_path / "gone"
-    wait = f"import os, time\nwhile not os.path.exists('{gone}'): time.sleep(0.01)\n"
+    closed = tmp_path / "closed"
+    wait = f"import os, time\nwhile not os.path.exists('{closed}'): time.sleep(0.01)\n"
     process = subprocess.Popen(
         [sys.executable, "-c", wait + PROGRAM, str(tmp_path / "kept"), "end"],
         env=os.environ | {"PYTHONPATH": str(runs.ROOT)},
@@ -158,12 +157,12 @@ def test_a_terminal_that_goes_away_ends_nothing(tmp_path):
     )
     os.close(theirs)
     os.close(ours)
-    gone.touch()
+    closed.touch()
     assert process.wait(60) == 0
     assert (tmp_path / "kept").read_text() == "begun, ended"
 
 
-def test_a_pipe_that_does_not_block_and_is_full_is_waited_for():
+def test_a_full_pipe_that_does_not_block_gets_all_lines():
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     process = subprocess.Popen(
@@ -178,7 +177,7 @@ def test_a_pipe_that_does_not_block_and_is_full_is_waited_for():
     assert lines == [f"line {number}".encode() for number in range(20_000)]
 
 
-def test_an_answer_that_nobody_reads_ends_the_command_quietly():
+def test_a_result_that_nobody_reads_ends_the_command_quietly():
     bash = f"{sys.executable} -c '{ANSWER}' | head -n 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", bash.replace("1000", "1000_000")],
@@ -187,11 +186,11 @@ def test_an_answer_that_nobody_reads_ends_the_command_quietly():
         env=os.environ | {"PYTHONPATH": str(runs.ROOT)},
     )
     assert (done.stdout, done.stderr) == ("line 0\n", "")
-    # As of tools that the signal ends.
+    # This is the exit code of tools that the signal ends.
     assert done.returncode == 128 + signal.SIGPIPE
 
 
-def test_an_answer_that_cannot_be_written_is_an_error():
+def test_a_result_that_cannot_be_written_is_an_error():
     done = run(ANSWER, redirect=">/dev/full")
     assert done.returncode == 1
     assert done.stderr == (
@@ -200,7 +199,7 @@ def test_an_answer_that_cannot_be_written_is_an_error():
 
 
 @pytest.mark.parametrize(
-    ("body", "code", "told"),
+    ("body", "code", "errors"),
     [
         (
             "raise UserError('no \\x1b[31m such thing')",
@@ -208,7 +207,7 @@ def test_an_answer_that_cannot_be_written_is_an_error():
             "error: no \\x1b[31m such thing\n",
         ),
         ("os.kill(os.getpid(), 2)", 130, ""),
-        # As JAX does, libraries have callbacks of the garbage collector.
+        # Libraries such as JAX set callbacks of the garbage collector.
         (
             "gc.callbacks.append(lambda *_: os.kill(os.getpid(), 2))\n"
             "    gc.collect(); gc.callbacks.clear(); time.sleep(60)",
@@ -220,18 +219,18 @@ def test_an_answer_that_cannot_be_written_is_an_error():
         ("return None", 0, ""),
     ],
 )
-def test_a_command_ends_with_one_sentence_and_its_code(body, code, told):
+def test_a_command_ends_with_one_sentence_and_its_exit_code(body, code, errors):
     script = (
         "import gc, os, time\nfrom resnet_jax.console import output\n"
         "from resnet_jax.errors import UserError\n"
         f"def main(argv):\n    {body}\noutput.command(main)"
     )
     done = run(script)
-    assert (done.returncode, done.stderr) == (code, told)
+    assert (done.returncode, done.stderr) == (code, errors)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])
-def test_names_from_strangers_command_no_terminal_in_any_encoding(encoding):
+def test_names_from_strangers_cannot_command_a_terminal_in_any_encoding(encoding):
     script = (
         "import logging, os\nfrom resnet_jax.console import output\noutput.prepare()\n"
         "name = 'h\\xe9\\u2603\\x1b[2J\\x9b\\r\\udcff\\u202e\\ud800\\x00'\n"
@@ -252,18 +251,19 @@ def test_names_from_strangers_command_no_terminal_in_any_encoding(encoding):
         assert ("\u2603" in text) == (encoding == "utf-8")
 
 
-def test_a_stream_of_somebody_else_that_fails_is_left_to_the_other(monkeypatch, capsys):
-    """A library user has own streams, which nothing replaces."""
+def test_a_failed_stream_object_of_the_user_is_reported_and_not_replaced(
+    monkeypatch, capsys
+):
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
         for _ in range(3):
             output.say("line")
         monkeypatch.undo()
-        told = capsys.readouterr().err
-        assert told.count("Standard output cannot be written (No space left") == 1
-        # What is left in the buffer cannot be written either.
+        errors = capsys.readouterr().err
+        assert errors.count("Standard output cannot be written (No space left") == 1
+        # The rest in the buffer could not be written either when the file is closed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
-    # A user's own class may have no more than `write`.
+    # A class of the user may only have the method `write`.
     monkeypatch.setattr(sys, "stdout", types.SimpleNamespace(write=lambda text: None))
     output.say("line")
     assert "'flush'" in capsys.readouterr().err
@@ -274,7 +274,7 @@ def test_a_stream_of_somebody_else_that_fails_is_left_to_the_other(monkeypatch, 
     assert capsys.readouterr().out == "another stream\n"
 
 
-def test_a_by_product_fails_once(capsys):
+def test_a_by_product_is_not_used_after_its_first_failure(capsys):
     calls = []
 
     def fail(thing):
@@ -296,7 +296,7 @@ def test_a_by_product_fails_once(capsys):
 
 
 class SlowStream(io.StringIO):
-    """A stream whose writer is interrupted after each write."""
+    """A stream that lets other threads run after each write."""
 
     def write(self, text: str) -> int:
         written = super().write(text)
@@ -304,7 +304,7 @@ class SlowStream(io.StringIO):
         return written
 
 
-def test_lines_of_several_threads_stay_whole():
+def test_lines_of_several_threads_are_not_mixed():
     def talk(name):
         for _ in range(20):
             output.say(name * 20)

@@ -1,14 +1,15 @@
-"""A thousand images broken in known ways, inside ArrayRecord: each is told."""
+"""A thousand images that are broken in known ways, in ArrayRecord: each is named."""
 
 import numpy as np
 import pytest
 
 from resnet_jax.data.augment import Augment
+from resnet_jax.data.decode import Picture
 from resnet_jax.data.loader import Examples, bad_indices, eval_batches, train_batches
 from resnet_jax.data.sources import open_source
 from resnet_jax.errors import BadImageError
 from resnet_jax.prepare import main
-from tests.data.test_decode import BREAKAGES
+from tests.helpers.breakages import BREAKAGES
 from tests.helpers.pictures import encode, noise
 
 NUMBER = 1000
@@ -18,7 +19,7 @@ SUFFIXES = {"JPEG": "jpg", "TIFF": "tif"}
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory):
-    """The data set; one in ten of its images is whole."""
+    """The training split of a data set in which one image in ten is not broken."""
     root = tmp_path_factory.mktemp("broken")
     rng = np.random.default_rng(0)
     files = {kind: encode(noise(0, 40, 30), kind) for kind in KINDS}
@@ -37,27 +38,28 @@ def broken(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # Pillow's, about what is broken.
+# Pillow warns of broken files.
+@pytest.mark.filterwarnings("ignore")
 def test_every_broken_image_is_decoded_or_named(broken):
     center, random = Augment(size=16), Augment(size=16, crop="random_resized")
-    common = {"source": broken, "channels": 3}
+    common = {"source": broken, "channels": 3, "skip_bad": True}
     named = []
     for augment in (center, random):
-        strict = Examples(augment=augment, skip_bad=False, **common)
         named.append(set())
         for index in range(NUMBER):
+            image, _ = broken[index]
             try:
-                strict._example(index, 0, bad=-1)
+                augment(Picture(image, 3, broken.name(index)), key=0)
             except BadImageError as error:
                 assert broken.name(index) in str(error)
                 named[-1].add(index)
-    # A JPEG that is decoded smaller is no more whole.
+    # The same images are bad if they are decoded smaller or in part.
     assert named[0] == named[1]
-    # Not every breakage can be noticed, but most; and whole images are decoded.
+    # Most breakages are noticed, and the unbroken images are decoded.
     assert NUMBER / 10 < len(named[0]) <= 0.9 * NUMBER
 
     bad, seen = set(), set()
-    skipping = Examples(augment=center, skip_bad=True, **common)
+    skipping = Examples(augment=center, **common)
     with eval_batches(skipping, batch_size=64, num_workers=0) as batches:
         for batch in batches:
             bad |= bad_indices(batch)
@@ -65,7 +67,7 @@ def test_every_broken_image_is_decoded_or_named(broken):
     assert bad == named[0]
     assert seen == set(range(NUMBER)) - bad
 
-    skipping = Examples(augment=random, skip_bad=True, **common)
+    skipping = Examples(augment=random, **common)
     with train_batches(
         skipping, seed=0, batch_size=50, steps=range(20), num_workers=0
     ) as batches:

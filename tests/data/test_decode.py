@@ -16,6 +16,7 @@ from resnet_jax.data import decode as decode_module
 from resnet_jax.data.augment import Augment
 from resnet_jax.data.decode import Picture
 from resnet_jax.errors import BadImageError, UserError
+from tests.helpers.breakages import BREAKAGES, JPEG, PNG
 from tests.helpers.pictures import BLUE, GREEN, RED, YELLOW, encode, noise, quadrants
 from tests.helpers.real_data import real_data
 
@@ -26,15 +27,15 @@ def decode(image, channels: int, name: str) -> np.ndarray:
     return Picture(image, channels, name).pixels()
 
 
-# JPEG rounds colours to YCbCr and its coefficients to whole numbers: at quality 100,
-# without subsampling, in flat blocks, each rounds by at most half a level, and the way
-# back multiplies by 1.8 at most.
+# JPEG rounds colours to YCbCr, and its coefficients to whole numbers. At quality 100,
+# without subsampling, in flat blocks, each rounds by at most half a level, and the
+# conversion back multiplies by 1.8 at most.
 JPEG_BOUND = 3
 LOSSLESS_JPEG = {"quality": 100, "subsampling": 0}
 
 
 def png(width: int, height: int, depth: int, color_type: int, rows: np.ndarray):
-    """A PNG file of a kind that Pillow does not write, after the standard."""
+    """Returns a PNG file of a kind that Pillow does not write, after the standard."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         checksum = zlib.crc32(kind + data)
@@ -64,7 +65,7 @@ def assert_quadrants(decoded: np.ndarray, bound: int = 0):
 
 
 def with_alpha(image: Image.Image) -> Image.Image:
-    """The same colours, from fully transparent on the left to opaque on the right."""
+    """Returns an image that is transparent on the left and opaque on the right."""
     alpha = np.linspace(0, 255, image.width).astype(np.uint8)
     image = image.copy()
     image.putalpha(Image.fromarray(np.tile(alpha, (image.height, 1))))
@@ -83,7 +84,7 @@ COLOR_FILES = {
     ),
     "16-bit PNG": png(
         *(48, 32, 16, 2),
-        # The low byte is rubbish that must not be seen.
+        # The low bytes are arbitrary and must not be seen.
         (np.asarray(quadrants()) * np.uint16(256) + np.uint16(127)).astype(">u2"),
     ),
     "GIF": encode(quadrants(), "GIF"),
@@ -102,7 +103,8 @@ COLOR_FILES = {
 }
 
 
-@pytest.mark.filterwarnings("error")  # As of Pillow about transparent palettes.
+# Pillow warns of some transparent palettes.
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("kind", COLOR_FILES)
 def test_lossless_color_files_give_their_colors(kind):
     assert_quadrants(pixels(COLOR_FILES[kind]))
@@ -120,7 +122,7 @@ def test_a_progressive_jpeg_gives_its_colors():
 
 def test_a_cmyk_jpeg_gives_its_colors():
     jpeg = encode(quadrants().convert("CMYK"), "JPEG", **LOSSLESS_JPEG)
-    # As Photoshop does: inverted, which the Adobe segment tells. ImageNet has 22.
+    # Inverted as by Photoshop, as the Adobe segment says. ImageNet has 22 such files.
     assert b"Adobe" in jpeg
     assert_quadrants(pixels(jpeg), JPEG_BOUND)
 
@@ -181,8 +183,8 @@ def test_color_files_become_grey_for_one_channel():
         assert corners == tuple(greys.values()), kind
 
 
-# What the stored picture is for each value of the tag, after the standard (Exif 2.3,
-# 4.6.4 A): which side of the upright one its first row and its first column are.
+# The stored picture for each value of the tag. The comments give the sides of the
+# upright picture that are its first row and its first column (Exif 2.3, 4.6.4 A).
 STORED = {
     1: lambda upright: upright,  # top, left
     2: lambda upright: upright[:, ::-1],  # top, right
@@ -210,20 +212,21 @@ def test_every_exif_orientation_ends_upright(orientation):
 
 
 @pytest.mark.parametrize("kind", ("PNG", "WEBP", "TIFF"))
-def test_orientation_counts_in_other_formats_too(kind):
+def test_exif_orientation_is_applied_in_other_formats_too(kind):
     stored, exif = oriented(6)
     options = {"lossless": True} if kind == "WEBP" else {}
     assert_quadrants(pixels(encode(stored, kind, exif=exif, **options)))
 
 
 @pytest.mark.parametrize("orientation", (0, 9, 65535))
-def test_an_orientation_that_does_not_exist_is_passed_over(orientation):
+def test_an_exif_orientation_that_does_not_exist_is_ignored(orientation):
     stored, exif = oriented(orientation)
     jpeg = encode(stored, "JPEG", exif=exif, **LOSSLESS_JPEG)
     assert_quadrants(pixels(jpeg), JPEG_BOUND)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow may grumble.
+# Pillow may warn of the EXIF block.
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", ("JPEG", "PNG", "WEBP"))
 @pytest.mark.parametrize(
     "exif",
@@ -232,7 +235,7 @@ def test_an_orientation_that_does_not_exist_is_passed_over(orientation):
         b"Exif\0\0junk that is no TIFF header",
         b"Exif\0\0MM\0*",
         b"Exif\0\0II*\0\xff\xff\xff\xff",
-        # One entry, whose value lies behind the end.
+        # One entry, whose value lies after the end of the block.
         b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\xff\xff\0\0\xff\xff\0\0",
     ),
 )
@@ -244,9 +247,9 @@ def test_a_corrupt_exif_block_does_not_make_the_pixels_bad(exif, kind):
     assert_quadrants(pixels(image), JPEG_BOUND if kind == "JPEG" else 0)
 
 
-def test_an_image_is_upright_even_if_its_exif_block_cannot_be_written_again():
+def test_an_image_is_upright_even_if_its_exif_block_cannot_be_rewritten():
     stored, exif = oriented(6)
-    # A text where numbers belong: Pillow fails on it behind the turn.
+    # A text in place of numbers: Pillow fails on it after it has turned the image.
     exif[0x010F] = "maker"
     block = exif.tobytes().replace(b"\x01\x0f\x00\x02", b"\x01\x45\x00\x02")
     jpeg = encode(stored, "JPEG", exif=block, **LOSSLESS_JPEG)
@@ -256,7 +259,7 @@ def test_an_image_is_upright_even_if_its_exif_block_cannot_be_written_again():
 
 
 @pytest.mark.parametrize("channels", (1, 3))
-def test_arrays_are_taken_as_they_are(channels):
+def test_arrays_keep_their_pixels(channels):
     array = np.asarray(noise(0, 9, 7))[:, :, :channels]
     decoded = decode(array, channels, NAME)
     np.testing.assert_array_equal(
@@ -264,17 +267,17 @@ def test_arrays_are_taken_as_they_are(channels):
     )
 
 
-def test_arrays_change_between_grey_and_color():
+def test_arrays_are_converted_between_grey_and_color():
     grey = RAMP[:, :, None]
     assert (np.asarray(decode(grey, 3, NAME)) == grey).all()
     assert np.asarray(decode(np.full((2, 2, 3), 9, np.uint8), 1, NAME)).max() == 9
 
 
-JPEG = encode(noise(0, 60, 40), "JPEG", quality=90)
-PNG = encode(noise(0, 60, 40), "PNG")
-# Of the header: signature (8), length and kind of the first chunk (8), then the width.
+# The offset of the width: after the signature (8 bytes), and the length and kind of the
+# first chunk (8 bytes).
 PNG_WIDTH = 16
-# The frame header of a baseline JPEG: marker, length (2), depth (1), height (2).
+# The offset of the height: the frame header of a baseline JPEG is a marker (2 bytes), a
+# length (2), a depth (1) and the height (2).
 JPEG_HEIGHT = JPEG.index(b"\xff\xc0") + 5
 BROKEN = {
     "empty": b"",
@@ -289,7 +292,7 @@ BROKEN = {
     "PNG of width zero": png(0, 4, 8, 0, np.zeros((4, 0), np.uint8)),
     "PNG of height zero": png(4, 0, 8, 0, np.zeros((0, 4), np.uint8)),
     "PNG without pixels": png(4, 4, 8, 0, np.zeros((0, 4), np.uint8)),
-    # 12 GB as RGB, which must not be asked for.
+    # As RGB it would take 12 GB, which must not be allocated.
     "PNG of 4 gigapixels": png(65535, 65535, 8, 0, np.zeros((1, 65535), np.uint8)),
     "text": b"This is not an image.\n" * 50,
     "HTML error page": b"<!DOCTYPE html><html><body>404 Not Found</body></html>",
@@ -307,61 +310,27 @@ BROKEN = {
 def test_a_broken_file_is_an_error_that_names_it(kind, channels):
     with pytest.raises(BadImageError, match=NAME) as raised:
         decode(BROKEN[kind], channels, NAME)
-    # One sentence, which main prints without a traceback.
+    # The command line prints it as one sentence without a traceback.
     assert isinstance(raised.value, UserError)
     assert "\n" not in str(raised.value)
     assert str(raised.value).endswith(".")
 
 
 @pytest.mark.parametrize("kind", ("JPEG", "PNG"))
-def test_a_truncated_file_is_never_taken_for_a_whole_one(kind):
+def test_a_truncated_file_is_always_an_error(kind):
     file = JPEG if kind == "JPEG" else PNG
-    # Behind a PNG's last pixel: two checksums (4 + 4) and an empty chunk (12).
+    # After the last pixel, a PNG has two checksums (4 + 4) and an empty chunk (12).
     whole = len(file) - (0 if kind == "JPEG" else 20)
-    # Every 7th length, and the longest that are still too short.
+    # Tries every 7th length, and the longest that are too short.
     for length in [*range(0, whole, 7), *range(whole - 5, whole)]:
         with pytest.raises(BadImageError):
             decode(file[:length], 3, NAME)
 
 
-def truncate(file: bytes, rng: np.random.Generator) -> bytes:
-    return file[: rng.integers(len(file))]
-
-
-def flip_bytes(file: bytes, rng: np.random.Generator) -> bytes:
-    array = np.frombuffer(file, np.uint8).copy()
-    places = rng.integers(0, len(array), rng.integers(1, 10))
-    array[places] ^= rng.integers(1, 256, len(places), np.uint8)
-    return array.tobytes()
-
-
-def flip_bytes_of_header(file: bytes, rng: np.random.Generator) -> bytes:
-    return flip_bytes(file[:100], rng) + file[100:]
-
-
-def cut_the_middle_out(file: bytes, rng: np.random.Generator) -> bytes:
-    start, end = sorted(rng.integers(0, len(file), 2))
-    return file[:start] + file[end:]
-
-
-def go_on_as_another(file: bytes, rng: np.random.Generator) -> bytes:
-    place = rng.integers(len(file))
-    return file[:place] + (PNG if file[:2] == JPEG[:2] else JPEG)[place:]
-
-
-def append(file: bytes, rng: np.random.Generator) -> bytes:
-    return file + rng.bytes(50)
-
-
-BREAKAGES = (
-    *(truncate, flip_bytes, flip_bytes_of_header),
-    *(cut_the_middle_out, go_on_as_another, append),
-)
-
-
-@pytest.mark.filterwarnings("ignore")  # Pillow's, about what it sees in such files.
+# Pillow warns of such files.
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"))
-def test_whatever_is_in_a_file_gives_an_image_or_a_bad_image_error(kind):
+def test_a_broken_file_gives_an_image_or_a_bad_image_error(kind):
     exif = Image.Exif()
     exif[0x0112] = 6
     options = {} if kind in ("GIF", "BMP") else {"exif": exif}
@@ -381,7 +350,7 @@ def test_whatever_is_in_a_file_gives_an_image_or_a_bad_image_error(kind):
                 assert image.size > 0
                 assert image.dtype == np.uint8
                 decoded += 1
-    # The test would say nothing if it broke all of them, or none.
+    # Some breakages leave an image, and others do not.
     assert decoded > 0
     assert bad > 0
 
@@ -402,10 +371,10 @@ def test_all_300_imagenet_samples_are_decoded_and_cropped():
                 result = crop(Picture(image, 3), index)
                 assert result.shape == (224, 224, 3)
                 assert result.dtype == np.uint8
-                # A photograph is not flat: neither fill nor a failed decode.
+                # A photograph is not of one colour, unlike a failed decoding.
                 assert result.std() > 5, name
     assert len(names) == 300
-    # Some are grey, as data/README.md says.
+    # Some samples are grey, as data/README.md says.
     assert 1 <= grey <= 30
 
 
@@ -417,7 +386,7 @@ def test_a_jpeg_can_come_smaller_and_other_files_come_whole(shrink):
     assert whole.size == (104, 72)
     assert small.shape == (72 // shrink, 104 // shrink, 3)
     boxes = image.reduce(shrink)
-    # JPEG's frequencies are cut off, which is nearly a mean over boxes.
+    # The decoder drops high frequencies, which is nearly a mean over boxes.
     assert np.abs(small.astype(int) - np.asarray(boxes)).mean() < 4
     assert Picture(encode(image, "PNG"), 3).pixels(shrink).shape == (72, 104, 3)
 
@@ -446,6 +415,7 @@ JPEG_KINDS = {
 @pytest.mark.parametrize("library", ("nvimgcodec", "none"))
 def test_a_part_has_the_pixels_of_the_whole(kind, mode, library, monkeypatch):
     if library == "none":
+        # As where the package is not installed, which no argument can say.
         monkeypatch.setattr(decode_module, "nvimgcodec", None)
     image = noise(1, 31, 23).resize((250, 187), Image.Resampling.BICUBIC)
     jpeg = encode(image.convert(mode), "JPEG", **JPEG_KINDS[kind])
@@ -459,20 +429,26 @@ def test_a_part_has_the_pixels_of_the_whole(kind, mode, library, monkeypatch):
             np.testing.assert_array_equal(part, whole[top:bottom, left:right])
 
 
-def test_parts_are_really_decoded_alone(monkeypatch):
+class OnlyParts(Picture):
+    """A picture that is never decoded as a whole."""
+
+    def pixels(self, shrink: int = 1) -> np.ndarray:
+        raise AssertionError("the whole picture is decoded")
+
+
+def test_a_part_is_decoded_without_the_rest():
     pytest.importorskip("nvidia.nvimgcodec")
-    monkeypatch.setattr(Picture, "pixels", None)
     jpeg = encode(noise(1, 31, 23), "JPEG")
-    assert Picture(jpeg, 3).part(2, 3, 20, 10).shape == (7, 18, 3)
+    assert OnlyParts(jpeg, 3).part(2, 3, 20, 10).shape == (7, 18, 3)
 
 
-def test_a_file_that_is_cut_off_is_bad_even_where_the_part_is_there():
+def test_a_part_of_a_truncated_file_is_an_error_even_if_its_bytes_are_there():
     jpeg = encode(noise(1, 310, 230), "JPEG")[:-2000]
     with pytest.raises(BadImageError, match="truncated"):
         Picture(jpeg, 3, NAME).part(0, 0, 20, 20)
 
 
-def test_libraries_that_are_missing_on_this_machine_are_not_told():
+def test_importing_the_decoder_prints_nothing_about_missing_libraries():
     done = subprocess.run(
         [sys.executable, "-c", "import resnet_jax.data.decode"],
         capture_output=True,

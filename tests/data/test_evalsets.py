@@ -1,4 +1,4 @@
-"""Evaluation sets: what of them is compared with what, as their papers say."""
+"""Evaluation sets are counted as their papers say."""
 
 import json
 import pathlib
@@ -19,7 +19,7 @@ from resnet_jax.data.evalsets import (
 from resnet_jax.data.loader import Examples
 from resnet_jax.data.tfds_source import TfdsSource
 from resnet_jax.errors import UserError
-from resnet_jax.persistence.writers import read_metrics
+from resnet_jax.persistence.metric_writers import read_metrics
 from resnet_jax.training import programs
 from resnet_jax.training.evaluation import evaluate_sets, evaluate_workdir
 from resnet_jax.training.loop import train
@@ -27,7 +27,7 @@ from tests.helpers import tiny
 from tests.helpers.pictures import encode, noise, write_folder
 from tests.helpers.prepared import prepare
 
-# Some images without a label, some with several.
+# Labels of images, some of which have none or several.
 REAL = [[3], [], [500, 3, 999], [7, 8], [], [0, 1, 2, 3, 4, 5, 6, 7, 8]] * 4
 A_FEW = [3, 50, 999, 50, 3, 700, 3, 50, 50, 3, 999]
 LABELS = [(37 * k) % 1000 for k in range(21)]
@@ -50,13 +50,13 @@ def data_dir(tmp_path_factory) -> str:
         prepare(directory, name, {"validation": LABELS[:9]}, size=16)
         labels = {"test": [k % 10 for k in range(11)]}
         prepare(directory, f"cifar10_corrupted/{config}", labels)
-    # tfds numbers the classes otherwise here.
+    # In this data set, tfds numbers the classes in another order.
     prepare(directory, "imagenet_resized/8x8", {"validation": LABELS, "train": [0]})
     return str(directory)
 
 
 def config(data_dir: str, sets=(), **changes):
-    """A small network of ImageNet's 1000 classes."""
+    """Returns the config of a small network for ImageNet's 1000 classes."""
     return tiny.config(
         {
             "data.source": "tfds:imagenet2012",
@@ -88,23 +88,23 @@ def results(setup) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def logits_of(setup):
-    """Logits of all images of a set, config by config, in float64."""
+    """A function that returns the float64 logits of a set, config by config."""
     state = tiny.state(setup)
     apply = jax.jit(setup.model.apply)
 
     def logits(name: str) -> list[np.ndarray]:
-        found = []
+        rows = []
         for part in setup.sets[name].parts.values():
-            images = part.test(range(len(part.source)))["image"]
+            images = part.eval(range(len(part.source)))["image"]
             pixels = (images / np.float32(255) - 0.5) / np.float32(0.25)
-            found.append(apply(state.evaluated(), pixels.astype(np.float32)))
-        return np.asarray(found, np.float64)
+            rows.append(apply(state.evaluated(), pixels.astype(np.float32)))
+        return np.asarray(rows, np.float64)
 
     return logits
 
 
 def expected(logits: np.ndarray, labels: list[list[int]]) -> dict:
-    """The figures of rows of logits, each with the labels that are right."""
+    """Returns the figures of rows of logits, given the right labels of each row."""
     order = np.argsort(-logits, axis=-1, kind="stable")
     log_p = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     rows = [k for k, right in enumerate(labels) if right]
@@ -120,7 +120,7 @@ def expected(logits: np.ndarray, labels: list[list[int]]) -> dict:
 def assert_result(result: dict, wanted: dict) -> None:
     assert result.keys() == wanted.keys()
     for key in wanted:
-        # Float32 logits near 10, computed in another order.
+        # Sums of float32 logits near 10 in another order.
         assert result[key] == pytest.approx(wanted[key], rel=1e-5), key
 
 
@@ -140,7 +140,7 @@ def test_a_set_of_all_classes_is_counted_as_the_split_is(
 
 
 @pytest.mark.parametrize("name", ["imagenet_a", "imagenet_r"])
-def test_of_200_classes_only_those_can_be_predicted(name, setup, results, logits_of):
+def test_only_classes_of_the_set_can_be_predicted(name, setup, results, logits_of):
     (logits,) = logits_of(name)
     labels = [[label] for label in A_FEW]
     others = sorted(set(range(1000)) - set(A_FEW))
@@ -148,19 +148,22 @@ def test_of_200_classes_only_those_can_be_predicted(name, setup, results, logits
     allowed[:, others] = -np.inf
     wanted = expected(allowed, labels)
     assert_result(results[name], wanted)
-    # It makes a difference here.
+    # The restriction makes a difference here.
     assert wanted["top5"] > expected(logits, labels)["top5"]
     assert setup.sets[name].labels == {3, 50, 700, 999}
 
 
-def test_one_of_several_labels_is_enough_and_none_does_not_count(results, logits_of):
+def test_any_of_several_labels_is_right_and_images_without_labels_do_not_count(
+    results, logits_of
+):
     (logits,) = logits_of("imagenet2012_real")
     result = results["imagenet2012_real"]
     assert_result(result, expected(logits, REAL))
-    assert result["n_seen"] == 16  # of 24
+    # 8 of the 24 images have no label.
+    assert result["n_seen"] == 16
 
 
-def test_a_corruption_is_the_mean_over_its_severities(results, logits_of):
+def test_the_result_of_a_corruption_is_the_mean_over_its_severities(results, logits_of):
     name = "imagenet2012_corrupted/fog"
     labels = [[label] for label in LABELS[:9]]
     parts = [expected(logits, labels) for logits in logits_of(name)]
@@ -177,13 +180,13 @@ def test_corrupted_images_are_not_cropped_again(setup, data_dir):
         seed = sum(map(ord, raw.dataset)) + index
         assert raw[index][0] == encode(noise(seed, 16, 16), "PNG")
         pixels = np.asarray(noise(seed, 16, 16))
-        assert (part.test([index])["image"][0] == pixels).all()
+        assert (part.eval([index])["image"][0] == pixels).all()
 
 
-def test_labels_in_another_order_are_found_by_their_names(
+def test_labels_in_another_order_are_matched_by_class_name(
     setup, results, logits_of, data_dir
 ):
-    """imagenet_resized has an order of its own."""
+    # imagenet_resized numbers the classes in another order.
     name = "tfds:imagenet_resized/8x8@validation"
     raw = TfdsSource("imagenet_resized/8x8", "validation", data_dir)
     number = {wnid: label for label, wnid in enumerate(setup.classes)}
@@ -194,33 +197,33 @@ def test_labels_in_another_order_are_found_by_their_names(
 
 
 def test_a_network_may_have_the_labels_of_imagenet_resized(data_dir):
-    """Then it is the set whose labels are turned."""
+    # The labels of the evaluation set are then renumbered.
     source = {"data.source": "tfds:imagenet_resized/8x8"}
     resized = tiny.set_up(config(data_dir, ["imagenet_v2"], **source))
     (part,) = resized.sets["imagenet_v2"].parts.values()
     raw = TfdsSource("imagenet_v2/matched-frequency", "test", data_dir)
     for index in range(len(raw)):
         name = raw.classes[raw[index][1]]
-        assert resized.classes[part.test([index])["label"][0]] == name
+        assert resized.classes[part.eval([index])["label"][0]] == name
 
 
 @pytest.mark.slow
-def test_the_loader_takes_labels_to_workers(setup):
+def test_workers_return_several_labels_per_image(setup):
     real = setup.on(setup.sets["imagenet2012_real"].parts[""])
     real.config = real.config.copy_and_resolve_references()
     real.config.data.num_workers = 2
     with real.eval_batches() as batches:
         labels = np.concatenate([batch["label"] for batch in batches])
     assert labels.dtype == np.int32
-    found = [[label for label in row if label >= 0] for row in labels[: len(REAL)]]
-    assert found == REAL
+    kept = [[label for label in row if label >= 0] for row in labels[: len(REAL)]]
+    assert kept == REAL
 
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer")
 CIFAR10 += ("dog", "frog", "horse", "ship", "truck")
 
 
-def examples_of(source) -> Examples:
+def make_examples(source) -> Examples:
     augment = Augment(size=8)
     return Examples(source=source, augment=augment, channels=3, skip_bad=False)
 
@@ -230,13 +233,12 @@ def open_for(name: str, classes, data_dir: str) -> EvaluationSet:
         name,
         classes,
         data_dir=data_dir,
-        examples_of=lambda source, cropped, most_labels: examples_of(source),
+        make_examples=lambda source, cropped, most_labels: make_examples(source),
     )
 
 
 def test_the_classes_of_cifar10_corrupted_are_those_of_cifar10(data_dir):
-    turned = CIFAR10[::-1]
-    opened = open_for("cifar10_corrupted/fog_3", turned, data_dir)
+    opened = open_for("cifar10_corrupted/fog_3", CIFAR10[::-1], data_dir)
     (source,) = (part.source for part in opened.parts.values())
     labels = [source[index][1] for index in range(11)]
     assert labels == [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 9]
@@ -254,13 +256,13 @@ def test_the_classes_of_cifar10_corrupted_are_those_of_cifar10(data_dir):
         ("imagenet_v2/matched", CIFAR10, "imagenet_v2/matched: .*not found"),
     ],
 )
-def test_what_cannot_be_evaluated_is_told(name, classes, message, data_dir):
+def test_a_set_that_cannot_be_evaluated_is_reported(name, classes, message, data_dir):
     with pytest.raises(UserError, match=message) as raised:
         open_for(name, classes, data_dir)
     assert "\n" not in str(raised.value)
 
 
-def test_a_set_that_is_not_prepared_is_told_the_command(data_dir):
+def test_a_set_that_is_not_prepared_is_reported_with_the_command(data_dir):
     with pytest.raises(UserError) as raised:
         open_for("imagenet2012_corrupted", CIFAR10, data_dir)
     command = (
@@ -269,18 +271,18 @@ def test_a_set_that_is_not_prepared_is_told_the_command(data_dir):
     assert f"`{command} --data_dir={data_dir}`" in str(raised.value)
 
 
-def test_a_folder_can_be_a_set(tmp_path, data_dir):
+def test_a_folder_can_be_an_evaluation_set(tmp_path, data_dir):
     files = {"val/cat/1.png": encode(noise(0, 8, 8), "PNG")}
     opened = open_for(f"{write_folder(tmp_path, files)}@val", ("ant", "cat"), data_dir)
     (source,) = (part.source for part in opened.parts.values())
     assert source[0][1] == 1
 
 
-# What the rows say of tfds and of the papers.
+# The table of sets, compared with tfds and the papers.
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_tfds_has_what_a_row_names(name):
+def test_tfds_has_the_configs_of_a_set(name):
     builder = tfds.builder_cls(name)
     known = [config.name for config in builder.BUILDER_CONFIGS]
     assert set(SETS[name].configs) <= set(known)
@@ -288,7 +290,7 @@ def test_tfds_has_what_a_row_names(name):
 
 
 @pytest.mark.parametrize("name", ["imagenet2012_corrupted", "cifar10_corrupted"])
-def test_the_corruptions_are_tfdss_benchmark_in_5_severities(name):
+def test_the_corruptions_are_the_benchmark_of_tfds_in_5_severities(name):
     import importlib
 
     module = importlib.import_module(tfds.builder_cls(name).__module__)
@@ -309,27 +311,28 @@ def corrupted_results(top1_of) -> dict[str, dict]:
 
 def test_the_mce_of_alexnet_is_1_and_of_half_its_errors_a_half():
     opened = EvaluationSet({}, False, ALEXNET_ERRORS)
-    for part in (1.0, 0.5):
+    for fraction in (1.0, 0.5):
         result = summarize(
             opened,
-            corrupted_results(lambda c, p=part: 1 - p * ALEXNET_ERRORS[c[:-2]]),
+            corrupted_results(lambda c, p=fraction: 1 - p * ALEXNET_ERRORS[c[:-2]]),
         )
-        assert result["mce"] == pytest.approx(part, rel=1e-12)
+        assert result["mce"] == pytest.approx(fraction, rel=1e-12)
         assert result["n_seen"] == 75 * 50_000
         errors = np.mean(list(ALEXNET_ERRORS.values()))
-        assert result["top1"] == pytest.approx(1 - part * errors)
+        assert result["top1"] == pytest.approx(1 - fraction * errors)
 
 
-def test_there_is_no_mce_of_some_corruptions():
+def test_there_is_no_mce_without_all_corruptions():
     some = corrupted_results(lambda config: 0.5)
     del some["fog_1"]
     opened = EvaluationSet({}, False, ALEXNET_ERRORS)
-    assert "mce" in summarize(opened, some)  # four severities of fog
+    # Four severities of fog are enough.
+    assert "mce" in summarize(opened, some)
     fog_only = {config: some[config] for config in FOG[1:]}
     assert "mce" not in summarize(opened, fog_only)
 
 
-# Labels that cannot be.
+# Invalid labels.
 
 
 def test_a_label_out_of_range_is_named_with_its_example(data_dir):
@@ -341,7 +344,7 @@ def test_a_label_out_of_range_is_named_with_its_example(data_dir):
         test[1]
 
 
-def test_more_labels_than_there_can_be_are_named(data_dir):
+def test_an_image_with_too_many_labels_is_named(data_dir):
     real = TfdsSource("imagenet2012_real", "validation", data_dir, most_labels=8)
     lengths = [len([x for x in real[index][1] if x >= 0]) for index in range(5)]
     assert lengths == [1, 0, 3, 2, 0]
@@ -351,7 +354,7 @@ def test_more_labels_than_there_can_be_are_named(data_dir):
         real[5]
 
 
-def test_a_data_set_of_many_labels_is_not_trained_on(data_dir):
+def test_a_data_set_with_several_labels_per_image_cannot_be_trained_on(data_dir):
     with pytest.raises(UserError, match="does not map an image to a class"):
         TfdsSource("imagenet2012_real", "validation", data_dir)
 
@@ -368,7 +371,7 @@ def test_a_run_reports_each_set_on_a_line_and_in_its_files(tmp_path, data_dir, c
     seen = {"imagenet_a": 11, "imagenet2012_real": 16, sets[2]: 45}
     assert {name: result["sets"][name]["n_seen"] for name in sets} == seen
     assert json.loads((workdir / "result.json").read_text())["sets"] == result["sets"]
-    # The usual split stays the one that is the result, and that decides what is best.
+    # The result and the choice of the best step are still those of the eval split.
     assert (result["n_seen"], result["best"]["n_seen"]) == (5, 5)
     rows = {k: v for row in read_metrics(workdir) for k, v in row.items()}
     output = capsys.readouterr().out

@@ -39,7 +39,7 @@ def pictures(tmp_path_factory) -> str:
     return write_folder(tmp_path_factory.mktemp("pictures"), files)
 
 
-# In the order of the folder, class by class, the images 3 and 9 are broken.
+# The indices of the broken images, in the order of the folder, class by class.
 BAD = {3, 9}
 
 
@@ -66,7 +66,7 @@ def train(
     threads=1,
     resize=None,
 ):
-    """All batches of the steps."""
+    """Returns all batches of the steps."""
     with train_batches(
         source,
         seed=seed,
@@ -81,7 +81,7 @@ def train(
 
 
 def evaluate(source, *, batch_size, rows=None, workers=0, threads=1):
-    """All batches of an evaluation."""
+    """Returns all batches of an evaluation."""
     with eval_batches(
         source,
         batch_size=batch_size,
@@ -92,13 +92,13 @@ def evaluate(source, *, batch_size, rows=None, workers=0, threads=1):
         return list(batches)
 
 
-def assert_same(batches, others):
-    """Same keys, types, shapes and values, batch by batch."""
-    assert len(batches) == len(others) > 0
-    for batch, other in zip(batches, others, strict=True):
-        assert batch.keys() == other.keys()
+def assert_same(batches, expected):
+    """Checks that keys, types, shapes and values are the same, batch by batch."""
+    assert len(batches) == len(expected) > 0
+    for batch, wanted in zip(batches, expected, strict=True):
+        assert batch.keys() == wanted.keys()
         for key, value in batch.items():
-            np.testing.assert_array_equal(value, other[key], strict=True, err_msg=key)
+            np.testing.assert_array_equal(value, wanted[key], strict=True, err_msg=key)
 
 
 def join(batches, key):
@@ -106,14 +106,14 @@ def join(batches, key):
 
 
 def join_rows(*parts):
-    """What several processes made, put together row by row."""
+    """Concatenates the rows of several processes, batch by batch."""
     return [
         {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
         for batches in zip(*parts, strict=True)
     ]
 
 
-def test_a_batch_is_what_its_docstring_says(pictures):
+def test_a_batch_has_the_documented_types_and_shapes(pictures):
     (batch,) = train(examples(pictures, size=16, **RANDOM), steps=range(1))
     types = {key: (value.dtype.name, value.shape) for key, value in batch.items()}
     assert types == {
@@ -133,7 +133,7 @@ def test_labels_stay_with_their_images(pictures):
         for image, label, index in zip(
             batch["image"], batch["label"], batch["index"], strict=True
         ):
-            expected = source.test([int(index)])
+            expected = source.eval([int(index)])
             assert label == expected["label"][0]
             np.testing.assert_array_equal(image, expected["image"][0])
 
@@ -150,7 +150,7 @@ def test_threads_do_not_change_the_pixels(pictures):
 def test_workers_do_not_change_the_pixels_nor_where_they_start(pictures):
     source = examples(pictures, size=16, **RANDOM)
     whole = train(source, steps=range(9))
-    # 7 batches cannot be dealt out evenly to 2 workers.
+    # 7 batches cannot be divided evenly between 2 workers.
     assert_same(train(source, steps=range(2, 9), workers=2), whole[2:])
 
 
@@ -163,8 +163,8 @@ def test_workers_do_not_change_an_evaluation(broken_pictures):
 
 
 @pytest.mark.parametrize("first", (1, 3, 4, 8))
-def test_starting_at_a_step_is_going_on_behind_it(first, pictures):
-    # 9 steps of 4 of 14 images: two ends of an epoch within a batch, one between two.
+def test_starting_at_a_step_continues_the_order(first, pictures):
+    # With 14 images and batches of 4, two epochs end within a batch, one between two.
     source = examples(pictures, size=16, **RANDOM)
     whole = train(source, steps=range(9))
     assert_same(train(source, steps=range(first, 9)), whole[first:])
@@ -185,7 +185,7 @@ def test_the_rows_of_all_processes_make_the_batch_of_one(parts, pictures):
     assert_same(join_rows(*made), train(source, **options))
 
 
-def test_rows_need_not_stand_together(pictures):
+def test_the_rows_of_a_process_need_not_be_adjacent(pictures):
     source = examples(pictures, size=16, **RANDOM)
     options = {"steps": range(2, 6), "batch_size": 6}
     rows = [5, 0, 2]
@@ -209,33 +209,33 @@ def test_each_epoch_holds_every_image_once(batch_size, pictures):
 
 def test_each_epoch_of_the_digits_holds_every_image_once():
     source = examples("digits", channels=1)
-    # 1,437 is no multiple of 128: both epochs end within a batch.
+    # 1,437 is not a multiple of 128, so both epochs end within a batch.
     indices = join(train(source, steps=range(23), batch_size=128), "index")
     for epoch in range(2):
         seen = indices[epoch * 1437 : (epoch + 1) * 1437]
         np.testing.assert_array_equal(np.sort(seen), np.arange(1437))
 
 
-def test_epochs_and_seeds_have_orders_of_their_own():
+def test_every_epoch_and_every_seed_has_another_order():
     orders = [permutation(seed, epoch, 1000) for seed in range(5) for epoch in range(5)]
     for place, order in enumerate(orders):
         np.testing.assert_array_equal(np.sort(order), np.arange(1000))
-        for other in orders[:place]:
+        for earlier in orders[:place]:
             # Two random orders agree in one place on average, and in more than 8 once
             # in a million times; there are 300 pairs.
-            assert (order == other).sum() <= 8
+            assert (order == earlier).sum() <= 8
 
 
-def test_the_order_is_the_one_of_earlier_runs():
-    # A change here, of ours or of numpy's, makes every older run another run.
+def test_the_order_is_that_of_earlier_versions():
+    # With another order, older runs could not be resumed or repeated.
     assert permutation(0, 0, 10)[:5].tolist() == [4, 6, 2, 7, 3]
     assert permutation(0, 1, 10)[:5].tolist() == [5, 1, 6, 3, 4]
     assert permutation(1, 0, 10)[:5].tolist() == [9, 1, 3, 8, 7]
     assert permutation(0, 89, 1_281_167)[0] == 65458
 
 
-def test_the_augmentation_is_the_one_of_earlier_runs():
-    # One pixel of each image tells how far it was moved and whether it was mirrored.
+def test_the_augmentation_is_that_of_earlier_versions():
+    # One pixel of each image depends on its shift and on its flip.
     source = examples("fake:10:4", size=16, crop="pad", flip=True)
     (batch,) = train(source, steps=range(1))
     assert batch["image"][:, 8, 8, 0].tolist() == [106, 112, 197, 180]
@@ -253,12 +253,12 @@ def test_seeds_change_the_augmentation_of_the_same_image():
         train(source, steps=range(1), batch_size=1, seed=seed)[0]["image"].tobytes()
         for seed in range(10)
     ]
-    # A crop of the same place would be a coincidence of many random numbers.
+    # Equal crops would be a coincidence of many random numbers.
     assert len(set(images)) == 10
 
 
 def test_epochs_change_the_augmentation_of_the_same_image():
-    # One image: each step is an epoch.
+    # With one image, each step is an epoch.
     source = examples("fake:1:1", size=16, **RANDOM)
     batches = train(source, steps=range(10), batch_size=1)
     assert join(batches, "index").tolist() == [0] * 10
@@ -266,7 +266,7 @@ def test_epochs_change_the_augmentation_of_the_same_image():
 
 
 def test_images_of_one_batch_are_augmented_differently():
-    # 16 images of noise repeat from the 17th on: 0, 16, 32 and 48 are the same.
+    # There are 16 images of noise, so the images 0, 16, 32 and 48 are the same.
     source = examples("fake:1:64", size=16, **RANDOM)
     (batch,) = train(source, steps=range(1), batch_size=64)
     same = np.isin(batch["index"], (0, 16, 32, 48))
@@ -291,11 +291,11 @@ def test_an_evaluation_holds_every_image_once(size, batch_size):
     assert mask.sum() == size
     np.testing.assert_array_equal(join(batches, "index")[mask], np.arange(size))
     np.testing.assert_array_equal(join(batches, "label")[mask], np.arange(size) % 10)
-    # No batch too many: it would be computed for nothing.
+    # There is no batch of padding alone.
     assert len(batches) == -(-size // batch_size)
 
 
-def test_padding_is_black_and_of_no_image():
+def test_padding_is_black_and_masked_and_has_no_index():
     source = examples("fake:10:5", "test")
     last = evaluate(source, batch_size=4)[-1]
     assert last["mask"].tolist() == [True, False, False, False]
@@ -305,16 +305,16 @@ def test_padding_is_black_and_of_no_image():
 
 
 @pytest.mark.parametrize("size", (1, 3, 4, 5, 8, 13, 16))
-def test_processes_evaluate_every_image_once_between_them(size):
+def test_several_processes_together_evaluate_every_image_once(size):
     source = examples(f"fake:10:{size}", "test")
     parts = [
         evaluate(source, batch_size=8, rows=rows) for rows in (range(0, 4), range(4, 8))
     ]
-    # As many batches each, for they compute together.
+    # Each has as many batches, since they compute together.
     assert_same(join_rows(*parts), evaluate(source, batch_size=8))
 
 
-def test_a_process_with_no_images_left_gets_padding_alone():
+def test_a_process_without_images_gets_padding_alone():
     source = examples("fake:10:3", "test")
     (batch,) = evaluate(source, batch_size=8, rows=range(4, 8))
     assert batch["image"].shape == (4, 8, 8, 3)
@@ -364,7 +364,7 @@ def test_a_skipped_image_is_replaced_by_the_next_of_the_order(threads, broken_pi
             else:
                 assert (indices[place], bad[place]) == (wanted, -1)
     assert set.union(*(bad_indices(batch) for batch in batches)) == BAD
-    # The next one was bad too, somewhere.
+    # In some epoch two bad images follow each other.
     assert in_a_row > 0
 
 
@@ -383,15 +383,15 @@ def test_a_skipped_image_is_masked_in_the_evaluation_and_counted(broken_pictures
     assert set.union(*(bad_indices(batch) for batch in batches)) == BAD
     assert np.flatnonzero(bad >= 0).tolist() == sorted(BAD)
     assert (join(batches, "image")[~mask] == 0).all()
-    # What decides whether every image was seen.
+    # An evaluation compares this sum with the size of the split.
     assert mask.sum() + len(BAD) == len(source.source)
 
 
 def test_a_source_without_a_good_image_is_an_error(tmp_path):
-    where = write_folder(
+    folder = write_folder(
         tmp_path, {"train/a/1.jpg": b"", "train/b/1.jpg": b"neither is this"}
     )
-    source = examples(where, skip_bad=True)
+    source = examples(folder, skip_bad=True)
     with pytest.raises(UserError, match=f"{tmp_path}/train holds no image that can"):
         train(source, steps=range(1))
 
@@ -432,10 +432,11 @@ if __name__ == "__main__":
     with train_batches(source, **options) as batches:
         for _ in range(5):
             next(batches)
-        chunk = next(batches._iterator)  # batches are copies of what workers share
+        # A chunk lies in memory that workers share; a batch is a copy.
+        chunk = next(batches._iterator)
     assert "psm_" in pathlib.Path("/proc/self/maps").read_text()
     del chunk, batches
-    # Grain frees what was dropped in a thread.
+    # Grain frees the memory in a thread.
     deadline = time.monotonic() + 30
     while "psm_" in pathlib.Path("/proc/self/maps").read_text():
         assert time.monotonic() < deadline
@@ -448,8 +449,8 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="reads /proc")
 def test_closing_leaves_no_shared_memory(pictures, tmp_path):
-    # In a process of its own: its resource tracker knows all that its workers shared,
-    # and complains in the end about what is left.
+    # In a process of its own, whose resource tracker reports shared memory that is left
+    # at the end.
     script = tmp_path / "share_and_close.py"
     script.write_text(SHARE_AND_CLOSE)
     run = subprocess.run(
@@ -474,19 +475,14 @@ def test_images_in_memory_give_the_same_batches(tmp_path):
         source = examples(
             f"folder:{tmp_path}", size=16, crop=crop, flip=True, policy=policy
         )
-        held = dataclasses.replace(source, source=cached(source.source, 3, "small"))
-        assert held.at_once == (crop == "pad" and not policy)
-        for batch, expected in zip(
-            train(held, steps=range(6)), train(source, steps=range(6)), strict=True
-        ):
-            assert batch.keys() == expected.keys()
-            for key, value in batch.items():
-                np.testing.assert_array_equal(value, expected[key], err_msg=key)
-                assert value.dtype == expected[key].dtype
+        memory = dataclasses.replace(source, source=cached(source.source, 3, "small"))
+        is_cropped_from_memory = memory.memory_to_crop is not None
+        assert is_cropped_from_memory == (crop == "pad" and not policy)
+        assert_same(train(memory, steps=range(6)), train(source, steps=range(6)))
 
 
 @pytest.mark.parametrize(
-    ("asked", "cores", "expected"),
+    ("requested", "cores", "expected"),
     [
         ((-1, 0), 2, (0, 2)),
         ((-1, 0), 16, (0, 16)),
@@ -496,8 +492,10 @@ def test_images_in_memory_give_the_same_batches(tmp_path):
         ((3, 5), 200, (3, 5)),
     ],
 )
-def test_work_is_spread_over_the_cores(asked, cores, expected):
-    assert spread(*asked, cores) == expected
+def test_workers_and_threads_are_chosen_by_the_number_of_cores(
+    requested, cores, expected
+):
+    assert spread(*requested, cores) == expected
 
 
 @pytest.mark.parametrize("crop", ("pad", "random_resized"))
@@ -512,12 +510,12 @@ def test_repeated_images_come_in_a_row_and_look_different(crop, pictures):
     assert len(set(rows[:, 0].tolist())) == len(rows)
     views = batch["image"].reshape(len(rows), 3, -1)
     different = [len({view.tobytes() for view in three}) for three in views]
-    # Two random crops are hardly ever the same ones.
+    # Two random crops are hardly ever equal.
     assert np.mean(different) > 2.5
 
 
-def test_images_in_memory_are_not_spelled_out():
-    # Grain takes the repr of its functions, which of an ImageNet takes minutes.
+def test_the_repr_of_images_in_memory_is_short():
+    # Grain takes the repr of its functions, which would take minutes for ImageNet.
     source = MemorySource([bytes(1000)] * 1000)
     assert len(repr(source)) < 200
 
@@ -532,31 +530,31 @@ def test_images_that_the_host_cannot_hold_are_an_error(crop, images, pictures):
 RESIZE = ResizeSchedule(first=8, last=24, start=2.0, end=6.0, multiple=4)
 
 
-def test_sizes_grow_with_the_step_alone():
+def test_the_size_of_images_is_a_function_of_the_step():
     sides = [RESIZE(step) for step in range(9)]
     assert sides == [8, 8, 8, 12, 16, 20, 24, 24, 24]
     assert RESIZE.sides(range(9)) == [8, 12, 16, 20, 24]
-    # FFCV's rn50: epochs 65 to 76, of one step each here.
+    # FFCV's rn50 grows from epoch 65 to 76; an epoch is one step here.
     ffcv = ResizeSchedule(first=160, last=192, start=65.0, end=76.0, multiple=32)
     assert ffcv.sides(range(88)) == [160, 192]
     expected = [
         int(np.round(np.interp(e, [65, 76], [160, 192]) / 32)) * 32 for e in range(88)
     ]
     assert [ffcv(epoch) for epoch in range(88)] == expected
-    # Composer's: half of 176 px for 0.4 of the run, all of it for the last 0.2.
+    # Composer's schedule: half of 176 px for 0.4 of the run, 176 px for the last 0.2.
     composer = ResizeSchedule(first=88, last=176, start=400.0, end=800.0, multiple=4)
     scale = [0.5 + 0.5 * min(max(t - 400, 0) / 400, 1) for t in range(1000)]
     assert [composer(t) for t in range(1000)] == [round(176 * x / 4) * 4 for x in scale]
 
 
 @pytest.mark.parametrize("crop", ("pad", "random_resized"))
-def test_batches_come_at_the_size_of_their_step(crop, pictures):
+def test_the_images_of_a_batch_have_the_size_of_their_step(crop, pictures):
     source = examples(pictures, size=24, crop=crop, flip=True, policy="trivial_wide")
     batches = train(source, steps=range(9), resize=RESIZE)
     sides = [batch["image"].shape[1:3] for batch in batches]
     assert sides == [(RESIZE(step),) * 2 for step in range(9)]
     assert_same(train(source, steps=range(4, 9), resize=RESIZE), batches[4:])
-    # Those of the last size are those without a schedule.
+    # Batches of the last size are the same as without a schedule.
     assert_same(train(source, steps=range(6, 9)), batches[6:])
 
 

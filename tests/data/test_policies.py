@@ -1,4 +1,4 @@
-"""Policies by name: what they draw, and that pictures follow from keys alone."""
+"""Random policies by name: the operations that they draw, and their determinism."""
 
 import collections
 import math
@@ -33,46 +33,50 @@ def draws(text: str, number: int) -> list:
     return [policy.draw(rng, SIZE) for _ in range(number)]
 
 
-def assert_fair(counts: collections.Counter, number: int, of: int) -> None:
-    """Each of `of` is as likely: 5 standard errors, once in 1.7 million."""
-    assert len(counts) == of
-    error = math.sqrt(number / of * (1 - 1 / of))
-    assert max(abs(count - number / of) for count in counts.values()) < 5 * error
+def assert_uniform(counts: collections.Counter, draws: int, outcomes: int) -> None:
+    """Checks that counts are within 5 standard errors, exceeded once in 1.7 million."""
+    assert len(counts) == outcomes
+    expected = draws / outcomes
+    error = math.sqrt(expected * (1 - 1 / outcomes))
+    assert max(abs(count - expected) for count in counts.values()) < 5 * error
 
 
-def test_timms_randaugment_does_each_operation_half_of_the_time():
+def test_timms_randaugment_applies_each_operation_half_of_the_time():
     number = 6000
     drawn = draws("rand-m7-mstd0.5-inc1", number)
     counts = collections.Counter(len(steps) for steps in drawn)
-    # Two coins: none, one or both.
+    # Two operations are each applied with probability one half.
     for done, probability in ((0, 0.25), (1, 0.5), (2, 0.25)):
         error = math.sqrt(number * probability * (1 - probability))
         assert abs(counts[done] - number * probability) < 5 * error
     ops = collections.Counter(op for steps in drawn for op, _ in steps)
-    assert_fair(ops, ops.total(), 15)
+    assert_uniform(ops, ops.total(), 15)
 
 
-def test_torchvisions_randaugment_does_every_operation():
+def test_torchvisions_randaugment_applies_every_operation():
     drawn = draws("torchvision_rand_n2_m9", 4000)
     assert {len(steps) for steps in drawn} == {2}
-    assert_fair(collections.Counter(op for steps in drawn for op, _ in steps), 8000, 14)
+    assert_uniform(
+        collections.Counter(op for steps in drawn for op, _ in steps), 8000, 14
+    )
 
 
-def test_the_same_name_is_another_augmentation():
-    # timm turns by 21 degrees at 7 of 10, with noise; torchvision by 9 at 9 of 30.
+def test_timm_and_torchvision_rotate_by_different_angles():
+    # timm rotates by 21 degrees at magnitude 7 of 10, with noise; torchvision by 9
+    # degrees at magnitude 9 of 30.
     timm = [
         a for s in draws("rand-m7-mstd0.5-inc1", 4000) for op, a in s if op == "rotate"
     ]
-    theirs = [
+    torchvision = [
         a for s in draws("torchvision_rand_n2_m9", 999) for op, a in s if op == "rotate"
     ]
-    # The mean of 200 or more with a standard deviation of 1.5 degrees.
+    # 5 standard errors; the standard deviation of the angles is 1.5 degrees.
     assert abs(np.abs(timm).mean() - 21) < 5 * 1.5 / math.sqrt(len(timm))
-    assert np.abs(theirs) == pytest.approx(9.0)
-    assert min(theirs) < 0 < max(theirs)
+    assert np.abs(torchvision) == pytest.approx(9.0)
+    assert min(torchvision) < 0 < max(torchvision)
 
 
-def test_trivialaugment_does_one_operation_of_any_strength():
+def test_trivialaugment_applies_one_operation_of_any_strength():
     drawn = draws("trivial_wide", 8000)
     assert {len(steps) for steps in drawn} == {1}
     amounts = collections.defaultdict(set)
@@ -84,15 +88,15 @@ def test_trivialaugment_does_one_operation_of_any_strength():
     assert (min(amounts["color"]), max(amounts["color"])) == (0.01, 1.99)
 
 
-def test_augmix_leaves_the_mean_of_a_picture_near_itself():
+def test_augmix_stays_near_the_original_image():
     policy, image = parse("augmix"), quadrants()
     mixed = [policy(image, np.random.default_rng(seed)) for seed in range(200)]
     assert {m.size for m in mixed} == {image.size}
     levels = np.asarray(image).astype(float)
     distances = [np.abs(np.asarray(m) - levels).mean() for m in mixed]
-    # Of two black or white pictures it would be 128; none is hardly changed always.
+    # The distance of unrelated black and white pictures is 128.
     assert 1 < np.mean(distances) < 40
-    # Some chains change nothing in so plain a picture.
+    # Some chains do not change such a plain picture.
     assert len({m.tobytes() for m in mixed}) > 150
 
 
@@ -121,14 +125,14 @@ def test_every_policy_keeps_size_and_channels(text, channels):
         ("torchvision_rand_9", "Did you mean torchvision_rand_n2_m9"),
     ],
 )
-def test_a_wrong_policy_is_told(text, message):
+def test_a_wrong_policy_is_reported(text, message):
     with pytest.raises(UserError, match=message):
         parse(text)
     with pytest.raises(UserError, match=message):
         Augment(size=8, policy=text)
 
 
-def test_timms_numbers_are_read():
+def test_the_numbers_in_policy_names_are_parsed():
     policy = parse("rand-m9-n3-p0.7-mstd0.5-mmax12-inc1")
     assert (policy.magnitude, policy.layers, policy.probability) == (9, 3, 0.7)
     assert (policy.std, policy.most, policy.increasing) == (0.5, 12, True)
@@ -138,23 +142,23 @@ def test_timms_numbers_are_read():
     assert parse("torchvision_rand_n3").ops == 3
 
 
-def test_posterize_may_keep_no_bit():
+def test_posterize_may_keep_zero_bits():
     image = noise(0, 9, 9)
     levels = to_pixels(image)
     for bits in range(9):
-        found = to_pixels(apply(image, "posterize", bits))
-        np.testing.assert_array_equal(found, levels >> (8 - bits) << (8 - bits))
+        result = to_pixels(apply(image, "posterize", bits))
+        np.testing.assert_array_equal(result, levels >> (8 - bits) << (8 - bits))
 
 
-def test_lighting_adds_the_components_of_colours():
+def test_lighting_adds_the_principal_components_of_colours():
     pixels = to_pixels(noise(0, 9, 7))
     weights = np.array([0.1, -0.2, 0.05])
     # Red: 0.2175 * 0.1 * -0.5675 + 0.0188 * -0.2 * 0.7192 + 0.0045 * 0.05 * 0.4009.
     red = -0.01234 - 0.0027042 + 0.0000902
     expected = np.rint(pixels[:, :, 0] + 255 * red).clip(0, 255)
-    # The sum by hand is right to 0.01 levels, which moves no level over a half here.
+    # The sum is exact to 0.01 levels, which does not change the rounding here.
     np.testing.assert_array_equal(add_lighting(pixels, weights)[:, :, 0], expected)
-    # Components of colours are of length 1 and at right angles, to 4 digits.
+    # The components are orthonormal, to 4 digits.
     np.testing.assert_allclose(COLOR_VECTORS.T @ COLOR_VECTORS, np.eye(3), atol=2e-4)
     assert (np.diff(COLOR_VALUES) < 0).all()
 
@@ -174,6 +178,5 @@ def test_pixels_are_a_function_of_the_key(crop):
     image = picture(noise(0, 50, 40))
     first = [augment(image, key) for key in range(20)]
     again = [augment(image, key) for key in range(20)]
-    for one, other in zip(first, again, strict=True):
-        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(first, again)
     assert len({pixels.tobytes() for pixels in first}) == 20

@@ -330,7 +330,7 @@ def test_when_a_process_is_killed_the_others_stop_and_a_restart_ends_the_same(
     assert code == 1, output
     (error,) = pods.errors(output)
     assert f"process {1 - killed} (host" in error
-    assert "The same command goes on from the last checkpoint" in error
+    assert "The same command resumes from the last checkpoint" in error
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
     pods.run(2, tmp_path / "run", *flags)

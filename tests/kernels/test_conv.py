@@ -15,8 +15,8 @@ from jax.sharding import PartitionSpec as P
 from resnet_jax.kernels import conv, onednn, pool
 from resnet_jax.kernels.conv import blocks_of, convolve, form_of
 from resnet_jax.kernels.cpu.conv import FORMS, Geometry, apply, forms_of
+from resnet_jax.plan import hlo
 from tests.helpers import keyed, runs, tiny
-from tests.parallel.test_sharding import collectives
 
 
 def same(pad: int) -> tuple:
@@ -306,7 +306,7 @@ def test_the_batch_stays_on_its_devices(k, where, dtype, direction):
             .lower(x, kernel, g)
             .compile()
         )
-        kinds = {one.kind for one in collectives(compiled)}
+        kinds = {one.kind for one in hlo.collectives(compiled.as_text())}
         assert kinds == ({"all-reduce"} if direction == "kernel" else set()), form
         one = jax.jit(function)(x, kernel, g).astype(jnp.float32)
         placed = [
@@ -335,7 +335,7 @@ def test_the_batch_of_groups_stays_on_its_devices(stride, dtype):
     many = jax.jit(
         function, in_shardings=(cut, whole, cut), out_shardings=(cut, cut, whole)
     )
-    found = collectives(many.lower(x, kernel, g).compile())
+    found = hlo.collectives(many.lower(x, kernel, g).compile().as_text())
     assert {one.kind for one in found} == {"all-reduce"}
     # As above.
     bound = 1e-5 if dtype == "float32" else 2**-6

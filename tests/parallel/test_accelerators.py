@@ -1,4 +1,4 @@
-"""The warning of a machine whose accelerator JAX does not use."""
+"""The warning about an accelerator of this machine that JAX does not use."""
 
 import os
 import pathlib
@@ -13,13 +13,13 @@ from tests.helpers import runs
 
 GPU = ("0x10de", "0x2335", "0x030200")
 TPU = ("0x1ae0", "0x0063", "0x120000")
-# What a machine of Google's cloud has without a TPU, and another GPU's audio output.
+# A machine of Google's cloud without a TPU has these; the last is a GPU's audio output.
 NETWORK, DISK = ("0x1ae0", "0x0042", "0x020000"), ("0x1ae0", "0x001f", "0x010802")
 AUDIO = ("0x10de", "0x22ba", "0x040300")
 
 
 def machine(root: pathlib.Path, *devices: tuple, files: tuple = ()) -> pathlib.Path:
-    """Writes a file system of a machine with devices on its PCI bus."""
+    """Creates the file system of a machine with devices on its PCI bus."""
     for number, device in enumerate(devices):
         folder = root / f"sys/bus/pci/devices/0000:00:0{number}.0"
         folder.mkdir(parents=True)
@@ -41,7 +41,7 @@ def machine(root: pathlib.Path, *devices: tuple, files: tuple = ()) -> pathlib.P
         ([NETWORK, DISK, TPU], ("dev/vfio/0",), "pip install 'jax[tpu]'"),
     ],
 )
-def test_the_command_that_installs_the_right_jax_is_told(
+def test_the_advice_contains_the_command_that_installs_the_right_jax(
     devices, files, command, tmp_path
 ):
     text = advice(machine(tmp_path, *devices, files=files), installed=())
@@ -51,18 +51,20 @@ def test_the_command_that_installs_the_right_jax_is_told(
 @pytest.mark.parametrize(
     ("devices", "files"), [([], ()), ([NETWORK, DISK, AUDIO], ("dev/vfio/vfio",))]
 )
-def test_a_machine_with_cpus_only_has_no_warning(devices, files, tmp_path):
+def test_there_is_no_advice_on_a_machine_without_an_accelerator(
+    devices, files, tmp_path
+):
     assert advice(machine(tmp_path, *devices, files=files), installed=()) == ""
 
 
-def test_a_gpu_without_its_driver_needs_that_first(tmp_path):
+def test_a_gpu_without_its_driver_needs_the_driver_first(tmp_path):
     root = machine(tmp_path, AUDIO, GPU)
-    assert "driver is not there" in advice(root, installed={"cuda"})
+    assert "driver is missing" in advice(root, installed={"cuda"})
     assert "pip" not in advice(root, installed={"cuda"})
     assert "pip install 'jax[cuda13]'" in advice(root, installed=())
 
 
-def test_jax_itself_says_why_a_driver_fails(tmp_path):
+def test_there_is_no_advice_where_jax_itself_reports_why_a_driver_fails(tmp_path):
     root = machine(tmp_path, GPU, files=("dev/nvidia0",))
     assert advice(root, installed={"cuda"}) == ""
 
@@ -72,7 +74,7 @@ def test_a_tpu_that_libtpu_cannot_use_is_not_a_missing_package(tmp_path):
     assert "no other process" in text and "pip" not in text
 
 
-def test_a_gpu_that_the_user_hides_has_no_warning(tmp_path):
+def test_there_is_no_advice_on_a_gpu_that_the_user_hides(tmp_path):
     root = machine(tmp_path, GPU, files=("dev/nvidia0",))
     assert advice(root, installed=(), hidden={"cuda"}) == ""
 
@@ -85,8 +87,8 @@ for _ in range(2):
 """
 
 
-def found(root: pathlib.Path, **environment: str) -> subprocess.CompletedProcess:
-    """Runs a process that finds its devices twice."""
+def find_devices(root: pathlib.Path, **environment: str) -> subprocess.CompletedProcess:
+    """Runs a process that looks for its devices twice."""
     environment = {"PATH": os.environ["PATH"], **environment}
     return subprocess.run(
         [sys.executable, "-c", CODE, str(root)],
@@ -97,27 +99,27 @@ def found(root: pathlib.Path, **environment: str) -> subprocess.CompletedProcess
     )
 
 
-# libtpu looks for a TPU unless JAX_PLATFORMS leaves it out, and then waits less long.
+# Unless JAX_PLATFORMS excludes TPUs, libtpu asks a metadata server. This skips that.
 NO_METADATA = {"TPU_SKIP_MDS_QUERY": "1"}
 
 
 @pytest.mark.slow
 def test_a_process_warns_once(tmp_path):
     root = machine(tmp_path, GPU, files=("dev/nvidia0",))
-    done = found(root, **NO_METADATA)
+    done = find_devices(root, **NO_METADATA)
     assert done.stdout == "cpu\ncpu\n"
     assert done.stderr.count("warning: This machine has an NVIDIA GPU") == 1
 
 
 @pytest.mark.slow
-def test_a_process_that_was_told_to_use_cpus_does_not_warn(tmp_path):
+def test_a_process_whose_user_chose_cpus_does_not_warn(tmp_path):
     root = machine(tmp_path, GPU, files=("dev/nvidia0",))
-    assert "NVIDIA" not in found(root, JAX_PLATFORMS="cpu").stderr
-    hidden = found(root, CUDA_VISIBLE_DEVICES="", **NO_METADATA)
+    assert "NVIDIA" not in find_devices(root, JAX_PLATFORMS="cpu").stderr
+    hidden = find_devices(root, CUDA_VISIBLE_DEVICES="", **NO_METADATA)
     assert hidden.stdout == "cpu\ncpu\n" and "NVIDIA" not in hidden.stderr
 
 
-# A /dev with the file of NVIDIA's driver, in a mount namespace of its own.
+# It runs a command in a mount namespace whose /dev has the file of NVIDIA's driver.
 FAKE_DEV = """
 set -e
 mount -t tmpfs tmpfs "$1"
@@ -133,13 +135,13 @@ exec "$@"
 
 
 @pytest.mark.slow
-def test_jax_does_not_warn_a_second_time(tmp_path):
+def test_the_warning_replaces_the_one_of_jax(tmp_path):
     inside = ["unshare", "-rm", "sh", "-c", FAKE_DEV, "sh", str(tmp_path)]
     if (
         not shutil.which("unshare")
         or subprocess.run([*inside, "true"], capture_output=True).returncode
     ):
-        pytest.skip("this system lets nobody mount a /dev of his own")
+        pytest.skip("this system does not allow a private /dev")
     environment = {"PATH": os.environ["PATH"], **NO_METADATA}
 
     def run(code: str, **more: str) -> str:
@@ -153,7 +155,7 @@ def test_jax_does_not_warn_a_second_time(tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stderr
 
-    # Alone, JAX does: this test has something to hold back.
+    # JAX by itself prints the warning that is to be replaced.
     assert "An NVIDIA GPU may be present" in run("import jax; jax.devices()")
     text = run(CODE)
     assert text.count("NVIDIA GPU") == text.count("'jax[cuda13]'") == 1

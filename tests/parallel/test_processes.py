@@ -1,4 +1,4 @@
-"""Processes agree before they begin; a mistake is one sentence on each one's log."""
+"""Processes compare facts before a run; an error is one sentence in each log."""
 
 import socket
 
@@ -8,7 +8,8 @@ from resnet_jax.errors import UserError
 from resnet_jax.parallel import processes
 from tests.helpers import pods, runs
 
-# Two processes without a run: each does what the case says, and prints what came.
+# Two processes without a run. Each calls the functions below, and prints a result as
+# "got" and an error as "raised"; then it does what the case says.
 SCRIPT = """
 import os, sys, time
 from resnet_jax.parallel import processes
@@ -16,28 +17,28 @@ from resnet_jax.errors import UserError
 case, port, index = sys.argv[1], sys.argv[2], int(sys.argv[3])
 processes.connect(f"localhost:{port}", 2, index, 60)
 
-def asked(function, *arguments):
+def call(function, *arguments):
     try:
         print("got", function(*arguments), flush=True)
     except UserError as error:
-        print("told", error, flush=True)
+        print("raised", error, flush=True)
 
 def refuse():
-    raise UserError("The workdir is another one's.")
+    raise UserError("The workdir belongs to another run.")
 
-def lost():
+def fail():
     raise OSError(28, "No space left on device", "/work")
 
 now = time.time
 time.time = lambda: now() + 300 * index
 facts = {"code": "a", "jax": "1", "seed": 0}
-asked(processes.check_same, "same", facts)
-asked(processes.check_same, "one", facts | {"jax": str(index), "seed": index})
-asked(processes.check_same, "more", facts | ({"new": True} if index else {}))
-asked(processes.first_does, "work", lambda: f"of {index}")
-asked(processes.first_does, "work", refuse)
-asked(processes.first_does, "work", lost)
-asked(processes.agree, "problems", f"that of {index}")
+call(processes.check_same, "same", facts)
+call(processes.check_same, "changed", facts | {"jax": str(index), "seed": index})
+call(processes.check_same, "more", facts | ({"new": True} if index else {}))
+call(processes.run_on_lead, "work", lambda: f"from {index}")
+call(processes.run_on_lead, "work", refuse)
+call(processes.run_on_lead, "work", fail)
+call(processes.agree, "problems", f"problem of {index}")
 processes.check_clocks()
 if case == "stop" and index == 1:
     sys.exit(processes.give_up("The disk is full."))
@@ -53,7 +54,8 @@ if case == "bug":
 """
 
 
-def pair(case: str) -> list[tuple[int, str]]:
+def run_pair(case: str) -> list[tuple[int, str]]:
+    """Runs the script in two processes; returns exit code and output of each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
@@ -62,21 +64,23 @@ def pair(case: str) -> list[tuple[int, str]]:
     )
 
 
-def test_what_differs_first_is_named_on_all_processes():
-    ends = pair("fine")
+def test_the_first_fact_that_differs_is_named_on_all_processes():
+    ends = run_pair("fine")
     assert [code for code, _ in ends] == [0, 0], ends
     for _, output in ends:
-        lines = [x for x in output.splitlines() if x.startswith(("got", "told"))]
-        same, one, more, made, refused, lost, problem = lines
+        lines = [x for x in output.splitlines() if x.startswith(("got", "raised"))]
+        same, changed, added, made, refused, failed, problem = lines
         assert same == "got None"
-        assert one.startswith("told The processes of the run differ in jax: process 0")
-        assert " has '0', process 1 " in one
-        assert one.endswith("'1'; make them equal, and run the same command on all.")
-        assert "differ in new:" in more and "'nothing'" in more
-        assert made == "got of 0"
-        assert refused == "told The workdir is another one's."
-        assert lost == "told /work: No space left on device."
-        assert problem == "told that of 0"
+        start = "raised The processes of the run differ in jax: process 0"
+        assert changed.startswith(start)
+        assert " has '0', process 1 " in changed
+        end = "'1'; make them equal, and run the same command on all."
+        assert changed.endswith(end)
+        assert "differ in new:" in added and "'nothing'" in added
+        assert made == "got from 0"
+        assert refused == "raised The workdir belongs to another run."
+        assert failed == "raised /work: No space left on device."
+        assert problem == "raised problem of 0"
     clocks = [output.count("300 s ahead of that of process 0") for _, output in ends]
     assert clocks == [0, 1]
 
@@ -88,8 +92,8 @@ def test_what_differs_first_is_named_on_all_processes():
         ("bug", "failed: ZeroDivisionError: division by zero"),
     ],
 )
-def test_the_error_of_one_process_stops_all_with_its_words(case, text):
-    ends = pair(case)
+def test_the_error_of_one_process_is_printed_by_all_and_stops_them(case, text):
+    ends = run_pair(case)
     assert [code for code, _ in ends] == [1, 1], ends
     for _, output in ends:
         (line,) = pods.errors(output)
@@ -107,17 +111,18 @@ def test_the_error_of_one_process_stops_all_with_its_words(case, text):
         ((None, None, None), "no TPU pod, Slurm or Open MPI"),
     ],
 )
-def test_a_wrong_address_or_number_is_told_at_once(arguments, text, monkeypatch):
-    monkeypatch.setattr(processes, "_say_when_aborted", lambda text: None)
+def test_a_wrong_address_or_number_is_reported_at_once(arguments, text, monkeypatch):
+    # It would set a handler of SIGABRT in the process of the tests.
+    monkeypatch.setattr(processes, "_set_last_words", lambda text: None)
     with pytest.raises(UserError, match=text):
         processes.connect(*arguments, 1.0)
 
 
-def test_a_process_alone_agrees_with_itself():
+def test_a_single_process_agrees_with_itself():
     processes.check_same("anything", {"a": 1})
     processes.check_clocks()
     processes.agree("anything", "")
-    assert processes.first_does("anything", lambda: "made") == "made"
+    assert processes.run_on_lead("anything", lambda: "made") == "made"
     assert (processes.index(), processes.count()) == (0, 1)
     with pytest.raises(UserError, match="a problem"):
         processes.agree("anything", "a problem")

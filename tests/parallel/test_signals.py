@@ -1,4 +1,4 @@
-"""What signals do, shown by small programs that get them."""
+"""Effects of signals on small programs."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from resnet_jax.parallel import signals
 from resnet_jax.persistence.preemption import PreemptedError, Preemption
 from tests.helpers import runs
 
-# Each part prints a line when it is ready for the next signal.
+# The body of the program prints a line when it is ready for the next signal.
 LISTENS = """
 import sys, threading, time
 from resnet_jax.parallel import signals
@@ -23,11 +23,12 @@ signals.at_end.append(lambda: print("cleaned up", flush=True))
 
 
 def start(body: str):
+    """Starts a program that listens to signals, and then runs the body."""
     return runs.start_python("-c", LISTENS.format(body))
 
 
 def send_at_lines(process, numbers: dict[str, signal.Signals]) -> tuple[int, str]:
-    """Sends each signal when its line comes; returns the exit code and the output."""
+    """Sends each signal when its line is printed; returns exit code and output."""
     lines = []
     for line in process.stdout:
         lines.append(line)
@@ -37,7 +38,7 @@ def send_at_lines(process, numbers: dict[str, signal.Signals]) -> tuple[int, str
 
 
 @pytest.mark.parametrize("number", signals.STOPS)
-def test_a_signal_ends_the_process_while_its_main_thread_waits_for_ever(number):
+def test_a_signal_ends_a_process_whose_main_thread_is_blocked(number):
     waits = "lock = threading.Lock(); lock.acquire(); print('ready', flush=True)"
     process = start(f"{waits}; lock.acquire(timeout=60)")
     code, output = send_at_lines(process, {"ready": number})
@@ -45,8 +46,8 @@ def test_a_signal_ends_the_process_while_its_main_thread_waits_for_ever(number):
     assert output == f"ready\nstopped by {number.name}\ncleaned up\n"
 
 
-def test_a_signal_ends_the_process_whose_output_nobody_reads():
-    # The main thread waits for the reader, and holds what a flush would take.
+def test_a_signal_ends_a_process_whose_output_nobody_reads():
+    # The main thread waits for a reader, and holds the lock that a flush needs.
     process = start("print('ready', flush=True)\nwhile True: print('x' * 1000)")
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.5)
@@ -54,7 +55,7 @@ def test_a_signal_ends_the_process_whose_output_nobody_reads():
     assert process.wait(30) == 130
 
 
-def test_a_deferred_signal_is_noted_and_ends_the_process_after_that_again():
+def test_a_signal_is_noted_while_deferred_and_ends_the_process_afterwards():
     process = start("""
 noted = threading.Event()
 signals.defer_to(lambda number: (print("noted", number, flush=True), noted.set()))
@@ -73,7 +74,7 @@ time.sleep(60)
     ]
 
 
-def test_a_second_ctrl_c_ends_a_process_whose_end_hangs():
+def test_a_second_ctrl_c_ends_a_process_that_hangs_at_its_end():
     process = start("""
 def hang():
     print("hanging", flush=True)
@@ -84,7 +85,7 @@ signals.at_end.append(hang)
 print("ready", flush=True)
 time.sleep(60)
 """)
-    # Right after the first one, it is the same press of two keys.
+    # A second signal right after the first counts as the same Ctrl-C.
     code, output = send_at_lines(
         process,
         {
@@ -97,7 +98,7 @@ time.sleep(60)
     assert output.endswith("still hanging\n")
 
 
-def test_children_that_are_started_while_signals_are_blocked_never_get_them():
+def test_child_processes_started_while_signals_are_blocked_ignore_them():
     process = runs.start_python(
         "-c",
         """
@@ -109,7 +110,7 @@ with signals.blocked():
     child.stdout.readline()
 for number in signals.STOPS:
     child.send_signal(number)
-child.communicate(b"go on\\n", 60)
+child.communicate(b"continue\\n", 60)
 print("its exit code:", child.returncode)
 print("blocked here:", len(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
 """,
@@ -121,14 +122,14 @@ POOL = """
 import sys
 from resnet_jax.data import workers
 try:
-    for _ in workers.each(str.upper, ["a"] * 10**5, workers=3, total=10**5):
+    for _ in workers.map_unordered(str.upper, ["a"] * 10**5, workers=3, total=10**5):
         pass
 except KeyboardInterrupt:
     sys.exit(130)
 """
 
 
-def test_ctrl_c_while_a_pool_starts_is_left_to_the_parent():
+def test_ctrl_c_while_worker_processes_start_is_handled_by_the_parent():
     process = runs.start_python("-c", POOL, own_group=True)
     while not runs.workers_of(process):
         time.sleep(0.01)
@@ -150,29 +151,30 @@ def test_ctrl_c_while_a_command_imports_its_libraries_prints_no_traceback(
         PYTHONPATH=f"{tmp_path}:{runs.ROOT}",
     )
     code, output = runs.send_when(process, "importing", signal.SIGINT)
-    # A shell calls the signal itself 130, too.
+    # A shell also reports the signal itself as 130.
     assert code in (-signal.SIGINT, 130)
     assert "importing" in output and "Traceback" not in output
 
 
-def test_ctrl_c_stays_what_it_was_in_a_program_that_uses_the_library(tmp_path):
-    (tmp_path / "theirs").mkdir()
-    (tmp_path / "theirs/__init__.py").write_text("import resnet_jax")
-    (tmp_path / "theirs/__main__.py").write_text(
+def test_importing_the_library_does_not_change_the_handler_of_ctrl_c(tmp_path):
+    (tmp_path / "program").mkdir()
+    (tmp_path / "program/__init__.py").write_text("import resnet_jax")
+    (tmp_path / "program/__main__.py").write_text(
         "import signal; print(signal.getsignal(signal.SIGINT).__name__)"
     )
     path = f"{tmp_path}:{runs.ROOT}"
-    for arguments in ("-m theirs", "-m theirs resnet_jax.main", "-um theirs -m"):
+    for arguments in ("-m program", "-m program resnet_jax.main", "-um program -m"):
         code, output = runs.run_python(*arguments.split(), PYTHONPATH=path)
         assert (code, output) == (0, "default_int_handler\n")
 
 
 def handlers():
+    """Returns the handlers of the signals that stop a run."""
     return [signal.getsignal(number) for number in signals.STOPS]
 
 
-def noted(preemption: Preemption) -> PreemptedError:
-    """Waits until a signal was noted; returns what is raised then."""
+def wait_for_stop(preemption: Preemption) -> PreemptedError:
+    """Polls until a signal was noted; returns the error that is raised."""
     with pytest.raises(PreemptedError) as raised:
         for _ in range(1000):
             preemption.check()
@@ -181,14 +183,14 @@ def noted(preemption: Preemption) -> PreemptedError:
 
 
 @pytest.mark.parametrize("number", signals.STOPS)
-def test_a_program_that_calls_the_library_gets_an_error_and_its_handlers_back(
+def test_a_program_that_uses_the_library_gets_an_error_and_keeps_its_handlers(
     number, tmp_path
 ):
     before = handlers()
     with Preemption(tmp_path) as preemption:
         preemption.check()
         os.kill(os.getpid(), number)
-        assert noted(preemption).exit_code == 128 + number
+        assert wait_for_stop(preemption).exit_code == 128 + number
         preemption.hold()
         with pytest.raises(PreemptedError):
             preemption.release()
@@ -196,29 +198,30 @@ def test_a_program_that_calls_the_library_gets_an_error_and_its_handlers_back(
     assert threading.current_thread() is threading.main_thread()
 
 
-def test_a_thread_that_trains_leaves_signals_to_the_main_thread(tmp_path):
-    before, seen = handlers(), []
+def test_training_in_another_thread_does_not_change_the_handlers(tmp_path):
+    before, during = handlers(), []
 
     def train():
         with Preemption(tmp_path) as preemption:
             preemption.check()
             preemption.hold()
-            seen.append(handlers())
+            during.append(handlers())
             preemption.release()
 
     thread = threading.Thread(target=train)
     thread.start()
     thread.join()
-    assert seen == [before]
+    assert during == [before]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts threads so")
-def test_a_run_without_a_signal_leaves_no_thread(tmp_path):
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="threads are counted in this way only on Linux"
+)
+def test_a_run_without_a_signal_leaves_no_thread_behind(tmp_path):
     count = threading.active_count()
     for _ in range(3):
         with Preemption(tmp_path) as preemption:
             preemption.check()
-    deadline = time.monotonic() + 10
+    # If a thread stayed, this would end in the timeout of tests.
     while threading.active_count() > count:
-        assert time.monotonic() < deadline
         time.sleep(0.01)

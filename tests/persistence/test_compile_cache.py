@@ -1,4 +1,4 @@
-"""The cache of compiled programs: on by default, and the user's own."""
+"""The cache of compiled programs: on by default, and writable by the user alone."""
 
 import pathlib
 import re
@@ -11,8 +11,8 @@ from tests.helpers import runs
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
-    """An empty cache directory of the user, and jax without one."""
+def cache_home(tmp_path, monkeypatch):
+    """An empty cache directory of the user, and JAX without a compilation cache."""
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -20,21 +20,21 @@ def home(tmp_path, monkeypatch):
     jax.config.update("jax_compilation_cache_dir", before)
 
 
-def test_programs_are_kept_where_only_the_user_writes(home):
+def test_programs_are_kept_where_only_the_user_can_write(cache_home):
     path = compile_cache.turn_on()
-    assert home in path.parents
+    assert cache_home in path.parents
     assert path.stat().st_mode & 0o777 == 0o700
     assert jax.config.jax_compilation_cache_dir == str(path)
 
 
-def test_a_directory_of_the_users_choice_is_left(home):
-    jax.config.update("jax_compilation_cache_dir", str(home / "mine"))
-    assert compile_cache.turn_on() == home / "mine"
+def test_a_directory_that_the_user_chose_is_kept(cache_home):
+    jax.config.update("jax_compilation_cache_dir", str(cache_home / "mine"))
+    assert compile_cache.turn_on() == cache_home / "mine"
     assert not compile_cache.directory().exists()
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o770])
-def test_a_directory_that_others_write_to_is_not_used(mode, home, caplog):
+def test_a_directory_to_which_others_can_write_is_not_used(mode, cache_home, caplog):
     compile_cache.directory().mkdir(parents=True)
     compile_cache.directory().chmod(mode)
     assert compile_cache.turn_on() is None
@@ -42,26 +42,30 @@ def test_a_directory_that_others_write_to_is_not_used(mode, home, caplog):
     assert "others may write to" in caplog.text
 
 
-def test_without_a_home_it_is_told_and_done_without(home, monkeypatch, caplog):
-    (home / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "file"))
+def test_a_directory_that_cannot_be_created_is_a_warning(
+    cache_home, monkeypatch, caplog
+):
+    (cache_home / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home / "file"))
     assert compile_cache.turn_on() is None
     assert "not kept" in caplog.text
 
 
-def test_who_has_no_home_does_without(home, monkeypatch, caplog):
-    def nowhere():
+def test_a_user_without_a_home_directory_gets_a_warning(
+    cache_home, monkeypatch, caplog
+):
+    def no_home():
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(pathlib.Path, "home", nowhere)
+    monkeypatch.setattr(pathlib.Path, "home", no_home)
     assert compile_cache.turn_on() is None
     assert "no home directory; set XDG_CACHE_HOME" in caplog.text
 
 
 @pytest.mark.slow
 def test_the_second_start_finds_what_the_first_compiled(tmp_path):
-    kept = []
+    programs = []
     for workdir in ("first", "second"):
         code, output = runs.run(
             tmp_path / workdir,
@@ -73,6 +77,6 @@ def test_the_second_start_finds_what_the_first_compiled(tmp_path):
         assert code == 0, output
         parts = r"first step after .* imports .* data .* state .* compiling .* step"
         assert re.search(parts, output)
-        kept.append(set(tmp_path.glob("resnet_jax/compiled/*/*-cache")))
-    assert any("train_step" in path.name for path in kept[0])
-    assert kept[1] == kept[0]
+        programs.append(set(tmp_path.glob("resnet_jax/compiled/*/*-cache")))
+    assert any("train_step" in path.name for path in programs[0])
+    assert programs[1] == programs[0]

@@ -8,7 +8,7 @@ import pytest
 
 from resnet_jax.compiler.chips import LOCAL
 from resnet_jax.errors import UserError
-from resnet_jax.persistence import code_digest
+from resnet_jax.persistence import versions
 from resnet_jax.plan import ask as ask_module
 from resnet_jax.plan.ask import ask, key_of
 from tests.helpers import tiny
@@ -46,7 +46,7 @@ def test_another_question_has_another_name(monkeypatch):
     names.add(key_of(request | {"config": tiny.config({"seed": 1}).to_dict()}))
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_scoped_vmem_limit_kib=65536")
     names.add(key_of(request))
-    monkeypatch.setattr(ask_module, "versions", lambda: {"jax": "99"})
+    monkeypatch.setattr(ask_module, "compiler_versions", lambda: {"jax": "99"})
     names.add(key_of(request))
     monkeypatch.setattr(ask_module, "code", lambda: "other")
     names.add(key_of(request))
@@ -65,7 +65,7 @@ def test_the_code_that_counts_is_what_steps_are_made_of(tmp_path, monkeypatch):
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
-    monkeypatch.setattr(code_digest, "PACKAGE", tmp_path / "resnet_jax")
+    monkeypatch.setattr(versions, "PACKAGE", tmp_path / "resnet_jax")
     before = ask_module.code()
     for name, counts in files.items():
         (tmp_path / name).write_text("changed")

@@ -299,8 +299,8 @@ def test_a_small_run_is_planned_for_this_machine(home):
     ("arguments", "message"),
     [
         (("--topology=v5z:2x4",), "Did you mean v5p or v5e?"),
-        (("--topology=local,v5e",), "has no shape of a slice"),
-        (("--topology=local,0*v5e:2x4",), "write 2*v5e:2x4, say."),
+        (("--topology=local,v5e",), "has no valid shape of a slice"),
+        (("--topology=local,0*v5e:2x4",), "write, for example, 2*v5e:2x4."),
         (("--batch_size=15",), "batch_size=15 cannot be divided over 8 devices"),
         (("--per_chip=3", "--config.model.bn_group_size=5"), "does not divide"),
         (("--batch_size=0",), "'0' is not a whole number above 0"),

@@ -46,7 +46,7 @@ def evaluate_one_by_one(experiment, state, leave_out=()) -> dict[str, float]:
     apply = jax.jit(experiment.model.apply)
     top1, top5, losses = [], [], []
     for index in sorted(set(range(SIZE)) - set(leave_out)):
-        example = experiment.eval.test([index])
+        example = experiment.eval.eval([index])
         image = (example["image"] / np.float32(255) - 0.5) / np.float32(0.5)
         logits = np.asarray(apply(state.ema, image.astype(np.float32)), np.float64)[0]
         label = example["label"][0]
@@ -181,7 +181,7 @@ def test_samples_are_right_and_wrong_images_and_no_padding(evaluated):
     samples = SamplePredictions(wanted=2)
     run(*evaluated, samples=samples)
     assert sorted(row["right"] for row in samples.rows) == [False, False, True, True]
-    pictures = [experiment.eval.test([index]) for index in range(SIZE)]
+    pictures = [experiment.eval.eval([index]) for index in range(SIZE)]
     for row in samples.rows:
         assert row["right"] == (row["predicted"] == row["label"])
         assert 0.1 < row["probability"] <= 1  # the largest of ten
@@ -229,7 +229,7 @@ def test_several_views_are_evaluated_by_the_mean_of_their_logits(views):
     apply = jax.jit(experiment.model.apply)
     right, losses = [], []
     for index in range(SIZE):
-        example = experiment.eval.test([index])
+        example = experiment.eval.eval([index])
         images = example["image"]
         if views == "ten_crop":
             assert images.shape[:2] == (1, 5)
@@ -261,7 +261,7 @@ def test_images_can_be_evaluated_at_another_size():
     apply = jax.jit(experiment.model.apply)
     logits = []
     for index in range(SIZE):
-        image = experiment.eval.test([index])["image"]
+        image = experiment.eval.eval([index])["image"]
         assert image.shape == (1, 12, 12, 1)
         image = (image / np.float32(255) - 0.5) / np.float32(0.5)
         logits.append(apply(state.evaluated(), image.astype(np.float32))[0])

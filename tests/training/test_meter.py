@@ -5,7 +5,7 @@ import pytest
 
 from resnet_jax.errors import UserError
 from resnet_jax.persistence.checkpoints import Progress
-from resnet_jax.persistence.writers import Writer
+from resnet_jax.persistence.metric_writers import Writer
 from resnet_jax.training.meter import ThroughputMeter
 from tests.helpers import tiny
 

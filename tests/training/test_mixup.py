@@ -12,11 +12,11 @@ import pytest
 
 from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
+from resnet_jax.plan import hlo
 from resnet_jax.training import programs
 from resnet_jax.training.losses import one_hot
 from resnet_jax.training.mixup import Drawn, Mix
 from tests.helpers import keyed, tiny
-from tests.parallel.test_sharding import collectives
 
 SIZE = 12
 # A network of one block, with the stem's norm and two more.
@@ -131,7 +131,7 @@ def test_mixing_needs_no_communication(microbatches):
     changes = {"batch_size": 32, "optim.microbatches": microbatches}
     setup = tiny.setup(ONE_BLOCK | BOTH | changes | {"model.bn_group_size": 2})
     state = programs.state_like(setup)
-    found = collectives(programs.compile_train_step(setup))
+    found = hlo.collectives(programs.compile_train_step(setup).as_text())
     assert {(one.kind, one.devices) for one in found} == {("all-reduce", 8)}
     # The same as without mixing: gradients, statistics, loss and top-1.
     expected = count(state.params) + count(state.batch_stats) + 2

@@ -67,7 +67,7 @@ class Counted:
     """A source that counts how often its images are read."""
 
     def __init__(self, source):
-        self.source, self.classes, self.where = source, source.classes, source.where
+        self.source, self.classes, self.title = source, source.classes, source.title
         self.name, self.digest = source.name, source.digest
         self.reads = 0
 

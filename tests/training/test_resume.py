@@ -15,10 +15,11 @@ from PIL import Image
 from resnet_jax import config
 from resnet_jax.config.saved import as_json, as_text, from_saved
 from resnet_jax.config.variants import for_evaluation
-from resnet_jax.data.sources import Mix, Subset, open_source, with_classes
+from resnet_jax.data.derived_sources import Combined, Subset, with_classes
+from resnet_jax.data.sources import open_source
 from resnet_jax.errors import UserError
+from resnet_jax.persistence.array_checksums import fingerprint, old_fingerprint
 from resnet_jax.persistence.checkpoints import Checkpoints
-from resnet_jax.persistence.fingerprint import fingerprint, old_fingerprint
 from resnet_jax.training import programs, schedules
 from resnet_jax.training.evaluation import evaluate_workdir
 from resnet_jax.training.initialization import (
@@ -179,8 +180,8 @@ def test_a_digest_depends_on_order_labels_and_shares_but_not_on_paths(tmp_path):
         open_source(f"folder:{tmp_path / 'first'}", "val").digest(),
         Subset(first, backwards, "backwards").digest(),
         with_classes(first, ("zoo", *CLASSES)).digest(),
-        Mix((first, second), (1.0, 1.0)).digest(),
-        Mix((first, second), (3.0, 1.0)).digest(),
+        Combined((first, second), (1.0, 1.0)).digest(),
+        Combined((first, second), (3.0, 1.0)).digest(),
         open_source("digits", "train").digest(),
         open_source("digits", "train[:50%]").digest(),
         open_source("fake:10:64", "train").digest(),
@@ -527,7 +528,7 @@ def test_an_evaluation_numbers_classes_as_the_network_does(copies, tmp_path):
     # With other classes, all predictions would be wrong.
     other = make_folder(tmp_path / "other", classes=("elk", "fox", "gnu", "hen"))
     flag = f"--config.data.source=folder:{other}"
-    with pytest.raises(UserError, match="'elk', which is none of the 4 classes"):
+    with pytest.raises(UserError, match="'elk', which is not one of the 4 classes"):
         evaluate_workdir(workdir, "last", [flag])
     # With fewer classes, each image keeps its label.
     right = {}

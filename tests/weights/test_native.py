@@ -14,9 +14,9 @@ from resnet_jax.convert import main
 from resnet_jax.errors import UserError
 from resnet_jax.models.inputs import normalize
 from resnet_jax.models.scan import stack_blocks
-from resnet_jax.persistence import writers
+from resnet_jax.persistence import storage
+from resnet_jax.persistence.array_checksums import old_fingerprint
 from resnet_jax.persistence.checkpoints import Checkpoints, Progress
-from resnet_jax.persistence.fingerprint import old_fingerprint
 from resnet_jax.reports import curves
 from resnet_jax.training import programs
 from resnet_jax.training.experiment import Experiment, set_up
@@ -39,7 +39,7 @@ def write_run(workdir, changes=None, devices: int = 4) -> Experiment:
     """A workdir as a run leaves it: the best checkpoint and a worse one after it."""
     setup = tiny.setup(changes, devices)
     workdir.mkdir(exist_ok=True)
-    writers.write_json(workdir / "config.json", setup.config.to_dict())
+    storage.write_json(workdir / "config.json", setup.config.to_dict())
     with run_checkpoints(setup, workdir) as saved:
         saved.about |= {
             "data": describe_data(setup.train.source, setup.eval.source),
@@ -102,7 +102,7 @@ def test_a_workdir_is_converted_under_the_names_of_timm(tmp_path):
 def test_a_workdir_without_a_checkpoint_is_told(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     config = tiny.config()
-    writers.write_json(tmp_path / "config.json", config.to_dict())
+    storage.write_json(tmp_path / "config.json", config.to_dict())
     with pytest.raises(UserError, match="holds no checkpoint yet"):
         load(str(tmp_path))
 

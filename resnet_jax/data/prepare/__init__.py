@@ -1,1 +1,1 @@
-"""Writing and verifying data sets: archives, folders and TFRecords to ArrayRecord."""
+"""Writes and verifies data sets: archives, folders and TFRecords to ArrayRecord."""

@@ -1,17 +1,23 @@
-"""Preparing data sets as ArrayRecord: from archives, folders, TFRecords or by tfds."""
+"""Prepares data sets as ArrayRecord: from archives, folders, TFRecords or by tfds."""
 
 import dataclasses
 import pathlib
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import downloader
 
 from resnet_jax.data.prepare import originals, pack
 from resnet_jax.data.prepare.pack import DataSet, Reencode
-from resnet_jax.data.prepare.verify import checks_of_builder, checks_of_folder, verify
+from resnet_jax.data.prepare.verify import (
+    FilesCheck,
+    ShardCheck,
+    checks_of_builder,
+    checks_of_folder,
+    verify,
+)
 from resnet_jax.data.sources import FolderSource, folder_splits
 from resnet_jax.data.tfds_source import tfds_builder
 from resnet_jax.errors import UserError
@@ -22,27 +28,31 @@ ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
 
 
 def build(dataset: str, data_dir: str = "", manual_dir: str = "") -> pathlib.Path:
-    """Prepares a data set of tfds with the builder of tfds; returns where it is.
+    """Prepares a data set of tfds with its builder.
 
     Args:
       dataset: NAME[/CONFIG].
-      data_dir: where tfds keeps its data sets; empty: tfds's default.
-      manual_dir: where files lie that are not to be downloaded.
+      data_dir: The directory in which tfds keeps its data sets; empty for its default.
+      manual_dir: The directory of files that are not downloaded.
+
+    Returns:
+      The directory of the prepared data set.
 
     Raises:
-      UserError: an unknown data set, a missing package, or no way to get the files.
+      UserError: The data set is unknown, a package is missing, or the files cannot be
+        had.
     """
-    there = tfds_builder(dataset, data_dir)
-    path = pathlib.Path(there.data_path)
+    prepared = tfds_builder(dataset, data_dir)
+    path = pathlib.Path(prepared.data_path)
     if (path / "dataset_info.json").exists():
-        if ARRAY_RECORD in there.info.available_file_formats():
+        if ARRAY_RECORD in prepared.info.available_file_formats():
             return path
         raise UserError(
             f"tfds:{dataset} is prepared in {path}, but not as ArrayRecord; run"
             f" `{PROGRAM} convert {path}`."
         )
     builder = tfds_builder(dataset, data_dir, file_format="array_record")
-    # Its ten retries take minutes where there is no network.
+    # The default of ten retries takes minutes without a network.
     downloader.MAX_RETRIES = 3
     options = tfds.download.DownloadConfig(
         manual_dir=manual_dir or None, try_download_gcs=False
@@ -50,13 +60,15 @@ def build(dataset: str, data_dir: str = "", manual_dir: str = "") -> pathlib.Pat
     try:
         builder.download_and_prepare(download_config=options)
     except Exception as error:
-        raise UserError(f"tfds:{dataset} is not prepared. {way_out(error)}") from error
+        raise UserError(
+            f"tfds:{dataset} is not prepared. {advice_on(error)}"
+        ) from error
     return path
 
 
-def way_out(error: Exception) -> str:
-    """Returns what to do about an error of a tfds builder, from its cause."""
-    chain = [error]
+def advice_on(error: Exception) -> str:
+    """Returns a sentence that says what to do about an error of a tfds builder."""
+    chain: list[BaseException] = [error]
     while (after := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(after)
     text = " ".join(str(chain[-1]).split())
@@ -68,25 +80,25 @@ def way_out(error: Exception) -> str:
     names = {type(link).__name__ for link in chain}
     if names & {"ConnectionError", "gaierror", "NewConnectionError", "DownloadError"}:
         url = getattr(getattr(error, "request", None), "url", None)
-        what = url or "what its page on tensorflow.org/datasets names"
+        what = url or "the files that its page on tensorflow.org/datasets names"
         return (
-            f"There is no way to the network: fetch {what}, put it into a directory,"
+            f"The network cannot be reached: fetch {what}, put it into a directory,"
             " and run this command again with --manual_dir=DIRECTORY."
         )
     if wrong := re.search("Artifact (.*), downloaded to (.*), has wrong check", text):
         url, path = wrong.groups()
         return (
-            f"{path} is not the file that tfds knows (its checksum is another one):"
-            f" delete it, fetch {url} again, and run this command again."
+            f"{path} is not the file that tfds knows (its checksum differs): delete it,"
+            f" fetch {url} again, and run this command again."
         )
     if isinstance(chain[-1], AssertionError | FileNotFoundError):
-        return f"{text} (--manual_dir=DIRECTORY says where files lie.)"
+        return f"{text} (--manual_dir=DIRECTORY names the directory of the files.)"
     return f"{type(chain[-1]).__name__}: {text[:300]}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The data set to prepare, and its place.
+    """The data set to prepare, and the options of its preparation.
 
     Attributes:
       source: `imagenet2012`, `tfds:NAME[/CONFIG]`, `folder:PATH` or `convert`.
@@ -94,8 +106,10 @@ class Options:
       data_dir: The directory in which tfds keeps its data sets; empty for its default.
       manual_dir: The directory of archives that are not downloaded.
       out: The directory that is made; empty for a name next to the source's.
-      reencode: How images are made smaller; None to leave them as they are.
+      reencode: The re-encoding of the images; None to keep the files as they are.
       num_workers: The number of processes.
+      imagenet_tars: The archive of each split of ImageNet.
+      shard_bytes: The approximate size of a shard of images from archives or folders.
     """
 
     source: str
@@ -105,10 +119,14 @@ class Options:
     out: str
     reencode: Reencode | None
     num_workers: int
+    imagenet_tars: Mapping[str, originals.Tar] = dataclasses.field(
+        default_factory=originals.IMAGENET.copy
+    )
+    shard_bytes: int = pack.SHARD_BYTES
 
     @property
     def command(self) -> str:
-        """Returns the command that does the same, up to the output directory."""
+        """The shell command that does the same, up to the output directory."""
         if self.in_place:
             return f"{PROGRAM} convert "
         words = [self.source]
@@ -133,21 +151,21 @@ class Options:
 
     @property
     def suffix(self) -> str:
-        """What the name of a re-encoded data set ends in."""
+        """The end of the name of a re-encoded data set; empty without re-encoding."""
         return self.reencode.suffix if self.reencode else ""
 
     @property
     def root(self) -> pathlib.Path:
-        """Where tfds keeps its data sets."""
+        """The directory in which tfds keeps its data sets."""
         return _absolute(self.data_dir or tfds.core.constants.DATA_DIR)
 
     def out_or(self, default: pathlib.Path) -> pathlib.Path:
-        """The directory to be made."""
+        """Returns the directory to write: `out`, or the default if that is empty."""
         return _absolute(self.out) if self.out else default
 
 
 def _local(path: str) -> pathlib.Path:
-    return storage.local_path_of(path, "What prepare reads and writes")
+    return storage.local_path_of(path, "The data that prepare reads and writes")
 
 
 def _absolute(path: str) -> pathlib.Path:
@@ -171,7 +189,14 @@ def _prepare_imagenet(options: Options) -> pathlib.Path:
     out = options.out_or(options.root / name / str(builder.version))
     manual_dir = _absolute(options.manual_dir or f"{options.root}/downloads/manual")
     scratch = pack.work_dir(out) / pack.SCRATCH
-    return _pack(originals.imagenet(builder.info, manual_dir, scratch), out, options)
+    data = originals.imagenet(
+        builder.info,
+        manual_dir,
+        scratch,
+        tars=options.imagenet_tars,
+        shard_bytes=options.shard_bytes,
+    )
+    return _pack(data, out, options)
 
 
 def _prepare_tfds(options: Options) -> pathlib.Path:
@@ -190,7 +215,8 @@ def _prepare_folder(options: Options) -> pathlib.Path:
     path = options.source.removeprefix("folder:")
     root = _absolute(path)
     beside = root.with_name(f"{root.name}{options.suffix or '_arrayrecord'}")
-    return _pack(originals.folder(path), options.out_or(beside), options)
+    data = originals.folder(path, options.shard_bytes)
+    return _pack(data, options.out_or(beside), options)
 
 
 def _convert(options: Options) -> pathlib.Path:
@@ -199,7 +225,7 @@ def _convert(options: Options) -> pathlib.Path:
         return _reencode(directory, options)
     builder = originals.builder_of(directory)
     if builder.info.file_format == ARRAY_RECORD:
-        raise UserError(f"{directory} is ArrayRecord already; nothing is to be done.")
+        raise UserError(f"{directory} is ArrayRecord already; there is nothing to do.")
     data = originals.prepared(builder)
     workers = options.num_workers
     pack.convert(data, directory, command=options.command, workers=workers)
@@ -213,7 +239,7 @@ def _reencode(directory: pathlib.Path, options: Options) -> pathlib.Path:
 
 
 def prepare(options: Options) -> pathlib.Path:
-    """Prepares a data set, or resumes that; returns its directory.
+    """Prepares a data set, or resumes its preparation, and returns its directory.
 
     Raises:
       UserError: The source is unknown or incomplete, or a package is missing.
@@ -240,7 +266,7 @@ def split_sizes(path: pathlib.Path) -> dict[str, int]:
 
 
 def check(source: str, data_dir: str, num_workers: int) -> tuple[int, Iterator[str]]:
-    """Reads all images of a data set.
+    """Reads and decodes all images of a data set.
 
     Args:
       source: `folder:PATH`, `tfds:NAME` or the directory of a prepared data set.
@@ -248,12 +274,13 @@ def check(source: str, data_dir: str, num_workers: int) -> tuple[int, Iterator[s
       num_workers: The number of processes.
 
     Returns:
-      The number of images, and a sentence for each thing that is wrong.
+      The number of images, and a sentence for each problem.
 
     Raises:
-      UserError: The data set is not there.
+      UserError: The data set is not prepared.
     """
     kind, _, rest = source.partition(":")
+    checks: list[FilesCheck] | list[ShardCheck]
     if kind == "folder":
         sources = [FolderSource(rest, split) for split in folder_splits(rest)]
         checks = [check for part in sources for check in checks_of_folder(part)]

@@ -1,6 +1,6 @@
-"""Data sets as they come, for `pack` to write.
+"""The data sets that `pack` can write.
 
-ImageNet's tar files, image folders, and what tfds has prepared.
+They are ImageNet's tar files, image folders, and data sets that tfds has prepared.
 """
 
 import dataclasses
@@ -9,25 +9,26 @@ import os
 import pathlib
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import tensorflow_datasets as tfds
 
 from resnet_jax.console import output
+from resnet_jax.data.derived_sources import check_same_classes
 from resnet_jax.data.prepare import pack
 from resnet_jax.data.prepare.pack import DataSet, ImageFile, PreparedFile
-from resnet_jax.data.sources import FolderSource, check_same_classes, folder_splits
+from resnet_jax.data.sources import FolderSource, folder_splits
 from resnet_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Tar:
-    """What is known of an archive of ImageNet.
+    """The name and content of an archive of ImageNet.
 
     Attributes:
-      name: of the file.
-      size: in bytes.
-      images: how many are in it.
+      name: The name of the file.
+      size: The size of the file in bytes.
+      images: The number of images in it.
     """
 
     name: str
@@ -42,23 +43,30 @@ IMAGENET = {
 
 
 def imagenet(
-    info: tfds.core.DatasetInfo, manual_dir: pathlib.Path, scratch: pathlib.Path
+    info: tfds.core.DatasetInfo,
+    manual_dir: pathlib.Path,
+    scratch: pathlib.Path,
+    *,
+    tars: Mapping[str, Tar] = IMAGENET,
+    shard_bytes: int = pack.SHARD_BYTES,
 ) -> DataSet:
-    """ImageNet (ILSVRC 2012) from its tar files, as the builder of tfds has it.
+    """Returns ImageNet (ILSVRC 2012) from its tar files, as the builder of tfds has it.
 
     Args:
-      info: of that builder.
-      manual_dir: where the tar files lie.
-      scratch: where the lists of what is in them are kept, once made.
+      info: The metadata of that builder.
+      manual_dir: The directory of the tar files.
+      scratch: The directory that keeps the lists of their content, once made.
+      tars: The tar file of each split.
+      shard_bytes: The approximate size of a shard.
 
     Raises:
-      UserError: a tar file is missing, or is not the original.
+      UserError: A tar file is missing or is not the original.
     """
     from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder
 
-    paths = {split: manual_dir / tar.name for split, tar in IMAGENET.items()}
+    paths = {split: manual_dir / tar.name for split, tar in tars.items()}
     for split, path in paths.items():
-        _check_tar(path, IMAGENET[split])
+        _check_tar(path, tars[split])
     synset_to_label = info.features["label"].str2int
     truth = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt")
     validation = [synset_to_label(synset) for synset in truth.read_text().split()]
@@ -73,16 +81,16 @@ def imagenet(
             if split == "train":
                 label = synset_to_label(name.split("_")[0])
             else:
-                # ILSVRC2012_val_00000001.JPEG has the first label.
+                # The first label is that of ILSVRC2012_val_00000001.JPEG.
                 label = validation[int(re.findall(r"\d+", name)[-1]) - 1]
             files.append(ImageFile(str(path), start, size, label, name))
-        expected = IMAGENET[split].images
+        expected = tars[split].images
         if len(files) != expected:
             raise UserError(
                 f"{path} holds {len(files):,} images, not {expected:,}: it is not the"
                 " original; fetch it again."
             )
-        splits[split] = pack.deal(files, odd)
+        splits[split] = pack.deal(files, odd, shard_bytes)
     return DataSet(
         "imagenet2012", str(info.version), info.features, splits, _about(info)
     )
@@ -105,9 +113,10 @@ def _check_tar(path: pathlib.Path, tar: Tar) -> None:
 
 
 def _members(path: pathlib.Path, scratch: pathlib.Path) -> list[list]:
-    """Start, size and name of each image in a tar file, or in the tar files in it.
+    """Returns the start, size and name of each image in a tar file.
 
-    Looking through a large archive takes minutes, so the list is kept in `scratch`.
+    Includes the images of tar files inside of it. Reading the headers of a large
+    archive takes minutes, so the list is kept in `scratch`.
     """
     kept = scratch / f"{path.name}.{path.stat().st_mtime_ns}.json"
     if not kept.exists():
@@ -134,7 +143,7 @@ def _walk(path: pathlib.Path, start: int) -> Iterator[tuple[int, int, str]]:
 
 
 def _about(info: tfds.core.DatasetInfo) -> dict:
-    """What the metadata of a data set say of it."""
+    """Returns the part of a data set's metadata that its packed copy keeps."""
     return {
         "description": info.description,
         "homepage": info.homepage,
@@ -144,34 +153,37 @@ def _about(info: tfds.core.DatasetInfo) -> dict:
     }
 
 
-def folder(path: str) -> DataSet:
-    """An image folder, PATH/SPLIT/CLASS/IMAGE.jpg; the files go in as they are.
+def folder(path: str, shard_bytes: int = pack.SHARD_BYTES) -> DataSet:
+    """Returns an image folder as a data set that keeps the files as they are.
+
+    Args:
+      path: The folder, which holds SPLIT/CLASS/IMAGE.jpg.
+      shard_bytes: The approximate size of a shard.
 
     Raises:
-      UserError: there are no images, splits differ in their classes, or a name is not
+      UserError: There are no images, splits differ in their classes, or a name is not
         UTF-8, which names in a prepared data set must be.
     """
     sources = {split: FolderSource(path, split) for split in folder_splits(path)}
-    first, *others = sources.values()
-    for other in others:
-        check_same_classes(first, other)
+    first, *rest = sources.values()
+    for source in rest:
+        check_same_classes(first, source)
     splits = {}
     for split, source in sources.items():
         for name in map(source.name, range(len(source))):
             if not _is_utf8(name):
                 raise UserError(f"The name of {name} is not UTF-8; rename it.")
-        splits[split] = pack.deal(
-            [
-                ImageFile(
-                    source.name(index),
-                    0,
-                    os.path.getsize(source.name(index)),
-                    source.labels[index],
-                    source.paths[index],
-                )
-                for index in range(len(source))
-            ]
-        )
+        files = [
+            ImageFile(
+                source.name(index),
+                0,
+                os.path.getsize(source.name(index)),
+                source.labels[index],
+                source.paths[index],
+            )
+            for index in range(len(source))
+        ]
+        splits[split] = pack.deal(files, shard_bytes=shard_bytes)
     features = tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(shape=(None, None, 3)),
@@ -196,13 +208,13 @@ def _is_utf8(name: str) -> bool:
 
 
 def _as_name(text: str) -> str:
-    """The nearest name that tfds takes for a data set."""
+    """Returns the nearest name that tfds accepts for a data set."""
     name = re.sub("[^a-z0-9_]+", "_", text.lower())
     return name if name[:1].isalpha() else f"images_{name}"
 
 
 def prepared(builder: tfds.core.DatasetBuilder) -> DataSet:
-    """A data set that tfds has prepared, shard by shard."""
+    """Returns a data set that tfds has prepared, shard by shard."""
     info = builder.info
     splits = {
         split.name: [
@@ -215,11 +227,15 @@ def prepared(builder: tfds.core.DatasetBuilder) -> DataSet:
 
 
 def builder_of(directory: pathlib.Path) -> tfds.core.DatasetBuilder:
-    """The builder of a prepared directory."""
+    """Returns the builder of a directory that tfds has prepared.
+
+    Raises:
+      UserError: The directory holds no prepared data set.
+    """
     try:
         return tfds.builder_from_directory(directory)
     except (tfds.core.dataset_info.DatasetInfoFileError, ValueError) as error:
         raise UserError(
-            f"{directory} is no data set that tfds has prepared:"
+            f"{directory} is not a data set that tfds has prepared:"
             f" {' '.join(str(error).split())[:200]}"
         ) from None

@@ -1,8 +1,10 @@
 """Packs images into a data set that tfds opens: ArrayRecord shards and their metadata.
 
-Shards are written one by one and moved into place when they are whole, so that an
-interrupted packing goes on with those that are missing; the bytes are the same in the
-end. The directory gets its name when everything is in it.
+Shards are written one by one and moved into place when they are complete. An
+interrupted packing continues with the missing shards, and ends with the same bytes. The
+directory gets its name when everything is in it.
+
+Paths are `pathlib`'s: ArrayRecord and file locks need a local file system.
 """
 
 import contextlib
@@ -14,54 +16,64 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import tensorflow_datasets as tfds
+from jaxtyping import UInt8
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from resnet_jax.console import output
 from resnet_jax.data.decode import Picture
+from resnet_jax.data.image_ops import to_image, to_pixels
 from resnet_jax.data.shards import RECORD, damage, read_record, read_shard, write_shard
-from resnet_jax.data.workers import each
+from resnet_jax.data.workers import map_unordered
 from resnet_jax.errors import BadImageError, UserError
 
+# The approximate size of a shard.
 SHARD_BYTES = 2**27
-# Holds what is not finished, inside the directory that is being packed.
+# The subdirectory of unfinished files in a directory that is being packed.
 SCRATCH = "unfinished"
 Example = tf_example_pb2.Example
 
 
 @runtime_checkable
 class Shard(Protocol):
-    """What becomes one shard; it pickles, since worker processes read it."""
+    """The content of one shard, which pickles, since worker processes read it.
+
+    Its repr must be the same in every process and version: a checksum of it tells
+    whether a packing resumes the same one.
+    """
 
     def __len__(self) -> int:
-        """How many examples there are."""
+        """Returns the number of examples."""
+        ...
 
     def __iter__(self) -> Iterator[bytes]:
-        """Serialized `tf.Example`s; raises UserError if one cannot be read."""
+        """Yields serialized `tf.Example`s; raises UserError if one cannot be read."""
+        ...
 
     @property
     def num_bytes(self) -> int:
-        """About how long the shard will be."""
+        """The approximate size of the shard in bytes."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image file, or one that lies within an archive.
+    """An image file, alone or within an archive.
 
     Attributes:
-      path: the file or the archive.
-      start: where it starts, in bytes.
-      size: its length in bytes.
-      label: of the image.
-      name: of the image, kept in the data set.
+      path: The path of the file or of the archive.
+      start: The offset of the image in that file, in bytes.
+      size: The size of the image in bytes.
+      label: The label of the image.
+      name: The name of the image, which the data set keeps.
     """
 
-    # An archive may be moved before a packing goes on.
+    # Not in the repr, since an archive may be moved before a packing is resumed.
     path: str = dataclasses.field(repr=False)
     start: int
     size: int
@@ -74,8 +86,9 @@ class ImageFiles:
     """A shard of image files.
 
     Attributes:
-      files: of the images.
-      odd: names of images that become RGB JPEGs of quality 100, whatever they are.
+      files: The image files.
+      odd: The names of images that are converted to RGB JPEGs of quality 100, as tfds
+        does with CMYK and PNG files of ImageNet.
     """
 
     files: tuple[ImageFile, ...]
@@ -86,6 +99,7 @@ class ImageFiles:
 
     @property
     def num_bytes(self) -> int:
+        """The size of all files in bytes."""
         return sum(file.size for file in self.files)
 
     def __iter__(self) -> Iterator[bytes]:
@@ -109,8 +123,8 @@ class PreparedFile:
     """A shard of a data set that tfds has prepared.
 
     Attributes:
-      path: an ArrayRecord or a TFRecord file.
-      length: how many examples are in it.
+      path: The path of an ArrayRecord or a TFRecord file.
+      length: The number of examples in it.
     """
 
     path: str
@@ -121,28 +135,29 @@ class PreparedFile:
 
     @property
     def num_bytes(self) -> int:
+        """The size of the file in bytes; 0 if it is missing."""
         return os.path.getsize(self.path) if os.path.exists(self.path) else 0
 
     def __iter__(self) -> Iterator[bytes]:
-        found = 0
+        count = 0
         try:
             for record in self._records():
                 if isinstance(record, RuntimeError):
                     raise record
-                found += 1
+                count += 1
                 yield record
         except (ValueError, RuntimeError, OSError) as error:
             reason = " ".join(str(error).split(":")[0].split())
             raise UserError(f"{self.path} is damaged: {reason}.") from None
-        if found != self.length:
+        if count != self.length:
             raise UserError(
-                f"{self.path} holds {found:,} examples, not {self.length:,} as its"
+                f"{self.path} holds {count:,} examples, not {self.length:,} as its"
                 " dataset_info.json says; prepare that data set again."
             )
 
     def _records(self) -> Iterator[bytes | RuntimeError]:
         if ".tfrecord" in pathlib.Path(self.path).name:
-            # Imported here: it brings jax, which no other kind of shard needs.
+            # Imported here, since it imports jax, which no other kind of shard needs.
             import grain
 
             return iter(grain.experimental.TFRecordIterDataset(self.path))
@@ -170,27 +185,26 @@ def _bytes(content: bytes) -> tf_feature_pb2.Feature:
 
 def _serialize(features: Mapping[str, tf_feature_pb2.Feature]) -> bytes:
     example = Example(features=tf_feature_pb2.Features(feature=features))
-    # The order of the features would be another one in each process.
+    # Otherwise the order of the features would differ between processes.
     return example.SerializeToString(deterministic=True)
 
 
-def to_jpeg(pixels: np.ndarray, quality: int) -> bytes:
-    """Encodes uint8 pixels [h, w, c] as a JPEG; 4:2:0 below quality 100."""
+def to_jpeg(pixels: UInt8[np.ndarray, "h w c"], quality: int) -> bytes:
+    """Encodes pixels as a JPEG, with 4:2:0 subsampling below quality 100."""
     file = io.BytesIO()
-    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[-1] == 1 else pixels)
     subsampling = "4:2:0" if quality < 100 else "4:4:4"
-    image.save(file, "JPEG", quality=quality, subsampling=subsampling)
+    to_image(pixels).save(file, "JPEG", quality=quality, subsampling=subsampling)
     return file.getvalue()
 
 
 @dataclasses.dataclass(frozen=True)
 class Reencode:
-    """Makes images smaller, once, so that decoding them takes less time.
+    """Re-encoding of images as smaller JPEGs, so that decoding them takes less time.
 
     Attributes:
-      max_side: the longer side in pixels, at most; smaller images keep their size. 0:
-        all do.
-      quality: of the JPEG, 1 to 100; 4:2:0.
+      max_side: The largest length of the longer side in pixels; smaller images keep
+        their size. 0 for no limit.
+      quality: The quality of the JPEGs, 1 to 100, with 4:2:0 subsampling.
     """
 
     max_side: int
@@ -204,28 +218,27 @@ class Reencode:
 
     @property
     def note(self) -> str:
-        """What to tell whoever trains on the images."""
+        """The note on the re-encoding that is shown to users of the data set."""
         size = f"longer side at most {self.max_side} px, " if self.max_side else ""
         return f"re-encoded: {size}JPEG quality {self.quality}"
 
     @property
     def suffix(self) -> str:
-        """What the name of such a data set ends in."""
+        """The end of the name of the re-encoded data set."""
         size = f"_max{self.max_side}" if self.max_side else ""
         return f"{size}_q{self.quality}"
 
     def image(self, content: bytes, channels: int, name: str) -> bytes:
-        """Returns the smaller JPEG; raises BadImageError if there is no image."""
+        """Returns the image as a JPEG; raises BadImageError if it cannot be decoded."""
         pixels = Picture(content, channels, name).pixels()
         height, width = pixels.shape[:2]
         longer = max(height, width)
         if self.max_side and longer > self.max_side:
-            size = [
+            wide, high = (
                 max(round(side * self.max_side / longer), 1) for side in (width, height)
-            ]
-            small = Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
-            small = np.asarray(small.resize(size, Image.Resampling.LANCZOS))
-            pixels = small.reshape(*small.shape[:2], channels)
+            )
+            resample = Image.Resampling.LANCZOS
+            pixels = to_pixels(to_image(pixels).resize((wide, high), resample))
         return to_jpeg(pixels, self.quality)
 
 
@@ -244,7 +257,7 @@ class _Job:
 
 
 def _write(job: _Job) -> list[str]:
-    """Writes a shard; returns why images were kept as they are."""
+    """Writes a shard; returns the reasons why images were not re-encoded."""
     kept = []
 
     def records() -> Iterator[bytes]:
@@ -268,7 +281,7 @@ def _write(job: _Job) -> list[str]:
         reason = getattr(error, "strerror", None) or str(error).split(";")[0]
         raise UserError(
             f"{job.path} cannot be written ({reason}); make room, and run the same"
-            " command again: it goes on with the shards that are missing."
+            " command again: it continues with the missing shards."
         ) from None
     return kept
 
@@ -278,11 +291,11 @@ class DataSet:
     """A data set to be packed.
 
     Attributes:
-      name: what it is called, in lower case with underscores.
-      version: MAJOR.MINOR.PATCH.
-      features: of tfds.
-      splits: the shards of each split.
-      about: what else the metadata say: arguments of `tfds.core.DatasetInfo`.
+      name: The name, in lower case with underscores.
+      version: The version, MAJOR.MINOR.PATCH.
+      features: The features, as in the metadata of tfds.
+      splits: The shards of each split.
+      about: The rest of the metadata, as arguments of `tfds.core.DatasetInfo`.
     """
 
     name: str
@@ -296,7 +309,7 @@ class DataSet:
 
 
 def image_channels(features: tfds.features.FeaturesDict) -> dict[str, int]:
-    """1 (grey) or 3 for each feature that is an image."""
+    """Returns the number of channels, 1 or 3, of each feature that is an image."""
     return {
         key: 1 if feature.shape[-1] == 1 else 3
         for key, feature in features.items()
@@ -304,13 +317,22 @@ def image_channels(features: tfds.features.FeaturesDict) -> dict[str, int]:
     }
 
 
-def deal(files: Sequence[ImageFile], odd: tuple[str, ...] = ()) -> list[Shard]:
-    """Deals image files at random, always in the same way, to shards of equal length.
+def deal(
+    files: Sequence[ImageFile],
+    odd: tuple[str, ...] = (),
+    shard_bytes: int = SHARD_BYTES,
+) -> list[Shard]:
+    """Deals image files to shards of equal length, at random with a fixed seed.
 
     Slices such as `train[:10%]` are then random parts of the split. Within a shard
-    files stay in order, since disks read forwards.
+    files stay in order, so that they are read from the disk in order.
+
+    Args:
+      files: The image files of a split.
+      odd: The names of images that are converted, see `ImageFiles`.
+      shard_bytes: The approximate size of a shard.
     """
-    count = max(round(sum(file.size for file in files) / SHARD_BYTES), 1)
+    count = max(round(sum(file.size for file in files) / shard_bytes), 1)
     order = np.random.default_rng(0).permutation(len(files))
     return [
         ImageFiles(tuple(files[index] for index in sorted(part)), odd)
@@ -319,9 +341,12 @@ def deal(files: Sequence[ImageFile], odd: tuple[str, ...] = ()) -> list[Shard]:
 
 
 def work_dir(out: pathlib.Path) -> pathlib.Path:
-    """Where a data set is written: beside `out` until it is whole, then there.
+    """Returns the directory in which a data set is written.
 
-    Raises UserError if something else is in `out`.
+    It is beside `out` until the data set is complete; then it is `out`.
+
+    Raises:
+      UserError: `out` holds something else.
     """
     if not out.exists():
         return out.with_name(f"{out.name}.incomplete")
@@ -341,25 +366,25 @@ def pack(
     command: str,
     reencode: Reencode | None = None,
     workers: int = 1,
-    say: Callable[[str], None] = output.say,
 ) -> None:
     """Writes a data set, or those of its shards that are missing.
 
+    Prints the names of images that are not re-encoded, as they cannot be decoded.
+
     Args:
-      data: the data set.
-      out: the directory to be made; if it is there, its damaged shards are made again.
-      command: the shell command that does this, if `out` is put behind it.
-      reencode: makes the images smaller.
-      workers: processes.
-      say: tells which images were kept since they cannot be decoded.
+      data: The data set.
+      out: The directory to write; if it exists, its damaged shards are written again.
+      command: The shell command that does the same when `out` is appended to it.
+      reencode: The re-encoding of the images; None to keep the files as they are.
+      workers: The number of processes.
 
     Raises:
-      UserError: something else is in that directory, or another process works on it;
-        an image cannot be read; the disk is full.
+      UserError: The directory holds something else, another process is writing it, an
+        image cannot be read, or the disk is full.
     """
     work = work_dir(out)
     with _claimed(work, data, command, reencode):
-        _write_shards(data, work, reencode, workers, say)
+        _write_shards(data, work, reencode, workers)
         if work != out:
             _write_metadata(data, work, out, reencode)
     if work != out:
@@ -371,14 +396,24 @@ def convert(
 ) -> None:
     """Adds ArrayRecord files to a directory that tfds has prepared in another format.
 
-    Arguments and errors as in `pack`; the directory stays what it was until the end.
+    The directory keeps its metadata, and so its format, until all shards are written.
+
+    Args:
+      data: The data set of that directory.
+      directory: The directory.
+      command: The shell command that does the same when `directory` is appended to it.
+      workers: The number of processes.
+
+    Raises:
+      UserError: Another process is writing the directory, a shard is damaged, or the
+        disk is full.
     """
     with _claimed(directory, data, command, None):
-        _write_shards(data, directory, None, workers, print)
+        _write_shards(data, directory, None, workers)
         path = directory / "dataset_info.json"
         info = json.loads(path.read_text())
-        others = set(info.get("alternativeFileFormats", []))
-        info["alternativeFileFormats"] = sorted(others | {"array_record"})
+        formats = set(info.get("alternativeFileFormats", []))
+        info["alternativeFileFormats"] = sorted(formats | {"array_record"})
         write_json(path, info)
 
 
@@ -387,13 +422,13 @@ def _claimed(
     work: pathlib.Path, data: DataSet, command: str, reencode: Reencode | None
 ) -> Iterator[None]:
     """Keeps other processes and other packings out of a directory."""
-    # What a shard prints as says which images are in it, in every process alike.
+    # The repr of a shard identifies its images.
     plan = hashlib.sha256()
     examples = hashlib.sha256()
     for split, shards in data.splits.items():
         for shard in shards:
             plan.update(f"{split} {reencode} {shard!r}\n".encode())
-            # Neither sizes nor shards: the same images may be encoded again.
+            # Without sizes and shards: the same images may be re-encoded.
             for file in getattr(shard, "files", ()):
                 examples.update(f"{split} {file.name!r} {file.label}\n".encode())
     before = read_record(work)
@@ -428,7 +463,6 @@ def _write_shards(
     work: pathlib.Path,
     reencode: Reencode | None,
     workers: int,
-    say: Callable[[str], None],
 ) -> None:
     jobs = [
         _Job(shard, path, work / SCRATCH, reencode, image_channels(data.features))
@@ -440,13 +474,13 @@ def _write_shards(
     free = shutil.disk_usage(work).free
     if needed > free and reencode is None:
         raise UserError(
-            f"{needed / 1e9:,.1f} GB are to be written to {work}, and"
+            f"{needed / 1e9:,.1f} GB are to be written to {work}, and only"
             f" {free / 1e9:,.1f} GB are free there; make room, or choose another disk"
             " with --out."
         )
-    for kept in each(_write, jobs, workers=workers, total=len(data)):
-        for why in kept:
-            say(f"{why} It is kept as it is.")
+    for reasons in map_unordered(_write, jobs, workers=workers, total=len(data)):
+        for reason in reasons:
+            output.say(f"{reason} It is kept as it is.")
 
 
 def _paths(data: DataSet, split: str, directory: pathlib.Path) -> list[pathlib.Path]:
@@ -497,7 +531,7 @@ def _write_metadata(
 
 
 def write_json(path: pathlib.Path, content: dict | list) -> None:
-    """Writes a JSON file whole or not at all."""
+    """Writes a JSON file completely or not at all."""
     partial = path.with_name(f"{path.name}.part")
     partial.write_text(json.dumps(content, indent=1) + "\n")
     partial.rename(path)

@@ -1,4 +1,4 @@
-"""Reads and decodes every image of a data set, and tells what is wrong."""
+"""Reads and decodes every image of a data set, and reports the problems."""
 
 import dataclasses
 import pathlib
@@ -11,9 +11,10 @@ from resnet_jax.data.decode import Picture
 from resnet_jax.data.prepare.pack import image_channels
 from resnet_jax.data.shards import damage, read_shard, repair
 from resnet_jax.data.sources import FolderSource
-from resnet_jax.data.workers import each
+from resnet_jax.data.workers import map_unordered
 from resnet_jax.errors import BadImageError, UserError
 
+# The number of image files that a worker checks at once.
 CHUNK = 256
 
 
@@ -22,10 +23,10 @@ class ShardCheck:
     """One shard of a prepared data set.
 
     Attributes:
-      path: an ArrayRecord file.
-      length: how many examples it should hold.
-      channels: of each feature that is an image.
-      classes: how many there are, of each feature that is a label.
+      path: The path of an ArrayRecord file.
+      length: The expected number of examples.
+      channels: The number of channels of each feature that is an image.
+      classes: The number of classes of each feature that is a label.
     """
 
     path: str
@@ -37,24 +38,24 @@ class ShardCheck:
         return self.length
 
     def problems(self) -> Iterator[str]:
-        """A line for everything that is wrong."""
+        """Yields a line for each problem."""
         path = pathlib.Path(self.path)
-        mend = f"`{repair(path)}` writes it again."
+        advice = f"`{repair(path)}` writes it again."
         if why := damage(path, self.length):
-            yield f"{path}: {why}. {mend}"
+            yield f"{path}: {why}. {advice}"
             return
         for index, record in enumerate(read_shard(path)):
             name = f"{path}[{index}]"
             if isinstance(record, RuntimeError):
                 why = str(record).split(";")[0].split(",")[0]
-                yield f"{name}: cannot be read: {why}. {mend}"
+                yield f"{name}: cannot be read: {why}. {advice}"
                 continue
             yield from self._example(record, name)
 
     def _example(self, record: bytes, name: str) -> Iterator[str]:
         features = tf_example_pb2.Example.FromString(record).features.feature
-        if called := features["file_name"].bytes_list.value:
-            name += f" ({called[0].decode(errors='replace')})"
+        if file_names := features["file_name"].bytes_list.value:
+            name += f" ({file_names[0].decode(errors='replace')})"
         for key, channels in self.channels.items():
             contents = features[key].bytes_list.value
             if not contents:
@@ -67,12 +68,16 @@ class ShardCheck:
         for key, classes in self.classes.items():
             for label in features[key].int64_list.value:
                 if not 0 <= label < classes:
-                    yield f"{name}: {key} {label} is none of the {classes} classes."
+                    yield f"{name}: {key} {label} is not one of the {classes} classes."
 
 
 @dataclasses.dataclass(frozen=True)
 class FilesCheck:
-    """Some image files."""
+    """Some files of an image folder.
+
+    Attributes:
+      paths: The paths of the files.
+    """
 
     paths: tuple[str, ...]
 
@@ -80,7 +85,7 @@ class FilesCheck:
         return len(self.paths)
 
     def problems(self) -> Iterator[str]:
-        """A line for everything that is wrong."""
+        """Yields a line for each problem."""
         for path in self.paths:
             try:
                 Picture(pathlib.Path(path).read_bytes(), 3, path).pixels()
@@ -91,9 +96,10 @@ class FilesCheck:
 
 
 def checks_of_builder(builder: tfds.core.DatasetBuilder) -> list[ShardCheck]:
-    """What is to be checked of a prepared data set of tfds.
+    """Returns a check for each shard of a prepared data set of tfds.
 
-    Raises UserError if there are no ArrayRecord files, or no images.
+    Raises:
+      UserError: There are no ArrayRecord files, or no images.
     """
     info = builder.info
     if tfds.core.FileFormat.ARRAY_RECORD not in info.available_file_formats():
@@ -119,7 +125,7 @@ def checks_of_builder(builder: tfds.core.DatasetBuilder) -> list[ShardCheck]:
 
 
 def checks_of_folder(source: FolderSource) -> list[FilesCheck]:
-    """What is to be checked of one split of an image folder."""
+    """Returns the checks of one split of an image folder, each of several files."""
     paths = [source.name(index) for index in range(len(source))]
     return [
         FilesCheck(tuple(paths[start : start + CHUNK]))
@@ -128,9 +134,9 @@ def checks_of_folder(source: FolderSource) -> list[FilesCheck]:
 
 
 def verify(checks: Sequence[ShardCheck | FilesCheck], workers: int) -> Iterator[str]:
-    """Yields a line for everything that is wrong, and shows the progress."""
+    """Yields a line for each problem, in any order, and shows the progress."""
     total = sum(map(len, checks))
-    for problems in each(_problems, checks, workers=workers, total=total):
+    for problems in map_unordered(_problems, checks, workers=workers, total=total):
         yield from problems
 
 

@@ -1,5 +1,6 @@
-"""Preparing a data set: every way in, and what stands between a user and the result."""
+"""Preparing data sets from every kind of source, and the errors of each."""
 
+import dataclasses
 import hashlib
 import importlib.util
 import io
@@ -17,30 +18,30 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from resnet_jax.data.decode import Picture
-from resnet_jax.data.prepare import originals, pack
-from resnet_jax.data.prepare.builders import way_out
+from resnet_jax.data.prepare.builders import advice_on
+from resnet_jax.data.prepare.originals import IMAGENET, Tar
 from resnet_jax.data.shards import read_shard
 from resnet_jax.data.sources import open_source
 from resnet_jax.errors import UserError
 from resnet_jax.prepare import main
-from tests.data.test_sources import TinyPictures, levels, tfds_image
 from tests.helpers import runs
 from tests.helpers.pictures import encode, noise, write_folder
 from tests.helpers.real_data import real_data
+from tests.helpers.tiny_pictures import TinyPictures, levels, prepare, tfds_image
 
 
-def run(*arguments: object) -> None:
-    """The command line, in this process."""
-    main(["prepare", *map(str, arguments), "--num_workers=1"])
+def run(*arguments: object, **options: object) -> None:
+    """Runs the command in this process; `options` are fields of `Options`."""
+    main(["prepare", *map(str, arguments), "--num_workers=1"], **options)
 
 
 def contents(source) -> dict[bytes, int]:
-    """Every image of a source with its label."""
+    """Returns every image of a source with its label."""
     return dict(source[index] for index in range(len(source)))
 
 
 def snapshot(directory: pathlib.Path) -> dict[str, bytes]:
-    """Every file of a prepared directory, but for what says how it was made."""
+    """Returns every file of a prepared directory but the one with the command."""
     return {
         str(path.relative_to(directory)): path.read_bytes()
         for path in directory.rglob("*")
@@ -77,9 +78,39 @@ VAL = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class SmallImageNet:
+    """Two tar files like those of ImageNet, with a few images.
+
+    Attributes:
+      directory: The directory of the tar files.
+      known: The names, sizes and numbers of images that are expected.
+    """
+
+    directory: pathlib.Path
+    known: dict[str, Tar]
+
+    @property
+    def root(self) -> pathlib.Path:
+        """The directory in which tests write."""
+        return self.directory.parent
+
+    def path(self, split: str) -> pathlib.Path:
+        """Returns the path of the tar file of a split."""
+        return self.directory / self.known[split].name
+
+    def prepare(self, *flags: str) -> pathlib.Path:
+        """Runs the command and returns its data_dir."""
+        run(
+            *("imagenet2012", f"--manual_dir={self.directory}"),
+            *(f"--data_dir={self.root / 'data'}", *flags),
+            imagenet_tars=self.known,
+        )
+        return self.root / "data"
+
+
 @pytest.fixture
-def tars(tmp_path, monkeypatch) -> pathlib.Path:
-    """ImageNet in small: two tar files that are known by name, size and count."""
+def imagenet(tmp_path) -> SmallImageNet:
     directory = tmp_path / "tars"
     directory.mkdir()
     inner = {
@@ -88,39 +119,32 @@ def tars(tmp_path, monkeypatch) -> pathlib.Path:
         )
         for synset in SYNSETS
     }
-    expected = {}
+    known = {}
     for split, name, files, count in (
         ("train", "ILSVRC2012_img_train.tar", inner, len(TRAIN)),
         ("validation", "ILSVRC2012_img_val.tar", VAL, len(VAL)),
     ):
         content = tar_of(files)
         (directory / name).write_bytes(content)
-        expected[split] = originals.Tar(name, len(content), count)
-    monkeypatch.setattr(originals, "IMAGENET", expected)
-    return directory
+        known[split] = Tar(name, len(content), count)
+    return SmallImageNet(directory, known)
 
 
-def run_imagenet(tars: pathlib.Path, *flags: str) -> pathlib.Path:
-    data_dir = tars.parent / "data"
-    run("imagenet2012", f"--manual_dir={tars}", f"--data_dir={data_dir}", *flags)
-    return data_dir
-
-
-def test_imagenet_is_known_by_its_sizes_and_counts():
-    train, validation = originals.IMAGENET["train"], originals.IMAGENET["validation"]
+def test_the_archives_of_imagenet_have_known_sizes_and_numbers_of_images():
+    train, validation = IMAGENET["train"], IMAGENET["validation"]
     assert (train.size, train.images) == (147_897_477_120, 1_281_167)
     assert (validation.size, validation.images) == (6_744_924_160, 50_000)
 
 
-def test_imagenet_opens_as_the_builder_of_tfds_has_it(tars, capsys):
-    data_dir = run_imagenet(tars)
+def test_imagenet_opens_as_the_builder_of_tfds_has_it(imagenet, capsys):
+    data_dir = imagenet.prepare()
     assert "train 12, validation 4 images" in capsys.readouterr().out
     builder = tfds.builder("imagenet2012", data_dir=data_dir)
     names = builder.info.features["label"]
     for split, files in (("train", TRAIN), ("validation", VAL)):
         source = open_source("tfds:imagenet2012", split, data_dir=str(data_dir))
         assert len(source.classes) == 1000
-        # The very bytes that were in the tar files.
+        # The bytes are those of the files in the tar files.
         assert contents(source).keys() == set(files.values())
         for example in builder.as_data_source(
             split, decoders={"image": tfds.decode.SkipDecoding()}
@@ -130,7 +154,7 @@ def test_imagenet_opens_as_the_builder_of_tfds_has_it(tars, capsys):
             if split == "train":
                 synset = file_name.split("_")[0]
                 assert names.int2str(int(example["label"])) == synset
-    # As published for the first three images of the validation set.
+    # The published labels of the first three images of the validation set.
     truth = {image: name for name, image in VAL.items()}
     labels = {truth[image]: label for image, label in contents(source).items()}
     for number, synset in enumerate(("n01751748", "n09193705", "n02105855"), start=1):
@@ -141,7 +165,8 @@ def test_imagenet_opens_as_the_builder_of_tfds_has_it(tars, capsys):
 KILLED = """
 import os, signal, sys
 from resnet_jax import prepare
-from resnet_jax.data import originals, pack
+from resnet_jax.data.prepare import pack
+from resnet_jax.data.prepare.originals import Tar
 
 def read(file, read=pack._read, count=iter(range(10**9))):
     if next(count) == {reads}:
@@ -149,46 +174,45 @@ def read(file, read=pack._read, count=iter(range(10**9))):
     return read(file)
 
 pack._read = read
-pack.SHARD_BYTES = 3000
-originals.IMAGENET = {{split: originals.Tar(*tar) for split, tar in {tars}.items()}}
-prepare.main(["prepare", *sys.argv[1:]])
+prepare.main(["prepare", *sys.argv[1:]], imagenet_tars={tars}, shard_bytes=3000)
 """
 
 
-def test_a_killed_preparation_of_imagenet_goes_on_and_ends_with_the_same_bytes(tars):
-    known = {
-        split: (tar.name, tar.size, tar.images)
-        for split, tar in originals.IMAGENET.items()
-    }
+def test_a_killed_preparation_of_imagenet_resumes_and_ends_with_the_same_bytes(
+    imagenet,
+):
+    root = imagenet.root
 
     def run_until(reads: int, data_dir: str) -> tuple[int, str]:
         return runs.run_python(
-            *("-c", KILLED.format(reads=reads, tars=known), "imagenet2012"),
-            f"--manual_dir={tars}",
-            f"--data_dir={tars.parent / data_dir}",
+            "-c",
+            KILLED.format(reads=reads, tars=imagenet.known),
+            "imagenet2012",
+            f"--manual_dir={imagenet.directory}",
+            f"--data_dir={root / data_dir}",
             "--num_workers=1",
         )
 
     code, output = run_until(len(TRAIN) // 2, "data")
     assert code == -signal.SIGKILL
     assert output.count("Looking for images") == 2
-    assert not (tars.parent / "data/imagenet2012/5.1.0").exists()
-    done = len(list(tars.parent.glob("data/imagenet2012/*.incomplete/*array_record*")))
+    assert not (root / "data/imagenet2012/5.1.0").exists()
+    done = len(list(root.glob("data/imagenet2012/*.incomplete/*array_record*")))
     assert done >= 2
-    # Of 16 images, those of finished shards are not read again; nor are the tar files
-    # looked through again.
+    # Of the 16 images, those of finished shards (two each) are not read again, nor are
+    # the headers of the tar files.
     code, output = run_until(16 - 2 * done + 1, "data")
     assert code == 0, output
     assert "Looking for images" not in output
 
     code, output = run_until(10**6, "whole")
     assert code == 0, output
-    whole = snapshot(tars.parent / "whole/imagenet2012")
-    assert snapshot(tars.parent / "data/imagenet2012") == whole
+    whole = snapshot(root / "whole/imagenet2012")
+    assert snapshot(root / "data/imagenet2012") == whole
     assert sum("array_record" in name for name in whole) == 8
 
 
-def test_images_that_tfds_turns_into_rgb_jpegs_are(tars, monkeypatch):
+def test_images_that_tfds_converts_to_rgb_jpegs_are_converted(imagenet):
     names = ["n01739381_1309.JPEG", "n02105855_2933.JPEG"]
     picture = Image.new("RGB", (40, 30), (200, 100, 50))
     files = {
@@ -198,83 +222,82 @@ def test_images_that_tfds_turns_into_rgb_jpegs_are(tars, monkeypatch):
     content = tar_of(
         {f"{name.split('_')[0]}.tar": tar_of({name: files[name]}) for name in names}
     )
-    path = tars / "ILSVRC2012_img_train.tar"
+    path = imagenet.path("train")
     path.write_bytes(content)
-    expected = originals.IMAGENET | {"train": originals.Tar(path.name, len(content), 2)}
-    monkeypatch.setattr(originals, "IMAGENET", expected)
-    data_dir = run_imagenet(tars)
+    imagenet.known["train"] = Tar(path.name, len(content), 2)
+    data_dir = imagenet.prepare()
     source = open_source("tfds:imagenet2012", "train", data_dir=str(data_dir))
     for image, _ in (source[0], source[1]):
         decoded = Image.open(io.BytesIO(image))
         assert (decoded.format, decoded.mode) == ("JPEG", "RGB")
-        # CMYK of 8 bits and two JPEGs lie between.
+        # The colours were rounded to CMYK, and by two JPEGs.
         assert np.abs(np.asarray(decoded) - np.array([200, 100, 50])).max() <= 4
 
 
-def test_a_missing_tar_is_told_with_its_size_and_its_page(tars):
-    (tars / "ILSVRC2012_img_val.tar").unlink()
+def test_a_missing_tar_is_reported_with_its_size_and_its_web_page(imagenet):
+    imagenet.path("validation").unlink()
     with pytest.raises(UserError) as raised:
-        run_imagenet(tars)
-    size = f"{originals.IMAGENET['validation'].size:,}"
+        imagenet.prepare()
+    size = f"{imagenet.known['validation'].size:,}"
     assert f"ILSVRC2012_img_val.tar ({size} bytes) is not in" in str(raised.value)
     assert "https://image-net.org" in str(raised.value)
     assert "--manual_dir=DIRECTORY" in str(raised.value)
 
 
-def test_a_tar_of_another_size_is_told_before_anything_is_written(tars):
-    path = tars / "ILSVRC2012_img_train.tar"
+def test_a_tar_of_another_size_is_reported_before_anything_is_written(imagenet):
+    path = imagenet.path("train")
     path.write_bytes(path.read_bytes()[:-512])
     with pytest.raises(UserError, match=r"train\.tar has .* bytes, not .* not finish"):
-        run_imagenet(tars)
-    assert not (tars.parent / "data" / "imagenet2012" / "5.1.0").exists()
+        imagenet.prepare()
+    assert not (imagenet.root / "data" / "imagenet2012" / "5.1.0").exists()
 
 
-def test_a_tar_with_other_images_is_told_before_anything_is_written(tars, monkeypatch):
-    tar = originals.IMAGENET["train"]
-    other = {**originals.IMAGENET, "train": originals.Tar(tar.name, tar.size, 13)}
-    monkeypatch.setattr(originals, "IMAGENET", other)
+def test_a_tar_with_other_images_is_reported_before_anything_is_written(imagenet):
+    imagenet.known["train"] = dataclasses.replace(imagenet.known["train"], images=13)
     with pytest.raises(UserError, match="holds 12 images, not 13"):
-        run_imagenet(tars)
-    assert not list(tars.parent.glob("data/**/*array_record*"))
+        imagenet.prepare()
+    assert not list(imagenet.root.glob("data/**/*array_record*"))
 
 
-def test_a_tar_that_is_none_is_told(tars):
-    path = tars / "ILSVRC2012_img_val.tar"
+def test_a_file_that_is_not_a_tar_is_reported(imagenet):
+    path = imagenet.path("validation")
     path.write_bytes(b"?" * path.stat().st_size)
     with pytest.raises(UserError, match=r"val\.tar is damaged: .*; fetch it again"):
-        run_imagenet(tars)
+        imagenet.prepare()
 
 
-def test_what_tfds_prepared_itself_is_left_alone(tars):
-    there = tars.parent / "data" / "imagenet2012" / "5.1.0"
-    there.mkdir(parents=True)
+def test_a_data_set_that_tfds_prepared_is_not_overwritten(imagenet):
+    directory = imagenet.root / "data" / "imagenet2012" / "5.1.0"
+    directory.mkdir(parents=True)
     info = '{"name": "imagenet2012", "version": "5.1.0"}'
-    (there / "dataset_info.json").write_text(info)
-    with pytest.raises(UserError, match=f"prepare convert {there}"):
-        run_imagenet(tars)
-    assert (there / "dataset_info.json").read_text() == info
+    (directory / "dataset_info.json").write_text(info)
+    with pytest.raises(UserError, match=f"prepare convert {directory}"):
+        imagenet.prepare()
+    assert (directory / "dataset_info.json").read_text() == info
 
 
 # Re-encoding
 
 
-def test_reencoded_images_are_smaller_and_say_so(tars, capsys):
-    data_dir = run_imagenet(tars, "--max_side=20", "--quality=80")
+def test_a_reencoded_data_set_has_small_images_and_a_note(imagenet, capsys):
+    data_dir = imagenet.prepare("--max_side=20", "--quality=80")
     name = "imagenet2012_max20_q80"
     assert f"{data_dir}/{name}" in capsys.readouterr().out
     source = open_source(f"tfds:{name}", "train", data_dir=str(data_dir))
-    assert source.where == (
+    assert source.title == (
         f"tfds:{name}/train (re-encoded: longer side at most 20 px, JPEG quality 80)"
     )
     for index in range(len(source)):
         image = Image.open(io.BytesIO(source[index][0]))
         assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (20, 15))
-        assert image.layer[0][1:3] == (2, 2)  # 4:2:0
+        # 4:2:0 subsampling.
+        assert image.layer[0][1:3] == (2, 2)
 
 
 def test_reencoding_turns_upright_keeps_grey_and_never_enlarges(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
+    # An orientation that turns the image by 90 degrees.
+    exif[0x0112] = 6
     wide = noise(0, 40, 20)
     source = write_folder(
         tmp_path / "in",
@@ -305,32 +328,33 @@ def test_reencoding_looks_like_the_original(tmp_path):
         small = Image.open(io.BytesIO(image))
         assert max(small.size) == min(400, max(original.size))
         wanted = original.resize(small.size, Image.Resampling.LANCZOS)
-        # Brightness, since 4:2:0 halves colours: quality 90 costs a few of 255 levels.
+        # Only brightness is compared, as 4:2:0 halves the resolution of the colours.
+        # JPEG quality 90 costs a few of 255 levels.
         greys = [np.asarray(image.convert("L"), float) for image in (small, wanted)]
         assert np.abs(greys[0] - greys[1]).mean() < 4
 
 
-def test_what_cannot_be_decoded_is_told_and_kept_as_it_is(tmp_path, capsys):
+def test_an_image_that_cannot_be_decoded_is_reported_and_kept(tmp_path, capsys):
     broken = encode(noise(0, 64, 48), "JPEG")[:700]
     files = {"train/a/1.jpg": broken, "train/b/2.jpg": encode(noise(1, 64, 48), "JPEG")}
     run(write_folder(tmp_path / "in", files), "--quality=50")
-    told = capsys.readouterr().out
-    assert "truncated" in told
-    assert "It is kept as it is." in told
+    output = capsys.readouterr().out
+    assert "truncated" in output
+    assert "It is kept as it is." in output
     packed = open_source(f"tfds:{tmp_path / 'in_q50'}", "train")
     assert broken in contents(packed)
 
 
 @pytest.mark.parametrize(
-    ("flag", "told"),
+    ("flag", "message"),
     [
         ("--quality=101", "from 1 to 100"),
         ("--quality=-1", "from 1 to 100"),
         ("--max_side=-4", "at least 1 pixel"),
     ],
 )
-def test_impossible_sizes_and_qualities_are_told(flag, told, tmp_path):
-    with pytest.raises(UserError, match=told):
+def test_impossible_sizes_and_qualities_are_reported(flag, message, tmp_path):
+    with pytest.raises(UserError, match=message):
         run(f"folder:{tmp_path}", flag)
 
 
@@ -345,70 +369,65 @@ FOLDER = {
 }
 
 
-def test_a_name_that_is_not_utf8_is_told(tmp_path):
+def test_a_name_that_is_not_utf8_is_reported(tmp_path):
     name = os.fsdecode(b"train/cat/\xff.jpg")
-    where = write_folder(tmp_path / "in", {name: FOLDER["val/cat/1.jpg"]})
+    folder = write_folder(tmp_path / "in", {name: FOLDER["val/cat/1.jpg"]})
     with pytest.raises(UserError, match="is not UTF-8; rename it"):
-        run(where)
+        run(folder)
 
 
 def test_a_packed_folder_gives_the_same_images_and_classes(tmp_path, capsys):
-    where = write_folder(tmp_path / "My pets!", FOLDER)
-    run(where)
+    folder = write_folder(tmp_path / "My pets!", FOLDER)
+    run(folder)
     out = tmp_path / "My pets!_arrayrecord"
     assert f"--config.data.source=tfds:{out}" in capsys.readouterr().out
     for split in ("train", "val"):
-        source, packed = open_source(where, split), open_source(f"tfds:{out}", split)
+        source, packed = open_source(folder, split), open_source(f"tfds:{out}", split)
         assert packed.classes == source.classes == ("cat", "dog")
         assert contents(packed) == contents(source)
         assert len(packed) == len(source) == 10
 
 
 def test_a_part_of_a_packed_split_is_a_random_part(tmp_path):
-    # As a part of what tfds prepared is; in the order of the folder it would be one
-    # class.
+    # As in data sets that tfds prepares. In the order of the folder, the first half
+    # would be one class.
     files = {
         f"train/{name}/{index}.jpg": encode(noise(index, 8, 8), "JPEG")
         for name in ("cat", "dog")
         for index in range(50)
     }
-    pack.SHARD_BYTES, size = 5000, pack.SHARD_BYTES
-    try:
-        run(write_folder(tmp_path / "in", files), f"--out={tmp_path / 'out'}")
-    finally:
-        pack.SHARD_BYTES = size
+    folder = write_folder(tmp_path / "in", files)
+    run(folder, f"--out={tmp_path / 'out'}", shard_bytes=5000)
     part = open_source(f"tfds:{tmp_path / 'out'}", "train[:50%]")
     labels = [part[index][1] for index in range(len(part))]
     assert 10 < sum(labels) < 40
 
 
-def test_other_images_or_options_do_not_mix_with_what_is_there(tmp_path):
-    where = write_folder(tmp_path / "in", FOLDER)
+def test_a_directory_of_other_images_or_options_is_not_continued(tmp_path):
+    folder = write_folder(tmp_path / "in", FOLDER)
     out = f"--out={tmp_path / 'out'}"
-    run(where, out)
+    run(folder, out)
     with pytest.raises(UserError, match="other images or with other options"):
-        run(where, out, "--quality=70")
+        run(folder, out, "--quality=70")
     write_folder(tmp_path / "in", {"train/cat/new.jpg": FOLDER["val/cat/1.jpg"]})
     with pytest.raises(UserError, match="other images or with other options"):
-        run(where, out)
-    # Nothing was touched.
+        run(folder, out)
+    # The directory is unchanged.
     assert len(open_source(f"tfds:{tmp_path / 'out'}", "train")) == 10
 
 
-def test_splits_with_other_classes_are_told(tmp_path):
-    where = write_folder(tmp_path / "in", FOLDER | {"val/emu/1.jpg": b""})
+def test_splits_with_different_classes_are_reported(tmp_path):
+    folder = write_folder(tmp_path / "in", FOLDER | {"val/emu/1.jpg": b""})
     with pytest.raises(UserError, match="'emu'"):
-        run(where)
+        run(folder)
 
 
-# What tfds has prepared
+# Data sets that tfds has prepared
 
 
 def tfrecords_without_tensorflow(data_dir: pathlib.Path) -> pathlib.Path:
-    """A data set of tfds as TFRecord, whose checksums, which nobody reads, are 0."""
-    builder = TinyPictures(config="jpeg", data_dir=data_dir, file_format="array_record")
-    builder.download_and_prepare()
-    directory = pathlib.Path(builder.data_dir)
+    """Writes a data set as TFRecord, with checksums of 0, which nobody reads."""
+    directory = prepare(data_dir, "jpeg")
     for path in list(directory.glob("*array_record*")):
         records = b"".join(
             struct.pack("<QI", len(record), 0) + record + bytes(4)
@@ -445,12 +464,13 @@ def test_tfrecords_become_arrayrecord(write, tmp_path):
     with pytest.raises(UserError, match=f"prepare convert {directory}"):
         run(name, f"--data_dir={tmp_path}")
     run("convert", directory)
-    run(name, f"--data_dir={tmp_path}")  # nothing is left to do
+    # Nothing is left to do.
+    run(name, f"--data_dir={tmp_path}")
     for split, count in (("train", 10), ("test", 4)):
         source = open_source(name, split, data_dir=str(tmp_path))
         files = {tfds_image(split, index): index % 3 for index in range(count)}
         assert contents(source) == files
-    # The TFRecords are still there, and still what tfds reads first.
+    # The TFRecords are unchanged, and still the format that tfds reads by default.
     after = snapshot(directory)
     assert before.items() - after.items() == {
         ("dataset_info.json", before["dataset_info.json"])
@@ -494,12 +514,11 @@ def test_a_truncated_tfrecord_is_named_and_nothing_looks_converted(tmp_path):
         open_source("tfds:tiny_pictures/jpeg", "train", data_dir=str(tmp_path))
 
 
-def test_what_needs_no_conversion_is_told(tmp_path):
-    where = write_folder(tmp_path / "in", FOLDER)
-    run(where)
+def test_a_directory_that_cannot_be_converted_is_reported(tmp_path):
+    run(write_folder(tmp_path / "in", FOLDER))
     with pytest.raises(UserError, match="is ArrayRecord already"):
         run("convert", f"{tmp_path}/in_arrayrecord")
-    with pytest.raises(UserError, match="no data set that tfds has prepared"):
+    with pytest.raises(UserError, match="not a data set that tfds has prepared"):
         run("convert", tmp_path)
 
 
@@ -516,7 +535,7 @@ def test_a_builder_of_tfds_is_prepared_and_made_smaller(tmp_path):
 
 
 class Fetched(tfds.core.GeneratorBasedBuilder):
-    """A data set of one small file on a server that there is not."""
+    """A data set of one small file on a server that does not exist."""
 
     URL = "http://resnet-jax.invalid/pictures.bin"
     VERSION = tfds.core.Version("1.0.0")
@@ -559,13 +578,13 @@ def test_a_file_with_a_wrong_checksum_is_named(tmp_path):
     run("tfds:fetched", f"--data_dir={tmp_path}", f"--manual_dir={tmp_path}")
 
 
-def test_an_unknown_data_set_is_answered_with_the_nearest(tmp_path):
+def test_an_unknown_data_set_is_reported_with_the_nearest_name(tmp_path):
     with pytest.raises(UserError, match="fashion_mnist"):
         run("tfds:fashion_mnits", f"--data_dir={tmp_path}")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["pictures"], "Write imagenet2012, tfds:NAME"),
         (["folder:"], "Write imagenet2012, tfds:NAME"),
@@ -576,13 +595,13 @@ def test_an_unknown_data_set_is_answered_with_the_nearest(tmp_path):
         (["tfds:mnist", "--out=x"], "--data_dir=DIRECTORY"),
     ],
 )
-def test_what_is_no_data_set_is_told_how_to_write_one(arguments, told):
-    with pytest.raises(UserError, match=told):
+def test_wrong_arguments_are_reported_with_the_right_ones(arguments, message):
+    with pytest.raises(UserError, match=message):
         run(*arguments)
 
 
 @pytest.mark.parametrize(
-    ("cause", "told"),
+    ("cause", "advice"),
     [
         (
             ModuleNotFoundError("No module named 'tensorflow'"),
@@ -593,7 +612,7 @@ def test_what_is_no_data_set_is_told_how_to_write_one(arguments, told):
         (ValueError("something new"), "ValueError: something new"),
     ],
 )
-def test_whatever_stops_a_builder_is_told_with_the_way_out(cause, told):
+def test_an_error_of_a_builder_is_reported_with_advice(cause, advice):
     error = RuntimeError("tfds failed")
     error.__cause__ = cause
-    assert told in way_out(error)
+    assert advice in advice_on(error)

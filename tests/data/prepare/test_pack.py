@@ -1,4 +1,4 @@
-"""Packing survives what stops it: kills, full disks, damaged shards."""
+"""Packing resumes after kills and full disks, and damaged shards can be repaired."""
 
 import os
 import pathlib
@@ -15,29 +15,30 @@ from resnet_jax.data.sources import open_source
 from resnet_jax.errors import BadImageError, UserError
 from resnet_jax.prepare import main
 from tests.helpers import runs
+from tests.helpers.breakages import flip_byte, truncate
 from tests.helpers.pictures import encode, noise, write_folder
 
-# The two-minute part has no room for them.
+# Each test packs in a process of its own, which takes seconds.
 pytestmark = pytest.mark.slow
 
 
 IMAGES = 60
 # Packs a folder into shards of a few images, as `python -m resnet_jax.prepare` does.
 PACK = """
-import sys, time
+import functools, sys, time
+from resnet_jax import prepare
+from resnet_jax.console import output
 from resnet_jax.data.prepare import pack
-from resnet_jax import output, prepare
 
 def read_slowly(file, read=pack._read):
     time.sleep(0.02)
     return read(file)
 
 if __name__ == "__main__":
-    pack.SHARD_BYTES = 20_000
     if "slow" in sys.argv:
         sys.argv.remove("slow")
         pack._read = read_slowly
-    output.command(prepare.run)
+    output.command(functools.partial(prepare.run, shard_bytes=20_000))
 """
 
 
@@ -54,7 +55,7 @@ def source(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def whole(source, tmp_path_factory) -> dict[str, bytes]:
-    """What an uninterrupted packing writes."""
+    """The files that an uninterrupted packing writes."""
     out = tmp_path_factory.mktemp("whole") / "out"
     assert run(source, f"--out={out}")[0] == 0
     files = contents(out)
@@ -71,7 +72,7 @@ def run(*arguments: str) -> tuple[int, str]:
 
 
 def contents(directory: pathlib.Path) -> dict[str, bytes]:
-    """Every file, but for the one that says how the directory was made."""
+    """Returns the content of every file but the one with the command."""
     return {
         path.name: path.read_bytes()
         for path in directory.iterdir()
@@ -97,7 +98,7 @@ def test_a_killed_packing_goes_on_and_ends_with_the_same_bytes(source, whole, tm
     wait_for(lambda: len(shards(work)) >= 2)
     killed.kill()
     killed.communicate()
-    # Nothing looks prepared, and what is there is whole.
+    # Nothing looks prepared.
     assert not out.exists()
     with pytest.raises(UserError, match="no prepared data set"):
         open_source(f"tfds:{out}", "train")
@@ -125,13 +126,13 @@ def test_the_number_of_workers_changes_no_byte(source, whole, tmp_path):
 def children(pid: int) -> list[int]:
     path = pathlib.Path(f"/proc/{pid}/task/{pid}/children")
     if not path.exists():
-        pytest.skip("the system does not tell which processes another one has started")
+        pytest.skip("the system does not list the children of a process")
     return [int(child) for child in path.read_text().split()]
 
 
 def is_alive(pid: int) -> bool:
     status = pathlib.Path(f"/proc/{pid}/status")
-    # One that has ended may wait for whoever adopted it.
+    # A process that has ended is a zombie until its new parent collects it.
     return status.exists() and "State:\tZ" not in status.read_text()
 
 
@@ -158,7 +159,7 @@ def test_two_packings_do_not_write_the_same_directory(source, tmp_path):
     out = f"--out={tmp_path / 'out'}"
     first = start(source, out, "--num_workers=1", "slow")
     wait_for(lambda: shards(tmp_path / "out.incomplete"))
-    # Else it may be done before the second one has begun.
+    # Stopped, so that it does not end before the second packing begins.
     first.send_signal(signal.SIGSTOP)
     code, output = run(source, out)
     first.send_signal(signal.SIGCONT)
@@ -176,7 +177,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
 def test_a_full_disk_is_told_and_packing_goes_on_later(tmp_path):
-    # Small images in one split, large ones in the other, which the disk does not take.
+    # The images of the second split are larger than the limit of the files' size.
     files = {"a/cat/1.jpg": encode(noise(0, 40, 40), "JPEG")}
     files |= {"b/cat/1.jpg": encode(noise(1, 600, 600), "JPEG", quality=100)}
     source = write_folder(tmp_path / "in", files)
@@ -189,12 +190,12 @@ def test_a_full_disk_is_told_and_packing_goes_on_later(tmp_path):
     assert re.match(
         r"error: .*/in-b\.array_record-.* cannot be written \(.*File too", last
     )
-    assert "run the same command again: it goes on" in last
+    assert "run the same command again: it continues" in last
     assert "Traceback" not in output
     assert not out.exists()
     finished = shards(tmp_path / "out.incomplete")
     assert [path.name[:4] for path in finished] == ["in-a"]
-    # The room that the unfinished shard took is free again.
+    # The unfinished shard is removed.
     assert not list(tmp_path.glob("out.incomplete/unfinished/*array_record*"))
     before = finished[0].stat().st_mtime_ns
 
@@ -214,20 +215,8 @@ def test_a_disk_that_is_too_small_is_told_before_it_is_full(
     assert not list(tmp_path.rglob("*array_record*"))
 
 
-def truncate(path: pathlib.Path) -> None:
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
-
-
-def flip(path: pathlib.Path) -> None:
-    content = bytearray(path.read_bytes())
-    middle = content.find(b"\xff\xd8\xff") + 300
-    content[middle] ^= 0xFF
-    path.write_bytes(content)
-
-
 def repaired(message: str, out: pathlib.Path) -> str:
-    """Gives the command of a message to a shell; returns its output."""
+    """Runs the command of a message in a shell and returns its output."""
     command = re.search("`(.*)`", message).group(1)
     assert command.startswith("rm ")
     environment = os.environ | {"PYTHONPATH": str(runs.ROOT)}
@@ -250,16 +239,17 @@ def test_a_truncated_or_missing_shard_is_named_with_the_command_that_mends_it(
     source, tmp_path, damage
 ):
     main(["prepare", source, f"--out={tmp_path / 'out'}", "--num_workers=1"])
-    out = tmp_path / "my out"  # shells need it quoted
+    # A name that has to be quoted in a shell.
+    out = tmp_path / "my out"
     (tmp_path / "out").rename(out)
     before = contents(out)
     shard = shards(out)[1]
     damage(shard)
-    # Told when it is opened, and not when its turn comes in the order of a run.
+    # The error is raised on opening, not when a run reads the shard.
     with pytest.raises(UserError, match="is damaged") as raised:
         open_source(f"tfds:{out}", "val")
     assert str(shard) in str(raised.value)
-    # The other split is whole.
+    # The other split is not affected.
     assert len(open_source(f"tfds:{out}", "train")) == IMAGES // 2
     repaired(str(raised.value), out)
     assert contents(out) == before
@@ -270,7 +260,7 @@ def test_a_flipped_bit_names_the_image_the_shard_and_the_command(source, tmp_pat
     main(["prepare", source, f"--out={out}", "--num_workers=1"])
     before = contents(out)
     shard = shards(out)[0]
-    flip(shard)
+    flip_byte(shard)
     damaged = open_source(f"tfds:{out}", "train")
     good, errors = 0, []
     for index in range(len(damaged)):

@@ -1,4 +1,4 @@
-"""Verifying finds whatever is wrong, names it, and says how it is mended."""
+"""Verifying names every problem of a data set, and the command that repairs it."""
 
 import pathlib
 import re
@@ -10,9 +10,9 @@ from tensorflow_datasets.proto import tf_example_pb2
 from resnet_jax.data.shards import OPTIONS, ArrayRecordWriter, read_shard
 from resnet_jax.errors import UserError
 from resnet_jax.prepare import main
-from tests.data.prepare.test_pack import flip, truncate
-from tests.data.test_sources import TinyPictures
+from tests.helpers.breakages import flip_byte, truncate
 from tests.helpers.pictures import encode, noise, write_folder
+from tests.helpers.tiny_pictures import prepare
 
 JPEG = encode(noise(0, 64, 48), "JPEG")
 PNG = encode(noise(1, 64, 48), "PNG")
@@ -31,11 +31,11 @@ BROKEN = {
 }
 
 
-def verify(what: object, capsys, *flags: str) -> tuple[int, list[str]]:
-    """The exit code, and the lines that tell what is wrong."""
+def verify(source: object, capsys, *flags: str) -> tuple[int, list[str]]:
+    """Returns the exit code and the lines of the output."""
     capsys.readouterr()
     try:
-        main(["prepare", "verify", str(what), "--num_workers=1", *flags])
+        main(["prepare", "verify", str(source), "--num_workers=1", *flags])
     except UserError as error:
         lines = capsys.readouterr().out.splitlines()
         count = int(re.match(r"([\d,]+) things? ", str(error)).group(1))
@@ -53,14 +53,14 @@ def files() -> dict[str, bytes]:
     }
 
 
-def pack(where: str, out: pathlib.Path) -> pathlib.Path:
-    main(["prepare", where, f"--out={out}", "--num_workers=1"])
+def pack(source: str, out: pathlib.Path) -> pathlib.Path:
+    """Packs a folder and returns the shard of its training split."""
+    main(["prepare", source, f"--out={out}", "--num_workers=1"])
     return next(out.glob("*train*"))
 
 
 def test_every_broken_image_of_a_folder_is_named(files, tmp_path, capsys):
-    where = write_folder(tmp_path / "in", files)
-    code, lines = verify(where, capsys)
+    code, lines = verify(write_folder(tmp_path / "in", files), capsys)
     assert code == 1
     named = {re.search(r"/train/(\w+)/1\.jpg: ", line).group(1) for line in lines}
     assert named == {name.replace(" ", "_") for name in BROKEN}
@@ -72,56 +72,56 @@ def test_every_broken_image_of_a_shard_is_named_by_shard_index_and_name(
     shard = pack(write_folder(tmp_path / "in", files), tmp_path / "out")
     code, lines = verify(tmp_path / "out", capsys)
     assert code == 1
-    found = {}
+    indices = {}
     for line in lines:
         match = re.match(r"(.*)\[(\d+)\] \((\w+)/1\.jpg\): .+\.$", line)
         assert match.group(1) == str(shard)
-        found[match.group(3)] = int(match.group(2))
-    assert found.keys() == {name.replace(" ", "_") for name in BROKEN}
-    for name, index in found.items():
+        indices[match.group(3)] = int(match.group(2))
+    assert indices.keys() == {name.replace(" ", "_") for name in BROKEN}
+    for name, index in indices.items():
         record = list(read_shard(shard))[index]
         example = tf_example_pb2.Example.FromString(record).features.feature
         assert example["file_name"].bytes_list.value[0] == f"{name}/1.jpg".encode()
 
 
-def test_a_data_set_without_a_fault_is_told_so(tmp_path, capsys):
+def test_a_data_set_without_problems_is_reported_as_readable(tmp_path, capsys):
     files = {f"train/{name}/1.jpg": content for name, content in GOOD.items()}
-    where = write_folder(tmp_path / "in", files)
-    pack(where, tmp_path / "out")
-    for what in (where, tmp_path / "out", f"tfds:{tmp_path / 'out'}"):
-        assert verify(what, capsys) == (0, [f"All 3 images of {what} are readable."])
+    folder = write_folder(tmp_path / "in", files)
+    pack(folder, tmp_path / "out")
+    for source in (folder, tmp_path / "out", f"tfds:{tmp_path / 'out'}"):
+        message = f"All 3 images of {source} are readable."
+        assert verify(source, capsys) == (0, [message])
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
-        (truncate, r"out/in-train\S+: it is truncated or no ArrayRecord\. `rm -f .*"),
+        (truncate, r"out/in-train\S+: it is truncated or not an \w+ file\. `rm -f .*"),
         (pathlib.Path.unlink, r"out/in-train\S+: it is missing\. `rm -f .*"),
-        (flip, r"out/in-train\S+\[\d\]: cannot be read: Corrupted .* `rm -f .*"),
+        (flip_byte, r"out/in-train\S+\[\d\]: cannot be read: Corrupted .* `rm -f .*"),
     ],
 )
-def test_damaged_shards_are_named_with_the_command_that_mends_them(
-    damage, told, tmp_path, capsys
+def test_damaged_shards_are_named_with_the_command_that_repairs_them(
+    damage, message, tmp_path, capsys
 ):
     files = {f"train/{i}/1.jpg": encode(noise(i, 64, 48), "JPEG") for i in range(4)}
     damage(pack(write_folder(tmp_path / "in", files), tmp_path / "out"))
     code, lines = verify(tmp_path / "out", capsys)
     assert code == 1
     assert len(lines) == 1
-    assert re.search(told + r" folder:\S+/in --out=\S+/out` writes it again", lines[0])
+    command = r" folder:\S+/in --out=\S+/out` writes it again"
+    assert re.search(message + command, lines[0])
 
 
 def test_lost_records_and_wrong_labels_are_named(tmp_path, capsys):
-    builder = TinyPictures(config="jpeg", data_dir=tmp_path, file_format="array_record")
-    builder.download_and_prepare()
-    directory = pathlib.Path(builder.data_dir)
+    directory = prepare(tmp_path, "jpeg")
     train, test = sorted(directory.glob("*array_record*"), reverse=True)
     rewrite(train, lambda records: records[:-1])
     rewrite(test, lambda records: [relabelled(records[0], 3), *records[1:]])
     code, lines = verify("tfds:tiny_pictures/jpeg", capsys, f"--data_dir={tmp_path}")
     assert code == 1
     assert sorted(lines) == [
-        f"{test}[0]: label 3 is none of the 3 classes.",
+        f"{test}[0]: label 3 is not one of the 3 classes.",
         f"{train}: it holds 9 records, not 10. `rm -r {directory} &&"
         f" python -m resnet_jax.prepare tfds:tiny_pictures/jpeg --data_dir={tmp_path}`"
         " writes it again.",
@@ -160,7 +160,7 @@ def test_a_thousand_images_broken_at_random_are_decoded_or_named(tmp_path, capsy
     assert all(re.search(r"\[\d+\] \([01]/\d+\.jpg\): .+\.$", line) for line in lines)
 
 
-def test_what_cannot_be_verified_is_told(tmp_path):
+def test_a_source_that_cannot_be_verified_is_reported(tmp_path):
     with pytest.raises(UserError, match="is not prepared in"):
         main(["prepare", "verify", "tfds:mnist", f"--data_dir={tmp_path}"])
     with pytest.raises(UserError, match="no folder"):

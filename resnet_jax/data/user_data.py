@@ -1,4 +1,4 @@
-"""Data that a caller hands to `train`: arrays, or a source of the caller's own."""
+"""Data that a user passes to `train`: arrays, or a source of the user's own."""
 
 import copy
 import dataclasses
@@ -12,13 +12,17 @@ from PIL import Image
 
 from resnet_jax.data.cache import MemorySource
 from resnet_jax.data.decode import Picture
-from resnet_jax.data.images import check_pixels, parts_of
-from resnet_jax.data.sources import GIVEN, NamedSource, Source, Subset, checksum
+from resnet_jax.data.derived_sources import Subset
+from resnet_jax.data.source_protocol import NamedSource, Source, checksum
+from resnet_jax.data.sources import GIVEN
+from resnet_jax.data.user_images import check_pixels, parts_of
 from resnet_jax.errors import UserError
 
-# First word of the key of the random generator, and one image of how many is held out.
-HOLD_OUT, PART = 4, 5
-# Labels of a source that its checksum looks at, since reading all might take long.
+# First word of the seed of the generator that chooses the held-out images.
+HOLD_OUT = 4
+# One image in so many is held out.
+PART = 5
+# The number of labels that a source's checksum includes; reading all might take long.
 SAMPLE = 64
 
 Arrays = tuple[Any, Any]
@@ -27,16 +31,19 @@ Arrays = tuple[Any, Any]
 def open_given(
     data: Any, eval_data: Any | None, config: ConfigDict
 ) -> dict[str, NamedSource]:
-    """Returns `train` and `test`, the splits of given data.
+    """Opens the data that a user passed to `train`.
 
     Args:
-      data: The training split: images and labels, or a source; anything else raises.
-      eval_data: The evaluation split; None holds a fifth of `data` out of training,
-        chosen by `config.seed`.
+      data: The training split: a pair of images and labels, or a `Source`.
+      eval_data: The evaluation split in the same forms; None holds a fifth of `data`
+        out of training, chosen by `config.seed`.
       config: The run's config.
 
+    Returns:
+      The splits `train` and `test`.
+
     Raises:
-      UserError: They are not images and labels.
+      UserError: The data are not images and labels; the message says what to pass.
     """
     channels = config.data.channels
     train = _open(data, channels, "data")
@@ -56,12 +63,12 @@ def open_given(
 
 
 def config_of_given(config: ConfigDict) -> ConfigDict:
-    """Returns the config of a run whose data are given, not opened by their names."""
+    """Returns the config of a run whose data are passed to `train`."""
     config = copy.deepcopy(config)
     config.data.source, config.data.eval_source = GIVEN, ""
     config.data.train_split, config.data.eval_split = "train", "validation"
     if config.data.num_workers < 0:
-        # A caller's source need not be one that other processes can open.
+        # A user's source need not be one that can be pickled for other processes.
         config.data.num_workers = 0
     return config
 
@@ -70,7 +77,8 @@ def _open(data: Any, channels: int, name: str) -> NamedSource:
     if isinstance(data, Source):
         return _open_source(data, channels, name)
     if isinstance(data, tuple | list) and len(data) == 2:
-        return _open_arrays(*data, channels, name)
+        images, labels = data
+        return _open_arrays(images, labels, channels, name)
     raise UserError(
         f"{name} is {_kind(data)}. Give (images, labels), which zip(*pairs) makes of"
         " pairs, or a source with __len__, __getitem__ and classes."
@@ -94,18 +102,21 @@ def _open_arrays(images: Any, labels: Any, channels: int, name: str) -> MemorySo
             " for each image, and at least one image."
         )
     if are_names:
-        classes, labels = np.unique(labels.astype(str), return_inverse=True)
+        names, labels = np.unique(labels.astype(str), return_inverse=True)
+        classes = tuple(map(str, names))
     elif labels.min() < 0:
         index = int(labels.argmin())
         raise UserError(f"Label {index} of {name} is {labels[index]}. Count from 0.")
     else:
-        classes = range(int(labels.max()) + 1)
-    classes = tuple(map(str, classes))
-    return MemorySource(images, labels.astype(np.int32), classes, where=name)
+        classes = tuple(map(str, range(int(labels.max()) + 1)))
+    return MemorySource(images, labels.astype(np.int32), classes, title=name)
 
 
 def _check_images(images: Any, channels: int, name: str) -> np.ndarray | list:
-    """Returns uint8 pixels [n, h, w, c], or a list of image files and pixels."""
+    """Returns uint8 pixels [n, h, w, c], or a list of files and pixels [h, w, c].
+
+    Raises a UserError if they are not images.
+    """
     if isinstance(images, list | tuple):
         return [
             _pixels_of(image, channels, f"{name}/{i}") for i, image in enumerate(images)
@@ -124,13 +135,13 @@ def _check_images(images: Any, channels: int, name: str) -> np.ndarray | list:
 def _pixels_of(image: Any, channels: int, name: str) -> bytes | np.ndarray:
     """Returns one image as the bytes of a file or as uint8 pixels [h, w, c].
 
-    Raises UserError if it is not one image in a form that `parts_of` takes.
+    Raises a UserError if it is not one image in a form that `parts_of` takes.
     """
     if getattr(image, "ndim", 0) > 3:
         raise UserError(
             f"{name} is {_kind(image)}. Give one image [h, w, c] or [h, w]."
         )
-    # An array of three axes is one image here.
+    # With 3 channels, `parts_of` takes an array of three axes for one image.
     (part,) = parts_of(image, 3, name)
     if isinstance(part, Image.Image):
         return Picture(part, channels, name).pixels()
@@ -139,20 +150,21 @@ def _pixels_of(image: Any, channels: int, name: str) -> bytes | np.ndarray:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class OwnSource:
-    """A caller's own source, with what a run needs besides.
+    """A user's own source, as a `NamedSource` that checks every example.
 
     Attributes:
-      source: The caller's source.
-      channels: The number of channels that are wanted.
-      where: The name of the split in a message.
+      source: The user's source.
+      channels: The number of channels that the run takes.
+      title: The name of the split in messages and summaries.
     """
 
     source: Source
     channels: int
-    where: str
+    title: str
 
     @functools.cached_property
     def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the labels."""
         return tuple(map(str, self.source.classes))
 
     def __len__(self) -> int:
@@ -177,12 +189,14 @@ class OwnSource:
         return _pixels_of(image, self.channels, self.name(index)), int(label)
 
     def name(self, index: int) -> str:
-        return f"{self.where}/{index}"
+        """Returns the name of an example in messages."""
+        return f"{self.title}/{index}"
 
     def digest(self) -> str:
+        """Returns a checksum of the size, the classes and a sample of the labels."""
         places = np.linspace(0, len(self) - 1, SAMPLE).astype(int)
         labels = [self[index][1] for index in np.unique(places).tolist()]
-        return checksum(self.where, self.classes, len(self), labels)
+        return checksum(self.title, self.classes, len(self), labels)
 
 
 def _open_source(source: Source, channels: int, name: str) -> OwnSource:

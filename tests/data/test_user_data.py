@@ -1,4 +1,4 @@
-"""Data that a caller hands to `train`: arrays, or a source of the caller's own."""
+"""Data that a user passes to `train`: arrays, or a source of the user's own."""
 
 import inspect
 import io
@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 
 from resnet_jax.config.saved import from_saved
-from resnet_jax.data.arrays import open_given
 from resnet_jax.data.decode import Picture
-from resnet_jax.data.sources import DigitsSource, NamedSource, Source, Subset
+from resnet_jax.data.derived_sources import Subset
+from resnet_jax.data.source_protocol import NamedSource, Source
+from resnet_jax.data.sources import DigitsSource
+from resnet_jax.data.user_data import open_given
 from resnet_jax.errors import UserError
 from resnet_jax.training.loop import train
 from tests.helpers import runs, tiny
@@ -27,17 +29,17 @@ class Own:
     classes = ("a", "b", "c", "d")
 
     def __init__(self, images=IMAGES, labels=LABELS):
-        self.images, self.of_images = images, labels
+        self.images, self.image_labels = images, labels
 
     def __len__(self):
         return len(self.images)
 
     def __getitem__(self, index):
-        return self.images[index], self.of_images[index]
+        return self.images[index], self.image_labels[index]
 
 
 def config(**changes):
-    """A run of four steps, whose data are the digits unless others are given."""
+    """Returns the config of a run of four steps on the digits."""
     digits = {"data.eval_split": "test", "data.source": "digits"}
     return tiny.config(digits | {"checkpoint.keep_last": 1} | changes)
 
@@ -49,7 +51,7 @@ def encoded(pixels: np.ndarray) -> bytes:
 
 
 def opened(data, eval_data=None) -> NamedSource:
-    """The training split."""
+    """Returns the training split."""
     return open_given(data, eval_data or data, config(**{"data.channels": 3}))["train"]
 
 
@@ -73,7 +75,7 @@ def test_images_come_in_any_form(images):
     assert np.array_equal(image, IMAGES[7]) and label == 3
 
 
-def test_images_of_pillow_are_turned_upright_as_their_files_are():
+def test_images_of_pillow_are_made_upright_as_their_files_are():
     exif, file = Image.Exif(), io.BytesIO()
     exif[0x0112] = 6
     Image.fromarray(IMAGES[7]).save(file, "png", exif=exif)
@@ -118,7 +120,7 @@ def test_gray_images_need_no_axis_of_channels():
     assert opened(Own(IMAGES[..., 0]))[3][0].shape == (8, 8, 1)
 
 
-def test_a_source_of_ones_own_has_three_members():
+def test_a_users_source_needs_three_members():
     own = Own([Image.fromarray(image) for image in IMAGES], LABELS.astype(np.int64))
     assert isinstance(own, Source) and not isinstance(own, NamedSource)
     source = opened(own)
@@ -128,7 +130,7 @@ def test_a_source_of_ones_own_has_three_members():
     assert source.classes == own.classes and source.name(5) == "data/5"
 
 
-def test_a_fifth_is_held_out_where_nothing_else_is_given():
+def test_a_fifth_of_the_data_is_held_out_without_eval_data():
     splits = open_given((IMAGES, LABELS), None, config(seed=3))
     train, test = splits["train"], splits["test"]
     assert isinstance(train, Subset) and isinstance(test, Subset)
@@ -136,10 +138,10 @@ def test_a_fifth_is_held_out_where_nothing_else_is_given():
     assert set(train.indices) | set(test.indices) == set(range(80))
     image, label = train[3]
     assert np.array_equal(image, IMAGES[train.indices[3]]) and type(label) is int
-    again, other = (
+    again, with_another_seed = (
         open_given((IMAGES, LABELS), None, config(seed=seed))["test"] for seed in (3, 4)
     )
-    assert again.digest() == test.digest() != other.digest()
+    assert again.digest() == test.digest() != with_another_seed.digest()
 
 
 def test_other_images_labels_or_classes_are_other_data():
@@ -159,7 +161,7 @@ def test_other_images_labels_or_classes_are_other_data():
     ]
     assert len(set(digests)) == len(digests)
     assert opened((list(IMAGES), LABELS)).digest() == digests[0]
-    # Views, which do not lie in memory as they are read.
+    # Views, whose bytes are in another order in memory.
     channels_first = np.ascontiguousarray(IMAGES.transpose(0, 3, 1, 2))
     view = np.moveaxis(channels_first, -3, -1)
     assert opened((view, LABELS)).digest() == digests[0]
@@ -217,20 +219,20 @@ class Twice(Own):
         (Own(IMAGES[:0]), "data holds no image"),
     ],
 )
-def test_what_is_not_images_and_labels_is_reported(data, message):
+def test_data_other_than_images_and_labels_are_reported(data, message):
     with pytest.raises(UserError, match=message):
         open_given(data, data, config())
 
 
 @pytest.mark.parametrize("label", [4, -1, 1.0, "a", np.array([1])])
-def test_a_label_that_is_not_a_class_is_reported_with_its_place(label):
+def test_a_label_that_is_not_a_class_is_reported_with_its_index(label):
     source = opened(Own(labels=[0, label, *[0] * 78]))
     with pytest.raises(UserError, match=r"label of data/1 is .* from 0 to 3"):
         source[1]
 
 
 @pytest.mark.parametrize("example", [None, IMAGES[0], {"image": 0, "label": 1}, (1,)])
-def test_an_example_that_is_not_a_pair_is_reported_with_its_place(example):
+def test_an_example_that_is_not_a_pair_is_reported_with_its_index(example):
     class Wrong(Own):
         def __getitem__(self, index):
             return example
@@ -239,7 +241,7 @@ def test_an_example_that_is_not_a_pair_is_reported_with_its_place(example):
         opened(Wrong())[1]
 
 
-def test_an_error_of_a_source_says_which_image_was_read():
+def test_an_error_in_a_users_source_names_the_image_that_was_read():
     class Broken(Own):
         def __getitem__(self, index):
             return 1 / 0
@@ -249,7 +251,7 @@ def test_an_error_of_a_source_says_which_image_was_read():
     assert caught.value.__notes__ == ["It was raised while data/3 was read."]
 
 
-def test_few_images_are_not_divided():
+def test_too_few_images_to_hold_some_out_are_reported():
     with pytest.raises(UserError, match=r"data has 4 images, too few .* eval_data"):
         open_given((IMAGES[:4], LABELS[:4]), None, config())
 
@@ -259,7 +261,7 @@ def arrays(split: str):
     return digits.images, digits.labels
 
 
-def test_arrays_train_as_the_same_images_do_by_their_name(tmp_path):
+def test_arrays_train_like_the_same_images_opened_by_name(tmp_path):
     evaluations = []
     by_name = train(config(), tmp_path / "name")
     given = train(
@@ -274,7 +276,7 @@ def test_arrays_train_as_the_same_images_do_by_their_name(tmp_path):
     assert evaluations[0]["loss"] == given["loss"]
     saved = runs.read_json(tmp_path / "given" / "config.json")
     assert saved["data"]["source"] == "train(data=...)"
-    # The command cannot open them.
+    # The command line cannot open the arrays.
     with pytest.raises(UserError, match=r"handed to resnet_jax\.train\(data=\.\.\.\)"):
         train(from_saved(saved), tmp_path / "given")
 
@@ -297,13 +299,13 @@ def test_a_run_on_given_data_resumes_after_its_callback_failed(tmp_path):
     assert seen == [2, 4]
     whole = train(half, tmp_path / "whole", data=data)
     assert result["loss"] == whole["loss"] and result["n_seen"] == 287
-    other = Own(255 - data.images, (data.of_images + 1) % 10)
-    other.classes = data.classes
+    changed = Own(255 - data.images, (data.image_labels + 1) % 10)
+    changed.classes = data.classes
     with pytest.raises(UserError, match="other data"):
-        train(half, tmp_path / "run", data=other)
+        train(half, tmp_path / "run", data=changed)
 
 
-def test_data_to_evaluate_alone_are_refused(tmp_path):
+def test_eval_data_without_data_are_rejected(tmp_path):
     with pytest.raises(UserError, match="eval_data also needs data"):
         train(config(), tmp_path / "run", eval_data=(IMAGES, LABELS))
 
@@ -316,11 +318,11 @@ def test_data_to_evaluate_alone_are_refused(tmp_path):
         ({"callback": [print]}, "callback is list. Give one function"),
     ],
 )
-def test_an_argument_of_another_kind_is_reported_before_anything_is_done(
+def test_an_argument_of_a_wrong_type_is_reported_before_anything_is_done(
     change, message, tmp_path
 ):
     arguments = {"config": config(), "workdir": tmp_path / "run"} | change
-    # Without the checks of types that tests turn on, which say less.
+    # Without the type checks of the tests, whose message says less.
     with pytest.raises(UserError, match=message):
         inspect.unwrap(train)(**arguments)
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Images in the forms in which users have them: files, bytes, Pillow's, arrays."""
+"""Images in the forms in which users pass them: files, bytes, Pillow's, arrays."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 import PIL.Image
+from jaxtyping import UInt8
 
 from resnet_jax.data.decode import MODES, Picture
 from resnet_jax.errors import UserError
@@ -16,25 +17,29 @@ if TYPE_CHECKING:
     Image = str | os.PathLike[str] | bytes | PIL.Image.Image | np.ndarray | jax.Array
     Images = Image | Sequence[Image]
 else:
-    # Whatever else a user gives is answered by a sentence that says what to give.
+    # At run time nothing checks the type: a message says which forms there are.
     Image = Images = Any
 
 FORMS = (
     "a path, the bytes of an image file, an image of Pillow, a uint8 array [h, w],"
     " [h, w, c] or [n, h, w, c], or a list of these"
 )
-# Grey, grey with transparency, RGB and RGBA, as Pillow reads arrays.
+# Channels of the arrays that Pillow reads: grey, grey and alpha, RGB, RGBA.
 CHANNELS = (1, 2, 3, 4)
 _Bytes = bytes | bytearray | memoryview
 
 
 def pictures_of(images: Images, channels: int, network: str) -> Iterator[Picture]:
-    """Reads images, one at a time as they are taken, without decoding them.
+    """Yields images one at a time, each read when it is asked for, without decoding.
 
     Args:
-      images: What `Card.preprocess` takes, or pictures of this function.
+      images: Images in the forms that `Card.preprocess` takes, or pictures that this
+        function has returned.
       channels: The number of channels that the network takes.
       network: The network's name in a message.
+
+    Yields:
+      A picture for each image; an array [n, h, w, c] gives n of them.
 
     Raises:
       UserError: An image has another form, its file cannot be read, or the network
@@ -63,16 +68,16 @@ def _pictures_of(image: Image, channels: int, name: str) -> list[Picture]:
 def parts_of(
     image: Image, channels: int, name: str
 ) -> list[bytes | PIL.Image.Image | np.ndarray]:
-    """Returns the images that a path, bytes, an image or an array is.
+    """Returns the images in a path, bytes, an image of Pillow or an array.
 
     Args:
       image: The image, or an array of several.
-      channels: The number of channels that are wanted, which tells one image [h, w, c]
-        from grey images [n, h, w].
+      channels: The number of channels of the result, which distinguishes an image
+        [h, w, c] from grey images [n, h, w].
       name: The name of the image in a message.
 
     Raises:
-      UserError: It has another form, or the file cannot be read.
+      UserError: The image has another form, or its file cannot be read.
     """
     match image:
         case str() | os.PathLike():
@@ -90,24 +95,29 @@ def parts_of(
 def _read(path: str | os.PathLike) -> bytes:
     path = storage.path_of(path)
     try:
-        with storage.telling(path):
+        with storage.explaining_errors(path):
             return path.read_bytes()
-    # A path that holds a null byte raises ValueError.
+    # A path with a null byte raises ValueError.
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{path}: {reason}; give the path of an image file.") from None
 
 
-def check_pixels(pixels: np.ndarray, channels: int, name: str) -> np.ndarray:
-    """Returns pixels as uint8[n, h, w, c].
+def check_pixels(
+    pixels: np.ndarray, channels: int, name: str
+) -> UInt8[np.ndarray, "n h w c"]:
+    """Checks that an array holds images, and gives it four axes.
 
     Args:
       pixels: One image or several, as in `parts_of`.
-      channels: The number of channels that are wanted.
+      channels: The number of channels of the result; see `parts_of`.
       name: The name of the array in a message.
 
+    Returns:
+      The images, with 1 to 4 channels as they are in `pixels`.
+
     Raises:
-      UserError: The array is not of images.
+      UserError: The array does not hold images.
     """
     if pixels.dtype != np.uint8:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Files that are whole whatever happens, and rows that belong to the run."""
+"""Metrics of a run: rows that were cut off or come after a checkpoint are dropped."""
 
 import contextlib
 import gc
@@ -10,54 +10,47 @@ import pytest
 from tensorboardX import RecordWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from resnet_jax.persistence.writers import Writer, read_metrics, write_json
+from resnet_jax.persistence.metric_writers import Writer, read_metrics
+from resnet_jax.persistence.storage import write_json
 from tests import fault_drill
-
-VALUES = {
-    "loss": 1.0,
-    "top1": 0.5,
-    "epoch": 0.1,
-    "images_per_second": 10.0,
-    "data_wait": 0.01,
-    "learning_rate": 0.1,
-}
+from tests.helpers.checkpoints import TRAIN_METRICS
 
 
 def write(workdir, *, step: int, rows: tuple[int, ...]) -> None:
     with Writer(workdir, step=step, total_steps=9, active=True) as writer:
         for row in rows:
-            writer.train(row, VALUES, eta=1.0)
+            writer.train(row, TRAIN_METRICS, eta=1.0)
 
 
-def test_rows_behind_the_checkpoint_go_when_a_run_goes_on(tmp_path):
+def test_rows_after_the_checkpoint_are_dropped_when_a_run_resumes(tmp_path):
     write(tmp_path, step=0, rows=(1, 2, 3, 4))
     write(tmp_path, step=2, rows=(3,))
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3]
 
 
-def test_a_row_that_was_cut_off_is_left_out(tmp_path):
+def test_a_row_that_was_cut_off_is_ignored(tmp_path):
     write(tmp_path, step=0, rows=(1, 2))
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text()[:-9])
     assert [row["step"] for row in read_metrics(tmp_path)] == [1]
 
 
-def test_a_named_pipe_in_the_way_is_not_waited_for(tmp_path):
+def test_a_named_pipe_in_place_of_the_file_does_not_block(tmp_path):
     os.mkfifo(tmp_path / "metrics.jsonl")
     write(tmp_path, step=0, rows=(1,))
     assert [row["step"] for row in read_metrics(tmp_path)] == [1]
 
 
-def test_a_process_that_is_not_the_first_writes_nothing(tmp_path, capsys):
+def test_processes_other_than_the_lead_process_write_nothing(tmp_path, capsys):
     with Writer(tmp_path, step=0, total_steps=9, active=False) as writer:
-        writer.train(1, VALUES, eta=1.0)
+        writer.train(1, TRAIN_METRICS, eta=1.0)
         writer.evaluation(1, {"top1": 1.0, "top5": 1.0, "loss": 0.0, "n_seen": 3})
         writer.tick(1)
     assert not list(tmp_path.iterdir())
     assert not capsys.readouterr().out
 
 
-def test_a_json_file_is_replaced_as_a_whole(tmp_path):
+def test_a_json_file_is_replaced_at_once(tmp_path):
     path = tmp_path / "result.json"
     write_json(path, {"a": 1})
     write_json(path, {"a": 2})
@@ -70,7 +63,7 @@ def test_a_file_that_cannot_be_opened_is_one_warning(tmp_path, capsys, taken):
     if taken == "metrics.jsonl":
         (tmp_path / taken).mkdir()
     else:
-        (tmp_path / taken).write_text("mine")
+        (tmp_path / taken).write_text("another file")
     write(tmp_path, step=0, rows=(1, 2))
     warnings = capsys.readouterr().err.splitlines()
     assert len(warnings) == 1, warnings
@@ -84,14 +77,14 @@ def test_a_file_that_cannot_be_opened_is_one_warning(tmp_path, capsys, taken):
 def test_a_full_disk_ends_the_files_with_one_warning_each(tmp_path, capfd):
     with fault_drill.small_disk(tmp_path) as disk:
         if disk is None:
-            pytest.skip("to mount a small disk takes root")
+            pytest.skip("mounting a small disk needs root")
         with Writer(disk, step=0, total_steps=9, active=True) as writer:
-            writer.train(1, VALUES, eta=1.0)
+            writer.train(1, TRAIN_METRICS, eta=1.0)
             with (disk / "filler").open("wb") as file, contextlib.suppress(OSError):
                 while file.write(bytes(2**16)):
                     file.flush()
             for step in range(2, 300):
-                writer.train(step, VALUES, eta=1.0)
+                writer.train(step, TRAIN_METRICS, eta=1.0)
         gc.collect()
         warnings = capfd.readouterr().err.splitlines()
         assert [line.split()[1] for line in sorted(warnings)] == [
@@ -100,7 +93,7 @@ def test_a_full_disk_ends_the_files_with_one_warning_each(tmp_path, capfd):
         ]
         assert all("No space left on device" in line for line in warnings)
         (disk / "filler").unlink()
-        # The row that was cut off is dropped, and the resumed run adds to the rest.
+        # The row that was cut off is dropped, and the resumed run appends to the rest.
         rows = len(read_metrics(disk))
         assert 0 < rows < 299
         write(disk, step=rows, rows=(rows + 1,))
@@ -109,8 +102,8 @@ def test_a_full_disk_ends_the_files_with_one_warning_each(tmp_path, capfd):
     assert not capfd.readouterr().err
 
 
-def test_the_events_are_records_that_tensorboard_reads(tmp_path):
-    """The records are those of TensorFlow, which tensorboardX writes as well."""
+def test_events_are_written_in_the_format_of_tensorboard(tmp_path):
+    """The file equals the one that tensorboardX writes from the same events."""
     write(tmp_path, step=3, rows=(4,))
     (path,) = (tmp_path / "tensorboard").iterdir()
     content, ours = path.read_bytes(), []
@@ -118,12 +111,12 @@ def test_the_events_are_records_that_tensorboard_reads(tmp_path):
         (length,) = struct.unpack("<Q", content[:8])
         ours.append(content[12 : 12 + length])
         content = content[16 + length :]
-    (tmp_path / "theirs").mkdir()
-    writer = RecordWriter(str(tmp_path / "theirs" / "events"))
+    (tmp_path / "expected").mkdir()
+    writer = RecordWriter(str(tmp_path / "expected" / "events"))
     for event in ours:
         writer.write(event)
     writer.close()
-    assert (tmp_path / "theirs" / "events").read_bytes() == path.read_bytes()
+    assert (tmp_path / "expected" / "events").read_bytes() == path.read_bytes()
     events = [Event.FromString(event) for event in ours]
     assert events[0].file_version == "brain.Event:2"
     # Events of an earlier process after the step of the restart are discarded.

@@ -1,4 +1,4 @@
-"""Mixes, slices, few-shot subsets and other label orders: which examples, how often."""
+"""Combined sources, slices, few-shot subsets and new label numbers."""
 
 import pickle
 from collections import Counter
@@ -7,20 +7,15 @@ import numpy as np
 import pytest
 
 from resnet_jax.data.augment import Augment
+from resnet_jax.data.derived_sources import Combined, few_shot, with_classes
 from resnet_jax.data.loader import Examples, epoch_order, permutation, train_batches
-from resnet_jax.data.sources import (
-    FakeSource,
-    Mix,
-    few_shot,
-    open_source,
-    with_classes,
-)
+from resnet_jax.data.sources import FakeSource, open_source
 from resnet_jax.errors import UserError
 from tests.helpers.pictures import encode, noise, write_folder
 
 
 def write_pictures(root, counts: dict[str, int]) -> str:
-    """A folder source with so many pictures of each `split/class`, all different."""
+    """Writes a folder with some pictures of each `split/class`, all different."""
     files = {
         f"{name}/{index:03}.png": encode(noise(index + 1000 * k, 8, 8), "PNG")
         for k, (name, count) in enumerate(counts.items())
@@ -37,7 +32,7 @@ def batches(source, *, steps, batch_size=10, seed=0, workers=0) -> list[dict]:
     examples = Examples(
         source=source,
         augment=Augment(size=8, crop="pad", pad=1, flip=True),
-        channels=source[0][0].shape[-1] if source.where[:3] == "fak" else 3,
+        channels=source[0][0].shape[-1] if source.title[:3] == "fak" else 3,
         skip_bad=False,
     )
     with train_batches(
@@ -68,40 +63,41 @@ def test_the_order_of_a_single_source_is_its_permutation():
         assert set(epochs.tolist()) == {epoch}
 
 
-def test_a_mix_takes_its_sources_as_often_as_their_weights_say(pets, strays):
-    mix = open_source(f"mix:3*{pets},{strays}@all", "train")
-    assert (len(mix), mix.shares) == (50, (38, 12))  # 37.5 and 12.5, rounded
+def test_combined_sources_are_taken_in_proportion_to_their_weights(pets, strays):
+    combined = open_source(f"mix:3*{pets},{strays}@all", "train")
+    # 37.5 and 12.5, rounded.
+    assert (len(combined), combined.shares) == (50, (38, 12))
     for epoch in range(5):
-        indices, _ = epoch_order(0, epoch, mix.sizes, mix.shares)
-        counts = Counter("strays" in name for name in names(mix, indices))
+        indices, _ = epoch_order(0, epoch, combined.sizes, combined.shares)
+        counts = Counter("strays" in name for name in names(combined, indices))
         assert counts == {False: 38, True: 12}
 
 
-def test_a_mix_shows_each_image_of_a_source_equally_often():
+def test_all_images_of_a_combined_source_are_seen_equally_often():
     sizes, shares = (40, 10), (35, 15)
     seen = Counter()
     for epoch in range(8):
         indices, _ = epoch_order(0, epoch, sizes, shares)
         seen.update(indices.tolist())
-    # 8 epochs take 280 of the 40 images and 120 of the 10.
+    # 8 epochs take 280 images from the 40 of the first source, and 120 from the 10 of
+    # the second one.
     assert seen == dict.fromkeys(range(40), 7) | dict.fromkeys(range(40, 50), 12)
 
 
-def test_a_mix_takes_its_sources_in_turns_all_the_time():
+def test_combined_sources_are_interleaved_evenly():
     indices, _ = epoch_order(0, 0, (5000, 5000), (5000, 5000))
-    part = (indices >= 5000).reshape(100, 100).mean(axis=1)
-    # Of 100 fair draws the fraction is within 4.5 standard deviations of 0.05.
-    assert np.abs(part - 0.5).max() < 0.225
+    fractions = (indices >= 5000).reshape(100, 100).mean(axis=1)
+    # 4.5 standard deviations, of 0.05, of the fraction in 100 fair draws.
+    assert np.abs(fractions - 0.5).max() < 0.225
 
 
-def test_an_image_that_comes_again_in_an_epoch_is_augmented_anew():
-    mix = Mix((FakeSource("train", (8, 8, 1), 2, 64), Few()), (1.0, 1.0))
-    batch = batches(mix, steps=range(7))
+def test_an_image_that_is_repeated_in_an_epoch_is_augmented_differently():
+    combined = Combined((FakeSource("train", (8, 8, 1), 2, 64), Few()), (1.0, 1.0))
     images = {}
-    for one in batch:
-        for image, index in zip(one["image"], one["index"], strict=True):
+    for batch in batches(combined, steps=range(7)):
+        for image, index in zip(batch["image"], batch["index"], strict=True):
             images.setdefault(int(index), set()).add(image.tobytes())
-    # 35 of the 70 images of an epoch are of the second source, which has 6.
+    # 35 of the 70 images of an epoch are from the second source, which has 6 images.
     for index in range(64, 70):
         assert len(images[index]) >= 3
 
@@ -114,40 +110,42 @@ class Few(FakeSource):
 
 
 @pytest.mark.slow
-def test_a_mix_is_the_same_on_workers_and_after_a_restart(pets, strays):
-    mix = open_source(f"mix:1*{pets},2*{strays}@all", "train")
-    whole = batches(mix, steps=range(12))
-    resumed = batches(mix, steps=range(7, 12), workers=2)
-    for one, other in zip(whole[7:], resumed, strict=True):
-        for key, value in one.items():
-            np.testing.assert_array_equal(value, other[key], err_msg=key)
+def test_combined_sources_give_the_same_batches_on_workers_and_after_a_restart(
+    pets, strays
+):
+    combined = open_source(f"mix:1*{pets},2*{strays}@all", "train")
+    whole = batches(combined, steps=range(12))
+    resumed = batches(combined, steps=range(7, 12), workers=2)
+    for expected, batch in zip(whole[7:], resumed, strict=True):
+        for key, value in expected.items():
+            np.testing.assert_array_equal(batch[key], value, err_msg=key)
 
 
-def test_another_seed_mixes_in_another_order():
+def test_another_seed_interleaves_in_another_order():
     orders = [epoch_order(seed, 0, (30, 30), (40, 20))[0].tolist() for seed in (0, 1)]
     assert orders[0] != orders[1]
 
 
-# Opening a mix.
+# Opening combined sources.
 
 
-def test_a_mix_holds_every_image_of_its_sources_once(pets, strays):
-    mix = open_source(f"mix:5*{pets}, {strays}@all", "val")
-    assert len(mix) == 15
-    assert len(set(names(mix, range(15)))) == 15
+def test_combined_sources_hold_every_image_once(pets, strays):
+    combined = open_source(f"mix:5*{pets}, {strays}@all", "val")
+    assert len(combined) == 15
+    assert len(set(names(combined, range(15)))) == 15
     for index in range(15):
-        assert mix.classes[mix[index][1]] in mix.name(index)
-    pickle.loads(pickle.dumps(mix))
+        assert combined.classes[combined[index][1]] in combined.name(index)
+    pickle.loads(pickle.dumps(combined))
 
 
-def test_the_sources_of_a_mix_may_number_their_classes_differently():
+def test_combined_sources_may_number_their_classes_differently():
     source = FakeSource("train", (4, 4, 1), 3, 9)
-    turned = with_classes(source, ("class 2", "class 0", "class 1"))
-    assert [turned[index][1] for index in range(4)] == [1, 2, 0, 1]
-    assert turned.name(3) == source.name(3)
+    relabelled = with_classes(source, ("class 2", "class 0", "class 1"))
+    assert [relabelled[index][1] for index in range(4)] == [1, 2, 0, 1]
+    assert relabelled.name(3) == source.name(3)
 
 
-def test_sources_of_other_classes_cannot_be_mixed(pets, tmp_path):
+def test_sources_of_different_classes_cannot_be_combined(pets, tmp_path):
     birds = write_pictures(tmp_path, {"train/cat": 1, "train/emu": 1})
     with pytest.raises(UserError, match=r"'dog' is in .* but not in"):
         open_source(f"mix:{pets},{birds}", "train")
@@ -157,18 +155,18 @@ def test_sources_of_other_classes_cannot_be_mixed(pets, tmp_path):
     ("text", "message"),
     [
         ("mix:", "no data source 'mix:'"),
-        ("mix:three*digits", "What is 'three'"),
-        ("mix:-1*digits", "What is '-1'"),
-        ("mix:nan*digits", "What is 'nan'"),
+        ("mix:three*digits", "weight 'three' in .* is not a number"),
+        ("mix:-1*digits", "weight '-1' in"),
+        ("mix:nan*digits", "weight 'nan' in"),
         ("mix:digits,", "no data source ''"),
         ("mix:digits,digit", "no data source 'digit'. Did you mean digits"),
         ("mix:digits,digits@tets", "no split 'tets'. Did you mean test"),
         ("mix:digits,0*digits", "The weight 0 of digits/train leaves it no image"),
-        ("mix:1e-9*digits", "What is '1e-9'"),
+        ("mix:1e-9*digits", "weight '1e-9' in"),
         ("mix:digits,.00001*digits", "The weight 1e-05 of digits/train"),
     ],
 )
-def test_a_mistake_in_a_mix_is_told(text, message):
+def test_a_mistake_in_a_combination_is_reported(text, message):
     with pytest.raises(UserError, match=message):
         open_source(text, "train")
 
@@ -189,7 +187,7 @@ def test_a_mistake_in_a_mix_is_told(text, message):
         ("train[:5]+train[10:15]", 10),
     ],
 )
-def test_tfdss_slices_work_on_folders(pets, split, size):
+def test_slices_in_the_syntax_of_tfds_work_on_folders(pets, split, size):
     source = open_source(pets, split)
     assert len(source) == len(set(names(source, range(size)))) == size
     assert source.classes == ("cat", "dog")
@@ -202,7 +200,7 @@ def test_two_slices_make_the_whole_and_each_has_all_classes(pets):
     both = names(first, range(20)) + names(second, range(20))
     whole = open_source(pets, "train")
     assert sorted(both) == sorted(names(whole, range(40)))
-    # A folder is in the order of its classes, a slice is not.
+    # A slice is not in the order of the folder, which is sorted by class.
     for half in (first, second):
         assert {half[index][1] for index in range(20)} == {0, 1}
 
@@ -224,44 +222,44 @@ def test_slices_work_on_digits_and_fake_images():
         ("train[5:5]", "holds no image"),
     ],
 )
-def test_a_mistake_in_a_slice_is_told_in_one_line(split, message):
+def test_a_mistake_in_a_slice_is_reported_in_one_line(split, message):
     with pytest.raises(UserError, match=message) as raised:
         open_source("digits", split)
     assert "\n" not in str(raised.value)
 
 
-def test_what_is_trained_on_is_told_with_slices_weights_and_shots():
-    def where(source, split="train"):
-        return open_source(source, split).where
+def test_titles_contain_slices_weights_and_shots():
+    def title(source, split="train"):
+        return open_source(source, split).title
 
-    assert where("digits", "train[:10%]") == "digits/train[0:144]"
-    assert where("digits", "train[1000:]+test") == (
+    assert title("digits", "train[:10%]") == "digits/train[0:144]"
+    assert title("digits", "train[1000:]+test") == (
         "digits/train[1000:1437] + digits/test[0:360]"
     )
-    mix = "mix:3*digits,0.5*digits@test"
-    assert where(mix) == "3 x digits/train + 0.5 x digits/test"
+    combined = "mix:3*digits,0.5*digits@test"
+    assert title(combined) == "3 x digits/train + 0.5 x digits/test"
     few = few_shot(open_source("digits", "train[:50%]"), 2, seed=0)
-    assert few.where == "digits/train[0:718], 2 a class"
+    assert few.title == "digits/train[0:718], 2 a class"
 
 
 # Few shots.
 
 
 @pytest.mark.parametrize("shots", [1, 5, 12])
-def test_few_shots_are_so_many_images_of_each_class(pets, shots):
+def test_a_few_shot_subset_has_the_same_number_of_images_of_each_class(pets, shots):
     source = few_shot(open_source(pets, "train"), shots, seed=0)
     labels = Counter(source[index][1] for index in range(len(source)))
     assert labels == {0: shots, 1: shots}
     assert len(set(names(source, range(2 * shots)))) == 2 * shots
 
 
-def test_few_shots_are_a_function_of_the_seed():
+def test_a_few_shot_subset_is_a_function_of_the_seed():
     train = open_source("digits", "train")
-    drawn = [few_shot(train, 3, seed).indices.tolist() for seed in (0, 0, 1)]
-    assert drawn[0] == drawn[1] != drawn[2]
+    chosen = [few_shot(train, 3, seed).indices.tolist() for seed in (0, 0, 1)]
+    assert chosen[0] == chosen[1] != chosen[2]
 
 
-def test_few_shots_read_few_of_many_images():
+def test_choosing_a_few_shot_subset_reads_few_images():
     class Counting(FakeSource):
         read = 0
 
@@ -270,13 +268,13 @@ def test_few_shots_read_few_of_many_images():
             return super().__getitem__(index)
 
     few_shot(Counting("train", (4, 4, 1), 100), 2, seed=0)
-    # Of 1,281,167; the last of 100 classes is full after some 800 draws.
+    # There are 1,281,167 images; the last of 100 classes is full after about 800.
     assert Counting.read < 3000
 
 
-def test_few_shots_of_a_mix_are_of_each_source(pets, strays):
-    mix = few_shot(open_source(f"mix:3*{pets},{strays}@all", "train"), 2, seed=0)
-    assert (mix.sizes, mix.shares) == ((4, 4), (6, 2))
+def test_few_shot_subsets_of_combined_sources_have_images_of_each_source(pets, strays):
+    combined = few_shot(open_source(f"mix:3*{pets},{strays}@all", "train"), 2, seed=0)
+    assert (combined.sizes, combined.shares) == ((4, 4), (6, 2))
 
 
 def test_a_class_with_too_few_images_is_named(pets):

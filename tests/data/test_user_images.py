@@ -1,4 +1,4 @@
-"""An image gives the same input in whatever form a user has it."""
+"""An image gives the same input in every form in which a user may have it."""
 
 import dataclasses
 import io
@@ -15,7 +15,7 @@ ORIENTATION = 0x0112
 
 
 def card_of(channels: int = 3, **facts) -> Card:
-    """The card of a network for small images."""
+    """Returns the card of a network for small images."""
     card = default_card("cifar_resnet20")
     spec = dataclasses.replace(card.make_spec(), in_channels=channels)
     return dataclasses.replace(card.for_spec(spec), **facts)
@@ -58,7 +58,7 @@ def test_every_form_of_an_image_gives_the_same_input(tmp_path):
 
 
 @pytest.mark.parametrize("count", [2, 3, 7])
-def test_grey_images_need_no_axis_of_channels_where_the_network_takes_grey(count):
+def test_grey_images_need_no_channel_axis_if_the_network_takes_grey_images(count):
     pixels = np.stack([photo()[:, :, 0] + i for i in range(count)])
     card = card_of(channels=1)
     expected = card.preprocess(pixels[..., None])
@@ -67,12 +67,12 @@ def test_grey_images_need_no_axis_of_channels_where_the_network_takes_grey(count
         card_of(channels=3).preprocess(pixels)
 
 
-def test_arrays_of_several_images_may_stand_beside_single_ones():
+def test_a_list_may_contain_arrays_of_several_images():
     card, pixels = card_of(), photo()
-    given = card.preprocess([np.stack([pixels] * 3), pixels[:, :, 0]])
-    assert given.shape == (4, 32, 32, 3)
-    np.testing.assert_array_equal(given[3], card.preprocess(pixels[:, :, 0])[0])
-    np.testing.assert_array_equal(given[3], card.preprocess(pixels[:, :, :1])[0])
+    result = card.preprocess([np.stack([pixels] * 3), pixels[:, :, 0]])
+    assert result.shape == (4, 32, 32, 3)
+    np.testing.assert_array_equal(result[3], card.preprocess(pixels[:, :, 0])[0])
+    np.testing.assert_array_equal(result[3], card.preprocess(pixels[:, :, :1])[0])
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -84,7 +84,9 @@ def test_arrays_of_several_images_may_stand_beside_single_ones():
         *(("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("CMYK", "TIFF")),
     ],
 )
-def test_a_picture_of_any_mode_gives_what_its_file_gives(mode, format, channels):
+def test_a_pillow_image_of_any_mode_gives_the_same_input_as_its_file(
+    mode, format, channels
+):
     card = card_of(channels)
     content = file_of(picture_of_mode(mode), format=format)
     opened = Image.open(io.BytesIO(content))
@@ -96,14 +98,16 @@ def test_a_picture_of_any_mode_gives_what_its_file_gives(mode, format, channels)
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_turned_picture_gives_what_its_file_gives(format, orientation):
+def test_a_pillow_image_with_an_orientation_gives_the_same_input_as_its_file(
+    format, orientation
+):
     card, exif = card_of(), Image.Exif()
     exif[ORIENTATION] = orientation
     content = file_of(Image.fromarray(photo()), format=format, exif=exif)
     opened = Image.open(io.BytesIO(content))
     expected = card.crop(content)
     np.testing.assert_array_equal(card.crop(opened), expected)
-    # The user's picture has not been turned.
+    # The user's image has not been modified.
     np.testing.assert_array_equal(card.crop(opened), expected)
 
 
@@ -111,7 +115,7 @@ def test_the_input_is_the_normalised_crop():
     card = card_of(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), bgr=True)
     pixels = photo(32, 32)
     expected = (pixels[:, :, ::-1] / 255 - card.mean) / card.std
-    # float32 rounds at 1e-7 of values up to 3.
+    # float32 rounds values up to 3 by less than 1e-6.
     np.testing.assert_allclose(card.preprocess(pixels)[0], expected, atol=1e-6)
 
 
@@ -131,7 +135,7 @@ def test_no_images_give_an_empty_input():
 
 
 @pytest.mark.parametrize(
-    ("images", "told"),
+    ("images", "message"),
     [
         (None, "The image is None, which is not an image; give a path"),
         (2.5, "of the type float"),
@@ -161,19 +165,19 @@ def test_no_images_give_an_empty_input():
         (file_of(Image.fromarray(photo()), format="PNG")[:500], "truncated"),
     ],
 )
-def test_a_wrong_image_raises_one_sentence_that_says_what_to_give(images, told):
-    with pytest.raises(UserError, match=told) as error:
+def test_a_wrong_image_raises_one_sentence_that_says_what_to_give(images, message):
+    with pytest.raises(UserError, match=message) as error:
         card_of().preprocess(images)
     assert "\n" not in str(error.value)
     assert str(error.value).endswith(".")
 
 
-def test_the_advice_for_arrays_works():
+def test_the_advice_of_the_error_for_arrays_works():
     card, pixels = card_of(), photo()
     expected = card.preprocess(pixels)
     for x in (pixels / 255, jnp.asarray(pixels, jnp.float32) / 255):
-        given = card.preprocess((255 * x).round().astype("uint8"))
-        np.testing.assert_array_equal(given, expected)
+        result = card.preprocess((255 * x).round().astype("uint8"))
+        np.testing.assert_array_equal(result, expected)
     for x in (pixels.astype(np.float64), jnp.asarray(pixels, int)):
         np.testing.assert_array_equal(card.preprocess(x.astype("uint8")), expected)
     first = np.moveaxis(pixels, -1, 0)
@@ -181,7 +185,7 @@ def test_the_advice_for_arrays_works():
     assert card.preprocess(pixels[..., 0][None][..., None]).shape == (1, 32, 32, 3)
 
 
-def test_a_broken_picture_of_pillow_raises_a_user_error():
+def test_a_truncated_image_of_pillow_raises_a_user_error():
     content = file_of(Image.fromarray(photo()), format="PNG")[:500]
     with pytest.raises(UserError, match=r"The image: cannot be decoded: .*truncated"):
         card_of().preprocess(Image.open(io.BytesIO(content)))

@@ -1,10 +1,11 @@
-"""What a run tells: lines or a progress bar, metrics.jsonl, TensorBoard files."""
+"""Writers of a run's metrics: console, progress bar, metrics.jsonl, TensorBoard."""
 
 import json
 import socket
 import struct
 import sys
 import time
+from typing import Any
 
 import tqdm
 from tensorboardX import summary
@@ -17,22 +18,24 @@ from resnet_jax.persistence import storage
 from resnet_jax.persistence.storage import Path
 
 
-def write_json(path: Path, content: dict) -> None:
-    """Writes a JSON file so that it is there whole or not at all."""
-    storage.write(path, json.dumps(content, indent=2) + "\n")
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """Reads `metrics.jsonl`, up to the first line that was cut off.
 
+    Args:
+      workdir: The directory of a run.
 
-def read_metrics(workdir: Path) -> list[dict]:
-    """Returns the rows of `metrics.jsonl` up to a line that was cut off.
+    Returns:
+      The rows, each with its `step`. There are none if there is no such file.
 
-    Raises UserError if the file cannot be read.
+    Raises:
+      UserError: The file cannot be read.
     """
     rows = []
     path = workdir / "metrics.jsonl"
     try:
-        with storage.telling(workdir):
-            # A pipe of this name would be waited for.
-            lines = storage.read(path).splitlines() if path.is_file() else ()
+        with storage.explaining_errors(workdir):
+            # Reading a named pipe in place of the file would wait for ever.
+            lines = storage.read(path).splitlines() if path.is_file() else []
     except OSError as error:
         raise UserError(f"{path} cannot be read: {reason_of(error)}.") from None
     for line in lines:
@@ -47,24 +50,28 @@ def read_metrics(workdir: Path) -> list[dict]:
 
 
 class _Board:
-    """Scalars for TensorBoard, as a file of events.
+    """Writes scalars to an event file of TensorBoard.
 
-    tensorboardX's own writer has a thread. When a full disk ends it, the next scalars
-    wait for it for ever.
+    tensorboardX's own writer is not used: when a full disk ends its thread, the next
+    scalar waits for the thread for ever.
+
+    Args:
+      folder: The folder of the event files.
+      step: The step at which the run starts. TensorBoard is told to discard what older
+        event files hold after it.
     """
 
     def __init__(self, folder: Path, step: int):
-        """Starts a file; TensorBoard discards events of other files after `step`."""
         storage.make_directory(folder)
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
-        self._file = storage.GrowingFile(folder / name, every=30.0)
+        self._file = storage.GrowingFile(folder / name, interval=30.0)
         self._write(Event(file_version="brain.Event:2"))
         if step:
             start = SessionLog(status=SessionLog.SessionStatus.Value("START"))
             self._write(Event(step=step + 1, session_log=start))
 
     def add(self, step: int, values: dict[str, float]) -> None:
-        """Writes scalars of a step."""
+        """Writes the scalars of a step, by tag."""
         self._write(
             *(
                 Event(step=step, summary=summary.scalar(key, value))
@@ -78,28 +85,30 @@ class _Board:
         self._file.add(b"".join(_record(event.SerializeToString()) for event in events))
 
     def close(self) -> None:
-        """Finishes the file."""
+        """Closes the file."""
         self._file.close()
 
 
 def _record(data: bytes) -> bytes:
-    """Frames an event as TensorFlow's record files do: length, data, checksums."""
+    """Frames an event as in a TFRecord file: length, data, and a checksum of each."""
     length = struct.pack("<Q", len(data))
     checksums = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
     return b"".join((length, next(checksums), data, next(checksums)))
 
 
 class Writer:
-    """Reports the progress of a run; one process of a run has an active one.
+    """Writes the metrics of a run to the console and to files.
 
-    The files and the bar are by-products: none of them can end the run.
+    The files and the progress bar are by-products: their failure is one warning and
+    does not end the run.
 
     Args:
       workdir: The directory of the run.
-      step: The step at which the run starts; rows of later steps, which an interrupted
-        process left behind, are dropped.
+      step: The step at which the run starts. Rows of later steps, which an interrupted
+        process has written, are dropped.
       total_steps: The step at which the run ends.
-      active: Whether this process writes at all.
+      active: False for processes that write nothing, which are all but the lead
+        process of a run.
     """
 
     def __init__(self, workdir: Path, *, step: int, total_steps: int, active: bool):
@@ -126,12 +135,19 @@ class Writer:
         self._bar = ByProduct("The progress bar", open_bar)
 
     def tick(self, step: int) -> None:
-        """Moves the progress bar."""
+        """Moves the progress bar to a step."""
         if self._active:
             self._bar.use(lambda bar: bar.update(step - bar.n))
 
     def train(self, step: int, values: dict[str, float], eta: float) -> None:
-        """Writes the figures of the steps since the last call; `eta` in seconds."""
+        """Writes the training metrics of the steps since the last call.
+
+        Args:
+          step: The last of the steps.
+          values: The metrics by name, among them `loss`, `top1`, `epoch`,
+            `images_per_second`, `data_wait` (a fraction) and `learning_rate`.
+          eta: The estimated time until the end of the run, in seconds.
+        """
         if not self._active:
             return
         self._write(step, {f"train/{key}": value for key, value in values.items()})
@@ -151,8 +167,14 @@ class Writer:
             f"  ETA {tqdm.tqdm.format_interval(eta)}"
         )
 
-    def evaluation(self, step: int, values: dict, name: str = "") -> None:
-        """Writes the result of an evaluation, of the set `name` if it has one."""
+    def evaluation(self, step: int, values: dict[str, Any], name: str = "") -> None:
+        """Writes the result of an evaluation.
+
+        Args:
+          step: The step of the evaluated parameters.
+          values: The metrics by name; dictionaries among them are left out.
+          name: The name of an extra evaluation set, or '' for the eval split.
+        """
         if not self._active:
             return
         prefix = f"eval/{name}" if name else "eval"
@@ -167,15 +189,16 @@ class Writer:
         self._board.use(lambda board: board.add(step, values))
 
     def flush(self) -> None:
-        """Returns when all rows are written; called before a checkpoint of their step.
+        """Returns when all rows are written; to be called before a checkpoint is saved.
 
-        Those behind it may be lost with the process: it makes them again.
+        Rows after the checkpoint may be lost with the process: a run that resumes from
+        it writes them again.
         """
         if self._active:
             self._metrics.use(lambda metrics: metrics.flush())
 
     def close(self) -> None:
-        """Finishes the files and removes the bar."""
+        """Closes the files and removes the progress bar."""
         if self._active:
             for product in (self._bar, self._metrics, self._board):
                 product.use(lambda used: used.close())
@@ -187,8 +210,12 @@ class Writer:
         self.close()
 
 
-def describe(values: dict) -> str:
-    """An evaluation in a few words."""
+def describe(values: dict[str, Any]) -> str:
+    """Returns the result of an evaluation in a few words.
+
+    Args:
+      values: The metrics by name: `top1`, `top5`, `loss`, `n_seen` and maybe `mce`.
+    """
     mce = f"  mCE {100 * values['mce']:.2f} %" if "mce" in values else ""
     return (
         f"top-1 {100 * values['top1']:.2f} %  top-5 {100 * values['top5']:.2f} %"

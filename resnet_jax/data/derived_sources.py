@@ -1,0 +1,254 @@
+"""Sources made of other sources: subsets, new label numbers, combinations by weight."""
+
+import bisect
+import dataclasses
+import functools
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from resnet_jax.data.source_protocol import NamedSource, checksum
+from resnet_jax.errors import UserError
+
+# First word of the seed of the generator that chooses few-shot subsets.
+SHOTS = 3
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subset:
+    """Some examples of a source.
+
+    Attributes:
+      source: The source of the examples.
+      indices: The indices of the examples in the source.
+      title: The name of the subset in messages and summaries.
+    """
+
+    source: NamedSource
+    indices: Int[np.ndarray, " n"]
+    title: str
+
+    def __post_init__(self):
+        if not len(self.indices):
+            raise UserError(f"{self.title} holds no image.")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes of the source."""
+        return self.source.classes
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[bytes | np.ndarray, int]:
+        return self.source[int(self.indices[index])]
+
+    def name(self, index: int) -> str:
+        """Returns the name that the example has in the source."""
+        return self.source.name(int(self.indices[index]))
+
+    def digest(self) -> str:
+        """Returns a checksum of the source and the indices."""
+        return checksum(self.source.digest(), self.indices.tolist())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Relabelled:
+    """A source whose classes have other numbers.
+
+    Attributes:
+      source: The source of the examples.
+      classes: The names of the classes, in the order of the new labels.
+      new_labels: The new label of each label of the source.
+    """
+
+    source: NamedSource
+    classes: tuple[str, ...]
+    new_labels: tuple[int, ...]
+
+    @property
+    def title(self) -> str:
+        """The title of the source."""
+        return self.source.title
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[bytes | np.ndarray, int | np.ndarray]:
+        image, label = self.source[index]
+        if isinstance(label, int):
+            return image, self.new_labels[label]
+        # The last entry maps -1, the padding after an image's labels, to itself.
+        return image, np.array([*self.new_labels, -1])[label]
+
+    def name(self, index: int) -> str:
+        """Returns the name that the example has in the source."""
+        return self.source.name(index)
+
+    def digest(self) -> str:
+        """Returns a checksum of the source and the new labels."""
+        return checksum(self.source.digest(), self.new_labels)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Combined:
+    """Several sources of the same classes, combined by weight.
+
+    As a sequence it holds each example of each source once, whatever the weights.
+    Training interleaves the sources at random, in proportion to their weights (see
+    `loader.epoch_order`). An epoch has as many images as all sources together.
+
+    Attributes:
+      parts: The sources.
+      weights: The weight of each source, above 0.
+    """
+
+    parts: tuple[NamedSource, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self):
+        for part, weight, share in zip(
+            self.parts, self.weights, self.shares, strict=True
+        ):
+            if not share:
+                raise UserError(
+                    f"The weight {weight:g} of {part.title} leaves it no image of an"
+                    f" epoch of {len(self)}; weights are above 0 and of similar size."
+                )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes, which all sources share."""
+        return self.parts[0].classes
+
+    @property
+    def title(self) -> str:
+        """The titles of the sources, with their weights where these matter."""
+        if self.shares == self.sizes:
+            return " + ".join(part.title for part in self.parts)
+        pairs = zip(self.weights, self.parts, strict=True)
+        return " + ".join(f"{weight:g} x {part.title}" for weight, part in pairs)
+
+    @functools.cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """The number of images of each source."""
+        return tuple(map(len, self.parts))
+
+    @functools.cached_property
+    def shares(self) -> tuple[int, ...]:
+        """The number of images that an epoch takes from each source."""
+        fractions = np.cumsum(self.weights) / np.sum(self.weights)
+        bounds = np.rint(fractions * sum(self.sizes)).astype(int).tolist()
+        return tuple(b - a for a, b in itertools.pairwise([0, *bounds]))
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    def __getitem__(self, index: int) -> tuple[bytes | np.ndarray, int]:
+        part, own_index = self._find(index)
+        return part[own_index]
+
+    def name(self, index: int) -> str:
+        """Returns the name that the example has in its source."""
+        part, own_index = self._find(index)
+        return part.name(own_index)
+
+    def digest(self) -> str:
+        """Returns a checksum of the sources and of their shares of an epoch."""
+        return checksum([part.digest() for part in self.parts], self.shares)
+
+    def _find(self, index: int) -> tuple[NamedSource, int]:
+        starts = [0, *itertools.accumulate(self.sizes)]
+        number = bisect.bisect_right(starts, index) - 1
+        return self.parts[number], index - starts[number]
+
+
+def label_of(source: NamedSource, index: int) -> int | np.ndarray:
+    """Returns the label of an example, without reading its image where possible."""
+    if isinstance(source, Subset):
+        return label_of(source.source, int(source.indices[index]))
+    labels = getattr(source, "labels", None)
+    return source[index][1] if labels is None else int(labels[index])
+
+
+def sizes_and_shares(source: NamedSource) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns the sizes of the combined sources, and their shares of an epoch.
+
+    Both have one entry, the number of images, for a source that is not `Combined`.
+    """
+    # A combination that `cache.cached` holds in memory is still interleaved by weight.
+    source = getattr(source, "origin", None) or source
+    if isinstance(source, Combined):
+        return source.sizes, source.shares
+    return (len(source),), (len(source),)
+
+
+def check_same_classes(train: NamedSource, evaluation: NamedSource) -> None:
+    """Checks that two splits number the same classes in the same way.
+
+    Raises:
+      UserError: One of them has a class that the other one lacks.
+    """
+    for richer, poorer in ((train, evaluation), (evaluation, train)):
+        missing = sorted(set(richer.classes) - set(poorer.classes))
+        if missing:
+            raise UserError(
+                f"Class {missing[0]!r} is in {richer.title} but not in"
+                f" {poorer.title}, so labels would differ; add it to both splits, or"
+                " remove it from both before a run begins."
+            )
+
+
+def with_classes(source: NamedSource, classes: Sequence[str]) -> NamedSource:
+    """Returns the source with labels that number the given classes, matched by name.
+
+    Raises:
+      UserError: A class of the source is not one of them; the message names it.
+    """
+    classes = tuple(classes)
+    if source.classes == classes:
+        return source
+    number = {name: label for label, name in enumerate(classes)}
+    for label, name in enumerate(source.classes):
+        if name not in number:
+            raise UserError(
+                f"Class {label} of {source.title} is {name!r}, which is not one of the"
+                f" {len(classes)} classes of the network ({', '.join(classes[:3])},"
+                " ...), so labels cannot be compared; choose a data set with the same"
+                " class names."
+            )
+    return Relabelled(source, classes, tuple(number[name] for name in source.classes))
+
+
+def few_shot(source: NamedSource, shots: int, seed: int) -> Subset | Combined:
+    """Returns `shots` random images of each class; of each source if it is `Combined`.
+
+    Args:
+      source: The training split.
+      shots: The number of images of each class.
+      seed: The seed of the choice.
+
+    Raises:
+      UserError: A class has fewer images.
+    """
+    if isinstance(source, Combined):
+        parts = tuple(few_shot(part, shots, seed) for part in source.parts)
+        return Combined(parts, source.weights)
+    missing = np.full(len(source.classes), shots)
+    chosen = []
+    # Reads examples in random order until all classes are full: few of a large set.
+    order = np.random.default_rng([SHOTS, seed]).permutation(len(source))
+    for index in order.tolist():
+        label = label_of(source, index)
+        if missing[label]:
+            missing[label] -= 1
+            chosen.append(index)
+        if not missing.any():
+            return Subset(source, np.array(chosen), f"{source.title}, {shots} a class")
+    label = int(np.argmax(missing))
+    raise UserError(
+        f"data.shots={shots}, but {source.title} has only {shots - missing[label]} of"
+        f" class {source.classes[label]!r}."
+    )
