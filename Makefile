@@ -51,6 +51,8 @@ test-wheel:
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports --no-logo
+	$(VENV)/bin/mypy
 
 slurm:
 	apt-get install -y --no-install-recommends slurm-wlm munge

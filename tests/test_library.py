@@ -1,4 +1,4 @@
-"""What `import resnet_jax` offers to programs: its names, types and examples."""
+"""The library that `import resnet_jax` gives: its names, types and examples."""
 
 import contextlib
 import doctest

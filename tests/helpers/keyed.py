@@ -77,7 +77,7 @@ def _draw(spec: Spec, name: str, shape: tuple[int, ...], seed: int) -> np.ndarra
         values = rng.uniform(0.5, 1.5, number).astype(np.float32)
     else:
         values = np.float32(0.1) * rng.standard_normal(number, np.float32)
-    if _ends_a_block(spec, name):
+    if isinstance(spec, ResNetSpec) and _ends_a_block(spec, name):
         # At full scale, every block would double the variance of the activations.
         values /= np.float32(math.sqrt(sum(spec.stage_sizes)))
     # `np.resize` copies, which costs as much as drawing, so it is used for repetition
@@ -87,9 +87,9 @@ def _draw(spec: Spec, name: str, shape: tuple[int, ...], seed: int) -> np.ndarra
     return np.resize(values, shape)
 
 
-def _ends_a_block(spec: Spec, name: str) -> bool:
+def _ends_a_block(spec: ResNetSpec, name: str) -> bool:
     """Returns whether a scale or kernel is the last of a block's residual function."""
-    if not isinstance(spec, ResNetSpec) or spec.shortcut == "none":
+    if spec.shortcut == "none":
         return False
     if not (match := re.fullmatch(r"stage(\d+)_block\d+/(.*)", name)):
         return False
