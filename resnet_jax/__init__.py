@@ -7,9 +7,10 @@
 10
 
 The public names are those in `__all__` of this module and of `resnet_jax.config`,
-`resnet_jax.data`, `resnet_jax.errors`, `resnet_jax.models` and `resnet_jax.weights`,
-with the attributes and public methods of their classes; a network's only public method
-is its call. Everything else is private and may change in any version.
+`resnet_jax.data`, `resnet_jax.errors`, `resnet_jax.kernels`, `resnet_jax.models` and
+`resnet_jax.weights`, with the attributes and public methods of their classes; a
+network's only public method is its call. Everything else is private and may change in
+any version.
 """
 
 import importlib
@@ -18,7 +19,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from resnet_jax import config, data, errors, models, weights
+    from resnet_jax import config, data, errors, kernels, models, weights
     from resnet_jax.models.zoo import create_model, list_models
     from resnet_jax.training.loop import train
     from resnet_jax.weights.trained import load
@@ -40,6 +41,7 @@ __all__ = [
     "create_model",
     "data",
     "errors",
+    "kernels",
     "list_models",
     "load",
     "models",

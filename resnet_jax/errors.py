@@ -13,8 +13,8 @@ Every exception that the package raises on purpose is a `ResNetJaxError`:
     was saved.
 - `resnet_jax.persistence.preemption.PreemptedError`: a signal asked the run to stop,
   and it stopped. This is not a mistake, so it is not a `UserError`.
-- `resnet_jax.bench.worker.LeftOutError`: a benchmark leaves an implementation out that
-  cannot run here; `resnet_jax.bench.gpu.TooLateError` if no time was left for it.
+- `resnet_jax.bench.worker.LeftOutError`: a benchmark skips a baseline that cannot run
+  here; `resnet_jax.bench.gpu.TooLateError` if no time was left for it.
 
 Other exceptions, such as a plain `ValueError` or `AssertionError`, are errors in the
 package or come from the libraries that it calls.

@@ -93,11 +93,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str], **options: Any) -> None:
-    """Runs the command; see the module's docstring.
+    """Runs the command, which the module's docstring describes.
 
     Args:
       argv: The command line.
-      options: Fields of `builders.Options` that have no flag.
+      **options: Fields of `builders.Options` that have no flag.
     """
     args = vars(_parse(argv[1:]))
     # Imported here, so that --help answers at once.
@@ -132,7 +132,7 @@ def _verify(source: str, data_dir: str, num_workers: int) -> None:
 
 
 def run(argv: Sequence[str], **options: Any) -> None:
-    """Runs `main`, whose work the same command can resume after an interruption.
+    """Runs `main`, and says after an interruption that the command resumes the work.
 
     Raises:
       UserError: The file system rejected an operation.

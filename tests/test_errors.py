@@ -90,8 +90,9 @@ def test_a_wrong_spec_is_a_bad_value_error_with_one_sentence(change):
 
 
 def test_images_with_wrong_channels_are_a_bad_value_error():
-    match = r"takes images of 3 channels, and these have 1\."
-    with pytest.raises(BadValueError, match=match):
+    with pytest.raises(
+        BadValueError, match=r"takes images of 3 channels, and these have 1\."
+    ):
         create_model("cifar_resnet20").init(
             jax.random.key(0), jnp.zeros((1, 32, 32, 1))
         )

@@ -294,7 +294,7 @@ def memory_of_loader(jpegs: list[bytes], batch_size: int = BATCH) -> list[float]
 
 @dataclasses.dataclass(frozen=True)
 class _JPEGSource:
-    """JPEGs as a source that can be sent to worker processes; see `NamedSource`."""
+    """JPEGs as a `source_protocol.NamedSource` that worker processes can receive."""
 
     jpegs: list[bytes] = dataclasses.field(repr=False)
     classes: tuple[str, ...] = ("0",)

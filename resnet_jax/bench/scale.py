@@ -150,7 +150,8 @@ def _rows_of_processes(
     config = ConfigDict(config.to_dict())
     config.batch_size *= number
     with config.ignore_type():
-        # Ghost batches of one device need no collectives, for any number of processes.
+        # Each device normalizes its own images, so the number of processes does not
+        # change the statistics.
         config.model.bn_group_size = "device"
     request = {key: getattr(args, key) for key in ("steps", "between", "repeats")}
     results = run(number, {"config": config.to_dict(), **request})
@@ -159,10 +160,10 @@ def _rows_of_processes(
 
     row = functools.partial(_named, f"{name}: ")
     together, alone = first["together"], first["alone"]
-    yield row("step", "s", together, "of its own part alone", alone)
+    yield row("step", "s", together, "the same part of the work alone", alone)
     shares = [1 - a / t for t, a in zip(together, alone, strict=True)]
     yield row("in collectives", "of the step", shares)
-    yield row("collectives", "MB a step", [first["bytes"] / 1e6])
+    yield row("collectives", "MB per step", [first["bytes"] / 1e6])
     yield row("start-up", "s", [max(result["start"] for result in results)])
     yield row("stall of a save", "s", first["stall"], "between saves", first["between"])
     yield row("save call", "s", first["save"], "between saves", first["between"])
@@ -238,7 +239,7 @@ def predictions(
         yield table.row(f"{name}: in collectives", "of the step", [share])
     size = sum(each["times"] * each["bytes"] for each in train["collectives"])
     name = f"plan {config.model.name} {topology}: collectives"
-    yield table.row(name, "MB a step", [size / 1e6])
+    yield table.row(name, "MB per step", [size / 1e6])
 
 
 # Processes.
@@ -394,7 +395,8 @@ def measure(request: dict) -> dict:
         loop = Loop(config, sharding.make_mesh())
         results["start"] = time.time() - began
         results["bytes"] = sum(
-            each.times * each.bytes for each in hlo.collectives(loop.step.as_text())
+            each.times * each.bytes
+            for each in hlo.collectives(loop.step.as_text() or "")
         )
         part = ConfigDict(config.to_dict())
         part.batch_size //= request["number"]
@@ -433,7 +435,8 @@ def measure(request: dict) -> dict:
         # The first save is left out, since it compiles.
         for key in ("save", "stall", "between", "written"):
             del results[key][:1]
-        state = None
+        # Restoring begins as in a new process, without the state and compiled programs.
+        del state
         jax.clear_caches()
         for _ in range(repeats + 1):
             processes.agree("restore", "")

@@ -11,7 +11,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from resnet_jax.models.layers import Conv, global_average_pool, make_divisible
-from resnet_jax.models.parameters import parameter
 
 ConvOrNorm = Callable[..., nn.Module]
 
@@ -65,7 +64,7 @@ class EfficientChannelAttention(nn.Module):
         size = int(abs(math.log2(self.channels) + 1) / 2)
         size = max(size if size % 2 else size + 1, 3)
         init = nn.initializers.lecun_normal()
-        kernel = parameter(self, "kernel", init, (size, 1, 1))
+        kernel = self.param("kernel", init, (size, 1, 1), jnp.float32)
         means = global_average_pool(x)
         means = jnp.pad(means, ((0, 0), (size // 2, size // 2)))
         shifted = (

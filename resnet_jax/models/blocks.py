@@ -16,7 +16,6 @@ from resnet_jax.models.attention import (
     SplitAttention,
     SqueezeExcite,
 )
-from resnet_jax.models.parameters import parameter
 from resnet_jax.models.spec import BlockName, BlockPlan, ResNetSpec
 
 Scalar = float | Float[Array, ""]
@@ -251,8 +250,8 @@ class BottleneckBlock(Block):
         else:
             y = self.spatial_mixing(y, 2, stride_3x3, plan.dilation[0], train=train)
         # On some platforms batch norm and the convolution before it are fused.
-        deferred = spec.norm == "batch" and "conv3" not in spec.biased
-        y = self.convolve(y, 3, 1, deferred=deferred)
+        fusible = spec.norm == "batch" and "conv3" not in spec.biased
+        y = self.convolve(y, 3, 1, fusible=fusible)
         y = self.last_norm(y, train=train)
         return self.add_and_activate(x, y, drop_path, train=train)
 
@@ -433,7 +432,7 @@ class NormFreeBlock(Block):
             y = 2 * self.attend(y)
         y = self.drop(y, drop_path, train=train)
         if spec.skip_gain:
-            y = y * parameter(self, "skip_gain", zeros, ()).astype(y.dtype)
+            y = y * self.param("skip_gain", zeros, (), jnp.float32).astype(y.dtype)
         shortcut = self.shortcut(first if plan.project else x, train=train)
         return same_size(shortcut, y) + spec.alpha * y
 

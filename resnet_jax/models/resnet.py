@@ -29,16 +29,17 @@ class ResNet(nn.Module):
       scan_blocks: Merges consecutive blocks of equal shape into one `scan`, which
         compiles as fast as one block. Their parameters are stacked; `models/scan.py`
         converts between both layouts.
-      unwritten: The mesh of the batch, if in training the last convolution of
-        bottlenecks is fused with its batch norm, so that its output is not written to
-        memory (`kernels/tpu/norm.py`). None: they are not fused.
+      fused_mesh: The mesh over which the batch is sharded, if in training the last
+        convolution of bottlenecks is fused with its batch norm where `kernels.norm`
+        supports it, so that its output is not written to memory. None: they are not
+        fused.
     """
 
     spec: ResNetSpec
     dtype: DTypeLike = jnp.float32
     bn_group_size: int | None = None
     scan_blocks: bool = False
-    unwritten: Mesh | None = None
+    fused_mesh: Mesh | None = None
 
     @nn.compact
     def __call__(
@@ -214,7 +215,7 @@ class ResNet(nn.Module):
     def norm(self) -> Callable[..., nn.Module]:
         """Returns the function that makes norms, each with the activation after it."""
         spec = self.spec
-        activation = layers.ACTIVATIONS[spec.activation]
+        activation: Callable = layers.ACTIVATIONS[spec.activation]
         if spec.norm == "none":
             if spec.scaled_at == "activation":
                 activation = layers.scaled_activation(spec.activation)
@@ -226,7 +227,7 @@ class ResNet(nn.Module):
                 epsilon=spec.norm_epsilon,
                 momentum=spec.norm_momentum,
                 unbiased=spec.norm_unbiased,
-                unwritten=self.unwritten,
+                fused_mesh=self.fused_mesh,
             )
         elif spec.norm == "filter_response":
             norm = functools.partial(

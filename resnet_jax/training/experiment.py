@@ -259,7 +259,7 @@ def _make_model(
         on_tpu = sharding.platform_of(mesh) == "tpu"
         fused = on_tpu and config.model.dtype == "bfloat16"
     if isinstance(model, ResNet) and fused:
-        model = model.clone(unwritten=mesh)
+        model = model.clone(fused_mesh=mesh)
     return model
 
 

@@ -93,7 +93,7 @@ def test_the_check_runs_with_the_packages_of_a_bare_machine(tmp_path):
         **hide(tmp_path, *hidden),
     )
     assert code == 0, output
-    assert "This was not run on a GPU: JAX computes on cpu," in output
+    assert "This was not run on a GPU: JAX computes on cpu." in output
     assert report["gpu"] is False
     assert report["device"]["platform"] == "cpu"
     assert report["versions"].keys() >= {"python", "jax", "jaxlib", "flax", "optax"}

@@ -14,7 +14,7 @@ import flax.linen as nn
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "public_names.txt"
 MODULES = (
     *("resnet_jax", "resnet_jax.config", "resnet_jax.data", "resnet_jax.errors"),
-    *("resnet_jax.models", "resnet_jax.weights"),
+    *("resnet_jax.kernels", "resnet_jax.models", "resnet_jax.weights"),
 )
 SPECIAL = ("__init__", "__iter__", "__len__", "__getitem__", "__call__")
 
