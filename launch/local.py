@@ -2,9 +2,10 @@
 
 python launch/local.py N --config=... --workdir=...
 
-Prefixes each line with its process, passes SIGTERM, Ctrl-C and SIGHUP on, and returns
-the first exit code that is not 0. Where one process fails, the others get two minutes
-to notice and to say so. With GPUs, each process takes one.
+Prefixes each line of output with the number of its process, passes SIGTERM, Ctrl-C and
+SIGHUP on to all processes, and exits with the first exit code that is not 0. After one
+process has failed, the others have two minutes to notice and to report it. On a machine
+with GPUs, each process takes one.
 """
 
 import ctypes
@@ -19,16 +20,23 @@ import sys
 import threading
 import time
 
-# Python looks beside this script, and not in the directory above it.
+# Python imports from the directory of this script; the package is in the one above.
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from resnet_jax.console import output
 
-PATIENCE = 120  # seconds
+# Seconds that the other processes have after one has failed.
+PATIENCE = 120
 
 
-def main(argv: list[str]) -> int:
-    """Runs `resnet_jax.main` N times with the given flags; returns the exit code."""
+def main(argv: list[str], patience: float = PATIENCE) -> int:
+    """Runs `resnet_jax.main` in several processes; returns the exit code.
+
+    Args:
+      argv: The command line: the name of the script, the number of processes, and the
+        flags of `resnet_jax.main`.
+      patience: Seconds that the other processes have after one has failed.
+    """
     if len(argv) < 2 or not argv[1].isdigit() or int(argv[1]) < 1:
         sys.exit("Usage: python launch/local.py PROCESSES --config=... --workdir=...")
     count = int(argv[1])
@@ -47,8 +55,9 @@ def main(argv: list[str]) -> int:
         for line in processes[i].stdout:
             output.say(f"[{i}] {line.rstrip()}")
 
-    # No signal may come between the first start and the handlers. What nohup or the
-    # shell let this launcher ignore stays ignored, in the processes as well.
+    # Signals are blocked until the handlers are set, so that none is lost after the
+    # first process has started. A signal that nohup or the shell made this launcher
+    # ignore stays ignored, in the processes as well.
     numbers = {signal.SIGTERM} | {
         number
         for number in (signal.SIGINT, signal.SIGHUP)
@@ -61,9 +70,9 @@ def main(argv: list[str]) -> int:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            # Libraries and names of files bring any bytes.
+            # Libraries and file names may print bytes that are not text.
             errors="backslashreplace",
-            # Which of the machine's GPUs JAX takes.
+            # JAX takes the GPU of this number.
             env={"JAX_LOCAL_DEVICE_IDS": str(i), **os.environ},
             # Ctrl-C in a terminal reaches only this launcher, which passes it on.
             start_new_session=True,
@@ -79,34 +88,36 @@ def main(argv: list[str]) -> int:
     ]
     for reader in readers:
         reader.start()
-    _wait(processes)
+    _wait(processes, patience)
     for reader in readers:
-        # Not for ever: a process that outlived its parent may hold the pipe open.
+        # The wait has an end, as a process that outlived its parent may hold the pipe.
         reader.join(10)
-    # A process that a signal killed has a negative code; shells say 128 + signal.
+    # A process that a signal killed has a negative code. Shells use 128 + signal.
     codes = [process.returncode for process in processes]
     codes = [128 - code if code < 0 else code for code in codes]
     return next((code for code in codes if code), 0)
 
 
 def _prepare(numbers: set[signal.Signals]) -> None:
-    """In each process: takes signals again, and ends when this launcher is killed."""
+    """Unblocks signals in a new process, and lets it end if the launcher is killed."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
-def _wait(processes: list[subprocess.Popen]) -> None:
-    """Waits for all; some time after one has failed, kills those that are left."""
+def _wait(processes: list[subprocess.Popen], patience: float) -> None:
+    """Waits for all processes; some time after one has failed, kills the others."""
     end = math.inf
     while any(process.poll() is None for process in processes):
         if end == math.inf and any(process.returncode for process in processes):
-            end = time.monotonic() + PATIENCE
+            end = time.monotonic() + patience
         if time.monotonic() > end:
             for i, process in enumerate(processes):
                 if process.poll() is None:
-                    output.say(f"[{i}] killed: it ran on after another had failed")
+                    output.say(
+                        f"[{i}] killed: it still ran {patience} s after another failed"
+                    )
                     process.kill()
                     process.wait()
         time.sleep(0.1)

@@ -1,18 +1,25 @@
 #!/usr/bin/env bash
-# One run on Cloud TPU VMs, from the request for a TPU to its deletion:
+# Runs one training on Cloud TPU VMs, from the request for a TPU to its deletion:
 #
 #   launch/tpu_vm.sh --name=r50 --zone=us-central2-b --accelerator=v4-32 --spot \
 #       -- --config=configs/r50.py --workdir=gs://BUCKET/r50
 #
-# Before `--` stand --name, --zone and --accelerator; --runtime (the image of the VMs),
-# --keep (do not delete the TPU at the end), --delete (do nothing else), --dry_run (only
-# print each gcloud command); anything else, such as --spot, --reserved, --network=NAME
-# or --service-account=..., goes to `gcloud compute tpus queued-resources create`.
-# After `--` stand the flags of resnet_jax.main.
+# The flags before `--` are:
+#   --name=NAME         The name of the TPU. It is required.
+#   --zone=ZONE         The zone, such as us-central2-b. It is required.
+#   --accelerator=TYPE  The type of the TPU, such as v4-32. It is required.
+#   --runtime=IMAGE     The image of the VMs. The default is tpu-ubuntu2204-base.
+#   --keep              Keeps the TPU after the run has ended, instead of deleting it.
+#   --delete            Only deletes the TPU.
+#   --dry_run           Prints each gcloud command and runs none.
+# All others, such as --spot, --reserved, --network=NAME or --service-account=..., go to
+# `gcloud compute tpus queued-resources create`. The flags after `--` are those of
+# resnet_jax.main.
 #
-# The same command finds what is there and goes on: a request that waits, a TPU that
-# stands, a run that runs. A run that was stopped (exit code 143) or lost its TPU gets
-# another, until it ends. Ctrl-C leaves TPU and run as they are.
+# The same command resumes the work: it waits for a request that is queued, uses a TPU
+# that exists, and follows a run that is running. A run that was stopped (exit code 143)
+# or has lost its TPU is started again, on a new TPU if needed, until it ends. Ctrl-C
+# leaves the TPU and the run as they are.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -23,7 +30,7 @@ fail() {
 
 name='' zone='' accelerator='' runtime=tpu-ubuntu2204-base
 keep='' delete='' dry_run=''
-pause=${PAUSE:-30} # seconds between two questions
+pause=${PAUSE:-30} # seconds between two calls of gcloud that ask for the state
 create=()
 while (($#)) && [[ $1 != -- ]]; do
     case $1 in
@@ -44,16 +51,18 @@ while (($#)) && [[ $1 != -- ]]; do
 done
 (($#)) && shift
 
-[[ $name ]] || fail "which TPU? Give --name=NAME."
-[[ $zone ]] || fail "where? Give --zone=us-central2-b, say."
+[[ $name ]] || fail "--name is required, for example --name=r50."
+[[ $zone ]] || fail "--zone is required, for example --zone=us-central2-b."
 if [[ ! $delete ]]; then
-    [[ $accelerator ]] || fail "which TPU? Give --accelerator=v4-32, say."
-    (($#)) || fail "train what? Give -- --config=configs/r50.py --workdir=gs://..."
+    [[ $accelerator ]] || fail "--accelerator is required, for example --accelerator=v4-32."
+    (($#)) || fail "The run has no flags. Give them after a --, for example" \
+        "-- --config=configs/r50.py --workdir=gs://BUCKET/r50."
     [[ $keep || " $* " == *" --workdir=gs://"* ]] ||
-        fail "the workdir must outlive the TPU: --workdir=gs://BUCKET/NAME (or --keep)."
+        fail "The workdir must outlive the TPU. Give --workdir=gs://BUCKET/NAME (or" \
+            "--keep)."
 fi
 
-# Every call of gcloud goes through here.
+# Calls gcloud, or prints the call in a dry run.
 tpus() {
     if [[ $dry_run ]]; then
         printf '%q ' gcloud compute tpus "$@" "--zone=$zone" --quiet
@@ -63,9 +72,11 @@ tpus() {
     fi
 }
 
+# Runs a command ($2) on a worker or on all of them ($1).
 workers() { tpus tpu-vm ssh "$name" --worker="$1" --command="$2"; }
 
-# ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ...; nothing where there is no request.
+# Prints the state of the request, such as ACTIVE, WAITING_FOR_RESOURCES or SUSPENDED, or
+# nothing if there is no request.
 state() {
     local said
     if said=$(tpus queued-resources describe "$name" --format='value(state.state)' 2>&1)
@@ -84,7 +95,7 @@ request() {
         ${create[@]+"${create[@]}"}
 }
 
-# Returns when the TPU stands.
+# Requests the TPU if needed, and returns when it exists.
 acquire() {
     local now before=none
     while true; do
@@ -99,18 +110,18 @@ acquire() {
         case $now in
             ACTIVE) return ;;
             '') request ;;
-            # What was preempted stays in the queue until it is deleted.
+            # A preempted TPU stays in the queue until its request is deleted.
             SUSPENDED) remove ;;
-            FAILED) fail "the request failed; see why: gcloud compute tpus" \
-                "queued-resources describe $name --zone=$zone; then $0 --delete ..." ;;
+            FAILED) fail "The request failed. The reason: gcloud compute tpus queued-resources" \
+                "describe $name --zone=$zone. Then delete it: $0 --delete ..." ;;
             *) sleep "$pause" ;;
         esac
     done
 }
 
-# What follows runs on the workers, in ~/resnet_jax. `pid` is that of the shell that
-# waits for the run and then writes `code`; its command line tells it from another
-# process that got its number after a reboot.
+# These commands run on the workers, in ~/resnet_jax. The file `pid` has the process id of
+# the shell that waits for the run and then writes the exit code to `code`. Its command
+# line distinguishes it from a process that got the same id after a reboot.
 # shellcheck disable=SC2016
 alive='grep -qs resnet_jax.main /proc/$(cat resnet_jax/pid 2>/dev/null)/cmdline'
 # shellcheck disable=SC2016
@@ -141,27 +152,27 @@ fi
 directory=$(mktemp -d)
 trap 'rm -rf "$directory"' EXIT
 code_file=$directory/resnet_jax.tar.gz
-# All that an installation needs.
+# The archive holds everything that an installation needs.
 tar -czf "$code_file" --exclude=__pycache__ pyproject.toml requirements.txt README.md \
     LICENSE resnet_jax configs
 
 failures=0
 while true; do
     acquire
-    # Worker 0 speaks for all: where its run has ended, what others still do is stopped.
+    # Worker 0 decides for all: if its run has ended, those of the others are stopped.
     runs=$(workers 0 "$alive && echo runs; true" || true)
     [[ ! $dry_run ]] || echo "$runs"
     if [[ $runs != *runs ]] && ! {
         tpus tpu-vm scp "$code_file" "$name:" --worker=all &&
             workers all "$install" && workers all "$start"
     }; then
-        # A TPU that is being taken away may be called active for some minutes.
-        ((++failures < 5)) || fail "the workers of $name cannot be set up, as told above."
+        # A TPU that is being taken away may still be ACTIVE for some minutes.
+        ((++failures < 5)) || fail "The workers of $name cannot be set up; see above."
         sleep "$pause"
         continue
     fi
     failures=0
-    echo "Following worker 0; Ctrl-C leaves the run, the same command follows it again."
+    echo "Following worker 0. Ctrl-C leaves the run; the same command follows it again."
     workers 0 "$follow" || true
     code=$(workers 0 'cat resnet_jax/code' || true)
     if [[ $dry_run ]]; then
@@ -170,12 +181,12 @@ while true; do
     fi
     case $code in
         0) break ;;
-        # Told to stop; or no answer, as from a TPU that was taken away.
-        143 | '') echo "The run stopped (exit code ${code:-unknown}); it goes on." ;;
+        # The run was told to stop, or a TPU that was taken away does not answer.
+        143 | '') echo "The run stopped (exit code ${code:-unknown}) and is resumed." ;;
         *)
-            echo "error: the run failed with exit code $code. The TPU still stands and" \
-                "costs; mend it and give the same command, or $0 --name=$name" \
-                "--zone=$zone --delete." >&2
+            echo "error: The run failed with exit code $code. The TPU still exists and" \
+                "costs money. Fix the problem and run the same command, or delete the" \
+                "TPU: $0 --name=$name --zone=$zone --delete." >&2
             exit "$code"
             ;;
     esac

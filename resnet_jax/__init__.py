@@ -1,4 +1,4 @@
-"""Residual networks in JAX: equal to their references, from a laptop to a pod.
+"""Residual networks in JAX that equal their references, from a laptop to a TPU pod.
 
 >>> import resnet_jax
 >>> resnet_jax.list_models("resnet5*d")
@@ -7,9 +7,10 @@
 10
 
 The public names are those in `__all__` of this module and of `resnet_jax.config`,
-`resnet_jax.data`, `resnet_jax.errors`, `resnet_jax.models` and `resnet_jax.weights`,
-with the attributes and public methods of their classes; a network's only public method
-is its call. Everything else is private and may change in any version.
+`resnet_jax.data`, `resnet_jax.errors`, `resnet_jax.kernels`, `resnet_jax.models` and
+`resnet_jax.weights`, with the attributes and public methods of their classes; a
+network's only public method is its call. Everything else is private and may change in
+any version.
 """
 
 import importlib
@@ -18,15 +19,16 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from resnet_jax import config, data, errors, models, weights
+    from resnet_jax import config, data, errors, kernels, models, weights
     from resnet_jax.models.zoo import create_model, list_models
     from resnet_jax.training.loop import train
     from resnet_jax.weights.trained import load
 
 __version__ = "0.2.0"
 
-# Python is about to run a command, `python -m resnet_jax.NAME`. Until that can answer
-# to Ctrl-C, in `output.command`, it ends the process without a traceback.
+# If this is true, Python is about to run a command, `python -m resnet_jax.NAME`. Until
+# the command handles Ctrl-C, in `output.command`, the signal ends the process without a
+# traceback.
 if (
     sys.argv[:1] == ["-m"]
     and sys.orig_argv[-len(sys.argv)].startswith("resnet_jax.")
@@ -39,13 +41,14 @@ __all__ = [
     "create_model",
     "data",
     "errors",
+    "kernels",
     "list_models",
     "load",
     "models",
     "train",
     "weights",
 ]
-# JAX is imported when one of these is first used.
+# The modules of the functions. They import JAX, so they are imported at the first use.
 _MODULES = {
     "create_model": "resnet_jax.models.zoo",
     "list_models": "resnet_jax.models.zoo",

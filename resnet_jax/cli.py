@@ -1,4 +1,4 @@
-"""The console script `resnet-jax`: each of its commands runs a module of the package.
+"""The console script `resnet-jax`, whose commands run modules of the package.
 
 `resnet-jax plan ...` is the same as `python -m resnet_jax.plan ...`.
 """
@@ -9,8 +9,8 @@ import sys
 
 from resnet_jax import __version__
 
-# The module of each command, the arguments that come before the user's, and what the
-# command does. Modules are imported only when they run: `--help` is to be fast.
+# Each command has its module, the arguments that come before the user's, and a sentence
+# for `--help`. Modules are imported only when they run, so that `--help` is fast.
 COMMANDS = {
     "train": ("main", [], "Trains a network, or resumes the run of a workdir."),
     "eval": ("main", ["--mode=eval"], "Evaluates a checkpoint of a run."),
@@ -19,8 +19,12 @@ COMMANDS = {
     "prepare": ("prepare", [], "Prepares data sets as ArrayRecord, and verifies them."),
     "zoo": ("zoo", [], "Lists the networks with their parameters and MACs."),
     "recipes": ("recipes", [], "Lists the recipes with their published results."),
-    "report": ("report", [], "Draws the report of a run again."),
-    "plan": ("plan", [], "Predicts a run's memory and speed before a TPU is rented."),
+    "report": ("report", [], "Plots the curves and sample predictions of a run."),
+    "plan": (
+        "plan",
+        [],
+        "Estimates memory and speed before a TPU is rented.",
+    ),
     "bench": ("bench", [], "Measures speed, start-up time and memory."),
     "gradients": ("analysis.gradients", [], "Plots gradient norms by depth."),
     "degradation": ("analysis.degradation", [], "Compares deep with shallow networks."),
@@ -29,11 +33,11 @@ COMMANDS = {
 
 def main() -> None:
     """Runs the command that the command line names, and exits with its code."""
-    # Until the command can answer to Ctrl-C, the signal ends the process without a
-    # traceback, as in `resnet_jax/__init__.py`.
+    # Until the command handles Ctrl-C, the signal ends the process without a traceback,
+    # as in `resnet_jax/__init__.py`.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # Imported here, as Ctrl-C may come while it is.
+    # Imported only now, since Ctrl-C may come during an import.
     from resnet_jax.console import output
 
     name, *arguments = sys.argv[1:] or ["--help"]
@@ -45,7 +49,7 @@ def main() -> None:
 
 
 def _answer(argv: list[str]) -> None:
-    """Prints the commands or the version; raises UserError for an unknown command."""
+    """Prints the commands or the version; raises UserError for other commands."""
     from resnet_jax.console import output
     from resnet_jax.errors import check_known
 
@@ -59,6 +63,6 @@ def _answer(argv: list[str]) -> None:
     output.answer(
         "usage: resnet-jax COMMAND [ARGUMENTS]\n\n"
         + "\n".join(lines)
-        + "\n\nresnet-jax COMMAND --help explains a command, and resnet-jax --version"
+        + "\n\nresnet-jax COMMAND --help describes a command, and resnet-jax --version"
         " prints the\nversion."
     )

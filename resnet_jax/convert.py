@@ -1,8 +1,8 @@
 """Converts weights: `python -m resnet_jax.convert IN OUT`.
 
-IN is what `resnet_jax.load` takes: a file of torchvision, timm, Keras or BiT, a
-workdir, a weights directory or `timm:NAME.TAG`. The suffix of OUT names the format;
-without a suffix it is a weights directory.
+IN is anything that `resnet_jax.load` takes: a file of torchvision, timm, Keras or BiT,
+a workdir, a weights directory or `timm:NAME.TAG`. The suffix of OUT names the format to
+write; without a suffix, OUT becomes a weights directory.
 """
 
 from resnet_jax.console import output
@@ -14,7 +14,7 @@ from resnet_jax.weights.save import is_directory, save
 
 
 def main(argv: list[str]) -> None:
-    """Runs the command; the module's docstring explains it."""
+    """Runs the command, which the module's docstring describes."""
     parser = Parser("convert", __doc__)
     parser.add_argument(
         "source",
@@ -26,19 +26,20 @@ def main(argv: list[str]) -> None:
         "target",
         metavar="OUT",
         help=f"The file to write, whose suffix ({', '.join(files.SUFFIXES)}) names the"
-        " format, or a directory, which gets our own format.",
+        " format, or a directory, which gets the format of resnet_jax.",
     )
     parser.add_argument(
         "--to",
         metavar="SCHEME",
-        help="The naming scheme to write, where the format of OUT has several; a wrong"
-        " name lists them. The default is the network's own, and BiT's in .npz.",
+        help="The naming scheme of the parameters in OUT, if its format has several; a"
+        " wrong name lists them. The default is the network's own scheme, or BiT's for"
+        " a BiT network in .npz.",
     )
     parser.add_argument(
         "--model",
         metavar="NAME",
         help="The network's name. It is needed only if neither IN nor a card beside it"
-        " names the network; the default is then the first network that IN fits.",
+        " names the network. The default is then the first network that IN fits.",
     )
     args = parser.parse(argv[1:])
     if not is_directory(args.target):

@@ -13,7 +13,7 @@ Every exception that the package raises on purpose is a `ResNetJaxError`:
     was saved.
 - `resnet_jax.persistence.preemption.PreemptedError`: a signal asked the run to stop,
   and it stopped. This is not a mistake, so it is not a `UserError`.
-- `resnet_jax.bench.baseline.LeftOutError`: a benchmark skips a baseline that cannot run
+- `resnet_jax.bench.worker.LeftOutError`: a benchmark skips a baseline that cannot run
   here; `resnet_jax.bench.gpu.TooLateError` if no time was left for it.
 
 Other exceptions, such as a plain `ValueError` or `AssertionError`, are errors in the
@@ -21,6 +21,7 @@ package or come from the libraries that it calls.
 """
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable
 
@@ -149,6 +150,31 @@ def problem_of_memory(error: Exception) -> str:
         " the largest batch that fits. A run that has a checkpoint can only resume on"
         " more or larger devices, or with --config.sharding.params=fsdp."
     )
+
+
+# Reasons for which a file system rejects an operation, and which a user can fix.
+_FILE_PROBLEMS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EEXIST),
+}
+
+
+def problem_of(error: Exception, workdir: str) -> str:
+    """Returns the sentence for an error of a library that a user can fix.
+
+    Args:
+      error: The error that ends a run.
+      workdir: The run's directory, as the user named it.
+
+    Returns:
+      What is wrong with the object store, the file system or the memory of a device;
+      empty for other errors.
+    """
+    if "://" in workdir and (problem := problem_of_store(error)):
+        return f"{workdir} cannot be used: {problem}."
+    if isinstance(error, OSError) and error.errno in _FILE_PROBLEMS:
+        return f"{error.filename or workdir}: {error.strerror}."
+    return problem_of_memory(error)
 
 
 def check_known(what: str, word: str, known: Iterable[str]) -> None:

@@ -1,7 +1,8 @@
 """Classifies image files: `python -m resnet_jax.predict WEIGHTS IMAGE...`.
 
-WEIGHTS is what `resnet_jax.load` takes: a file of any framework, a workdir, a weights
-directory or `timm:NAME.TAG`. Its card says how images are prepared.
+WEIGHTS is anything that `resnet_jax.load` takes: a file of any framework, a workdir, a
+weights directory or `timm:NAME.TAG`. The card of the weights says how images are
+prepared. For each image the five most probable classes are printed.
 """
 
 import json
@@ -15,7 +16,7 @@ from resnet_jax.weights.trained import load
 
 
 def main(argv: list[str]) -> None:
-    """Runs the command; the module's docstring explains it."""
+    """Runs the command, which the module's docstring describes."""
     parser = Parser("predict", __doc__)
     parser.add_argument(
         "weights",
@@ -28,14 +29,15 @@ def main(argv: list[str]) -> None:
         nargs="+",
         metavar="IMAGE",
         type=storage.path_of,
-        help="The image files to classify; JPEG, PNG and what else Pillow reads.",
+        help="The image files to classify, in any format that Pillow reads, such as"
+        " JPEG or PNG.",
     )
     parser.add_argument(
         "--model",
         metavar="NAME",
         help="The network's name. It is needed only if neither the weights nor a card"
-        " beside them name the network; the default is then the first network that"
-        " they fit.",
+        " beside them name the network. The default is then the first network that"
+        " the weights fit.",
     )
     parser.add_argument(
         "--json",
@@ -45,7 +47,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--logits",
         action="store_true",
-        help="Prints all logits of each image too. It is off by default.",
+        help="Also prints all logits of each image. It is off by default.",
     )
     parser.add_argument(
         "--save",
@@ -57,29 +59,28 @@ def main(argv: list[str]) -> None:
     args = parser.parse(argv[1:])
     model = load(args.weights, model=args.model)
     card = model.card
-    # Each file is read once, since it may be a pipe.
+    # A file may be a pipe, so each is read only once.
     pictures = list(pictures_of(args.images, card.spec["in_channels"], card.network))
     logits = model.logits(pictures)
     predictions = [card.top(values) for values in logits]
     if args.save:
         draw_predictions(args.save, card.crop(pictures), predictions)
-    images = []
-    for path, top, values in zip(args.images, predictions, logits, strict=True):
-        image = {"file": str(path), "top": [one._asdict() for one in top]}
-        if args.logits:
-            image["logits"] = [float(value) for value in values]
-        images.append(image)
+    rows = list(zip(map(str, args.images), predictions, logits.tolist(), strict=True))
     if args.json:
+        images = [
+            {"file": file, "top": [prediction._asdict() for prediction in top]}
+            | ({"logits": values} if args.logits else {})
+            for file, top, values in rows
+        ]
         document = {"weights": args.weights, "network": card.network, "images": images}
         output.answer(json.dumps(document, indent=2))
         return
-    for image in images:
-        output.answer(image["file"])
-        for one in image["top"]:
-            output.answer(f"  {100 * one['probability']:6.2f} %  {one['name']}")
+    for file, top, values in rows:
+        output.answer(file)
+        for prediction in top:
+            output.answer(f"  {100 * prediction.probability:6.2f} %  {prediction.name}")
         if args.logits:
-            values = " ".join(f"{value:.6f}" for value in image["logits"])
-            output.answer(f"  logits: {values}")
+            output.answer(f"  logits: {' '.join(f'{value:.6f}' for value in values)}")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
 """Prepares data sets as ArrayRecord, and verifies them.
 
-python -m resnet_jax.prepare imagenet2012 --manual_dir=DIR   from its two tar files
-python -m resnet_jax.prepare tfds:NAME[/CONFIG]              with the builder of tfds
+python -m resnet_jax.prepare imagenet2012 --manual_dir=DIR   the two tar files in DIR
+python -m resnet_jax.prepare tfds:NAME[/CONFIG]              the data set's tfds builder
 python -m resnet_jax.prepare folder:PATH                     PATH/SPLIT/CLASS/IMAGE.jpg
-python -m resnet_jax.prepare convert DIR                     TFRecords of tfds
-python -m resnet_jax.prepare verify SOURCE_OR_DIR            lists what is wrong
+python -m resnet_jax.prepare convert DIR                     tfds TFRecords in DIR
+python -m resnet_jax.prepare verify SOURCE_OR_DIR            lists every damaged image
 
---max_side=N and --quality=Q make the images smaller, once: the longer side becomes at
-most N pixels, and the image a JPEG of quality Q (90 if only N is given), 4:2:0.
+--max_side=N and --quality=Q make the images smaller once: the longer side becomes at
+most N pixels, and the image a JPEG of quality Q (90 if only N is given) with 4:2:0
+chroma subsampling.
 
-Everything but tfds:NAME can be interrupted: the same command resumes it. tfds:NAME is
-also the one that may need TensorFlow (`pip install tensorflow`), with which many
-builders extract their archives. Training reads the results without it.
+All commands but tfds:NAME can be interrupted, and the same command resumes the work.
+Only tfds:NAME may need TensorFlow (`pip install tensorflow`), with which many builders
+extract their archives. Training reads the results without TensorFlow.
 """
 
 import argparse
@@ -30,8 +31,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="What is prepared: imagenet2012, tfds:NAME or folder:PATH; or what is"
-        " done with a directory: convert or verify.",
+        help="The data set to prepare, imagenet2012, tfds:NAME or folder:PATH; or the"
+        " task for DIRECTORY, convert or verify.",
     )
     parser.add_argument(
         "directory",
@@ -39,46 +40,48 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         default="",
         metavar="DIRECTORY",
         help="The directory that convert reads, or the directory or source that verify"
-        " reads.",
+        " checks. It is required for these two, and the others take none.",
     )
     parser.add_argument(
         "--data_dir",
         default="",
-        help="The directory in which tfds keeps its data sets. The default is tfds's"
-        " own, $TFDS_DATA_DIR or ~/tensorflow_datasets.",
+        help="The directory in which tfds keeps its data sets. The default is that of"
+        " tfds, $TFDS_DATA_DIR or ~/tensorflow_datasets.",
     )
     parser.add_argument(
         "--manual_dir",
         default="",
-        help="The directory of archives that you have downloaded yourself. The default"
-        " is downloads/manual in --data_dir.",
+        help="The directory of the archives that you have downloaded yourself. The"
+        " default is downloads/manual in --data_dir.",
     )
     parser.add_argument(
         "--out",
         default="",
-        help="The directory that is made. The default is in --data_dir, or beside a"
-        " folder.",
+        help="The directory to write the data set to. The default is a directory in"
+        " --data_dir, or beside the folder for folder:PATH.",
     )
     parser.add_argument(
         "--max_side",
         type=int,
         default=0,
-        help="The longest side of an image in pixels: larger images are made smaller."
-        " The default of 0 leaves them as they are.",
+        help="The largest side of an image in pixels; larger images are resized. The"
+        " default of 0 keeps the size of each image.",
     )
     parser.add_argument(
         "--quality",
         type=int,
         default=0,
-        help="The quality of the JPEGs, from 1 to 100, to which images are encoded"
-        " again. The default is 90 with --max_side, and otherwise the original files.",
+        help="The quality, from 1 to 100, of the JPEGs as which images are encoded"
+        " again. The default is 90 with --max_side; otherwise the original files are"
+        " kept.",
     )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
     parser.add_argument(
         "--num_workers",
         type=count,
         default=cores or os.cpu_count() or 1,
-        help="The number of processes. The default is one per core, %(default)s here.",
+        help="The number of processes that work at the same time. The default is one"
+        " per CPU core, %(default)s on this machine.",
     )
     args = parser.parse(arguments)
     if args.source in ("convert", "verify") and not args.directory:
@@ -90,18 +93,18 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str], **options: Any) -> None:
-    """Runs the command; see the module's docstring.
+    """Runs the command, which the module's docstring describes.
 
     Args:
       argv: The command line.
-      options: Fields of `builders.Options` that have no flag.
+      **options: Fields of `builders.Options` that have no flag.
     """
     args = vars(_parse(argv[1:]))
     # Imported here, so that --help answers at once.
     from resnet_jax.data.prepare.builders import Options, prepare, split_sizes
     from resnet_jax.data.prepare.pack import Reencode
 
-    # It warns of each of many retries where there is no network.
+    # Without a network, urllib3 warns of each of many retries.
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     if args["source"] == "verify":
         _verify(args["directory"], args["data_dir"], args["num_workers"])
@@ -115,29 +118,30 @@ def main(argv: Sequence[str], **options: Any) -> None:
 
 
 def _verify(source: str, data_dir: str, num_workers: int) -> None:
-    """Prints what is wrong with a data set; raises UserError if anything is."""
+    """Prints each problem of a data set; raises UserError if there is any."""
     from resnet_jax.data.prepare.builders import check
 
     total, problems = check(source, data_dir, num_workers)
-    wrong = 0
+    number = 0
     for problem in problems:
-        wrong += 1
+        number += 1
         output.answer(problem)
-    if wrong:
-        raise UserError(f"{wrong:,} things are wrong in {source}.")
+    if number:
+        raise UserError(f"{source} has {number:,} problems, which are listed above.")
     output.answer(f"All {total:,} images of {source} are readable.")
 
 
 def run(argv: Sequence[str], **options: Any) -> None:
-    """Runs `main`, whose work the same command can resume after an interruption.
+    """Runs `main`, and says after an interruption that the command resumes the work.
 
-    Raises UserError for what a file system refuses.
+    Raises:
+      UserError: The file system rejected an operation.
     """
     try:
         main(argv, **options)
     except OSError as error:
         raise UserError(
-            f"{error.filename or 'A file'}: {error.strerror}; fix that, and the same"
+            f"{error.filename or 'A file'}: {error.strerror}. Fix that; then the same"
             " command resumes the work."
         ) from None
     except KeyboardInterrupt:

@@ -1,9 +1,10 @@
-"""Lists the recipes of configs/: what they train, and what was published.
+"""Lists the recipes of configs/ with their networks, data and published results.
 
 python -m resnet_jax.recipes [PATTERN] [--markdown]
 
-A config file may have `PUBLISHED`, the published top-1 in % by variant (its argument,
-or "" where it takes none), and `REACHED`, what this project reached.
+A config file may define two dictionaries from variants ("" for a file without variants)
+to top-1 accuracies in %: `PUBLISHED`, the published ones, and `REACHED`, those that
+this project has reached.
 """
 
 from resnet_jax.config import recipes
@@ -12,7 +13,7 @@ from resnet_jax.console.arguments import Parser
 
 
 def main(argv: list[str]) -> None:
-    """Runs the command; see the module's docstring."""
+    """Runs the command, which the module's docstring describes."""
     parser = Parser("recipes", __doc__)
     parser.add_argument(
         "pattern",
@@ -25,7 +26,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--markdown",
         action="store_true",
-        help="Prints the table in Markdown, as configs/README.md has it.",
+        help="Prints the table in Markdown, as in configs/README.md. It is off by"
+        " default.",
     )
     args = parser.parse(argv[1:])
     rows = recipes.table(args.pattern)

@@ -1,4 +1,7 @@
-"""Plots a run: `python -m resnet_jax.report WORKDIR` writes WORKDIR/report.png."""
+"""Plots the curves and sample predictions of a run.
+
+`python -m resnet_jax.report WORKDIR` writes WORKDIR/report.png.
+"""
 
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser
@@ -6,12 +9,12 @@ from resnet_jax.persistence import storage
 
 
 def main(argv: list[str]) -> None:
-    """Runs the command; see the module's docstring."""
+    """Runs the command, which the module's docstring describes."""
     parser = Parser("report", __doc__)
     parser.add_argument(
         "workdir",
         metavar="WORKDIR",
-        help="The directory of the run, which has its metrics.jsonl.",
+        help="The directory of the run, which holds its metrics.jsonl.",
     )
     args = parser.parse(argv[1:])
     # Imported here, so that --help answers at once.

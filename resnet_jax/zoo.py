@@ -1,9 +1,10 @@
 """Prints the table of networks: `python -m resnet_jax.zoo [PATTERN] [--json]`.
 
-A row has the name, parameters, multiply-adds of a forward pass at `px` pixels, memory
-of the convolutions' outputs of one image in float32, the published top-1 accuracy (on
-ImageNet, or on CIFAR-10 for networks of 32 px), what `make test-oracles` tests the
-network against, whether `scan_blocks` applies, and the paper.
+A row has the name, the number of parameters, the MACs (multiply-adds) of a forward pass
+of one image of `px` pixels, the memory of its convolutions' outputs in float32, the
+published top-1 accuracy (on ImageNet, or on CIFAR-10 for networks of 32 px) and its
+source, the reference that `make test-oracles` tests the network against, whether
+`scan_blocks` applies, and the paper.
 """
 
 import json
@@ -13,7 +14,7 @@ from resnet_jax.console.arguments import Parser
 
 
 def main(argv: list[str]) -> None:
-    """Runs the command; see the module's docstring."""
+    """Runs the command, which the module's docstring describes."""
     parser = Parser("zoo", __doc__)
     parser.add_argument(
         "pattern",
@@ -27,26 +28,27 @@ def main(argv: list[str]) -> None:
     form.add_argument(
         "--json",
         action="store_true",
-        help="Prints a JSON array of the rows, in units of one, in place of the table.",
+        help="Prints a JSON array of the rows, with counts and bytes as plain numbers,"
+        " in place of the table. It is off by default.",
     )
     form.add_argument(
         "--markdown",
         action="store_true",
-        help="Prints the table in Markdown, as the README has it.",
+        help="Prints the table in Markdown, as in README.md. It is off by default.",
     )
     args = parser.parse(argv[1:])
     # Imported here, so that --help answers at once.
     from resnet_jax.models import table
     from resnet_jax.parallel.sharding import find_devices
 
-    # JAX's first call, which warns of an accelerator that is not used.
+    # JAX warns of an accelerator that it does not use at its first call, which is this.
     find_devices()
-    found = table.rows(table.matching(args.pattern))
+    rows = table.rows(table.matching(args.pattern))
     if args.json:
-        output.answer(json.dumps(found, indent=1))
+        output.answer(json.dumps(rows, indent=1))
     else:
         as_table = table.as_markdown if args.markdown else table.as_text
-        output.answer(as_table(found))
+        output.answer(as_table(rows))
 
 
 if __name__ == "__main__":

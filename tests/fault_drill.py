@@ -1,11 +1,12 @@
-"""Breaks a run in every way that a machine has, in random order.
+"""Disturbs a training run with faults of all kinds, in random order.
 
 python -m tests.fault_drill --faults=200 --processes=2 --seed=7
 
-The end must be that of a run that nothing happened to, bit for bit. Of several
-processes, a signal strikes any one; of a run of one, also all that it has started,
-which are worker processes in some starts. A full and a read-only file system take root,
-to mount one; without it these two are left out.
+The final checkpoint must equal that of an undisturbed run, bit for bit. In a run of
+several processes a signal strikes one of them. A run of one process has worker
+processes in some of its starts; then a signal may also strike all of them. A full and a
+read-only file system are mounted, which takes root; without it these two faults are
+left out.
 """
 
 import argparse
@@ -25,38 +26,47 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import psutil
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from resnet_jax.persistence.metric_writers import read_metrics
 from tests.helpers import runs
 
-# A checkpoint every other step: most faults strike near one or in one.
+# A checkpoint is saved at every other step, so that most faults strike near or in a
+# save.
 FLAGS = (
     *runs.SMALL,
-    # In memory, images would need no workers.
+    # Images that are cached in memory would need no workers.
     "--config.data.cache=none",
-    # At 8 pixels a run would be at its end before it is struck.
+    # With images of 8 pixels, the run would often end before a fault strikes.
     "--config.data.image_size=24",
     "--config.checkpoint.every.steps=2",
     "--config.checkpoint.keep_last=3",
     "--config.evaluate.every.steps=25",
 )
-# What Python prints of a process whose parent is killed while it starts it.
-UNBORN = re.compile(r"Traceback [^\n]*\n(?:  [^\n]*\n)+EOFError: Ran out of input\n")
-# Seconds in which the processes of a run end when one was killed.
-NOTICED = 60
+# The traceback of a worker process whose parent is killed while it starts the worker.
+WORKER_TRACEBACK = re.compile(
+    r"Traceback [^\n]*\n(?:  [^\n]*\n)+EOFError: Ran out of input\n"
+)
+# The time limit, in seconds, for all processes of a run to end after a signal.
+TIMEOUT = 60
 
 
 class Drill:
     """Faults of one run.
 
+    The method of a fault disturbs the run or damages a checkpoint, and checks how the
+    run ends. It returns a description, or '' if it came too late to do so.
+
+    Attributes:
+      done: The descriptions of the faults so far.
+
     Args:
-      workdir: of the run; its parent is `disk` if that is a file system of its own.
-      images: The folder of images that it trains on.
-      faults: how many there will be, which makes the length of the run.
-      processes: of the run.
-      seed: of their order.
-      disk: a small file system that can be filled and made read-only, if there is one.
+      workdir: The workdir of the run. It lies in `disk`, if there is one.
+      images: The folder of images on which the run trains.
+      faults: The number of faults, which determines the length of the run.
+      processes: The number of processes of the run.
+      seed: The seed of the random choices.
+      disk: A small file system that can be filled and made read-only; None if it could
+        not be mounted.
     """
 
     def __init__(
@@ -78,35 +88,35 @@ class Drill:
         self._processes = processes
         self._workdir, self._faults, self._disk = workdir, faults, disk
         self._random = random.Random(seed)
-        # Checkpoints that nothing was done to.
-        self._whole: set[int] = set()
+        # The steps of the checkpoints that were not damaged.
+        self._intact: set[int] = set()
 
     def run(self) -> None:
-        """Lets all faults happen, then the run end."""
+        """Causes all faults, and then lets the run end."""
         ends = [self.kill, self.terminate, self.close_the_output]
         if self._processes == 1:
             ends.append(self.signal_all)
         if self._disk:
             ends += [self.fill_the_disk, self.make_it_read_only]
-        harms = [self.corrupt, self.remove_a_shard, self.edit_the_record]
+        damages = [self.corrupt, self.remove_a_shard, self.edit_the_record]
         while len(self.done) < self._faults:
-            fault = self._random.choice([*ends, *harms, self.change_the_data])
-            # Without an intact checkpoint, a run says so and does not resume.
-            if fault in harms and len(self._whole) < 2:
+            fault = self._random.choice([*ends, *damages, self.change_the_data])
+            # A run does not resume without an intact checkpoint.
+            if fault in damages and len(self._intact) < 2:
                 continue
-            if fault == self.change_the_data and not self._whole:
+            if fault == self.change_the_data and not self._intact:
                 continue
-            happened = fault()
-            if happened:
-                self.done.append(f"{fault.__name__}: {happened}")
+            description = fault()
+            if description:
+                self.done.append(f"{fault.__name__}: {description}")
                 print(f"{len(self.done):4} {self.done[-1]}", flush=True)
             else:
-                print(f"     {fault.__name__}: it did not strike", flush=True)
+                print(f"     {fault.__name__}: the run ended before", flush=True)
         code, output = runs.finish(self._start())
         assert code == 0, output
 
     def start(self, workdir: pathlib.Path, redirect: str = "") -> subprocess.Popen:
-        """Starts the run, or one like it in another workdir."""
+        """Starts the run, or an equal one in another workdir."""
         flags = [f"--workdir={workdir}", *self._flags]
         if self._processes > 1:
             launcher = ("launch/local.py", str(self._processes))
@@ -123,9 +133,9 @@ class Drill:
         restored = re.search(r"resuming from the checkpoint of step (\d+)", output)
         names = self._steps()
         if restored:
-            # What is older was written before, what is newer by this run.
-            assert int(restored[1]) in self._whole, output
-        self._whole = set(names)
+            # Newer checkpoints were written by this start of the run.
+            assert int(restored[1]) in self._intact, output
+        self._intact = set(names)
 
     def _steps(self) -> list[int]:
         if not (self._workdir / "checkpoints").exists():
@@ -135,39 +145,45 @@ class Drill:
     def _strike(
         self, number: signal.Signals, *expected: int, all_at_once: bool = False
     ) -> str:
-        """Sends a signal some lines behind the start, and a moment behind the line."""
+        """Sends a signal a moment after one of the first lines of the run's log.
+
+        Args:
+          number: The signal.
+          *expected: The exit codes that the run may have, besides 0.
+          all_at_once: True sends it to the process group, not to a single process.
+        """
         process, lines = self._start(), []
         left = self._random.randint(1, 5)
         for line in process.stdout:
             lines.append(line)
-            # Of several processes, the first one tells, behind its number.
-            said = line.removeprefix("[0] ")
-            left -= said.startswith(("step ", "compiling"))
+            # Of several processes the first one writes the log, with a prefix.
+            message = line.removeprefix("[0] ")
+            left -= message.startswith(("step ", "compiling"))
             if left == 0:
                 break
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(self._random.choice((0.0, 0.01, 0.05, 0.2)))
         all_of_run = []
-        # It may have ended meanwhile.
+        # The run may have ended meanwhile.
         with contextlib.suppress(psutil.NoSuchProcess):
-            # Processes, and helpers of theirs that end with them.
+            # The descendants are processes of the run, and helpers that end with them.
             all_of_run = psutil.Process(process.pid).children(recursive=True)
             if all_at_once:
                 os.killpg(process.pid, number)
             else:
-                self._struck(process).send_signal(number)
+                self._choose_process(process).send_signal(number)
         began = time.monotonic()
         code, rest = runs.finish(process)
         output = "".join(lines) + rest
         if number == signal.SIGKILL:
-            # Of a worker that Python was starting just then.
-            output = UNBORN.sub("", output)
+            # A worker that Python was just starting prints a traceback.
+            output = WORKER_TRACEBACK.sub("", output)
         assert code in (*expected, 0), output
-        assert time.monotonic() - began < NOTICED, output
-        assert not psutil.wait_procs(all_of_run, timeout=NOTICED)[1], output
+        assert time.monotonic() - began < TIMEOUT, output
+        assert not psutil.wait_procs(all_of_run, timeout=TIMEOUT)[1], output
         self._ended(output)
-        # The run was at its end, or in its exit.
-        return "" if code == 0 else f"behind {lines[-1].split('  ')[0].strip()!r}"
+        # With exit code 0 the signal came too late.
+        return "" if code == 0 else f"after {lines[-1].split('  ')[0].strip()!r}"
 
     def _struck(self, started: subprocess.Popen) -> psutil.Process:
         """The process, or of several any one but their launcher."""
@@ -178,49 +194,52 @@ class Drill:
         return self._random.choice(processes)
 
     def kill(self) -> str:
-        """With a signal that nothing can be done about."""
+        """Sends SIGKILL, which a process cannot handle."""
         return self._strike(signal.SIGKILL, *self._killed)
 
     @property
     def _killed(self) -> tuple[int, ...]:
-        """The exit codes of a run of which a process was killed."""
-        # Of several processes the others say so, and end with an error.
+        """The exit codes of a run after one of its processes was killed."""
+        # If there are several processes, the others report it and end with an error.
         if self._processes > 1:
             return (1, 128 + signal.SIGKILL)
         return (-signal.SIGKILL,)
 
     def terminate(self) -> str:
-        """As a scheduler does."""
+        """Sends SIGTERM, as a scheduler does."""
         return self._strike(signal.SIGTERM, 128 + signal.SIGTERM)
 
     def close_the_output(self) -> str:
-        """Lets the reader go away or closes the streams, and ends the run later.
+        """Closes the output of a run or the pipe's other end, and ends the run later.
 
         The rows of metrics.jsonl show when the run has trained for some more steps.
         """
         before = self._metrics_file()
         redirect = self._random.choice(("", ">&-", "2>&-", ">&- 2>&-"))
         process = self._start(redirect)
-        # With a closed stream, few lines come, and waiting for more would take the run.
+        # If a stream is closed, only few lines come, so reading some would block until
+        # the run ends.
         for _ in range(0 if redirect else self._random.randint(0, 12)):
             process.stdout.readline()
         process.stdout.close()
-        # The start of a run replaces the file.
+        # A starting run replaces the file.
         self._wait(process, lambda: self._metrics_file() != before)
         step, more = self._logged(), self._random.randint(1, 3)
         self._wait(process, lambda: self._logged() >= step + more)
         step = self._logged()
         number = self._random.choice((signal.SIGTERM, signal.SIGKILL))
         with contextlib.suppress(psutil.NoSuchProcess):
-            self._struck(process).send_signal(number)
-        code = process.wait(NOTICED)
+            self._choose_process(process).send_signal(number)
+        code = process.wait(TIMEOUT)
         if number == signal.SIGTERM:
             assert code in (128 + number, 0), (redirect, code)
             assert max(self._steps()) >= step, (redirect, step, self._steps())
         else:
             assert code in (*self._killed, 0), (redirect, code)
         self._ended("")
-        return "" if code == 0 else f"{redirect or 'a pipe'}, {more} steps before"
+        return (
+            "" if code == 0 else f"{redirect or 'the pipe'}, ended {more} steps later"
+        )
 
     def _logged(self) -> int:
         """Returns the last step in metrics.jsonl."""
@@ -235,13 +254,13 @@ class Drill:
             time.sleep(0.01)
 
     def signal_all(self) -> str:
-        """As `timeout`, systemd and Slurm do, and a terminal: the workers as well."""
+        """Signals all processes, workers too, as a terminal, systemd and Slurm do."""
         number = self._random.choice((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
-        happened = self._strike(number, 128 + number, all_at_once=True)
-        return happened and f"{number.name} {happened}"
+        description = self._strike(number, 128 + number, all_at_once=True)
+        return description and f"{number.name} {description}"
 
     def fill_the_disk(self) -> str:
-        """Leaves less room than a checkpoint needs."""
+        """Starts the run with less space on the disk than a checkpoint needs."""
         filler = self._disk / "filler"
         room = shutil.disk_usage(self._disk).free - self._random.randint(0, 100_000)
         with filler.open("wb") as file, contextlib.suppress(OSError):
@@ -255,10 +274,10 @@ class Drill:
             return ""
         assert code == 1 and "No space left on device" in output, output
         self._ended(output)
-        return "1 and a sentence"
+        return "exit code 1 and an error message"
 
     def make_it_read_only(self) -> str:
-        """Before a start."""
+        """Starts the run on a read-only file system."""
         remount(self._disk, "ro")
         try:
             code, output = runs.finish(self._start())
@@ -266,52 +285,54 @@ class Drill:
             remount(self._disk, "rw")
         assert code == 1 and "Read-only file system" in output, output
         self._ended(output)
-        return "1 and a sentence"
+        return "exit code 1 and an error message"
 
     def _data_files(self) -> list[pathlib.Path]:
         state = self._workdir / "checkpoints" / str(max(self._steps())) / "state"
         files = [file for file in state.rglob("*") if file.is_file()]
-        # Metadata beside the arrays may be derived from others.
+        # Files outside of d/ hold metadata, some of which other files hold as well.
         return sorted(file for file in files if "/d/" in str(file))
 
-    def _harm(self, harm: Callable[[pathlib.Path], None], record: bool = False) -> str:
-        """Harms the largest file of the newest checkpoint, or its record."""
+    def _damage(
+        self, damage: Callable[[pathlib.Path], None], record: bool = False
+    ) -> str:
+        """Damages the largest file of the newest checkpoint, or its record."""
         step = max(self._steps())
-        if step not in self._whole:
+        if step not in self._intact:
             return ""
         file = max(self._data_files(), key=lambda file: file.stat().st_size)
         if record:
             file = self._workdir / "checkpoints" / str(step) / "run" / "metadata"
-        harm(file)
-        self._whole.remove(step)
+        damage(file)
+        self._intact.remove(step)
         return f"the checkpoint of step {step}"
 
     def corrupt(self) -> str:
-        """Changes one bit of the newest checkpoint."""
+        """Flips one bit of the newest checkpoint."""
 
         def flip(file: pathlib.Path) -> None:
             content = bytearray(file.read_bytes())
             content[self._random.randrange(len(content))] ^= 1
             file.write_bytes(content)
 
-        return self._harm(flip)
+        return self._damage(flip)
 
     def edit_the_record(self) -> str:
-        """Changes a digit of the step or of the number of examples."""
+        """Changes a digit of the recorded step or number of examples."""
         key = self._random.choice(("step", "examples"))
 
         def edit(file: pathlib.Path) -> None:
             text = file.read_text()
-            # The first one is that of the progress.
-            found = re.search(rf'"{key}": ?(\d+)', text)
-            place = self._random.randrange(*found.span(1))
+            # The first match is in the progress of the run.
+            match = re.search(rf'"{key}": ?(\d+)', text)
+            place = self._random.randrange(*match.span(1))
             digit = self._random.choice([x for x in "123456789" if x != text[place]])
             file.write_text(text[:place] + digit + text[place + 1 :])
 
-        return self._harm(edit, record=True)
+        return self._damage(edit, record=True)
 
     def change_the_data(self) -> str:
-        """Removes, renames or adds an image, or renames a class, for one start."""
+        """Starts the run once with an image or class removed, added or renamed."""
         images = sorted(self._images.rglob("*.png"))
         image = self._random.choice(images)
         aside = self._images.with_name("aside")
@@ -330,24 +351,27 @@ class Drill:
         finally:
             shutil.rmtree(self._images)
             aside.rename(self._images)
-        # A class in one split alone is an error of its own.
+        # A class that is in one split only is reported by another error.
         assert code == 1, output
         assert "with other data: " in output or "labels would differ" in output, output
         self._ended(output)
-        return "1 and a sentence"
+        return "exit code 1 and an error message"
 
     def remove_a_shard(self) -> str:
-        """Of the newest checkpoint."""
-        return self._harm(pathlib.Path.unlink)
+        """Removes the largest file of the newest checkpoint."""
+        return self._damage(pathlib.Path.unlink)
 
 
 def remount(disk: pathlib.Path, options: str) -> None:
-    """Mounts a file system in another way."""
+    """Mounts a file system again with other options, such as `ro`."""
     subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
 
 
 def write_images(folder: pathlib.Path) -> pathlib.Path:
-    """Writes the first of scikit-learn's digits as PNG files of two splits."""
+    """Writes 500 of scikit-learn's digits as PNG files, in two splits."""
+    # Importing scikit-learn takes a second, and collecting the tests does not need it.
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     for i, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         if i == 500:
@@ -359,7 +383,7 @@ def write_images(folder: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def small_disk(directory: pathlib.Path) -> Iterator[pathlib.Path | None]:
-    """A file system in memory; None where none can be mounted."""
+    """Mounts a file system in memory; yields None if that is not possible."""
     disk = directory / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)]
@@ -375,15 +399,27 @@ def small_disk(directory: pathlib.Path) -> Iterator[pathlib.Path | None]:
 def drill(
     directory: pathlib.Path, faults: int, seed: int, processes: int = 1
 ) -> list[str]:
-    """A run with faults, and one without; returns what happened.
+    """Makes a run with faults and one without, and compares them.
 
-    Raises AssertionError if a fault is not told, or the two end differently.
+    Args:
+      directory: A directory for both runs.
+      faults: The number of faults.
+      seed: The seed of the random choices.
+      processes: The number of processes of the run with faults.
+
+    Returns:
+      The descriptions of the faults.
+
+    Raises:
+      AssertionError: A fault was not reported, or the two runs end differently.
     """
     flags = f"--faults={faults} --processes={processes} --seed={seed}"
     print(f"python -m tests.fault_drill {flags}", flush=True)
     with small_disk(directory) as disk:
         if disk is None:
-            print("no full and no read-only disk: to mount one takes root")
+            print(
+                "The disk is neither full nor read-only in this drill: that takes root."
+            )
         workdir = (disk or directory) / "broken"
         images = write_images(directory / "images")
         broken = Drill(workdir, images, faults, processes, seed, disk)
@@ -395,17 +431,33 @@ def drill(
 
 
 def main() -> None:
-    # Under nohup or in the background, the runs would ignore what is sent to them.
+    """Runs the drill that the flags describe."""
+    # Under nohup or in the background, the runs would inherit ignored signals.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--faults", type=int, default=20)
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6))
+    parser.add_argument(
+        "--faults",
+        type=int,
+        default=20,
+        help="The number of faults. The default is %(default)s.",
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        help="The number of processes of the run. The default is %(default)s.",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=secrets.randbelow(10**6),
+        help="The seed of the random choices. By default it is random.",
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         done = drill(pathlib.Path(directory), **vars(options))
-    print(f"{len(done)} faults, and the same end as without, bit for bit")
+    print(f"{len(done)} faults; the run ended as without them, bit for bit")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The console script `resnet-jax`: the same as `python -m resnet_jax.X`."""
+"""The console script `resnet-jax`, which does the same as `python -m resnet_jax.X`."""
 
 import importlib.util
 import signal
@@ -8,17 +8,17 @@ import pytest
 from resnet_jax import __version__, cli
 from tests.helpers import runs
 
-# The text of the script that pip writes for an entry point.
+# pip writes a script with this text for an entry point.
 SCRIPT = "import sys; from resnet_jax.cli import main; sys.exit(main())"
 
 
 def run(*arguments: str, **options) -> tuple[int, str]:
-    """Runs `resnet-jax` to its end; returns the exit code and what it printed."""
+    """Runs `resnet-jax` to its end; returns its exit code and its output."""
     return runs.run_python("-c", SCRIPT, *arguments, **options)
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
-def test_every_command_is_a_module_and_is_explained_in_a_sentence(command):
+def test_every_command_is_a_module_and_has_a_sentence(command):
     module, _, sentence = cli.COMMANDS[command]
     assert importlib.util.find_spec(f"resnet_jax.{module}")
     assert sentence.endswith(".")
@@ -39,11 +39,11 @@ def test_the_list_of_commands_imports_no_library():
     assert not imported & {"jax", "numpy", "absl", "ml_collections", "tqdm"}
 
 
-def test_the_version_is_that_of_the_package():
+def test_the_version_of_the_package_is_printed():
     assert run("--version") == (0, f"resnet_jax {__version__}\n")
 
 
-def test_an_unknown_command_names_the_nearest():
+def test_the_message_for_an_unknown_command_names_the_nearest():
     code, output = run("trian", "--config=configs/r50.py")
     message = "error: There is no command 'trian'. Did you mean train?\n"
     assert (code, output) == (1, message)
@@ -59,20 +59,20 @@ def test_an_unknown_command_names_the_nearest():
         "main --config=configs/r5.py --workdir=x",
     ],
 )
-def test_a_command_prints_and_returns_what_its_module_does(arguments):
+def test_a_command_has_the_output_and_exit_code_of_its_module(arguments):
     module, *rest = arguments.split()
     command = {"main": "train"}.get(module, module)
     expected = runs.run_python("-m", f"resnet_jax.{module}", *rest)
     assert run(command, *rest) == expected
 
 
-def test_eval_is_the_program_with_its_mode():
+def test_eval_is_main_in_the_mode_eval():
     expected = runs.run_python("-m", "resnet_jax.main", "--mode=eval", "--chekpoint=x")
     assert run("eval", "--chekpoint=x") == expected
 
 
 @pytest.mark.parametrize("redirect", ["| true", ">&-", ">/dev/full"])
-def test_the_list_of_commands_treats_a_broken_output_as_every_command(redirect):
+def test_the_list_of_commands_handles_a_broken_output_as_other_commands_do(redirect):
     def end(*command):
         if redirect.startswith("|"):
             process = runs.start_python(*command)
@@ -110,5 +110,7 @@ def test_a_run_records_the_same_command_and_saves_on_ctrl_c(tmp_path):
     code, output = run("train", *flags)
     assert code == 0, output
     assert "the checkpoint of step 1" in output
-    told = runs.result(tmp_path)["command"]
-    assert told.startswith(f"python -m resnet_jax.main --workdir={tmp_path} --config=")
+    recorded = runs.result(tmp_path)["command"]
+    assert recorded.startswith(
+        f"python -m resnet_jax.main --workdir={tmp_path} --config="
+    )

@@ -1,4 +1,4 @@
-"""Every command: its --help, its mistakes, and that nothing else stands on it."""
+"""Every command: its --help, its messages for mistakes, and that nothing imports it."""
 
 import ast
 import importlib
@@ -13,7 +13,7 @@ from resnet_jax.console.arguments import Parser, count
 from resnet_jax.errors import UserError
 
 PACKAGE = pathlib.Path(resnet_jax.__file__).parent
-# Starts any command, so it imports them all.
+# This module starts any command, so it may import them all.
 CONSOLE = "resnet_jax.cli"
 
 
@@ -28,17 +28,18 @@ FILES = {
     for path in PACKAGE.rglob("*.py")
     if "configs" not in path.relative_to(PACKAGE).parts
 }
-# A module that ends in `output.command(main)` is one.
+# A command is a module that calls `output.command(main)` at its end.
 COMMANDS = [
     name for name, path in FILES.items() if "\n    output.command(" in path.read_text()
 ]
-# absl parses the flags of main.
+# These two do not use `Parser`: absl parses the flags of main.
 OTHERS = (CONSOLE, "resnet_jax.main")
 LINES = [(name,) for name in COMMANDS if name not in OTHERS]
 LINES += [("resnet_jax.bench.__main__", what) for what in WHATS]
 
 
 def entry_of(name: str):
+    """Returns the function that a command calls with the command line."""
     module = importlib.import_module(name)
     return getattr(module, "run", None) if "prepare" in name else module.main
 
@@ -53,7 +54,7 @@ def help_of(line: tuple[str, ...], capsys, monkeypatch) -> str:
     return capsys.readouterr().out
 
 
-def test_the_commands_are_found():
+def test_commands_are_recognised():
     assert {
         "resnet_jax.main",
         "resnet_jax.plan.__main__",
@@ -69,7 +70,7 @@ def test_help_has_a_sentence_for_every_flag(line, capsys, monkeypatch):
     text = help_of(line, capsys, monkeypatch)
     sections = text.partition("\npositional arguments:\n")[2]
     sections = sections or text.partition("\noptions:\n")[2]
-    # The sentence of a long flag is on the next line.
+    # The sentence of a long flag starts on the next line.
     sections = re.sub(r"\n {10,}", "  ", sections)
     flags = re.findall(r"^  (\S.*?)(?:  +(.*))?$", sections, re.MULTILINE)
     assert "--help" in sections
@@ -78,7 +79,7 @@ def test_help_has_a_sentence_for_every_flag(line, capsys, monkeypatch):
     takes_config = "\n  --config CONFIG" in sections
     assert takes_config == ("--config.KEY=VALUE sets a key" in text)
     if takes_config:
-        (defaults,) = re.findall(r"All keys.*?are in (\S+)", text, re.DOTALL)
+        (defaults,) = re.findall(r"All keys are\s+explained in (\S+)", text)
         assert pathlib.Path(defaults).is_file()
 
 
@@ -98,13 +99,13 @@ def test_help_of_main_has_a_sentence_for_every_flag(capsys):
 
 
 @pytest.mark.parametrize("line", LINES, ids=" ".join)
-def test_an_unknown_flag_is_told_with_the_nearest(line):
+def test_the_message_for_an_unknown_flag_names_the_nearest(line):
     name, *words = line
     with pytest.raises(UserError, match=r"no flag --hlep\.|are required"):
         entry_of(name)([name, *words, "--hlep=1"])
 
 
-def test_overrides_may_be_apart_from_their_values():
+def test_an_override_and_its_value_may_be_two_arguments():
     parser = Parser("x", "")
     parser.add_config(required=True)
     parser.add_argument("--steps", type=count, default=1)
@@ -132,7 +133,7 @@ def test_overrides_may_be_apart_from_their_values():
         ("--steps=0", r"^Argument --steps: '0' is not a whole number above 0 \(python"),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(line, message):
+def test_each_mistake_gets_one_sentence(line, message):
     parser = Parser("x", "")
     parser.add_argument("--steps", type=count)
     with pytest.raises(UserError, match=message):
@@ -140,7 +141,7 @@ def test_mistakes_are_told_in_a_sentence(line, message):
 
 
 def imports_of(name: str) -> set[str]:
-    """Returns the modules of the package that a module imports, at any place."""
+    """Returns all names that a module imports, also inside functions."""
     found = set()
     for node in ast.walk(ast.parse(FILES[name].read_text())):
         if isinstance(node, ast.Import):

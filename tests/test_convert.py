@@ -1,4 +1,4 @@
-"""Weights go from format to format unchanged, with their card; what cannot, is told."""
+"""Converting weights between formats changes neither them nor their card."""
 
 import dataclasses
 import pathlib
@@ -15,7 +15,7 @@ from resnet_jax.weights.load import load
 from resnet_jax.weights.save import save
 from tests.helpers import small_networks
 
-# The two-minute part has no room for them.
+# They take too long for the two-minute part.
 pytestmark = pytest.mark.slow
 
 
@@ -40,7 +40,7 @@ def test_weights_come_back_bit_for_bit_with_their_card(tmp_path, name, format):
 
 
 @pytest.mark.parametrize("name", small_networks.NAMES)
-def test_a_file_is_the_same_after_it_went_through_our_format(tmp_path, name):
+def test_a_file_is_the_same_after_a_round_trip_through_our_format(tmp_path, name):
     first, between, last = (tmp_path / x for x in ("a.safetensors", "own", "b.npz"))
     card, variables = small_networks.card_and_variables(name)
     scheme = save(str(first), variables, card).scheme
@@ -53,14 +53,14 @@ def test_a_file_is_the_same_after_it_went_through_our_format(tmp_path, name):
         assert value.tobytes() == after[key].tobytes(), key
 
 
-def test_bit_weights_become_an_npz_under_their_authors_names(tmp_path):
+def test_bit_weights_are_written_to_npz_with_their_authors_names(tmp_path):
     card, variables = small_networks.card_and_variables("resnetv2_50x1_bit")
     save(str(tmp_path / "w.npz"), variables, card)
     with np.load(tmp_path / "w.npz") as file:
         assert "resnet/root_block/standardized_conv2d/kernel" in file.files
 
 
-def test_what_is_written_for_timm_has_timms_names(tmp_path, capsys):
+def test_a_file_for_timm_has_timms_names(tmp_path, capsys):
     card, variables = small_networks.card_and_variables("seresnet18")
     save(str(tmp_path / "own"), variables, card)
     main(["convert", str(tmp_path / "own"), str(tmp_path / "w.safetensors")])
@@ -82,9 +82,9 @@ def test_half_precision_is_upcast(tmp_path, dtype):
 
 
 @pytest.mark.parametrize(
-    ("name", "target", "to", "told"),
+    ("name", "target", "to", "message"),
     [
-        ("test_resnet", "w.h5", None, "no network of Keras.*write .safetensors"),
+        ("test_resnet", "w.h5", None, "Keras has no network.*Write .safetensors"),
         ("test_resnet", "w.onnx", None, "end in .safetensors, .pth"),
         ("test_resnet", "w.npz", "bit", "'bit'.*Known: timm, resnet_jax"),
         ("test_resnet", "nowhere/w.npz", None, "no directory .*nowhere"),
@@ -92,19 +92,19 @@ def test_half_precision_is_upcast(tmp_path, dtype):
         ("test_resnet", "taken", None, "already there, and no weights directory"),
     ],
 )
-def test_what_cannot_be_written_is_told_with_the_way_out(
-    tmp_path, name, target, to, told
+def test_the_message_for_a_format_that_cannot_be_written_has_the_remedy(
+    tmp_path, name, target, to, message
 ):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "diary.txt").write_text("dear diary")
     card, variables = small_networks.card_and_variables(name)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         save(str(tmp_path / target), variables, card, to)
-    # Nothing is left behind, and nothing is lost.
+    # No file is left, and none is lost.
     assert [path.name for path in tmp_path.rglob("*")] == ["taken", "diary.txt"]
 
 
-def test_a_file_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+def test_a_file_that_cannot_be_replaced_is_kept(tmp_path, monkeypatch):
     card, variables = small_networks.card_and_variables("test_resnet")
     path = tmp_path / "w.npz"
     path.write_text("old")

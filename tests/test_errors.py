@@ -1,6 +1,7 @@
 """The hierarchy of exceptions, and their use in the package."""
 
 import ast
+import errno
 import importlib
 import inspect
 import pathlib
@@ -20,12 +21,12 @@ from resnet_jax.persistence.preemption import PreemptedError
 
 PACKAGE = pathlib.Path(resnet_jax.__file__).parent
 # This module imports frameworks that are not installed with the tests.
-PEERS = ("resnet_jax.bench.peer_torch",)
+PEERS = ("resnet_jax.bench.torch_baseline",)
 # Files that may raise Python's own exceptions, and why no caller needs to handle them.
 INTERNAL = {
     "data/image_ops.py": "policies.py has checked the names of operations",
     "data/shards.py": "pack.py turns it into a sentence about the shard",
-    "plan/hlo.py": "compiled.py turns it into a sentence about the compiler",
+    "plan/hlo.py": "compile_steps.py turns it into a sentence about the compiler",
 }
 BUILT_IN = ("Exception", "ValueError", "TypeError", "RuntimeError", "KeyError")
 
@@ -89,10 +90,46 @@ def test_a_wrong_spec_is_a_bad_value_error_with_one_sentence(change):
 
 
 def test_images_with_wrong_channels_are_a_bad_value_error():
-    with pytest.raises(BadValueError, match=r"takes 3 channels, the images have 1\."):
+    with pytest.raises(
+        BadValueError, match=r"takes images of 3 channels, and these have 1\."
+    ):
         create_model("cifar_resnet20").init(
             jax.random.key(0), jnp.zeros((1, 32, 32, 1))
         )
     falling = get_spec("resnet18", widths=(64, 32, 16, 8), shortcut="pad")
     with pytest.raises(BadValueError, match="pad shortcut cannot go from 64 to 32"):
         build(falling).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+
+
+class DefaultCredentialsError(Exception):
+    """Stands in for the exception of google.auth."""
+
+
+class ClientError(Exception):
+    """Stands in for the exception of botocore."""
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        DefaultCredentialsError("Your default credentials were not found."),
+        ClientError("An error occurred (AccessDenied) when calling PutObject"),
+        ValueError("PERMISSION_DENIED: storage.objects.create [gs://bucket/run]"),
+    ],
+    ids=["google", "amazon", "tensorstore"],
+)
+def test_an_object_store_that_rejects_a_request_is_one_sentence(cause):
+    error = RuntimeError("while saving")
+    error.__cause__ = cause
+    problem = errors.problem_of(error, "gs://bucket/run")
+    assert problem.startswith("gs://bucket/run cannot be used: ")
+    assert str(cause) in problem and "\n" not in problem
+    assert errors.problem_of(error, "runs/mine") == ""
+
+
+def test_a_full_disk_is_a_sentence_with_the_file_and_other_errors_are_not():
+    full = OSError(errno.ENOSPC, "No space left on device", "runs/mine/config.json")
+    sentence = "runs/mine/config.json: No space left on device."
+    assert errors.problem_of(full, "runs/mine") == sentence
+    assert errors.problem_of(OSError(errno.EINTR, "Interrupted"), "runs/mine") == ""
+    assert errors.problem_of(ZeroDivisionError(), "runs/mine") == ""

@@ -20,13 +20,15 @@ from tests.helpers.runs import ROOT, run_python
 
 README = ROOT / "README.md"
 FUNCTIONS = ("create_model", "list_models", "load", "train")
-# Modules whose docstrings have examples.
+# The docstrings of these modules have examples.
 EXAMPLES = (
     *("resnet_jax", "resnet_jax.config", "resnet_jax.data.source_protocol"),
-    *("resnet_jax.data.sources", "resnet_jax.errors"),
-    *("resnet_jax.models", "resnet_jax.models.zoo"),
+    "resnet_jax.data.sources",
+    *("resnet_jax.errors", "resnet_jax.kernels.platforms", "resnet_jax.models"),
+    *("resnet_jax.models.spec", "resnet_jax.models.resnet", "resnet_jax.models.scan"),
+    *("resnet_jax.models.cost", "resnet_jax.models.inputs", "resnet_jax.models.zoo"),
     *("resnet_jax.training.loop", "resnet_jax.weights.card"),
-    "resnet_jax.weights.trained",
+    *("resnet_jax.weights.naming", "resnet_jax.weights.trained"),
 )
 
 
@@ -114,3 +116,4 @@ def test_every_public_function_and_method_of_the_library_has_an_example():
     for name in ("predict", "logits", "features"):
         assert ">>>" in getattr(resnet_jax.weights.TrainedModel, name).__doc__, name
     assert ">>>" in resnet_jax.weights.Card.preprocess.__doc__
+    assert ">>>" in resnet_jax.kernels.plain_operations.__doc__

@@ -1,4 +1,4 @@
-"""What the package consists of, and what the project tells users to install."""
+"""The files of the package, its requirements, and the commands that install it."""
 
 import pathlib
 import re
@@ -19,11 +19,12 @@ EXTRAS = PROJECT["project"]["optional-dependencies"]
 
 
 def canonical(name: str) -> str:
+    """Returns the normal form of a package's name."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def requirements(lines: list[str]) -> list[Requirement]:
-    """Requirements of a file or an extra; the project's own extras are resolved."""
+    """Parses lines of requirements, and resolves the project's own extras."""
     found = []
     for line in lines:
         if not line.strip() or line.startswith("#"):
@@ -38,7 +39,7 @@ def requirements(lines: list[str]) -> list[Requirement]:
 
 
 def tracked() -> list[pathlib.Path]:
-    """The files of the repository."""
+    """Returns the files of the repository."""
     if not (runs.ROOT / ".git").exists():
         pytest.skip("this is not a clone of the repository")
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
@@ -50,7 +51,7 @@ def tracked() -> list[pathlib.Path]:
 
 
 def texts() -> list[tuple[str, str]]:
-    """Names of the files with their texts, in which white space is one space."""
+    """Returns the name and the text of each file, with white space as one space."""
     return [
         (str(path.relative_to(runs.ROOT)), " ".join(path.read_text().split()))
         for path in tracked()
@@ -58,14 +59,14 @@ def texts() -> list[tuple[str, str]]:
     ]
 
 
-# The package index has another project of this name.
+# The package index has another project of this name, which these commands install.
 INSTALLS_A_STRANGER = re.compile(
     r"\b(?:install|add|pipx|uvx)\s(?:[^`|&;()\n]{0,60}?[\s'\"])?resnet[-_.]jax(?![-_./\w])",
     re.IGNORECASE,
 )
 
 
-def test_nothing_installs_the_project_of_this_name_from_the_package_index():
+def test_no_command_installs_the_other_project_of_this_name():
     name = "resnet-jax"
     for line in (
         f"pip install {name}",
@@ -84,7 +85,7 @@ def test_nothing_installs_the_project_of_this_name_from_the_package_index():
     assert not wrong
 
 
-def test_every_file_of_requirements_that_a_text_names_is_there():
+def test_every_requirements_file_that_a_text_names_exists():
     wrong = {
         (file, name)
         for file, text in texts()
@@ -94,7 +95,7 @@ def test_every_file_of_requirements_that_a_text_names_is_there():
     assert not wrong
 
 
-def test_every_folder_of_code_is_in_the_package():
+def test_pyproject_lists_every_folder_of_code():
     package = runs.ROOT / "resnet_jax"
     folders = {path.parent for path in package.rglob("*.py")}
     names = {".".join(path.relative_to(runs.ROOT).parts) for path in folders}
@@ -105,7 +106,7 @@ def test_every_folder_of_code_is_in_the_package():
 
 
 @pytest.mark.parametrize("path", CONSTRAINTS, ids=lambda path: path.stem)
-def test_the_tested_versions_cover_every_requirement_of_the_tests(path):
+def test_the_constraints_pin_every_requirement_of_the_tests(path):
     lines = [line for line in path.read_text().splitlines() if line[0] != "#"]
     pins = dict(line.split("==") for line in lines)
     assert len(pins) == len(lines)
@@ -115,7 +116,7 @@ def test_the_tested_versions_cover_every_requirement_of_the_tests(path):
         assert requirement.specifier.contains(version), requirement
 
 
-def test_plan_takes_the_libtpu_that_jax_brings():
+def test_plan_accepts_the_libtpu_of_jax():
     (requirement,) = map(Requirement, EXTRAS["plan"])
     assert requirement.name == "libtpu"
     assert not requirement.specifier
@@ -139,12 +140,13 @@ def build(kind: str, source: pathlib.Path, place: pathlib.Path) -> pathlib.Path:
 
 
 def contents(wheel: pathlib.Path) -> dict[str, bytes]:
+    """Returns the contents of a wheel's files by their names."""
     with zipfile.ZipFile(wheel) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
 @pytest.mark.slow
-def test_the_wheel_has_all_code_and_data_and_the_sdist_makes_the_same(tmp_path):
+def test_the_wheel_has_all_code_and_data_and_the_sdist_builds_the_same_wheel(tmp_path):
     pytest.importorskip("setuptools", minversion="77.0.3")
     source = tmp_path / "source"
     source.mkdir()
@@ -160,7 +162,7 @@ def test_the_wheel_has_all_code_and_data_and_the_sdist_makes_the_same(tmp_path):
     expected = set()
     for path in tracked():
         parts = path.relative_to(runs.ROOT).parts
-        # READMEs are for readers of the repository.
+        # The wheel has no READMEs, which are for readers of the repository.
         if path.suffix != ".md" and parts[0] in ("resnet_jax", "configs"):
             parts = ("resnet_jax", *parts) if parts[0] == "configs" else parts
             expected.add("/".join(parts))
@@ -168,8 +170,8 @@ def test_the_wheel_has_all_code_and_data_and_the_sdist_makes_the_same(tmp_path):
     assert {name for name in found if not name.startswith(information)} == expected
     metadata = found[f"{information}/METADATA"].decode()
     wanted = (runs.ROOT / "requirements.txt").read_text().splitlines()
-    told = [Requirement(x) for x in re.findall(r"Requires-Dist: (.*)", metadata)]
-    assert {str(Requirement(x)) for x in wanted if x[0] != "#"} <= set(map(str, told))
+    listed = [Requirement(x) for x in re.findall(r"Requires-Dist: (.*)", metadata)]
+    assert {str(Requirement(x)) for x in wanted if x[0] != "#"} <= set(map(str, listed))
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path / "unpacked", filter="data")
     (unpacked,) = (tmp_path / "unpacked").iterdir()

@@ -1,4 +1,4 @@
-"""Image files are classified by any weights, as text, JSON and a picture."""
+"""The command `predict`, which prints text or JSON and draws a picture."""
 
 import json
 
@@ -18,7 +18,7 @@ from tests.helpers.real_data import real_data
 
 @pytest.fixture
 def weights(tmp_path) -> str:
-    """Weights of a small network for CIFAR-10."""
+    """Writes weights of a small network for CIFAR-10; returns the path."""
     card, variables = small_networks.card_and_variables(
         "akamaster_resnet20", num_classes=10
     )
@@ -29,7 +29,7 @@ def weights(tmp_path) -> str:
 
 @pytest.fixture
 def images(tmp_path) -> list[str]:
-    """A colour and a grey image, neither of the size that the network takes."""
+    """Writes a colour and a grey image of other sizes than the network's."""
     rng = np.random.default_rng(0)
     paths = [tmp_path / "colour.png", tmp_path / "grey.jpg"]
     for path, shape in zip(paths, ((40, 50, 3), (32, 31)), strict=True):
@@ -46,9 +46,7 @@ def test_the_five_best_classes_of_each_image_are_printed(weights, images, capsys
     assert names < set(CIFAR10_CLASSES)
 
 
-def test_json_is_one_document_with_the_logits_that_the_network_gives(
-    weights, images, capsys
-):
+def test_json_is_one_document_with_the_logits_of_the_network(weights, images, capsys):
     predict.main(["predict", weights, *images, "--json", "--logits"])
     document = json.loads(capsys.readouterr().out)
     assert document["network"] == "akamaster_resnet20"
@@ -60,12 +58,12 @@ def test_json_is_one_document_with_the_logits_that_the_network_gives(
         variables, card.normalize(jnp.asarray(pixels))
     )
     given = [image["logits"] for image in document["images"]]
-    # The same sums in another order.
+    # The command computes the same sums in another order.
     np.testing.assert_allclose(given, logits, rtol=1e-4, atol=1e-5)
     for image in document["images"]:
         best = image["top"][0]
         assert best["index"] == int(np.argmax(image["logits"]))
-        assert sum(one["probability"] for one in image["top"]) <= 1 + 1e-9
+        assert sum(row["probability"] for row in image["top"]) <= 1 + 1e-9
 
 
 def test_a_picture_shows_the_predictions(weights, images, tmp_path):
@@ -76,7 +74,7 @@ def test_a_picture_shows_the_predictions(weights, images, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["gone.png"], r"gone\.png: No such file"),
         ([__file__], "not an image in a known format"),
@@ -85,14 +83,14 @@ def test_a_picture_shows_the_predictions(weights, images, tmp_path):
         (["{image}", "--model=resnet5"], "Did you mean resnet50"),
     ],
 )
-def test_mistakes_are_told_in_one_line(weights, images, arguments, told):
+def test_each_mistake_gets_one_line(weights, images, arguments, message):
     arguments = [argument.format(image=images[0]) for argument in arguments]
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=message) as error:
         predict.main(["predict", weights, *arguments])
     assert "\n" not in str(error.value)
 
 
-def test_a_network_without_a_head_predicts_nothing(tmp_path, images):
+def test_a_network_without_a_head_is_rejected(tmp_path, images):
     card, variables = small_networks.card_and_variables("resnet50", num_classes=0)
     save(str(tmp_path / "w.npz"), variables, card)
     with pytest.raises(UserError, match="has no head"):

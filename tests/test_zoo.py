@@ -1,4 +1,4 @@
-"""The command that prints the table of networks."""
+"""The command `zoo`, which prints the table of networks."""
 
 import json
 
@@ -11,6 +11,7 @@ from resnet_jax.models.cost import cost_of_image
 
 
 def printed(capsys, *arguments: str) -> str:
+    """Runs the command; returns its output."""
     zoo.main(["zoo", *arguments])
     return capsys.readouterr().out
 
@@ -20,8 +21,8 @@ def test_json_has_the_rows_that_match(capsys):
     assert [row["name"] for row in rows] == list_models("resnet18*")
     row = rows[0]
     assert row["params"] == ZOO["resnet18"].params == 11_689_512
-    # timm's own counts: 1.82 GMACs (of which 1.8141 are convolutions and the head), and
-    # 2.48 M outputs of convolutions.
+    # timm counts 1.82 GMACs, of which convolutions and the head take 1.8141, and 2.48 M
+    # outputs of convolutions.
     assert row["macs"] / 1e9 == pytest.approx(1.8141, abs=5e-4)
     assert row["activation_bytes"] / 4e6 == pytest.approx(2.48, abs=0.01)
     assert (row["oracle"], row["scan"], row["top1"]) == ("timm", True, 69.758)
@@ -34,12 +35,12 @@ def test_the_text_has_a_line_for_each_network_and_aligned_columns(capsys):
     assert {line[column:].split()[0] for line in lines} == {"torch"}
 
 
-def test_scanning_changes_no_figure():
+def test_scanned_blocks_have_the_same_cost():
     spec = ZOO["resnet50"].spec
     scanned = cost_of_image(build(spec, scan_blocks=True), 224)
     assert scanned == cost_of_image(build(spec), 224)
 
 
-def test_a_pattern_without_networks_is_answered_with_the_nearest():
+def test_the_message_for_a_pattern_without_networks_names_the_nearest():
     with pytest.raises(UserError, match=r"'resnet51'.*resnet50"):
         zoo.main(["zoo", "resnet51"])

@@ -1,4 +1,4 @@
-"""A program of a user, which `tests/test_library.py` has mypy check strictly."""
+"""The program of a user, which `tests/test_library.py` checks with strict mypy."""
 
 import pathlib
 from typing import Any, assert_type

@@ -80,8 +80,6 @@ def block_names(spec: Spec) -> list[str]:
 
 
 def _by_block(model: nn.Module, params: Tree) -> Tree:
-    if not model.scan_blocks:
-        return params
     return unstack_blocks({"params": params}, model.spec)["params"]
 
 

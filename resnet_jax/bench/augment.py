@@ -1,4 +1,4 @@
-"""A contact sheet of what a config does to the pictures that it trains on."""
+"""Draws a contact sheet that shows what a config does to its training pictures."""
 
 import argparse
 import itertools
@@ -35,7 +35,7 @@ def add_arguments(parser: Parser) -> None:
         "--save",
         type=pathlib.Path,
         required=True,
-        help="The picture that is written, such as sheet.png.",
+        help="The file of the contact sheet, such as sheet.png.",
     )
     parser.add_argument(
         "--rows",
@@ -54,13 +54,20 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Draws the contact sheet of the arguments."""
+    """Draws the contact sheet and writes it to a file.
+
+    Raises:
+      UserError: There are no pictures, or the file cannot be written.
+    """
     kind = Image.registered_extensions().get(args.save.suffix.lower())
     if kind not in Image.SAVE:
-        raise UserError(f"--save={args.save} must be the name of a picture: sheet.png.")
+        raise UserError(
+            f"--save={args.save} must end with the suffix of a picture that can be"
+            " written, for example sheet.png."
+        )
     config = load_config(args)
-    found = pictures(config, args.images)
-    sheet = draw_sheet(config, found, rows=args.rows, columns=args.columns)
+    pictures = training_pictures(config, args.images)
+    sheet = draw_sheet(config, pictures, rows=args.rows, columns=args.columns)
     try:
         sheet.save(args.save)
     except OSError as error:
@@ -68,14 +75,22 @@ def run(args: argparse.Namespace) -> None:
     output.say(f"{args.save}: {sheet.width}x{sheet.height}, originals on the left")
     if config.mix.mixup_alpha or config.mix.cutmix_alpha:
         output.say(
-            "Not drawn: mixup and CutMix, which mix images inside the train step."
+            "Mixup and CutMix are not shown: they combine images inside the train step."
         )
 
 
-def pictures(config: ConfigDict, images: pathlib.Path | None) -> Iterator[Picture]:
-    """The JPEGs of a folder or .zip, or what the config trains on.
+def training_pictures(
+    config: ConfigDict, images: pathlib.Path | None
+) -> Iterator[Picture]:
+    """Yields the pictures to augment.
 
-    Raises UserError if there are none.
+    Args:
+      config: The config, whose training data are read in an order that `config.seed`
+        shuffles.
+      images: A folder or .zip of JPEGs to read instead.
+
+    Raises:
+      UserError: There are none.
     """
     data = config.data
     if images:
@@ -86,30 +101,30 @@ def pictures(config: ConfigDict, images: pathlib.Path | None) -> Iterator[Pictur
     source = open_source(
         data.source, data.train_split, data_dir=data.data_dir, fake_shape=shape
     )
-    # Spread over the split, in which classes may stand together.
+    # Sources are often sorted by class, so the first pictures would all be of one.
     for index in np.random.default_rng(config.seed).permutation(len(source)):
         image, _ = source[int(index)]
         yield Picture(image, data.channels, source.name(int(index)))
 
 
 def draw_sheet(
-    config: ConfigDict, found: Iterable[Picture], *, rows: int, columns: int
+    config: ConfigDict, pictures: Iterable[Picture], *, rows: int, columns: int
 ) -> Image.Image:
-    """Draws a picture a row: the original, and what augmentation makes of it.
+    """Draws one row per picture: the original, then augmented versions of it.
 
     Args:
-      config: whose training pipeline is drawn.
-      found: pictures; those behind the first `rows` are not used.
-      rows: most pictures.
-      columns: augmented versions of each.
+      config: The config that defines the augmentation.
+      pictures: The pictures, of which the first `rows` are drawn.
+      rows: The maximum number of pictures.
+      columns: The number of augmented versions of each picture.
     """
     augment = train_augment(config)
     side = augment.side
     cells = []
-    for row, picture in enumerate(itertools.islice(found, rows)):
-        # The seed, the picture and the version: as many different keys.
+    for row, picture in enumerate(itertools.islice(pictures, rows)):
+        # Each version has a key of its own, derived from seed, picture and version.
         keys = scramble(
-            np.arange(columns, dtype=np.uint64) + scramble(np.uint64([row]))
+            np.arange(columns, dtype=np.uint64) + scramble(np.array([row], np.uint64))
         )
         keys = scramble(keys ^ np.uint64(config.seed))
         versions = [augment(picture, key) for key in keys.tolist()]

@@ -1,4 +1,4 @@
-"""Seconds until the train step is compiled, and until the command answers."""
+"""Measures the seconds to compile the train step, and to answer `main --help`."""
 
 import argparse
 import subprocess
@@ -8,15 +8,9 @@ import time
 from collections.abc import Iterator
 
 from resnet_jax.bench import table
-from resnet_jax.bench.baseline import (
-    CONTENDERS,
-    Child,
-    LeftOutError,
-    add_network,
-    cases_of,
-    name_of,
-)
+from resnet_jax.bench.cases import Case, add_case, cases_of, name_of
 from resnet_jax.bench.table import Benchmark, row
+from resnet_jax.bench.worker import IMPLEMENTATIONS, LeftOutError, Worker
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser
 from resnet_jax.errors import UserError
@@ -27,62 +21,65 @@ IMPORT = ["-c", "import jax"]
 
 def add_arguments(parser: Parser) -> None:
     """Adds the arguments of `bench compile`."""
-    add_network(parser)
+    add_case(parser)
     parser.add_argument(
         "--scan",
         action="store_true",
-        help="Compares scanned blocks with unrolled ones, in place of the tables.",
+        help="Compares scanned blocks (model.scan_blocks) with unrolled ones, instead"
+        " of this library with stock Linen.",
     )
 
 
 def rows(args: argparse.Namespace) -> Iterator[dict]:
-    """Two rows a case, fresh and from the cache, and one of `main --help`.
+    """Yields two rows for each case, and one for `main --help`.
 
-    Every compilation is a process of its own. From a network's definition to its
-    compiled step: tracing counts, imports do not.
+    The rows of a case are compiling with an empty and with a filled compilation cache.
+    Every compilation runs in a process of its own. It is timed from the definition of
+    the network to the compiled step: tracing counts, imports do not.
     """
     for case in cases_of("compile", args):
         yield from _compare(case, args)
     if not args.scan:
-        yield _help(args.repeats)
+        yield _measure_help(args.repeats)
 
 
-def _compare(case: tuple, args: argparse.Namespace) -> Iterator[dict]:
+def _compare(case: Case, args: argparse.Namespace) -> Iterator[dict]:
     task = "compile scanned" if args.scan else "compile"
-    ours, peer = CONTENDERS[task]
-    fresh: dict[str, list[float]] = {ours: [], peer: []}
-    cached: dict[str, list[float]] = {ours: [], peer: []}
+    ours, baseline = IMPLEMENTATIONS[task]
+    fresh: dict[str, list[float]] = {ours: [], baseline: []}
+    cached: dict[str, list[float]] = {ours: [], baseline: []}
     left_out = ""
     for _ in range(args.repeats):
-        for who in (ours, peer):
+        for name in (ours, baseline):
             with tempfile.TemporaryDirectory() as cache:
                 try:
-                    # The second process finds what the first one compiled.
-                    for found in (fresh, cached):
-                        found[who].append(_seconds(task, who, case, cache))
+                    # The second process finds the programs that the first one stored.
+                    for seconds in (fresh, cached):
+                        seconds[name].append(_seconds(task, name, case, cache))
                 except LeftOutError as error:
-                    if who == ours:
+                    if name == ours:
                         raise UserError(
                             f"Compiling {name_of(*case)}: {error}."
                         ) from None
                     left_out = str(error)
-    name = "compiling the train step of " + name_of(*case)
+    title = "compiling the train step of " + name_of(*case)
     if args.scan:
-        name += f", {ours}"
-    yield row(f"{name}: fresh", "s", fresh[ours], peer, fresh[peer], left_out)
-    name += ": from the cache"
-    yield row(name, "s", cached[ours], peer, cached[peer], left_out)
+        title += f", {ours}"
+    for seconds, how in ((fresh, "fresh"), (cached, "from the cache")):
+        yield row(
+            f"{title}: {how}", "s", seconds[ours], baseline, seconds[baseline], left_out
+        )
 
 
-def _seconds(task: str, who: str, case: tuple, cache: str) -> float:
-    child = Child(sys.executable, task, who, *case, JAX_COMPILATION_CACHE_DIR=cache)
-    seconds = child.ask("once")
-    child.close()
-    output.note(f"{who}: {seconds:.2f} s")
+def _seconds(task: str, name: str, case: Case, cache: str) -> float:
+    worker = Worker(sys.executable, task, name, *case, JAX_COMPILATION_CACHE_DIR=cache)
+    seconds = worker.ask("once")
+    worker.close()
+    output.note(f"{name}: {seconds:.2f} s")
     return seconds
 
 
-def _help(repeats: int) -> dict:
+def _measure_help(repeats: int) -> dict:
     seconds: dict[int, list[float]] = {0: [], 1: []}
     for _ in range(repeats):
         for i, arguments in enumerate((HELP, IMPORT)):

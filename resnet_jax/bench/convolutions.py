@@ -1,4 +1,4 @@
-"""Speed of every form of a network's convolutions on this CPU, side by side."""
+"""Measures every lowering of a network's convolutions on this CPU, side by side."""
 
 import argparse
 import collections
@@ -13,17 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.bench import table
-from resnet_jax.bench.baseline import TYPES, check_types
+from resnet_jax.bench.cases import TYPES, check_types
 from resnet_jax.bench.table import Benchmark, row
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, count, counts, words
 from resnet_jax.kernels import onednn
-from resnet_jax.kernels.conv import form_of
-from resnet_jax.kernels.cpu.conv import FORMS, Geometry, apply, forms_of
+from resnet_jax.kernels.cpu.conv import choose_lowering
+from resnet_jax.kernels.cpu.lowerings import LOWERINGS, lower, possible_lowerings
+from resnet_jax.kernels.geometry import Geometry
 from resnet_jax.models import create_model
 from resnet_jax.models.cost import init_shapes, inner_jaxprs
 
-# Image height, width and channels, kernel side, features, and where.
+# Height, width and channels of the images, side of the kernel, features, and geometry.
 Shape = tuple[int, int, int, int, int, Geometry]
 
 
@@ -59,38 +60,47 @@ def add_arguments(parser: Parser) -> None:
 
 
 def rows(args: argparse.Namespace) -> Iterator[dict]:
-    """One row a convolution and direction: the chosen form against XLA's.
+    """Yields a row per convolution and direction: the chosen lowering against XLA's.
 
-    All forms are printed to the terminal, with a star where another than the chosen one
-    was faster.
+    It prints the rates of all lowerings to the terminal, with a star where another than
+    the chosen one was faster.
     """
     check_types(args.dtype)
     for batch, dtype in itertools.product(args.batch_size, args.dtype):
         for shape in shapes_of(args.model, args.image_size):
-            h, w, c, k, f, where = shape
-            out = where.output(h, 0, k)
-            pixels = batch * out * where.output(w, 1, k)
+            h, w, c, k, f, geometry = shape
+            out = geometry.output_length(h, 0, k)
+            pixels = batch * out * geometry.output_length(w, 1, k)
             gflop = 2e-9 * pixels * k * k * c * f
-            for direction in FORMS:
-                found = measure(shape, direction, batch, dtype, args.repeats)
-                rates = {form: [gflop / x for x in found[form]] for form in found}
-                median = {form: statistics.median(x) for form, x in rates.items()}
-                chosen = form_of(direction, batch, out, c, k, where, dtype)
-                star = " " if max(median, key=median.get) == chosen else "*"
-                name = f"{k}x{k}/{where.stride} {c}->{f} {h} px {direction} {dtype}"
-                told = [f"{form} {rate:.0f}" for form, rate in median.items()]
-                output.note("  ".join((star, name, *told, chosen)))
+            for direction in LOWERINGS:
+                seconds = measure(shape, direction, batch, dtype, args.repeats)
+                rates = {
+                    lowering: [gflop / x for x in measured]
+                    for lowering, measured in seconds.items()
+                }
+                median = {name: statistics.median(x) for name, x in rates.items()}
+                chosen = choose_lowering(direction, batch, out, c, k, geometry, dtype)
+                fastest = max(median, key=lambda lowering: median[lowering])
+                star = " " if fastest == chosen else "*"
+                name = f"{k}x{k}/{geometry.stride} {c}->{f} {h} px {direction} {dtype}"
+                listed = [f"{lowering} {rate:.0f}" for lowering, rate in median.items()]
+                output.note("  ".join((star, name, *listed, chosen)))
                 name += f": {chosen}"
                 peer = "convolution"
                 yield row(name, "GFLOP/s", rates[chosen], peer, rates[peer])
 
 
 def shapes_of(name: str, image_size: int) -> collections.Counter[Shape]:
-    """The convolutions without groups of a network of the zoo, and how many of each."""
+    """Counts the convolutions without groups of a network of the zoo by their shape.
+
+    Args:
+      name: The name of the network.
+      image_size: The height and width of the images in pixels.
+    """
     model = create_model(name)
     image = jnp.zeros((1, image_size, image_size, model.spec.in_channels))
     variables = init_shapes(model, image_size)
-    found: collections.Counter[Shape] = collections.Counter()
+    shapes: collections.Counter[Shape] = collections.Counter()
 
     def collect(jaxpr) -> None:
         for equation in jaxpr.eqns:
@@ -98,45 +108,59 @@ def shapes_of(name: str, image_size: int) -> collections.Counter[Shape]:
             if equation.primitive.name == "conv_general_dilated":
                 x, kernel = (variable.aval.shape for variable in equation.invars)
                 if params["feature_group_count"] == 1:
-                    where = Geometry(
+                    geometry = Geometry(
                         params["window_strides"][0],
                         tuple(params["padding"]),
                         params["rhs_dilation"][0],
                     )
-                    found[*x[1:], kernel[0], kernel[3], where] += 1
+                    shapes[*x[1:], kernel[0], kernel[3], geometry] += 1
             for inner in inner_jaxprs(equation):
                 collect(inner)
 
     collect(jax.make_jaxpr(model.apply)(variables, image).jaxpr)
-    return found
+    return shapes
 
 
 def measure(
     shape: Shape, direction: str, batch_size: int, dtype: str, repeats: int
 ) -> dict[str, list[float]]:
-    """Seconds that each form takes, in turn."""
-    h, w, c, k, f, where = shape
+    """Measures the seconds that each lowering takes, in turn.
+
+    Args:
+      shape: The shape of the convolution.
+      direction: `forward`, `input` or `kernel`.
+      batch_size: The number of images.
+      dtype: The dtype of images and kernel.
+      repeats: The number of measurements per lowering, after one to warm up.
+
+    Returns:
+      The seconds of each measurement, by the name of the lowering.
+    """
+    h, w, c, k, f, geometry = shape
     rng = np.random.default_rng(0)
 
     def draw(*shape: int) -> jax.Array:
         return jnp.asarray(rng.standard_normal(shape, np.float32), dtype)
 
     x, kernel = draw(batch_size, h, w, c), draw(k, k, c, f)
-    g = draw(batch_size, where.output(h, 0, k), where.output(w, 1, k), f)
+    g_shape = geometry.output_length(h, 0, k), geometry.output_length(w, 1, k), f
+    g = draw(batch_size, *g_shape)
     like = jax.ShapeDtypeStruct(x.shape, x.dtype)
     args = {"forward": (x, kernel), "input": (g, kernel), "kernel": (x, g)}[direction]
     calls = {}
     native = ["onednn"] * onednn.computes(dtype)
-    for form in [*forms_of(direction, k, where), *native]:
-        function = functools.partial(apply, direction, form, x=like, k=k, where=where)
-        calls[form] = jax.jit(function).lower(*args).compile()
-    seconds = {form: [] for form in calls}
+    for lowering in [*possible_lowerings(direction, k, geometry), *native]:
+        function = functools.partial(
+            lower, direction, lowering, x=like, k=k, geometry=geometry
+        )
+        calls[lowering] = jax.jit(function).lower(*args).compile()
+    seconds: dict[str, list[float]] = {lowering: [] for lowering in calls}
     for repeat in range(repeats + 1):
-        for form, call in calls.items():
+        for lowering, call in calls.items():
             started = time.perf_counter()
             jax.block_until_ready(call(*args))
             if repeat:
-                seconds[form].append(time.perf_counter() - started)
+                seconds[lowering].append(time.perf_counter() - started)
     return seconds
 
 

@@ -1,7 +1,8 @@
-"""A check of this library on one GPU, for a machine without its other requirements.
+"""Checks this library on one GPU, where its other requirements may be missing.
 
-It compares logits with the golden figures of the tests, and the train step with stock
-Linen and torchvision: speed, memory, and the kernels that take longest.
+It compares logits with the golden figures of the tests, and the speed and memory of the
+train step with those of stock Linen and torchvision. It also lists the costliest
+kernels.
 """
 
 import argparse
@@ -18,11 +19,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from resnet_jax.bench import table
-from resnet_jax.bench.baseline import Child, LeftOutError, name_of
-from resnet_jax.bench.gpu_child import MAKERS
+from resnet_jax.bench.cases import Case, name_of
+from resnet_jax.bench.gpu_worker import MAKERS
+from resnet_jax.bench.worker import LeftOutError, Worker
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, count, words
 from resnet_jax.errors import UserError, check_known
@@ -31,7 +34,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "logits.json"
 NEEDED = ("jax", "flax", "optax", "jaxtyping", "psutil")
 
-# One network of each kind. Those that matter most come first, since the time may end.
+# One network of each kind. The most important ones come first, since the time may run
+# out before the last.
 NETWORKS = {
     "resnet50": "bottleneck",
     "resnet18": "basic",
@@ -58,23 +62,24 @@ NETWORKS = {
     "resnetv2_50d_evos": "EvoNorm",
     "resnetv2_50d_frn": "filter response norm",
 }
-# The largest error, in units of the largest golden logit. In float32 the bound is that
-# of tests/models/test_golden.py. bfloat16 rounds at 2^-9 in every layer: on a CPU these
-# networks err by 0.001 to 0.02, and the mildest of a network's mistakes, the stride of
-# a bottleneck on the wrong convolution, makes 0.12.
+# The bounds of the largest error, as a fraction of the largest golden logit. In float32
+# it is the bound of tests/models/test_golden.py. bfloat16 rounds at 2^-9 in every
+# layer: on a CPU the errors of these networks are 0.001 to 0.02. The smallest effect of
+# a mistake in a network, a bottleneck's stride on the wrong convolution, is 0.12.
 BOUNDS = {"float32": 1e-4, "bfloat16": 0.05}
-# Standardized kernels and group norm enlarge every rounding, in float32 (1e-5) as well;
-# in bfloat16 it erred by 0.09 on a CPU.
+# Standardized kernels and group norm amplify every rounding error, also in float32
+# (1e-5); in bfloat16 the error is 0.09 on a CPU.
 LOOSER = {("resnetv2_50x1_bit", "bfloat16"): 0.2}
 
-# Image size, images and steps, where flags do not say: on a GPU, and elsewhere.
+# The default image size, batch size and number of steps: on a GPU, and elsewhere.
 SIZES = {True: (224, 128, 20), False: (64, 8, 4)}
-# The steps are measured in so many rounds, in which all frameworks run in turn.
+# The steps are divided over this number of rounds. In each, all frameworks take turns.
 ROUNDS = 4
+# The numbers of steps that warm up, and that are profiled.
 WARM_UP = 2
 PROFILED = 3
-# Logits may take this part of the time before the train step is measured; what is
-# missing then is computed after it.
+# The fraction of the time that logits may take before the train step is measured. The
+# remaining logits are computed after it.
 LOGITS_SHARE = 0.45
 
 
@@ -85,14 +90,14 @@ def add_arguments(parser: Parser) -> None:
         "--networks",
         type=words,
         default=list(NETWORKS),
-        help="The networks whose logits are compared, with commas between them. The"
-        " default is one of each kind.",
+        help="The networks whose logits are compared, separated by commas. The default"
+        " is one of each kind.",
     )
     parser.add_argument(
         "--model",
         default="resnet50",
-        help="The network of the train step, by its name in the zoo. The default is"
-        " %(default)s.",
+        help="The network whose train step is measured, by its name in the zoo. The"
+        " default is %(default)s.",
     )
     on_gpu, elsewhere = SIZES[True], SIZES[False]
     for i, (name, what) in enumerate(
@@ -111,27 +116,28 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--dtype",
         default="bfloat16",
-        help="The type of the train step's computation. The default is %(default)s.",
+        help="The dtype of the train step's computation. The default is %(default)s.",
     )
     parser.add_argument(
         "--seconds",
         type=count,
         default=450,
-        help="The time for everything in seconds; parts that do not fit into it are"
+        help="The time limit of the whole check in seconds. Parts that do not fit are"
         " left out. The default is %(default)s.",
     )
     parser.add_argument(
         "--golden",
         type=pathlib.Path,
         default=GOLDEN,
-        help="The file of the golden logits. The default is tests/golden/logits.json"
-        " of the checkout.",
+        help="The JSON file of the golden logits. The default is"
+        " tests/golden/logits.json of the checkout.",
     )
     parser.add_argument(
         "--json",
         type=pathlib.Path,
         default=pathlib.Path("bench_gpu.json"),
-        help="The file of the results. The default is %(default)s.",
+        help="The JSON file to which the results are written. The default is"
+        " %(default)s.",
     )
 
 
@@ -139,13 +145,18 @@ class TooLateError(LeftOutError):
     """No time was left for a part of the check."""
 
 
-class Part(Child):
+class GPUWorker(Worker):
     """A process of the check, which is killed if it does not answer in time."""
 
-    module = "resnet_jax.bench.gpu_child"
+    module = "resnet_jax.bench.gpu_worker"
 
-    def within(self, seconds: float, line: str):
-        """Returns the answer to a line; raises TooLateError if none comes in time."""
+    def ask_within(self, seconds: float, request: str) -> Any:
+        """Returns the answer to a request.
+
+        Raises:
+          TooLateError: There was no answer within the given seconds.
+          LeftOutError: The process cannot answer.
+        """
         if seconds <= 0:
             raise TooLateError("no time was left")
         late = threading.Event()
@@ -157,7 +168,7 @@ class Part(Child):
         timer = threading.Timer(seconds, end)
         timer.start()
         try:
-            return self.ask(line)
+            return self.ask(request)
         except LeftOutError:
             if not late.is_set():
                 raise
@@ -167,12 +178,12 @@ class Part(Child):
             timer.cancel()
 
     def kill(self) -> None:
-        """Ends the process at once, whatever it computes."""
+        """Kills the process."""
         if self.process:
             self.process.kill()
 
     def close(self) -> None:
-        """Ends the process; it has nothing to write."""
+        """Kills the process, which has nothing left to write."""
         self.kill()
         super().close()
 
@@ -184,42 +195,44 @@ class Check:
     Attributes:
       args: The arguments of the command line.
       golden: The golden logits of each network.
-      ends: The time, by `time.monotonic`, at which everything must have ended.
+      deadline: The time, by `time.monotonic`, at which the check must have ended.
       environment: Environment variables of the processes.
       report: The content of the JSON file.
-      logits: The result for each network and type; None before it is there.
-      parts: All processes that were started.
+      logits: The result for each network and dtype; None until it is known.
+      workers: All processes that were started.
     """
 
     args: argparse.Namespace
     golden: dict[str, list[float]]
-    ends: float
+    deadline: float
     environment: dict[str, str]
     report: dict = dataclasses.field(default_factory=lambda: {"left_out": []})
     logits: dict[tuple[str, str], dict | None] = dataclasses.field(init=False)
-    parts: list[Part] = dataclasses.field(default_factory=list)
+    workers: list[GPUWorker] = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
         cases = itertools.product(self.args.networks, BOUNDS)
         self.logits = dict.fromkeys(cases)
 
-    def start(self, python: str, *arguments: str | int) -> Part:
-        """Starts a process; `gpu_child.main` has the arguments."""
-        part = Part(python, *arguments, **self.environment)
-        self.parts.append(part)
-        return part
+    def start(
+        self, python: str, task: str, framework: str, *case: str | int
+    ) -> GPUWorker:
+        """Starts a process, for which `gpu_worker.main` defines the arguments."""
+        worker = GPUWorker(python, task, framework, *case, **self.environment)
+        self.workers.append(worker)
+        return worker
 
-    def left(self) -> float:
-        """Returns the seconds that are left."""
-        return self.ends - time.monotonic()
+    def seconds_left(self) -> float:
+        """Returns the seconds until the deadline."""
+        return self.deadline - time.monotonic()
 
     def leave_out(self, part: str, reason: str) -> None:
-        """Records a part that could not be measured, and prints it."""
+        """Records and prints that a part of the check could not be measured."""
         self.report["left_out"].append({"part": part, "reason": reason})
         _progress(f"left out: {part}: {reason}")
 
     def write(self) -> None:
-        """Writes the JSON file, with what there is so far."""
+        """Writes the results so far to the JSON file."""
         try:
             self.args.json.write_text(json.dumps(self.report, indent=1) + "\n")
         except OSError as error:
@@ -227,30 +240,31 @@ class Check:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs the check, prints its tables and writes its file.
+    """Runs the check, prints its tables and writes its JSON file.
 
     Raises:
-      UserError: Something that the check needs is missing; logits differ; or the train
-        step of this library failed. Everything else was measured before.
+      UserError: Packages or files that the check needs are missing. It is also raised
+        at the end, after all measurements, if logits differ or the train step of this
+        library failed.
     """
     started = time.monotonic()
     check_known(f"--dtype={args.dtype}", args.dtype, BOUNDS)
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"The check needs packages that are not installed; run: pip install"
+            "The check needs packages that are not installed. Run: pip install"
             f" {' '.join(missing)}"
         )
     check = Check(
         args=args,
         golden=_read_golden(args),
-        ends=started + args.seconds,
+        deadline=started + args.seconds,
         environment=_environment(),
     )
     check.write()
-    device = _device(check)
+    device = _find_device(check)
     if device["platform"] == "cpu":
-        # Plugins of devices that are not there may still take part in tracing.
+        # Without this, plugins of absent devices may still take part in tracing.
         check.environment["JAX_PLATFORMS"] = "cpu"
     on_gpu = device["platform"] == "gpu"
     sizes = {
@@ -259,20 +273,20 @@ def run(args: argparse.Namespace) -> None:
             ("image_size", "batch_size", "steps"), SIZES[on_gpu], strict=True
         )
     }
-    where = table.machine((*table.JAX, "optax"), table.TORCH, args.torch)
+    machine = table.machine((*table.JAX, "optax"), table.TORCH, args.torch)
     check.report |= {
         "gpu": on_gpu,
         "device": device,
         "model": args.model,
         "dtype": args.dtype,
         **sizes,
-        **where,
+        **machine,
     }
-    output.say(f"{_about(device)}\n\n{table.describe(where)}\n")
+    output.say(f"{_describe(device)}\n\n{table.describe(machine)}\n")
 
-    compare_logits(check, LOGITS_SHARE * check.left())
+    compare_logits(check, LOGITS_SHARE * check.seconds_left())
     failures = compare_steps(check, **sizes)
-    compare_logits(check, check.left())
+    compare_logits(check, check.seconds_left())
     failures = report_logits(check) + failures
 
     check.report["seconds"] = time.monotonic() - started
@@ -287,14 +301,14 @@ def run(args: argparse.Namespace) -> None:
 def _read_golden(args: argparse.Namespace) -> dict[str, list[float]]:
     try:
         golden = json.loads(args.golden.read_text())
-        found = (ROOT / "tests" / "helpers" / "keyed.py").exists()
+        readable = (ROOT / "tests" / "helpers" / "keyed.py").exists()
     except (OSError, ValueError):
-        found = False
-    if not found:
+        readable = False
+    if not readable:
         raise UserError(
-            f"{args.golden} or tests/helpers/keyed.py cannot be read, with which"
-            " logits are compared; run the command in a checkout of"
-            " the project, which has both."
+            f"The golden logits in {args.golden} or the helper of the tests that makes"
+            " the networks' inputs cannot be read. Run the command in a checkout of the"
+            " project, which has both."
         )
     for name in args.networks:
         check_known(f"golden logits of --networks={name}", name, golden)
@@ -304,52 +318,53 @@ def _read_golden(args: argparse.Namespace) -> dict[str, list[float]]:
 def _environment() -> dict[str, str]:
     path = os.environ.get("PYTHONPATH")
     return {
-        # The device that JAX chooses, where the other tables take the CPU.
+        # JAX chooses the device here; the other benchmarks run on the CPU.
         "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", ""),
-        # Several processes share the device, and peaks are to be of what is in use.
+        # Several processes share the device, and the peak of the memory in use is
+        # measured, not that of the memory that XLA reserves.
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-        # The time until the first step includes compiling.
+        # The time until the first step has ended includes compiling.
         "JAX_ENABLE_COMPILATION_CACHE": "false",
         "PYTHONPATH": os.pathsep.join([str(ROOT), *([path] if path else [])]),
     }
 
 
-def _device(check: Check) -> dict:
-    """Returns JAX's platform and device kind, and what nvidia-smi says of the GPU."""
-    part = check.start(sys.executable, "logits", "resnet_jax")
+def _find_device(check: Check) -> dict:
+    """Returns JAX's platform and device kind, and nvidia-smi's line and driver."""
+    worker = check.start(sys.executable, "logits", "resnet_jax")
     try:
-        device = part.within(check.left(), "device")
+        device = worker.ask_within(check.seconds_left(), "device")
     except LeftOutError as error:
-        raise UserError(f"JAX did not say which device it has: {error}.") from None
+        raise UserError(f"JAX's device could not be determined: {error}.") from None
     finally:
-        part.close()
+        worker.close()
     command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total"]
     try:
-        told = subprocess.run(
+        lines = subprocess.run(
             [*command, "--format=csv,noheader"],
             capture_output=True,
             text=True,
             timeout=30,
         ).stdout.splitlines()
     except (OSError, subprocess.TimeoutExpired):
-        told = []
+        lines = []
     device |= dict.fromkeys(("nvidia_smi", "driver"))
-    if told and told[0].count(",") == 2:
-        device |= {"nvidia_smi": told[0], "driver": told[0].split(",")[1].strip()}
+    if lines and lines[0].count(",") == 2:
+        device |= {"nvidia_smi": lines[0], "driver": lines[0].split(",")[1].strip()}
     return device
 
 
-def _about(device: dict) -> str:
+def _describe(device: dict) -> str:
     if device["platform"] == "gpu":
         return f"{device['kind']}, driver {device['driver'] or 'unknown'}."
     text = (
-        f"This was not run on a GPU: JAX computes on {device['platform']}, and sizes"
-        " are small unless flags set them."
+        f"This was not run on a GPU: JAX computes on {device['platform']}. The default"
+        " sizes are small."
     )
     if device["driver"]:
         text += (
-            f" There is a GPU ({device['nvidia_smi']}) that this JAX does not use; it"
-            " needs JAX_PLATFORMS unset and jax[cuda13] installed."
+            f" There is a GPU ({device['nvidia_smi']}) that this JAX does not use. To"
+            " use it, unset JAX_PLATFORMS and install jax[cuda13]."
         )
     return text
 
@@ -358,60 +373,61 @@ def _about(device: dict) -> str:
 
 
 def compare_logits(check: Check, seconds: float) -> None:
-    """Compares the logits that were not compared before, as far as the time goes."""
+    """Compares the logits that have not been compared yet, within the given seconds."""
     pending = collections.deque(
         case for case, result in check.logits.items() if result is None
     )
     if not pending:
         return
-    ends = time.monotonic() + seconds
-    # Nearly all of the time is compiling, which gains from several processes.
+    deadline = time.monotonic() + seconds
+    # Most of the time is compiling, which several processes do faster.
     workers = min(4, max(1, len(os.sched_getaffinity(0)) // 2), len(pending))
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         try:
-            made = [
-                pool.submit(_compute_logits, check, pending, ends)
+            futures = [
+                pool.submit(_compute_logits, check, pending, deadline)
                 for _ in range(workers)
             ]
-            for worker in made:
-                worker.result()
+            for future in futures:
+                future.result()
         finally:
-            # After an interrupt, the workers must not go on.
+            # After an interrupt, the threads must not take further networks.
             pending.clear()
-            for part in check.parts:
-                part.kill()
+            for worker in check.workers:
+                worker.kill()
     check.report["logits"] = [result for result in check.logits.values() if result]
     check.write()
 
 
 def _compute_logits(
-    check: Check, pending: collections.deque[tuple[str, str]], ends: float
+    check: Check, pending: collections.deque[tuple[str, str]], deadline: float
 ) -> None:
-    """Takes networks and types from a queue until it is empty or the time is over."""
-    part = None
+    """Takes networks and dtypes from a queue until it is empty or time has run out."""
+    worker = None
     while True:
         try:
             name, dtype = pending.popleft()
         except IndexError:
             break
-        part = part or check.start(sys.executable, "logits", "resnet_jax")
+        worker = worker or check.start(sys.executable, "logits", "resnet_jax")
+        seconds = deadline - time.monotonic()
         try:
-            answer = part.within(ends - time.monotonic(), f"logits {name} {dtype}")
+            answer = worker.ask_within(seconds, f"logits {name} {dtype}")
         except TooLateError:
             break
         except LeftOutError as error:
             answer = {"error": str(error)}
-            part.close()
-            part = None
-        result = compared(name, dtype, answer, check.golden[name])
+            worker.close()
+            worker = None
+        result = compare_with_golden(name, dtype, answer, check.golden[name])
         check.logits[name, dtype] = result
         _progress(f"logits of {name} in {dtype}: {_error_cell(result)}")
-    if part:
-        part.close()
+    if worker:
+        worker.close()
 
 
 def report_logits(check: Check) -> list[str]:
-    """Prints how far the logits differ; returns a sentence for each failure."""
+    """Prints the errors of the logits, and returns a sentence for each failure."""
     output.say("| logits of | kind | float32 error (bound) | bfloat16 error (bound) |")
     output.say("|---|---|---|---|")
     for name in check.args.networks:
@@ -420,18 +436,32 @@ def report_logits(check: Check) -> list[str]:
     output.say("")
     failures = []
     for (name, dtype), result in check.logits.items():
-        what = f"logits of {name} in {dtype}"
+        part = f"logits of {name} in {dtype}"
         if result is None:
-            check.leave_out(what, "no time was left")
+            check.leave_out(part, "no time was left")
         elif result["failure"]:
-            failures.append(f"The {what} failed: {result['failure']}")
+            failures.append(f"The {part} failed: {result['failure']}")
         elif not result["equal"]:
-            failures.append(f"The {what} differ from the golden figures")
+            failures.append(f"The {part} differ from the golden figures")
     return failures
 
 
-def compared(name: str, dtype: str, answer: dict, golden: list[float]) -> dict:
-    """Returns what the report says of a network's logits."""
+def compare_with_golden(
+    name: str, dtype: str, answer: dict, golden: list[float]
+) -> dict:
+    """Compares the logits of a network with the golden figures.
+
+    Args:
+      name: The name of the network.
+      dtype: The dtype of the computation.
+      answer: The answer of the process: `logits`, or `error`.
+      golden: The golden figures.
+
+    Returns:
+      The entry of the report: the largest `error` relative to the largest golden
+      figure, its `bound`, `equal` if it is within the bound, and `failure`, the reason
+      why there is no error ('' if there is one).
+    """
     error, failure = None, answer.get("error", "")
     if not failure:
         logits = answer["logits"]
@@ -459,8 +489,8 @@ def _error_cell(result: dict | None) -> str:
         return "left out"
     if result["failure"]:
         return f"FAILED: {result['failure'].replace('|', '/')}"
-    told = f"{result['error']:.1e} ({result['bound']:g})"
-    return told if result["equal"] else f"DIFFERS: {told}"
+    text = f"{result['error']:.1e} ({result['bound']:g})"
+    return text if result["equal"] else f"DIFFERS: {text}"
 
 
 # The train step.
@@ -469,59 +499,73 @@ def _error_cell(result: dict | None) -> str:
 def compare_steps(
     check: Check, image_size: int, batch_size: int, steps: int
 ) -> list[str]:
-    """Measures the train step of each framework; returns a sentence for a failure."""
-    case = (check.args.model, image_size, batch_size, check.args.dtype)
+    """Measures the train step of each framework.
+
+    Args:
+      check: The state of the command.
+      image_size: The height and width of the images in pixels.
+      batch_size: The number of images per step.
+      steps: The number of timed steps.
+
+    Returns:
+      A sentence if the step of this library failed.
+    """
+    case: Case = (check.args.model, image_size, batch_size, check.args.dtype)
     name = f"train step of {name_of(*case)}"
     ours = next(iter(MAKERS))
-    parts: dict[str, Part] = {}
+    workers: dict[str, GPUWorker] = {}
     measured: dict[str, dict[str, list[float]]] = {}
     reasons: dict[str, str] = {}
     failures: list[str] = []
 
-    def ask(who: str, line: str):
-        """Returns an answer; None where a framework fails, which is then left out."""
+    def ask(framework: str, request: str) -> float | None:
+        """Returns an answer; None if the framework fails, which is then left out."""
         try:
-            return parts[who].within(check.left(), line)
+            return workers[framework].ask_within(check.seconds_left(), request)
         except LeftOutError as error:
-            parts.pop(who).close()
-            reasons[who] = str(error)
-            measured.pop(who, None)
-            check.leave_out(f"{name}: {who}", str(error))
-            if who == ours and not isinstance(error, TooLateError):
+            workers.pop(framework).close()
+            reasons[framework] = str(error)
+            measured.pop(framework, None)
+            check.leave_out(f"{name}: {framework}", str(error))
+            if framework == ours and not isinstance(error, TooLateError):
                 failures.append(f"The {name} failed: {error}")
             return None
 
     try:
-        for who in MAKERS:
-            python = check.args.torch if who.startswith("torch") else sys.executable
-            platform = check.report["device"]["platform"]
-            parts[who] = check.start(python, "step", who, *case, platform)
-            seconds = ask(who, "start")
-            if seconds is None or ask(who, f"steps {WARM_UP}") is None:
+        platform = check.report["device"]["platform"]
+        for framework in MAKERS:
+            torch = framework.startswith("torch")
+            python = check.args.torch if torch else sys.executable
+            worker = check.start(python, "step", framework, *case, platform)
+            workers[framework] = worker
+            seconds = ask(framework, "start")
+            if seconds is None or ask(framework, f"steps {WARM_UP}") is None:
                 continue
-            _progress(f"{who}: first step after {seconds:.1f} s")
-            measured[who] = {"start": [seconds], "seconds": []}
+            _progress(f"{framework}: first step after {seconds:.1f} s")
+            measured[framework] = {"start": [seconds], "seconds": []}
         for size in _rounds(steps):
-            for who in list(measured):
-                seconds = ask(who, f"steps {size}")
+            for framework in list(measured):
+                seconds = ask(framework, f"steps {size}")
                 if seconds is not None:
-                    measured[who]["seconds"].append(seconds)
-                    _progress(f"{who}: {1e3 * seconds:.1f} ms a step")
-        for who in list(measured):
-            peak = ask(who, "memory")
+                    measured[framework]["seconds"].append(seconds)
+                    _progress(f"{framework}: {1e3 * seconds:.1f} ms per step")
+        for framework in list(measured):
+            peak = ask(framework, "memory")
             if peak is not None:
-                measured[who]["memory"] = [peak / 2**30]
+                measured[framework]["memory"] = [peak / 2**30]
         _report_steps(check, name, batch_size, measured, reasons)
-        # Last, since a profiler that does not fit the driver may end the process.
+        # Profiling comes last: a profiler that does not match the driver may end the
+        # process.
         if ours in measured:
+            request = f"kernels {PROFILED}"
             try:
-                line = f"kernels {PROFILED}"
-                _report_kernels(check, parts[ours].within(check.left(), line))
+                kernels = workers[ours].ask_within(check.seconds_left(), request)
+                _report_kernels(check, kernels)
             except LeftOutError as error:
                 check.leave_out(f"kernels of the {name}", str(error))
     finally:
-        for part in parts.values():
-            part.close()
+        for worker in workers.values():
+            worker.close()
     return failures
 
 
@@ -533,28 +577,40 @@ def _rounds(steps: int) -> Iterator[int]:
 
 def _report_steps(
     check: Check,
-    name: str,
+    step: str,
     batch_size: int,
     measured: dict[str, dict[str, list[float]]],
     reasons: dict[str, str],
 ) -> None:
-    """Records and prints a row for each figure and peer."""
-    check.report["rows"] = rows = []
-    ours, *peers = MAKERS
-    for what, unit, key, figure in (
+    """Records and prints a row for each quantity and baseline."""
+    rows: list[dict] = []
+    check.report["rows"] = rows
+    ours, *baselines = MAKERS
+    quantities: tuple[tuple[str, str, str, Callable[[float], float]], ...] = (
         ("speed", "images/s", "seconds", lambda x: batch_size / x),
         ("time of a step", "ms", "seconds", lambda x: 1e3 * x),
         ("peak memory", "GiB", "memory", float),
         ("time until the first step has ended", "s", "start", float),
-    ):
-        title = f"{name}: {what}"
-        values = {who: [*map(figure, found[key])] for who, found in measured.items()}
-        for peer in peers:
+    )
+    for quantity, unit, key, convert in quantities:
+        title = f"{step}: {quantity}"
+        values = {
+            framework: [convert(value) for value in seconds[key]]
+            for framework, seconds in measured.items()
+        }
+        for name in baselines:
             if ours in values:
-                theirs, reason = values.get(peer, ()), reasons.get(peer, "")
-                rows.append(table.row(title, unit, values[ours], peer, theirs, reason))
-            elif peer in values:
-                rows.append(table.row(f"{title}, {peer}", unit, values[peer]))
+                new = table.row(
+                    title,
+                    unit,
+                    values[ours],
+                    name,
+                    values.get(name, ()),
+                    reasons.get(name, ""),
+                )
+                rows.append(new)
+            elif name in values:
+                rows.append(table.row(f"{title}, {name}", unit, values[name]))
     check.write()
     if rows:
         lines = [table.HEAD, *map(table.as_markdown, rows)]
@@ -562,10 +618,10 @@ def _report_steps(
 
 
 def _report_kernels(check: Check, kernels: list[dict]) -> None:
-    """Records and prints the kernels that take longest."""
+    """Records and prints the costliest kernels."""
     check.report["kernels"] = kernels
     check.write()
-    output.say("| kernel | ms a step | of all kernels' time | calls a step |")
+    output.say("| kernel | ms per step | share of all kernels | calls per step |")
     output.say("|---|---|---|---|")
     for kernel in kernels:
         output.say(

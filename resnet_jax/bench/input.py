@@ -1,8 +1,8 @@
-"""Speed of the input pipeline, against tf.data and torch on the same JPEGs.
+"""Measures images/s/core of the input pipeline, beside tf.data and torch.
 
-Every contender runs in a process of its own, on the same cores, in turn, and makes
-uint8 batches of 128 in memory from JPEGs in memory; what it costs to start is not
-counted.
+All implementations read the same JPEGs from memory and make uint8 batches of 128 images
+in memory. Each runs in a process of its own, and they take turns on the same cores.
+Their start-up is not counted.
 """
 
 import argparse
@@ -17,8 +17,9 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
-from importlib.util import find_spec
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import distribution
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -34,8 +35,10 @@ from resnet_jax.data.source_protocol import checksum
 from resnet_jax.errors import BadImageError, UserError
 
 BATCH = 128
-# What comes with scikit-learn, which need not be imported for it.
-SAMPLE = pathlib.Path(find_spec("sklearn").origin).parent / "datasets" / "images"
+# The folder of scikit-learn's two photographs, found without importing scikit-learn.
+SAMPLE = pathlib.Path(
+    str(distribution("scikit-learn").locate_file("sklearn/datasets/images"))
+)
 CROP = Augment(size=224, crop="random_resized", flip=True, decode="fast")
 CENTER = Augment(size=224)
 UNITS = {
@@ -44,30 +47,50 @@ UNITS = {
     "fast pixels": "levels of 255",
     "eval pixels": "levels of 255",
 }
-# One measurement a row: name, contender, what it is held against, on what.
+
+
+class Measurement(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+      name: The name of the row.
+      ours: The implementation that is measured; a key of `implementations` in `main`.
+      baseline: The implementation that it is compared with, on the original JPEGs; ''
+        for none.
+      jpegs: The JPEGs that `ours` reads: "originals", or the "smaller" ones that
+        `prepare --max_side=400` makes.
+    """
+
+    name: str
+    ours: str
+    baseline: str = ""
+    jpegs: str = "originals"
+
+
 MEASUREMENTS = (
-    ("random resized crop", "ours", "tf.data", "originals"),
-    ("random resized crop", "ours", "torch", "originals"),
-    ("random resized crop, at most 400 px", "ours", "tf.data", "smaller"),
-    ("cost of the loader", "ours", "bare", "originals"),
-    ("evaluation", "ours eval", "torch eval", "originals"),
-    ("32x32 crop and flip from memory", "small", "", "originals"),
-    ("resident memory", "memory", "", "originals"),
-    ("growth of memory from batch 10 to 50", "memory growth", "", "originals"),
-    ("mean difference of fast crops from exact ones", "fast pixels", "", "originals"),
-    ("mean difference from torchvision, eval", "eval pixels", "", "originals"),
+    Measurement("random resized crop", "ours", "tf.data"),
+    Measurement("random resized crop", "ours", "torch"),
+    Measurement("random resized crop, at most 400 px", "ours", "tf.data", "smaller"),
+    Measurement("cost of the loader", "ours", "bare"),
+    Measurement("evaluation", "ours eval", "torch eval"),
+    Measurement("32x32 crop and flip from memory", "small"),
+    Measurement("resident memory", "memory"),
+    Measurement("growth of memory from batch 10 to 50", "memory growth"),
+    Measurement("mean difference of fast crops from exact ones", "fast pixels"),
+    Measurement("mean difference from torchvision, eval", "eval pixels"),
 )
-PEER_CONTENDERS = {peer for _, _, peer, _ in MEASUREMENTS} - {"bare"}
+# The implementations that need another framework, which may not be installed.
+FOREIGN = ("tf.data", "torch", "torch eval")
 
 
 def add_images(parser: Parser) -> None:
-    """Adds the images on which the pipeline is measured."""
+    """Adds `--images`."""
     parser.add_argument(
         "--images",
         type=pathlib.Path,
         default=SAMPLE,
-        help="A folder or .zip of JPEGs. The default is two photographs of"
-        " scikit-learn's.",
+        help="A folder or .zip of JPEGs that the input pipeline reads. The default is"
+        " two photographs that come with scikit-learn.",
     )
 
 
@@ -89,50 +112,62 @@ def add_arguments(parser: Parser) -> None:
     )
 
 
-def rows(args: argparse.Namespace) -> Iterator[dict]:
-    """One row a measurement; raises UserError if there are no JPEGs, or broken ones.
+def rows(
+    args: argparse.Namespace, measurements: Iterable[Measurement] = MEASUREMENTS
+) -> Iterator[dict]:
+    """Yields a row for each measurement.
 
-    Every contender makes `--batches` of 128 images on `--cores` cores in each repeat.
+    Args:
+      args: The arguments. In each repeat, every implementation makes `--batches` of 128
+        images on `--cores` cores.
+      measurements: The measurements.
+
+    Raises:
+      UserError: There are no JPEGs, one is broken, or this library fails.
     """
     for name, jpeg in read_jpegs(args.images).items():
         try:
             Picture(jpeg, 3, name).pixels()
         except BadImageError as error:
-            raise UserError(f"{error} Mend or remove it.") from None
-    contenders = list(
-        dict.fromkeys(
-            (who, "originals" if who == peer else what)
-            for _, ours, peer, what in MEASUREMENTS
-            for who in (ours, peer)
-            if who
-        )
-    )
-    found: dict[tuple[str, str], list[float]] = {key: [] for key in contenders}
+            raise UserError(f"{error} Repair or remove it.") from None
+    # Each pair is measured once in each repeat, even if several rows show it.
+    pairs: dict[tuple[str, str], list[float]] = {}
+    for measurement in measurements:
+        pairs[measurement.ours, measurement.jpegs] = []
+        if measurement.baseline:
+            pairs[measurement.baseline, "originals"] = []
     left_out: dict[str, str] = {}
     for _ in range(args.repeats):
-        for who, what in contenders:
-            value = _run(who, what, args.images, args.cores, args.batches)
+        for (name, jpegs), values in pairs.items():
+            value = run_implementation(name, jpegs, args)
             if isinstance(value, str):
-                left_out[who] = value
+                left_out[name] = value
             else:
-                found[who, what].append(value)
-    for name, who, peer, what in MEASUREMENTS:
-        ours, theirs = found[who, what], found.get((peer, "originals"), [])
-        if not ours:
-            continue
-        unit = UNITS.get(who, "images/s/core")
-        out = left_out.get(peer, "")
-        yield row(name, unit, ours, peer, theirs, out)
+                values.append(value)
+    for name, ours, baseline, jpegs in measurements:
+        if values := pairs[ours, jpegs]:
+            yield row(
+                name,
+                UNITS.get(ours, "images/s/core"),
+                values,
+                baseline,
+                pairs.get((baseline, "originals"), []),
+                left_out.get(baseline, ""),
+            )
 
 
 def read_jpegs(images: pathlib.Path) -> dict[str, bytes]:
-    """The JPEGs of a folder or a .zip by name; raises UserError if there are none."""
+    """Returns the contents of the JPEGs in a folder or .zip, by path.
+
+    Raises:
+      UserError: There are none, or the .zip cannot be read.
+    """
     suffixes = (".jpg", ".jpeg")
     if images.suffix == ".zip" and images.is_file():
         try:
             with zipfile.ZipFile(images) as archive:
                 names = sorted(archive.namelist())
-                found = {
+                contents = {
                     f"{images}/{name}": archive.read(name)
                     for name in names
                     if name.lower().endswith(suffixes)
@@ -141,49 +176,58 @@ def read_jpegs(images: pathlib.Path) -> dict[str, bytes]:
             raise UserError(f"{images} cannot be read: {error}.") from None
     else:
         paths = sorted(images.rglob("*"))
-        found = {
+        contents = {
             str(path): path.read_bytes()
             for path in paths
             if path.name.lower().endswith(suffixes)
         }
-    if not found:
+    if not contents:
         raise UserError(f"{images} holds no JPEGs (.jpg, .jpeg).")
-    return found
+    return contents
 
 
-def _run(who: str, what: str, images, cores: int, batches: int) -> float | str:
-    """The figure of a contender, or why it has none.
+def run_implementation(name: str, jpegs: str, args: argparse.Namespace) -> float | str:
+    """Measures an implementation in a process of its own.
 
-    Raises UserError if one of ours fails.
+    Args:
+      name: The implementation; a key of `implementations` in `main`.
+      jpegs: The JPEGs that it reads; see `Measurement`.
+      args: The arguments, with `images`, `cores` and `batches`.
+
+    Returns:
+      The measured value, or the reason why there is none.
+
+    Raises:
+      UserError: An implementation failed that needs no other framework.
     """
-    command = [sys.executable, "-m", "resnet_jax.bench.input"]
+    command = [sys.executable, "-m", "resnet_jax.bench.input", name, jpegs]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(
-        [*command, who, what, str(images), str(cores), str(batches)],
+        [*command, str(args.images), str(args.cores), str(args.batches)],
         env=environment,
         stdout=subprocess.PIPE,
         text=True,
     )
     if done.returncode:
         value = f"it ended with exit code {done.returncode}"
-        if who not in PEER_CONTENDERS:
-            raise UserError(f"{who} on {what}: {value}; the reason stands above.")
+        if name not in FOREIGN:
+            raise UserError(f"{name} on {jpegs}: {value}; see its error above.")
     else:
         value = json.loads(done.stdout.splitlines()[-1])
-    told = f"left out: {value}" if isinstance(value, str) else f"{value:.1f}"
-    output.note(f"{who} on {what}: {told}")
+    text = f"left out: {value}" if isinstance(value, str) else f"{value:.1f}"
+    output.note(f"{name} on {jpegs}: {text}")
     return value
 
 
 def smaller(jpeg: bytes) -> bytes:
-    """Re-encodes as `prepare --max_side=400 --quality=90` does."""
+    """Re-encodes a JPEG as `prepare --max_side=400 --quality=90` does."""
     from resnet_jax.data.prepare.pack import Reencode
 
     return Reencode(max_side=400, quality=90).image(jpeg, 3, "a JPEG")
 
 
 def _rate(batches: Iterator, number: int, cores: int) -> float:
-    """Images per second and core, from the third batch on."""
+    """Returns images/s/core, from the third batch on."""
     for _ in range(2):
         next(batches)
     started = time.perf_counter()
@@ -193,11 +237,12 @@ def _rate(batches: Iterator, number: int, cores: int) -> float:
 
 
 def _ours(jpegs: list[bytes], cores: int, number: int, augment: Augment) -> float:
-    # As many images as batches are made of, so that an epoch ends as in real runs.
+    # The source has as many images as all batches together, so that an epoch ends as
+    # it does in real runs.
     source = MemorySource(jpegs * (1 + number * BATCH // len(jpegs)))
     examples = Examples(source=source, augment=augment, channels=3, skip_bad=False)
     if augment is CENTER:
-        # Batches behind the end are made in advance and not counted.
+        # The loader works ahead, so the last batches are ready before they are timed.
         loader = eval_batches(examples, batch_size=BATCH, num_threads=cores)
         number = min(number, len(source) // BATCH - 3)
     else:
@@ -210,7 +255,7 @@ def _ours(jpegs: list[bytes], cores: int, number: int, augment: Augment) -> floa
 
 
 def _bare(jpegs: list[bytes], cores: int, number: int) -> float:
-    """The same decoding without a loader: one core, alone; nothing is shared."""
+    """Measures the same decoding on one core, without a loader."""
     os.sched_setaffinity(0, set(list(os.sched_getaffinity(0))[:1]))
 
     def batches():
@@ -236,18 +281,20 @@ def _small(_: list[bytes], cores: int, number: int) -> float:
         return _rate(batches, number, cores)
 
 
-def _memory(jpegs: list[bytes]) -> list[float]:
-    """MiB of this process and its two workers after each of 50 batches."""
-    examples = Examples(source=_Served(jpegs), augment=CROP, channels=3, skip_bad=False)
+def memory_of_loader(jpegs: list[bytes], batch_size: int = BATCH) -> list[float]:
+    """Returns the MiB of this process and its two workers after each of 50 batches."""
+    examples = Examples(
+        source=_JPEGSource(jpegs), augment=CROP, channels=3, skip_bad=False
+    )
     with train_batches(
-        examples, seed=0, batch_size=BATCH, steps=range(60), num_workers=2
+        examples, seed=0, batch_size=batch_size, steps=range(60), num_workers=2
     ) as batches:
         return [resident_mib() for _, _batch in zip(range(50), batches, strict=False)]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Served:
-    """A `source_protocol.NamedSource` that is handed to worker processes."""
+class _JPEGSource:
+    """JPEGs as a `source_protocol.NamedSource` that worker processes can receive."""
 
     jpegs: list[bytes] = dataclasses.field(repr=False)
     classes: tuple[str, ...] = ("0",)
@@ -278,19 +325,26 @@ def _eval_difference(jpegs: list[bytes]) -> float:
     )
 
 
-def _difference(jpegs: list[bytes], ours: Callable, theirs: Callable) -> float:
-    """Mean absolute difference of two pipelines' pixels, in levels of 255."""
+def _difference(jpegs: list[bytes], ours: Callable, reference: Callable) -> float:
+    """Returns the mean absolute difference of two pipelines' pixels, of 0 to 255."""
     pictures = [Picture(jpeg, 3) for jpeg in jpegs]
     return statistics.mean(
-        np.abs(np.subtract(ours(p, key), theirs(p, key), dtype=np.float32))
+        np.abs(np.subtract(ours(p, key), reference(p, key), dtype=np.float32))
         .mean()
         .item()
         for key, p in enumerate(pictures)
     )
 
 
+def _growth(mib: list[float]) -> float:
+    return mib[-1] - mib[9]
+
+
 def resident_mib() -> float:
-    """Memory of this process and its descendants that is theirs, in MiB."""
+    """Returns the MiB of memory of this process and its descendants.
+
+    Memory that processes share is counted once (proportional set size).
+    """
     import psutil
 
     process = psutil.Process()
@@ -299,7 +353,10 @@ def resident_mib() -> float:
 
 
 def _tf_data(jpegs: list[bytes], cores: int, number: int) -> float:
-    """The map of Flax's ImageNet example: crop while decoding, bicubic, flip."""
+    """Measures tf.data as in Flax's ImageNet example.
+
+    It crops while it decodes, resizes by bicubic interpolation, and flips.
+    """
     import tensorflow as tf
 
     def augment(jpeg):
@@ -331,7 +388,7 @@ def _opened(jpeg: bytes) -> Image.Image:
 
 
 def _torch_steps(augment: Augment) -> Callable:
-    """torchvision's transforms on Pillow's images."""
+    """Returns torchvision's transforms for Pillow's images."""
     from torchvision import transforms
 
     if augment is CENTER:
@@ -342,7 +399,7 @@ def _torch_steps(augment: Augment) -> Callable:
 
 
 def _torch(jpegs: list[bytes], cores: int, number: int, augment: Augment) -> float:
-    """A DataLoader with torchvision's transforms on Pillow's images."""
+    """Measures a DataLoader with torchvision's transforms on Pillow's images."""
     import torch
 
     steps = _torch_steps(augment)
@@ -361,25 +418,25 @@ def _torch(jpegs: list[bytes], cores: int, number: int, augment: Augment) -> flo
 
 
 PACKAGES = ("numpy", "simplejpeg", "nvidia-nvimgcodec-cu12", "opencv-python-headless")
-PEERS = ("pillow", "tensorflow-cpu", "tensorflow", *TORCH)
-BENCHMARK = Benchmark(add_arguments, rows, PACKAGES, PEERS)
+BASELINES = ("pillow", "tensorflow-cpu", "tensorflow", *TORCH)
+BENCHMARK = Benchmark(add_arguments, rows, PACKAGES, BASELINES)
 
 
 def main(argv: list[str]) -> None:
-    """Runs one contender and prints its figure; see `_run`."""
-    who, what, images, cores, number = argv[1:]
-    cores, number = int(cores), int(number)
+    """Runs one implementation and prints its value; see `run_implementation`."""
+    name, kind, images, *numbers = argv[1:]
+    cores, number = map(int, numbers)
     os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:cores]))
     jpegs = list(read_jpegs(pathlib.Path(images)).values())
-    if what == "smaller":
+    if kind == "smaller":
         jpegs = [smaller(jpeg) for jpeg in jpegs]
-    contenders = {
+    implementations = {
         "ours": lambda: _ours(jpegs, cores, number, CROP),
         "ours eval": lambda: _ours(jpegs, cores, number, CENTER),
         "bare": lambda: _bare(jpegs, cores, number),
         "small": lambda: _small(jpegs, cores, number),
-        "memory": lambda: max(_memory(jpegs)),
-        "memory growth": lambda: float(np.subtract(*np.array(_memory(jpegs))[[-1, 9]])),
+        "memory": lambda: max(memory_of_loader(jpegs)),
+        "memory growth": lambda: _growth(memory_of_loader(jpegs)),
         "fast pixels": lambda: _fast_difference(jpegs),
         "eval pixels": lambda: _eval_difference(jpegs),
         "tf.data": lambda: _tf_data(jpegs, cores, number),
@@ -387,7 +444,7 @@ def main(argv: list[str]) -> None:
         "torch eval": lambda: _torch(jpegs, cores, number, CENTER),
     }
     try:
-        print(json.dumps(contenders[who]()))
+        print(json.dumps(implementations[name]()))
     except ModuleNotFoundError as error:
         print(json.dumps(f"{error.name} is not installed"))
     except UserError as error:

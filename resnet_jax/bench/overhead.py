@@ -1,4 +1,4 @@
-"""Speed of the whole program against its bare compiled step."""
+"""Measures images/s of the whole program, beside its compiled step in a bare loop."""
 
 import argparse
 import contextlib
@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import jax
 
 from resnet_jax.bench import table
-from resnet_jax.bench.baseline import name_of
-from resnet_jax.bench.ours import fake_batch, short_config
+from resnet_jax.bench.cases import name_of
+from resnet_jax.bench.own_programs import fake_batch, short_config
 from resnet_jax.bench.table import Benchmark, row
 from resnet_jax.config import override
 from resnet_jax.console.arguments import Parser, count
@@ -50,28 +50,31 @@ def add_arguments(parser: Parser) -> None:
         "--steps",
         type=count,
         default=16,
-        help="The number of steps of a run, of which the first warms up. The default"
-        " is %(default)s.",
+        help="The number of steps of a run, at least two. The first quarter warms up"
+        " and is not counted. The default is %(default)s.",
     )
     parser.add_argument(
         "--dtype",
         default="float32",
-        help="The type of the computation. The default is %(default)s.",
+        help="The dtype of the computation. The default is %(default)s.",
     )
 
 
 def rows(args: argparse.Namespace) -> Iterator[dict]:
-    """Images per second of a run and of its bare step, in turn.
+    """Yields images/s of a run and of its compiled step, which take turns.
 
-    The first steps of either, where threads and caches warm up, are not counted.
+    The first steps of both, in which threads and caches warm up, are not counted.
     """
     if args.steps < 2:
-        raise UserError(f"--steps={args.steps}: the first warms up; take two or more.")
+        raise UserError(
+            f"--steps={args.steps} leaves no step to measure, since the first one warms"
+            " up. Give two or more."
+        )
     case = args.model, args.image_size, args.batch_size, args.dtype
     config = short_config(args.config, *case, steps=args.steps)
     override(config, args.overrides)
     setup = set_up(config)
-    bare, run = [], []
+    bare, whole = [], []
     for _ in range(args.repeats):
         bare.append(_bare_rate(setup))
         with tempfile.TemporaryDirectory() as directory:
@@ -80,10 +83,10 @@ def rows(args: argparse.Namespace) -> Iterator[dict]:
                 train(config, workdir)
             logged = metric_writers.read_metrics(workdir)
         key = "train/images_per_second"
-        rates = [found[key] for found in logged if key in found]
-        run.append(statistics.harmonic_mean(rates[1:]))
+        rates = [line[key] for line in logged if key in line]
+        whole.append(statistics.harmonic_mean(rates[1:]))
     name = "whole program, " + name_of(config.model.name, *case[1:])
-    yield row(name, "images/s", run, "bare compiled step", bare)
+    yield row(name, "images/s", whole, "bare compiled step", bare)
 
 
 def _bare_rate(setup: Experiment) -> float:

@@ -1,7 +1,7 @@
-"""One to several processes on this machine at equal work for each, and beyond it.
+"""Measures how training scales over processes, and predicts it for slices of TPUs.
 
-Every process of a run is a `python -m resnet_jax.bench.scale`, which reads what to do
-from its standard input and writes what it measured to its standard output.
+Every process of a run executes `python -m resnet_jax.bench.scale`, which reads a
+request from its standard input and writes its measurements to its standard output.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import psutil
@@ -26,7 +27,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from resnet_jax.bench import table
-from resnet_jax.bench.ours import fake_batch, short_config
+from resnet_jax.bench.own_programs import fake_batch, short_config
 from resnet_jax.bench.table import Benchmark
 from resnet_jax.compiler.chips import CHIPS, chip_of
 from resnet_jax.config import override
@@ -37,18 +38,22 @@ from resnet_jax.models import get_spec
 from resnet_jax.parallel import process_memory, processes, sharding
 from resnet_jax.persistence.checkpoints import Checkpoints, Progress
 from resnet_jax.plan import hlo
-from resnet_jax.plan.ask import ask
-from resnet_jax.plan.seconds import network_seconds, seconds_of
+from resnet_jax.plan.compile_subprocess import compile_config
+from resnet_jax.plan.time_model import network_seconds, seconds_of
 from resnet_jax.training import programs
 from resnet_jax.training.experiment import set_up
 from resnet_jax.training.resume import run_checkpoints
 from resnet_jax.training.step import TrainState
 
-# Chips of a slice for which `plan` predicts.
+# The numbers of chips for which predictions are made.
 SLICES = (8, 64, 512, 4096)
-MEASURED = ["together", "alone", "between", "stall", "save", "written", "restore"]
-# Seconds that the processes of one measurement may take.
-PATIENCE = 1800
+# The measurements of a process that are repeated; see `measure`.
+REPEATED = ("together", "alone", "between", "stall", "save", "written", "restore")
+# The time limit of the processes of one measurement, in seconds.
+TIMEOUT = 1800
+# A function that makes one measurement. It takes the number of processes and their
+# request, and returns the result of each.
+Run = Callable[[int, dict], list[dict]]
 
 
 def add_arguments(parser: Parser) -> None:
@@ -70,7 +75,7 @@ def add_arguments(parser: Parser) -> None:
         "--processes",
         type=counts,
         default=[1, 2, 4, 8],
-        help="The numbers of processes, with commas between them. The default is"
+        help="The numbers of processes to compare, separated by commas. The default is"
         " 1,2,4,8.",
     )
     parser.add_argument(
@@ -90,99 +95,132 @@ def add_arguments(parser: Parser) -> None:
         "--steps",
         type=count,
         default=20,
-        help="The number of steps that are timed together. The default is %(default)s.",
+        help="The number of steps in each timed interval. The default is %(default)s.",
     )
     parser.add_argument(
         "--between",
         type=float,
         default=20.0,
-        help="The time in seconds from one save to the next. The default is"
-        " %(default)s.",
+        help="The time between two saves in seconds. The default is %(default)s.",
     )
     parser.add_argument(
         "--dtype",
         default="float32",
-        help="The type of the computation. The default is %(default)s.",
+        help="The dtype of the computation. The default is %(default)s.",
     )
     parser.add_argument(
         "--topology",
-        help="A TPU slice, such as v5e:2x4, for which `plan` predicts. Without it,"
-        " nothing is predicted.",
+        help="A TPU slice, such as v5e:2x4, that `plan` compiles for to predict the"
+        " share of collectives. Without it, nothing is predicted.",
     )
 
 
-def rows(args: argparse.Namespace) -> Iterator[dict]:
-    """Of all numbers of processes, of a large checkpoint, and of predictions."""
-    # What is wrong is told before anything is measured.
+def rows(args: argparse.Namespace, run: Run | None = None) -> Iterator[dict]:
+    """Yields the rows of all numbers of processes, a large checkpoint and predictions.
+
+    Args:
+      args: The arguments of `bench scale`.
+      run: Makes one measurement; `run_processes` by default.
+
+    Raises:
+      UserError: There is no such network or slice, or a process failed.
+    """
+    # These checks come before the first measurement, which takes minutes.
     for model in (args.model, args.saved):
         get_spec(model)
     if args.topology and not chip_of(args.topology):
-        raise UserError(f"--topology={args.topology}: only TPUs are predicted for.")
+        raise UserError(
+            f"--topology={args.topology} is not a TPU slice. Predictions are made for"
+            " TPUs only, for example --topology=v5e:2x4."
+        )
+    run = run or run_processes
     case = args.model, args.image_size, args.batch_size, args.dtype
     config = short_config(args.config, *case, steps=args.steps)
     override(config, args.overrides)
     for number in args.processes:
-        yield from _of_processes(config, number, args)
-    yield from _of_checkpoint(config, args.saved, args.repeats)
+        yield from _rows_of_processes(config, number, args, run)
+    yield from _rows_of_checkpoint(config, args.saved, args.repeats, run)
     if args.topology:
         yield from predictions(load_config(args), args.topology)
 
 
-def _of_processes(
-    config: ConfigDict, number: int, args: argparse.Namespace
+def _rows_of_processes(
+    config: ConfigDict, number: int, args: argparse.Namespace, run: Run
 ) -> Iterator[dict]:
     config = ConfigDict(config.to_dict())
     config.batch_size *= number
     with config.ignore_type():
-        # So that statistics do not depend on the number of processes.
+        # Each device normalizes its own images, so the number of processes does not
+        # change the statistics.
         config.model.bn_group_size = "device"
     request = {key: getattr(args, key) for key in ("steps", "between", "repeats")}
-    found = run(number, {"config": config.to_dict(), **request})
-    first = found[0]
+    results = run(number, {"config": config.to_dict(), **request})
+    first = results[0]
     name = f"scale {config.model.name} {number} process{'es' if number > 1 else ''}"
 
     row = functools.partial(_named, f"{name}: ")
     together, alone = first["together"], first["alone"]
-    yield row("step", "s", together, "of its own part alone", alone)
+    yield row("step", "s", together, "the same part of the work alone", alone)
     shares = [1 - a / t for t, a in zip(together, alone, strict=True)]
     yield row("in collectives", "of the step", shares)
-    yield row("collectives", "MB a step", [first["bytes"] / 1e6])
-    yield row("start-up", "s", [max(one["start"] for one in found)])
+    yield row("collectives", "MB per step", [first["bytes"] / 1e6])
+    yield row("start-up", "s", [max(result["start"] for result in results)])
     yield row("stall of a save", "s", first["stall"], "between saves", first["between"])
     yield row("save call", "s", first["save"], "between saves", first["between"])
     yield row("first restore", "s", first["restore"][:1])
     yield row("restore", "s", first["restore"][1:])
 
 
-def _of_checkpoint(config: ConfigDict, model: str, repeats: int) -> Iterator[dict]:
+def _rows_of_checkpoint(
+    config: ConfigDict, model: str, repeats: int, run: Run
+) -> Iterator[dict]:
     config = ConfigDict(config.to_dict())
     config.model.name = model
     with config.ignore_type():
         config.model.bn_group_size = "device"
-    (found,) = run(1, {"config": config.to_dict(), "steps": 0, "repeats": repeats})
+    (result,) = run(1, {"config": config.to_dict(), "steps": 0, "repeats": repeats})
     row = functools.partial(_named, f"checkpoint {model}: ")
-    yield row("save call", "s", found["save"])
-    yield row("until on disk", "s", found["written"])
-    # The first one compiles what it checks values with, as a run that starts does.
-    yield row("first restore", "s", found["restore"][:1])
-    yield row("restore", "s", found["restore"][1:])
+    yield row("save call", "s", result["save"])
+    yield row("until on disk", "s", result["written"])
+    # The first restore compiles the check of the values, as it does when a run resumes.
+    yield row("first restore", "s", result["restore"][:1])
+    yield row("restore", "s", result["restore"][1:])
 
 
-def _named(before: str, what: str, *rest) -> dict:
-    return table.row(before + what, *rest)
+def _named(prefix: str, name: str, *rest) -> dict:
+    return table.row(prefix + name, *rest)
 
 
-def predictions(config: ConfigDict, topology: str) -> Iterator[dict]:
-    """What `plan` expects of slices of other sizes, or a note that it cannot."""
+def predictions(
+    config: ConfigDict,
+    topology: str,
+    compile_config: Callable[..., dict] = compile_config,
+) -> Iterator[dict]:
+    """Yields what `plan` predicts for slices of several sizes.
+
+    Args:
+      config: The config of the run.
+      topology: The TPU slice for which the step is compiled, such as `v5e:2x4`.
+      compile_config: Compiles; see `compile_subprocess.compile_config`.
+
+    Yields:
+      The rows; none if libtpu is not installed, which is printed.
+
+    Raises:
+      UserError: The step does not fit the slice.
+    """
     if not importlib.util.find_spec("libtpu"):
         output.note(
-            f"No prediction for {topology}: it needs libtpu, the compiler for TPUs (pip"
-            " install libtpu)."
+            f"There are no predictions for {topology}: they need libtpu, the compiler"
+            " for TPUs (pip install libtpu)."
         )
         return
-    facts = ask(config, topology, evaluation=False)
+    facts = compile_config(config, topology, evaluation=False)
     if "memory" not in facts["train"]:
-        raise UserError(f"{config.model.name} does not fit {topology}; see plan.")
+        raise UserError(
+            f"{config.model.name} does not fit {topology}. `python -m resnet_jax.plan`"
+            " shows the memory that it needs."
+        )
     chip, train, chips = CHIPS[chip_of(topology)], facts["train"], facts["chips"]
     alone = max(seconds_of(train, chip, facts["devices"] // chips).values())
     for number in SLICES:
@@ -199,21 +237,32 @@ def predictions(config: ConfigDict, topology: str) -> Iterator[dict]:
         name = f"plan {config.model.name} {number} chips of {chip_of(topology)}"
         share = network / (alone + network)
         yield table.row(f"{name}: in collectives", "of the step", [share])
-    size = sum(one["times"] * one["bytes"] for one in train["collectives"])
+    size = sum(each["times"] * each["bytes"] for each in train["collectives"])
     name = f"plan {config.model.name} {topology}: collectives"
-    yield table.row(name, "MB a step", [size / 1e6])
+    yield table.row(name, "MB per step", [size / 1e6])
 
 
 # Processes.
 
 
-def run(number: int, request: dict) -> list[dict]:
-    """What each of the processes of one measurement found; raises UserError."""
+def run_processes(number: int, request: dict) -> list[dict]:
+    """Starts the processes of one measurement, and waits for their results.
+
+    Args:
+      number: The number of processes.
+      request: The request; see `measure`, which each process calls.
+
+    Returns:
+      The result of each process.
+
+    Raises:
+      UserError: A process failed, or they took longer than `TIMEOUT`.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
-    others = {*psutil.Process().children()}
+    older = {*psutil.Process().children()}
     with tempfile.TemporaryDirectory(prefix="resnet_jax_scale_") as directory:
         shared = {"number": number, "port": port, "directory": directory}
         try:
@@ -229,18 +278,20 @@ def run(number: int, request: dict) -> list[dict]:
                 for _ in range(number)
             ]
             for i, process in enumerate(started):
+                assert process.stdin
                 process.stdin.write(repr(request | shared | {"index": i}))
                 process.stdin.close()
-                # Else `communicate` would flush it.
+                # `communicate` would flush the closed stream, which fails.
                 process.stdin = None
-            ends = [process.communicate(timeout=PATIENCE) for process in started]
+            ends = [process.communicate(timeout=TIMEOUT) for process in started]
         except subprocess.TimeoutExpired:
             raise UserError(
-                f"{number} processes took more than {PATIENCE} s; take fewer --steps."
+                f"{number} processes took more than {TIMEOUT} s. Give fewer --steps."
             ) from None
         finally:
-            # Not those of `started`: a SIGTERM may come before it is made.
-            for process in {*psutil.Process().children()} - others:
+            # A SIGTERM may come before `started` is assigned, so that the new children
+            # of this process are ended instead.
+            for process in {*psutil.Process().children()} - older:
                 process.kill()
     for process, (_, errors) in zip(started, ends, strict=True):
         if process.returncode:
@@ -249,17 +300,18 @@ def run(number: int, request: dict) -> list[dict]:
 
 
 class Loop:
-    """A train step called again and again on one batch, as training does."""
+    """Calls a train step repeatedly on one batch, in the way that training does."""
 
     def __init__(self, config: ConfigDict, mesh: Mesh):
         self.setup = set_up(config, mesh)
-        self.step = programs.compile_train_step(self.setup)
+        lowered = programs.lower_train_step(self.setup)
+        self.step = programs.compile_lowered(self.setup, lowered)
         self.state = programs.init_state(self.setup)
         self.batch = fake_batch(self.setup)
         self.seconds(1)
 
     def seconds(self, steps: int) -> float:
-        """Of some steps, that all processes begin at once."""
+        """Returns the seconds of some steps, which all processes start together."""
         processes.agree("steps", "")
         started = time.perf_counter()
         for _ in self._take(steps):
@@ -269,17 +321,27 @@ class Loop:
     def seconds_with_save(
         self, steps: int, save: Callable[[TrainState], None], saved: Checkpoints
     ) -> tuple[float, float]:
-        """Of some steps without a save, and how much longer it makes those at its time.
+        """Measures by how much a save delays the steps that run meanwhile.
 
-        Those just before it tell how long a step is: others differ from each other by
-        more than a save takes.
+        The steps just before the save show how long a step takes. Those of other times
+        are not comparable, since they vary by more than a save takes.
+
+        Args:
+          steps: The number of steps.
+          save: Starts to save a state.
+          saved: The checkpoints to which it is saved.
+
+        Returns:
+          The seconds that all steps would take without the save, and the seconds by
+          which the save makes them longer.
         """
         before = steps // 2 or 1
         usual = self.seconds(before) / before
         started = time.perf_counter()
         save(self.state)
         stall, saving = 0.0, True
-        # No fewer when it is on disk, which the processes may see at different steps.
+        # The number of steps is fixed, since the processes may see the end of the save
+        # at different steps.
         for ended, _ in enumerate(self._take(steps - before + 1)):
             if saving:
                 stall = time.perf_counter() - started - ended * usual
@@ -287,11 +349,11 @@ class Loop:
         return steps * usual, stall
 
     def _take(self, steps: int) -> Iterator[None]:
-        """Takes steps; when it yields, all have ended but the one that was begun."""
+        """Takes steps; at each yield all have ended but the one just started."""
         last = None
         for _ in range(steps):
             self.state, metrics = self.step(self.state, self.batch)
-            # As in training, no more than a step is waiting.
+            # As in training, at most one step is queued behind the running one.
             jax.block_until_ready(last)
             last = metrics
             yield
@@ -299,15 +361,27 @@ class Loop:
 
 
 def measure(request: dict) -> dict:
-    """What one process finds, in seconds but for `bytes` (of a step's collectives).
+    """Measures one process of a run.
 
-    `start`: from the process to the end of the first step. `together` and `alone`: a
-    step of all processes, and one of each on its own part of the work, at the same
-    time. `between`: the steps from one save to the next, some `between` of the request,
-    if none is made; `stall`: how much longer those take until it is on disk, and `save`
-    the part of it in which the loop waits for the call. `written`: until the checkpoint
-    is on disk, if there are no steps. `restore`: with its check of all values, the
-    first one with what that compiles.
+    Args:
+      request: A dictionary of literals. `config`: the config, as a dictionary; `steps`:
+        the number of steps in each timed interval, 0 to measure checkpoints only;
+        `between`: the seconds between two saves; `repeats`: the number of repeats;
+        `number`: the number of processes; `index`: the index of this process; `port`:
+        the port of the coordinator; `directory`: the directory of the checkpoints.
+
+    Returns:
+      Lists of seconds, one for each repeat, unless stated otherwise.
+      `bytes`: The number of bytes that a step's collectives move.
+      `start`: From the start of the process to the end of its first step; one number.
+      `together`: A step of all processes.
+      `alone`: A step of each process on its own part of the work, at the same time.
+      `between`: The steps from one save to the next, as they would be without a save.
+      `stall`: By how much these steps take longer until the checkpoint is on disk.
+      `save`: The part of the stall in which the loop waits for the call.
+      `written`: Until the checkpoint is on disk, if there are no steps.
+      `restore`: Restoring and checking all values; one more than the repeats, since
+        the first restore also compiles the check.
     """
     began = psutil.Process().create_time()
     if request["number"] > 1:
@@ -315,73 +389,77 @@ def measure(request: dict) -> dict:
         processes.connect(address, request["number"], request["index"], 300)
     config, steps = ConfigDict(request["config"]), request["steps"]
     workdir, repeats = pathlib.Path(request["directory"]), request["repeats"]
-    found: dict = {key: [] for key in MEASURED}
+    results: dict[str, Any] = {key: [] for key in REPEATED}
 
     if steps:
         loop = Loop(config, sharding.make_mesh())
-        found["start"] = time.time() - began
-        found["bytes"] = sum(
-            one.times * one.bytes for one in hlo.collectives(loop.step.as_text())
+        results["start"] = time.time() - began
+        results["bytes"] = sum(
+            each.times * each.bytes
+            for each in hlo.collectives(loop.step.as_text() or "")
         )
         part = ConfigDict(config.to_dict())
         part.batch_size //= request["number"]
         alone = Loop(part, sharding.make_mesh(jax.local_devices()))
         for _ in range(repeats):
-            found["together"].append(loop.seconds(steps) / steps)
-            found["alone"].append(alone.seconds(steps) / steps)
+            results["together"].append(loop.seconds(steps) / steps)
+            results["alone"].append(alone.seconds(steps) / steps)
         setup, state = loop.setup, loop.state
-        enough = request["between"] / statistics.median(found["together"])
-        # As many on all processes.
+        enough = request["between"] / statistics.median(results["together"])
+        # The first process decides, so that all take the same number of steps.
         steps = int(processes.run_on_lead("steps", lambda: str(round(enough) or 1)))
     else:
         setup = set_up(config)
         state = programs.init_state(setup)
 
     def save(state: TrainState) -> None:
-        # The step that gives it is not part of saving it.
+        # The step that computes the state is not part of the save.
         jax.block_until_ready(state)
         started = time.perf_counter()
-        number = len(found["save"])
+        number = len(results["save"])
         saved.save(state, Progress(step=number))
-        found["save"].append(time.perf_counter() - started)
+        results["save"].append(time.perf_counter() - started)
 
     with run_checkpoints(setup, workdir) as saved:
         for _ in range(repeats + 1):
             if steps:
                 between, stall = loop.seconds_with_save(steps, save, saved)
-                found["between"].append(between)
-                found["stall"].append(stall)
+                results["between"].append(between)
+                results["stall"].append(stall)
                 saved.wait()
             else:
                 started = time.perf_counter()
                 save(state)
                 saved.wait()
-                found["written"].append(time.perf_counter() - started)
-        # The first save compiles.
+                results["written"].append(time.perf_counter() - started)
+        # The first save is left out, since it compiles.
         for key in ("save", "stall", "between", "written"):
-            del found[key][:1]
-        state = None
+            del results[key][:1]
+        # Restoring begins as in a new process, without the state and compiled programs.
+        del state
         jax.clear_caches()
         for _ in range(repeats + 1):
             processes.agree("restore", "")
             started = time.perf_counter()
-            jax.block_until_ready(saved.restore_latest(programs.state_like(setup))[0])
-            found["restore"].append(time.perf_counter() - started)
-    return found
+            restored = saved.restore_latest(programs.state_like(setup))
+            assert restored, "nothing was saved"
+            jax.block_until_ready(restored[0])
+            results["restore"].append(time.perf_counter() - started)
+    return results
 
 
 BENCHMARK = Benchmark(add_arguments, rows, (*table.JAX, "orbax-checkpoint"))
 
 
 def main() -> None:
-    """Answers one request: the dictionary of literals that `measure` takes."""
-    # Whatever else is printed must not mix with the answer.
+    """Reads the request of `measure` and prints its result as JSON."""
+    # Other output must not mix with the answer.
     answer, sys.stdout = sys.stdout, sys.stderr
-    found = measure(ast.literal_eval(sys.stdin.read()))
-    print(json.dumps(found), file=answer, flush=True)
+    results = measure(ast.literal_eval(sys.stdin.read()))
+    print(json.dumps(results), file=answer, flush=True)
 
 
 if __name__ == "__main__":
-    # As `main` does on CPUs.
+    # The training command sets this on CPUs, too.
     process_memory.keep_freed_memory()
     main()

@@ -1,4 +1,4 @@
-"""Learning rate and weight decay over a run, without running it."""
+"""Plots the learning rate and weight decay over a run, without training."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ from resnet_jax.reports.figures import picture, shorten
 from resnet_jax.training.optim import check, make_decay
 from resnet_jax.training.schedules import make_schedule
 
-# More points than a picture has pixels.
+# The maximum number of plotted points, which is more than a picture has pixels.
 MOST_POINTS = 4000
 
 
@@ -31,18 +31,18 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--save",
         type=storage.path_of,
-        help="The picture that is written, such as lr.png. Without it, none is"
-        " plotted.",
+        help="The file of the plot, such as lr.png. Without it, nothing is plotted.",
     )
     parser.add_argument(
         "--train_size",
         type=count,
-        help="The number of training images. The default is that of the config's data.",
+        help="The number of training images. The default is that of the config's data,"
+        " which need not be there if their size is known.",
     )
     parser.add_argument(
         "--json",
         action="store_true",
-        help="Prints a JSON object in place of a sentence.",
+        help="Prints a JSON object instead of a sentence.",
     )
 
 
@@ -50,29 +50,35 @@ def run(args: argparse.Namespace) -> None:
     """Prints the range of the curves, and plots them."""
     config = load_config(args)
     find_devices()
-    size = train_size_of(config, args.train_size)
-    found = ranges(config, size)
+    size = find_train_size(config, args.train_size)
+    summary = ranges(config, size)
     if args.save:
         draw(args.config, config, size, args.save)
     if args.json:
-        output.answer(json.dumps({"config": args.config, **found}))
+        output.answer(json.dumps({"config": args.config, **summary}))
         return
-    told = [f"{found['steps']} steps of {found['batch_size']} images"]
-    told += [
-        f"{what} from {found[key][0]:.4g} to {found[key][1]:.4g}"
-        for key, what in (("rate", "learning rate"), ("decay", "decay a step"))
-        if key in found
+    parts = [f"{summary['steps']} steps of {summary['batch_size']} images"]
+    parts += [
+        f"{what} from {summary[key][0]:.4g} to {summary[key][1]:.4g}"
+        for key, what in (("rate", "learning rate"), ("decay", "decay per step"))
+        if key in summary
     ]
-    output.answer(f"{args.config}: {', '.join(told)}")
+    output.answer(f"{args.config}: {', '.join(parts)}")
 
 
-def train_size_of(config: ConfigDict, given: int | None) -> int:
-    """Training images a pass: as given, of the source, or of a known data set.
+def find_train_size(config: ConfigDict, train_size: int | None) -> int:
+    """Returns the number of training images of a run.
 
-    Raises UserError if neither is known.
+    Args:
+      config: The config of the run.
+      train_size: The number given by the user; None takes it from the config's data,
+        or from the known sizes of a data set that is not there.
+
+    Raises:
+      UserError: The data are not there, and their size is not known.
     """
-    if given:
-        return given
+    if train_size:
+        return train_size
     data = config.data
     shape = (data.image_size, data.image_size, data.channels)
     try:
@@ -88,32 +94,51 @@ def train_size_of(config: ConfigDict, given: int | None) -> int:
 
 
 def curves(config: ConfigDict, train_size: int) -> dict[str, np.ndarray]:
-    """`step`, and at each the `rate` and, where it is known, the `decay`."""
+    """Computes the curves of a run at up to `MOST_POINTS` of its steps.
+
+    Args:
+      config: The config of the run.
+      train_size: The number of training images.
+
+    Returns:
+      `step`; `rate`, the learning rate of the schedule at each of these steps; and
+      `decay`, the fraction of a weight that each step removes, unless it depends on
+      the gradients or there is none.
+
+    Raises:
+      UserError: The config contradicts itself.
+    """
     check(config)
     total = to_steps(config.total, config.batch_size, train_size, "total")
     schedule = make_schedule(config, total_steps=total, train_size=train_size)
     steps = np.unique(np.linspace(0, total - 1, min(total, MOST_POINTS)).round())
     steps = steps.astype(np.int32)
-    found = {"step": steps, "rate": jax.vmap(schedule)(jnp.asarray(steps))}
+    values = {"step": steps, "rate": jax.vmap(schedule)(jnp.asarray(steps))}
     if decay := make_decay(config, schedule):
-        found["decay"] = jax.vmap(decay)(jnp.asarray(steps))
-    return {key: np.asarray(values) for key, values in found.items()}
+        values["decay"] = jax.vmap(decay)(jnp.asarray(steps))
+    return {key: np.asarray(value) for key, value in values.items()}
 
 
 def ranges(config: ConfigDict, train_size: int) -> dict:
-    """`steps` and `batch_size` of a run; least and most `rate` and, if known, `decay`.
+    """Summarizes the curves of a run.
 
-    The rate is the schedule's, the decay the part of a weight that a step takes.
+    Args:
+      config: The config of the run.
+      train_size: The number of training images.
+
+    Returns:
+      `steps` and `batch_size`, and the minimum and maximum of `rate` and, if `curves`
+      has it, of `decay`.
     """
-    found = curves(config, train_size)
+    values = curves(config, train_size)
     total = to_steps(config.total, config.batch_size, train_size, "total")
     return {
         "steps": total,
         "batch_size": config.batch_size,
         **{
-            key: [float(found[key].min()), float(found[key].max())]
+            key: [float(values[key].min()), float(values[key].max())]
             for key in ("rate", "decay")
-            if key in found
+            if key in values
         },
     }
 
@@ -121,26 +146,38 @@ def ranges(config: ConfigDict, train_size: int) -> dict:
 def draw(
     name: str, config: ConfigDict, train_size: int, path: pathlib.Path
 ) -> pathlib.Path:
-    """Draws the curves over the epochs."""
-    found = curves(config, train_size)
-    epochs = found["step"] * config.batch_size / train_size
+    """Plots the curves over the epochs of a run.
+
+    Args:
+      name: The name of the config, for the title.
+      config: The config of the run.
+      train_size: The number of training images.
+      path: The file of the plot.
+
+    Returns:
+      The file.
+    """
+    values = curves(config, train_size)
+    epochs = values["step"] * config.batch_size / train_size
     with picture(path, figsize=(8, 6)) as figure:
         above, below = figure.subplots(2, 1, sharex=True)
-        above.plot(epochs, found["rate"])
+        above.plot(epochs, values["rate"])
         above.set(
             ylabel="learning rate",
             title=f"{shorten(name, 60)}: {config.optim.schedule}",
         )
         optim = config.optim
-        if "decay" in found:
-            below.plot(epochs, found["decay"])
+        if "decay" in values:
+            below.plot(epochs, values["decay"])
         else:
             text = "depends on the gradients" if optim.weight_decay else "none"
             below.text(0.5, 0.5, text, ha="center", transform=below.transAxes)
         title = f"{optim.name}, {optim.decay} weight decay of {optim.weight_decay:g}"
         if optim.name in ("lars", "lamb"):
             title += ", before the trust ratio"
-        below.set(xlabel="epoch", ylabel="part of a weight\nlost a step", title=title)
+        below.set(
+            xlabel="epoch", ylabel="fraction of a weight\nremoved per step", title=title
+        )
         for axes in (above, below):
             axes.grid(alpha=0.3)
     return path

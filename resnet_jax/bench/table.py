@@ -1,6 +1,7 @@
-"""What a benchmark is, the one form of its rows, and how they are printed."""
+"""Defines benchmarks, the rows that they yield, and how tables are printed."""
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -19,60 +20,69 @@ from resnet_jax.errors import UserError
 
 JAX = ("jax", "jaxlib", "flax", "onednn-devel-cpu-gomp")
 TORCH = ("torch", "torchvision")
-# Threads that wait for each other lose many times what other work takes of the cores.
+# The share of the cores taken by other work from which on a table carries a warning.
+# Threads that wait for each other are slowed down by many times that share.
 BUSY = 0.1
-HEAD = "| measured | here | peer | the peer's | here / peer |\n|---|---|---|---|---|"
+HEAD = (
+    "| measurement | value | baseline | baseline's value | value / baseline's |\n"
+    "|---|---|---|---|---|"
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """A table of `python -m resnet_jax.bench`.
+    """A command of `python -m resnet_jax.bench` that prints a table.
 
     Attributes:
-      add_arguments: adds those of its own to a parser.
-      rows: measures; yields a row (see `row`) as soon as it is known.
-      packages: whose versions matter.
-      peers: those of peers, which another interpreter may have (`--torch`).
+      add_arguments: Adds the arguments of this benchmark to a parser.
+      rows: Measures, and yields each row (see `row`) as soon as it is known.
+      packages: The packages whose versions are printed with the table.
+      baselines: The packages of the baselines, which may be installed in another
+        interpreter (`--torch`).
     """
 
     add_arguments: Callable[[Parser], None]
     rows: Callable[[argparse.Namespace], Iterator[dict]]
     packages: Sequence[str]
-    peers: Sequence[str] = ()
+    baselines: Sequence[str] = ()
 
 
 def row(
     name: str,
     unit: str,
     values: Sequence[float],
-    peer: str = "",
-    peers: Sequence[float] = (),
+    baseline: str = "",
+    baseline_values: Sequence[float] = (),
     left_out: str = "",
 ) -> dict:
-    """A measurement beside that of a peer.
+    """Makes a row of a table: a measurement, and that of a baseline.
 
     Args:
-      name: what was measured.
-      unit: of the values, such as `images/s`.
-      values: one a repeat.
-      peer: what it is held against; '': nothing.
-      peers: the peer's values.
-      left_out: why the peer has none.
+      name: The thing that was measured.
+      unit: The unit of the values, such as `images/s`.
+      values: The measured values, one for each repeat.
+      baseline: The name of the baseline; '' if the row has none.
+      baseline_values: The values of the baseline, one for each repeat.
+      left_out: The reason why the baseline has no values; '' if it has some.
 
     Returns:
-      `name`, `unit`, `value` (the median), `spread` (least and most), `peer`,
-      `peer_value`, `peer_spread`, `ratio` (value / peer_value), `repeats`, `left_out`.
+      A dictionary of `name`, `unit`, `value` (the median), `spread` (minimum and
+      maximum), `peer` (the baseline), `peer_value`, `peer_spread`, `ratio` (value /
+      peer_value), `repeats` and `left_out`.
     """
     value = statistics.median(values)
-    peer_value = statistics.median(peers) if peers else None
+    peer_value = statistics.median(baseline_values) if baseline_values else None
+    peer_spread = None
+    if baseline_values:
+        peer_spread = [min(baseline_values), max(baseline_values)]
     return {
         "name": name,
         "unit": unit,
         "value": value,
         "spread": [min(values), max(values)],
-        "peer": peer,
+        "peer": baseline,
         "peer_value": peer_value,
-        "peer_spread": [min(peers), max(peers)] if peers else None,
+        "peer_spread": peer_spread,
         "ratio": value / peer_value if peer_value else None,
         "repeats": len(values),
         "left_out": left_out,
@@ -80,7 +90,7 @@ def row(
 
 
 def as_markdown(row: dict) -> str:
-    """A row as a line of the table under `HEAD`."""
+    """Formats a row as a line of the Markdown table under `HEAD`."""
     cells = [row["name"], f"{_amount(row['value'], row['spread'])} {row['unit']}"]
     cells += [row["peer"] or "", "", ""]
     if row["left_out"]:
@@ -101,10 +111,10 @@ def _number(value: float) -> str:
 
 
 class Report:
-    """Prints tables as they grow, and keeps them in a file as JSON.
+    """Prints tables row by row, and also writes them to a JSON file.
 
     Args:
-      path: of the file; None: none.
+      path: The path of the JSON file; None writes no file.
     """
 
     def __init__(self, path: pathlib.Path | None):
@@ -112,16 +122,23 @@ class Report:
         self.tables: list[dict] = []
         self._write()
 
-    def add(self, command: str, where: dict, rows: Iterable[dict]) -> None:
-        """A table: the command that makes it, `machine`'s answer, and its rows."""
-        table = {"command": command, **where, "rows": []}
-        self.tables.append(table)
-        for found in rows:
-            # Not before, since what there is not is told while the first is measured.
-            if not table["rows"]:
-                output.answer(f"`{command}`\n\n{describe(where)}\n\n{HEAD}")
-            table["rows"].append(found)
-            output.answer(as_markdown(found))
+    def add(self, command: str, machine: dict, rows: Iterable[dict]) -> None:
+        """Prints a table while its rows are measured.
+
+        Args:
+          command: The command that makes the table.
+          machine: The result of `machine`.
+          rows: The rows of the table; see `row`.
+        """
+        finished: list[dict] = []
+        self.tables.append({"command": command, **machine, "rows": finished})
+        for new in rows:
+            # The head waits for the first row: mistakes in the arguments are reported
+            # while that is measured, and then nothing is printed before the error.
+            if not finished:
+                output.answer(f"`{command}`\n\n{describe(machine)}\n\n{HEAD}")
+            finished.append(new)
+            output.answer(as_markdown(new))
             self._write()
         output.answer("")
 
@@ -135,49 +152,55 @@ class Report:
 
 def machine(
     packages: Sequence[str],
-    peers: Sequence[str] = (),
-    peers_python: str = sys.executable,
+    baselines: Sequence[str] = (),
+    baselines_python: str = sys.executable,
 ) -> dict:
-    """The machine and the versions that a table depends on.
+    """Returns the machine and the versions on which the numbers of a table depend.
 
     Args:
-      packages: The packages whose versions matter.
-      peers: The packages of the peers.
-      peers_python: The interpreter that peers run in.
+      packages: The packages whose versions are recorded.
+      baselines: The packages of the baselines.
+      baselines_python: The Python interpreter that runs the baselines.
+
+    Returns:
+      A dictionary of `cpu`, `cores`, `memory` (bytes), `load` (of the last minute),
+      `busy` (the share of the cores that other work takes), `versions`, and
+      `peers_versions` if the baselines run in another interpreter.
     """
-    # Imported here: the Python of a peer, which imports this file, may lack it.
+    # The interpreter of a baseline also imports this file, and may lack psutil.
     import psutil
 
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
-    found = re.search(r"model name\s*: (.*)", text)
-    here = ("python", *packages)
-    same = peers_python == sys.executable
-    versions = _versions(here + tuple(peers) if same else here)
-    where = {
-        "cpu": found[1] if found else platform.processor() or platform.machine(),
+    name = re.search(r"model name\s*: (.*)", text)
+    own = ("python", *packages)
+    same = baselines_python == sys.executable
+    facts = {
+        "cpu": name[1] if name else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "load": os.getloadavg()[0],
         "busy": psutil.cpu_percent(interval=0.5) / 100,
-        "versions": versions,
+        "versions": _versions((*own, *baselines) if same else own),
     }
-    if peers and not same:
-        where["peers_versions"] = _versions_of(peers_python, peers)
-    return where
+    if baselines and not same:
+        facts["peers_versions"] = _versions_of(baselines_python, baselines)
+    return facts
 
 
-def describe(where: dict) -> str:
-    """`machine`'s answer, in a sentence that also says what the table's numbers are."""
-    text = f"{where['cpu']}, {where['cores']} cores, {where['memory'] / 2**30:.0f} GiB"
-    text += f", load {where['load']:.1f} at the start; {_listed(where['versions'])}"
-    if "peers_versions" in where:
-        text += f"; peers in {_listed(where['peers_versions']) or 'no Python'}"
-    text += ". Medians, and the least and most of the repeats."
-    if where["busy"] > BUSY:
+def describe(machine: dict) -> str:
+    """Describes the result of `machine` and the numbers of a table in sentences."""
+    text = f"{machine['cpu']}, {machine['cores']} cores,"
+    text += f" {machine['memory'] / 2**30:.0f} GiB, load {machine['load']:.1f} at the"
+    text += f" start; {_listed(machine['versions'])}"
+    if "peers_versions" in machine:
+        versions = _listed(machine["peers_versions"])
+        text += f"; baselines in {versions or 'an interpreter that does not run'}"
+    text += ". Medians, with the minimum and maximum of the repeats."
+    if machine["busy"] > BUSY:
         text += (
-            f" Other work took {where['busy']:.0%} of the cores at the start: rates are"
-            " not to be trusted, nor what they are against each other."
+            f" Other work took {machine['busy']:.0%} of the cores at the start: neither"
+            " the values nor their ratios are reliable."
         )
     return text
 
@@ -187,20 +210,18 @@ def _listed(versions: dict[str, str]) -> str:
 
 
 def _versions(names: Sequence[str]) -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in names:
-        try:
-            known = name == "python"
-            found[name] = (
-                platform.python_version() if known else importlib.metadata.version(name)
-            )
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+        if name == "python":
+            versions[name] = platform.python_version()
+        else:
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def _versions_of(python: str, names: Sequence[str]) -> dict[str, str]:
-    """Those of another interpreter; none if it does not run."""
+    """Returns the versions in another interpreter; none if it does not run."""
     code = f"from {__name__} import _versions as v; import json; print(json.dumps(v("
     code += f"{('python', *names)!r})))"
     try:
@@ -210,7 +231,7 @@ def _versions_of(python: str, names: Sequence[str]) -> dict[str, str]:
     return json.loads(done.stdout) if done.returncode == 0 else {}
 
 
-# Arguments of several benchmarks.
+# Arguments that several benchmarks share.
 
 
 def add_torch(parser: Parser) -> None:

@@ -14,7 +14,8 @@ from resnet_jax.errors import UserError
 from resnet_jax.persistence import storage
 
 if TYPE_CHECKING:
-    Image = str | os.PathLike[str] | bytes | PIL.Image.Image | np.ndarray | jax.Array
+    Array = np.ndarray | jax.Array
+    Image = str | os.PathLike[str] | bytes | PIL.Image.Image | Array | Picture
     Images = Image | Sequence[Image]
 else:
     # At run time nothing checks the type: a message says which forms there are.

@@ -1,36 +1,80 @@
-"""What is computed in other ways on other platforms."""
+"""Dispatch to platform-specific implementations, and the switch that turns it off."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 from jax import lax
 
-# `with known("tpu"):` says what the programs that are traced there will run on.
+# `with known("tpu"):` names the platform for which programs are traced there. JAX
+# includes both values in the keys of its caches of traced and compiled functions.
 known = jax.make_user_context(None)
+_plain = jax.make_user_context(False)
+
+
+@contextlib.contextmanager
+def plain_operations() -> Iterator[None]:
+    """Turns the kernels off in all programs that are traced inside of the context.
+
+    There, convolutions are `lax.conv_general_dilated`, batch norm is written as its
+    definition and differentiated by JAX, and max pooling is `lax.reduce_window`, on all
+    platforms. Convolutions are never fused with their batch norm, and oneDNN is not
+    used. Results are equal but for rounding. The switch suits programs that other tools
+    read, such as exported ones, and comparisons with the kernels.
+
+    A jitted function is traced again inside of the context, since JAX's caches keep
+    programs with and without kernels apart. Programs that were lowered or compiled
+    before keep their kernels.
+
+    Example:
+        >>> network = resnet_jax.create_model("resnet18")
+        >>> image = jax.ShapeDtypeStruct((1, 64, 64, 3), "float32")
+        >>> variables = jax.eval_shape(network.init, jax.random.key(0), image)
+        >>> with resnet_jax.kernels.plain_operations():
+        ...     exported = jax.export.export(jax.jit(network.apply))(variables, image)
+        >>> exported.mlir_module().count("stablehlo.convolution")
+        20
+    """
+    with _plain(True):
+        yield
+
+
+def plain_wanted() -> bool:
+    """Returns whether `plain_operations` is active."""
+    return _plain.value
 
 
 def by_platform(*arrays: jax.Array, cpu: Callable, default: Callable) -> Any:
-    """`cpu(*arrays)` on CPUs and `default(*arrays)` elsewhere, of equal shapes.
+    """Returns `cpu(*arrays)` on CPUs and `default(*arrays)` elsewhere.
 
-    It is `lax.platform_dependent`, which traces both; where the platform is `known`,
-    only what runs there is: a step is found in the compilation cache a sixth sooner.
+    `lax.platform_dependent` does that, but traces both functions. Where the platform is
+    `known`, only its function is traced, so that a train step is found in the
+    compilation cache a sixth sooner. Inside of `plain_operations` it is `default`.
+
+    Args:
+      *arrays: The arguments of both functions.
+      cpu: The function for CPUs.
+      default: The function for all other platforms; its results must have the shapes
+        and dtypes of those of `cpu`.
     """
+    if plain_wanted():
+        return default(*arrays)
     if known.value is None:
         return lax.platform_dependent(*arrays, cpu=cpu, default=default)
     return (cpu if known.value == "cpu" else default)(*arrays)
 
 
 def traced_once(function: Callable, **static: Any) -> Callable:
-    """A function that is traced once for all its calls with equal shapes.
+    """Makes a function that is traced once for all its calls with equal shapes.
 
-    Where the platform is `known` to be CPUs, programs call it; elsewhere it is inlined
-    as it would be without this, since TPU programs with calls are other ones.
+    Where the platform is `known` to be CPUs, programs call the function. Elsewhere it
+    is inlined, since TPU programs with calls are compiled to other programs.
 
     Args:
-      function: of arrays, and of what `static` names.
-      static: `static_argnums` or `static_argnames`, of `jax.jit`.
+      function: A function of arrays, and of the arguments that `static` names.
+      **static: `static_argnums` or `static_argnames` of `jax.jit`.
     """
     called = jax.jit(function, **static)
     inlined = jax.jit(function, inline=True, **static)

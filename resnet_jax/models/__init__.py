@@ -1,4 +1,10 @@
-"""Networks: `create_model('resnet50', num_classes=10)`, `list_models('cifar*')`."""
+"""Networks, as data (`ResNetSpec`), by name (`create_model`) and as modules (`ResNet`).
+
+Example:
+  >>> module = resnet_jax.create_model("resnet50", num_classes=10)
+  >>> resnet_jax.list_models("resnest2*")
+  ['resnest26d', 'resnest200e', 'resnest269e']
+"""
 
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.spec import ResNetSpec

@@ -1,6 +1,8 @@
-"""Attention over channels and over kernels."""
+"""Attention over channels and over kernels, as some residual blocks have it."""
 
+import functools
 import math
+import operator
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -9,22 +11,24 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from resnet_jax.models.layers import Conv, global_average_pool, make_divisible
-from resnet_jax.models.parameters import parameter
 
 ConvOrNorm = Callable[..., nn.Module]
 
 
 def squeeze(x: Float[Array, "b h w c"]) -> Float[Array, "b 1 1 c"]:
-    """The mean over pixels, as an image of one pixel."""
+    """Returns the mean over pixels, as an image of one pixel."""
     return global_average_pool(x)[:, None, None, :]
 
 
 class SqueezeExcite(nn.Module):
-    """x sigmoid(W2 relu(W1 mean(x))); Hu et al. 2017 (arXiv:1709.01507), figure 2.
+    """Squeeze-and-excitation: x sigmoid(W2 relu(W1 mean(x))).
+
+    Hu et al. 2017 (arXiv:1709.01507), figure 2.
 
     Attributes:
-      ratio: inner channels as a part of x's, rounded to a multiple of 8 as timm does.
-      dtype: type of the computation.
+      ratio: The inner channels as a fraction of x's, rounded to a multiple of 8 as in
+        timm.
+      dtype: The type of the computation.
     """
 
     ratio: float
@@ -32,6 +36,7 @@ class SqueezeExcite(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Returns x times a gate in (0, 1) per example and channel."""
         c = x.shape[-1]
         inner = make_divisible(c * self.ratio, 8, 8, shrink=0.0)
         s = Conv(inner, 1, bias=True, dtype=self.dtype, name="fc1")(squeeze(x))
@@ -40,12 +45,14 @@ class SqueezeExcite(nn.Module):
 
 
 class EfficientChannelAttention(nn.Module):
-    """x sigmoid(conv1d over channels of mean(x)); Wang et al. 2019 (arXiv:1910.03151).
+    """Efficient channel attention: x sigmoid(conv1d over the channels of mean(x)).
+
+    Wang et al. 2019 (arXiv:1910.03151).
 
     Attributes:
-      channels: from which the kernel's size follows (section 3.3): the odd number at
-        or above (log2(channels) + 1) / 2, at least 3.
-      dtype: type of the computation.
+      channels: The number of channels that sets the kernel's size (section 3.3): the
+        odd number at or above (log2(channels) + 1) / 2, at least 3.
+      dtype: The type of the computation.
     """
 
     channels: int
@@ -53,31 +60,36 @@ class EfficientChannelAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Returns x times a gate in (0, 1) per example and channel."""
         size = int(abs(math.log2(self.channels) + 1) / 2)
         size = max(size if size % 2 else size + 1, 3)
         init = nn.initializers.lecun_normal()
-        kernel = parameter(self, "kernel", init, (size, 1, 1))
-        s = global_average_pool(x)
-        around = size // 2
-        s = jnp.pad(s, ((0, 0), (around, around)))
-        s = sum(
-            s[:, i : i + x.shape[-1]] * kernel[i, 0, 0].astype(s.dtype)
+        kernel = self.param("kernel", init, (size, 1, 1), jnp.float32)
+        means = global_average_pool(x)
+        means = jnp.pad(means, ((0, 0), (size // 2, size // 2)))
+        shifted = (
+            means[:, i : i + x.shape[-1]] * kernel[i, 0, 0].astype(means.dtype)
             for i in range(size)
         )
+        s = functools.reduce(operator.add, shifted)
         return x * nn.sigmoid(s)[:, None, None, :]
 
 
 class SelectiveKernel(nn.Module):
-    """Two 3x3 convolutions, one dilated, mixed by attention for each channel.
+    """Two 3x3 convolutions, one dilated, whose outputs attention mixes per channel.
 
     Li et al. 2019 (arXiv:1903.06586), section 3.1.
 
     Attributes:
-      features: output channels.
-      stride, dilation, groups: of both convolutions; one is dilated twice as much.
-      split: each convolution sees one half of the channels (timm's skresnets).
-      ratio, divisor: inner channels as a part of `features`, and their divisor.
-      conv, norm: makers of layers.
+      features: The output channels.
+      stride: The stride of both convolutions.
+      dilation: The dilation of the first convolution; the second has twice as much.
+      groups: The number of groups of both convolutions, at most `features`.
+      split: True if each convolution sees one half of the channels (timm's skresnets).
+      ratio: The inner channels of the attention, as a fraction of `features`.
+      divisor: The number that the inner channels are rounded to a multiple of.
+      conv: Makes a convolution.
+      norm: Makes a norm with its activation.
     """
 
     features: int
@@ -94,6 +106,7 @@ class SelectiveKernel(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], *, train: bool
     ) -> Float[Array, "b h2 w2 f"]:
+        """Returns the mixed outputs."""
         inputs = jnp.split(x, 2, axis=-1) if self.split else (x, x)
         paths = []
         for i, part in enumerate(inputs, 1):
@@ -117,15 +130,19 @@ class SelectiveKernel(nn.Module):
 
 
 class SplitAttention(nn.Module):
-    """A 3x3 convolution into `radix` splits, mixed by attention for each channel.
+    """A 3x3 convolution into `radix` splits, which attention mixes per channel.
 
     Zhang et al. 2020 (arXiv:2004.08955), section 3.1.
 
     Attributes:
-      features: output channels.
-      stride, dilation, groups: of the convolution; `groups` is the paper's K.
-      radix: number of splits, the paper's R; 1: gates instead of a softmax.
-      conv, norm: makers of layers.
+      features: The output channels.
+      stride: The stride of the convolution.
+      dilation: The dilation of the convolution.
+      groups: The number of cardinal groups, the paper's K.
+      radix: The number of splits, the paper's R. With 1 a sigmoid gates the channels
+        instead of a softmax over splits.
+      conv: Makes a convolution.
+      norm: Makes a norm with its activation.
     """
 
     features: int
@@ -140,6 +157,7 @@ class SplitAttention(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], *, train: bool
     ) -> Float[Array, "b h2 w2 f"]:
+        """Returns the mixed outputs."""
         c, r = self.features, self.radix
         inner = make_divisible(x.shape[-1] * r / 4, 8, 32, shrink=0.9)
         x = self.conv(
@@ -152,7 +170,7 @@ class SplitAttention(nn.Module):
         )(x)
         x = self.norm(name="norm")(x, train=train)
         splits = jnp.split(x, r, axis=-1)
-        s = squeeze(sum(splits))
+        s = squeeze(functools.reduce(operator.add, splits))
         s = self.conv(inner, 1, groups=self.groups, bias=True, name="fc1")(s)
         s = self.norm(name="fc1_norm")(s, train=train)
         s = self.conv(c * r, 1, groups=self.groups, bias=True, name="fc2")(s)
@@ -161,4 +179,5 @@ class SplitAttention(nn.Module):
         # The channels of fc2 are ordered by group, then split.
         s = s.reshape(s.shape[0], self.groups, r, c // self.groups)
         s = nn.softmax(s, axis=2).swapaxes(1, 2).reshape(s.shape[0], r, 1, 1, c)
-        return sum(split * s[:, i] for i, split in enumerate(splits))
+        mixed = (split * s[:, i] for i, split in enumerate(splits))
+        return functools.reduce(operator.add, mixed)

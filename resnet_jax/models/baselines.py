@@ -1,11 +1,12 @@
-"""What residual networks are compared with: VGG and Highway networks.
+"""The baselines that residual networks are compared with: VGG and Highway networks.
 
-Plain networks are `ResNetSpec`s whose shortcut is `none`.
+The third baseline, plain networks, are `ResNetSpec`s with `shortcut="none"`.
 """
 
 import dataclasses
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -16,17 +17,17 @@ from resnet_jax.models.norms import BatchNorm
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VGGSpec:
-    """A network of Simonyan & Zisserman 2014 (arXiv:1409.1556), as torchvision has it.
+    """A VGG network (Simonyan & Zisserman 2014, arXiv:1409.1556), as in torchvision.
 
     Attributes:
-      stage_sizes: number of 3x3 convolutions before each of the poolings.
-      widths: their channels.
-      batch_norm: whether a batch norm follows each of them.
-      hidden: features of the two hidden linear layers.
-      pooled: side to which the last output is averaged before them.
-      dropout: probability of each feature behind the hidden layers.
-      num_classes: size of the output; 0: the last hidden layer is the output.
-      in_channels: channels of the input.
+      stage_sizes: The number of 3x3 convolutions before each max pooling.
+      widths: The channels of each stage's convolutions.
+      batch_norm: True if batch norm follows each convolution.
+      hidden: The features of the two hidden linear layers.
+      pooled: The side in pixels to which the last output is averaged before them.
+      dropout: The probability that a feature after a hidden layer is dropped.
+      num_classes: The number of logits. 0: the last hidden layer is the output.
+      in_channels: The channels of the input.
     """
 
     stage_sizes: tuple[int, ...] = (2, 2, 4, 4, 4)
@@ -40,7 +41,7 @@ class VGGSpec:
 
     @property
     def for_small_images(self) -> bool:
-        """Whether the network is for images as small as CIFAR's."""
+        """Tells whether the network is for images as small as CIFAR's."""
         return False
 
 
@@ -48,17 +49,18 @@ class VGGSpec:
 class HighwaySpec:
     """A convolutional Highway network (Srivastava et al. 2015, arXiv:1507.06228).
 
-    A layer that keeps its width is y = T(x) relu(C(x)) + (1 - T(x)) x with the gate
-    T = sigmoid of a second convolution; one that changes it is a plain convolution.
-    2x2 max pooling follows each stage but the last, and the mean over pixels that one,
-    as section 4.2 says of the networks without fully connected layers.
+    A layer that keeps its width is y = T(x) relu(C(x)) + (1 - T(x)) x, in which C is a
+    convolution and the gate T is the sigmoid of another one. A layer that changes the
+    width is a plain convolution. 2x2 max pooling follows each stage but the last,
+    which the mean over pixels follows (section 4.2, for networks without fully
+    connected layers).
 
     Attributes:
-      widths: channels of every layer of every stage.
-      gate_bias: where the gates' biases start: below 0 a layer carries at first
-        (section 2.2).
-      num_classes: size of the output; 0: the pooled features are the output.
-      in_channels: channels of the input.
+      widths: The channels of every layer of every stage.
+      gate_bias: The initial value of the gates' biases. Below 0 a layer starts close to
+        the identity (section 2.2).
+      num_classes: The number of logits. 0: the pooled features are the output.
+      in_channels: The channels of the input.
     """
 
     widths: tuple[tuple[int, ...], ...]
@@ -68,17 +70,22 @@ class HighwaySpec:
 
     @property
     def for_small_images(self) -> bool:
-        """Whether the network is for images as small as CIFAR's."""
+        """Tells whether the network is for images as small as CIFAR's."""
         return True
 
 
 class VGG(nn.Module):
-    """The network of a `VGGSpec`; attributes as of `ResNet`."""
+    """The network of a `VGGSpec`.
+
+    Attributes:
+      spec: The network as data.
+      dtype: The type of the computation. Parameters and statistics are float32.
+      bn_group_size: The ghost batch size in examples. None: the whole batch.
+    """
 
     spec: VGGSpec
     dtype: DTypeLike = jnp.float32
     bn_group_size: int | None = None
-    scan_blocks: bool = False
 
     @nn.compact
     def __call__(
@@ -88,7 +95,13 @@ class VGG(nn.Module):
         train: bool = False,
         features: bool = False,
     ) -> Float[Array, "b f"] | dict[str, Float[Array, "b _ _ _"]]:
-        """Returns float32 logits; with `features` the stages' outputs by name."""
+        """Returns float32 logits of normalised images.
+
+        Args:
+          x: The images.
+          train: Turns on dropout, and batch norm by the batch's statistics.
+          features: Returns the outputs of the stages, `C1`, `C2` and so on, instead.
+        """
         spec = self.spec
         outputs = {}
         for i, (size, width) in enumerate(
@@ -109,7 +122,7 @@ class VGG(nn.Module):
             x = nn.max_pool(x, (2, 2), (2, 2))
         if features:
             return outputs
-        # Flattened by channel, row and column, as torch's weights have it.
+        # torch's weights expect the order channel, row, column.
         x = average_to(x, spec.pooled).transpose(0, 3, 1, 2)
         x = x.reshape(x.shape[0], -1)
         for i in (1, 2):
@@ -124,10 +137,11 @@ class VGG(nn.Module):
 
 
 def average_to(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b s s c"]:
-    """Means over the parts that cut each side into `side`, as torch's adaptive pool.
+    """Averages an image to `side` x `side` pixels, as torch's AdaptiveAvgPool2d does.
 
-    Part k reaches from floor(k n / side) to ceil((k + 1) n / side), so parts overlap
-    where the side does not divide n, and repeat where n is smaller.
+    Of a side of n pixels, output k is the mean over floor(k n / side) up to, but not
+    including, ceil((k + 1) n / side). So these ranges overlap if `side` does not divide
+    n, and repeat if n is smaller.
     """
     for axis in (1, 2):
         n = x.shape[axis]
@@ -142,12 +156,18 @@ def average_to(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b s s c"]
 
 
 class Highway(nn.Module):
-    """The network of a `HighwaySpec`; attributes as of `ResNet`."""
+    """The network of a `HighwaySpec`.
+
+    Attributes:
+      spec: The network as data.
+      dtype: The type of the computation. Parameters are float32.
+      bn_group_size: The ghost batch size in examples, which training mixes images in.
+        The network itself has no batch norm.
+    """
 
     spec: HighwaySpec
     dtype: DTypeLike = jnp.float32
     bn_group_size: int | None = None
-    scan_blocks: bool = False
 
     @nn.compact
     def __call__(
@@ -157,7 +177,13 @@ class Highway(nn.Module):
         train: bool = False,
         features: bool = False,
     ) -> Float[Array, "b f"] | dict[str, Float[Array, "b _ _ _"]]:
-        """Returns float32 logits; with `features` the stages' outputs by name."""
+        """Returns float32 logits of normalised images.
+
+        Args:
+          x: The images.
+          train: Has no effect; the network computes the same in training.
+          features: Returns the outputs of the stages, `C1`, `C2` and so on, instead.
+        """
         outputs = {}
         for i, widths in enumerate(self.spec.widths, 1):
             if i > 1:
@@ -178,7 +204,13 @@ class Highway(nn.Module):
 
 
 class HighwayLayer(nn.Module):
-    """T(x) relu(C(x)) + (1 - T(x)) x, or relu(C(x)) where the width changes."""
+    """Computes T(x) relu(C(x)) + (1 - T(x)) x, or relu(C(x)) if the width changes.
+
+    Attributes:
+      features: The channels of the output.
+      gate_bias: The initial value of the gate's bias.
+      dtype: The type of the computation.
+    """
 
     features: int
     gate_bias: float
@@ -186,7 +218,9 @@ class HighwayLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w f"]:
-        def conv(name: str, bias_init=nn.initializers.zeros):
+        """Returns the layer's output."""
+
+        def conv(name: str, bias_init: nn.initializers.Initializer) -> jax.Array:
             return layers.Conv(
                 self.features,
                 3,
@@ -196,7 +230,7 @@ class HighwayLayer(nn.Module):
                 name=name,
             )(x)
 
-        y = nn.relu(conv("conv"))
+        y = nn.relu(conv("conv", nn.initializers.zeros))
         if x.shape[-1] != self.features:
             return y
         gate = nn.sigmoid(conv("gate", nn.initializers.constant(self.gate_bias)))

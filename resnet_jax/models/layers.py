@@ -1,7 +1,8 @@
-"""Convolution and pooling with their geometry given as numbers."""
+"""Convolutions, pooling, dropout and the head, with explicit geometry."""
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,19 +14,23 @@ from jaxtyping import Array, Float
 
 from resnet_jax.errors import BadValueError
 from resnet_jax.kernels import pool
-from resnet_jax.kernels.conv import as_taken, convolve
-from resnet_jax.kernels.cpu.conv import Geometry, Padding
-from resnet_jax.kernels.tpu.norm import Product
-from resnet_jax.models.parameters import parameter
+from resnet_jax.kernels.conv import (
+    FusibleConvolution,
+    Geometry,
+    Padding,
+    cast_kernel,
+    convolve,
+)
 
 CONV_INITS = {
-    # He et al. 2015 (arXiv:1502.01852), as torchvision draws it: normal, fan out.
+    # He et al. 2015 (arXiv:1502.01852) as in torchvision: a normal distribution whose
+    # variance is 2 / fan out.
     "he_fan_out": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
     "lecun_fan_in": nn.initializers.variance_scaling(1.0, "fan_in", "normal"),
     "glorot_uniform": nn.initializers.glorot_uniform(),
 }
-# What makes up for the variance that an activation takes from a standard normal input;
-# of Brock et al.'s code for arXiv:2101.08692.
+# Factors that restore the variance of a standard normal input after an activation, from
+# the code of Brock et al. (arXiv:2101.08692).
 ACTIVATION_GAINS = {
     "relu": 1.7139588594436646,
     "gelu": 1.7015043497085571,
@@ -39,8 +44,12 @@ ACTIVATIONS = {
 
 
 @functools.cache
-def scaled_activation(name: str) -> Callable:
-    """The activation times what makes up for the variance that it takes."""
+def scaled_activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """Returns an activation times its gain, which restores the input's variance.
+
+    Args:
+      name: A name of `ACTIVATION_GAINS`.
+    """
     gain = ACTIVATION_GAINS[name]
     return lambda x: ACTIVATIONS[name](x) * gain
 
@@ -52,23 +61,24 @@ class Conv(nn.Module):
     at even input sizes.
 
     Attributes:
-      features: output channels.
-      kernel: side of the kernel in pixels.
-      stride: step in pixels along both sides.
-      dilation: distance in pixels between two taps.
-      groups: number of groups of channels that do not see each other.
-      bias: whether a bias is added.
-      same_padding: pads as TensorFlow's 'SAME' does.
-      standardization: `plain`: kernels have mean 0 and variance 1 for each output
-        (Qiao et al. 2019, arXiv:1903.10520); `scaled`: and are multiplied by
+      features: Output channels.
+      kernel: Side of the kernel in pixels.
+      stride: Step in pixels along both axes.
+      dilation: Distance in pixels between two taps.
+      groups: Number of groups of channels that do not see each other.
+      bias: Adds a bias.
+      same_padding: Pads like TensorFlow's 'SAME'.
+      standardization: None, or `plain` for kernels of mean 0 and variance 1 for each
+        output (Qiao et al. 2019, arXiv:1903.10520), or `scaled` for the same times
         1 / sqrt(fan in) and a learned gain (Brock et al. 2021, arXiv:2101.08692).
-      epsilon: added to the kernel's variance.
-      gain: a constant factor of the kernel, with `scaled`.
-      gain_init: initialiser of the learned gain.
-      kernel_init, bias_init: initialisers of kernel and bias.
-      dtype: type of the computation; parameters are float32.
-      deferred: leaves the convolution to the norm that takes it; only for a 1x1 kernel
-        of stride 1 without groups and bias.
+      epsilon: Number that is added to the kernel's variance.
+      gain: Constant factor of a kernel that is `scaled`.
+      gain_init: Initialiser of the learned gain.
+      kernel_init: Initialiser of the kernel.
+      bias_init: Initialiser of the bias.
+      dtype: Type of the computation; parameters are float32.
+      fusible: Returns a `FusibleConvolution`, which leaves the computation to the batch
+        norm that takes it. Only a 1x1 kernel of stride 1 without groups and bias can.
     """
 
     features: int
@@ -85,47 +95,56 @@ class Conv(nn.Module):
     kernel_init: nn.initializers.Initializer = CONV_INITS["he_fan_out"]
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
     dtype: DTypeLike = jnp.float32
-    deferred: bool = False
+    fusible: bool = False
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b h w c"]
-    ) -> Float[Array, "b h2 w2 f"] | Product:
-        fan_in = x.shape[-1] // self.groups
-        shape = (self.kernel, self.kernel, fan_in, self.features)
-        kernel = parameter(self, "kernel", self.kernel_init, shape)
+    def __call__(self, x: Float[Array, "b h w c"]) -> Any:
+        """Returns the convolved images [b, h2, w2, f], or a `FusibleConvolution`."""
+        _, height, width, channels = x.shape
+        shape = (self.kernel, self.kernel, channels // self.groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         if self.standardization:
             kernel = standardize(kernel, self.epsilon)
         if self.standardization == "scaled":
-            learned = parameter(self, "gain", self.gain_init, (self.features,))
+            learned = self.param("gain", self.gain_init, (self.features,), jnp.float32)
             kernel = kernel * (learned * (self.gain * np.prod(shape[:3]) ** -0.5))
-        where = Geometry(self.stride, self.padding(x.shape[1:3]), self.dilation)
+        geometry = Geometry(self.stride, self.padding(height, width), self.dilation)
         x = jnp.asarray(x, self.dtype)
-        kernel = as_taken(jnp.asarray(kernel), self.dtype, self.groups)
-        if self.deferred:
-            return Product(x, kernel)
-        x = convolve(x, kernel, where, self.groups)
+        kernel = cast_kernel(jnp.asarray(kernel), self.dtype, self.groups)
+        if self.fusible:
+            return FusibleConvolution(x, kernel)
+        x = convolve(x, kernel, geometry, self.groups)
         if self.bias:
-            shape = (self.features,)
-            bias = parameter(self, "bias", self.bias_init, shape)
+            bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
             x = x + bias.astype(self.dtype)
         return x
 
-    def padding(self, sizes: tuple[int, int]) -> Padding:
-        """Pixels before and behind along height and width, whose lengths are given."""
+    def padding(self, height: int, width: int) -> Padding:
+        """Returns the pixels of padding above and below, then left and right.
+
+        Args:
+          height: The height of the input in pixels.
+          width: The width of the input in pixels.
+        """
         if not self.same_padding:
             pad = self.dilation * (self.kernel - 1) // 2
             return ((pad, pad), (pad, pad))
         side = self.dilation * (self.kernel - 1) + 1
         window, stride = (side, side), (self.stride, self.stride)
-        return tuple(lax.padtype_to_pads(sizes, window, stride, "SAME"))
+        rows, columns = lax.padtype_to_pads((height, width), window, stride, "SAME")
+        return (rows, columns)
 
 
 @jax.jit
 def standardize(
     kernel: Float[Array, "h w i o"], epsilon: float | Float[Array, ""]
 ) -> Float[Array, "h w i o"]:
-    """Subtracts each output's mean and divides by its standard deviation."""
+    """Subtracts each output's mean and divides by its standard deviation.
+
+    Args:
+      kernel: The kernel.
+      epsilon: Number that is added to the variance.
+    """
     mean = kernel.mean(axis=(0, 1, 2))
     variance = jnp.square(kernel - mean).mean(axis=(0, 1, 2))
     return (kernel - mean) * lax.rsqrt(variance + epsilon)
@@ -135,10 +154,10 @@ class Head(nn.Module):
     """A linear layer whose sums, bias and output are float32.
 
     Attributes:
-      features: number of outputs.
-      kernel_init: initialiser of the kernel [inputs, features].
-      dtype: type of the factors of the product.
-      bias: what the bias starts with.
+      features: Number of outputs.
+      kernel_init: Initialiser of the kernel [inputs, features].
+      dtype: Type of the factors of the product.
+      bias: Initial value of the bias.
     """
 
     features: int
@@ -148,10 +167,11 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b c"]) -> Float[Array, "b f"]:
+        """Returns float32 logits."""
         shape = (x.shape[-1], self.features)
-        kernel = parameter(self, "kernel", self.kernel_init, shape)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         bias_init = nn.initializers.constant(self.bias)
-        bias = parameter(self, "bias", bias_init, shape[1:])
+        bias = self.param("bias", bias_init, shape[1:], jnp.float32)
         product = jnp.dot(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
@@ -161,10 +181,10 @@ class Head(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Sets values to zero at random in training, and scales up what stays.
+    """Sets values to zero at random in training, and scales up the others.
 
-    Srivastava et al. 2014; with `shape_of="example"` all values of an example go
-    together: stochastic depth (Huang et al. 2016, arXiv:1603.09382).
+    Srivastava et al. 2014; with `each="example"` all values of an example are dropped
+    together, which is stochastic depth (Huang et al. 2016, arXiv:1603.09382).
 
     Attributes:
       each: `value` or `example`.
@@ -176,7 +196,13 @@ class Dropout(nn.Module):
     def __call__(
         self, x: Float[Array, "b ..."], rate: float | Float[Array, ""], *, train: bool
     ) -> Float[Array, "b ..."]:
-        """Drops with probability `rate`; in training it needs the rng `dropout`."""
+        """Drops values in training, which needs the rng `dropout`.
+
+        Args:
+          x: The values.
+          rate: The probability to be dropped.
+          train: False drops nothing.
+        """
         if not train:
             return x
         shape = x.shape
@@ -184,7 +210,7 @@ class Dropout(nn.Module):
             shape = (x.shape[0],) + (1,) * (x.ndim - 1)
         keep = 1.0 - jnp.asarray(rate, jnp.float32)
         kept = jax.random.bernoulli(self.make_rng("dropout"), keep, shape)
-        # Where nothing is kept, 1 / 0 would make the gradient of what is dropped a NaN.
+        # If nothing is kept, 1 / 0 would make the gradient of dropped values a NaN.
         scale = 1 / jnp.maximum(keep, jnp.finfo(jnp.float32).tiny)
         return jnp.where(kept, x * scale.astype(x.dtype), 0)
 
@@ -192,26 +218,27 @@ class Dropout(nn.Module):
 def max_pool(
     x: Float[Array, "b h w c"], stride: int = 2, border: str = "max"
 ) -> Float[Array, "b h2 w2 c"]:
-    """3x3 max pooling.
+    """Computes 3x3 max pooling.
 
     Args:
-      x: what to pool.
-      stride: step in pixels.
-      border: `max`: one pixel of -inf around, as torchvision; `max_zero_pad`: one
-        pixel of zeros, as Keras and BiT; `max_valid`: nothing.
+      x: The images.
+      stride: Step in pixels along both axes.
+      border: `max` for one pixel of -inf on each side, as in torchvision;
+        `max_zero_pad` for one pixel of zeros, as in Keras and BiT; `max_valid` for no
+        padding.
     """
-    around = ((1, 1), (1, 1)) if border == "max" else ((0, 0), (0, 0))
+    padding = ((1, 1), (1, 1)) if border == "max" else ((0, 0), (0, 0))
     if border == "max_zero_pad":
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return pool.max_pool(x, 3, Geometry(stride, around))
+    return pool.max_pool(x, 3, Geometry(stride, padding))
 
 
 @jax.jit
 def average_pool_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    """2x2/2 average pooling; at odd sizes the last row and column stand alone.
+    """Computes 2x2 average pooling of stride 2, as in the shortcuts of ResNet-D.
 
-    torch's `ceil_mode=True, count_include_pad=False`, as the shortcuts of ResNet-D
-    have it: the pixels that are not there do not count.
+    At odd sizes the windows of the last row and column are cut off, and the missing
+    pixels do not count: torch's `ceil_mode=True, count_include_pad=False`.
     """
     _, h, w, _ = x.shape
     padding = ((0, h % 2), (0, w % 2))
@@ -219,9 +246,10 @@ def average_pool_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
 
 
 def average_pool_2x2_in_place(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """2x2/1 average pooling with zeros below and to the right, which count.
+    """Computes 2x2 average pooling of stride 1 with zeros below and on the right.
 
-    What timm puts for `average_pool_2x2` where a stride became dilation.
+    The zeros count. timm uses it instead of `average_pool_2x2` where dilation replaces
+    a stride.
     """
     return nn.avg_pool(x, (2, 2), (1, 1), ((0, 1), (0, 1)))
 
@@ -229,21 +257,26 @@ def average_pool_2x2_in_place(x: Float[Array, "b h w c"]) -> Float[Array, "b h w
 def average_pool_3x3(
     x: Float[Array, "b h w c"], stride: int
 ) -> Float[Array, "b h2 w2 c"]:
-    """3x3 average pooling with one pixel of zeros around, which count."""
+    """Computes 3x3 average pooling with one pixel of zeros on each side, which count.
+
+    Args:
+      x: The images.
+      stride: Step in pixels along both axes.
+    """
     return nn.avg_pool(x, (3, 3), (stride, stride), ((1, 1), (1, 1)))
 
 
 def anti_alias(
     x: Float[Array, "b h w c"], kind: str, stride: int
 ) -> Float[Array, "b h2 w2 c"]:
-    """Blurs and subsamples.
+    """Blurs and subsamples images.
 
     Args:
-      x: what to shrink.
-      kind: `avg`: the mean of stride x stride pixels, leftover pixels are dropped;
-        `blur`: a binomial 3x3 filter over reflected borders (Zhang 2019,
+      x: The images.
+      kind: `avg` for the mean of each stride x stride pixels, without leftover pixels;
+        `blur` for a binomial 3x3 filter over reflected borders (Zhang 2019,
         arXiv:1904.11486).
-      stride: step in pixels.
+      stride: Step in pixels along both axes.
     """
     if kind == "avg":
         return nn.avg_pool(x, (stride, stride), (stride, stride))
@@ -261,20 +294,23 @@ def anti_alias(
 
 
 def global_average_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
-    """Mean over height and width, summed in float32."""
+    """Returns the mean over height and width, summed in float32."""
     return jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(x.dtype)
 
 
 def pad_shortcut(
-    x: Float[Array, "b h w c"], features: int, stride: int, where: str
+    x: Float[Array, "b h w c"], features: int, stride: int, position: str
 ) -> Float[Array, "b h2 w2 f"]:
-    """Option A of He et al. 2015, section 4.2: subsample, and zeros as new channels.
+    """Subsamples images and adds channels of zeros; He et al. 2015, 4.2, option A.
 
     Args:
-      x: the block's input.
-      features: channels to reach; raises BadValueError if `x` has more.
-      stride: every how many pixels one is kept.
-      where: `end` puts all zeros behind the channels, `both` half of them before.
+      x: The block's input.
+      features: The number of channels of the result.
+      stride: Step in pixels along both axes.
+      position: `end` adds all zeros after the channels, `both` half of them before.
+
+    Raises:
+      BadValueError: `x` has more channels than `features`.
     """
     missing = features - x.shape[-1]
     if missing < 0:
@@ -282,21 +318,34 @@ def pad_shortcut(
             f"A pad shortcut cannot go from {x.shape[-1]} to {features} channels, since"
             " it only adds some; take shortcut='projection', or widths that grow."
         )
-    before = missing // 2 if where == "both" else 0
+    before = missing // 2 if position == "both" else 0
     x = x[:, ::stride, ::stride, :]
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (before, missing - before)))
 
 
 def make_divisible(value: float, divisor: int, lowest: int, shrink: float) -> int:
-    """The multiple of `divisor` next to `value`, at least `lowest`.
+    """Returns the multiple of `divisor` nearest to `value`, rounded as in timm.
 
-    One divisor more where that would be less than `shrink * value`, as timm rounds.
+    Args:
+      value: The number to round.
+      divisor: The divisor of the result.
+      lowest: The smallest result.
+      shrink: The smallest allowed result as a fraction of `value`; a multiple below it
+        is raised by one divisor.
     """
     rounded = max(lowest, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < shrink * value else rounded
 
 
-def torch_linear_init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32):
-    """torch.nn.Linear's default: uniform(-1, 1) / sqrt(inputs)."""
+def torch_linear_init(
+    key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
+) -> jax.Array:
+    """Draws torch.nn.Linear's initial kernel: uniform(-1, 1) / sqrt(inputs).
+
+    Args:
+      key: The random key.
+      shape: The kernel's shape, inputs first.
+      dtype: The kernel's dtype.
+    """
     bound = shape[0] ** -0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)

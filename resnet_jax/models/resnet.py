@@ -1,10 +1,12 @@
-"""The one residual network: stem, stages and head, built from a spec."""
+"""The residual network: stem, stages and head, built from a spec."""
 
 import functools
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
@@ -20,20 +22,24 @@ class ResNet(nn.Module):
     """A residual network (He et al. 2015, arXiv:1512.03385).
 
     Attributes:
-      spec: what network it is.
-      dtype: type of the computation. Parameters and statistics are float32.
-      bn_group_size: examples that share batch-norm statistics in training; None: all.
-      scan_blocks: equal consecutive blocks of a stage are one `scan`, which compiles
-        as fast as one block. Their parameters are stacked; `models/scan.py` converts.
-      unwritten: the devices of a batch, if the last convolutions of bottlenecks are to
-        leave no output behind in training; see `kernels/tpu/norm.py`.
+      spec: The network as data.
+      dtype: The type of the computation. Parameters and statistics are float32.
+      bn_group_size: The ghost batch size: the number of examples that share batch-norm
+        statistics in training. None: the whole batch.
+      scan_blocks: Merges consecutive blocks of equal shape into one `scan`, which
+        compiles as fast as one block. Their parameters are stacked; `models/scan.py`
+        converts between both layouts.
+      fused_mesh: The mesh over which the batch is sharded, if in training the last
+        convolution of bottlenecks is fused with its batch norm where `kernels.norm`
+        supports it, so that its output is not written to memory. None: they are not
+        fused.
     """
 
     spec: ResNetSpec
     dtype: DTypeLike = jnp.float32
     bn_group_size: int | None = None
     scan_blocks: bool = False
-    unwritten: Mesh | None = None
+    fused_mesh: Mesh | None = None
 
     @nn.compact
     def __call__(
@@ -45,20 +51,37 @@ class ResNet(nn.Module):
     ) -> Float[Array, "b f"] | dict[str, Float[Array, "b _ _ _"]]:
         """Returns float32 logits of normalised images.
 
-        In training mode the collection `batch_stats` must be mutable, and networks
-        that drop something need the rng `dropout`.
+        In training the collection `batch_stats` must be mutable, and networks with
+        dropout or drop path need the rng `dropout`.
 
         Args:
-          x: images of at least the size at which no layer's output is empty.
-          train: whether norms use the batch's statistics, and dropout drops.
-          features: returns the outputs of the stages instead, `C2` to `C5` with four
-            of them, and as `C1` what the stem gives at half the image's side.
+          x: The images, large enough that no layer's output is empty.
+          train: Turns on dropout, drop path and batch norm by the batch's statistics.
+          features: Returns a dictionary of feature maps instead: the outputs of the
+            stages (four of them are `C2` to `C5`), and as `C1` the stem's last output
+            at half the image's side or more.
+
+        Raises:
+          BadValueError: The images have another number of channels than the network,
+            or sides that its strides do not divide and its shortcuts need divided.
+
+        Example:
+          >>> import jax
+          >>> model = resnet_jax.create_model("resnet18")
+          >>> images = jax.ShapeDtypeStruct((2, 224, 224, 3), "float32")
+          >>> key = jax.random.key(0)
+          >>> maps, _ = jax.eval_shape(
+          ...     lambda x: model.init_with_output(key, x, features=True), images
+          ... )
+          >>> maps["C5"].shape
+          (2, 7, 7, 512)
         """
         spec = self.spec
         if x.shape[-1] != spec.in_channels:
             raise BadValueError(
-                f"The network takes {spec.in_channels} channels, the images have"
-                f" {x.shape[-1]}."
+                f"The network takes images of {spec.in_channels} channels, and these"
+                f" have {x.shape[-1]}. Convert them, or replace in_channels of the"
+                " network's spec."
             )
         conv = self.conv()
         x, outputs = self.stem(x, train=train, features=features)
@@ -90,30 +113,32 @@ class ResNet(nn.Module):
         )
         return head(x)
 
-    def stem(self, x, *, train: bool, features: bool):
-        """Returns the stem's output, and `C1` if the features are wanted."""
+    def stem(
+        self, x: Float[Array, "b h w c"], *, train: bool, features: bool
+    ) -> tuple[Float[Array, "b h2 w2 f"], dict[str, Float[Array, "b _ _ _"]]]:
+        """Returns the stem's output, and `C1` by its name if features are wanted."""
         spec, conv, norm = self.spec, self.conv(), self.norm()
         pool = functools.partial(layers.max_pool, stride=2, border=spec.stem_pool)
-        # The last norm can pool before it normalises; but then there is no `C1`.
+        # The last norm can pool before it normalises, but then `C1` is not computed.
         norm_pools = (
             (spec.norm, spec.activation, spec.anti_alias) == ("batch", "relu", None)
             and spec.stem_pool in ("max", "max_valid")
             and not (spec.preact or features)
         )
-        stride, c1 = 1, None
+        stride, outputs = 1, {}
         for k, (kernel, step, width) in enumerate(spec.stem, 1):
             stride *= step
             bias = "stem" in spec.biased
             x = conv(width, kernel, step, bias=bias, name=f"stem_conv{k}")(x)
             last = k == len(spec.stem)
-            if stride <= 2 and spec.preact:
-                c1 = x
+            if stride <= 2 and features and spec.preact:
+                outputs["C1"] = x
             # A pre-activation network's blocks start with the norm and activation.
             if not (last and spec.preact):
-                more = {"pool": pool} if last and norm_pools else {}
-                x = norm(name=f"stem_norm{k}", **more)(x, train=train)
-            if stride <= 2 and not spec.preact:
-                c1 = x
+                options = {"pool": pool} if last and norm_pools else {}
+                x = norm(name=f"stem_norm{k}", **options)(x, train=train)
+            if stride <= 2 and features and not spec.preact:
+                outputs["C1"] = x
 
         if spec.stem_pool == "conv":
             step = 1 if spec.anti_alias else 2
@@ -124,15 +149,24 @@ class ResNet(nn.Module):
         elif spec.stem_pool != "none" and not norm_pools:
             if spec.anti_alias == "blur":
                 x = layers.max_pool(x, 1, spec.stem_pool)
-            blur = functools.partial(layers.anti_alias, kind=spec.anti_alias, stride=2)
-            x = blur(x) if spec.anti_alias else pool(x)
-        return x, {"C1": c1} if features else {}
+            blur = spec.anti_alias
+            x = layers.anti_alias(x, blur, 2) if blur else pool(x)
+        return x, outputs
 
-    def stage(self, x, number: int, plans: tuple[BlockPlan, ...], *, train: bool):
-        """Applies the blocks of one stage, scanned where `scan_blocks` says so."""
+    def stage(
+        self,
+        x: Float[Array, "b h w c"],
+        number: int,
+        plans: tuple[BlockPlan, ...],
+        *,
+        train: bool,
+    ) -> Float[Array, "b h2 w2 f"]:
+        """Applies the blocks of one stage; with `scan_blocks`, runs of them scanned."""
 
-        def apply(block, x, numbers):
-            return block(x, *numbers, train=train), None
+        def apply(
+            block: nn.Module, x: jax.Array, numbers: dict[str, Any]
+        ) -> tuple[jax.Array, None]:
+            return block(x, **numbers, train=train), None
 
         first = 1
         for run in runs_of(plans) if self.scan_blocks else [[plan] for plan in plans]:
@@ -140,26 +174,32 @@ class ResNet(nn.Module):
             if len(run) == 1:
                 plan = run[0]
                 block = self.block(plan, name)
-                x, _ = apply(block, x, (plan.drop_path, plan.beta))
+                x, _ = apply(block, x, plan.numbers())
             else:
-                block = self.block(run[0].alike(), f"{name}to{first + len(run) - 1}")
-                numbers = [(plan.drop_path, plan.beta) for plan in run]
+                block = self.block(run[0].shape(), f"{name}to{first + len(run) - 1}")
+                numbers = [plan.numbers() for plan in run]
                 scan = nn.scan(
                     apply,
                     variable_axes={"params": 0, "batch_stats": 0},
                     split_rngs={"params": True, "dropout": True},
                     length=len(run),
                 )
-                x, _ = scan(block, x, tuple(jnp.asarray(numbers, jnp.float32).T))
+                stacked = {
+                    key: jnp.asarray(
+                        [block_numbers[key] for block_numbers in numbers], jnp.float32
+                    )
+                    for key in numbers[0]
+                }
+                x, _ = scan(block, x, stacked)
             first += len(run)
         return x
 
     def block(self, plan: BlockPlan, name: str) -> nn.Module:
-        """Makes a block."""
+        """Returns the module of a block."""
         return BLOCKS[plan.kind](self.spec, plan, self.conv(), self.norm(), name=name)
 
     def conv(self) -> Callable[..., nn.Module]:
-        """The maker of this network's convolutions."""
+        """Returns the function that makes this network's convolutions."""
         spec = self.spec
         in_kernel = spec.scaled_at == "convolution"
         return functools.partial(
@@ -173,13 +213,13 @@ class ResNet(nn.Module):
         )
 
     def norm(self) -> Callable[..., nn.Module]:
-        """The maker of this network's norms, each with the activation behind it."""
+        """Returns the function that makes norms, each with the activation after it."""
         spec = self.spec
-        activation = layers.ACTIVATIONS[spec.activation]
+        activation: Callable = layers.ACTIVATIONS[spec.activation]
         if spec.norm == "none":
             if spec.scaled_at == "activation":
                 activation = layers.scaled_activation(spec.activation)
-            norm = norms.NoNorm
+            norm: Callable[..., nn.Module] = norms.NoNorm
         elif spec.norm == "batch":
             norm = functools.partial(
                 norms.BatchNorm,
@@ -187,7 +227,7 @@ class ResNet(nn.Module):
                 epsilon=spec.norm_epsilon,
                 momentum=spec.norm_momentum,
                 unbiased=spec.norm_unbiased,
-                unwritten=self.unwritten,
+                fused_mesh=self.fused_mesh,
             )
         elif spec.norm == "filter_response":
             norm = functools.partial(
@@ -203,7 +243,7 @@ class ResNet(nn.Module):
         )
 
     def head_init(self) -> nn.initializers.Initializer:
-        """The initialiser of the head's kernel."""
+        """Returns the initialiser of the head's kernel."""
         if self.spec.head_init_std is not None:
             return nn.initializers.normal(self.spec.head_init_std)
         if self.spec.conv_init == "glorot_uniform":
@@ -212,6 +252,6 @@ class ResNet(nn.Module):
 
 
 def runs_of(plans: tuple[BlockPlan, ...]) -> list[list[BlockPlan]]:
-    """Cuts a stage into runs of consecutive blocks that are alike."""
-    runs = itertools.groupby(plans, key=BlockPlan.alike)
+    """Splits a stage into runs of consecutive blocks of equal shape."""
+    runs = itertools.groupby(plans, key=BlockPlan.shape)
     return [list(run) for _, run in runs]

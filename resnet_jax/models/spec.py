@@ -1,10 +1,10 @@
-"""A residual network as data: the spec that `ResNet` builds and `zoo` lists."""
+"""Residual networks as data: the specs that `ResNet` builds and `zoo.py` lists."""
 
 import dataclasses
 import math
 import types
 import typing
-from typing import Literal
+from typing import Any, Literal
 
 from resnet_jax.errors import BadValueError
 
@@ -12,8 +12,9 @@ BlockName = Literal[
     "basic", "bottleneck", "preact_basic", "preact_bottleneck", "norm_free"
 ]
 
-# Values that only some kinds of block know; others would pass over them in silence.
-KNOWN_BY = {
+# Values that only some kinds of block implement. Other blocks would silently ignore
+# them, so a spec that combines them is rejected.
+SUPPORTED_BLOCKS: dict[tuple[str, object], tuple[BlockName, ...]] = {
     ("attention", "se"): ("basic", "bottleneck", "norm_free"),
     ("attention", "eca"): ("basic", "bottleneck", "norm_free"),
     ("anti_alias", "avg"): ("basic", "bottleneck"),
@@ -28,106 +29,137 @@ KNOWN_BY = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResNetSpec:
-    """All that distinguishes one residual network from another.
+    """A residual network as data: everything that distinguishes it from another one.
+
+    Lists, as JSON and the command line give them, become tuples. A spec that
+    contradicts itself raises BadValueError.
 
     Blocks and widths:
-      block: `basic` (two 3x3) or `bottleneck` (1x1, 3x3, 1x1), He et al. 2015
-        (arXiv:1512.03385), figure 5; `preact_basic` and `preact_bottleneck`, the same
-        with norm and activation before each convolution, He et al. 2016
+      block: The kind of block: `basic` (two 3x3) or `bottleneck` (1x1, 3x3, 1x1), He et
+        al. 2015 (arXiv:1512.03385), figure 5; `preact_basic` and `preact_bottleneck`,
+        the same with norm and activation before each convolution, He et al. 2016
         (arXiv:1603.05027); `norm_free`, Brock et al. 2021 (arXiv:2101.08692). A tuple
         names one for each stage.
-      stage_sizes: number of blocks in each stage.
-      widths: channels of the 3x3 convolutions in each stage, before `base_width`.
-      expansion: output channels of a bottleneck, as a multiple of its width.
-      groups: of the 3x3 convolution (Xie et al. 2016, arXiv:1611.05431).
-      group_width: channels a group; it sets `groups` where widths differ.
-      base_width: the 3x3 has `width * base_width // 64 * groups` channels (ResNeXt;
-        128: Zagoruyko & Komodakis 2016, arXiv:1605.07146, on bottlenecks).
-      reduce_first: the first 1x1 has that many times fewer channels (SENet-154).
-      pruned_widths: channels of the first two convolutions of every block of every
-        stage, where they are irregular; `pruned_features`: outputs of each stage.
+      stage_sizes: The number of blocks in each stage.
+      widths: The channels of the 3x3 convolutions in each stage, before `base_width`.
+      expansion: The output channels of a bottleneck, as a multiple of its width.
+      groups: The number of groups of the 3x3 convolution (Xie et al. 2016,
+        arXiv:1611.05431).
+      group_width: The channels of a group; sets the number of groups of networks whose
+        stages differ in it. None: `groups` sets it.
+      base_width: The width factor times 64: the 3x3 convolution has
+        `width * base_width // 64 * groups` channels (ResNeXt; 128 in Zagoruyko &
+        Komodakis 2016, arXiv:1605.07146, on bottlenecks).
+      reduce_first: The factor by which the first 1x1 convolution has fewer channels
+        than the 3x3 (SENet-154).
+      pruned_widths: The channels of the first two convolutions of every block of every
+        stage, if they are irregular; otherwise None.
+      pruned_features: The output channels of each stage, if they are irregular;
+        otherwise None.
 
     Stem:
-      stem: `(kernel, stride, width)` of each convolution.
-      stem_pool: 3x3/2 pooling behind them: `max` (around it -inf), `max_zero_pad`
-        (around it 0), `max_valid` (no border), `conv` (a 3x3/2 convolution, norm and
-        activation: Bello et al. 2021, arXiv:2103.07579) or `none`.
+      stem: The tuple `(kernel, stride, width)` of each convolution.
+      stem_pool: The 3x3/2 pooling after the stem's convolutions: `max` (padded with
+        -inf), `max_zero_pad` (padded with 0), `max_valid` (not padded), `conv` (a 3x3/2
+        convolution, norm and activation: Bello et al. 2021, arXiv:2103.07579) or
+        `none`.
 
     Shortcuts and strides:
-      stride_at: where a bottleneck that shrinks its input has its stride: `3x3` (v1.5)
-        or `1x1` (v1, He et al.). A basic block has it on its first convolution.
-      stride_in: the `first` block of a stage has the stride, or the `last` (Keras V2,
-        where the last stage has none).
-      shortcut: where a block changes its shape: `projection` by convolution (option B),
-        `pad` by subsampling and zero channels (option A), or `none` in all blocks: a
-        plain network.
-      shortcut_kernel: side of the projection's kernel where it has a stride.
-      shortcut_pool: 2x2 average pooling carries the projection's stride (He et al.
-        2018, arXiv:1812.01187, figure 2c).
-      pad_channels: where option A puts the zero channels: at the `end`
+      stride_at: The convolution of a strided bottleneck that has the stride: `3x3`
+        (v1.5) or `1x1` (v1, He et al.). A basic block has it at its first convolution.
+      stride_in: The block of a stage that has the stride: the `first`, or the `last`
+        (Keras V2, whose last stage has no stride).
+      shortcut: The shortcut of blocks that change the shape: `projection` by
+        convolution (option B) or `pad` by subsampling and zero channels (option A).
+        `none`: no block has a shortcut, which makes a plain network.
+      shortcut_kernel: The side of a strided projection's kernel in pixels.
+      shortcut_pool: True if 2x2 average pooling carries the projection's stride (He et
+        al. 2018, arXiv:1812.01187, figure 2c).
+      pad_channels: The place of option A's zero channels: at the `end`
         (fb.resnet.torch) or on `both` sides (akamaster/pytorch_resnet_cifar10).
-      output_stride: the last stages dilate instead of striding so that the output is
-        that many times smaller than the image; None: the strides' product.
+      output_stride: The largest ratio of the image's side to the output's. Later
+        strides become dilation. None: the product of all strides.
 
     Inside a block:
-      spatial: the 3x3 of a block: `conv`, `selective_kernel` (Li et al. 2019,
-        arXiv:1903.06586), `split_attention` (Zhang et al. 2020, arXiv:2004.08955) or
-        `hierarchical` (Gao et al. 2019, arXiv:1904.01169).
-      scale: number of splits of `hierarchical`; radix: of `split_attention`.
-      downsample_first: `split_attention` averages over 3x3 before its convolution
-        where it has a stride, else behind.
-      sk_split: each kernel of `selective_kernel` sees half of the channels.
-      sk_ratio, sk_divisor: its inner channels as a part of the width, and what they
-        are a multiple of.
-      attention: `se` (Hu et al. 2017, arXiv:1709.01507), `eca` (Wang et al. 2019,
-        arXiv:1910.03151) or None; at the end of the residual function.
-      se_ratio: inner channels of `se` as a part of its input.
-      anti_alias: strides blur: `avg` (2x2 average), `blur` (Zhang 2019,
-        arXiv:1904.11486) or None.
-      extra_conv: a second 3x3 in `norm_free` blocks.
-      alpha: `norm_free`: factor of the residual function.
-      skip_gain: `norm_free`: a learned scalar that starts at 0, for the same.
-      scaled_at: `norm_free`: whether the gain that makes up for the activation's loss
-        of variance is in the `activation` or the `convolution`.
+      spatial: The 3x3 convolution of a block: `conv`, `selective_kernel` (Li et al.
+        2019, arXiv:1903.06586), `split_attention` (Zhang et al. 2020,
+        arXiv:2004.08955) or `hierarchical` (Gao et al. 2019, arXiv:1904.01169).
+      scale: The number of splits of `hierarchical`.
+      radix: The number of splits of `split_attention`.
+      downsample_first: True if a strided `split_attention` applies its 3x3 average
+        pooling before the convolution rather than after it.
+      sk_split: True if each kernel of `selective_kernel` sees one half of the channels.
+      sk_ratio: The inner channels of `selective_kernel`, as a fraction of the width.
+      sk_divisor: The number that the inner channels of `selective_kernel` are rounded
+        to a multiple of.
+      attention: The attention at the end of the residual function: `se` (Hu et al.
+        2017, arXiv:1709.01507), `eca` (Wang et al. 2019, arXiv:1910.03151) or None.
+      se_ratio: The inner channels of `se`, as a fraction of its input's.
+      anti_alias: The blur that carries the strides: `avg` (2x2 average), `blur` (Zhang
+        2019, arXiv:1904.11486) or None.
+      extra_conv: True if a `norm_free` block has a second 3x3 convolution.
+      alpha: The factor of a `norm_free` block's residual function.
+      skip_gain: True if a learned scalar that starts at 0 multiplies a `norm_free`
+        block's residual function.
+      scaled_at: The place of a `norm_free` network's gain, which restores the variance
+        that the activation removes: the `activation` or the `convolution`.
 
     Layers:
-      norm: `batch`, `group`, `evonorm_s0` (Liu et al. 2020, arXiv:2004.02967),
-        `filter_response` (Singh & Krishnan 2019, arXiv:1911.09737) or `none`.
-      norm_epsilon: added to the variance.
-      norm_groups: number of groups of `group` and `evonorm_s0`.
-      norm_momentum: keep-momentum, the fraction of the old running statistic that
-        stays (torch's 0.1 is 0.9 here).
-      norm_unbiased: whether the running variance is multiplied by n / (n - 1), as
-        torch does; Flax and Keras do not.
-      activation: `relu`, `gelu` or `silu`.
-      weight_standardization: kernels are standardised (Qiao et al. 2019,
-        arXiv:1903.10520), or `scaled` as well by 1 / sqrt(fan in) and a learned gain.
-      standardization_epsilon: added to the kernel's variance.
-      biased: the convolutions that have a bias: `stem`, `conv1` to `conv3`, `shortcut`,
+      norm: The normalisation: `batch`, `group`, `evonorm_s0` (Liu et al. 2020,
+        arXiv:2004.02967), `filter_response` (Singh & Krishnan 2019, arXiv:1911.09737)
+        or `none`.
+      norm_epsilon: The number that is added to the variance.
+      norm_groups: The number of channel groups of `group` and `evonorm_s0`.
+      norm_momentum: The decay rate of the running statistics: the fraction of the old
+        value that stays in an update (torch's momentum 0.1 is 0.9 here).
+      norm_unbiased: True if the running variance is multiplied by n / (n - 1), as in
+        torch; Flax and Keras do not multiply it.
+      activation: The activation: `relu`, `gelu` or `silu`.
+      weight_standardization: The standardisation of kernels: `plain` (Qiao et al. 2019,
+        arXiv:1903.10520), `scaled` (also multiplied by 1 / sqrt(fan in) and a learned
+        gain) or None.
+      standardization_epsilon: The number that is added to a kernel's variance.
+      biased: The convolutions that have a bias: `stem`, `conv1` to `conv3`, `shortcut`,
         `final`.
-      same_padding: TensorFlow's 'SAME' instead of (kernel - 1) // 2 on each side.
+      same_padding: True if TensorFlow's 'SAME' replaces the padding of
+        (kernel - 1) // 2 pixels on each side.
 
     Head:
-      final_width: channels of a 1x1 convolution behind the last stage, or None.
-      head_pool: side of the average pooling whose output is flattened; None: global.
-      num_classes: size of the output; 0: the pooled features are the output.
-      in_channels: channels of the input.
+      final_width: The channels of a 1x1 convolution after the last stage, or None.
+      head_pool: The side in pixels of the average pooling whose output is flattened.
+        None: global average pooling.
+      num_classes: The number of logits. 0: the pooled features are the output.
+      in_channels: The channels of the input.
 
     Training:
-      zero_init_last: whether each block's last norm scale (or kernel, where no norm
+      zero_init_last: True if each block's last norm scale (or its kernel, if no norm
         follows) starts at zero, so that the block starts as its shortcut (Goyal et al.
         2017, arXiv:1706.02677, section 5.1).
-      conv_init: `he_fan_out` (torchvision), `lecun_fan_in` or `glorot_uniform`.
-      head_init_std: standard deviation of the normal distribution that the head's
-        kernel starts from; None: torch's uniform(-1, 1) / sqrt(features), or glorot.
-      head_bias: what the head's bias starts with; -log(classes) where the loss asks
-        each class whether it is there, which few are.
-      dropout: probability of each feature before the head.
-      block_dropout: of each value between a block's 3x3 convolutions (wide ResNets).
-      drop_path: highest probability that a block's residual function is left out for
-        an example (Huang et al. 2016, arXiv:1603.09382); what stays is scaled up.
-      drop_path_by: how the probability rises to it: from 0 in the first `block` on
-        (timm), in proportion to the `depth` (Huang et al.), or by `stage` (ResNet-RS).
+      conv_init: The initialiser of convolutions: `he_fan_out` (torchvision),
+        `lecun_fan_in` or `glorot_uniform`.
+      head_init_std: The standard deviation of the normal distribution that the head's
+        kernel is drawn from. None: torch's uniform(-1, 1) / sqrt(features), or
+        glorot_uniform if that is `conv_init`.
+      head_bias: The initial value of the head's bias. A loss that asks for each class
+        whether it is present starts best at -log(classes), since few are.
+      dropout: The probability that a feature before the head is dropped.
+      block_dropout: The probability that a value between a block's 3x3 convolutions is
+        dropped (wide ResNets).
+      drop_path: The highest probability that a block's residual function is dropped for
+        an example (Huang et al. 2016, arXiv:1603.09382); kept values are scaled up.
+      drop_path_by: The rule by which the probability rises to `drop_path`: from 0 in
+        the first `block` (timm), in proportion to the `depth` (Huang et al.), or by
+        `stage` (ResNet-RS).
+
+    Example:
+      >>> from resnet_jax.models import ResNetSpec
+      >>> spec = ResNetSpec(block="basic", stage_sizes=(2, 2, 2), widths=(16, 32, 64))
+      >>> spec.blocks
+      ('basic', 'basic', 'basic')
+      >>> ResNetSpec(block="basic", stage_sizes=(2, 2))  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+      ...
+      resnet_jax.errors.BadValueError: stage_sizes (2, 2) and widths ...
     """
 
     block: BlockName | tuple[BlockName, ...]
@@ -198,32 +230,31 @@ class ResNetSpec:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            # JSON and the command line give lists.
-            value = _tuples(getattr(self, field.name))
+            value = as_tuples(getattr(self, field.name))
             object.__setattr__(self, field.name, value)
-            check_words(field, value)
+            _check_literals(field, value)
         stages = len(self.stage_sizes)
         if len(self.widths) != stages:
             raise BadValueError(
-                f"stage_sizes {self.stage_sizes} and widths {self.widths} must be of"
+                f"stage_sizes {self.stage_sizes} and widths {self.widths} must have"
                 " the same length: one entry per stage."
             )
         if isinstance(self.block, tuple) and len(self.block) != stages:
             raise BadValueError(
                 f"block {self.block} must name one block, or one per stage."
             )
-        for (name, value), kinds in KNOWN_BY.items():
-            unaware = [kind for kind in self.blocks if kind not in kinds]
-            if getattr(self, name) == value and unaware:
+        for (name, value), kinds in SUPPORTED_BLOCKS.items():
+            unsupported = [kind for kind in self.blocks if kind not in kinds]
+            if getattr(self, name) == value and unsupported:
                 raise BadValueError(
-                    f"{name}={value!r} is not known by the block {unaware[0]}, only by"
-                    f" {', '.join(kinds)}."
+                    f"{name}={value!r} is not supported by the block {unsupported[0]}."
+                    f" Use one of these blocks: {', '.join(kinds)}."
                 )
         if self.block_dropout and set(self.blocks) != {"preact_basic"}:
             raise BadValueError(
-                f"block_dropout={self.block_dropout} is known by the block"
-                " preact_basic alone; dropout is before the head, drop_path leaves"
-                " out whole blocks."
+                f"block_dropout={self.block_dropout} is supported by the block"
+                " preact_basic only. Use dropout (before the head) or drop_path"
+                " (whole blocks) instead."
             )
         if self.output_stride and self.output_stride & (self.output_stride - 1):
             raise BadValueError(
@@ -231,7 +262,7 @@ class ResNetSpec:
             )
 
     @property
-    def blocks(self) -> tuple[str, ...]:
+    def blocks(self) -> tuple[BlockName, ...]:
         """The kind of block of each stage."""
         if isinstance(self.block, str):
             return (self.block,) * len(self.stage_sizes)
@@ -239,37 +270,39 @@ class ResNetSpec:
 
     @property
     def preact(self) -> bool:
-        """Whether activations come before the convolutions."""
+        """Tells whether activations precede the convolutions."""
         return self.blocks[0] in ("preact_basic", "preact_bottleneck", "norm_free")
 
     @property
     def for_small_images(self) -> bool:
-        """Whether the stem keeps the image's size, as networks for CIFAR do."""
+        """Tells whether the stem keeps the image's size, as for CIFAR."""
         strides = math.prod(stride for _, stride, _ in self.stem)
         return strides == 1 and self.stem_pool == "none"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockPlan:
-    """One block of a network; equal ones can be scanned.
+    """The shape of one block of a network; blocks with equal shapes can be scanned.
 
     Attributes:
-      kind: the name of the block.
-      widths: channels of the first convolution and of the 3x3.
-      features: channels of the output.
-      attended: nominal number of features, from which `eca` has its kernel.
-      groups: of the 3x3.
-      stride: of the block.
-      dilation: of the first 3x3 and of the following ones, in pixels.
-      project: whether the shortcut changes the shape.
-      drop_path: probability that the residual function is left out.
-      beta: `norm_free`: 1 / standard deviation that is expected of the input.
+      kind: The kind of block.
+      widths: The channels of the first convolution and of the 3x3 convolution.
+      features: The channels of the output.
+      nominal_features: The channels of the output before pruning, which set the kernel
+        size of `eca`.
+      groups: The number of groups of the 3x3 convolution.
+      stride: The stride of the block.
+      dilation: The dilation in pixels of the first 3x3 convolution and of the others.
+      project: True if the shortcut changes the shape.
+      drop_path: The probability that the residual function is dropped.
+      beta: The factor of a `norm_free` block's input: one over the standard deviation
+        that is expected of it.
     """
 
-    kind: str
+    kind: BlockName
     widths: tuple[int, int]
     features: int
-    attended: int
+    nominal_features: int
     groups: int
     stride: int
     dilation: tuple[int, int]
@@ -277,18 +310,30 @@ class BlockPlan:
     drop_path: float
     beta: float
 
-    def alike(self) -> "BlockPlan":
-        """The plan without the numbers that a scan hands to each of its blocks."""
+    def shape(self) -> "BlockPlan":
+        """Returns the plan without the numbers that a scan passes to each block."""
         return dataclasses.replace(self, drop_path=0.0, beta=1.0)
+
+    def numbers(self) -> dict[str, float]:
+        """Returns the arguments of the block that may differ inside of a scan."""
+        if self.kind == "norm_free":
+            return {"drop_path": self.drop_path, "beta": self.beta}
+        return {"drop_path": self.drop_path}
 
 
 def plan_blocks(spec: ResNetSpec) -> tuple[tuple[BlockPlan, ...], ...]:
-    """What each block of each stage is.
+    """Returns the plan of each block of each stage.
 
     Strides that would shrink the output beyond `spec.output_stride` become dilation.
+
+    Example:
+      >>> from resnet_jax.models import get_spec
+      >>> stages = plan_blocks(get_spec("resnet50"))
+      >>> [(len(stage), stage[0].stride, stage[0].features) for stage in stages]
+      [(3, 1, 256), (4, 2, 512), (6, 2, 1024), (3, 2, 2048)]
     """
-    total = math.prod(stride for _, stride, _ in spec.stem)
-    total *= 1 if spec.stem_pool == "none" else 2
+    total_stride = math.prod(stride for _, stride, _ in spec.stem)
+    total_stride *= 1 if spec.stem_pool == "none" else 2
     channels = spec.stem[-1][2]
     dilation, variance = 1, 1.0
     number, depth = 0, sum(spec.stage_sizes)
@@ -298,16 +343,16 @@ def plan_blocks(spec: ResNetSpec) -> tuple[tuple[BlockPlan, ...], ...]:
         expansion = 1 if kind.endswith("basic") else spec.expansion
         nominal = spec.widths[i] * expansion
         features = spec.pruned_features[i] if spec.pruned_features else nominal
-        at_end = spec.stride_in == "last"
-        strided = i < len(spec.stage_sizes) - 1 if at_end else i > 0
-        before = dilation
+        stride_at_end = spec.stride_in == "last"
+        strided = i < len(spec.stage_sizes) - 1 if stride_at_end else i > 0
+        dilation_before = dilation
         stage_stride = 2 if strided else 1
-        if strided and spec.output_stride and total >= spec.output_stride:
+        if strided and spec.output_stride and total_stride >= spec.output_stride:
             dilation, stage_stride = 2 * dilation, 1
-        total *= stage_stride
+        total_stride *= stage_stride
         stage = []
         for j in range(size):
-            here = strided and j == (size - 1 if at_end else 0)
+            has_stride = strided and j == (size - 1 if stride_at_end else 0)
             width = spec.widths[i] * spec.base_width // 64
             groups = spec.groups
             if spec.group_width:
@@ -320,20 +365,20 @@ def plan_blocks(spec: ResNetSpec) -> tuple[tuple[BlockPlan, ...], ...]:
                 widths = (spec.widths[i], spec.widths[i])
             if spec.pruned_widths:
                 widths = spec.pruned_widths[i][j]
-            # The convolution that would have had the stride still sees pixels that are
+            # The convolution whose stride became dilation still sees pixels that are
             # as far apart as before it.
-            first = before if j == 0 or at_end else dilation
-            last = before if at_end else dilation
+            first = dilation_before if j == 0 or stride_at_end else dilation
+            last = dilation_before if stride_at_end else dilation
             stage.append(
                 BlockPlan(
                     kind=kind,
                     widths=widths,
                     features=features,
-                    attended=nominal,
+                    nominal_features=nominal,
                     groups=groups,
-                    stride=stage_stride if here else 1,
+                    stride=stage_stride if has_stride else 1,
                     dilation=(first, last),
-                    project=channels != features or here,
+                    project=channels != features or has_stride,
                     drop_path=_drop_path(spec, number, depth, i),
                     beta=variance**-0.5,
                 )
@@ -356,9 +401,15 @@ def _drop_path(spec: ResNetSpec, block: int, depth: int, stage: int) -> float:
     return spec.drop_path * (stage + 2) / (len(spec.stage_sizes) + 1)
 
 
-def check_words(field: dataclasses.Field, value) -> None:
-    """Raises BadValueError if a string is none of those that a field allows."""
-    allowed = _words(field.type)
+def as_tuples(value: Any) -> Any:
+    """Turns the lists of JSON and of the command line, at any depth, into tuples."""
+    if isinstance(value, list | tuple):
+        return tuple(as_tuples(part) for part in value)
+    return value
+
+
+def _check_literals(field: dataclasses.Field, value: Any) -> None:
+    allowed = _literals(field.type)
     for word in value if isinstance(value, tuple) else (value,):
         if isinstance(word, str) and allowed and word not in allowed:
             raise BadValueError(
@@ -366,7 +417,8 @@ def check_words(field: dataclasses.Field, value) -> None:
             )
 
 
-def _words(annotation) -> tuple[str, ...]:
+def _literals(annotation: Any) -> tuple[str, ...]:
+    """Returns the strings that an annotation allows; none if it allows any."""
     if typing.get_origin(annotation) is Literal:
         return typing.get_args(annotation)
     return tuple(
@@ -374,12 +426,6 @@ def _words(annotation) -> tuple[str, ...]:
             word
             for part in typing.get_args(annotation)
             if not isinstance(part, types.EllipsisType)
-            for word in _words(part)
+            for word in _literals(part)
         )
     )
-
-
-def _tuples(value):
-    if isinstance(value, list | tuple):
-        return tuple(_tuples(part) for part in value)
-    return value

@@ -1,6 +1,7 @@
 """The table of networks that `python -m resnet_jax.zoo` prints."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models import ZOO, build, list_models
@@ -9,7 +10,10 @@ from resnet_jax.models.scan import applies
 
 
 def matching(pattern: str) -> list[str]:
-    """Returns the names that match a pattern; raises UserError if there are none."""
+    """Returns the names of networks that match a shell-style pattern.
+
+    Raises UserError with the nearest names if there are none.
+    """
     names = list_models(pattern)
     if not names:
         hint = nearest(pattern, ZOO) if "*" not in pattern else ""
@@ -17,14 +21,18 @@ def matching(pattern: str) -> list[str]:
     return names
 
 
-def rows(names: Iterable[str]) -> list[dict]:
-    """Returns the figures of networks, in units of one."""
+def rows(names: Iterable[str]) -> list[dict[str, Any]]:
+    """Returns the figures of networks, one dictionary each.
+
+    `params` and `macs` are numbers, `activation_bytes` is for float32, `image_size` is
+    the side in pixels that both are for, and `top1` is in percent.
+    """
     return [_row(name) for name in names]
 
 
-def _row(name: str) -> dict:
+def _row(name: str) -> dict[str, Any]:
     entry = ZOO[name]
-    # Scanned, a deep network is traced in a moment.
+    # Scanned blocks are traced once, which takes a deep network a moment.
     model = build(entry.spec, scan_blocks=True)
     cost = cost_of_image(model, entry.image_size)
     return {
@@ -42,12 +50,12 @@ def _row(name: str) -> dict:
 
 
 HEADER = (
-    *("name", "params M", "px", "GMACs", "activations MB", "top-1 %", "of"),
+    *("name", "params M", "px", "GMACs", "activations MB", "top-1 %", "source"),
     *("oracle", "scan", "paper"),
 )
 
 
-def cells(row: dict) -> tuple[str, ...]:
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
     """Formats a row for the table; see `HEADER`."""
     return (
         row["name"],
@@ -67,7 +75,7 @@ def as_text(table: list[dict]) -> str:
     """Formats the table for a terminal."""
     lines = [HEADER, *map(cells, table)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    # Numbers stand to the right, words to the left.
+    # Numbers are aligned to the right, words to the left.
     sides = "<>>>>><<<<"
     return "\n".join(
         "  ".join(

@@ -1,4 +1,4 @@
-"""The table of networks: name -> spec, parameters, paper. The only list of variants."""
+"""The table of networks, the only list of variants: name -> spec, parameters, paper."""
 
 import dataclasses
 import fnmatch
@@ -11,12 +11,12 @@ from jax.typing import DTypeLike
 from resnet_jax.errors import BadValueError, UserError, check_known, nearest
 from resnet_jax.models.baselines import VGG, Highway, HighwaySpec, VGGSpec
 from resnet_jax.models.resnet import ResNet
-from resnet_jax.models.spec import ResNetSpec
+from resnet_jax.models.spec import BlockName, ResNetSpec
 
 log = logging.getLogger(__name__)
 
+Sizes = tuple[int, ...]
 Spec = ResNetSpec | VGGSpec | HighwaySpec
-MODULES = {ResNetSpec: ResNet, VGGSpec: VGG, HighwaySpec: Highway}
 
 RESNET = "He et al. 2015, arXiv:1512.03385"
 PREACT = "He et al. 2016, arXiv:1603.05027"
@@ -45,18 +45,19 @@ HIGHWAY = "Srivastava et al. 2015, arXiv:1507.06228"
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One network of the zoo.
+    """A row of the zoo: one network.
 
     Attributes:
-      spec: the network.
-      params: its exact number of parameters (running statistics not counted).
-      paper: where it was published.
-      oracle: what `make test-oracles` holds it against: `timm`, `torchvision`,
-        `keras`, or `torch` for a transcription of the authors' code in tests/oracles;
-        "" where there is only the count.
-      scheme: the naming scheme of its weights, a file of `resnet_jax/weights/`.
-      top1: ImageNet (or CIFAR-10) top-1 accuracy in percent as published, or None.
-      top1_source: of what training, by whom.
+      spec: The network as data.
+      params: The exact number of its parameters, without running statistics.
+      paper: The authors and the arXiv identifier of the paper that introduced it.
+      oracle: The implementation that `make test-oracles` tests it against: `timm`,
+        `torchvision`, `keras`, or `torch` for a transcription of the authors' code in
+        tests/oracles; "" if only the number of parameters is tested.
+      scheme: The naming scheme of its weights, a key of `resnet_jax.weights.SCHEMES`.
+      top1: The published top-1 accuracy in percent, on ImageNet (or CIFAR-10), or
+        None.
+      top1_source: The publisher of that accuracy and, if known, its training.
     """
 
     spec: Spec
@@ -69,40 +70,41 @@ class Entry:
 
     @property
     def image_size(self) -> int:
-        """Side of the images that the figures of the table are for, in pixels."""
+        """The side in pixels of the images that the table's figures are for."""
         if self.spec.for_small_images:
             return 32
         return 64 if getattr(self.spec, "head_pool", None) else 224
 
 
-# Numbers of blocks by depth; 14 to 34 are also those of basic blocks' 10 and 18.
+# Stage sizes by depth. S14, S26 and S50 are also those of the depths 10, 18 and 34
+# of basic blocks.
 S14, S26, S50 = (1, 1, 1, 1), (2, 2, 2, 2), (3, 4, 6, 3)
 S101, S152, S200 = (3, 4, 23, 3), (3, 8, 36, 3), (3, 24, 36, 3)
 S269 = (3, 30, 48, 8)
 
-# He et al. 2018's C and D, and timm's T: three 3x3 convolutions as stem; in D and T the
-# shortcuts pool.
+# The variants C and D of He et al. 2018, S of Gluon, and T and E of timm have three 3x3
+# convolutions as stem. In D, E and T the shortcuts also pool.
 STEM_C = ((3, 2, 32), (3, 1, 32), (3, 1, 64))
 STEM_S = ((3, 2, 64), (3, 1, 64), (3, 1, 128))
 STEM_T = ((3, 2, 24), (3, 1, 32), (3, 1, 64))
-C = {"stem": STEM_C}
-D = {"stem": STEM_C, "shortcut_pool": True}
-E = {"stem": STEM_S, "shortcut_pool": True}
-T = {"stem": STEM_T, "shortcut_pool": True}
+C: dict[str, Any] = {"stem": STEM_C}
+D: dict[str, Any] = {"stem": STEM_C, "shortcut_pool": True}
+E: dict[str, Any] = {"stem": STEM_S, "shortcut_pool": True}
+T: dict[str, Any] = {"stem": STEM_T, "shortcut_pool": True}
 
 
-def _x(groups: int, base_width: int) -> dict:
+def _x(groups: int, base_width: int) -> dict[str, Any]:
     return {"groups": groups, "base_width": base_width}
 
 
 def _timm(
-    block,
-    sizes: tuple[int, ...],
+    block: BlockName | tuple[BlockName, ...],
+    sizes: Sizes,
     params: int,
     paper: str = RESNET,
     top1: float | None = None,
     tag: str = "",
-    **fields,
+    **fields: Any,
 ) -> Entry:
     fields = {"zero_init_last": True} | fields
     spec = ResNetSpec(block=block, stage_sizes=sizes, **fields)
@@ -110,20 +112,26 @@ def _timm(
     return Entry(spec, params, paper, "timm", "timm", top1, source)
 
 
-def _basic(sizes, params, *paper, **fields) -> Entry:
-    return _timm("basic", sizes, params, *paper, **fields)
+def _basic(sizes: Sizes, params: int, paper: str = RESNET, **fields: Any) -> Entry:
+    return _timm("basic", sizes, params, paper, **fields)
 
 
-def _bottle(sizes, params, *paper, **fields) -> Entry:
-    return _timm("bottleneck", sizes, params, *paper, **fields)
+def _bottle(sizes: Sizes, params: int, paper: str = RESNET, **fields: Any) -> Entry:
+    return _timm("bottleneck", sizes, params, paper, **fields)
 
 
-def _rs(sizes: tuple[int, ...], params: int, top1: float, at: int) -> Entry:
+def _rs(sizes: Sizes, params: int, top1: float, image_size: int) -> Entry:
     fields = D | {"stem_pool": "conv", "attention": "se", "se_ratio": 0.25}
-    return _bottle(sizes, params, RS, top1=top1, tag=f"at {at} px", **fields)
+    return _bottle(sizes, params, RS, top1=top1, tag=f"at {image_size} px", **fields)
 
 
-def _sk(block: str, sizes, params: int, top1=None, **fields) -> Entry:
+def _sk(
+    block: BlockName,
+    sizes: Sizes,
+    params: int,
+    top1: float | None = None,
+    **fields: Any,
+) -> Entry:
     fields = {"spatial": "selective_kernel", "zero_init_last": False} | fields
     if block == "basic":
         fields |= {"sk_ratio": 1 / 8, "sk_divisor": 16}
@@ -131,30 +139,50 @@ def _sk(block: str, sizes, params: int, top1=None, **fields) -> Entry:
     return _timm(block, sizes, params, SK, top1=top1, tag=tag, **fields)
 
 
-def _resnest(sizes, params: int, top1=None, at: int = 224, **fields) -> Entry:
+def _resnest(
+    sizes: Sizes,
+    params: int,
+    top1: float | None = None,
+    image_size: int = 224,
+    **fields: Any,
+) -> Entry:
     fields = D | {"spatial": "split_attention"} | fields
     entry = _bottle(sizes, params, RESNEST, top1=top1, **fields)
-    source = f"the authors, at {at} px" if top1 else ""
+    source = f"the authors, at {image_size} px" if top1 else ""
     return dataclasses.replace(entry, top1_source=source)
 
 
-def _res2net(sizes, params: int, base_width: int, scale: int, top1=None, **fields):
+def _res2net(
+    sizes: Sizes,
+    params: int,
+    base_width: int,
+    scale: int,
+    top1: float | None = None,
+    **fields: Any,
+) -> Entry:
     fields |= {"spatial": "hierarchical", "base_width": base_width, "scale": scale}
     entry = _bottle(sizes, params, RES2NET, top1=top1, **fields)
     return dataclasses.replace(entry, top1_source="the authors" if top1 else "")
 
 
-def _timm_v2(block: str, sizes, params: int, paper=PREACT, **fields) -> Entry:
-    top1, tag = fields.pop("top1", None), fields.pop("tag", "")
+def _timm_v2(
+    block: BlockName,
+    sizes: Sizes,
+    params: int,
+    paper: str = PREACT,
+    top1: float | None = None,
+    tag: str = "",
+    **fields: Any,
+) -> Entry:
     fields = {"head_init_std": 0.01} | fields
-    spec = ResNetSpec(block=f"preact_{block}", stage_sizes=sizes, **fields)
+    spec = ResNetSpec(block=block, stage_sizes=sizes, **fields)
     source = f"timm, {tag}" if tag else ""
     return Entry(spec, params, paper, "timm", "timm_v2", top1, source)
 
 
-def _bit(sizes, params: int, width: int, top1: float, at: int) -> Entry:
+def _bit(sizes: Sizes, params: int, width: int, top1: float, image_size: int) -> Entry:
     return _timm_v2(
-        "bottleneck",
+        "preact_bottleneck",
         sizes,
         params,
         BIT,
@@ -165,11 +193,13 @@ def _bit(sizes, params: int, width: int, top1: float, at: int) -> Entry:
         weight_standardization="plain",
         standardization_epsilon=1e-8,
         top1=top1,
-        tag=f"goog_in21k_ft_in1k at {at} px",
+        tag=f"goog_in21k_ft_in1k at {image_size} px",
     )
 
 
-def _norm_free(sizes, params: int, paper: str, top1=None, **fields) -> Entry:
+def _norm_free(
+    sizes: Sizes, params: int, paper: str, top1: float | None = None, **fields: Any
+) -> Entry:
     spec = ResNetSpec(
         block="norm_free",
         stage_sizes=sizes,
@@ -188,7 +218,7 @@ def _norm_free(sizes, params: int, paper: str, top1=None, **fields) -> Entry:
 
 
 def _nfnet(times: int, params: int, top1: float | None = None) -> Entry:
-    fields = {
+    fields: dict[str, Any] = {
         "widths": (128, 256, 768, 768),
         "expansion": 2,
         "group_width": 128,
@@ -200,35 +230,39 @@ def _nfnet(times: int, params: int, top1: float | None = None) -> Entry:
         "activation": "gelu",
         "final_width": 3072,
     }
-    if top1:  # as DeepMind published it; timm's own nfnet_f* differ in these three
+    # The networks with an accuracy are DeepMind's, which differ from timm's nfnet_f*.
+    if top1:
         fields |= {"same_padding": True, "skip_gain": True, "scaled_at": "activation"}
     sizes = tuple(times * n for n in (1, 2, 6, 3))
     return _norm_free(sizes, params, NFNET, top1, **fields)
 
 
-def _torchvision(timm: Entry, top1: float) -> Entry:
-    # The same function; torchvision lets every block's last scale start at one.
-    spec = dataclasses.replace(timm.spec, zero_init_last=False)
+def _change(
+    entry: Entry, fields: dict[str, Any], oracle: str, top1: float | None, source: str
+) -> Entry:
+    """Returns an entry with some fields of its spec replaced."""
+    spec = dataclasses.replace(entry.spec, **fields)
     return dataclasses.replace(
-        timm,
-        spec=spec,
-        oracle="torchvision",
-        top1=top1,
-        top1_source="torchvision, IMAGENET1K_V1",
+        entry, spec=spec, oracle=oracle, top1=top1, top1_source=source
     )
+
+
+def _torchvision(timm: Entry, top1: float) -> Entry:
+    # The function is the same, but torchvision starts every block's last scale at one.
+    fields = {"zero_init_last": False}
+    source = "torchvision, IMAGENET1K_V1"
+    return _change(timm, fields, "torchvision", top1, source)
 
 
 def _v1(v1_5: Entry) -> Entry:
-    spec = dataclasses.replace(v1_5.spec, stride_at="1x1", zero_init_last=False)
-    return dataclasses.replace(
-        v1_5, spec=spec, oracle="torch", top1=None, top1_source=""
-    )
+    fields = {"stride_at": "1x1", "zero_init_last": False}
+    return _change(v1_5, fields, "torch", None, "")
 
 
-KERAS_NORM = {"norm_momentum": 0.99, "norm_unbiased": False}
+KERAS_NORM: dict[str, Any] = {"norm_momentum": 0.99, "norm_unbiased": False}
 
 
-def _keras(sizes, params: int, top1: float) -> Entry:
+def _keras(sizes: Sizes, params: int, top1: float) -> Entry:
     spec = ResNetSpec(
         block="bottleneck",
         stage_sizes=sizes,
@@ -242,7 +276,7 @@ def _keras(sizes, params: int, top1: float) -> Entry:
     return Entry(spec, params, RESNET, "keras", "keras", top1, "Keras Applications")
 
 
-def _keras_v2(sizes, params: int, top1: float) -> Entry:
+def _keras_v2(sizes: Sizes, params: int, top1: float) -> Entry:
     spec = ResNetSpec(
         block="preact_bottleneck",
         stage_sizes=sizes,
@@ -256,7 +290,7 @@ def _keras_v2(sizes, params: int, top1: float) -> Entry:
     return Entry(spec, params, PREACT, "keras", "keras", top1, "Keras Applications")
 
 
-def _cifar(depth: int, params: int, top1: float | None = None, **fields) -> Entry:
+def _cifar(depth: int, params: int, top1: float | None = None, **fields: Any) -> Entry:
     # Section 4.2 of the paper: depth = 6 n + 2.
     n = (depth - 2) // 6
     spec = ResNetSpec(
@@ -284,10 +318,10 @@ def _stochastic_depth(depth: int, params: int, top1: float) -> Entry:
 
 
 def _preact_cifar(
-    block: str, n: int, params: int, top1: float | None, **fields
+    block: BlockName, n: int, params: int, top1: float | None, **fields: Any
 ) -> Entry:
     spec = ResNetSpec(
-        block=f"preact_{block}",
+        block=block,
         stage_sizes=(n, n, n),
         stem=((3, 1, 16),),
         stem_pool="none",
@@ -299,14 +333,15 @@ def _preact_cifar(
 
 def _wide(depth: int, k: int, params: int, top1: float | None = None) -> Entry:
     widths = (16 * k, 32 * k, 64 * k)
-    entry = _preact_cifar("basic", (depth - 4) // 6, params, top1, widths=widths)
+    entry = _preact_cifar("preact_basic", (depth - 4) // 6, params, top1, widths=widths)
     source = entry.top1_source if top1 else ""
     return dataclasses.replace(entry, paper=WIDE, top1_source=source)
 
 
 def _plain(entry: Entry, params: int) -> Entry:
-    spec = dataclasses.replace(entry.spec, shortcut="none", zero_init_last=False)
-    return Entry(spec, params, RESNET, "torch", "timm")
+    fields = {"shortcut": "none", "zero_init_last": False}
+    entry = _change(entry, fields, "torch", None, "")
+    return dataclasses.replace(entry, params=params)
 
 
 def _resnext_cifar(cardinality: int, params: int, top1: float) -> Entry:
@@ -324,10 +359,10 @@ def _resnext_cifar(cardinality: int, params: int, top1: float) -> Entry:
 
 
 def _tutorial_torch(timm: Entry) -> Entry:
-    spec = dataclasses.replace(timm.spec, zero_init_last=False)
-    return Entry(spec, timm.params, RESNET, "torch", "timm")
+    return _change(timm, {"zero_init_last": False}, "torch", None, "")
 
 
+# `list_models` keeps this order.
 ZOO: dict[str, Entry] = {
     # timm/models/resnet.py: all of its entry points, in its order.
     "resnet10t": _basic(S14, 5_435_488, TRICKS, **T),
@@ -531,27 +566,33 @@ ZOO: dict[str, Entry] = {
     "resnetv2_101x3_bit": _bit(S101, 387_934_888, 3, 84.43, 448),
     "resnetv2_152x2_bit": _bit(S152, 236_335_208, 2, 84.47, 448),
     "resnetv2_152x4_bit": _bit(S152, 936_533_224, 4, 84.94, 480),
-    "resnetv2_18": _timm_v2("basic", S26, 11_687_720, top1=73.57, tag="ra4_e3600_r224"),
-    "resnetv2_18d": _timm_v2("basic", S26, 11_706_952, **D),
-    "resnetv2_34": _timm_v2("basic", S50, 21_795_880, top1=77.63, tag="ra4_e3600_r224"),
-    "resnetv2_34d": _timm_v2("basic", S50, 21_815_112, **D),
-    "resnetv2_50": _timm_v2("bottleneck", S50, 25_549_352, top1=80.41, tag="a1h_in1k"),
-    "resnetv2_50d": _timm_v2("bottleneck", S50, 25_568_584, **D),
-    "resnetv2_50t": _timm_v2("bottleneck", S50, 25_566_048, **T),
-    "resnetv2_101": _timm_v2(
-        "bottleneck", S101, 44_541_480, top1=82.04, tag="a1h_in1k"
+    "resnetv2_18": _timm_v2(
+        "preact_basic", S26, 11_687_720, top1=73.57, tag="ra4_e3600_r224"
     ),
-    "resnetv2_101d": _timm_v2("bottleneck", S101, 44_560_712, **D),
-    "resnetv2_152": _timm_v2("bottleneck", S152, 60_185_128),
-    "resnetv2_152d": _timm_v2("bottleneck", S152, 60_204_360, **D),
+    "resnetv2_18d": _timm_v2("preact_basic", S26, 11_706_952, **D),
+    "resnetv2_34": _timm_v2(
+        "preact_basic", S50, 21_795_880, top1=77.63, tag="ra4_e3600_r224"
+    ),
+    "resnetv2_34d": _timm_v2("preact_basic", S50, 21_815_112, **D),
+    "resnetv2_50": _timm_v2(
+        "preact_bottleneck", S50, 25_549_352, top1=80.41, tag="a1h_in1k"
+    ),
+    "resnetv2_50d": _timm_v2("preact_bottleneck", S50, 25_568_584, **D),
+    "resnetv2_50t": _timm_v2("preact_bottleneck", S50, 25_566_048, **T),
+    "resnetv2_101": _timm_v2(
+        "preact_bottleneck", S101, 44_541_480, top1=82.04, tag="a1h_in1k"
+    ),
+    "resnetv2_101d": _timm_v2("preact_bottleneck", S101, 44_560_712, **D),
+    "resnetv2_152": _timm_v2("preact_bottleneck", S152, 60_185_128),
+    "resnetv2_152d": _timm_v2("preact_bottleneck", S152, 60_204_360, **D),
     "resnetv2_50d_gn": _timm_v2(
-        "bottleneck", S50, 25_568_584, GROUP, norm="group", **D
+        "preact_bottleneck", S50, 25_568_584, GROUP, norm="group", **D
     ),
     "resnetv2_50d_evos": _timm_v2(
-        "bottleneck", S50, 25_591_368, EVONORM, norm="evonorm_s0", **D
+        "preact_bottleneck", S50, 25_591_368, EVONORM, norm="evonorm_s0", **D
     ),
     "resnetv2_50d_frn": _timm_v2(
-        "bottleneck", S50, 25_591_368, FRN, norm="filter_response", **D
+        "preact_bottleneck", S50, 25_591_368, FRN, norm="filter_response", **D
     ),
     # timm/models/sknet.py, resnest.py, res2net.py.
     "skresnet18": _sk("basic", S26, 11_958_056, 73.02),
@@ -632,9 +673,13 @@ ZOO: dict[str, Entry] = {
     "stochastic_depth110": _stochastic_depth(110, 1_727_962, 94.77),
     "stochastic_depth1202": _stochastic_depth(1202, 19_421_274, 95.09),
     # Pre-activation and wide networks for CIFAR.
-    "preact110": _preact_cifar("basic", 18, 1_727_962, 93.63, shortcut="pad"),
-    "preact164": _preact_cifar("bottleneck", 18, 1_703_258, 94.54, stride_at="1x1"),
-    "preact1001": _preact_cifar("bottleneck", 111, 10_327_706, 95.08, stride_at="1x1"),
+    "preact110": _preact_cifar("preact_basic", 18, 1_727_962, 93.63, shortcut="pad"),
+    "preact164": _preact_cifar(
+        "preact_bottleneck", 18, 1_703_258, 94.54, stride_at="1x1"
+    ),
+    "preact1001": _preact_cifar(
+        "preact_bottleneck", 111, 10_327_706, 95.08, stride_at="1x1"
+    ),
     "wrn16_4": _wide(16, 4, 2_748_890),
     "wrn16_8": _wide(16, 8, 10_961_370),
     "wrn16_10": _wide(16, 10, 17_116_634),
@@ -717,7 +762,7 @@ ZOO: dict[str, Entry] = {
     "tutorial_torch_resnet101": _tutorial_torch(_bottle(S101, 44_549_160)),
     "tutorial_torch_resnet152": _tutorial_torch(_bottle(S152, 60_192_808)),
 }
-# torchvision's own networks: the same functions, other initial values.
+# torchvision's own networks are the same functions with other initial values.
 ZOO |= {
     f"torchvision_{name}": _torchvision(ZOO[name], top1)
     for name, top1 in {
@@ -734,8 +779,8 @@ ZOO |= {
     }.items()
 }
 
-# Names that timm has given up: what they are now, with the tag of their weights. Those
-# of ig_resnext101_* all lead to 32x8d, as in timm.
+# timm's deprecated names, with their new name and the tag of their weights. All
+# ig_resnext101_* map to 32x8d, as they do in timm.
 ALIASES = {
     **{f"tv_resnet{n}": f"resnet{n}.tv_in1k" for n in (34, 50, 101, 152)},
     "tv_resnext50_32x4d": "resnext50_32x4d.tv_in1k",
@@ -800,16 +845,23 @@ def list_models(pattern: str = "*") -> list[str]:
 def resolve(name: str) -> str:
     """Returns a network's name in the zoo.
 
-    Takes also timm's names with a tag of weights (`resnet50.a1_in1k`), and names that
-    timm has given up, about which a warning tells. Raises UserError with the nearest
-    names for any other.
+    Args:
+      name: A name of the zoo, timm's name with a tag of weights, or one of timm's
+        deprecated names, which is logged as a warning.
+
+    Raises:
+      UserError: There is no such network; the message names the nearest ones.
+
+    Example:
+      >>> resolve("resnet50.a1_in1k")
+      'resnet50'
     """
     if name in ALIASES:
         log.warning("%s is a deprecated name of %s.", name, ALIASES[name])
         name = ALIASES[name]
-    found, _, _ = name.partition(".")
-    check_known(f"network {name!r}", found, ZOO)
-    return found
+    known_name, _, _ = name.partition(".")
+    check_known(f"network {name!r}", known_name, ZOO)
+    return known_name
 
 
 def get_entry(name: str) -> Entry:
@@ -847,7 +899,9 @@ def get_spec(name: str, **overrides: Any) -> Spec:
     fields = [field.name for field in dataclasses.fields(spec)]
     for key in overrides:
         if key not in fields:
-            raise UserError(f"A spec has no field {key!r}.{nearest(key, fields)}")
+            raise UserError(
+                f"The spec of {name} has no field {key!r}.{nearest(key, fields)}"
+            )
     try:
         return dataclasses.replace(spec, **overrides)
     except BadValueError as error:
@@ -866,9 +920,9 @@ def build(
     Args:
       spec: The network.
       dtype: The type of the computation; parameters and statistics are float32.
-      bn_group_size: The ghost batch size in examples; by default it is the whole batch.
-      scan_blocks: Whether equal consecutive blocks are one scan, which compiles faster
-        and stacks their parameters.
+      bn_group_size: The ghost batch size in examples. None: the whole batch.
+      scan_blocks: Merges consecutive residual blocks of equal shape into one scan,
+        which compiles faster and stacks their parameters.
 
     Returns:
       The Flax module. It maps normalised images [b, h, w, c] to float32 logits.
@@ -879,7 +933,11 @@ def build(
       >>> models.build(spec) == resnet_jax.create_model("resnet18", num_classes=10)
       True
     """
-    return MODULES[type(spec)](spec, dtype, bn_group_size, scan_blocks)
+    if isinstance(spec, VGGSpec):
+        return VGG(spec, dtype, bn_group_size)
+    if isinstance(spec, HighwaySpec):
+        return Highway(spec, dtype, bn_group_size)
+    return ResNet(spec, dtype, bn_group_size, scan_blocks)
 
 
 def create_model(
@@ -895,9 +953,9 @@ def create_model(
     Args:
       name: A name of `list_models`, or one that timm gives the network.
       dtype: The type of the computation; parameters and statistics are float32.
-      bn_group_size: The ghost batch size in examples; by default it is the whole batch.
-      scan_blocks: Whether equal consecutive blocks are one scan, which compiles faster
-        and stacks their parameters.
+      bn_group_size: The ghost batch size in examples. None: the whole batch.
+      scan_blocks: Merges consecutive residual blocks of equal shape into one scan,
+        which compiles faster and stacks their parameters.
       **overrides: Fields of the network's spec to replace, such as `num_classes=10`.
 
     Returns:
@@ -918,8 +976,9 @@ def create_model(
     """
     if "pretrained" in overrides:
         raise BadValueError(
-            "create_model makes networks without trained weights."
-            " resnet_jax.load('timm:NAME.TAG') returns one with those of the hub."
+            "create_model has no argument 'pretrained', since it makes networks without"
+            " trained weights. resnet_jax.load('timm:NAME.TAG') loads one with the"
+            " weights of the Hugging Face hub."
         )
     return build(
         get_spec(name, **overrides),

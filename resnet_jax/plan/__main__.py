@@ -1,4 +1,4 @@
-"""The command; see the package's docstring."""
+"""The command line of `python -m resnet_jax.plan`."""
 
 import argparse
 import itertools
@@ -7,6 +7,7 @@ import math
 import pathlib
 import signal
 import sys
+from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
@@ -16,14 +17,14 @@ from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, counts, load_config
 from resnet_jax.errors import UserError, check_known
 from resnet_jax.plan import sweep
-from resnet_jax.plan.ask import ask
-from resnet_jax.plan.largest import largest, unit_of
-from resnet_jax.plan.predict import predict
+from resnet_jax.plan.compile_subprocess import compile_config
+from resnet_jax.plan.estimate import estimate
+from resnet_jax.plan.largest_batch import largest, unit_of
 from resnet_jax.plan.table import amount, as_text
 
 
 def prices(text: str) -> list[float]:
-    """`1.2,3.2` as numbers above 0."""
+    """Parses prices above 0, such as `1.2,3.2`."""
     try:
         found = [float(part) for part in text.split(",")]
     except ValueError:
@@ -35,7 +36,10 @@ def prices(text: str) -> list[float]:
 
 
 def input_rate(text: str) -> float:
-    """Images/s/core: `619`, or the file of `bench input --json=FILE`, its first row."""
+    """Parses a rate in images/s/core, such as `619`.
+
+    It may also be a file of `bench input --json=FILE`, whose first such row is taken.
+    """
     try:
         found = float(text)
     except ValueError:
@@ -46,7 +50,7 @@ def input_rate(text: str) -> float:
             found = float(next(values))
         except (OSError, ValueError, TypeError, LookupError, StopIteration):
             found = 0.0
-    # Below, more cores than a float holds.
+    # At a smaller rate, a float could not hold the number of cores.
     if not 1e-3 <= found < math.inf:
         raise UserError(
             f"--input_rate={text} is neither a number above 0 nor a file that python -m"
@@ -63,23 +67,24 @@ def make_parser() -> Parser:
         "--topology",
         default=LOCAL,
         help="The devices to plan for: CHIP:SHAPE, such as v5e:2x4, N*CHIP:SHAPE for N"
-        " slices, or local for this machine's own. Several have commas between them."
-        " The default is local.",
+        " slices, or local for the devices of this machine. Give several with commas"
+        " between them. The default is local.",
     )
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument(
         "--batch_size",
         type=counts,
         default=[0],
-        help="The number of images per step. Several have commas between them. The"
-        " default is the config's batch_size.",
+        help="The number of images per step over all devices. Give several with commas"
+        " between them. The default is the config's batch_size.",
     )
     sizes.add_argument(
         "--per_chip",
         type=counts,
         default=[0],
-        help="The number of images per step and chip, in place of --batch_size. Several"
-        " have commas between them.",
+        help="The number of images per step and chip, in place of --batch_size. Give"
+        " several with commas between them. The default is the config's batch_size"
+        " divided by the number of chips.",
     )
     parser.add_argument(
         "--sharding",
@@ -89,44 +94,47 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--largest",
         action="store_true",
-        help="Searches for the largest batch that fits into a chip's memory.",
+        help="Searches for the largest batch that fits into a chip's memory, which"
+        " compiles several times. It is off by default.",
     )
     parser.add_argument(
         "--input_rate",
         type=input_rate,
         default=0.0,
-        help="The rate of the input pipeline in images/s/core, or the file that"
-        " `bench input --json=FILE` has written. Without it, the cores that a host"
-        " needs are not printed.",
+        help="The rate of the input pipeline in images per second and CPU core, or the"
+        " file that `bench input --json=FILE` has written. By default the number of"
+        " cores that a host needs is not printed.",
     )
     parser.add_argument(
         "--price",
         type=prices,
         default=[0.0],
-        help="The price of a chip-hour in your currency: one for all topologies, or one"
-        " for each with commas between them. Without it, no cost is printed.",
+        help="The price of a chip-hour in your currency: one price for all topologies,"
+        " or one for each with commas between them. By default no cost is printed.",
     )
     parser.add_argument(
         "--sweep",
         action="store_true",
         help="Tries compiler options for one --topology and one --per_chip, and prints"
-        " the best ones.",
+        " the best ones in place of a plan. It is off by default.",
     )
     parser.add_argument(
         "--fresh",
         action="store_true",
-        help="Compiles again, although the answer may be in the cache.",
+        help="Compiles even if the figures are in the user's cache. It is off by"
+        " default.",
     )
     parser.add_argument(
         "--json",
         action="store_true",
-        help="Prints a JSON array of plans in place of the table.",
+        help="Prints a JSON array of plans in place of the table. It is off by"
+        " default.",
     )
     return parser
 
 
 def main(argv: list[str]) -> None:
-    """Runs the command; see the package's docstring."""
+    """Runs the command, which the package's docstring describes."""
     args = make_parser().parse(argv[1:])
     config = load_config(args)
     topologies = args.topology.split(",")
@@ -134,15 +142,15 @@ def main(argv: list[str]) -> None:
         chip_of(topology)
     shardings = (args.sharding or config.sharding.params).split(",")
     if args.sharding:
-        # Imported here, since it imports jax, of which kept answers need nothing.
+        # It imports jax, which a plan whose figures are kept does not need.
         from resnet_jax.parallel.sharding import PARAMS
 
         for name in shardings:
             check_known(f"sharding.params={name!r}", name, PARAMS)
     if len(args.price) not in (1, len(topologies)):
         raise UserError(
-            f"--price has {len(args.price)} prices for {len(topologies)} topologies;"
-            " give one for all, or one for each, with commas between them."
+            f"--price has {len(args.price)} prices for {len(topologies)} topologies."
+            " Give one for all, or one for each, with commas between them."
         )
     if args.sweep:
         if len(topologies) > 1 or len(args.per_chip) > 1 or not args.per_chip[0]:
@@ -151,7 +159,7 @@ def main(argv: list[str]) -> None:
         return
     priced = itertools.zip_longest(topologies, args.price, fillvalue=args.price[0])
     plans: list[tuple[dict, dict]] = []
-    refused = None
+    failure = None
     for (topology, price), batch_size, per_chip, sharding in itertools.product(
         priced, args.batch_size, args.per_chip, shardings
     ):
@@ -159,15 +167,17 @@ def main(argv: list[str]) -> None:
         chosen.batch_size = batch_size or config.batch_size
         chosen.sharding.params = sharding
         try:
-            facts = ask(chosen, topology, per_chip=per_chip, fresh=args.fresh)
-            found = predict(facts, input_rate=args.input_rate, price=price)
+            facts = compile_config(
+                chosen, topology, per_chip=per_chip, fresh=args.fresh
+            )
+            found = estimate(facts, input_rate=args.input_rate, price=price)
             if args.largest:
                 found["largest"] = search(chosen, facts)
         except UserError as error:
             if not plans:
                 raise
-            # What was compiled before may have taken long.
-            refused = error
+            # The plans so far may have taken long, so they are printed first.
+            failure = error
             break
         plans.append((facts, found))
     if args.json:
@@ -175,42 +185,58 @@ def main(argv: list[str]) -> None:
         output.answer(json.dumps(rows, indent=1, allow_nan=False))
     else:
         output.answer(as_text(plans))
-    if refused:
-        raise refused
+    if failure:
+        raise failure
 
 
-def search(config: ConfigDict, facts: dict) -> tuple[int, int]:
-    """The largest batch of a chip that fits: see `largest`; `facts` are of a try."""
+def search(
+    config: ConfigDict,
+    facts: dict,
+    compile_config: Callable[..., dict] = compile_config,
+) -> tuple[int, int]:
+    """Searches for the largest batch that fits into a chip's memory.
+
+    Args:
+      config: The run's configuration.
+      facts: The compiler's figures for `config.batch_size`, the first try.
+      compile_config: Compiles; see `compile_subprocess.compile_config`.
+
+    Returns:
+      Two numbers of images per chip: the largest that fits, and the smallest that does
+      not; see `largest_batch.largest`.
+    """
     start = facts["batch_size"] // facts["chips"]
-    # A large batch must not fail for a recipe that it makes too short.
+    # The number of steps stays, as a large batch would make the recipe too short.
     config = ConfigDict(config.to_dict())
     config.total = ConfigDict({"steps": facts["steps"]})
     config.optim.warmup = ConfigDict({"steps": 0})
 
-    def wanted(per_chip: int) -> tuple[int, int]:
-        tried = facts
+    def memory_of(per_chip: int) -> tuple[int, int]:
+        figures = facts
         if per_chip != start:
             topology = facts["topology"]
-            tried = ask(config, topology, per_chip=per_chip, evaluation=False)
-        found = predict({k: v for k, v in tried.items() if k != "eval"})
+            figures = compile_config(
+                config, topology, per_chip=per_chip, evaluation=False
+            )
+        found = estimate({k: v for k, v in figures.items() if k != "eval"})
         need, limit = found["memory"], found["limit"]
         if not found["fits"] and not need:
-            # Not told by how much.
+            # The compiler does not say how much the step needs.
             need = 2 * limit
-        output.note(f"{per_chip} images a chip: {amount(need)} of {amount(limit)}")
+        output.note(f"{per_chip} images per chip: {amount(need)} of {amount(limit)}")
         return need, limit
 
-    group = config.model.bn_group_size
+    ghost_batch = config.model.bn_group_size
     unit = unit_of(
-        group if isinstance(group, int) else 1,
+        ghost_batch if isinstance(ghost_batch, int) else 1,
         facts["devices"],
         facts["chips"],
         config.optim.microbatches,
     )
-    return largest(wanted, start, unit)
+    return largest(memory_of, start, unit)
 
 
 if __name__ == "__main__":
-    # So that a compiler that was started ends with it.
+    # An exit with an exception also ends the compiler's process.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     output.command(main)

@@ -1,29 +1,33 @@
-"""What was published of ResNet-50 on TPUs, and a factor a chip that follows from it.
+"""Published speeds of ResNet-50 on TPUs, and the factor per chip that follows.
 
-Whoever published a rate ran a program of his own. So a rate is held against the
-compiler's estimate for a program of that kind, the step of the Flax ImageNet example
-(plan/peer_linen.py), not for ours, which is to gain where it is better. The factor of
-a chip is that of the slice that got most out of one: how many times faster its chips
-computed than the compiler expects. On other slices more than the chips takes time
-(input, evaluation, the update of the weights, which few images a chip do not hide), as
-their deviations show.
+Each published rate was measured with a program of its authors. It is therefore compared
+with the compiler's estimate for such a program, the step of the Flax ImageNet example
+(`plan/stock_linen.py`), and not for our own step, which may be faster.
+
+The factor of a chip says how many times faster its chips computed than the compiler
+expects. It is taken from the slice with the highest rate per chip. On the other slices
+more than the chips takes time: input, evaluation, and the update of the weights, which
+few images per chip do not hide. Their deviations show how much.
 """
 
 import dataclasses
 
 from resnet_jax.compiler.chips import CHIPS
-from resnet_jax.plan.seconds import ring_seconds, seconds_of
+from resnet_jax.plan.time_model import ring_seconds, seconds_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stock:
-    """What libtpu says of the stock step (bfloat16, 224 px) on one device.
+    """Figures that libtpu gives for the stock step (bfloat16, 224 px) on one device.
 
     Attributes:
-      images: of a step.
-      devices: of a chip.
-      flops, hbm_bytes, cycles: of a step; see `compiled.of_step`.
-      libtpu, jax: The versions that gave the figures.
+      images: Number of images per step.
+      devices: Number of devices per chip.
+      flops: Floating-point operations per step.
+      hbm_bytes: Bytes per step that are read from and written to the device's HBM.
+      cycles: The compiler's estimate of the clock cycles per step.
+      libtpu: Version of libtpu that gave the figures.
+      jax: Version of jax that gave the figures.
     """
 
     images: int
@@ -37,13 +41,13 @@ class Stock:
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """How fast somebody trained ResNet-50 on images of 224 px.
+    """A published training speed of ResNet-50 on images of 224 px.
 
     Attributes:
-      rate: images per second and chip.
-      chips: of the slice.
-      per_chip: images a step and chip.
-      source: of the figures.
+      rate: Images per second and chip.
+      chips: Number of chips of the slice.
+      per_chip: Images per step and chip.
+      source: Publication that has the figures.
     """
 
     rate: float
@@ -52,8 +56,9 @@ class Published:
     source: str
 
 
+# Training images of ImageNet.
 EPOCH = 1_281_167
-# Printed by `python -m resnet_jax.plan.stock v3 v4`.
+# Printed by `python -m resnet_jax.plan.compile_stock_linen v3 v4`.
 STOCK = {
     "v3": Stock(
         images=128,
@@ -76,7 +81,7 @@ STOCK = {
 }
 PUBLISHED = {
     "v3": (
-        # Of four epochs, without their evaluation.
+        # The time of four epochs without their evaluations.
         Published(
             4 * EPOCH / 157.3 / 16, 16, 256, "MLPerf 0.7, TensorFlow 2, v3-32, its log"
         ),
@@ -88,7 +93,7 @@ PUBLISHED = {
         ),
     ),
     "v4": (
-        # Of four epochs and their evaluation.
+        # The time of four epochs with their evaluations.
         Published(
             4 * EPOCH / 23.2 / 64, 64, 128, "MLPerf 1.0, TensorFlow, v4-128, its log"
         ),
@@ -100,63 +105,71 @@ PUBLISHED = {
         ),
     ),
 }
-# Bytes that the stock step reduces: gradients in bfloat16.
+# Bytes that the stock step all-reduces: the gradients of all parameters in bfloat16.
 REDUCED = 2 * 25_557_032
 
 
 def estimate(chip: str, slice_: Published, factor: float = 1.0) -> float:
-    """Images per second and chip of the stock step on the slice of a published rate.
+    """Estimates the rate of the stock step on the slice of a published rate.
 
     Args:
-      chip: of `PUBLISHED`.
-      slice_: chips and images are taken from it.
-      factor: by which its chips compute faster than the compiler expects.
+      chip: Name of the chip, a key of `PUBLISHED`.
+      slice_: The published rate, whose numbers of chips and of images are taken.
+      factor: Ratio of the chips' speed to the speed that the compiler expects.
+
+    Returns:
+      Images per second and chip.
     """
-    alone = _alone(chip, slice_)
+    computation = _computation_seconds(chip, slice_)
     network = ring_seconds("all-reduce", REDUCED, slice_.chips, CHIPS[chip])
-    return slice_.per_chip / (alone / factor + network)
+    return slice_.per_chip / (computation / factor + network)
 
 
 def factor_of(chip: str) -> float | None:
-    """How many times faster a chip is than the compiler expects; None: not known."""
+    """Returns how many times faster a chip is than the compiler expects, if known."""
     if chip not in STOCK or chip not in PUBLISHED:
         return None
-    fastest = max(PUBLISHED[chip], key=lambda one: one.rate)
+    fastest = max(PUBLISHED[chip], key=lambda published: published.rate)
     network = ring_seconds("all-reduce", REDUCED, fastest.chips, CHIPS[chip])
-    return _alone(chip, fastest) / (fastest.per_chip / fastest.rate - network)
+    measured = fastest.per_chip / fastest.rate - network
+    return _computation_seconds(chip, fastest) / measured
 
 
 def libtpu_of(chip: str) -> str:
-    """Returns the version of libtpu for which `factor_of` holds; empty if it is None.
+    """Returns the version of libtpu for which `factor_of` is valid, or "" without one.
 
-    Another version may expect other cycles of the same step.
+    Another version may estimate other cycles for the same step.
     """
     return STOCK[chip].libtpu if factor_of(chip) else ""
 
 
 def calibrated(seconds: dict[str, float], factor: float | None) -> float:
-    """Seconds of computation, but no less than the published peaks allow.
+    """Returns the seconds of computation, at least those that the peaks allow.
 
     Args:
-      seconds: see `seconds.seconds_of`.
-      factor: see `factor_of`.
+      seconds: The step's time by each measure, from `time_model.seconds_of`.
+      factor: The chip's factor from `factor_of`. None leaves the estimate as it is.
     """
     at_least = max(seconds["compute"], seconds["memory"])
     return max(max(seconds.values()) / (factor or 1.0), at_least)
 
 
 def deviations(chip: str) -> list[tuple[Published, float]]:
-    """Each published rate, and how far (0.1: 10 %) it is from the calibrated one."""
+    """Returns each published rate with its deviation from the calibrated estimate.
+
+    A deviation of 0.1 means that the published rate is 10 % above the estimate.
+    """
     factor = factor_of(chip)
     if factor is None:
         return []
     return [
-        (one, one.rate / estimate(chip, one, factor) - 1) for one in PUBLISHED[chip]
+        (published, published.rate / estimate(chip, published, factor) - 1)
+        for published in PUBLISHED[chip]
     ]
 
 
-def _alone(chip: str, slice_: Published) -> float:
-    """Seconds of computation of a step of the slice, by the compiler."""
+def _computation_seconds(chip: str, slice_: Published) -> float:
+    """Returns the seconds that a step computes on a slice, by the compiler."""
     stock = STOCK[chip]
     seconds = seconds_of(dataclasses.asdict(stock), CHIPS[chip], stock.devices)
     images = stock.images * stock.devices

@@ -1,23 +1,24 @@
-"""Tries options of the compiler for a chip, and prints the best."""
+"""Tries compiler options for a chip, one after the other, and prints the best ones."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from ml_collections import ConfigDict
 
-from resnet_jax.compiler import options as table
+from resnet_jax.compiler import options as options_by_chip
 from resnet_jax.compiler.chips import chip_of
 from resnet_jax.console import output
 from resnet_jax.errors import UserError
-from resnet_jax.plan.ask import ask
+from resnet_jax.plan.compile_subprocess import compile_config
 
-# Less than this part fewer bytes, or than a third of it fewer cycles, is no reason.
+# An option is kept only if it saves at least this fraction of the bytes, or a third of
+# it of the cycles.
 WORTH = 0.005
-# libtpu 0.0.52 takes each of these, and refuses names that it does not know; it
-# documents none. Large steps change with the limit of what one operation keeps in the
-# chip's own memory, and with how fast copies to it are expected to be, small ones with
-# the cost model and the fusions of convolutions. Options for loops and products changed
-# none.
+# libtpu 0.0.52 accepts each of these options, and rejects names that it does not know;
+# it documents none of them. Large steps change with the limit of the chip's own memory
+# that one operation may use, and with the expected speed of copies to it. Small steps
+# change with the cost model and the fusions of convolutions. Options for loops and
+# matrix products changed no step.
 CANDIDATES = (
     {"xla_tpu_scoped_vmem_limit_kib": 32768},
     {"xla_tpu_scoped_vmem_limit_kib": 49152},
@@ -34,68 +35,87 @@ CANDIDATES = (
 )
 
 
-def sweep(config: ConfigDict, topology: str, per_chip: int) -> Iterator[dict]:
-    """Compiles the train step with each candidate, on top of those that helped before.
+def sweep(
+    config: ConfigDict,
+    topology: str,
+    per_chip: int,
+    candidates: Sequence[dict] = CANDIDATES,
+    compile_config: Callable[..., dict] = compile_config,
+) -> Iterator[dict]:
+    """Compiles the train step with each candidate in addition to those that helped.
 
-    Then come variants of the step, with what was best, which change the config, not the
-    chip's options.
+    After the candidates come variants of the step with the best options. They change
+    the config and not the chip's options.
+
+    Args:
+      config: The run's configuration, whose compiler options are replaced.
+      topology: The devices to compile for, such as `v5e:2x4`.
+      per_chip: Images per step and chip.
+      candidates: The options to try.
+      compile_config: Compiles; see `compile_subprocess.compile_config`.
 
     Yields:
-      `options`, `variant` (in words; '': none), and either `refused` (why) or of an
-      image `cycles`, `bytes` and `hbm_bytes` (of these, in the main memory), and `temp`
-      (bytes of a device); the plain compiler first.
+      A row per compilation, first that without options: `options`, `variant` (in words,
+      or ""), and either `refused` (the reason why it does not compile) or per image
+      `cycles`, `bytes` and `hbm_bytes` (those in the main memory), and `temp` (bytes of
+      a device for intermediate results).
     """
 
-    def tried(options: dict, variant: str = "", images: int = per_chip, **changes):
+    def row_of(options: dict, variant: str = "", images: int = per_chip, **changes):
+        """Compiles one variant; `changes` are keys of `config.model`."""
         chosen = ConfigDict(config.to_dict())
         with chosen.ignore_type():
             chosen.compiler_options = options
             chosen.model.update(changes)
         row = {"options": options, "variant": variant}
         try:
-            facts = ask(chosen, topology, per_chip=images, evaluation=False)
+            facts = compile_config(chosen, topology, per_chip=images, evaluation=False)
         except UserError as error:
             return row | {"refused": str(error)}
         train = facts["train"]
         if "cycles" not in train:
-            return row | {"refused": "it does not fit"}
-        here = facts["batch_size"] / facts["devices"]
+            return row | {"refused": "it does not fit into the memory"}
+        images_per_device = facts["batch_size"] / facts["devices"]
         return row | {
-            "cycles": train["cycles"] / here,
-            "bytes": train["bytes"] / here,
-            "hbm_bytes": train["hbm_bytes"] / here,
+            "cycles": train["cycles"] / images_per_device,
+            "bytes": train["bytes"] / images_per_device,
+            "hbm_bytes": train["hbm_bytes"] / images_per_device,
             "temp": train["memory"]["activations"],
         }
 
-    rows = [tried({})]
+    rows = [row_of({})]
     yield rows[0]
     if "refused" in rows[0]:
         return
-    for candidate in CANDIDATES:
-        rows.append(tried(best_of(rows)["options"] | candidate))
+    for candidate in candidates:
+        rows.append(row_of(best_of(rows)["options"] | candidate))
         yield rows[-1]
     options = best_of(rows)["options"]
     scanned = not config.model.scan_blocks
-    yield tried(options, f"model.scan_blocks={scanned}", scan_blocks=scanned)
-    yield tried(options, "model.unwritten=False", unwritten=False)
+    yield row_of(options, f"model.scan_blocks={scanned}", scan_blocks=scanned)
+    yield row_of(options, "model.unwritten=False", unwritten=False)
     for images in (per_chip // 2, per_chip * 2):
-        yield tried(options, f"{images} images a chip", images)
+        yield row_of(options, f"{images} images a chip", images)
 
 
-def is_better(row: dict, other: dict) -> bool:
-    """Whether a row is worth taking in place of another one, which was not refused.
+def is_better(row: dict, best: dict) -> bool:
+    """Returns whether a row is better than the best one so far.
 
-    A percent of cycles is worth three of bytes, which count too: the estimate of cycles
-    has copies between the memories for nothing.
+    One percent of the cycles counts as much as three percent of the bytes. Bytes count
+    because the estimate of cycles ignores copies between memories.
+
+    Args:
+      row: A row of `sweep`.
+      best: A row of `sweep` that was not refused.
     """
     if "refused" in row:
         return False
-    cycles, size = (math.log(row[key] / other[key]) for key in ("cycles", "bytes"))
+    cycles, size = (math.log(row[key] / best[key]) for key in ("cycles", "bytes"))
     return 3 * cycles + size < -WORTH
 
 
 def best_of(rows: list[dict]) -> dict:
-    """The best of the rows without a variant, of which the first is the plain one."""
+    """Returns the best of the rows without a variant; the first has no options."""
     best, *others = rows
     for row in others:
         if not row["variant"] and is_better(row, best):
@@ -104,7 +124,7 @@ def best_of(rows: list[dict]) -> dict:
 
 
 def as_markdown(rows: list[dict]) -> str:
-    """A table of the rows of `sweep`."""
+    """Returns the rows of `sweep` as a table in Markdown."""
     lines = [
         "| tried | kcycles | MB | main memory | temp | verdict |",
         "|---" * 6 + "|",
@@ -125,12 +145,13 @@ def as_markdown(rows: list[dict]) -> str:
 
 
 def _verdict(row: dict, before: list[dict], best: dict) -> str:
+    """Returns the last cell of a row: its change in cycles, or "kept"."""
     if row is best:
         return "kept"
     if row["variant"]:
         return f"{row['cycles'] / best['cycles'] - 1:+.1%} against what is kept"
     figures = ("cycles", "bytes", "temp")
-    if any(all(row[key] == other.get(key) for key in figures) for other in before):
+    if any(all(row[key] == earlier.get(key) for key in figures) for earlier in before):
         return "the same program"
     plain = before[0] if before else row
     return f"{row['cycles'] / plain['cycles'] - 1:+.1%}"
@@ -141,11 +162,27 @@ def run(
     topology: str,
     per_chip: int,
     say: Callable[[str], None] = output.answer,
+    sweep: Callable[..., Iterator[dict]] = sweep,
 ) -> None:
-    """Sweeps, and prints the table and the best options."""
+    """Tries all options, and prints the table and the best ones.
+
+    Args:
+      config: The run's configuration.
+      topology: The TPU devices to compile for, such as `v5e:2x4`.
+      per_chip: Images per step and chip.
+      say: Prints a text.
+      sweep: Yields the rows; see the function `sweep`.
+
+    Raises:
+      UserError: The topology is not a TPU, or the step does not compile without
+        options.
+    """
     chip = chip_of(topology)
     if not chip:
-        raise UserError("--sweep compares cycles, which only compilers for TPUs tell.")
+        raise UserError(
+            "--sweep compares cycles, which only compilers for TPUs estimate. Give a"
+            " TPU, such as --topology=v5e:2x4."
+        )
     rows = []
     for row in sweep(config, topology, per_chip):
         rows.append(row)
@@ -158,5 +195,5 @@ def run(
     options = best_of(rows)["options"]
     say(
         f'Use them with --config.compiler_options="{options}", or make them the'
-        f" default for {chip}: {table.__file__}"
+        f" default for {chip}: {options_by_chip.__file__}"
     )

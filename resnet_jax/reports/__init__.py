@@ -1,1 +1,1 @@
-"""What is plotted of a run: its curves and a sample of its predictions."""
+"""Pictures of a run: its curves and a sample of its predictions."""

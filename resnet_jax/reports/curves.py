@@ -1,4 +1,4 @@
-"""Plots loss and accuracy of a run, and some right and wrong predictions."""
+"""Plots the loss and accuracy of a run with some right and wrong predictions."""
 
 import io
 import json
@@ -13,18 +13,25 @@ from resnet_jax.reports.figures import picture, shorten
 
 
 def draw(workdir: Path, result: dict | None = None) -> Path:
-    """Draws loss and accuracy by step, and some right and wrong predictions.
+    """Plots loss and accuracy by step, and some right and wrong predictions.
 
     Args:
       workdir: The directory of the run.
-      result: The result of the run; None: what `result.json` holds, if there is one.
+      result: The result of the run, for the title. None takes `result.json`, if there
+        is one.
+
+    Returns:
+      The path of the picture, `report.png` in the workdir.
 
     Raises:
       UserError: The workdir holds no metrics, or the picture cannot be written.
     """
     rows = read_metrics(workdir)
     if not rows:
-        raise UserError(f"{workdir} holds no metrics.jsonl to draw.")
+        raise UserError(
+            f"{workdir} holds no metrics.jsonl with rows to plot. Give the workdir of a"
+            " run."
+        )
     path = workdir / "report.png"
     with picture(path, figsize=(13, 8)) as figure:
         above, below = figure.subfigures(2, 1, height_ratios=(1, 1.1))
@@ -42,6 +49,7 @@ def draw(workdir: Path, result: dict | None = None) -> Path:
 
 
 def _curves(axes, rows: list[dict], key: str, scale: float) -> None:
+    """Plots a metric of both splits by step."""
     for split, style in (("train", "-"), ("eval", "o-")):
         points = [
             (row["step"], scale * row[f"{split}/{key}"])
@@ -53,6 +61,7 @@ def _curves(axes, rows: list[dict], key: str, scale: float) -> None:
 
 
 def _draw_samples(figure, path: Path) -> None:
+    """Draws the images of `predictions.npz`; a damaged file is only a warning."""
     data = {}
     if path.is_file():
         with (
@@ -71,7 +80,7 @@ def _draw_samples(figure, path: Path) -> None:
             grid[row], np.flatnonzero(data["right"] == right), strict=False
         ):
             axes.imshow(data["image"][i].squeeze(), cmap="gray", vmin=0, vmax=255)
-            # A head may have more classes than the data.
+            # A network may have more classes than the data have names.
             predicted, label = (
                 shorten(str(classes[n]) if n < len(classes) else f"class {n}", 20)
                 for n in (data["predicted"][i], data["label"][i])
@@ -91,6 +100,7 @@ def _draw_samples(figure, path: Path) -> None:
 
 
 def _title(workdir: Path, result: dict | None) -> str:
+    """Returns the network and its result, or the name of a workdir without one."""
     path = workdir / "result.json"
     if result is None and path.is_file():
         result = json.loads(path.read_text())

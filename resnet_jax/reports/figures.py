@@ -1,17 +1,19 @@
-"""Figures with text from strangers, such as the names of classes and files."""
+"""Figures whose text is not ours, such as the names of classes and files."""
 
 import contextlib
 import io
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 from resnet_jax.console.output import printable, reason_of
 from resnet_jax.errors import UserError
 from resnet_jax.persistence.storage import Path, explaining_errors, write
 
 # A user's matplotlibrc chooses fonts and colours. No text is parsed as mathematics or
-# as TeX, where a name such as a$b_$ is an error.
-_SETTINGS = {
+# as TeX, where a name such as a$b_$ is an error. (matplotlib's type for settings is a
+# literal of all their names.)
+_SETTINGS: dict[Any, bool] = {
     "text.parse_math": False,
     "text.usetex": False,
     "axes.formatter.use_mathtext": False,
@@ -23,19 +25,19 @@ def picture(path: Path, **options) -> Iterator:
     """Provides a matplotlib figure, and writes it when the context ends.
 
     Args:
-      path: The file; its suffix says the format.
-      options: Arguments of the figure, such as `figsize`.
+      path: The file to write; its suffix says the format.
+      **options: Arguments of `matplotlib.figure.Figure`, such as `figsize`.
 
     Raises:
       UserError: The file cannot be written.
     """
-    # A run must not wait at its start until matplotlib is imported.
+    # Imported here, so that the start of a run does not wait for matplotlib.
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
     with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
-        # A character that no font has is drawn as a box.
+        # A character that no font has is drawn as a box, without a warning.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure = Figure(layout="constrained", **options)
         yield figure
@@ -54,6 +56,6 @@ def picture(path: Path, **options) -> Iterator:
 
 
 def shorten(name: str, length: int = 30) -> str:
-    """Returns a name for one line of a picture, cut off if it is too long."""
+    """Returns a name for one line of a picture, cut to at most `length` characters."""
     name = " ".join(printable(name).split())
     return name if len(name) <= length else f"{name[: length - 1]}…"

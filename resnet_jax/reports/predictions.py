@@ -1,4 +1,4 @@
-"""Draws the predictions of a network beside the images."""
+"""Draws images with the predictions of a network, for the command `predict`."""
 
 from collections.abc import Sequence
 
@@ -18,9 +18,9 @@ def draw_predictions(
     """Draws images as a network sees them, each with its most probable classes.
 
     Args:
-      path: The file; its suffix says the format.
-      pixels: The images.
-      predictions: The predictions for each image, the best one first.
+      path: The file to write; its suffix says the format.
+      pixels: The images, uint8[n, h, w, c].
+      predictions: The predictions of each image, the most probable one first.
 
     Raises:
       UserError: The picture cannot be written.
@@ -29,10 +29,11 @@ def draw_predictions(
     rows = -(-len(predictions) // columns)
     with picture(path, figsize=(3 * columns, 3.6 * rows)) as figure:
         grid = figure.subplots(rows, columns, squeeze=False).flat
-        for axes, shown, top in zip(grid, pixels, predictions, strict=False):
-            axes.imshow(shown.squeeze(), cmap="gray", vmin=0, vmax=255)
+        for axes, image, top in zip(grid, pixels, predictions, strict=False):
+            axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
             first, *others = (
-                f"{shorten(one.name)} ({one.probability:.2f})" for one in top
+                f"{shorten(prediction.name)} ({prediction.probability:.2f})"
+                for prediction in top
             )
             axes.set_title(first, fontsize=10)
             axes.set_xlabel("\n".join(others[:2]), fontsize=8)

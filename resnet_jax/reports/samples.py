@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+from typing import Any
 
 import numpy as np
 
@@ -12,18 +13,25 @@ from resnet_jax.persistence.storage import Path
 
 @dataclasses.dataclass
 class SamplePredictions:
-    """Some images of an evaluation with their predictions, right and wrong ones.
+    """Some images of an evaluation with right and with wrong predictions.
 
     Attributes:
-      wanted: how many of each kind.
-      rows: `image`, `label`, `predicted` and `probability` of each.
+      wanted: The number of images of each kind, right and wrong.
+      rows: A dictionary per image: `image` (uint8[h, w, c]), `label` and `predicted`
+        (class numbers), `probability` (of the prediction) and `right`.
     """
 
     wanted: int = 8
     rows: list[dict] = dataclasses.field(default_factory=list)
 
     def add(self, batch: dict, predictions: dict) -> None:
-        """Takes from a batch what is still wanted."""
+        """Takes images from an evaluated batch until there are enough of each kind.
+
+        Args:
+          batch: The arrays `image` (uint8[n, h, w, c], or uint8[n, views, h, w, c]),
+            `label` and `mask` (False for padding).
+          predictions: The arrays `label` and `probability` of the predictions.
+        """
         right = predictions["label"] == batch["label"]
         for kind in (True, False):
             missing = self.wanted - sum(row["right"] == kind for row in self.rows)
@@ -31,7 +39,7 @@ class SamplePredictions:
                 image = batch["image"][i]
                 self.rows.append(
                     {
-                        # Of several views, the centre.
+                        # The first of several views is the centre crop.
                         "image": image if image.ndim == 3 else image[0],
                         "label": int(batch["label"][i]),
                         "predicted": int(predictions["label"][i]),
@@ -44,10 +52,18 @@ class SamplePredictions:
 def save_samples(
     workdir: Path, samples: SamplePredictions, classes: tuple[str, ...]
 ) -> None:
-    """Writes `predictions.npz` into the workdir; a failure is one warning."""
+    """Writes `predictions.npz` into the workdir; a failure is one warning.
+
+    Args:
+      workdir: The directory of the run.
+      samples: The images, at least one.
+      classes: The names of the classes.
+    """
     path, rows = workdir / "predictions.npz", samples.rows
     with output.dispensable(str(path)):
-        columns = {key: np.array([row[key] for row in rows]) for key in rows[0]}
+        columns: dict[str, Any] = {
+            key: np.array([row[key] for row in rows]) for key in rows[0]
+        }
         content = io.BytesIO()
         np.savez_compressed(content, classes=classes, **columns)
         storage.write(path, content.getvalue())

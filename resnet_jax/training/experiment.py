@@ -197,7 +197,7 @@ def set_up(
     by_plateau = config.optim.schedule == "plateau"
     model = _make_model(config, mesh, train_examples.source, bn_group_size)
     optimizer = optim.make_optimizer(config, schedule)
-    if model.scan_blocks and optim.needs_single_blocks(config.optim):
+    if config.model.scan_blocks and optim.needs_single_blocks(config.optim):
         optimizer = optim.on_single_blocks(optimizer, model.spec)
     durations = {
         "evaluate": (config.evaluate.every, "evaluate.every"),
@@ -259,7 +259,7 @@ def _make_model(
         on_tpu = sharding.platform_of(mesh) == "tpu"
         fused = on_tpu and config.model.dtype == "bfloat16"
     if isinstance(model, ResNet) and fused:
-        model = model.clone(unwritten=mesh)
+        model = model.clone(fused_mesh=mesh)
     return model
 
 

@@ -48,7 +48,7 @@ def first_state(experiment: Experiment, weights: Weights | None) -> TrainState:
     variables = _fit(
         weights, experiment, experiment.model.spec, experiment.config.init_from
     )
-    if experiment.model.scan_blocks:
+    if experiment.config.model.scan_blocks:
         variables = stack_blocks(variables, experiment.model.spec)
     return programs.state_from(experiment, variables)
 
@@ -113,8 +113,8 @@ def _fit(weights: Weights, experiment: Experiment, target: Spec, origin: str) ->
     """
     card, variables = as_rgb(*weights)
     seed, spec, classes = experiment.config.seed, card.make_spec(), experiment.classes
-    variables = fit_classes(card, variables, classes, seed=seed, where=origin)
-    variables = fit_ends(variables, spec, target, seed=seed, where=origin)
+    variables = fit_classes(card, variables, classes, seed=seed, weights=origin)
+    variables = fit_ends(variables, spec, target, seed=seed, weights=origin)
     if flags := input_differences(card.for_spec(target), experiment.config.data):
         log.warning(
             "%s expects its input prepared as by %s, and this run prepares it"

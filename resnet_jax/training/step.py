@@ -16,9 +16,7 @@ from resnet_jax.kernels.platforms import traced_once
 from resnet_jax.models.inputs import normalize
 from resnet_jax.training import losses, metrics, optim
 from resnet_jax.training.mixup import Mix
-
-# A pytree of arrays.
-Tree = Any
+from resnet_jax.training.optim import Tree
 
 # Folded into a step's random key to draw the numbers of mixup. Microbatches fold in
 # their own numbers, which are smaller.

@@ -1,6 +1,8 @@
-"""Reading and writing other frameworks' weights: one naming scheme a file.
+"""Reads and writes weights of other frameworks and of runs.
 
-`SCHEMES` has them by name; `naming.py` says what a scheme is.
+Each naming scheme has a file of its own, and `SCHEMES` has them by name. `naming.py`
+defines what a scheme is, `load.py` and `save.py` use them, `card.py` describes weights,
+and `trained.py` has the network that `resnet_jax.load` returns.
 """
 
 import importlib
@@ -25,7 +27,7 @@ __all__ = ["Card", "Prediction", "TrainedModel"]
 
 
 def __getattr__(name: str):
-    # Their modules import `SCHEMES` from here.
+    # Imported late, since the modules of these names import `SCHEMES` from here.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = "trained" if name == "TrainedModel" else "card"

@@ -1,4 +1,4 @@
-"""Fits weights to a network with another head or input, and to the data of a run."""
+"""Adapts weights to another head or input, and to the data of a run."""
 
 import dataclasses
 import logging
@@ -26,38 +26,42 @@ FIRST_CONVS = {
 
 
 def fit_ends(
-    variables: dict, spec: Spec, target: Spec, *, seed: int, where: str
+    variables: dict, spec: Spec, target: Spec, *, seed: int, weights: str
 ) -> dict:
-    """Gives variables the number of input channels and of classes of another spec.
+    """Adapts variables to a spec with other input channels or classes.
+
+    A kernel for other channels is computed from the old one. A head for another number
+    of classes is randomly initialised. A warning reports each.
 
     Args:
       variables: Variables of a network of `spec`.
       spec: The network that the variables belong to.
-      target: The same network with the wanted channels and classes.
+      target: The same network with the new channels and classes.
       seed: The seed of a new head, which is the one that a run with that seed has.
-      where: The name of the weights in a warning.
+      weights: The name of the weights in a warning.
     """
     flat = flatten_dict(variables)
     if target.in_channels != spec.in_channels:
         log.warning(
             "%s has %d input channels; its first kernel is adapted to %d.",
-            *(where, spec.in_channels, target.in_channels),
+            *(weights, spec.in_channels, target.in_channels),
         )
         key = _first_kernel(spec)
         flat[key] = adapt_channels(flat[key], target.in_channels)
     if target.num_classes != spec.num_classes:
         log.warning(
-            "%s has %d classes; the head for %d is a fresh one.",
-            *(where, spec.num_classes, target.num_classes),
+            "%s has %d classes; the head for %d is randomly initialised.",
+            *(weights, spec.num_classes, target.num_classes),
         )
-        flat = _with_fresh_head(flat, target, seed)
+        flat = _with_new_head(flat, target, seed)
     return unflatten_dict(flat)
 
 
 def as_rgb(card: Card, variables: dict) -> tuple[Card, dict]:
-    """Returns the same function of an image for RGB input, if its input is BGR.
+    """Converts weights for BGR input to the same function of RGB input.
 
-    The first kernel's input channels are reversed, and so are mean and std.
+    The first kernel's input channels are reversed, and so are mean and std. Weights
+    for RGB input stay as they are.
     """
     if not card.bgr:
         return card, variables
@@ -76,62 +80,70 @@ def fit_classes(
     classes: Sequence[str],
     *,
     seed: int,
-    where: str,
+    weights: str,
 ) -> dict:
-    """Gives variables the head for classes of these names in this order.
+    """Adapts the head of variables to classes of these names in this order.
 
-    A head for the same names in another order is reordered. One for other names is
-    replaced by a fresh one. A warning tells either. Without names of all classes
-    nothing is known, and the head stays.
+    A head for the same names in another order is reordered. A head for other names is
+    randomly initialised. A warning reports each. The head stays as it is if the card
+    does not name all classes.
+
+    Args:
+      card: The card of the variables.
+      variables: The variables.
+      classes: The names of the new classes.
+      seed: The seed of a randomly initialised head.
+      weights: The name of the weights in a warning.
     """
-    spec, classes = card.make_spec(), tuple(classes)
+    spec = card.make_spec()
+    classes = tuple(classes)
     if card.classes == classes or not (
         len(card.classes) == len(classes) == spec.num_classes
     ):
         return variables
     flat = flatten_dict(variables)
     if set(card.classes) == set(classes):
-        log.warning("The head of %s is reordered to the order of the classes.", where)
+        log.warning("The head of %s is reordered to the order of the classes.", weights)
         order = [card.classes.index(name) for name in classes]
         for key in [key for key in flat if key[:2] == ("params", "head")]:
             flat[key] = flat[key][..., order]
         return unflatten_dict(flat)
     new = next(name for name in classes if name not in card.classes)
     log.warning(
-        "%s was trained for other classes (%r is not among them); the head is a fresh"
-        " one.",
-        *(where, new),
+        "%s was trained for other classes (%r is not among them); the head is randomly"
+        " initialised.",
+        *(weights, new),
     )
-    return unflatten_dict(_with_fresh_head(flat, spec, seed))
+    return unflatten_dict(_with_new_head(flat, spec, seed))
 
 
 def input_differences(card: Card, data: ConfigDict) -> list[str]:
-    """Returns the overrides that prepare a run's input as the weights expect it.
+    """Returns the command-line overrides that give a run the weights' input.
 
     Args:
       card: The card of the weights, with as many channels as `data` has.
       data: `config.data`.
     """
-    found = []
+    overrides = []
     for key in ("mean", "std"):
-        wanted = getattr(card, key)
+        expected = getattr(card, key)
         # Cards and configs may round to five digits.
-        if not np.allclose(wanted, data[key], rtol=0, atol=1e-5):
-            numbers = ", ".join(f"{value:.5g}" for value in wanted)
-            numbers += "," if len(wanted) == 1 else ""
-            found.append(f'--config.data.{key}="({numbers})"')
+        if not np.allclose(expected, data[key], rtol=0, atol=1e-5):
+            numbers = ", ".join(f"{value:.5g}" for value in expected)
+            numbers += "," if len(expected) == 1 else ""
+            overrides.append(f'--config.data.{key}="({numbers})"')
     if card.interpolation != data.interpolation:
-        found.append(f"--config.data.interpolation={card.interpolation}")
-    return found
+        overrides.append(f"--config.data.interpolation={card.interpolation}")
+    return overrides
 
 
 def adapt_channels(
     kernel: Float[np.ndarray, "h w i o"], channels: int
 ) -> Float[np.ndarray, "h w {channels} o"]:
-    """A first kernel for another number of input channels, as timm makes it.
+    """Returns a first kernel for another number of input channels, as timm makes it.
 
-    One channel gets the sum over the old ones; more get them over and over, scaled so
-    that the sum over channels stays about what it was.
+    For one channel it is the sum over the old channels. For more channels the old ones
+    are repeated, and scaled so that their sum stays about the same.
     """
     old = kernel.shape[2]
     if channels == 1:
@@ -144,17 +156,17 @@ def _first_kernel(spec: Spec) -> tuple[str, ...]:
     return ("params", *FIRST_CONVS[type(spec)].split("/"), "kernel")
 
 
-def _with_fresh_head(flat: dict, spec: Spec, seed: int) -> dict:
+def _with_new_head(flat: dict, spec: Spec, seed: int) -> dict:
     flat = {key: x for key, x in flat.items() if key[:2] != ("params", "head")}
     if spec.num_classes:
-        flat |= flatten_dict({"params": {"head": _fresh_head(spec, seed)}})
+        flat |= flatten_dict({"params": {"head": _new_head(spec, seed)}})
     return flat
 
 
-def _fresh_head(spec: Spec, seed: int) -> dict:
+def _new_head(spec: Spec, seed: int) -> dict:
     image = jnp.zeros((1, 64, 64, spec.in_channels))
 
-    # The compiler leaves out all but the head.
+    # The compiler removes all computation but the head's.
     @jax.jit
     def init():
         return build(spec).init(jax.random.key(seed), image)["params"]["head"]

@@ -1,4 +1,4 @@
-"""Names of akamaster/pytorch_resnet_cifar10: torchvision's, but for the head."""
+"""Names of akamaster/pytorch_resnet_cifar10: torchvision's, except for the head."""
 
 from resnet_jax.models.spec import ResNetSpec
 from resnet_jax.weights import timm

@@ -26,7 +26,7 @@ def _rules(spec: ResNetSpec) -> Rules:
 
 def _layout(path: str, rank: int) -> Layout:
     if path == "head/kernel":
-        # A 1x1 convolution, HWIO.
+        # BiT's head is a 1x1 convolution, HWIO.
         return Layout((0, 1), before=2)
     return Layout(tuple(range(rank)))
 

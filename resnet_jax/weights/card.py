@@ -1,4 +1,4 @@
-"""The card of weights: the network they belong to, and how its input is made."""
+"""Cards, which describe weights: their network, its input, its classes and origin."""
 
 import dataclasses
 import fnmatch
@@ -18,17 +18,22 @@ from resnet_jax.data.resize import INTERPOLATIONS
 from resnet_jax.data.user_images import Images, pictures_of
 from resnet_jax.errors import BadImageError, BadValueError, UserError, nearest
 from resnet_jax.models.inputs import normalize
+from resnet_jax.models.spec import as_tuples
 from resnet_jax.models.zoo import ALIASES, Spec, get_entry, get_spec, resolve
 
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-CIFAR10 = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
+IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+HALF: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+CIFAR10: dict[str, Any] = {
+    "mean": (0.4914, 0.4822, 0.4465),
+    "std": (0.2470, 0.2435, 0.2616),
+}
 CIFAR10_CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
 )
-# What most weights of a family were made for; a later row goes before an earlier one.
-FAMILIES = {
+# The input that most weights of a family were trained for. Later rows have precedence
+# over earlier ones.
+FAMILIES: dict[str, dict[str, Any]] = {
     "resnest*": {"interpolation": "bilinear"},
     "res2ne[tx]*": {"interpolation": "bilinear"},
     "resnetv2_*": HALF,
@@ -37,7 +42,7 @@ FAMILIES = {
         "image_size": 448,
         "crop_fraction": 1.0,
     },
-    # Caffe's: BGR of 0 to 255, less the mean.
+    # Caffe's input is BGR from 0 to 255, minus the mean.
     "keras_*": {
         "bgr": True,
         "mean": tuple(mean / 255 for mean in (103.939, 116.779, 123.68)),
@@ -54,7 +59,7 @@ FAMILIES = {
 
 
 class Prediction(NamedTuple):
-    """A class that a network takes an image for.
+    """A class that a network predicts for an image.
 
     Attributes:
       index: The index of the class.
@@ -62,29 +67,33 @@ class Prediction(NamedTuple):
       probability: The probability that the network gives it, from 0 to 1.
     """
 
-    index: int
+    # The public name hides tuple.index, which has no use here.
+    index: int  # type: ignore[assignment]
     name: str
     probability: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Card:
-    """The facts that are needed to use weights.
+    """The description of weights, with all that is needed to use them.
 
     Attributes:
       network: The name of the network in the zoo.
       spec: The fields of the network's spec.
-      scheme: The naming scheme of the tensors beside which the card lies.
+      scheme: The naming scheme of the tensors that the card describes.
       image_size: The side of the input in pixels.
       mean: The mean of each channel as the network sees it, from 0 to 1.
       std: The standard deviation of each channel, in the same unit.
       interpolation: The name of the resizing filter, as in `data.interpolation`.
       crop_fraction: The part of the resized short side that the central crop keeps.
-      bgr: Whether the channels are in the order of OpenCV and Caffe.
+      bgr: True if the channels are in the order of OpenCV and Caffe.
       classes: The names of the classes in the order of the logits, as far as known.
       license: The licence of the weights, as SPDX if their source gives it so.
       origin: The place where the weights come from.
-      top1: The accuracy in percent that their source gives, or None.
+      top1: The top-1 accuracy in percent that their source gives, or None.
+
+    Raises:
+      BadValueError: `mean`, `std` or `classes` do not fit the spec.
     """
 
     network: str
@@ -110,20 +119,26 @@ class Card:
         channels, classes = spec["in_channels"], spec["num_classes"]
         if not len(self.mean) == len(self.std) == channels:
             raise BadValueError(
-                f"mean and std must have {channels} entries, one per channel."
+                f"mean and std must have {channels} entries, one per channel, but have"
+                f" {len(self.mean)} and {len(self.std)}."
             )
         if len(self.classes) > classes:
             raise BadValueError(
-                f"The card has {len(self.classes)} names for {classes} classes."
+                f"The card has {len(self.classes)} names for {classes} classes; give at"
+                " most one name per class."
             )
 
     def make_spec(self) -> Spec:
-        """Returns the network's spec; raises UserError for fields it cannot have."""
+        """Returns the network's spec; raises UserError if it has no such fields."""
         return get_spec(self.network, **self.spec)
 
     def for_spec(self, spec: Spec) -> "Card":
-        """Returns the card for another number of classes or channels."""
-        changes = {"spec": dataclasses.asdict(spec)}
+        """Returns the card for a spec with another number of classes or channels.
+
+        Other classes lose their names and accuracy. Mean and std are averaged for one
+        channel, and repeated for more.
+        """
+        changes: dict[str, Any] = {"spec": dataclasses.asdict(spec)}
         if spec.num_classes != self.spec["num_classes"]:
             changes |= {"classes": (), "top1": None}
         channels = spec.in_channels
@@ -135,7 +150,7 @@ class Card:
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> str:
-        """Returns the card as JSON, one line a field."""
+        """Returns the card as JSON, with a line per field."""
         fields = dataclasses.asdict(self).items()
         lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in fields)
         return "{\n" + ",\n".join(lines) + "\n}\n"
@@ -147,7 +162,12 @@ class Card:
     def top(
         self, logits: Float[np.ndarray, " classes"], k: int = 5
     ) -> list[Prediction]:
-        """Returns the k most probable classes by the logits of one image."""
+        """Returns the k most probable classes of one image, the best one first.
+
+        Args:
+          logits: The logits of the image.
+          k: The number of classes.
+        """
         logits = logits.astype(np.float64)
         probabilities = np.exp(logits - logits.max())
         probabilities /= probabilities.sum()
@@ -204,81 +224,99 @@ class Card:
         return np.stack(pixels)
 
     def normalize(self, pixels: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Turns cropped pixels into the network's input."""
+        """Normalises cropped pixels, which makes them the network's input."""
         if self.bgr:
             pixels = pixels[..., ::-1]
         return normalize(pixels, self.mean, self.std, jnp.float32)
 
 
-def as_tuples(value):
-    """Turns the lists of JSON, at any depth, into the tuples of a spec."""
-    if isinstance(value, list | tuple):
-        return tuple(as_tuples(part) for part in value)
-    return value
+def from_json(text: str, weights: str) -> Card:
+    """Parses a card.
 
+    Args:
+      text: The JSON of `Card.to_json`.
+      weights: The name of its weights in a message.
 
-def from_json(text: str, where: str) -> Card:
-    """Reads a card; raises UserError, calling it `where`, if it is none."""
+    Raises:
+      UserError: The text is not a card.
+    """
     try:
         return Card(**{key: as_tuples(x) for key, x in json.loads(text).items()})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         reason = str(error).rstrip(".")
-        raise UserError(f"The card of {where} cannot be used: {reason}.") from None
+        raise UserError(
+            f"The card of {weights} cannot be used: {reason}. Correct it, or remove it"
+            " and name the network."
+        ) from None
 
 
-def default_card(network: str, spec: Spec | None = None, **facts) -> Card:
-    """The card of weights that have none, from the conventions of the family.
+def default_card(network: str, spec: Spec | None = None, **fields: Any) -> Card:
+    """Makes a card by the conventions of a network's family.
 
     Args:
-      network: any name that the zoo takes.
-      spec: if it is not the zoo's.
-      **facts: fields of the card that are known.
+      network: The network's name in the zoo, or one that timm gives it.
+      spec: The network's spec. None: the zoo's.
+      **fields: Fields of the card that are known.
+
+    Example:
+      >>> default_card("resnetv2_50").mean
+      (0.5, 0.5, 0.5)
     """
     name, entry = resolve(network), get_entry(network)
     spec = spec or entry.spec
     interpolation = "bicubic" if entry.oracle == "timm" else "bilinear"
-    card = {"image_size": entry.image_size, "interpolation": interpolation} | IMAGENET
+    defaults = {
+        **IMAGENET,
+        "image_size": entry.image_size,
+        "interpolation": interpolation,
+    }
     if entry.spec.for_small_images:
-        card |= CIFAR10 | {"crop_fraction": 1.0}
+        defaults |= CIFAR10 | {"crop_fraction": 1.0}
     for pattern, family in FAMILIES.items():
         if fnmatch.fnmatch(name, pattern):
-            card |= family
-    classes = ()
+            defaults |= family
+    classes: tuple[str, ...] = ()
     if spec.num_classes == 1000:
         classes = imagenet_classes()
     elif spec.num_classes == 10 and "CIFAR-10" in entry.top1_source:
         classes = CIFAR10_CLASSES
-    card |= {"classes": classes, "scheme": entry.scheme}
-    at_3_channels = dataclasses.replace(spec, in_channels=3)
-    card = Card(network=name, spec=dataclasses.asdict(at_3_channels), **card)
-    return dataclasses.replace(card.for_spec(spec), **facts)
+    defaults |= {"classes": classes, "scheme": entry.scheme}
+    # The defaults are for three channels; `for_spec` adapts them.
+    of_colour = dataclasses.replace(spec, in_channels=3)
+    card = Card(network=name, spec=dataclasses.asdict(of_colour), **defaults)
+    return dataclasses.replace(card.for_spec(spec), **fields)
 
 
 def timm_card(config: Mapping[str, Any], origin: str) -> Card:
-    """The card of timm's weights, from the `config.json` beside them.
+    """Makes the card of timm's weights.
 
-    Raises UserError if the network is not in the zoo.
+    Args:
+      config: The content of the `config.json` beside the weights.
+      origin: The place where the weights come from.
+
+    Raises:
+      UserError: The network is not in the zoo, or its interpolation is not supported.
     """
     facts = config.get("pretrained_cfg", config)
     name = ALIASES.get(config["architecture"], config["architecture"])
     interpolation = facts.get("interpolation", "bilinear")
     if interpolation not in INTERPOLATIONS:
         raise UserError(
-            f"{origin} wants the interpolation {interpolation!r}."
+            f"{origin} needs the interpolation {interpolation!r}, which is not known."
             f"{nearest(interpolation, INTERPOLATIONS)}"
         )
     channels, side, _ = facts["input_size"]
     spec = get_spec(name, num_classes=config["num_classes"], in_channels=channels)
     names = config.get("label_names") or facts.get("label_names")
-    known = {}
+    known: dict[str, Any] = {}
     if names:
         if not isinstance(names, Mapping):
             names = dict(enumerate(names))
-        # JSON's keys are strings; numbers may be left out.
+        # The keys of JSON are strings, and some classes may have no name.
         names = {int(number): name for number, name in names.items()}
-        told = config.get("label_descriptions") or {}
+        descriptions = config.get("label_descriptions") or {}
         names = [names.get(i, f"class {i}") for i in range(spec.num_classes)]
-        known["classes"] = tuple(told.get(name, name) for name in names)
+        known["classes"] = tuple(descriptions.get(name, name) for name in names)
     entry = get_entry(name)
     if facts.get("tag") and entry.top1_source == f"timm, {facts['tag']}":
         known["top1"] = entry.top1
@@ -298,8 +336,12 @@ def timm_card(config: Mapping[str, Any], origin: str) -> Card:
 
 @functools.cache
 def imagenet_classes() -> tuple[str, ...]:
-    """WordNet's ids of ImageNet's classes, which tensorflow_datasets ships."""
+    """Returns the WordNet ids of ImageNet's classes, which tensorflow_datasets ships.
+
+    The result is empty if another release of it keeps them elsewhere.
+    """
     package = importlib.util.find_spec("tensorflow_datasets")
+    if not package or not package.origin:
+        return ()
     path = pathlib.Path(package.origin).parent / "datasets/imagenet2012/labels.txt"
-    # Another release may keep them elsewhere.
     return tuple(path.read_text().split()) if path.exists() else ()

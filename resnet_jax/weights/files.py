@@ -1,7 +1,8 @@
-"""Files of weights: names and arrays, whatever the format, with their card.
+"""Reads and writes files of weights in any format, with their card.
 
-safetensors keep the card as JSON among their metadata; beside a file NAME of another
-format it is in NAME.card.json. timm's `config.json` beside a file does as well.
+A safetensors file has the card as JSON in its metadata. The card of a file NAME of
+another format is in NAME.card.json beside it, and timm's `config.json` beside a file
+serves as a card, too.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import os
 import pathlib
 import pickle
 import re
+import types
 import zipfile
 from collections.abc import Iterator, Mapping
 
@@ -31,27 +33,29 @@ Tensors = Mapping[str, np.ndarray]
 TORCH = (".pth", ".pt", ".th", ".tar", ".bin")
 KERAS = (".h5", ".keras")
 SUFFIXES = (".safetensors", *TORCH, ".npz", *KERAS)
-# Where training programs keep the weights in a checkpoint, the averaged ones first.
+# The keys under which training programs keep weights in a checkpoint, EMA first.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
-# What torch.nn.DataParallel and torch.compile put before each name.
+# The prefixes that torch.nn.DataParallel and torch.compile add to each name.
 PREFIXES = ("module.", "_orig_mod.")
 
 
 def read(
     path: pathlib.Path, spec: Spec | None = None, scheme: Scheme | None = None
 ) -> dict[str, np.ndarray]:
-    """Returns the tensors of a file.
-
-    Raises UserError if there is no such file, or it cannot be read without running
-    code that it holds.
+    """Returns the tensors of a file by their names in it.
 
     Args:
-      path: of the file; its suffix says what it is.
-      spec, scheme: what is expected, for those of Keras's files that only number
-        their layers.
+      path: The file, whose suffix names the format.
+      spec: The network that is expected, which gives names to those layers of a Keras
+        file that are only numbered.
+      scheme: The naming scheme that is expected, for the same purpose.
+
+    Raises:
+      UserError: There is no such file, its format is unknown, it is damaged, or it
+        cannot be read without running code that it contains.
     """
     _check(path)
-    with _telling_failure(path):
+    with _reported(path):
         if path.suffix == ".safetensors":
             with safetensors.safe_open(path, "np") as file:
                 return {name: file.get_tensor(name) for name in file.offset_keys()}
@@ -63,9 +67,9 @@ def read(
 
 
 def read_card(path: pathlib.Path) -> Card | None:
-    """Returns the card of a file, if it has one; raises UserError if it is broken."""
+    """Returns the card of a file, or None; raises UserError if the card is invalid."""
     _check(path)
-    with _telling_failure(path):
+    with _reported(path):
         if path.suffix == ".safetensors":
             with safetensors.safe_open(path, "np") as file:
                 metadata = file.metadata() or {}
@@ -82,9 +86,16 @@ def read_card(path: pathlib.Path) -> Card | None:
 
 
 def write(path: Path, tensors: Tensors, card: Card) -> None:
-    """Writes tensors, named by the card's scheme, so that the file is whole or not.
+    """Writes a file of weights, which exists whole or not at all, and its card.
 
-    Raises UserError if the file system refuses.
+    Args:
+      path: The file, whose suffix names the format.
+      tensors: The arrays by their names in the card's naming scheme.
+      card: The card.
+
+    Raises:
+      UserError: The format is unknown, the package that writes it is missing, or the
+        file cannot be written.
     """
     check_suffix(path)
     if storage.is_remote(path):
@@ -92,40 +103,46 @@ def write(path: Path, tensors: Tensors, card: Card) -> None:
             write(folder / path.name, tensors, card)
         return
     if not path.parent.is_dir():
-        raise UserError(f"There is no directory {path.parent}.")
-    torch = _import_torch(path, "Writing") if path.suffix in TORCH else None
-    # The suffix stays: some writers go by it.
+        raise UserError(f"There is no directory {path.parent}; create it first.")
+    # The suffix is kept, since some writers choose the format by it.
     partial = path.with_name(f".partial-{path.name}")
     try:
         if path.suffix == ".safetensors":
-            # Not ascontiguousarray, which gives numbers an axis.
+            # np.ascontiguousarray would give scalars an axis.
             arrays = {name: np.asarray(x, order="C") for name, x in tensors.items()}
-            # As torch's own files say, without which some readers refuse them.
+            # Some readers refuse files without torch's entry "format".
             metadata = {"format": "pt", "card": card.to_json()}
             safetensors.numpy.save_file(arrays, partial, metadata)
         elif path.suffix == ".npz":
-            np.savez(partial, **tensors)
+            # NumPy's types expect a bool of any keyword, since allow_pickle is one.
+            np.savez(partial, **tensors)  # type: ignore[arg-type]
         elif path.suffix in KERAS:
             spec, scheme = card.make_spec(), SCHEMES[card.scheme]
             keras_files.write(partial, tensors, spec, scheme)
         else:
-            theirs = {name: torch.tensor(value) for name, value in tensors.items()}
-            torch.save(theirs, partial)
+            torch = _import_torch(path, "Writing")
+            state = {name: torch.tensor(value) for name, value in tensors.items()}
+            torch.save(state, partial)
         os.replace(partial, path)
         if path.suffix != ".safetensors":
             card_path(path).write_text(card.to_json())
-    # safetensors and torch have types of their own for what the file system refuses.
+    # safetensors and torch raise errors of their own for those of the file system.
     except (OSError, safetensors.SafetensorError, RuntimeError) as error:
-        raise UserError(f"{path} cannot be written: {error}.") from error
+        raise UserError(
+            f"{path} cannot be written: {error}. Free some space, or choose another"
+            " path."
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def local(path: Path) -> Iterator[pathlib.Path]:
-    """A file with what tells of it beside it, copied if it is in an object store.
+    """Yields a local path of a file and of the cards beside it.
 
-    Raises UserError if there is no such file.
+    Files in an object store are copied for as long as the context is open.
+
+    Raises UserError if there is no such file, or its format is unknown.
     """
     _check(path)
     beside = (card_path(path), path.with_name("config.json"))
@@ -134,39 +151,43 @@ def local(path: Path) -> Iterator[pathlib.Path]:
 
 
 def card_path(path: Path) -> Path:
-    """Where the card lies of a file whose format has no room for it."""
+    """Returns the path of the card of a file whose format cannot contain it."""
     return path.with_name(path.name + ".card.json")
 
 
 def _check(path: Path) -> None:
     if not path.is_file():
-        raise UserError(f"There is no file {path}.")
+        raise UserError(f"There is no file {path}; check the path.")
     check_suffix(path)
 
 
 def check_suffix(path: Path) -> None:
-    """Raises UserError if no format has the suffix of a file."""
+    """Raises UserError if the suffix of a file is not that of a known format."""
     if path.suffix not in SUFFIXES:
         raise UserError(
-            f"What is {path}? Files of weights end in {', '.join(SUFFIXES)}."
+            f"The format of {path} is unknown. Give a file that ends in one of"
+            f" {', '.join(SUFFIXES)}."
         )
 
 
 @contextlib.contextmanager
-def _telling_failure(path: pathlib.Path):
+def _reported(path: pathlib.Path) -> Iterator[None]:
+    """Raises UserError in place of any error while a file is read."""
     try:
         yield
     except (UserError, MemoryError):
         raise
-    # Broken files raise whatever their readers come upon.
+    # Readers of damaged files raise errors of any type.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"{path} cannot be read: {reason.rstrip('.')}.") from error
+        raise UserError(
+            f"{path} cannot be read: {reason.rstrip('.')}. Fetch or save it again."
+        ) from error
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     if not zipfile.is_zipfile(path):
-        raise UserError(f"{path} is no archive of numpy arrays.")
+        raise UserError(f"{path} is not an archive of numpy.savez; save it again.")
     tensors = {}
     with np.load(path, allow_pickle=False) as file:
         for name in file.files:
@@ -176,10 +197,10 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
                 if "allow_pickle" not in str(error):
                     raise
                 raise UserError(
-                    f"{path} is refused: {name!r} is no array of numbers but a pickle,"
-                    " which could run code."
+                    f"{path} is refused: {name!r} is a pickle, which could run code,"
+                    " instead of an array of numbers. Save it without objects."
                 ) from None
-            # Some of BiT's files keep the parameters of norms as if they were images.
+            # Some of BiT's files keep the parameters of norms as [1, 1, 1, c].
             norm = name.endswith(("/gamma", "/beta"))
             tensors[name] = value.reshape(-1) if norm else value
     return tensors
@@ -188,53 +209,68 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
     torch = _import_torch(path, "Reading")
     try:
-        # Checkpoints of timm's and torchvision's training hold their arguments so.
+        # Checkpoints of timm's and torchvision's training contain their arguments as
+        # a Namespace.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError) as error:
-        raise UserError(f"{path} is no whole file of torch.save.") from error
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        what = found[1] if found else "something else"
         raise UserError(
-            f"{path} is refused: besides tensors it holds a pickle of {what}, which"
-            " could run code; whoever trusts it saves the tensors alone with"
-            " torch.save(model.state_dict(), PATH)."
+            f"{path} is not a complete file of torch.save; fetch or save it again."
+        ) from error
+    except pickle.UnpicklingError as error:
+        match = re.search(r"GLOBAL (\S+)", str(error))
+        kind = match[1] if match else "another object"
+        raise UserError(
+            f"{path} is refused: besides tensors it contains a pickle of {kind}, which"
+            " could run code. If you trust it, load it in torch and save the tensors"
+            " alone with torch.save(model.state_dict(), PATH)."
         ) from error
     if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds a {type(content).__name__}, no named tensors.")
+        raise UserError(
+            f"{path} contains a {type(content).__name__} instead of named tensors. Save"
+            " them with torch.save(model.state_dict(), PATH)."
+        )
     tensors = unwrap(content)
     for name, value in tensors.items():
         if not isinstance(value, torch.Tensor):
-            raise UserError(f"{path}: {name!r} is a {type(value).__name__}, no tensor.")
+            raise UserError(
+                f"In {path}, {name!r} is not a tensor but of the type"
+                f" {type(value).__name__}. Save the tensors alone with"
+                " torch.save(model.state_dict(), PATH)."
+            )
         value = value.detach()
-        # numpy has no bfloat16.
+        # NumPy has no bfloat16.
         tensors[name] = (value.float() if value.is_floating_point() else value).numpy()
     return tensors
 
 
 def unwrap(checkpoint: Mapping) -> dict:
-    """Returns the state dict of a checkpoint, with the networks' own names."""
+    """Returns the state dict of a checkpoint, without prefixes of its names.
+
+    Args:
+      checkpoint: The content of a torch file: a state dict, or a training program's
+        dictionary that contains one. An EMA is preferred to the weights themselves.
+    """
     for key in WRAPPERS:
         if isinstance(checkpoint.get(key), Mapping):
             checkpoint = checkpoint[key]
             break
-    # What torch counts in an averaged model.
+    # torch's AveragedModel counts its updates under this name.
     tensors = {name: x for name, x in checkpoint.items() if name != "n_averaged"}
-    # Wrappers may be around each other, in either order.
+    # The wrappers may be nested in either order.
     for prefix in PREFIXES * 2:
         if tensors and all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): x for name, x in tensors.items()}
     return tensors
 
 
-def _import_torch(path: pathlib.Path, doing: str):
+def _import_torch(path: Path, task: str) -> types.ModuleType:
     try:
         import torch
     except ImportError:
         raise UserError(
-            f"{doing} {path} takes torch, which is not installed: pip install torch, or"
-            " convert between it and .safetensors once where torch is (python -m"
-            " resnet_jax.convert)."
+            f"{task} {path} needs torch, which is not installed. Run pip install torch,"
+            " or convert between this format and .safetensors on a machine with torch"
+            " (python -m resnet_jax.convert)."
         ) from None
     return torch

@@ -1,4 +1,4 @@
-"""Names of the Highway networks, which no library has: our own, with torch's leaves."""
+"""Names of the Highway networks. No library has any, so they are in torch's style."""
 
 from resnet_jax.models.baselines import HighwaySpec
 from resnet_jax.weights import timm

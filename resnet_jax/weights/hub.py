@@ -1,4 +1,7 @@
-"""timm's weights on the Hugging Face hub, without torch: `timm:resnet50.a1_in1k`."""
+"""Fetches timm's weights from the Hugging Face hub, such as `timm:resnet50.a1_in1k`.
+
+Neither timm nor torch is needed.
+"""
 
 import logging
 import os
@@ -13,22 +16,25 @@ PREFIX = "timm:"
 WEIGHTS = "model.safetensors"
 
 
-def fetch(where: str) -> pathlib.Path:
-    """Returns the weights of `timm:NAME.TAG`, with timm's `config.json` beside them.
+def fetch(address: str) -> pathlib.Path:
+    """Fetches weights, with timm's `config.json` beside them, and returns their path.
 
-    What was fetched once is taken from the hub's cache, without the network.
+    Files that are in the hub's cache are taken from there, without the network.
+
+    Args:
+      address: The weights as `timm:NAME.TAG`.
 
     Raises:
-      UserError: the zoo has no such network, the hub no such weights, or there is
-        neither a way to the hub nor a copy in the cache.
+      UserError: The zoo has no such network, the hub has no such weights, or the hub
+        cannot be reached and the cache has no copy.
     """
-    name = where.removeprefix(PREFIX)
+    name = address.removeprefix(PREFIX)
     name = ALIASES.get(name, name)
     resolve(name)
     if "." not in name:
         raise UserError(
-            f"{where} does not say which weights: write a tag too, such as"
-            f" {PREFIX}{name}.a1_in1k (huggingface.co/timm lists them)."
+            f"{address} names a network without the tag of its weights. Add a tag, such"
+            f" as {PREFIX}{name}.a1_in1k; huggingface.co/timm lists them."
         )
     weights = _fetch_file(name, WEIGHTS)
     _fetch_file(name, "config.json")
@@ -39,32 +45,36 @@ def _fetch_file(name: str, file: str) -> pathlib.Path:
     from huggingface_hub import constants, errors, hf_hub_download
     from huggingface_hub.utils import logging as hub_logging
 
-    # It would warn of each retry where there is no network.
+    # Without a network, the library would log a warning for each retry.
     hub_logging.set_verbosity_error()
     repository = f"timm/{name}"
-    address = f"{constants.ENDPOINT}/{repository}"
+    page = f"{constants.ENDPOINT}/{repository}"
     try:
         try:
             path = hf_hub_download(repository, file, local_files_only=True)
         except errors.LocalEntryNotFoundError:
-            log.warning("Asking %s for %s.", address, file)
+            log.warning("Fetching %s from %s.", file, page)
             path = hf_hub_download(repository, file)
     except errors.LocalEntryNotFoundError:
         raise UserError(
-            f"There is no way to the network, and {file} of {repository} is not in"
-            f" {constants.HF_HUB_CACHE}: fetch {address}/resolve/main/{file} elsewhere,"
-            " and config.json beside it, and give its path instead."
+            f"{page} cannot be reached, and {file} of {repository} is not in"
+            f" {constants.HF_HUB_CACHE}. Fetch {page}/resolve/main/{file} and"
+            " config.json on a machine with a network, and give the file's path."
         ) from None
     except errors.EntryNotFoundError:
         raise UserError(
-            f"{address} has no {file}, and other files of it are not read."
+            f"{page} has no {file}, and other formats are not read from the hub. Fetch"
+            " its weights and give the file's path."
         ) from None
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
         raise UserError(
-            f"There are no weights {name!r} at {address}; huggingface.co/timm lists"
-            " what there is."
+            f"There are no weights {name!r} at {page}. huggingface.co/timm lists those"
+            " that exist."
         ) from None
     except errors.HfHubHTTPError as error:
         reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"{address} did not answer: {reason}") from None
+        raise UserError(
+            f"{page} did not answer ({reason}). Try again later, or fetch {file} and"
+            " give its path."
+        ) from None
     return pathlib.Path(os.path.abspath(path))

@@ -1,4 +1,4 @@
-"""Names of Keras Applications' ResNets, V1 and V2, and of the tutorial's network.
+"""Names of Keras Applications' ResNets, V1 and V2, and of the Keras tutorial's network.
 
 `keras_files.py` reads and writes the files.
 """
@@ -7,6 +7,7 @@ import string
 from typing import NamedTuple
 
 from resnet_jax.models.spec import ResNetSpec
+from resnet_jax.models.zoo import Spec
 from resnet_jax.weights.naming import Layout, Rules, Scheme
 
 NORMS = ("norm1", "norm2", "norm3", "shortcut/norm", "stem_norm1", "final_norm")
@@ -26,8 +27,8 @@ VARIABLES = {
     "dense": ("kernel", "bias"),
 }
 
-# What Keras calls our layers, in the order in which a Keras model lists them: by their
-# distance from the output; of two as far from it, the one that the sum names first.
+# Keras's names of the native layers, in the order in which a Keras model lists them:
+# by their distance from the output, and at equal distance in the order of the sum.
 V1_BLOCK = {
     "conv1": "1_conv",
     "norm1": "1_bn",
@@ -63,9 +64,9 @@ def _applications(spec: ResNetSpec) -> Rules:
     rules = [("stem_conv1", "conv1_conv"), ("stem_norm1", "conv1_bn")]
     for i, size in enumerate(spec.stage_sizes, 1):
         for j in range(1, size + 1):
-            for ours, theirs in (V2_BLOCK if spec.preact else V1_BLOCK).items():
+            for native, foreign in (V2_BLOCK if spec.preact else V1_BLOCK).items():
                 rules.append(
-                    (f"stage{i}_block{j}/{ours}", f"conv{i + 1}_block{j}_{theirs}")
+                    (f"stage{i}_block{j}/{native}", f"conv{i + 1}_block{j}_{foreign}")
                 )
     return [*rules, ("final_norm", "post_bn"), ("head", "predictions")]
 
@@ -74,9 +75,9 @@ def _tutorial(spec: ResNetSpec) -> Rules:
     rules = [("stem_conv1", "conv1"), ("stem_norm1", "bn_conv1")]
     for i, size in enumerate(spec.stage_sizes, 1):
         for j, letter in enumerate(string.ascii_lowercase[:size], 1):
-            for ours, theirs in TUTORIAL_BLOCK.items():
-                name = theirs.format(f"{i + 1}{letter}")
-                rules.append((f"stage{i}_block{j}/{ours}", name))
+            for native, foreign in TUTORIAL_BLOCK.items():
+                name = foreign.format(f"{i + 1}{letter}")
+                rules.append((f"stage{i}_block{j}/{native}", name))
     return [*rules, ("head", f"fc{spec.num_classes}")]
 
 
@@ -84,7 +85,7 @@ def _layout(path: str, rank: int) -> Layout:
     return Layout(tuple(range(rank)))
 
 
-# Models that were trained on top of these networks may keep states of generators.
+# Models that were built on these networks may keep the states of random generators.
 IGNORED = r"seed_generator(_\d+)?/.*"
 APPLICATIONS = Scheme("keras", _applications, LEAVES, _layout, "/", IGNORED)
 TUTORIAL = Scheme("keras_tutorial", _tutorial, LEAVES, _layout, "/", IGNORED)
@@ -94,9 +95,10 @@ class Layer(NamedTuple):
     """A layer that has variables.
 
     Attributes:
-      name: of the layer.
-      kind: its class, as Keras writes it in names.
-      variables: names of its variables, in Keras's order.
+      name: The layer's name in Keras.
+      kind: The layer's class, as in Keras's automatic names: `conv2d`,
+        `batch_normalization` or `dense`.
+      variables: The names of its variables, in Keras's order.
     """
 
     name: str
@@ -104,17 +106,17 @@ class Layer(NamedTuple):
     variables: tuple[str, ...]
 
 
-def list_layers(spec: ResNetSpec, scheme: Scheme) -> list[Layer]:
-    """The layers of a network in Keras's order."""
+def list_layers(spec: Spec, scheme: Scheme) -> list[Layer]:
+    """Lists a network's layers that have variables, in Keras's order."""
     names = set(scheme.names(spec).values())
     layers = []
-    for ours, theirs in scheme.rules(spec):
+    for native, foreign in scheme.rules(spec):
         kind = "conv2d"
-        if f"{theirs}/gamma" in names:
+        if f"{foreign}/gamma" in names:
             kind = "batch_normalization"
-        elif ours == "head":
+        elif native == "head":
             kind = "dense"
-        variables = [v for v in VARIABLES[kind] if f"{theirs}/{v}" in names]
+        variables = [v for v in VARIABLES[kind] if f"{foreign}/{v}" in names]
         if variables:
-            layers.append(Layer(theirs, kind, tuple(variables)))
+            layers.append(Layer(foreign, kind, tuple(variables)))
     return layers

@@ -1,9 +1,9 @@
-"""Keras's weight files, read and written with h5py alone.
+"""Reads and writes Keras's weight files with h5py, without Keras.
 
-There are three kinds. A legacy `.h5` has a group for each layer, by its name. Keras 3's
-`.weights.h5` has them by class and number, `layers/conv2d_3/vars/0`, and since Keras
-3.6 the layer's name as an attribute. A `.keras` is a zip of the network's config and a
-`.weights.h5`.
+There are three kinds. A legacy `.h5` has a group for each layer under the layer's name.
+A `.weights.h5` of Keras 3 has groups by class and number, `layers/conv2d_3/vars/0`, and
+since Keras 3.6 the layer's name as an attribute. A `.keras` is a zip of the network's
+config and a `.weights.h5`.
 """
 
 import collections
@@ -19,13 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.errors import UserError, nearest
-from resnet_jax.models.spec import ResNetSpec
+from resnet_jax.models.zoo import Spec
 from resnet_jax.weights.keras import VARIABLES, Layer, list_layers
 from resnet_jax.weights.naming import Scheme
 
-# What a layer without a name of its own is called: its class and, mostly, a number.
+# Keras's automatic name of a layer: its class and, after the first one, a number.
 UNNAMED = rf"({'|'.join(VARIABLES)})(?:_(\d+))?"
-# Keras Applications' own files keep the head under the name that it had at first.
+# The files of Keras Applications keep the head under its first name.
 FORMER = {"probs": "predictions"}
 
 Tensors = dict[str, np.ndarray]
@@ -33,16 +33,21 @@ Tensors = dict[str, np.ndarray]
 
 def read(
     path: str | os.PathLike,
-    spec: ResNetSpec | None = None,
+    spec: Spec | None = None,
     scheme: Scheme | None = None,
 ) -> Tensors:
-    """Returns the tensors of a Keras file as `layer/variable`.
+    """Returns the tensors of a Keras file by names such as `conv1_conv/kernel`.
 
     Args:
-      path: a file of any of the three kinds; UserError if it is damaged or another.
-      spec: the network that is expected; layers without a name of their own then get
-        its names by their order, as in Keras. Else they are `conv2d_3/kernel`.
-      scheme: of the names.
+      path: A file of any of the three kinds.
+      spec: The network that is expected. Layers that only have automatic names get
+        its names by their order, as in Keras. Without it they keep the automatic ones,
+        such as `conv2d_3/kernel`.
+      scheme: The naming scheme of the network.
+
+    Raises:
+      UserError: There is no such file, it is damaged or of another kind, or it has
+        another number of unnamed layers than the network.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -50,26 +55,34 @@ def read(
     try:
         tensors = _read(path)
     except Exception as error:
-        # Of damaged files h5py makes almost any exception.
-        raise UserError(f"{path} is damaged or no Keras weight file.") from error
+        # h5py raises almost any exception for damaged files.
+        raise UserError(
+            f"{path} is damaged or not a Keras weight file; fetch or save it again."
+        ) from error
     if not tensors:
-        raise UserError(f"{path} is no Keras weight file: it has no layers.")
+        raise UserError(
+            f"{path} is not a Keras weight file, since it has no layers; give a file of"
+            " model.save_weights or model.save."
+        )
     return _name(tensors, path, spec, scheme) if spec and scheme else tensors
 
 
 def write(
     path: str | os.PathLike,
     tensors: Mapping[str, np.ndarray],
-    spec: ResNetSpec,
+    spec: Spec,
     scheme: Scheme,
 ) -> None:
-    """Writes a file that `model.load_weights` of Keras takes.
+    """Writes a file that `model.load_weights` of Keras reads.
 
     Args:
-      path: ends in `.weights.h5` (Keras 3) or `.h5` (legacy); UserError if not.
-      tensors: all of the network's, `layer/variable`, as `to_theirs` gives them.
-      spec: the network they belong to.
-      scheme: of the names.
+      path: The file, which ends in `.weights.h5` (Keras 3) or `.h5` (legacy).
+      tensors: All of the network's tensors, as `to_foreign` returns them.
+      spec: The network that they belong to.
+      scheme: The naming scheme of the network.
+
+    Raises:
+      UserError: The path has another suffix, or a tensor is missing.
     """
     path = pathlib.Path(path)
     if path.suffix != ".h5":
@@ -82,7 +95,7 @@ def write(
         if name not in tensors:
             raise UserError(f"The tensor {name!r} is missing.{nearest(name, tensors)}")
 
-    # The file is there whole or not at all.
+    # The file is renamed when it is complete, so it exists whole or not at all.
     partial = path.with_name(path.name + ".partial")
     try:
         with h5py.File(partial, "w") as file:
@@ -106,7 +119,7 @@ def _read(path: pathlib.Path) -> Tensors:
 
 
 def _read_h5(file: h5py.File) -> Tensors:
-    # Whole models in the legacy format have their optimizer beside this.
+    # A whole model in the legacy format has its optimizer beside this group.
     root = file.get("model_weights", file)
     if any(name.startswith("layer_names") for name in root.attrs):
         return dict(_read_legacy(root))
@@ -116,8 +129,8 @@ def _read_h5(file: h5py.File) -> Tensors:
 def _read_legacy(root: h5py.Group) -> Iterator[tuple[str, np.ndarray]]:
     for name, group in root.items():
         arrays = _arrays(group)
-        # A network within the network has a group of its own, of several layers.
-        # Otherwise the group's name counts: TensorFlow 1 numbered the inner one.
+        # The group of a network inside the network has several layers. In a group of
+        # one layer the group's name counts, since TensorFlow 1 numbered the inner name.
         nested = len({path.rpartition("/")[0] for path in arrays}) > 1
         for path, value in arrays.items():
             *_, layer, variable = f"{name}/{path}".split("/")
@@ -138,13 +151,13 @@ def _read_keras_3(layers: h5py.Group) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _arrays(group: h5py.Group) -> Tensors:
-    """All arrays below a group by their paths in it."""
-    arrays = {}
+    """Returns all arrays below a group by their paths in it."""
+    arrays: Tensors = {}
 
     def visit(path: str, item: h5py.HLObject) -> None:
         if isinstance(item, h5py.Dataset):
             value = item[()]
-            # HDF5 knows no bfloat16: Keras writes the bytes.
+            # HDF5 has no bfloat16, so Keras writes the bytes.
             is_bfloat16 = item.attrs.get("dtype") == "bfloat16"
             arrays[path] = value.view(jnp.bfloat16) if is_bfloat16 else value
 
@@ -152,11 +165,9 @@ def _arrays(group: h5py.Group) -> Tensors:
     return arrays
 
 
-def _name(
-    tensors: Tensors, path: pathlib.Path, spec: ResNetSpec, scheme: Scheme
-) -> Tensors:
+def _name(tensors: Tensors, path: pathlib.Path, spec: Spec, scheme: Scheme) -> Tensors:
     """Gives unnamed layers their names, in the order of their numbers."""
-    numbers = collections.defaultdict(dict)
+    numbers: dict[str, dict[str, int]] = collections.defaultdict(dict)
     layers = {name.rpartition("/")[0] for name in tensors}
     for layer in layers:
         if match := re.fullmatch(UNNAMED, layer):
@@ -164,16 +175,18 @@ def _name(
     if not numbers:
         return tensors
 
-    names = {}
+    names: dict[str, str] = {}
     known = list_layers(spec, scheme)
     for kind, unnamed in numbers.items():
         free = [x.name for x in known if x.kind == kind and x.name not in layers]
         if len(free) != len(unnamed):
             raise UserError(
-                f"{path} has {len(unnamed)} unnamed layers {kind}, the network"
-                f" {len(free)}."
+                f"{path} has {len(unnamed)} unnamed layers of the class {kind}, but the"
+                f" network has {len(free)}. Name the network that the file belongs to."
             )
-        names |= zip(sorted(unnamed, key=unnamed.get), free, strict=True)
+        names |= zip(
+            sorted(unnamed, key=lambda layer: unnamed[layer]), free, strict=True
+        )
     return {
         f"{names.get(layer, layer)}/{variable}": value
         for name, value in tensors.items()
@@ -192,7 +205,7 @@ def _write_legacy(file: h5py.File, layers: list[Layer], tensors: Mapping) -> Non
 
 
 def _write_keras_3(file: h5py.File, layers: list[Layer], tensors: Mapping) -> None:
-    counts = collections.Counter()
+    counts: collections.Counter[str] = collections.Counter()
     for layer in layers:
         number = f"_{counts[layer.kind]}" if counts[layer.kind] else ""
         counts[layer.kind] += 1

@@ -1,11 +1,12 @@
-"""From a file, a workdir or the hub to variables that a network takes."""
+"""Loads weights from a file, a workdir or the hub, as variables of a network."""
 
 import dataclasses
 import functools
 import logging
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -17,15 +18,15 @@ from resnet_jax.weights import SCHEMES, files, hub, native
 from resnet_jax.weights.adapt import FIRST_CONVS, fit_ends
 from resnet_jax.weights.bit import BIT
 from resnet_jax.weights.card import Card, default_card
-from resnet_jax.weights.naming import Scheme, from_theirs, shapes_of
+from resnet_jax.weights.naming import Scheme, Tensors, from_foreign, shapes_of
 
 log = logging.getLogger(__name__)
 
-# What the shapes of the head and of the first kernel say.
+# The fields of a spec that the shapes of the head and of the first kernel determine.
 ENDS = ("num_classes", "in_channels")
-# Fields of a spec that may differ between the network whose weights they were and the
-# one that takes them: head and first kernel are adapted, and the others do not say
-# what function of the weights a network is.
+# The fields in which the specs of the weights and of the network that loads them may
+# differ: the head and the first kernel are adapted, and the other fields do not change
+# which function of the weights the network computes.
 MAY_DIFFER = (
     *(*ENDS, "output_stride"),
     *("zero_init_last", "conv_init", "head_init_std", "head_bias", "gate_bias"),
@@ -33,70 +34,80 @@ MAY_DIFFER = (
     *("dropout", "block_dropout", "drop_path", "drop_path_by"),
 )
 
-Tensors = Mapping[str, np.ndarray]
-
 
 def load(
-    where: str, *, model: str | None = None, seed: int = 0, **overrides
+    source: str, *, model: str | None = None, seed: int = 0, **overrides: Any
 ) -> tuple[Card, dict]:
     """Returns the card and the float32 variables of weights.
 
-    The first kernel is adapted to another number of input channels, and a head of
-    another number of classes is drawn afresh, which a warning tells.
+    The first kernel is adapted to another number of input channels. A head of another
+    number of classes is randomly initialised. A warning reports each.
 
     Args:
-      where: a file, a weights directory, a workdir or `timm:NAME.TAG`.
-      model: the network's name in the zoo; None: what the weights' card says, or else
-        the first network of the zoo that they fit.
-      seed: of a fresh head, which is the one that a run with that seed would have.
-      **overrides: fields of the network's spec to replace, such as `num_classes=10`.
+      source: A file, a weights directory, a workdir or `timm:NAME.TAG`.
+      model: The network's name in the zoo. None: the network of the weights' card, or,
+        without a card, the first network of the zoo that they fit.
+      seed: The seed of a randomly initialised head, which is the head that a run with
+        this seed has.
+      **overrides: Fields of the network's spec to replace, such as `num_classes=10`.
 
     Raises:
-      UserError: there are no such weights, they cannot be read, or are not those of
-        the network.
+      UserError: There are no such weights, they cannot be read, or they belong to
+        another network.
     """
-    card, variables = read(where, model=model, **overrides)
+    card, variables = read(source, model=model, **overrides)
     spec = card.make_spec()
     wanted = {key: overrides[key] for key in ENDS if key in overrides}
     target = dataclasses.replace(spec, **wanted)
-    variables = fit_ends(variables, spec, target, seed=seed, where=where)
+    variables = fit_ends(variables, spec, target, seed=seed, weights=source)
     return card.for_spec(target), variables
 
 
-def read(where: str, *, model: str | None = None, **overrides) -> tuple[Card, dict]:
-    """Returns card and float32 variables of weights, with the head and input they have.
+def read(
+    source: str, *, model: str | None = None, **overrides: Any
+) -> tuple[Card, dict]:
+    """Returns the card and the float32 variables of weights, without adapting them.
 
-    Arguments and what is raised are as in `load`.
+    They keep their numbers of classes and input channels. The arguments and errors are
+    those of `load`.
     """
-    card, tensors = _read(where, model, overrides)
+    card, tensors = _read(source, model, overrides)
     try:
-        return card, from_theirs(tensors, card.make_spec(), _scheme_of(card))
+        return card, from_foreign(tensors, card.make_spec(), _scheme_of(card))
     except UserError as error:
-        raise UserError(f"{where} does not fit {card.network}: {error}") from None
+        raise UserError(f"{source} does not fit {card.network}: {error}") from None
 
 
 def schemes_of(network: str, suffix: str) -> list[Scheme]:
-    """The naming schemes of a network's weights in a format; the first is the usual."""
+    """Returns the naming schemes that a network's weights may have, the default first.
+
+    Args:
+      network: The network's name in the zoo.
+      suffix: The suffix of the file, which names its format.
+    """
     entry = get_entry(network)
     if suffix in files.KERAS:
         return [SCHEMES[entry.scheme]] if entry.oracle == "keras" else []
-    schemes = [SCHEMES[entry.scheme], native.OWN]
+    schemes = [SCHEMES[entry.scheme], native.NATIVE]
     if entry.paper == zoo.BIT:
         schemes.insert(0 if suffix == ".npz" else 1, BIT)
     return schemes
 
 
 def _scheme_of(card: Card) -> Scheme:
-    schemes = {**SCHEMES, native.OWN.name: native.OWN}
+    schemes = {**SCHEMES, native.NATIVE.name: native.NATIVE}
     if card.scheme not in schemes:
         hint = nearest(card.scheme, schemes)
-        raise UserError(f"There is no naming scheme {card.scheme!r}.{hint}")
+        raise UserError(
+            f"The card of {card.network} names the scheme {card.scheme!r}, which does"
+            f" not exist.{hint}"
+        )
     return schemes[card.scheme]
 
 
-def _read(where: str, model: str | None, overrides: dict) -> tuple[Card, Tensors]:
-    """Returns tensors as they are kept, with the card of the network that has them."""
-    path = hub.fetch(where) if where.startswith(hub.PREFIX) else path_of(where)
+def _read(source: str, model: str | None, overrides: dict) -> tuple[Card, Tensors]:
+    """Returns weights in their own naming scheme, with the card of their network."""
+    path = hub.fetch(source) if source.startswith(hub.PREFIX) else path_of(source)
     with explaining_errors(path):
         if (path / hub.WEIGHTS).is_file():
             path /= hub.WEIGHTS
@@ -107,41 +118,46 @@ def _read(where: str, model: str | None, overrides: dict) -> tuple[Card, Tensors
         elif path.is_dir():
             raise UserError(
                 f"{path} is neither a workdir (config.json, checkpoints/) nor a weights"
-                f" directory (card.json) nor one of the hub's ({hub.WEIGHTS})."
+                f" directory (card.json) nor a copy of the hub's ({hub.WEIGHTS})."
             )
         else:
-            with files.local(path) as path:
-                card = files.read_card(path)
-                if not card:
-                    return _read_without_card(path, model, overrides)
-                tensors = files.read(path, card.make_spec(), _scheme_of(card))
-    return _check_card(card, where, model, overrides), tensors
+            with files.local(path) as file:
+                file_card = files.read_card(file)
+                if not file_card:
+                    return _read_without_card(file, model, overrides)
+                card = file_card
+                tensors = files.read(file, card.make_spec(), _scheme_of(card))
+    return _check_card(card, source, model, overrides), tensors
 
 
-def _check_card(card: Card, where: str, model: str | None, overrides: dict) -> Card:
-    """Returns the card under the name of the network that is to have the weights.
+def _check_card(card: Card, source: str, model: str | None, overrides: dict) -> Card:
+    """Returns the card with the network that loads the weights.
 
-    Raises UserError if that is another function of the same tensors.
+    Raises UserError if that network computes another function of the same tensors.
     """
-    there = card.make_spec()
+    spec = card.make_spec()
     fields = overrides if model else {**card.spec, **overrides}
     name = resolve(model or card.network)
-    wanted = get_spec(name, **fields)
-    if type(wanted) is not type(there):
-        raise UserError(f"{where} holds the weights of {card.network}, not of {name}.")
-    # Tensors that miss or do not fit are told by name, which says more.
-    if _shapes(wanted) == _shapes(there):
+    target = get_spec(name, **fields)
+    if type(target) is not type(spec):
+        raise UserError(
+            f"{source} has the weights of {card.network}, not of {name}; load them with"
+            f" model={card.network}."
+        )
+    # If the shapes differ, a later error names the tensors, which says more.
+    if _shapes(target) == _shapes(spec):
         for key in card.spec:
-            theirs, ours = getattr(there, key), getattr(wanted, key)
-            if theirs != ours and key not in MAY_DIFFER:
+            saved, value = getattr(spec, key), getattr(target, key)
+            if saved != value and key not in MAY_DIFFER:
                 raise UserError(
-                    f"{where} holds the weights of a network with {key}={theirs!r}"
-                    f" ({card.network}); {name} has {key}={ours!r}, with which the same"
-                    " tensors are another function."
+                    f"{source} has the weights of a network with {key}={saved!r}"
+                    f" ({card.network}), but {name} has {key}={value!r}, which makes"
+                    f" another function of the same tensors. Set {key} to"
+                    f" {saved!r}."
                 )
-    ends = {key: getattr(there, key) for key in ENDS}
-    spec = dataclasses.replace(wanted, **ends)
-    return dataclasses.replace(card, network=name, spec=dataclasses.asdict(spec))
+    ends = {key: getattr(spec, key) for key in ENDS}
+    target = dataclasses.replace(target, **ends)
+    return dataclasses.replace(card, network=name, spec=dataclasses.asdict(target))
 
 
 def _shapes(spec: Spec) -> dict:
@@ -151,7 +167,7 @@ def _shapes(spec: Spec) -> dict:
 def _read_without_card(
     path: pathlib.Path, model: str | None, overrides: dict
 ) -> tuple[Card, Tensors]:
-    """Reads a file that does not say what network it is of."""
+    """Reads a file without a card; its tensors must tell which network it is for."""
     read = _reader(path)
     if model:
         name = resolve(model)
@@ -165,7 +181,10 @@ def _read_without_card(
 
 
 def _reader(path: pathlib.Path) -> Callable[[Spec, Scheme], Tensors]:
-    """Reads a file: once, unless its names depend on what network is expected."""
+    """Returns a function that reads a file for an expected network.
+
+    The file is read once, unless the names in it depend on the network.
+    """
     if path.suffix in files.KERAS:
         return functools.partial(files.read, path)
     tensors = files.read(path)
@@ -175,37 +194,39 @@ def _reader(path: pathlib.Path) -> Callable[[Spec, Scheme], Tensors]:
 def _choose_scheme(
     path: pathlib.Path, name: str, spec: Spec, read: Callable
 ) -> tuple[Scheme, Tensors]:
-    """The scheme under which a network's head and first kernel are in a file."""
+    """Returns the scheme in which a file has a network's head and first kernel."""
     schemes = schemes_of(name, path.suffix)
     if not schemes:
-        raise UserError(f"{path} is a file of Keras, which has no {name}.")
+        raise UserError(
+            f"{path} is a file of Keras, which has no {name}; name another network."
+        )
     for scheme in schemes:
         tensors = read(spec, scheme)
         if _ends(tensors, spec, scheme):
             return scheme, tensors
-    # What misses is told later, by its name.
+    # A later error names the tensors that are missing.
     return schemes[0], read(spec, schemes[0])
 
 
 def _recognise(path: pathlib.Path, read: Callable) -> tuple[str, Scheme, Tensors]:
-    """The first network of the zoo whose tensors are those of a file."""
-    found = list(_fitting(path, read))
-    if not found:
+    """Returns the first network of the zoo that the tensors of a file fit."""
+    fitting = list(_fitting(path, read))
+    if not fitting:
         tensors = files.read(path)
         names = ", ".join(map(repr, sorted(tensors)[:3]))
         raise UserError(
-            f"{path} fits no network of the zoo ({len(tensors)} tensors: {names} ...);"
-            " name one (model=NAME, or --model=NAME on a command line) to see which"
-            " tensors differ from it."
+            f"{path} fits no network of the zoo ({len(tensors)} tensors: {names} ...)."
+            " Name one (model=NAME, or --model=NAME on a command line) to see which"
+            " tensors differ."
         )
-    if len(found) > 1:
-        names = [name for name, *_ in found]
+    if len(fitting) > 1:
+        candidates = [name for name, *_ in fitting]
         log.warning(
-            "%s fits %s alike and is taken for %s; name another one by model=NAME, or"
-            " --model=NAME on a command line.",
-            *(path, ", ".join(names), names[0]),
+            "%s fits all of %s, and is loaded as %s. Name another one with model=NAME,"
+            " or --model=NAME on a command line.",
+            *(path, ", ".join(candidates), candidates[0]),
         )
-    return found[0]
+    return fitting[0]
 
 
 def _fitting(
@@ -216,15 +237,15 @@ def _fitting(
             try:
                 tensors = read(entry.spec, scheme)
             except UserError:
-                # It has another number of layers.
+                # The network has another number of layers.
                 continue
             ends = _ends(tensors, entry.spec, scheme)
             if not ends:
                 continue
             head, conv = ends
             spec = _with_ends(entry.spec, head, conv)
-            # The names and shapes of a network take longer to find out than the number
-            # of its parameters, which the zoo knows.
+            # The zoo knows the number of parameters, so most networks are ruled out
+            # without tracing them for their names and shapes.
             more_classes = spec.num_classes - entry.spec.num_classes
             more_channels = spec.in_channels - entry.spec.in_channels
             params = entry.params + more_classes * (head.shape[0] + 1)
@@ -236,26 +257,33 @@ def _fitting(
 def _ends(
     tensors: Tensors, spec: Spec, scheme: Scheme
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """The head's and the first convolution's kernels in our layout, if they are."""
+    """Returns the head's and the first convolution's kernels in the native layout.
+
+    Returns None if the tensors do not have both.
+    """
     rules = scheme.rules(spec)
     ends = []
-    for ours, rank in (("head/kernel", 2), (f"{FIRST_CONVS[type(spec)]}/kernel", 4)):
-        value = tensors.get(scheme.name_of(ours, rules))
-        layout = scheme.layout(ours, rank)
+    for native_name, rank in (
+        ("head/kernel", 2),
+        (f"{FIRST_CONVS[type(spec)]}/kernel", 4),
+    ):
+        value = tensors.get(scheme.name_of(native_name, rules))
+        layout = scheme.layout(native_name, rank)
         if value is None or value.ndim != layout.before + rank + layout.after:
             return None
-        ends.append(layout.ours(value))
-    return tuple(ends)
+        ends.append(layout.to_native(value))
+    head, conv = ends
+    return head, conv
 
 
 def _with_ends(spec: Spec, head: np.ndarray, conv: np.ndarray) -> Spec:
-    """The spec with as many classes and channels as these kernels have."""
+    """Returns the spec with the numbers of classes and channels of these kernels."""
     classes, channels = head.shape[1], conv.shape[2]
     return dataclasses.replace(spec, num_classes=classes, in_channels=channels)
 
 
 def _count(tensors: Tensors, scheme: Scheme) -> int:
-    """Number of parameters, without running statistics."""
+    """Returns the number of parameters, without running statistics."""
     statistics = tuple(
         scheme.separator + scheme.leaves[leaf]
         for leaf in ("mean", "var")
@@ -269,11 +297,11 @@ def _count(tensors: Tensors, scheme: Scheme) -> int:
 
 
 def _fits(tensors: Tensors, spec: Spec, scheme: Scheme) -> bool:
-    """Whether names and shapes are those of a network."""
+    """Returns whether tensors have the names and shapes of a network."""
     names = scheme.names(spec)
     shapes = {
-        names[ours]: scheme.layout(ours, len(shape)).shape(shape)
-        for ours, shape in shapes_of(spec).items()
+        names[native_name]: scheme.layout(native_name, len(shape)).shape(shape)
+        for native_name, shape in shapes_of(spec).items()
     }
     weights = _weights(tensors, scheme)
     return shapes == {name: value.shape for name, value in weights.items()}

@@ -1,14 +1,16 @@
-"""What a naming scheme is: pairs of names, used in both directions.
+"""Naming schemes: pairs of variable names, used to read and to write other files.
 
-Our names are the paths of variables, such as `stage2_block1/shortcut/conv/kernel`
-(without the collection). A scheme says what another framework calls a module and its
-leaves, and in which order it keeps the axes of an array.
+A native name is the path of a variable here, such as
+`stage2_block1/shortcut/conv/kernel` (without the collection). A foreign name is the
+name that another framework gives the same variable. A scheme translates the names of
+modules and of their variables, and gives the order of an array's axes.
 """
 
 import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -18,75 +20,91 @@ from resnet_jax.models.cost import init_shapes
 from resnet_jax.models.zoo import Spec, build
 
 Rules = list[tuple[str, str]]
+Tensors = Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How another framework keeps an array of ours.
+    """The order of axes in which another framework keeps an array.
 
     Attributes:
-      axes: the order of our axes.
-      before, after: number of axes of length one that surround them.
+      axes: The native axis that each foreign axis is.
+      before: The number of axes of length one before them.
+      after: The number of axes of length one after them.
+
+    Example:
+      >>> Layout((1, 0), after=2).shape((3, 5))
+      (5, 3, 1, 1)
     """
 
     axes: tuple[int, ...]
     before: int = 0
     after: int = 0
 
-    def theirs(self, value: np.ndarray) -> np.ndarray:
-        """Brings an array of ours into their layout."""
+    def to_foreign(self, value: np.ndarray) -> np.ndarray:
+        """Converts an array from the native layout."""
         return value.transpose(self.axes).reshape(self.shape(value.shape))
 
-    def ours(self, value: np.ndarray) -> np.ndarray:
-        """Brings an array of theirs into our layout."""
+    def to_native(self, value: np.ndarray) -> np.ndarray:
+        """Converts an array to the native layout."""
         value = value.reshape(value.shape[self.before : value.ndim - self.after])
         return value.transpose(np.argsort(self.axes))
 
-    def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of theirs, from the shape of ours."""
-        turned = tuple(ours[axis] for axis in self.axes)
-        return (1,) * self.before + turned + (1,) * self.after
+    def shape(self, native: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the foreign shape of an array, from its native shape."""
+        permuted = tuple(native[axis] for axis in self.axes)
+        return (1,) * self.before + permuted + (1,) * self.after
 
 
 @dataclasses.dataclass(frozen=True)
 class Scheme:
-    """What one framework calls the variables of our networks.
+    """The names that one framework gives to the variables of networks.
 
     Attributes:
-      name: of the scheme.
-      rules: of a spec, pairs (pattern, template) of module names, of which the first
-        whose pattern matches one of our names gives theirs. Templates are formatted
-        with the pattern's groups; of a number `i` there are also `i_before` and
-        `i_after`.
-      leaves: what they call `kernel`, `bias`, ...; or what ends one of our names, such
-        as `norm1/bias`, of which the longest counts.
-      separator: between their module and leaf.
-      layout: of one of our names and its rank, how they keep it.
-      ignored: a pattern of names of theirs that carry no weight.
+      name: The name of the scheme.
+      rules: Returns, for a network's spec, pairs (pattern, template) of module names.
+        The first pattern that matches a native name gives the foreign name. Templates
+        are formatted with the pattern's groups, and with `i_before` and `i_after` for
+        a group `i` that is a number.
+      leaves: The foreign names of `kernel`, `bias` and so on. A key may also be a
+        longer end of a native name, such as `norm1/bias`; the longest one counts.
+      layout: Returns the foreign layout of a native name and its rank.
+      separator: The text between the foreign names of a module and of its variable.
+      ignored: A pattern of foreign names that are not weights.
     """
 
     name: str
-    rules: Callable[[Spec], Rules]
+    # A scheme is for networks of one kind of spec, which its rules take.
+    rules: Callable[[Any], Rules]
     leaves: Mapping[str, str]
     layout: Callable[[str, int], Layout]
     separator: str = "."
     ignored: str = r".*num_batches_tracked"
 
     def names(self, spec: Spec) -> dict[str, str]:
-        """What they call each of our variables: ours -> theirs."""
+        """Returns the foreign name of each native name of a network."""
         rules = self.rules(spec)
         return {path: self.name_of(path, rules) for path in shapes_of(spec)}
 
     def name_of(self, path: str, rules: Rules) -> str:
-        """What they call one of our variables, by the rules of its network."""
+        """Returns the foreign name of a variable.
+
+        Args:
+          path: The native name.
+          rules: The rules of the variable's network.
+
+        Raises:
+          UserError: No rule matches the name.
+        """
         module = path.rpartition("/")[0]
         for pattern, template in rules:
             if match := re.fullmatch(pattern, module):
-                theirs = template.format(**_fields(match))
-                break
-        else:
-            raise UserError(f"The naming scheme {self.name} has no name for {path}.")
-        return theirs + self.separator + self._leaf(path)
+                name = template.format(**_fields(match))
+                return name + self.separator + self._leaf(path)
+        raise UserError(
+            f"The naming scheme {self.name} has no name for the variable {path}; use"
+            " the scheme of the network's own entry in the zoo."
+        )
 
     def _leaf(self, path: str) -> str:
         end = path
@@ -96,7 +114,7 @@ class Scheme:
 
 
 def _fields(match: re.Match) -> dict[str, str | int]:
-    fields = {}
+    fields: dict[str, str | int] = {}
     for key, value in match.groupdict().items():
         fields[key] = value
         if value and value.isdecimal():
@@ -105,15 +123,20 @@ def _fields(match: re.Match) -> dict[str, str | int]:
 
 
 def shapes_of(spec: Spec) -> dict[str, tuple[int, ...]]:
-    """Our names of a network's variables, with their shapes."""
+    """Returns the shape of each of a network's variables by its native name."""
     return {
         "/".join(path[1:]): leaf.shape
         for path, leaf in flatten_dict(_variables_of(spec)).items()
     }
 
 
-def nest(spec: Spec, values: Mapping[str, np.ndarray]) -> dict:
-    """Returns `{"params": ..., "batch_stats": ...}` of values under our names."""
+def nest(spec: Spec, values: Tensors) -> dict:
+    """Returns the collections `{"params": ..., "batch_stats": ...}` of a network.
+
+    Args:
+      spec: The network.
+      values: The arrays by their native names.
+    """
     return unflatten_dict(
         {path: values["/".join(path[1:])] for path in flatten_dict(_variables_of(spec))}
     )
@@ -121,40 +144,53 @@ def nest(spec: Spec, values: Mapping[str, np.ndarray]) -> dict:
 
 @functools.cache
 def _variables_of(spec: Spec) -> dict:
-    # Names and shapes do not depend on the image's size, but for flattened features.
+    # Of names and shapes only those after flattened features depend on the image's
+    # size, and the networks that flatten take 64 pixels or average to a fixed size.
     return init_shapes(build(spec), image_size=64)
 
 
-def to_theirs(variables: Mapping, spec: Spec, scheme: Scheme) -> dict[str, np.ndarray]:
+def to_foreign(variables: Mapping, spec: Spec, scheme: Scheme) -> dict[str, np.ndarray]:
     """Returns variables under another framework's names and in its layouts.
 
     Args:
-      variables: `params`, `batch_stats` or both; trees of the same structure, such as
-        gradients, do as well.
-      spec: the network they belong to.
-      scheme: of the other framework.
+      variables: The collections `params`, `batch_stats` or both. Trees of the same
+        structure, such as gradients, are converted as well.
+      spec: The network that they belong to.
+      scheme: The naming scheme of the other framework.
+
+    Example:
+      >>> from resnet_jax.models import get_spec
+      >>> from resnet_jax.weights import SCHEMES
+      >>> variables = {"params": {"head": {"kernel": np.zeros((64, 10))}}}
+      >>> spec = get_spec("cifar_resnet20")
+      >>> tensors = to_foreign(variables, spec, SCHEMES["timm"])
+      >>> {name: value.shape for name, value in tensors.items()}
+      {'fc.weight': (10, 64)}
     """
     names = scheme.names(spec)
     tensors = {}
-    for path, value in flatten_dict(variables).items():
-        ours, value = "/".join(path[1:]), np.asarray(value)
-        tensors[names[ours]] = scheme.layout(ours, value.ndim).theirs(value)
+    for path, leaf in flatten_dict(variables).items():
+        native, value = "/".join(path[1:]), np.asarray(leaf)
+        tensors[names[native]] = scheme.layout(native, value.ndim).to_foreign(value)
     return tensors
 
 
-def from_theirs(tensors: Mapping[str, np.ndarray], spec: Spec, scheme: Scheme) -> dict:
+def from_foreign(tensors: Tensors, spec: Spec, scheme: Scheme) -> dict:
     """Returns the float32 variables `{"params": ..., "batch_stats": ...}`.
 
     Args:
-      tensors: under their names and in their layouts. A missing, surplus or wrongly
-        shaped tensor, or one that is not finite, raises UserError naming it.
-      spec: the network they belong to.
-      scheme: of the other framework.
+      tensors: The arrays under the foreign names and in the foreign layouts.
+      spec: The network that they belong to.
+      scheme: The naming scheme of the other framework.
+
+    Raises:
+      UserError: A tensor is missing, surplus, of the wrong shape or not finite; the
+        message names it.
     """
     names = scheme.names(spec)
     known = set(names.values())
-    given = [name for name in tensors if not re.fullmatch(scheme.ignored, name)]
-    for name in given:
+    candidates = [name for name in tensors if not re.fullmatch(scheme.ignored, name)]
+    for name in candidates:
         if name not in known:
             raise UserError(
                 f"The network has no place for the tensor {name!r}."
@@ -162,19 +198,21 @@ def from_theirs(tensors: Mapping[str, np.ndarray], spec: Spec, scheme: Scheme) -
             )
 
     values = {}
-    for ours, shape in shapes_of(spec).items():
-        name = names[ours]
+    for native, shape in shapes_of(spec).items():
+        name = names[native]
         if name not in tensors:
-            raise UserError(f"The tensor {name!r} is missing.{nearest(name, given)}")
-        value = np.asarray(tensors[name], np.float32)
-        layout = scheme.layout(ours, len(shape))
-        wanted = layout.shape(shape)
-        if value.shape != wanted:
             raise UserError(
-                f"The tensor {name!r} has the shape {value.shape}, the network needs"
-                f" {wanted}."
+                f"The tensor {name!r} is missing.{nearest(name, candidates)}"
+            )
+        value = np.asarray(tensors[name], np.float32)
+        layout = scheme.layout(native, len(shape))
+        expected = layout.shape(shape)
+        if value.shape != expected:
+            raise UserError(
+                f"The tensor {name!r} has the shape {value.shape}, but the network"
+                f" needs {expected}."
             )
         if not np.isfinite(value).all():
             raise UserError(f"The tensor {name!r} has values that are not finite.")
-        values[ours] = layout.ours(value)
+        values[native] = layout.to_native(value)
     return nest(spec, values)

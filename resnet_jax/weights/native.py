@@ -1,4 +1,4 @@
-"""Weights under this project's own names: weights directories and workdirs.
+"""Reads and writes weights under native names: weights directories and workdirs.
 
 A weights directory holds `card.json` and the variables as an Orbax checkpoint.
 """
@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict
 from resnet_jax.config.saved import from_saved
 from resnet_jax.errors import UserError
 from resnet_jax.models.scan import unstack_blocks
+from resnet_jax.models.spec import as_tuples
 from resnet_jax.models.zoo import get_spec, resolve
 from resnet_jax.persistence import storage
 from resnet_jax.persistence.array_checksums import changed_arrays
@@ -27,10 +28,10 @@ from resnet_jax.persistence.checkpoints import (
 )
 from resnet_jax.persistence.storage import Path
 from resnet_jax.weights import timm
-from resnet_jax.weights.card import Card, as_tuples, default_card, from_json
+from resnet_jax.weights.card import Card, default_card, from_json
 from resnet_jax.weights.naming import Layout, Scheme
 
-OWN = Scheme(
+NATIVE = Scheme(
     "resnet_jax",
     rules=lambda spec: [("(?P<module>.*)", "{module}")],
     leaves={leaf: leaf for leaf in timm.LEAVES},
@@ -41,19 +42,26 @@ OWN = Scheme(
 
 
 def is_weights_directory(path: Path) -> bool:
-    """Whether `write` has written a directory."""
+    """Returns whether a directory is a weights directory."""
     return (path / "card.json").is_file()
 
 
 def is_workdir(path: Path) -> bool:
-    """Whether a directory is that of a run."""
+    """Returns whether a directory is the workdir of a run."""
     return (path / "config.json").is_file() and (path / "checkpoints").is_dir()
 
 
 def write(path: Path, variables: dict, card: Card) -> None:
     """Writes a weights directory, or replaces one.
 
-    Raises UserError if there is something else, or the file system refuses.
+    Args:
+      path: The directory.
+      variables: The collections `params` and `batch_stats`.
+      card: The card of the variables, with the native naming scheme.
+
+    Raises:
+      UserError: The path exists and is not a weights directory, or it cannot be
+        written.
     """
     with storage.explaining_errors(path):
         _write(path, variables, card)
@@ -62,10 +70,13 @@ def write(path: Path, variables: dict, card: Card) -> None:
 def _write(path: Path, variables: dict, card: Card) -> None:
     empty = path.is_dir() and not any(path.iterdir())
     if path.exists() and not empty and not is_weights_directory(path):
-        raise UserError(f"{path} is already there, and no weights directory.")
+        raise UserError(
+            f"{path} exists and is not a weights directory; choose another path."
+        )
     try:
         storage.make_directory(path)
-        # The card goes first and comes last: with it, the directory is whole.
+        # The card is removed first and written last, so a directory with one is
+        # complete.
         (path / "card.json").unlink(missing_ok=True)
         if (path / "variables").exists():
             epath.Path(path / "variables").rmtree()
@@ -79,19 +90,27 @@ def _write(path: Path, variables: dict, card: Card) -> None:
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], Card]:
-    """Returns the variables of a weights directory by `OWN`'s names, and its card."""
+    """Returns the variables of a weights directory by native names, and its card.
+
+    Raises UserError if it is damaged.
+    """
     card = from_json((path / "card.json").read_text(), str(path))
     try:
         variables = _restore(path / "variables", ("params", "batch_stats"))
     except Exception as error:
-        raise DamagedError(f"{path} is damaged: {_first_line(error)}") from error
+        raise DamagedError(
+            f"{path} is damaged: {_first_line(error)}. Write it again."
+        ) from error
     return _flatten(variables), card
 
 
 def read_workdir(path: Path) -> tuple[dict[str, np.ndarray], Card]:
-    """Returns what evaluates best of a run: its averaged variables if it has any.
+    """Returns the variables of a run's best checkpoint by native names, and its card.
 
-    Raises UserError if there is no checkpoint, or the best one is damaged.
+    The variables are the EMA if the run keeps one. Before the first
+    evaluation the newest checkpoint counts as the best.
+
+    Raises UserError if the run has no checkpoint or the best one is damaged.
     """
     with open_checkpoints(path) as saved:
         best = saved.best_step()
@@ -108,14 +127,14 @@ def read_workdir(path: Path) -> tuple[dict[str, np.ndarray], Card]:
 
 
 def _restore_whole(directory: Path, fingerprint: Mapping[str, str | int]) -> dict:
-    """Restores a checkpoint's variables; raises DamagedError if they have changed."""
+    """Restores a checkpoint's variables and compares them with their fingerprint."""
     try:
         state = _restore(directory / "state", ("ema", "params", "batch_stats"))
     except Exception as error:
         raise DamagedError(f"{directory} is damaged: {_first_line(error)}.") from error
     if changed := changed_arrays(state, fingerprint):
         raise DamagedError(
-            f"{directory} holds other values than saved, in {changed[0]}."
+            f"{directory} is damaged: {changed[0]} holds other values than were saved."
         )
     return state
 
@@ -127,7 +146,7 @@ def _card_of_run(path: Path, record: Mapping[str, Any]) -> Card:
     return default_card(
         name,
         get_spec(name, **{key: as_tuples(x) for key, x in record["spec"].items()}),
-        scheme=OWN.name,
+        scheme=NATIVE.name,
         image_size=data.eval_size or data.image_size,
         mean=tuple(data.mean),
         std=tuple(data.std),
@@ -141,7 +160,10 @@ def _card_of_run(path: Path, record: Mapping[str, Any]) -> Card:
 
 
 def _classes(path: Path, record: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of the classes; an older version left them with an evaluation."""
+    """Returns the names of the classes.
+
+    Older versions recorded them only in the sample predictions of an evaluation.
+    """
     if "data" in record:
         return tuple(record["data"]["classes"])
     predictions = path / "predictions.npz"
@@ -151,13 +173,13 @@ def _classes(path: Path, record: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(saved["classes"].tolist())
 
 
-def _restore(path: Path, wanted: tuple[str, ...]) -> dict:
-    """Restores some of the trees of a checkpoint, as numpy arrays on any device."""
+def _restore(path: Path, keys: tuple[str, ...]) -> dict:
+    """Restores some of the trees of a checkpoint as numpy arrays."""
     path = storage.absolute(path)
-    # The handler, since a checkpointer warns of what a run's checkpoints do not have.
+    # A checkpointer would warn of metadata that the checkpoints of runs do not have.
     handler = ocp.PyTreeCheckpointHandler()
-    there = handler.metadata(path).tree
-    part = {key: there[key] for key in wanted if there.get(key)}
+    saved = handler.metadata(path).tree
+    part = {key: saved[key] for key in keys if saved.get(key)}
     kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), part)
     options = ocp.args.PyTreeRestore(
         item=part, restore_args=kinds, partial_restore=True
@@ -166,7 +188,7 @@ def _restore(path: Path, wanted: tuple[str, ...]) -> dict:
 
 
 def _flatten(variables: dict) -> dict[str, np.ndarray]:
-    """By names without the collection."""
+    """Returns variables by native names, which leave out the collection."""
     collections = {key: variables.get(key, {}) for key in ("params", "batch_stats")}
     return {"/".join(path[1:]): x for path, x in flatten_dict(collections).items()}
 

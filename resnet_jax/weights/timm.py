@@ -1,7 +1,7 @@
-"""Names and layouts of timm's networks, of which torchvision's ResNets are a part.
+"""Names and layouts of timm's networks, which torchvision's ResNets share.
 
-`RESNET` is that of resnet.py, sknet.py, resnest.py and res2net.py; `RESNET_V2` of
-resnetv2.py, and `NORM_FREE` of nfnet.py.
+`RESNET` is the scheme of timm's resnet.py, sknet.py, resnest.py and res2net.py,
+`RESNET_V2` of its resnetv2.py, and `NORM_FREE` of its nfnet.py.
 """
 
 from resnet_jax.models.spec import ResNetSpec
@@ -18,21 +18,26 @@ LEAVES = {
     "tau": "tau",
     "skip_gain": "skipinit_gain",
 }
-# By rank: kernels HWIO -> OIHW, of one dimension KIO -> OIK, the head's
-# (in, out) -> (out, in), vectors and numbers unchanged.
+# The order of axes by rank: kernels HWIO -> OIHW, 1-D kernels KIO -> OIK, the head's
+# (in, out) -> (out, in); vectors and scalars are unchanged.
 TORCH_AXES = {4: (3, 2, 0, 1), 3: (2, 1, 0), 2: (1, 0), 1: (0,), 0: ()}
 
 BLOCK = r"stage(?P<i>\d+)_block(?P<j>\d+)"
 
 
 def torch_layout(path: str, rank: int) -> Layout:
-    """torch's order of axes."""
-    # A gain is kept with the rank of its kernel.
+    """Returns torch's order of axes for a variable.
+
+    Args:
+      path: The native name of the variable.
+      rank: The number of its axes.
+    """
+    # timm keeps a gain with the rank of its kernel.
     return Layout(TORCH_AXES[rank], after=3 if path.endswith("/gain") else 0)
 
 
 def _conv_head_layout(path: str, rank: int) -> Layout:
-    # The head is a 1x1 convolution.
+    # timm's head is a 1x1 convolution here.
     return Layout(TORCH_AXES[rank], after=2 if path == "head/kernel" else 0)
 
 
@@ -64,14 +69,14 @@ def _resnet_rules(spec: ResNetSpec) -> Rules:
     if spec.spatial == "selective_kernel":
         at = rf"{BLOCK}/conv(?P<k>\d)"
         path = r"(?P<p>\d)"
-        theirs = f"{block}.conv{{k}}"
+        conv = f"{block}.conv{{k}}"
         rules += [
-            (f"{at}/path{path}_conv", f"{theirs}.paths.{{p_before}}.conv"),
-            (f"{at}/path{path}_norm", f"{theirs}.paths.{{p_before}}.bn"),
-            (f"{at}/(?P<layer>reduce|select)_conv", f"{theirs}.attn.fc_{{layer}}"),
-            (f"{at}/reduce_norm", f"{theirs}.attn.bn"),
-            (at, f"{theirs}.conv"),
-            (rf"{BLOCK}/norm(?P<k>\d)", f"{theirs}.bn"),
+            (f"{at}/path{path}_conv", f"{conv}.paths.{{p_before}}.conv"),
+            (f"{at}/path{path}_norm", f"{conv}.paths.{{p_before}}.bn"),
+            (f"{at}/(?P<layer>reduce|select)_conv", f"{conv}.attn.fc_{{layer}}"),
+            (f"{at}/reduce_norm", f"{conv}.attn.bn"),
+            (at, f"{conv}.conv"),
+            (rf"{BLOCK}/norm(?P<k>\d)", f"{conv}.bn"),
         ]
     rules += [
         (rf"{BLOCK}/conv(?P<k>\d)", f"{block}.conv{{k}}"),

@@ -1,4 +1,4 @@
-"""Weights of any kind as a network that takes images: `resnet_jax.load`."""
+"""Networks with trained weights that predict from images: `resnet_jax.load`."""
 
 import dataclasses
 import functools
@@ -26,14 +26,14 @@ BATCH = 32
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class TrainedModel:
-    """A network with its weights, and the card that says how its input is made.
+    """A network with its weights and their card, which describes its input.
 
     `load` makes it, and it unpacks: `module, variables, card = resnet_jax.load(...)`.
-    Its methods take what `Card.preprocess` takes: a path, the bytes of an image file,
-    an image of Pillow, a uint8 array [h, w], [h, w, c] or [n, h, w, c], or a list of
-    these. What they give for an image does not depend on the images beside it. They
-    read and compute at most 32 images at a time, and compile a program once for each
-    of the batch sizes 1, 2, 4, 8, 16 and 32 that is needed.
+    Its methods take images in any form that `Card.preprocess` takes: a path, the bytes
+    of an image file, an image of Pillow, a uint8 array [h, w], [h, w, c] or
+    [n, h, w, c], or a list of these. The result for an image does not depend on the
+    other images. At most 32 images are read and computed at a time, and a program is
+    compiled once for each of the batch sizes 1, 2, 4, 8, 16 and 32 that is needed.
 
     Attributes:
       module: The Flax module.
@@ -49,7 +49,7 @@ class TrainedModel:
         return iter((self.module, self.variables, self.card))
 
     def __reduce__(self) -> tuple:
-        # Without the compiled programs, which cannot be pickled.
+        # The compiled programs are left out, since they cannot be pickled.
         return type(self), tuple(self)
 
     def __repr__(self) -> str:
@@ -99,8 +99,8 @@ class TrainedModel:
         """
         if not self.card.spec["num_classes"]:
             raise UserError(
-                f"{self.card.network} has no head, so it predicts no classes; its"
-                " pooled features are what `features` returns."
+                f"{self.card.network} has no head, so it predicts no classes. Call"
+                " `features` for its pooled features."
             )
         return self._compute(self._logits_of, images)
 
@@ -134,7 +134,7 @@ class TrainedModel:
         return jax.jit(lambda variables, x: module.apply(variables, normalize(x)))
 
     def _compute(self, function: Callable, images: Images) -> np.ndarray:
-        """Returns a function of the variables and of pixels for all images."""
+        """Returns the outputs of a function of (variables, pixels) for all images."""
         channels, network = self.card.spec["in_channels"], self.card.network
         pictures = pictures_of(images, channels, network)
         size, results = 0, []
@@ -145,11 +145,10 @@ class TrainedModel:
             padding = [(0, size - len(batch))] + [(0, 0)] * 3
             results.append((function(self.variables, np.pad(pixels, padding)), batch))
         if not results:
-            one = jax.ShapeDtypeStruct((1, *self.card.crop([]).shape[1:]), np.uint8)
-            shape = jax.eval_shape(function, self.variables, one).shape
+            image = jax.ShapeDtypeStruct((1, *self.card.crop([]).shape[1:]), np.uint8)
+            shape = jax.eval_shape(function, self.variables, image).shape
             return np.zeros((0, *shape[1:]), np.float32)
-        # Devices compute while the next images are read, so that they are waited for
-        # at the end only.
+        # Devices compute while the next images are read, so results are fetched last.
         return np.concatenate(
             [np.asarray(x, np.float32)[: len(batch)] for x, batch in results]
         )
@@ -191,7 +190,7 @@ def load(
       >>> module.apply(variables, card.preprocess("seven.png")).shape
       (1, 10)
     """
-    # The absence of devices is reported before anything is read.
+    # A missing device is reported before anything is read.
     find_devices()
     card, variables = weights_load.load(
         os.fspath(weights), model=model, seed=seed, **overrides

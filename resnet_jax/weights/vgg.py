@@ -1,4 +1,4 @@
-"""Names of torchvision's VGG networks, which count the layers of a `Sequential`."""
+"""Names of torchvision's VGG networks, which number the layers of a `Sequential`."""
 
 from resnet_jax.models.baselines import VGGSpec
 from resnet_jax.weights import timm
@@ -8,13 +8,14 @@ from resnet_jax.weights.naming import Rules, Scheme
 def _rules(spec: VGGSpec) -> Rules:
     rules = [("hidden1", "classifier.0"), ("hidden2", "classifier.3")]
     rules += [("head", "classifier.6")]
-    place = 0
+    number = 0
     for i, size in enumerate(spec.stage_sizes, 1):
         for j in range(1, size + 1):
-            rules.append((f"stage{i}_conv{j}", f"features.{place}"))
-            rules.append((f"stage{i}_norm{j}", f"features.{place + 1}"))
-            place += 3 if spec.batch_norm else 2
-        place += 1  # the pooling
+            rules.append((f"stage{i}_conv{j}", f"features.{number}"))
+            rules.append((f"stage{i}_norm{j}", f"features.{number + 1}"))
+            number += 3 if spec.batch_norm else 2
+        # The pooling has a number, too.
+        number += 1
     return rules
 
 

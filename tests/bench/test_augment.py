@@ -1,4 +1,4 @@
-"""The contact sheet shows the pictures, and what the config does to them."""
+"""Tests of `bench augment`, the contact sheet of augmented pictures."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ CONFIG = "--config=configs/tiny_imagenet20.py"
 
 @pytest.fixture
 def images(tmp_path):
-    """Two JPEGs of 96x64."""
+    """Makes a folder of two JPEGs of 96x64 pixels."""
     folder = tmp_path / "images"
     folder.mkdir()
     for name in "ab":
@@ -24,31 +24,33 @@ def images(tmp_path):
     return folder
 
 
-def draw(images, *more: str) -> np.ndarray:
+def draw(images, *overrides: str) -> np.ndarray:
+    """Draws a contact sheet without overrides, and then again with them."""
     path = images.parent / "sheet.png"
     size = ["--rows=3", "--columns=4"]
     main(["bench", "augment", CONFIG, f"--images={images}", f"--save={path}", *size])
     plain = np.asarray(Image.open(path))
-    if not more:
+    if not overrides:
         return plain
-    command = [CONFIG, f"--images={images}", f"--save={path}", *size, *more]
+    command = [CONFIG, f"--images={images}", f"--save={path}", *size, *overrides]
     main(["bench", "augment", *command])
     changed = np.asarray(Image.open(path))
     assert changed.shape == plain.shape
     return changed
 
 
-def test_a_sheet_has_a_row_a_picture_and_the_original_on_the_left(images):
+def test_a_sheet_has_a_row_per_picture_with_the_original_on_the_left(images):
     side = train_augment(load("tiny_imagenet20")).side
     sheet = draw(images)
     assert sheet.shape == (4 + 2 * (side + 4), 4 + 5 * (side + 4), 3)
     original = sheet[4 : 4 + side, 4 : 4 + side]
-    # 96x64 in a square: black above and below, all four colours between.
+    # The original of 96x64 is padded to a square: black above and below, and its four
+    # colours between.
     assert not original[: side // 8].any()
     middle = original[side // 4 : -side // 4]
     assert middle[2, 2, 0] > 200 > 60 > middle[2, 2, 2]
     assert middle[-2, 2, 2] > 200 > 60 > middle[-2, 2, 0]
-    # The same picture twice, but no two versions alike.
+    # Both rows begin with the same picture, but no two versions are equal.
     cells = [
         sheet[y : y + side, x : x + side].tobytes()
         for y in (4, 8 + side)
@@ -67,7 +69,7 @@ def test_a_sheet_takes_overrides(images):
         assert (cell == mean).all(axis=-1).mean() > 0.009
 
 
-def test_a_sheet_is_of_the_data_without_pictures_of_yours(tmp_path):
+def test_without_images_a_sheet_shows_the_training_data(tmp_path):
     path = tmp_path / "sheet.png"
     config = "--config=configs/quickstart.py"
     main(["bench", "augment", config, f"--save={path}", "--rows=2", "--columns=3"])
@@ -85,26 +87,26 @@ def test_a_sheet_is_of_the_data_without_pictures_of_yours(tmp_path):
         ("--polic=augmix", "There is no flag --polic"),
     ],
 )
-def test_a_wrong_override_is_told(argument, message, images):
+def test_a_wrong_override_is_reported(argument, message, images):
     with pytest.raises(UserError, match=message):
         draw(images, argument)
 
 
-# Of the last, Pillow only reads them.
+# Pillow can read .fits files, but not write them.
 @pytest.mark.parametrize("name", ["sheet", "sheet.foo", "sheet.fits"])
-def test_a_sheet_is_a_picture(name, images):
-    with pytest.raises(UserError, match="must be the name of a picture"):
+def test_a_sheet_must_be_a_picture(name, images):
+    with pytest.raises(UserError, match="must end with the suffix of a picture"):
         main(["bench", "augment", CONFIG, f"--images={images}", f"--save={name}"])
 
 
-def test_where_a_sheet_cannot_be_is_told(images):
+def test_a_sheet_that_cannot_be_written_is_reported(images):
     save = f"--save={images}/no/sheet.png"
     with pytest.raises(UserError, match=r"sheet\.png: No such file or directory\."):
         main(["bench", "augment", CONFIG, f"--images={images}", save, "--rows=1"])
 
 
-def test_an_archive_that_is_none_is_told(tmp_path):
+def test_a_file_that_is_not_an_archive_is_reported(tmp_path):
     archive = tmp_path / "images.zip"
-    archive.write_text("no archive")
+    archive.write_text("not an archive")
     with pytest.raises(UserError, match=r"images\.zip cannot be read: File is not a"):
         main(["bench", "augment", CONFIG, f"--images={archive}", "--save=sheet.png"])

@@ -1,4 +1,4 @@
-"""The check for a machine with a GPU, on this CPU with the packages of that machine."""
+"""Tests of `bench gpu` on this CPU, with the packages of a bare machine with a GPU."""
 
 import importlib.metadata
 import json
@@ -11,14 +11,14 @@ import pytest
 from packaging.requirements import Requirement
 
 from resnet_jax.bench import __main__ as command
-from resnet_jax.bench import gpu, gpu_child, traces
+from resnet_jax.bench import gpu, gpu_worker, profiler_trace
 from resnet_jax.errors import UserError
 from resnet_jax.models import ZOO
 from tests.helpers import runs
 
-# What is installed beside the GPU, with what these require.
+# The packages of a bare machine with a GPU; their requirements are installed, too.
 BARE = ("jax", "flax", "optax", "orbax-checkpoint", "jaxtyping")
-# Run at the start of a Python process, before any other import.
+# The content of sitecustomize.py, which Python runs before any other import.
 HIDING = """
 import os
 import sys
@@ -38,14 +38,14 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Hiding
 
 
 def hide(tmp_path: pathlib.Path, *packages: str) -> dict[str, str]:
-    """Returns an environment in which packages seem not to be installed."""
+    """Returns environment variables that hide packages from Python's imports."""
     (tmp_path / "sitecustomize.py").write_text(HIDING)
     path = f"{tmp_path}:{runs.ROOT}"
     return {"PYTHONPATH": path, "HIDDEN": ",".join(packages)}
 
 
-def beyond(distributions: tuple[str, ...]) -> list[str]:
-    """Returns the installed packages that these distributions do not require."""
+def packages_outside(distributions: tuple[str, ...]) -> list[str]:
+    """Returns the installed packages that none of the distributions requires."""
     required, pending = set(), list(distributions)
     while pending:
         name = pending.pop().lower().replace("_", "-")
@@ -64,18 +64,18 @@ def beyond(distributions: tuple[str, ...]) -> list[str]:
         package
         for package, owners in importlib.metadata.packages_distributions().items()
         if not required & {owner.lower().replace("_", "-") for owner in owners}
-        # The checkout itself, where it is installed.
+        # The project itself may be installed, too.
         and package != "resnet_jax"
     ]
 
 
 def check(tmp_path: pathlib.Path, *flags: str, **environment: str):
-    """Runs the check; returns the exit code, what was printed, and the JSON file."""
+    """Runs the check; returns its exit code, output, and the content of its JSON."""
     path = tmp_path / "gpu.json"
     small = ("--batch_size=2", "--steps=6", "--torch=/bin/false", f"--json={path}")
     code, output = runs.run_python(
         *("-m", "resnet_jax.bench", "gpu", *small, *flags),
-        # Compiled sooner; see conftest.py.
+        # As in conftest.py, programs compile faster and run slower.
         XLA_FLAGS="--xla_backend_optimization_level=0",
         **environment,
     )
@@ -83,32 +83,32 @@ def check(tmp_path: pathlib.Path, *flags: str, **environment: str):
 
 
 @pytest.mark.slow
-def test_the_check_runs_where_only_the_packages_of_a_bare_machine_are(tmp_path):
-    hidden = beyond(BARE)
+def test_the_check_runs_with_the_packages_of_a_bare_machine(tmp_path):
+    hidden = packages_outside(BARE)
     assert {"ml_collections", "grain", "tensorflow_datasets", "PIL"} <= set(hidden)
     assert not {"jax", "numpy", "psutil", "resnet_jax"} & set(hidden)
-    code, output, found = check(
+    code, output, report = check(
         tmp_path,
         *("--networks=cifar_resnet20,plain20", "--model=resnet26", "--image_size=32"),
         **hide(tmp_path, *hidden),
     )
     assert code == 0, output
-    assert "This was not run on a GPU: JAX computes on cpu," in output
-    assert found["gpu"] is False
-    assert found["device"]["platform"] == "cpu"
-    assert found["versions"].keys() >= {"python", "jax", "jaxlib", "flax", "optax"}
-    assert (found["image_size"], found["batch_size"], found["steps"]) == (32, 2, 6)
+    assert "This was not run on a GPU: JAX computes on cpu." in output
+    assert report["gpu"] is False
+    assert report["device"]["platform"] == "cpu"
+    assert report["versions"].keys() >= {"python", "jax", "jaxlib", "flax", "optax"}
+    assert (report["image_size"], report["batch_size"], report["steps"]) == (32, 2, 6)
 
-    compared = [(x["network"], x["dtype"], x["equal"]) for x in found["logits"]]
+    compared = [(x["network"], x["dtype"], x["equal"]) for x in report["logits"]]
     assert compared == [
         (name, dtype, True)
         for name in ("cifar_resnet20", "plain20")
         for dtype in ("float32", "bfloat16")
     ]
 
-    linen, torch = found["rows"][::2], found["rows"][1::2]
+    linen, torch = report["rows"][::2], report["rows"][1::2]
     assert [row["unit"] for row in linen] == ["images/s", "ms", "GiB", "s"]
-    # Six steps are four rounds.
+    # Six steps are measured in four rounds.
     assert [row["repeats"] for row in linen] == [4, 4, 1, 1]
     for row in linen:
         assert row["peer"] == "stock Linen"
@@ -116,25 +116,25 @@ def test_the_check_runs_where_only_the_packages_of_a_bare_machine_are(tmp_path):
     for row in torch:
         assert row["peer"] == "torchvision, channels_last, AMP"
         assert row["left_out"] == "it ended with exit code 1"
-    ((part),) = found["left_out"]
+    ((part),) = report["left_out"]
     assert part["part"].endswith("bfloat16: torchvision, channels_last, AMP")
 
-    milliseconds = [kernel["ms_per_step"] for kernel in found["kernels"]]
+    milliseconds = [kernel["ms_per_step"] for kernel in report["kernels"]]
     assert len(milliseconds) == 10
     assert milliseconds == sorted(milliseconds, reverse=True)
-    assert 0 < sum(kernel["share"] for kernel in found["kernels"]) < 1
-    assert found["kernels"][0]["name"] in output
+    assert 0 < sum(kernel["share"] for kernel in report["kernels"]) < 1
+    assert report["kernels"][0]["name"] in output
 
 
 @pytest.mark.slow
-def test_a_wrong_logit_is_reported_and_the_other_parts_are_measured(tmp_path):
+def test_a_wrong_logit_fails_the_check_after_all_parts_are_measured(tmp_path):
     golden = json.loads(gpu.GOLDEN.read_text())
     figures = golden["cifar_resnet20"]
-    # Too little for the bound of bfloat16.
+    # The change exceeds the bound of float32, but not that of bfloat16.
     figures[3] += 1e-3 * max(map(abs, figures))
     wrong = tmp_path / "wrong.json"
     wrong.write_text(json.dumps(golden))
-    code, output, found = check(
+    code, output, report = check(
         tmp_path,
         *(f"--golden={wrong}", "--networks=cifar_resnet20"),
         *("--model=cifar_resnet20", "--image_size=16"),
@@ -143,11 +143,11 @@ def test_a_wrong_logit_is_reported_and_the_other_parts_are_measured(tmp_path):
     message = "error: The logits of cifar_resnet20 in float32 differ from the golden"
     assert message in output.splitlines()[-1]
     assert "DIFFERS: 1.0e-03 (0.0001)" in output
-    assert [result["equal"] for result in found["logits"]] == [False, True]
-    linen, _ = found["rows"][:2]
+    assert [result["equal"] for result in report["logits"]] == [False, True]
+    linen, _ = report["rows"][:2]
     assert linen["value"] > 0
     assert linen["left_out"] == "stock Linen has no cifar_resnet20 here"
-    assert len(found["kernels"]) == 10
+    assert len(report["kernels"]) == 10
 
 
 @pytest.mark.parametrize(
@@ -162,19 +162,20 @@ def test_a_wrong_logit_is_reported_and_the_other_parts_are_measured(tmp_path):
         ([1.0], "float32", False, "there are 1 figures, not 2"),
     ],
 )
-def test_logits_are_equal_within_the_bound_of_their_type(logits, dtype, equal, failure):
-    result = gpu.compared("resnet18", dtype, {"logits": logits}, [1.0, -2.0])
+def test_logits_are_equal_within_their_dtypes_bound(logits, dtype, equal, failure):
+    result = gpu.compare_with_golden("resnet18", dtype, {"logits": logits}, [1.0, -2.0])
     assert (result["equal"], result["failure"]) == (equal, failure)
-    # Strict JSON has neither NaN nor infinity.
+    # Strict JSON can hold neither NaN nor infinity.
     json.dumps(result, allow_nan=False)
 
 
 def test_a_network_that_fails_is_not_equal():
-    result = gpu.compared("resnet18", "float32", {"error": "XlaError: no"}, [1.0])
+    answer = {"error": "XlaError: no"}
+    result = gpu.compare_with_golden("resnet18", "float32", answer, [1.0])
     assert (result["equal"], result["failure"]) == (False, "XlaError: no")
 
 
-def test_the_networks_of_the_check_are_of_all_kinds_of_the_zoo():
+def test_the_networks_of_the_check_have_every_option_of_the_zoo():
     checked = [ZOO[name].spec for name in gpu.NETWORKS]
     specs = [entry.spec for entry in ZOO.values()]
     assert set(map(type, checked)) == set(map(type, specs))
@@ -185,7 +186,7 @@ def test_the_networks_of_the_check_are_of_all_kinds_of_the_zoo():
         values = {getattr(spec, field) for spec in specs if hasattr(spec, field)}
         values -= {getattr(spec, field) for spec in checked if hasattr(spec, field)}
         if field == "blocks":
-            # A network of three stages and one of four have the same kind of block.
+            # Tuples for three and for four stages differ, though the blocks are equal.
             values = {kind for blocks in values for kind in blocks}
             values -= {kind for spec in checked for kind in getattr(spec, "blocks", ())}
         assert not values, field
@@ -194,57 +195,57 @@ def test_the_networks_of_the_check_are_of_all_kinds_of_the_zoo():
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--golden=/no/logits.json", "run the command in a checkout of the project"),
+        ("--golden=/no/logits.json", "Run the command in a checkout of the project"),
         ("--networks=resnet5O", "There is no golden logits of --networks=resnet5O."),
         ("--dtype=half", "There is no --dtype=half."),
         ("--json=/no/such/folder/x.json", "--json=/no/such/folder/x.json: No such"),
     ],
 )
-def test_mistakes_get_a_sentence_before_anything_is_measured(flag, message, capsys):
+def test_mistakes_are_reported_before_anything_is_measured(flag, message, capsys):
     with pytest.raises(UserError) as error:
         command.main(["bench", "gpu", flag])
     assert message in str(error.value)
     assert not capsys.readouterr().out
 
 
-def test_missing_packages_are_named_with_the_way_to_install_them(tmp_path):
-    code, output, found = check(tmp_path, **hide(tmp_path, "jaxtyping", "optax"))
-    assert (code, found) == (1, None)
+def test_the_error_for_missing_packages_tells_how_to_install_them(tmp_path):
+    code, output, report = check(tmp_path, **hide(tmp_path, "jaxtyping", "optax"))
+    assert (code, report) == (1, None)
     assert output.splitlines() == [
-        "error: The check needs packages that are not installed; run: pip install"
+        "error: The check needs packages that are not installed. Run: pip install"
         " optax jaxtyping"
     ]
 
 
 @pytest.mark.slow
-def test_a_process_that_takes_too_long_is_ended():
-    part = gpu.Part(sys.executable, "logits", "resnet_jax")
-    # JAX alone takes longer to import.
+def test_a_process_that_takes_too_long_is_killed():
+    worker = gpu.GPUWorker(sys.executable, "logits", "resnet_jax")
+    # Importing JAX alone takes longer.
     with pytest.raises(gpu.TooLateError, match="did not end within the 0 s"):
-        part.within(0.01, "device")
-    assert part.process.wait() < 0
-    part.close()
+        worker.ask_within(0.01, "device")
+    assert worker.process.wait() < 0
+    worker.close()
 
 
 @pytest.mark.slow
-def test_without_time_all_parts_are_left_out_by_name(tmp_path):
+def test_without_time_every_part_is_left_out_by_name(tmp_path):
     args = command.make_parser("gpu").parse(
         ["--networks=plain20,highway19", f"--json={tmp_path / 'gpu.json'}"]
     )
     late = gpu.Check(
         args=args,
         golden=json.loads(gpu.GOLDEN.read_text()),
-        ends=time.monotonic(),
+        deadline=time.monotonic(),
         environment={},
         report={"left_out": [], "device": {"platform": "cpu"}},
     )
-    gpu.compare_logits(late, late.left())
+    gpu.compare_logits(late, late.seconds_left())
     assert gpu.compare_steps(late, image_size=32, batch_size=2, steps=1) == []
     assert gpu.report_logits(late) == []
     parts = [left_out["part"] for left_out in late.report["left_out"]]
     assert len(parts) == 7
     assert {f"logits of {name} in bfloat16" for name in args.networks} <= set(parts)
-    assert [part.rpartition(": ")[2] for part in parts[:3]] == list(gpu_child.MAKERS)
+    assert [part.rpartition(": ")[2] for part in parts[:3]] == list(gpu_worker.MAKERS)
     assert {left_out["reason"] for left_out in late.report["left_out"]} == {
         "no time was left"
     }
@@ -252,14 +253,14 @@ def test_without_time_all_parts_are_left_out_by_name(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_step_that_fails_is_a_failure_and_one_that_a_peer_lacks_is_not(tmp_path):
+def test_a_failing_step_is_a_failure_unless_it_is_a_baselines(tmp_path):
     args = command.make_parser("gpu").parse(
         ["--model=resnet5O", "--torch=/no/python", f"--json={tmp_path / 'x'}"]
     )
     check = gpu.Check(
         args=args,
         golden={},
-        ends=time.monotonic() + 900,
+        deadline=time.monotonic() + 900,
         environment={},
         report={"left_out": [], "device": {"platform": "cpu"}},
     )
@@ -267,9 +268,9 @@ def test_a_step_that_fails_is_a_failure_and_one_that_a_peer_lacks_is_not(tmp_pat
     step = "train step of resnet5O, 32 px, batch 2, bfloat16"
     message = "There is no network 'resnet5O'. Did you mean"
     assert failure.startswith(f"The {step} failed: {message}")
-    found = {x["part"]: x["reason"] for x in check.report["left_out"]}
-    assert found.pop(f"{step}: resnet_jax").startswith(message)
-    assert found == {
+    reasons = {x["part"]: x["reason"] for x in check.report["left_out"]}
+    assert reasons.pop(f"{step}: resnet_jax").startswith(message)
+    assert reasons == {
         f"{step}: stock Linen": "stock Linen has no resnet5O here",
         f"{step}: torchvision, channels_last, AMP": (
             "/no/python: No such file or directory"
@@ -277,7 +278,7 @@ def test_a_step_that_fails_is_a_failure_and_one_that_a_peer_lacks_is_not(tmp_pat
     }
 
 
-# The kernels of a trace.
+# Tests of the kernels in a trace.
 
 TRACE = """
 planes {
@@ -318,15 +319,16 @@ planes {
         (TRACE + GPU_PLANE, {"sm90_xmma_fprop": 6e-6, "loop_add_fusion": 1e-6}),
     ],
 )
-def test_the_operations_of_a_gpu_are_its_kernels(text, kernels):
+def test_only_kernels_count_as_operations_in_the_trace_of_a_gpu(text, kernels):
     profile = jax.profiler.ProfileData.from_serialized_xspace(
         jax.profiler.ProfileData.text_proto_to_serialized_xspace(text)
     )
-    found = gpu_child.costliest(list(traces.operations(profile.planes)), steps=2)
+    events = list(profiler_trace.operations(profile.planes))
+    costliest = gpu_worker.costliest(events, steps=2)
     total = sum(kernels.values())
-    assert [kernel["name"] for kernel in found] == list(kernels)
-    for kernel in found:
+    assert [kernel["name"] for kernel in costliest] == list(kernels)
+    for kernel in costliest:
         seconds = kernels[kernel["name"]]
         assert kernel["ms_per_step"] == pytest.approx(500 * seconds)
         assert kernel["share"] == pytest.approx(seconds / total)
-    assert found[0]["calls_per_step"] == (1 if len(kernels) == 2 else 0.5)
+    assert costliest[0]["calls_per_step"] == (1 if len(kernels) == 2 else 0.5)

@@ -1,4 +1,4 @@
-"""`bench scale`: what its rows say, and what they are made of."""
+"""Tests of `bench scale`: its rows, its processes and its predictions."""
 
 import importlib.util
 import subprocess
@@ -13,60 +13,62 @@ from resnet_jax.bench.__main__ import make_parser
 from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
 from resnet_jax.training import programs
-from tests.helpers import runs, tiny
-from tests.plan.test_predict import facts
+from tests.helpers import plans, runs, tiny
 
 
 @pytest.mark.long
-def test_two_processes_tell_what_they_exchange_and_how_long_all_takes():
+def test_two_processes_measure_their_collectives_and_durations():
     config = tiny.config({"batch_size": 4, "model.bn_group_size": "device"})
     request = {"steps": 2, "between": 0.5, "repeats": 1}
-    (alone,) = scale.run(1, {"config": config.to_dict(), **request})
+    (alone,) = scale.run_processes(1, {"config": config.to_dict(), **request})
     assert alone["bytes"] == 0
     config.batch_size = 8
-    first, second = scale.run(2, {"config": config.to_dict(), **request})
-    # Both compiled one program: float32 gradients, statistics and two metrics.
+    first, second = scale.run_processes(2, {"config": config.to_dict(), **request})
+    # Both processes run one program. Its collectives sum the gradients, the statistics
+    # and two metrics, in float32.
     state = programs.state_like(tiny.setup())
     sizes = count(state.params) + count(state.batch_stats) + 2
     assert first["bytes"] == second["bytes"] == 4 * sizes
-    for found in (alone, first, second):
-        assert found["start"] > 0
+    for result in (alone, first, second):
+        assert result["start"] > 0
         for key in ("together", "alone", "between", "save"):
-            assert len(found[key]) == 1 and found[key][0] > 0, key
-        # The first one, and the others.
-        assert len(found["restore"]) == 2
-        # The call is part of it, though steps were a little faster than usual.
-        assert found["stall"][0] > 0.5 * found["save"][0]
-    (saved,) = scale.run(1, {"config": config.to_dict(), **request, "steps": 0})
+            assert len(result[key]) == 1 and result[key][0] > 0, key
+        # The first restore comes before the repeats.
+        assert len(result["restore"]) == 2
+        # The stall includes the call of save, but steps may be faster than usual.
+        assert result["stall"][0] > 0.5 * result["save"][0]
+    (saved,) = scale.run_processes(
+        1, {"config": config.to_dict(), **request, "steps": 0}
+    )
     assert saved["written"][0] > saved["save"][0] > 0
 
 
-def test_a_process_that_fails_is_told():
+def test_the_failure_of_a_process_is_reported():
     config = tiny.config({"batch_size": 3, "model.bn_group_size": 2})
     request = {"config": config.to_dict(), "steps": 1, "between": 0.1, "repeats": 1}
     with pytest.raises(UserError, match=r"One of 1 processes failed: .*does not"):
-        scale.run(1, request)
+        scale.run_processes(1, request)
 
 
-def test_what_was_started_when_a_benchmark_is_stopped_meanwhile_ends(monkeypatch):
+def test_processes_end_if_the_benchmark_is_stopped_while_it_starts_them(monkeypatch):
     start, started = subprocess.Popen, []
 
     def interrupted(*args, **kwargs):
         started.append(start(*args, **kwargs))
         if len(started) == 2:
-            # As the handler of a SIGTERM does.
+            # The handler of SIGTERM exits like this.
             sys.exit(143)
         return started[-1]
 
     monkeypatch.setattr(subprocess, "Popen", interrupted)
     with pytest.raises(SystemExit):
-        scale.run(2, {})
+        scale.run_processes(2, {})
     assert [process.wait(timeout=10) for process in started] == [-9, -9]
 
 
 @pytest.mark.slow
-def test_what_a_stopped_benchmark_started_ends_with_it():
-    # Processes that JAX connects do not end by a SIGTERM of their own.
+def test_a_stopped_benchmark_ends_its_processes():
+    # Processes that JAX has connected ignore SIGTERM.
     process = runs.start_python("-m", "resnet_jax.bench", "scale", "--processes=2")
     children = []
     while len(children) < 2 and process.poll() is None:
@@ -79,8 +81,8 @@ def test_what_a_stopped_benchmark_started_ends_with_it():
     assert not alive
 
 
-def test_the_share_of_collectives_is_what_the_step_takes_longer(monkeypatch):
-    found = {
+def test_the_share_of_collectives_is_the_extra_time_of_a_step():
+    result = {
         "together": [4.0, 5.0, 4.0],
         "alone": [3.0, 3.0, 3.0],
         "bytes": 3_000_000,
@@ -91,18 +93,17 @@ def test_the_share_of_collectives_is_what_the_step_takes_longer(monkeypatch):
         "written": [1.0, 1.0, 1.0],
         "restore": [9.0, 2.0, 2.5, 3.0],
     }
-    asked = []
+    requests = []
 
     def run(number, request):
-        asked.append((number, request["config"]["batch_size"]))
-        return [found | {"start": 7.0 + i} for i in range(number)]
+        requests.append((number, request["config"]["batch_size"]))
+        return [result | {"start": 7.0 + i} for i in range(number)]
 
-    monkeypatch.setattr(scale, "run", run)
     flags = "--processes=1,2 --steps=5 --saved=resnet18 --batch_size=16"
-    made = scale.rows(make_parser("scale").parse(flags.split()))
-    rows = {row["name"].partition(": ")[2]: row for row in made}
-    # Of the last ones, the large checkpoint has the batch of the config too.
-    assert asked == [(1, 16), (2, 32), (1, 16)]
+    args = make_parser("scale").parse(flags.split())
+    rows = {row["name"].partition(": ")[2]: row for row in scale.rows(args, run)}
+    # The last request is for the large checkpoint.
+    assert requests == [(1, 16), (2, 32), (1, 16)]
     assert rows["in collectives"]["value"] == pytest.approx(1 / 4)
     assert rows["collectives"]["value"] == 3.0
     assert rows["start-up"]["value"] == 8.0
@@ -112,10 +113,10 @@ def test_the_share_of_collectives_is_what_the_step_takes_longer(monkeypatch):
     assert (rows["first restore"]["value"], rows["restore"]["value"]) == (9.0, 2.5)
 
 
-def test_predictions_say_which_part_of_a_step_goes_to_the_network(monkeypatch):
+def test_the_predicted_share_of_collectives_grows_with_the_slice(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
-    monkeypatch.setattr(scale, "ask", lambda *_, **__: facts())
-    rows = list(scale.predictions(tiny.config(), "v5e:2x4"))
+    config = tiny.config()
+    rows = list(scale.predictions(config, "v5e:2x4", lambda *_, **__: plans.facts()))
     *shares, size = rows
     assert [row["name"].split()[2] for row in shares] == ["8", "64", "512", "4096"]
     values = [row["value"] for row in shares]
@@ -123,7 +124,7 @@ def test_predictions_say_which_part_of_a_step_goes_to_the_network(monkeypatch):
     assert size["value"] == 100.0
 
 
-def test_without_libtpu_predictions_are_left_out_and_said_so(monkeypatch, capsys):
+def test_without_libtpu_a_note_replaces_the_predictions(monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert list(scale.predictions(tiny.config(), "v5e:2x4")) == []
-    assert "needs libtpu" in capsys.readouterr().err
+    assert "need libtpu" in capsys.readouterr().err

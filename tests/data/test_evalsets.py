@@ -25,7 +25,7 @@ from resnet_jax.training.evaluation import evaluate_sets, evaluate_workdir
 from resnet_jax.training.loop import train
 from tests.helpers import tiny
 from tests.helpers.pictures import encode, noise, write_folder
-from tests.helpers.prepared import prepare
+from tests.helpers.tfds_datasets import prepare
 
 # Labels of images, some of which have none or several.
 REAL = [[3], [], [500, 3, 999], [7, 8], [], [0, 1, 2, 3, 4, 5, 6, 7, 8]] * 4

@@ -20,7 +20,7 @@ from tests.helpers import runs
 
 pytestmark = pytest.mark.slow
 
-# Names with invalid TeX, with a terminal's escape sequence, with characters that are not
+# Names with invalid TeX, with a terminal's escape sequence, with characters beyond
 # ASCII, and with a byte that is not UTF-8.
 CLASSES = (b"a$b_$", b"\x1b[31mred", "h\u00e9\N{GRINNING FACE}".encode(), b"\xff")
 

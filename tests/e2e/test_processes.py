@@ -160,7 +160,7 @@ def test_processes_with_sharded_parameters_train_as_those_with_replicated_ones(
 
 
 def test_other_numbers_of_processes_and_devices_resume_with_the_same_images(tmp_path):
-    """Runs on 2 processes of 4 devices, then 1 of 1, then 4 of 1; stops the first two."""
+    """Runs on 2 processes of 4 devices, 1 of 1 and 4 of 1, and stops the first two."""
     flags = (*FLAGS, "--config.total.steps=60")
     for number, devices, until in ((2, 4, 8), (1, 1, 30), (4, 1, 60)):
         # JAX looks for a signal once a second, and must notice it before the end.
@@ -425,7 +425,7 @@ def test_a_wrong_start_is_one_sentence_in_each_log(changes, text, tmp_path):
             tmp_path / "run",
             *FLAGS,
             f"--initialization_timeout={timeout}",
-            of_each={1: flags},
+            extra_flags={1: flags},
             environments={1: changes.get("environment", {})},
             main=changes.get("main", pods.MAIN),
         )

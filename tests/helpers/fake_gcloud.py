@@ -1,7 +1,9 @@
-"""Plays gcloud: records calls, keeps a queued resource, runs what goes to workers.
+"""A fake gcloud program, which runs the commands for workers on this machine.
 
-$FAKE holds: `calls` (one JSON list a line), `states` (what the next looks at the
-request see, one a line; then ACTIVE), `state`, and a home for each of two workers.
+It records every call and keeps a queued resource. The directory $FAKE holds `calls`
+(the arguments of each call, a JSON list per line), `states` (the states that the next
+looks at the request report, one per line; after them, ACTIVE), `state` (the current
+state, if the request exists), and a home directory for each of two workers.
 """
 
 import json
@@ -11,28 +13,29 @@ import shutil
 import subprocess
 import sys
 
-FAKE = pathlib.Path(os.environ["FAKE"])
-STATE = FAKE / "state"
 
-
-def next_state() -> str:
-    """What the request is at this look: one of the planned states, then ACTIVE."""
-    planned = (FAKE / "states").read_text().split()
+def next_state(fake: pathlib.Path) -> str:
+    """Advances and returns the state: the next planned one, and finally ACTIVE."""
+    planned = (fake / "states").read_text().split()
+    state = fake / "state"
     if planned:
-        (FAKE / "states").write_text("\n".join(planned[1:]))
-        STATE.write_text(planned[0])
-    elif STATE.read_text() in ("WAITING_FOR_RESOURCES", "PROVISIONING"):
-        STATE.write_text("ACTIVE")
-    return STATE.read_text()
+        (fake / "states").write_text("\n".join(planned[1:]))
+        state.write_text(planned[0])
+    elif state.read_text() in ("WAITING_FOR_RESOURCES", "PROVISIONING"):
+        state.write_text("ACTIVE")
+    return state.read_text()
 
 
-def workers(flags: dict[str, str]) -> list[pathlib.Path]:
+def workers(fake: pathlib.Path, flags: dict[str, str]) -> list[pathlib.Path]:
+    """Returns the home directories of the workers that --worker names."""
     names = ("0", "1") if flags["worker"] == "all" else (flags["worker"],)
-    return [FAKE / f"worker{name}" for name in names]
+    return [fake / f"worker{name}" for name in names]
 
 
 def main(arguments: list[str]) -> int:
-    with open(FAKE / "calls", "a") as calls:
+    """Does what gcloud would do; returns the exit code."""
+    fake = pathlib.Path(os.environ["FAKE"])
+    with open(fake / "calls", "a") as calls:
         calls.write(json.dumps(arguments) + "\n")
     assert arguments[:2] == ["compute", "tpus"], arguments
     flags = dict(
@@ -40,34 +43,35 @@ def main(arguments: list[str]) -> int:
         for argument in arguments
         if argument.startswith("--")
     )
-    there = STATE.exists()
+    state = fake / "state"
+    exists = state.exists()
     match arguments[2:4]:
         case ["queued-resources", "create"]:
-            if there:
+            if exists:
                 print("ALREADY_EXISTS", file=sys.stderr)
                 return 1
-            STATE.write_text("WAITING_FOR_RESOURCES")
+            state.write_text("WAITING_FOR_RESOURCES")
         case ["queued-resources", "describe"]:
-            if not there:
+            if not exists:
                 print("ERROR: NOT_FOUND: no such resource", file=sys.stderr)
                 return 1
-            print(next_state())
+            print(next_state(fake))
         case ["queued-resources", "delete"]:
-            STATE.unlink()
-            for worker in FAKE.glob("worker*"):
-                # What still ends there may write once more.
+            state.unlink()
+            for worker in fake.glob("worker*"):
+                # Processes that still run there may create files during the removal.
                 while worker.exists():
                     shutil.rmtree(worker, ignore_errors=True)
         case ["tpu-vm", "scp"]:
-            for worker in workers(flags):
+            for worker in workers(fake, flags):
                 worker.mkdir(exist_ok=True)
                 shutil.copy(arguments[4], worker)
         case ["tpu-vm", "ssh"]:
-            # As of a TPU that was taken away.
-            if not there or STATE.read_text() != "ACTIVE":
+            # ssh fails like this when the TPU has been taken away.
+            if not exists or state.read_text() != "ACTIVE":
                 return 255
             codes = []
-            for worker in workers(flags):
+            for worker in workers(fake, flags):
                 worker.mkdir(exist_ok=True)
                 home = os.environ | {"HOME": str(worker)}
                 command = ["bash", "-c", flags["command"]]
@@ -78,4 +82,5 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-sys.exit(main(sys.argv[1:]))
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

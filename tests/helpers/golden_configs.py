@@ -1,4 +1,4 @@
-"""The recipes, and the golden text of each one's config.
+"""Loads the recipes and finds the golden text of each recipe's config.
 
 `python -m tests.helpers.golden_configs` writes the golden texts again.
 """
@@ -14,7 +14,7 @@ from tests.helpers.runs import ROOT
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 GOLDEN = ROOT / "tests" / "golden" / "configs"
-# FILE or FILE:VARIANT
+# The names of all recipes, FILE or FILE:VARIANT.
 RECIPES = [name.replace(".py", "") for name, _, _ in recipes.variants()]
 
 

@@ -1,4 +1,4 @@
-"""Names of networks as parameters of tests."""
+"""Makes parameters of tests from names of networks, and marks the slow ones."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -15,8 +15,9 @@ def deep_ones_slow(
     """Marks the networks of more than 9 blocks or 12 million parameters as slow.
 
     Args:
-      largest: marks those of more than 16 blocks, as ResNet-50 has, or 50 million
-        parameters.
+      names: The names of the networks.
+      largest: The mark of networks larger than ResNet-50: more than 16 blocks or 50
+        million parameters.
     """
     marked = []
     for name in names:
@@ -27,9 +28,10 @@ def deep_ones_slow(
 
 
 def one_of_each_kind(names: Iterable[str]) -> list:
-    """Marks the smallest network of each kind as `deep_ones_slow`, the others as long.
+    """Marks all networks as long but the smallest of each kind.
 
-    Networks of a kind differ in depths, widths and other numbers only.
+    Networks of a kind differ only in depths, widths and other numbers. The smallest
+    ones are marked by `deep_ones_slow`.
     """
     kinds: dict[tuple, list[str]] = {}
     for name in names:
@@ -51,7 +53,7 @@ def _exceeds(name: str, most_blocks: int, most_parameters: float) -> bool:
 
 
 def _kind(spec: Spec) -> tuple:
-    """What is no number in a spec, and its numbers, of which all above 2 are alike."""
+    """Returns a spec's options; numbers above 2 count as equal."""
 
     def kind_of(value):
         if isinstance(value, tuple):

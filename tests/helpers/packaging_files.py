@@ -1,4 +1,4 @@
-"""The files of the project that an installation from its source code needs."""
+"""Lists the files that an installation from the project's source code needs."""
 
 import tomllib
 
@@ -8,7 +8,7 @@ PROJECT = tomllib.loads((runs.ROOT / "pyproject.toml").read_text())
 
 
 def needed_to_install() -> set[str]:
-    """Returns the names, at the root of the project, without which pip fails."""
+    """Returns the files and folders at the project's root without which pip fails."""
     project, tool = PROJECT["project"], PROJECT["tool"]["setuptools"]
     return {
         "pyproject.toml",

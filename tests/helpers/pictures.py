@@ -1,4 +1,4 @@
-"""Small pictures, their files, and ways to break them."""
+"""Makes small pictures, and files and sources of pictures."""
 
 import io
 import pathlib
@@ -15,7 +15,7 @@ RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
 
 
 def quadrants(width: int = 48, height: int = 32) -> Image.Image:
-    """Red, green / blue, yellow: no two corners alike, so no turn goes unnoticed."""
+    """Makes red and green above blue and yellow quadrants: no corners are equal."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[: height // 2, : width // 2] = RED
     pixels[: height // 2, width // 2 :] = GREEN
@@ -25,26 +25,26 @@ def quadrants(width: int = 48, height: int = 32) -> Image.Image:
 
 
 def picture(image: Image.Image) -> Picture:
-    """A decoded image as augmentation takes it, with the channels that it has."""
+    """Wraps an image as the decoded picture that augmentation takes."""
     pixels = np.atleast_3d(np.asarray(image))
     return Picture(pixels, pixels.shape[-1])
 
 
 def noise(seed: int, width: int, height: int) -> Image.Image:
-    """Random colours."""
+    """Makes an image of uniformly random pixels."""
     rng = np.random.default_rng(seed)
     return Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
 
 
 def encode(image: Image.Image, kind: str, **options) -> bytes:
-    """The bytes of an image file as Pillow writes it."""
+    """Returns the content of an image file in a format of Pillow."""
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
 
 
 def write_folder(root: pathlib.Path, files: dict[str, bytes]) -> str:
-    """Writes files under a directory and returns the source that it is."""
+    """Writes files below a directory, and returns the name of that data source."""
     for name, content in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def examples(
     skip_bad: bool = False,
     **augment,
 ) -> Examples:
-    """The examples of a split, as a run would make them."""
+    """Makes the examples of a split like a run does."""
     return Examples(
         source=open_source(source, split, fake_shape=(size, size, channels)),
         augment=Augment(size=size, **augment),

@@ -1,6 +1,6 @@
-"""Lists the public names with their signatures, as they are written in the source.
+"""Lists the public names with their signatures, as the source code writes them.
 
-`python -m tests.helpers.public_names` writes the golden list again after such a change.
+`python -m tests.helpers.public_names` writes the golden list again after a change.
 """
 
 import ast
@@ -14,13 +14,13 @@ import flax.linen as nn
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "public_names.txt"
 MODULES = (
     *("resnet_jax", "resnet_jax.config", "resnet_jax.data", "resnet_jax.errors"),
-    *("resnet_jax.models", "resnet_jax.weights"),
+    *("resnet_jax.kernels", "resnet_jax.models", "resnet_jax.weights"),
 )
 SPECIAL = ("__init__", "__iter__", "__len__", "__getitem__", "__call__")
 
 
 def names_of(module: types.ModuleType) -> list[str]:
-    """Returns the public names of a module; of the errors they are the exceptions."""
+    """Returns `__all__` of a module; without it, the names of its exceptions."""
     if hasattr(module, "__all__"):
         return sorted(module.__all__)
     return sorted(
@@ -41,7 +41,7 @@ def lines_of(name: str, value: object) -> list[str]:
     if isinstance(node, ast.FunctionDef):
         return [f"{name}{_signature(node)}"]
     bases = ", ".join(map(ast.unparse, node.bases))
-    # The methods of a network are its parts, so only its call is public.
+    # The methods of a network build its parts, so only `__call__` is public.
     is_network = issubclass(value, nn.Module)
     lines = [f"{name}({bases})"]
     for part in node.body:

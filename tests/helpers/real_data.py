@@ -1,4 +1,4 @@
-"""Where the tests that need real data find it."""
+"""Finds the real data that some tests need."""
 
 import os
 from pathlib import Path
@@ -11,13 +11,13 @@ ROOT = Path(__file__).parents[2]
 def real_data(name: str) -> Path:
     """Returns a file or directory of the shared data, or skips the test.
 
-    The data lie in `$RESNET_JAX_DATA`, or else in `../shared/data` beside the
-    repository.
+    The directory of the data is `$RESNET_JAX_DATA` or, if that is not set,
+    `../shared/data` beside the repository.
     """
     directory = Path(
         os.environ.get("RESNET_JAX_DATA") or ROOT.parent / "shared" / "data"
     )
     path = directory / name
     if not path.exists():
-        pytest.skip(f"no {path}: set RESNET_JAX_DATA to the directory of real data")
+        pytest.skip(f"{path} is missing; set RESNET_JAX_DATA to the real data's folder")
     return path

@@ -1,4 +1,4 @@
-"""Real runs in processes of their own, for the tests that stop and break them."""
+"""Starts the project's commands as processes, and reads the results of runs."""
 
 import contextlib
 import json
@@ -16,7 +16,8 @@ import psutil
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-# Seconds of training on the digits, with everything that a long run has.
+# The flags of a run that trains on digits for some seconds, and that has everything
+# that a long run has.
 SMALL = (
     "--config=configs/quickstart.py",
     "--config.model.overrides={'stage_sizes': (1, 1, 1)}",
@@ -30,9 +31,12 @@ SMALL = (
 
 
 def start(workdir: pathlib.Path, *flags: str, **options) -> subprocess.Popen:
-    """Starts `python -m resnet_jax.main`; stdout and stderr come as one pipe.
+    """Starts `python -m resnet_jax.main`, with stdout and stderr in one pipe.
 
-    The options are those of `start_python`.
+    Args:
+      workdir: The workdir of the run.
+      *flags: More flags of the command.
+      **options: The options of `start_python`.
     """
     main = ("-m", "resnet_jax.main", f"--workdir={workdir}")
     return start_python(*main, *flags, **options)
@@ -45,24 +49,26 @@ def start_python(
     own_group: bool = False,
     **environment: str,
 ) -> subprocess.Popen:
-    """Starts Python at the root of the project, with one device unless told.
+    """Starts Python at the root of the project, with one CPU device by default.
 
     Args:
-      arguments: The arguments of Python.
-      stderr: As in `subprocess.Popen`; stdout is a pipe.
+      *arguments: The arguments of Python.
+      stderr: The argument of `subprocess.Popen`; stdout is a pipe.
       redirect: Redirections of a shell, such as ">&- 2>/dev/full".
-      own_group: Whether it leads a process group, whose number is its own.
-      environment: Variables of the environment.
+      own_group: True makes the process the leader of a process group of its own.
+      **environment: More environment variables.
     """
     environment = {
-        # One device, as a new user has; the tests themselves see eight.
+        # A new user's CPU is one device; the process of the tests has eight.
         "JAX_NUM_CPU_DEVICES": "1",
-        # Compiled as for a user; the tests themselves compile faster, see conftest.py.
+        # Programs are optimized as for a user; those of the tests are not (see
+        # conftest.py).
         "XLA_FLAGS": "",
         "PYTHONPATH": str(ROOT),
         **environment,
     }
-    # libtpu, where a test has loaded it, lets this process ignore it.
+    # libtpu makes a process that has loaded it ignore SIGHUP, which new processes would
+    # inherit.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     command = [sys.executable, "-u", *arguments]
     if redirect:
@@ -79,18 +85,18 @@ def start_python(
 
 
 def finish(process: subprocess.Popen, timeout: float = 900) -> tuple[int, str]:
-    """Waits for a run; returns its exit code and what it still printed."""
+    """Waits for a process; returns its exit code and its unread output."""
     output, _ = process.communicate(timeout=timeout)
     return process.returncode, output
 
 
 def run(workdir: pathlib.Path, *flags: str, **options) -> tuple[int, str]:
-    """A whole run; returns its exit code and what it printed."""
+    """Runs the training command to its end; returns its exit code and output."""
     return finish(start(workdir, *flags, **options))
 
 
 def run_python(*arguments: str, **options) -> tuple[int, str]:
-    """Runs Python to its end; returns the exit code and what it printed."""
+    """Runs Python to its end; returns its exit code and output."""
     return finish(start_python(*arguments, **options))
 
 
@@ -100,9 +106,16 @@ def send_when(
     number: signal.Signals,
     to_group: bool = False,
 ) -> tuple[int, str]:
-    """Sends a signal as soon as a line matches; returns exit code and the output.
+    """Sends a signal to a process as soon as a line of its output matches.
 
-    With `to_group`, all processes get it that the run has started.
+    Args:
+      process: The process.
+      pattern: The regular expression that is searched in each line.
+      number: The signal.
+      to_group: True sends the signal to the whole process group.
+
+    Returns:
+      The exit code and the output.
     """
     lines = []
     for line in process.stdout:
@@ -116,39 +129,39 @@ def send_when(
 
 
 def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
-    """The processes that a run has started to decode images."""
-    found = []
+    """Returns the worker processes of a run, which decode images."""
+    workers = []
     for child in psutil.Process(process.pid).children():
-        # Others may end meanwhile.
+        # A child may end meanwhile.
         with contextlib.suppress(psutil.Error):
             if "spawn_main" in " ".join(child.cmdline()):
-                found.append(child)
-    return found
+                workers.append(child)
+    return workers
 
 
 def read_json(path: pathlib.Path) -> dict:
-    """The content of a JSON file."""
+    """Reads a JSON file."""
     return json.loads(path.read_text())
 
 
 def result(workdir: pathlib.Path) -> dict:
-    """What `result.json` holds."""
+    """Reads `result.json` in a workdir."""
     return read_json(workdir / "result.json")
 
 
 def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
-    """Steps of the finished checkpoints of a workdir."""
+    """Returns the steps of the finished checkpoints in a workdir, in order."""
     names = [path.name for path in (workdir / "checkpoints").iterdir()]
     return sorted(int(name) for name in names if name.isdigit())
 
 
 def final_arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
-    """All arrays of the newest checkpoint: parameters, statistics, optimiser, EMA."""
+    """Reads all arrays of the last checkpoint: parameters, optimizer state, EMA, ..."""
     step = checkpoint_steps(workdir)[-1]
     path = (workdir / "checkpoints" / str(step) / "state").absolute()
     with ocp.PyTreeCheckpointer() as checkpointer:
         tree = checkpointer.metadata(path).item_metadata.tree
-        # As numpy arrays, whatever the devices were that saved them.
+        # numpy arrays can be restored whatever devices the run had.
         kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         tree = checkpointer.restore(path, restore_args=kinds)
     return {
@@ -157,12 +170,12 @@ def final_arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     }
 
 
-def assert_same_end(workdir: pathlib.Path, other: pathlib.Path) -> None:
+def assert_same_end(workdir: pathlib.Path, reference: pathlib.Path) -> None:
     """Asserts that two runs ended with the same bits in every array."""
-    arrays, others = final_arrays(workdir), final_arrays(other)
-    assert arrays.keys() == others.keys()
+    arrays, expected = final_arrays(workdir), final_arrays(reference)
+    assert arrays.keys() == expected.keys()
     assert len(arrays) > 10
     for name, array in arrays.items():
-        assert array.tobytes() == others[name].tobytes(), name
+        assert array.tobytes() == expected[name].tobytes(), name
     for key in ("top1", "loss", "step", "n_seen"):
-        assert result(workdir)[key] == result(other)[key]
+        assert result(workdir)[key] == result(reference)[key]

@@ -1,4 +1,4 @@
-"""A Slurm of one controller and two nodes on this machine, while it is used."""
+"""Runs a Slurm cluster of one controller and two nodes on this machine."""
 
 import contextlib
 import ctypes
@@ -11,15 +11,17 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
-# The directories of daemons are not on every user's PATH.
+# Daemons are often installed in directories that are not on a user's PATH.
 PATH = os.environ["PATH"] + ":/usr/sbin:/usr/local/sbin"
 HOST = socket.gethostname().split(".")[0]
 
-# JAX connects to the first node of a job by its name, so that is this machine's.
-# The port of JAX's coordinator follows from the number of the job, so these differ.
-# `cred_expire`: a job that is queued again waits until its credentials expire.
+# JAX connects to the first node of a job by its name, so that node has the name of this
+# machine. JAX derives the port of its coordinator from the number of the job, so the
+# first number is a free port, too. A job that is queued again waits until its
+# credentials expire, hence the short `cred_expire`.
 CONFIG = """
 ClusterName=test
 FirstJobId={ports[0]}
@@ -51,14 +53,15 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 class NoSlurmError(Exception):
-    """Slurm is not installed here, or does not start."""
+    """Slurm is not installed, or does not start."""
 
 
 class Cluster:
-    """Commands of the cluster, run with the environment that they need.
+    """A running cluster.
 
     Attributes:
-      environment: has the configuration of the cluster, for processes of one's own.
+      root: The directory of the cluster's files.
+      environment: The environment variables with which commands find the cluster.
     """
 
     def __init__(self, root: pathlib.Path):
@@ -67,7 +70,11 @@ class Cluster:
         self.environment["PATH"] = PATH
 
     def run(self, *command: str, **keywords) -> str:
-        """What a command printed; raises CalledProcessError where it fails."""
+        """Runs a command and returns its output.
+
+        Raises:
+          subprocess.CalledProcessError: The command failed.
+        """
         return subprocess.run(
             command,
             env=self.environment,
@@ -80,22 +87,22 @@ class Cluster:
         ).stdout
 
     def job(self, number: str) -> dict[str, str]:
-        """The fields of a job, as `scontrol show job` has them."""
+        """Returns the fields that `scontrol show job` prints for a job."""
         fields = self.run("scontrol", "--oneliner", "show", "job", number).split()
         return dict(field.split("=", 1) for field in fields if "=" in field)
 
 
 @contextlib.contextmanager
 def cluster():
-    """A running `Cluster`; nothing of it is left afterwards.
+    """Starts a `Cluster`, and removes it completely at the end.
 
     Raises:
-      NoSlurmError: with the reason.
+      NoSlurmError: The cluster cannot start; the message gives the reason.
     """
     for name in DAEMONS:
         if shutil.which(name, path=PATH) is None:
             raise NoSlurmError(f"{name} is not installed (`make slurm`, as root)")
-    # Not pytest's directory: the path of a socket has at most 107 characters.
+    # pytest's own directories are too long: a socket's path may have 107 characters.
     root = pathlib.Path(tempfile.mkdtemp(prefix="slurm_"))
     daemons = []
     try:
@@ -108,7 +115,7 @@ def cluster():
             here.run("scancel", f"--user={getpass.getuser()}")
             _wait_until(lambda: not here.run("squeue", "--noheader"), 60)
     finally:
-        # The controller and the nodes before munged, which they speak through.
+        # The controller and the nodes communicate through munged, so it ends last.
         for daemon in reversed(daemons):
             daemon.send_signal(signal.SIGTERM)
             try:
@@ -126,9 +133,9 @@ def _configure(root: pathlib.Path) -> None:
     (root / "munge/key").chmod(0o400)
     with contextlib.ExitStack() as stack:
         free = [stack.enter_context(socket.socket()) for _ in range(3)]
-        for one in free:
-            one.bind(("127.0.0.1", 0))
-        ports = [one.getsockname()[1] for one in free]
+        for each in free:
+            each.bind(("127.0.0.1", 0))
+        ports = [each.getsockname()[1] for each in free]
     config = CONFIG.format(root=root, host=HOST, ports=ports, user=getpass.getuser())
     (root / "slurm.conf").write_text(config)
 
@@ -139,7 +146,7 @@ def _start(here: Cluster, daemons: list[subprocess.Popen]) -> None:
     munge += [f"--{name}={root}/munge/{name}" for name in ("log-file", "seed-file")]
     munge += [f"--key-file={root}/munge/key"]
     commands = [
-        # --force: the directory above is open to all, as /tmp is.
+        # --force allows a parent directory that everybody may write to, like /tmp.
         ["munged", "--foreground", "--force", *munge],
         ["slurmctld", "-D"],
         *(["slurmd", "-D", "-N", name] for name in (HOST, f"{HOST}-2")),
@@ -167,22 +174,22 @@ def _start(here: Cluster, daemons: list[subprocess.Popen]) -> None:
         _wait_until(idle, 30)
     except TimeoutError:
         lines = (root / "daemons.log").read_text().splitlines()
-        said = [line for line in lines if "fatal" in line or "error" in line]
-        said.sort(key=lambda line: "fatal" in line)
-        raise NoSlurmError(f"Slurm does not start: {[*lines, *said][-1]}") from None
+        errors = [line for line in lines if "fatal" in line or "error" in line]
+        errors.sort(key=lambda line: "fatal" in line)
+        raise NoSlurmError(f"Slurm does not start: {[*lines, *errors][-1]}") from None
 
 
 def _end_with_parent() -> None:
-    """Where the tests are killed, their daemons end too."""
+    """Lets a daemon end when the process of the tests is killed."""
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
-def _wait_until(true, seconds: float) -> None:
+def _wait_until(condition: Callable[[], object], seconds: float) -> None:
     end = time.monotonic() + seconds
     while True:
         with contextlib.suppress(subprocess.CalledProcessError):
-            if true():
+            if condition():
                 return
         if time.monotonic() > end:
             raise TimeoutError

@@ -1,12 +1,13 @@
-"""Object stores on this machine: moto for s3://, gcp-storage-emulator for gs://.
+"""Emulates object stores on this machine: moto for s3://, gcp-storage-emulator for gs://.
 
-Each runs once in a process of tests, and has one bucket, `bucket`; what is given is the
-environment with which clients find it.
+Each emulator starts at most once in a process of tests, and has one bucket, named
+`bucket`. The functions return the environment variables with which clients find it.
 """
 
 import contextlib
 import functools
 import http.server
+import importlib.util
 import json
 import secrets
 import socket
@@ -16,10 +17,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+# The packages are only looked up here, since importing them takes a second.
 for _name in ("gcsfs", "s3fs", "moto", "gcp_storage_emulator"):
-    pytest.importorskip(_name, reason=f"{_name} of the extra `test` is missing")
+    if not importlib.util.find_spec(_name):
+        pytest.skip(f"{_name} of the extra `test` is missing", allow_module_level=True)
 
-# No other store than the emulator is asked, whatever the machine is.
+# Clients must reach nothing but the emulator, even on a machine of a cloud.
 NOWHERE = {
     "AWS_CONFIG_FILE": "/nowhere",
     "AWS_SHARED_CREDENTIALS_FILE": "/nowhere",
@@ -30,7 +33,7 @@ NOWHERE = {
 
 
 def request(method: str, address: str, content: bytes | None = None) -> None:
-    """Sends something to an emulator."""
+    """Sends a request to an emulator."""
     headers = {"Content-Type": "text/plain"}
     urllib.request.urlopen(
         urllib.request.Request(address, content, headers, method=method)
@@ -39,7 +42,7 @@ def request(method: str, address: str, content: bytes | None = None) -> None:
 
 @functools.cache
 def s3() -> dict[str, str]:
-    """An S3; its address and somebody's keys, which are not looked at."""
+    """Starts an S3 emulator that accepts any keys."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
@@ -57,7 +60,14 @@ def s3() -> dict[str, str]:
 
 @contextlib.contextmanager
 def s3_that_asks(allowed: str) -> Iterator[dict[str, str]]:
-    """An S3 that looks at keys, those of a user who is allowed some actions only."""
+    """Lets the S3 emulator check keys.
+
+    Args:
+      allowed: The actions that are allowed, such as `s3:List*`.
+
+    Yields:
+      The environment variables with the keys of a user who may do only that.
+    """
     import boto3
 
     environment = s3()
@@ -67,16 +77,17 @@ def s3_that_asks(allowed: str) -> Iterator[dict[str, str]]:
         "aws_secret_access_key": "AWS_SECRET_ACCESS_KEY",
         "region_name": "AWS_DEFAULT_REGION",
     }
-    told = {key: environment[name] for key, name in names.items()}
-    iam = boto3.client("iam", **told)
+    options = {key: environment[name] for key, name in names.items()}
+    iam = boto3.client("iam", **options)
     name = secrets.token_hex(4)
     iam.create_user(UserName=name)
     key = iam.create_access_key(UserName=name)["AccessKey"]
-    may = {"Effect": "Allow", "Action": [allowed], "Resource": "*"}
-    policy = json.dumps({"Version": "2012-10-17", "Statement": [may]})
+    statement = {"Effect": "Allow", "Action": [allowed], "Resource": "*"}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
     iam.put_user_policy(UserName=name, PolicyName=name, PolicyDocument=policy)
-    after = f"{environment['AWS_ENDPOINT_URL']}/moto-api/reset-auth"
-    request("POST", after, b"0")
+    # moto checks keys after this number of requests.
+    address = f"{environment['AWS_ENDPOINT_URL']}/moto-api/reset-auth"
+    request("POST", address, b"0")
     try:
         yield {
             **environment,
@@ -84,22 +95,22 @@ def s3_that_asks(allowed: str) -> Iterator[dict[str, str]]:
             "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"],
         }
     finally:
-        request("POST", after, b"inf")
+        request("POST", address, b"inf")
 
 
 @functools.cache
 def gcs() -> dict[str, str]:
-    """A GCS, which asks for no credentials."""
+    """Starts a GCS emulator, which needs no credentials."""
     from gcp_storage_emulator.handlers import objects
 
     objects.download = _telling_generations(objects.download)
-    # Imported after, since it makes a table of the handlers.
+    # This import copies the handlers into a table, so it follows the change of one.
     from gcp_storage_emulator import server
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # Its server lets five wait; TensorStore comes with more.
+    # By default the server queues five connections, but TensorStore opens more.
     http.server.HTTPServer.request_queue_size = 128
     emulator = server.create_server("127.0.0.1", port, True, default_bucket="bucket")
     emulator._api.daemon = True
@@ -108,19 +119,19 @@ def gcs() -> dict[str, str]:
 
 
 def at_gcs(address: str) -> dict[str, str]:
-    """The environment of a GCS at an address."""
+    """Returns the environment variables with which clients find a GCS at an address."""
     return {
         **NOWHERE,
         "STORAGE_EMULATOR_HOST": address,
         "TENSORSTORE_GCS_HTTP_URL": address,
-        # Asks Google, not the emulator, what kind of bucket it is.
+        # This feature asks Google, not the emulator, for the kind of the bucket.
         "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
     }
 
 
 @contextlib.contextmanager
 def refusing_gcs(status: int, message: str) -> Iterator[dict[str, str]]:
-    """What answers each request as GCS does that refuses it."""
+    """Starts a server that refuses every request with an error of GCS."""
     body = json.dumps({"error": {"code": status, "message": message}}).encode()
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -145,7 +156,7 @@ def refusing_gcs(status: int, message: str) -> Iterator[dict[str, str]]:
 
 @contextlib.contextmanager
 def known(environment: dict[str, str]) -> Iterator[None]:
-    """Lets the clients of this process find a store; those before are forgotten."""
+    """Lets the clients of this process find a store, and discards cached clients."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
             patch.delenv(name, raising=False)
@@ -167,8 +178,9 @@ def _forget_clients() -> None:
 
 
 def _telling_generations(download: Callable) -> Callable:
-    """Adds what the emulator leaves out: TensorStore reads it to write an object again.
+    """Adds the header with an object's generation, which the emulator lacks.
 
+    TensorStore reads it to overwrite an object; see
     cloud.google.com/storage/docs/xml-api/reference-headers#xgooggeneration
     """
 
@@ -176,7 +188,7 @@ def _telling_generations(download: Callable) -> Callable:
         download(request, response, storage, *args, **options)
         place = (request.params["bucket_name"], request.params["object_id"])
         if response.status < 300:
-            found = storage.get_file_obj(*place)
-            response["x-goog-generation"] = found["generation"]
+            stored = storage.get_file_obj(*place)
+            response["x-goog-generation"] = stored["generation"]
 
     return with_generation

@@ -1,4 +1,4 @@
-"""A run so small that its train step compiles in a second or two."""
+"""Makes a run so small that its train step compiles in a second or two."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ from resnet_jax.training.experiment import Experiment, set_up
 from resnet_jax.training.step import TrainState
 from tests.helpers import keyed
 
-# Two blocks, the second one with a projection: six norms.
+# The network has two blocks, the second one with a projection shortcut, and six norms.
 NETWORK = {
     "stage_sizes": (1, 1),
     "widths": (8, 16),
     "stem": ((3, 1, 8),),
     "shortcut": "projection",
 }
-# Two blocks wide enough that devices keep parts of their kernels, and do so.
+# With these changes parameters are sharded, and the kernels are large enough for it.
 IN_PARTS = {
     "sharding.params": "fsdp",
     "model.overrides.widths": (64, 64),
@@ -30,7 +30,11 @@ IN_PARTS = {
 
 
 def config(changes: Mapping | None = None) -> ConfigDict:
-    """A run of four steps of 16 images on fake data, with changes by dotted key."""
+    """Returns the config of a run of four steps of 16 images on fake data.
+
+    Args:
+      changes: Values to change, by dotted key such as `optim.learning_rate`.
+    """
     config = load("configs/quickstart.py")
     config.batch_size = 16
     config.total = ConfigDict({"steps": 4})
@@ -44,7 +48,7 @@ def config(changes: Mapping | None = None) -> ConfigDict:
 
 
 def mesh_of(devices: int) -> Mesh:
-    """The mesh that a machine with so many devices would have."""
+    """Returns the mesh that a machine with that number of devices would have."""
     return jax.make_mesh(
         (devices,),
         ("data",),
@@ -54,14 +58,15 @@ def mesh_of(devices: int) -> Mesh:
 
 
 def setup(changes: Mapping | None = None, devices: int = 8) -> Experiment:
-    """What follows from `config` on the first devices."""
+    """Sets up a run of `config` on the first devices."""
     return dataclasses.replace(set_up(config(changes)), mesh=mesh_of(devices))
 
 
 def state(setup: Experiment, step: int = 0) -> TrainState:
-    """A state with none of its values as they start, on the setup's devices.
+    """Draws a training state in which no value is the initial one.
 
-    It is drawn by numpy, since compiling the initialisers takes longer than the step.
+    numpy draws the values, since compiling the initializers would take longer than
+    compiling the step. The state is placed on the setup's devices.
     """
     variables = keyed.variables(setup.model.spec)
     state = TrainState(
@@ -77,7 +82,7 @@ def state(setup: Experiment, step: int = 0) -> TrainState:
 
 
 def batch(setup: Experiment, seed: int = 0) -> dict[str, np.ndarray]:
-    """Draws a training batch."""
+    """Draws a training batch, as numpy arrays."""
     like = programs.train_batch_like(setup)
     rng = keyed.generator("batch", seed)
     return {
@@ -87,7 +92,7 @@ def batch(setup: Experiment, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def difference(tree, expected) -> float:
-    """The largest difference in a leaf, as a part of that leaf's largest value."""
+    """Returns the largest difference in a leaf, relative to its largest value."""
 
     def of_leaf(got, want) -> float:
         got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)

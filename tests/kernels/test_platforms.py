@@ -1,4 +1,4 @@
-"""Both ways are traced unless the platform is known; then that of it alone is."""
+"""Implementations for all platforms are traced unless the platform is known."""
 
 import functools
 
@@ -11,8 +11,8 @@ from resnet_jax.training import programs
 from tests.helpers import tiny
 
 
-def either(traced: list[str]):
-    """A jitted choice that notes what of it is traced."""
+def make_choice(traced: list[str]):
+    """Makes a jitted choice by platform that notes what is traced."""
 
     def cpu(x):
         traced.append("cpu")
@@ -25,26 +25,28 @@ def either(traced: list[str]):
     return jax.jit(lambda x: by_platform(x, cpu=cpu, default=default))
 
 
-def test_where_no_platform_is_known_both_are_traced_and_the_devices_choose():
+def test_both_are_traced_and_the_devices_choose_if_no_platform_is_known():
     traced = []
-    assert either(traced)(1.0) == (2.0 if jax.default_backend() == "cpu" else 0.0)
+    assert make_choice(traced)(1.0) == (2.0 if jax.default_backend() == "cpu" else 0.0)
     assert set(traced) == {"cpu", "default"}
 
 
 @pytest.mark.parametrize(
-    ("platform", "way", "result"),
+    ("platform", "implementation", "result"),
     [("cpu", "cpu", 2.0), ("tpu", "default", 0.0), ("gpu", "default", 0.0)],
 )
-def test_of_a_known_platform_only_its_way_is_traced(platform, way, result):
+def test_only_the_implementation_of_a_known_platform_is_traced(
+    platform, implementation, result
+):
     traced = []
     with known(platform):
-        assert either(traced)(1.0) == result
-    assert traced == [way]
+        assert make_choice(traced)(1.0) == result
+    assert traced == [implementation]
 
 
-def test_what_was_traced_for_one_platform_is_not_taken_for_another():
+def test_a_program_traced_for_one_platform_is_not_used_for_another():
     traced = []
-    choice = either(traced)
+    choice = make_choice(traced)
     with known("cpu"):
         choice(1.0)
         with known("tpu"):
@@ -58,16 +60,18 @@ def test_what_was_traced_for_one_platform_is_not_taken_for_another():
 @pytest.mark.parametrize(
     ("platform", "called"), [("cpu", True), ("tpu", False), ("gpu", False)]
 )
-def test_what_is_traced_once_is_called_on_cpus_and_inlined_elsewhere(platform, called):
+def test_a_function_traced_once_is_called_on_cpus_and_inlined_elsewhere(
+    platform, called
+):
     traced = []
 
-    @functools.partial(traced_once, static_argnames="by")
-    def plus(x, *, by):
-        traced.append(by)
-        return x + by
+    @functools.partial(traced_once, static_argnames="step")
+    def plus(x, *, step):
+        traced.append(step)
+        return x + step
 
     def program(x):
-        return plus(plus(plus(x, by=1.0), by=2.0), by=1.0)
+        return plus(plus(plus(x, step=1.0), step=2.0), step=1.0)
 
     with known(platform):
         lowered = jax.jit(program).lower(1.0)
@@ -77,12 +81,12 @@ def test_what_is_traced_once_is_called_on_cpus_and_inlined_elsewhere(platform, c
 
 
 @pytest.mark.slow
-def test_the_train_step_of_a_setup_is_that_of_a_network_on_an_unknown_platform():
+def test_a_train_step_for_a_known_platform_equals_one_for_any_platform():
     setup = tiny.setup()
     batch = setup.to_devices(tiny.batch(setup))
-    found = programs.lower_train_step(setup).compile()(tiny.state(setup), batch)
+    got = programs.lower_train_step(setup).compile()(tiny.state(setup), batch)
     both_traced = programs.jit_train_step(setup, distills=False).lower(
         programs.state_like(setup), programs.train_batch_like(setup)
     )
     expected = both_traced.compile()(tiny.state(setup), batch)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    jax.tree.map(np.testing.assert_array_equal, got, expected)

@@ -28,8 +28,8 @@ TPU = (
 GPU = ("--accelerator=nvidia-h100-80gb", "--hosts=2", "--chips=8")
 TRAIN = ("--", "--config=configs/r50.py", "--workdir=gs://bucket/r50")
 
-# Fields of jobset.x-k8s.io/v1alpha2, and the values of those with a fixed set, as
-# JobSet 0.9 has them; the embedded Job is Kubernetes' own.
+# The fields of jobset.x-k8s.io/v1alpha2 in JobSet 0.9, and the values of the fields
+# that have a fixed set of them. The embedded Job is Kubernetes' own.
 SPEC = {"replicatedJobs", "network", "successPolicy", "failurePolicy", "suspend"}
 REPLICATED_JOB = {"name", "groupName", "replicas", "template", "dependsOn"}
 FAILURE_POLICY = {"maxRestarts", "restartStrategy", "rules"}
@@ -45,7 +45,7 @@ ACTIONS = {"FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"}
 
 
 def launch(*arguments, **environment):
-    """Runs run.py; returns its exit code and what it printed."""
+    """Runs run.py; returns its exit code and its output."""
     done = subprocess.run(
         [sys.executable, RUN, *arguments],
         env=os.environ | environment,
@@ -57,19 +57,20 @@ def launch(*arguments, **environment):
 
 
 def jobset(*arguments):
-    """The manifest that `--dry_run` prints."""
+    """Returns the manifest that `--dry_run` prints."""
     code, output = launch("--dry_run", *NAME, *arguments)
     assert code == 0, output
     return yaml.safe_load(output)
 
 
 def container(manifest):
+    """Returns the container of a manifest's pods."""
     (job,) = manifest["spec"]["replicatedJobs"]
     return job["template"]["spec"]["template"]["spec"]["containers"][0]
 
 
 @pytest.mark.parametrize("kind", [TPU, GPU], ids=["tpu", "gpu"])
-def test_the_manifest_is_what_kubernetes_and_jobset_accept(kind):
+def test_kubernetes_and_jobset_accept_the_manifest(kind):
     manifest = jobset(*kind, *TRAIN)
     assert manifest["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
     assert manifest["kind"] == "JobSet"
@@ -84,12 +85,12 @@ def test_the_manifest_is_what_kubernetes_and_jobset_accept(kind):
         assert replicated.keys() <= REPLICATED_JOB
         job = {"apiVersion": "batch/v1", "kind": "Job", **replicated["template"]}
         job["metadata"] = {"name": "r50-hosts-0"}
-        # Strict: unknown fields are errors. 1.31 is the first with a stable
+        # Unknown fields are errors. Kubernetes 1.31 is the first with a stable
         # podFailurePolicy.
         validate(job, "1.31", strict=True)
 
 
-def test_a_stopped_run_always_starts_again_and_a_broken_one_only_some_times():
+def test_a_stopped_run_always_restarts_and_a_failed_one_only_some_times():
     spec = jobset(*TPU, *TRAIN)["spec"]
     job = spec["replicatedJobs"][0]["template"]["spec"]
     rules = job["podFailurePolicy"]["rules"]
@@ -100,15 +101,15 @@ def test_a_stopped_run_always_starts_again_and_a_broken_one_only_some_times():
         rule["onPodConditions"] for rule in rules if "onPodConditions" in rule
     ]
     assert conditions == [[{"type": "DisruptionTarget", "status": "True"}]]
-    # A job that failed by those rules fails with this reason.
+    # A job that fails because of those rules has this reason.
     (always,) = spec["failurePolicy"]["rules"]
     assert always["onJobFailureReasons"] == ["PodFailurePolicy"]
     assert always["action"] == "RestartJobSetAndIgnoreMaxRestarts"
     assert 0 < spec["failurePolicy"]["maxRestarts"] < 10
-    # Kubernetes takes a podFailurePolicy only with this.
+    # Kubernetes accepts a podFailurePolicy only with this restart policy.
     pod = job["template"]["spec"]
     assert pod["restartPolicy"] == "Never"
-    # The run takes at most --grace=25s; Python's end takes some more.
+    # A run exits within --grace=25s, and the end of Python takes some more.
     assert pod["terminationGracePeriodSeconds"] >= 25 + 15
 
 
@@ -119,7 +120,7 @@ def test_tpus_connect_by_themselves_and_gpus_to_the_first_pod():
     assert container(tpu)["resources"]["limits"] == {"google.com/tpu": 4}
     (job,) = gpu["spec"]["replicatedJobs"]
     assert job["replicas"] == 1 and job["template"]["spec"]["parallelism"] == 2
-    # JobSet's names: <set>-<replicated job>-<job>-<pod>.<set>.
+    # JobSet calls pods <set>-<replicated job>-<job>-<pod>.<set>.
     first = f"r50-{job['name']}-0-0.r50:8476"
     connect = [f"--coordinator={first}", "--num_processes=2"]
     connect += ["--process_id=$(JOB_COMPLETION_INDEX)"]
@@ -131,7 +132,7 @@ def test_flags_reach_the_run_as_they_were_given():
     odd = ("--config.a={'b': \"c d\"}", "--config.name=$(HOME) ${HOME}")
     *_, quoted, variable = container(jobset(*GPU, *TRAIN, *odd))["args"]
     assert quoted == odd[0]
-    # Kubernetes makes $( of $$(, and looks up no variable.
+    # Kubernetes replaces $$( by $( and looks up no variable.
     assert variable.replace("$$(", "$(") == odd[1] and "$$(HOME)" in variable
 
 
@@ -146,7 +147,7 @@ def test_flags_reach_the_run_as_they_were_given():
     ],
     ids=["none", "new", "runs", "failed", "completed"],
 )
-def test_the_same_command_starts_leaves_or_goes_on(tmp_path, state, verbs):
+def test_the_same_command_starts_keeps_or_replaces_the_jobset(tmp_path, state, verbs):
     (tmp_path / "state").write_text("" if state is None else json.dumps(state))
     fake = tmp_path / "kubectl"
     fake.write_text(
@@ -163,7 +164,7 @@ def test_the_same_command_starts_leaves_or_goes_on(tmp_path, state, verbs):
         assert (tmp_path / "applied").read_text() == manifest
 
 
-def test_ctrl_c_ends_it_and_kubectl_without_a_traceback(tmp_path):
+def test_ctrl_c_ends_the_script_and_kubectl_without_a_traceback(tmp_path):
     kubectl = tmp_path / "kubectl"
     kubectl.write_text("#!/bin/sh\necho waiting >&2\nexec sleep 60\n")
     kubectl.chmod(0o755)
@@ -180,7 +181,7 @@ def test_ctrl_c_ends_it_and_kubectl_without_a_traceback(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("--name=R50", "--image=i", *GPU, *TRAIN), "--name=R50"),
         ((*NAME, *GPU), "--config"),
@@ -190,10 +191,10 @@ def test_ctrl_c_ends_it_and_kubectl_without_a_traceback(tmp_path):
         ((*NAME, *GPU, "--hosts=0", *TRAIN), "--hosts"),
     ],
 )
-def test_what_cannot_be_is_told(arguments, told):
+def test_a_wrong_flag_is_named_in_the_message(arguments, message):
     code, output = launch("--dry_run", *arguments)
     assert code == 2
-    assert told in output.splitlines()[-1]
+    assert message in output.splitlines()[-1]
 
 
 def test_the_image_holds_what_a_run_needs_and_lets_signals_through():
@@ -202,9 +203,9 @@ def test_the_image_holds_what_a_run_needs_and_lets_signals_through():
     copied = [path for paths in copies for path in paths]
     assert set(copied) == needed_to_install()
     assert all((runs.ROOT / path).exists() for path in copied)
-    # What the comment and the README offer for PLATFORM.
+    # The comment and the README name these values for PLATFORM.
     extras = importlib.metadata.metadata("jax").get_all("Provides-Extra")
     assert {"tpu", "cuda12", "cuda13"} <= set(extras)
-    # A list: no shell as process 1, which would keep SIGTERM from Python.
+    # As a list it starts no shell as process 1, which would keep SIGTERM from Python.
     (entry,) = [line for line in lines if line.startswith("ENTRYPOINT ")]
     assert json.loads(entry.split(" ", 1)[1])[-2:] == ["-m", "resnet_jax.main"]

@@ -1,4 +1,4 @@
-"""launch/local.py with processes that stand in for those of a run."""
+"""launch/local.py with a program that takes the place of `resnet_jax.main`."""
 
 import os
 import pathlib
@@ -12,7 +12,7 @@ import pytest
 from tests.helpers import runs
 
 LOCAL = runs.ROOT / "launch/local.py"
-# Each process tells its id and its GPU; then it does what the run's flags say.
+# Each process prints its number and its GPU, and then does what its flags say.
 MAIN = """
 import os, signal, sys, time
 flags = dict(flag[2:].split("=", 1) for flag in sys.argv[1:])
@@ -33,17 +33,17 @@ sys.exit(int(flags.get("exit" + i, 0)))
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts the launcher where `resnet_jax.main` is the stand-in."""
+    """Returns a function that starts the launcher with `MAIN` as `resnet_jax.main`."""
     package = tmp_path / "resnet_jax"
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "main.py").write_text(MAIN)
     environment = {**os.environ, "PYTHONPATH": str(LOCAL.parent)}
-    patient = "import sys, local; local.PATIENCE = 1; sys.exit(local.main(sys.argv))"
+    program = "import sys, local; sys.exit(local.main(sys.argv, patience=1))"
 
     def start_launcher(*flags, before=()):
         return subprocess.Popen(
-            [*before, sys.executable, "-c", patient, "2", *flags],
+            [*before, sys.executable, "-c", program, "2", *flags],
             cwd=tmp_path,
             env=environment,
             stdout=subprocess.PIPE,
@@ -54,15 +54,15 @@ def start(tmp_path):
 
 
 def ids_of(process):
-    """Waits until both processes are up; returns their pids."""
+    """Waits until both processes run, and returns their process ids."""
     lines = sorted(process.stdout.readline() for _ in range(2))
     assert [line.split()[:2] for line in lines] == [["[0]", "up"], ["[1]", "up"]]
     assert [line.split()[3:] for line in lines] == [["2", "0"], ["2", "1"]]
     return [int(line.split()[2]) for line in lines]
 
 
-def runs_on(pid):
-    """Whether a process is there, and no zombie that nobody has waited for."""
+def is_running(pid):
+    """Returns whether a process exists and is not a zombie."""
     try:
         stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:
@@ -76,7 +76,7 @@ def test_the_first_exit_code_that_is_not_0_is_returned(start):
     assert runs.finish(process)[0] == 3
 
 
-def test_lines_that_are_not_text_are_shown_with_escapes(start):
+def test_bytes_that_are_not_text_are_printed_as_escapes(start):
     code, output = runs.finish(start("--bytes=68e90a"), 20)
     assert code == 0
     lines = output.splitlines()
@@ -105,30 +105,30 @@ def test_a_launcher_that_ignores_a_signal_lets_its_processes_ignore_it(start):
     assert runs.finish(process, 20)[0] == 143
 
 
-def test_processes_save_though_the_terminal_of_their_launcher_is_closed(start):
+def test_processes_save_when_the_terminal_of_their_launcher_is_closed(start):
     process = start("--sleep0=60", "--sleep1=60")
     ids = ids_of(process)
     process.stdout.close()
     process.send_signal(signal.SIGHUP)
     assert process.wait(20) == 129
-    assert not any(map(runs_on, ids))
+    assert not any(map(is_running, ids))
 
 
-def test_what_runs_on_after_another_failed_is_killed(start):
+def test_a_process_that_still_runs_after_another_failed_is_killed(start):
     process = start("--exit0=7", "--sleep1=60")
     ids_of(process)
     code, output = runs.finish(process, 20)
     assert code == 7
-    assert output == "[1] killed: it ran on after another had failed\n"
+    assert output == "[1] killed: it still ran 1 s after another failed\n"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of a parent")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's prctl")
 def test_no_process_outlives_a_launcher_that_was_killed(start):
     process = start("--sleep0=60", "--sleep1=60")
     ids = ids_of(process)
     process.kill()
     process.wait()
     end = time.monotonic() + 10
-    while any(map(runs_on, ids)):
+    while any(map(is_running, ids)):
         assert time.monotonic() < end
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""launch/sky.yaml: its fields, and its commands in a shell."""
+"""launch/sky.yaml: its fields, and its commands run in a shell."""
 
 import os
 import subprocess
@@ -11,6 +11,7 @@ from tests.helpers import runs
 
 @pytest.fixture
 def task():
+    """Returns the task of sky.yaml."""
     return yaml.safe_load((runs.ROOT / "launch/sky.yaml").read_text())
 
 
@@ -21,16 +22,16 @@ def test_a_stopped_run_is_recovered(task):
     assert task["resources"].keys() <= {"accelerators", "use_spot", "job_recovery"}
     recovery = task["resources"]["job_recovery"]
     assert recovery == {"recover_on_exit_codes": [143], "max_restarts_on_errors": 3}
-    # SkyPilot refuses to start without a value for what is null here.
+    # SkyPilot does not start without a value for a variable that is null here.
     assert task["envs"]["WORKDIR"] is None
 
 
-def test_each_machine_starts_its_process_of_the_run(task, tmp_path):
+def test_each_machine_starts_one_process_of_the_run(task, tmp_path):
     python = tmp_path / ".venv/bin/python"
     python.parent.mkdir(parents=True)
     python.write_text("#!/bin/bash\nprintf '%s\\n' \"$@\"\nexit 143\n")
     python.chmod(0o755)
-    told = {
+    variables = {
         "WORKDIR": "gs://bucket/r50",
         "FLAGS": "--config.seed=1 --grace=20s",
         "SKYPILOT_NODE_IPS": "10.0.0.5\n10.0.0.6",
@@ -40,7 +41,7 @@ def test_each_machine_starts_its_process_of_the_run(task, tmp_path):
     done = subprocess.run(
         ["bash", "-c", task["run"]],
         cwd=tmp_path,
-        env=os.environ | task["envs"] | told,
+        env=os.environ | task["envs"] | variables,
         capture_output=True,
         text=True,
     )

@@ -1,4 +1,4 @@
-"""launch/slurm.sbatch on a real Slurm: one controller, two nodes, this machine."""
+"""launch/slurm.sbatch on a real Slurm, with two nodes on this machine."""
 
 import os
 import re
@@ -24,7 +24,7 @@ def slurm():
 
 
 def submit(slurm, directory, *arguments, python=sys.executable, nodes=2):
-    """Submits launch/slurm.sbatch; returns the job's number and its log."""
+    """Submits launch/slurm.sbatch; returns the job's number and the path of its log."""
     directory.mkdir(exist_ok=True)
     slurm.environment |= {
         "PYTHON": str(python),
@@ -47,13 +47,13 @@ def wait_for(condition, seconds, log):
 
 
 def end_of(slurm, number, log, seconds=60):
-    """The fields of a job once it has ended."""
+    """Waits until a job has ended; returns its fields."""
     wait_for(lambda: slurm.job(number)["JobState"] in ENDED, seconds, log)
     return slurm.job(number)
 
 
 def stand_in(tmp_path, body):
-    """A program to run instead of Python; `$0.started` counts its starts."""
+    """Makes a program to run instead of Python; `$0.started` counts its starts."""
     path = tmp_path / "program"
     path.write_text(f'#!/bin/bash\necho >> "$0.started"\n{body}\n')
     path.chmod(0o755)
@@ -61,11 +61,9 @@ def stand_in(tmp_path, body):
 
 
 @pytest.mark.long
-def test_a_job_that_got_sigterm_is_queued_again_and_ends_with_its_result(
-    slurm, tmp_path
-):
+def test_a_job_that_got_sigterm_is_queued_again_and_completes_its_run(slurm, tmp_path):
     workdir = tmp_path / "run"
-    # Checkpoints only at the end and when told: what it goes on from is SIGTERM's.
+    # The run saves only at its end and on SIGTERM, so it resumes from the latter.
     flags = (*runs.SMALL, "--config.checkpoint.every.steps=1000")
     number, log = submit(slurm, tmp_path, f"--workdir={workdir}", *flags)
     wait_for(lambda: log.exists() and "step 8/" in log.read_text(), 120, log)
@@ -75,7 +73,7 @@ def test_a_job_that_got_sigterm_is_queued_again_and_ends_with_its_result(
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), text
     (saved,) = re.findall(r"saved step (\d+);", text)
     assert f"resuming from the checkpoint of step {saved}" in text
-    # Both processes took part and stopped: srun tells of each that does not end with 0.
+    # Both processes took part and stopped: srun reports each exit code that is not 0.
     assert text.count("Exited with exit code 143") == 2
     assert runs.result(workdir)["step"] == 40
 
@@ -91,8 +89,8 @@ def test_a_run_stopped_by_sigterm_is_queued_again_with_the_same_arguments(
     number, log = submit(slurm, tmp_path, "--a", "b c", python=program, nodes=1)
     job = end_of(slurm, number, log)
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), log.read_text()
-    told = "0: arguments: -u -m resnet_jax.main --distributed --a b c\n"
-    assert log.read_text().count(told) == 2
+    line = "0: arguments: -u -m resnet_jax.main --distributed --a b c\n"
+    assert log.read_text().count(line) == 2
 
 
 def test_a_run_that_failed_is_not_queued_again(slurm, tmp_path):
@@ -104,7 +102,7 @@ def test_a_run_that_failed_is_not_queued_again(slurm, tmp_path):
 
 
 def test_scancel_ends_a_run_for_good(slurm, tmp_path):
-    # As a run does: it saves, and then exits with 143.
+    # Like a run, the program saves and then exits with 143.
     program = stand_in(
         tmp_path, "trap 'sleep 1; exit 143' TERM; echo up; sleep 60 & wait"
     )
@@ -115,11 +113,11 @@ def test_scancel_ends_a_run_for_good(slurm, tmp_path):
     assert (job["JobState"], job["Restarts"]) == ("CANCELLED", "0"), log.read_text()
 
 
-# GPUs, of which a batch script is told by variables; no Slurm is needed.
+# The tests of GPUs need no Slurm, which describes them in environment variables.
 
 
 def devices_of_tasks(directory, **variables):
-    """Runs the script with an srun that prints which GPUs JAX is to take."""
+    """Runs the script with an srun that prints the GPUs that JAX would take."""
     srun = directory / "srun"
     srun.write_text('#!/bin/sh\necho "GPUs: ${JAX_LOCAL_DEVICE_IDS-by task}"\n')
     srun.chmod(0o755)
@@ -140,25 +138,25 @@ def devices_of_tasks(directory, **variables):
         ("2", "1", "GPUs: 0,1"),
         ("1", "1(x2)", "GPUs: by task"),
         ("8", "8(x4)", "GPUs: by task"),
-        # CPUs only.
+        # A node without GPUs.
         ("", "1(x2)", "GPUs: by task"),
     ],
 )
 def test_the_tasks_of_a_node_use_all_its_gpus(tmp_path, gpus, tasks, expected):
-    told = {"SLURM_GPUS_ON_NODE": gpus} if gpus else {}
-    code, output = devices_of_tasks(tmp_path, SLURM_TASKS_PER_NODE=tasks, **told)
+    variables = {"SLURM_GPUS_ON_NODE": gpus} if gpus else {}
+    code, output = devices_of_tasks(tmp_path, SLURM_TASKS_PER_NODE=tasks, **variables)
     assert (code, output) == (0, expected)
 
 
 def test_gpus_that_were_chosen_are_kept(tmp_path):
-    told = {"SLURM_GPUS_ON_NODE": "8", "SLURM_TASKS_PER_NODE": "1"}
-    code, output = devices_of_tasks(tmp_path, **told, JAX_LOCAL_DEVICE_IDS="4,5")
+    variables = {"SLURM_GPUS_ON_NODE": "8", "SLURM_TASKS_PER_NODE": "1"}
+    code, output = devices_of_tasks(tmp_path, **variables, JAX_LOCAL_DEVICE_IDS="4,5")
     assert (code, output) == (0, "GPUs: 4,5")
 
 
-def test_tasks_that_would_leave_gpus_idle_are_refused(tmp_path):
-    told = {"SLURM_GPUS_ON_NODE": "8", "SLURM_TASKS_PER_NODE": "2(x4)"}
-    code, output = devices_of_tasks(tmp_path, **told)
+def test_tasks_that_would_leave_gpus_idle_are_rejected(tmp_path):
+    variables = {"SLURM_GPUS_ON_NODE": "8", "SLURM_TASKS_PER_NODE": "2(x4)"}
+    code, output = devices_of_tasks(tmp_path, **variables)
     assert code == 1 and "GPUs:" not in output
-    assert output.startswith("error: 2 tasks a node cannot share its 8 GPUs.")
+    assert output.startswith("error: 2 tasks per node cannot share its 8 GPUs.")
     assert "--ntasks-per-node=8" in output

@@ -8,23 +8,25 @@ import sys
 
 import pytest
 
-from tests.helpers import fake_gcloud, runs
+from tests.helpers import runs
 from tests.helpers.packaging_files import needed_to_install
 
 pytestmark = pytest.mark.slow
 
 SCRIPT = runs.ROOT / "launch/tpu_vm.sh"
+GCLOUD = runs.ROOT / "tests/helpers/fake_gcloud.py"
 WHICH = ("--name=r50", "--zone=us-central2-b")
 TPU = (*WHICH, "--accelerator=v4-16")
-# With a space and quotes, which must reach the workers as they are.
+# The space and the quotes must reach the workers unchanged.
 RUN = ("--workdir=gs://bucket/r50", "--config.model.overrides={'width': 8, 'a': 'b c'}")
 
-# Plays python3 on a worker, where uv makes an environment.
+# Takes the place of python3 on a worker, where uv makes an environment.
 PYTHON3 = """#!/bin/bash
 case "$*" in *"uv venv"*) mkdir -p .venv/bin; cp "$FAKE/run" .venv/bin/python;; esac
 """
-# Is then in it: a run that ends with the next of the planned exit codes, waits while
-# there is `hold`, or loses its TPU where there is `preempt`.
+# Takes the place of python in that environment: a run that ends with the next of the
+# planned exit codes, waits while the file `hold` exists, or loses its TPU if `preempt`
+# exists.
 PYTHON = """#!/bin/bash
 printf '%s\\n' "$@" > arguments
 echo "step 1 here"
@@ -35,7 +37,7 @@ if rm "$FAKE/preempt" 2> /dev/null; then
 fi
 while [ -e "$FAKE/hold" ]; do sleep 0.1; done
 code=$(head -n 1 "$FAKE/codes")
-# Worker 1 is started last and is the one to strike out what both have used.
+# Worker 1 is started last, so it removes the exit code that both have used.
 case "$PWD" in *worker1*) sleep 0.3; sed -i 1d "$FAKE/codes";; esac
 exit "${code:-0}"
 """
@@ -43,11 +45,9 @@ exit "${code:-0}"
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
+    """Puts a fake gcloud and fake workers on the PATH; returns their directory."""
     for name, text in (
-        (
-            "gcloud",
-            f'#!/bin/sh\nexec {sys.executable} -I -S {fake_gcloud.__file__} "$@"\n',
-        ),
+        ("gcloud", f'#!/bin/sh\nexec {sys.executable} -I -S {GCLOUD} "$@"\n'),
         ("python3", PYTHON3),
         ("run", PYTHON),
     ):
@@ -64,7 +64,7 @@ def fake(tmp_path, monkeypatch):
 
 
 def launch(*arguments):
-    """Runs the script to its end; returns its exit code and what it printed."""
+    """Runs the script to its end; returns its exit code and its output."""
     done = subprocess.run(
         [SCRIPT, *arguments],
         stdout=subprocess.PIPE,
@@ -76,18 +76,18 @@ def launch(*arguments):
 
 
 def calls(fake):
-    """The calls of gcloud so far, without `compute tpus`."""
+    """Returns the calls of gcloud so far, without `compute tpus`."""
     lines = (fake / "calls").read_text().splitlines()
     return [json.loads(line)[2:] for line in lines]
 
 
 def kinds(fake):
-    """What was called, without the looks at the state and the workers."""
+    """Returns the calls that change something: create, delete and scp."""
     names = [call[1] for call in calls(fake)]
     return [name for name in names if name in ("create", "delete", "scp")]
 
 
-def test_one_command_goes_from_the_request_to_the_deletion(fake):
+def test_one_command_requests_a_tpu_trains_and_deletes_it(fake):
     code, output = launch(*TPU, "--spot", "--", *RUN)
     assert code == 0, output
     assert kinds(fake) == ["create", "scp", "delete"]
@@ -102,14 +102,14 @@ def test_flags_reach_every_worker_as_they_were_given(fake):
     assert kinds(fake) == ["create", "scp"]
     for worker in ("worker0", "worker1"):
         home = fake / worker / "resnet_jax"
-        told = (home / "arguments").read_text().splitlines()
-        assert told == ["-u", "-m", "resnet_jax.main", "--distributed", *RUN]
+        arguments = (home / "arguments").read_text().splitlines()
+        assert arguments == ["-u", "-m", "resnet_jax.main", "--distributed", *RUN]
         assert (home / "resnet_jax/main.py").exists()
         assert (home / "configs/r50.py").exists()
         assert all((home / name).exists() for name in needed_to_install())
 
 
-def test_a_dry_run_prints_each_call_and_makes_none(fake):
+def test_a_dry_run_prints_each_call_and_calls_nothing(fake):
     code, output = launch("--dry_run", *TPU, "--", *RUN)
     assert code == 0, output
     assert calls(fake) == []
@@ -131,7 +131,7 @@ def test_a_tpu_that_is_taken_away_during_a_run_is_replaced(fake):
     assert kinds(fake) == ["create", "scp", "delete", "create", "scp", "delete"]
 
 
-def test_a_request_that_was_suspended_before_it_was_met_is_made_again(fake):
+def test_a_request_that_was_suspended_while_it_waited_is_made_again(fake):
     (fake / "states").write_text("WAITING_FOR_RESOURCES\nSUSPENDED\nPROVISIONING\n")
     code, output = launch(*TPU, "--", *RUN)
     assert code == 0, output
@@ -151,14 +151,14 @@ def test_a_run_that_failed_leaves_the_tpu_and_its_exit_code(fake):
     assert code == 7, output
     assert kinds(fake) == ["create", "scp"]
     assert "--delete" in output
-    # The same command goes on with that TPU.
+    # The same command uses that TPU again.
     code, output = launch(*TPU, "--", *RUN)
     assert code == 0, output
     assert kinds(fake) == ["create", "scp", "scp", "delete"]
-    assert launch(*WHICH, "--delete")[0] != 0  # there is nothing left
+    assert launch(*WHICH, "--delete")[0] != 0  # nothing is left to delete
 
 
-def test_the_same_command_follows_a_run_that_runs(fake):
+def test_the_same_command_follows_a_run_that_is_running(fake):
     (fake / "hold").touch()
 
     def follow():
@@ -183,7 +183,7 @@ def test_the_same_command_follows_a_run_that_runs(fake):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("--zone=z", "--accelerator=v4-8", "--", "--workdir=gs://b/r"), "--name"),
         (("--name=n", "--accelerator=v4-8", "--", "--workdir=gs://b/r"), "--zone"),
@@ -193,10 +193,10 @@ def test_the_same_command_follows_a_run_that_runs(fake):
         ((*TPU, "--node-count=2", "--", "--workdir=gs://b/r"), "launch/gke/run.py"),
     ],
 )
-def test_what_is_missing_is_named_before_anything_is_asked_for(fake, arguments, told):
+def test_a_missing_flag_is_named_before_gcloud_is_called(fake, arguments, message):
     code, output = launch(*arguments)
     assert code == 1
-    assert told in output and output.startswith("error: ")
+    assert message in output and output.startswith("error: ")
     assert calls(fake) == []
 
 

@@ -1,4 +1,4 @@
-"""Scanned blocks: the same function, and variables that go from layout to layout."""
+"""Scanned blocks compute the same function, and their variables can be converted."""
 
 import dataclasses
 
@@ -12,7 +12,8 @@ from resnet_jax.models.cost import init_shapes
 from resnet_jax.models.scan import applies, stack_blocks, unstack_blocks
 from tests.helpers import keyed
 
-# Runs of blocks in all positions: after a projection, from the first on, in the middle.
+# The runs of equal blocks start at a stage's first block, after its projection, or in
+# its middle.
 SPECS = {
     "basic": get_spec("cifar_resnet20"),
     "bottleneck": get_spec("resnet50", stage_sizes=(3, 1, 2, 3)),
@@ -33,12 +34,12 @@ def test_scanned_blocks_are_the_same_function(kind):
     plain = build(spec).apply(variables, images)
     stacked = stack_blocks(variables, spec)
     scanned = build(spec, scan_blocks=True).apply(stacked, images)
-    # Two orders of summing in float32.
+    # The sums are taken in two orders in float32.
     np.testing.assert_allclose(scanned, plain, rtol=0, atol=1e-5 * np.abs(plain).max())
 
 
 @pytest.mark.parametrize("kind", SPECS)
-def test_layouts_have_the_shapes_of_their_networks_and_come_back(kind):
+def test_stacked_variables_have_the_network_s_shapes_and_can_be_unstacked(kind):
     spec = SPECS[kind]
     variables = keyed.variables(spec)
     stacked = stack_blocks(variables, spec)
@@ -75,15 +76,15 @@ def test_training_a_scanned_network_gives_the_same_gradients_and_statistics():
         jax.tree.leaves(plain),
         strict=True,
     ):
-        # Float32 through 20 layers and rectifiers near zero.
+        # Float32 rounds in 20 layers, and rectifiers near zero amplify it.
         error = np.linalg.norm(got - expected) / np.linalg.norm(expected)
         assert error < 1e-3
 
 
 @pytest.mark.slow
-def test_blocks_drop_at_their_own_rate_when_scanned():
+def test_scanned_blocks_have_drop_path_rates_of_their_own():
     spec = get_spec("stochastic_depth110", stage_sizes=(4, 4, 4), drop_path=1.0)
-    # The rates are 1/12, 2/12, ... 12/12: the last block never adds anything.
+    # The rates are 1/12, 2/12, ... 12/12, so the last block is always dropped.
     model = build(spec, scan_blocks=True)
     variables = stack_blocks(keyed.variables(spec), spec)
     changed = jax.tree.map(np.copy, variables)
@@ -106,7 +107,7 @@ def test_blocks_drop_at_their_own_rate_when_scanned():
     assert np.abs(before - logits(changed)).max() > 0
 
 
-def test_scan_applies_where_blocks_repeat():
+def test_scan_applies_to_networks_with_consecutive_equal_blocks():
     assert applies(ZOO["resnet50"].spec)
     assert applies(ZOO["cifar_resnet1202"].spec)
     assert not applies(ZOO["resnet14t"].spec)

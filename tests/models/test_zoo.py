@@ -1,4 +1,4 @@
-"""The table of networks against the literature, and what it says to mistakes."""
+"""The table of networks, tested against the literature, and its error messages."""
 
 import dataclasses
 from pathlib import Path
@@ -25,7 +25,7 @@ COUNTS = {
         if not line.startswith("#")
     )
 }
-# One network of each kind, small ones.
+# One small network of each kind.
 KINDS = [
     *("test_resnet", "resnet50_gn", "seresnet18", "ecaresnet26t", "resnetblur18"),
     *("resnetaa34d", "resnetrs50", "resnetv2_18", "resnetv2_50d_evos", "skresnet18"),
@@ -40,7 +40,7 @@ KINDS = [
 def test_counts_equal_the_table_and_the_reference(name):
     entry = ZOO[name]
     params, statistics, mega_macs = COUNTS.get(name, (entry.params, "-", "-"))
-    # Stacked, the same parameters are traced much faster; and once for all counts.
+    # Scanned blocks are traced much faster, and one trace serves all counts.
     model = build(entry.spec, scan_blocks=True)
     image = jnp.zeros((1, entry.image_size, entry.image_size, entry.spec.in_channels))
     trace = jax.make_jaxpr(model.init_with_output, return_shape=True)
@@ -50,17 +50,17 @@ def test_counts_equal_the_table_and_the_reference(name):
         assert count(variables.get("batch_stats", {})) == int(statistics)
     if mega_macs != "-":
         macs = cost_of_jaxpr(jaxpr.jaxpr).macs
-        # The figures have four digits, and some leave out attention and blurring.
+        # The reference figures have four digits, and some omit attention and blurring.
         assert abs(macs / 1e6 / float(mega_macs) - 1) < 2e-3, macs
 
 
-def test_the_reference_counts_no_network_that_is_not_here():
+def test_every_network_of_the_reference_counts_is_in_the_zoo():
     assert COUNTS.keys() <= ZOO.keys()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
-def test_logits_and_parameters_are_float32_though_the_computation_is_not(name):
+def test_logits_and_parameters_are_float32_in_a_bfloat16_computation(name):
     model = create_model(name, dtype="bfloat16", num_classes=7)
     variables = init_shapes(model, 64)
     images = jax.ShapeDtypeStruct((3, 64, 64, 3), jnp.float32)
@@ -69,14 +69,14 @@ def test_logits_and_parameters_are_float32_though_the_computation_is_not(name):
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
-def test_bfloat16_changes_logits_by_its_rounding_only():
+def test_bfloat16_changes_logits_by_rounding_only():
     spec = get_spec("cifar_resnet20")
     variables, images = keyed.variables(spec), jnp.asarray(keyed.images(2, 32))
     exact = build(spec).apply(variables, images)
     rounded = build(spec, dtype="bfloat16").apply(variables, images)
     difference = np.abs(exact - rounded).max() / np.abs(exact).max()
-    # Bfloat16 rounds at 2^-9 in each of 20 layers, so at about sqrt(20) x 2^-9 in all;
-    # no difference would mean that it was not used.
+    # bfloat16 rounds at 2^-9 in each of 20 layers, which makes about sqrt(20) x 2^-9 in
+    # all. No difference would mean that it was not used.
     assert 1e-4 < difference < 0.05
 
 
@@ -88,29 +88,29 @@ def test_list_models_takes_patterns():
 
 
 @pytest.mark.parametrize("function", [get_spec, create_model])
-def test_an_unknown_network_is_answered_with_the_nearest(function):
+def test_the_error_for_an_unknown_network_names_the_nearest_one(function):
     with pytest.raises(UserError, match=r"'resnet5'.*resnet50"):
         function("resnet5")
 
 
-def test_a_name_that_timm_gave_up_leads_to_the_new_one_and_says_so(caplog):
+def test_a_deprecated_name_of_timm_gives_the_new_network_and_a_warning(caplog):
     assert get_spec("gluon_resnet50_v1d") == ZOO["resnet50d"].spec
     assert "gluon_resnet50_v1d is a deprecated name of resnet50d" in caplog.text
 
 
-def test_a_name_with_a_tag_of_weights_is_the_network(caplog):
+def test_a_tag_of_weights_after_the_name_is_ignored(caplog):
     assert get_spec("resnet50.a1_in1k") == ZOO["resnet50"].spec
     assert not caplog.text
 
 
 @pytest.mark.parametrize("function", [get_spec, create_model])
-def test_an_unknown_field_is_answered_with_the_nearest(function):
+def test_the_error_for_an_unknown_field_names_the_nearest_one(function):
     with pytest.raises(UserError, match=r"'num_class'.*num_classes"):
         function("resnet50", num_class=10)
 
 
-def test_a_value_that_is_not_allowed_is_answered_with_those_that_are(monkeypatch):
-    # The tests' type checks would speak first; users run without them.
+def test_the_error_for_an_invalid_value_names_the_valid_ones(monkeypatch):
+    # The type checks of the tests, which users do not run, would raise earlier.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(UserError, match=r"stride_at='5x5'.*3x3.*1x1"):
         get_spec("resnet50", stride_at="5x5")
@@ -128,17 +128,17 @@ def test_a_value_that_is_not_allowed_is_answered_with_those_that_are(monkeypatch
         ("resnet50", "block_dropout", 0.3),
     ],
 )
-def test_a_field_that_the_blocks_do_not_know_is_refused(name, field, value):
-    with pytest.raises(UserError, match=f"{field}=.* is( not)? known by the block"):
+def test_a_field_that_the_blocks_do_not_support_is_rejected(name, field, value):
+    with pytest.raises(UserError, match=f"{field}=.* supported by the block"):
         get_spec(name, **{field: value})
 
 
 @pytest.mark.parametrize(
-    ("where", "channels"), [("end", [1, 1, 0, 0, 0, 0]), ("both", [0, 0, 1, 1, 0, 0])]
+    ("place", "channels"), [("end", [1, 1, 0, 0, 0, 0]), ("both", [0, 0, 1, 1, 0, 0])]
 )
-def test_option_a_keeps_every_second_pixel_and_pads_where_it_is_told(where, channels):
+def test_option_a_keeps_every_second_pixel_and_pads_the_channels(place, channels):
     pixels = jnp.arange(1.0, 10.0).reshape(1, 3, 3, 1)
-    padded = pad_shortcut(jnp.tile(pixels, 2), features=6, stride=2, where=where)
+    padded = pad_shortcut(jnp.tile(pixels, 2), features=6, stride=2, where=place)
     kept = np.array([[1, 3], [7, 9]])
     np.testing.assert_array_equal(padded[0], kept[..., None] * np.array(channels))
 
@@ -149,13 +149,15 @@ def test_overrides_change_their_field_only():
     assert ZOO["resnet50"].spec.num_classes == 1000
 
 
-def test_images_of_the_wrong_channels_are_refused():
+def test_images_with_another_number_of_channels_are_rejected():
     grey = jax.ShapeDtypeStruct((2, 32, 32, 1), jnp.float32)
     model = create_model("cifar_resnet20")
-    with pytest.raises(ValueError, match="takes 3 channels, the images have 1"):
+    with pytest.raises(
+        ValueError, match="takes images of 3 channels, and these have 1"
+    ):
         jax.eval_shape(model.apply, init_shapes(model, 32), grey)
 
 
-def test_create_model_says_where_trained_weights_come_from():
+def test_create_model_points_to_load_for_trained_weights():
     with pytest.raises(UserError, match=r"resnet_jax\.load\('timm:NAME\.TAG'\)"):
         create_model("resnet18", pretrained=True)

@@ -1,4 +1,4 @@
-"""Runs a torch network and ours on the same images, and compares what they give."""
+"""Compares networks with torch's on the same images, in evaluation and training."""
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +11,20 @@ from torch import nn
 from resnet_jax.models import ZOO, ResNetSpec, build, get_spec
 from resnet_jax.models.scan import stack_blocks
 from resnet_jax.weights import SCHEMES
-from resnet_jax.weights.naming import to_theirs
+from resnet_jax.weights.naming import to_foreign
 from tests.helpers import keyed
 from tests.oracles import networks
 
-# Float32 rounds at 6e-8; 2e-5 of the largest logit was the most that was measured (of
-# norms over the few pixels of small images), and is far below what any difference of
-# definition makes.
+# Float32 rounds at 6e-8. The largest difference that was measured is 2e-5 of the
+# largest logit (with norms over the few pixels of small images). Any difference of
+# definition is far above this bound.
 LOGITS_BOUND = 1e-4
 
 
 def assert_logits_equal(name: str, variables, reference: nn.Module, sizes) -> None:
-    """Holds our network to a reference in evaluation mode, at every image size."""
+    """Compares logits with a reference's in evaluation mode, at every image size."""
     spec = ZOO[name].spec
-    # Hundreds of blocks take long one by one.
+    # Hundreds of blocks take long unless they are scanned.
     deep = isinstance(spec, ResNetSpec) and sum(spec.stage_sizes) > 100
     if deep:
         variables = stack_blocks(variables, spec)
@@ -32,7 +32,7 @@ def assert_logits_equal(name: str, variables, reference: nn.Module, sizes) -> No
     for size in sizes:
         images = keyed.images(1, size)
         theirs = networks.logits(reference, images)
-        # Without jit, equal layers share what is compiled; training goes through jit.
+        # Without jit, equal layers share their compiled programs. Training uses jit.
         ours = np.asarray(model.apply(variables, jnp.asarray(images)))
         assert ours.shape == theirs.shape
         error = relative_error(ours, theirs)
@@ -40,7 +40,7 @@ def assert_logits_equal(name: str, variables, reference: nn.Module, sizes) -> No
 
 
 def train_torch(reference: nn.Module, images, labels) -> dict[str, np.ndarray]:
-    """Gradients and new running statistics, under their `state_dict` names."""
+    """Returns torch's gradients and new running statistics by `state_dict` names."""
     reference.train()
     loss = F.cross_entropy(
         reference(networks.nchw(images)), torch.from_numpy(np.asarray(labels))
@@ -51,7 +51,7 @@ def train_torch(reference: nn.Module, images, labels) -> dict[str, np.ndarray]:
 
 
 def train_ours(name: str, spec, variables, images, labels) -> dict[str, np.ndarray]:
-    """The same of our network, which computes in the type of the images."""
+    """Returns the same of this project's network, computed in the images' type."""
     scheme = SCHEMES[ZOO[name].scheme]
     model = build(spec, dtype=images.dtype)
 
@@ -64,19 +64,20 @@ def train_ours(name: str, spec, variables, images, labels) -> dict[str, np.ndarr
 
     gradient = jax.jit(jax.grad(loss, has_aux=True))
     gradients, updated = gradient(variables["params"], images)
-    return to_theirs({"params": gradients, **updated}, spec, scheme)
+    return to_foreign({"params": gradients, **updated}, spec, scheme)
 
 
 def train_both(name: str, images, **fields):
-    """Returns what both give in training, in the type of the images.
+    """Returns gradients and running statistics of both sides in training.
 
     Args:
-      name: of the network.
-      images: in the type of the computation.
-      **fields: of the spec to replace: `stage_sizes`.
+      name: The name of the network.
+      images: The images, in the type of the computation.
+      **fields: Fields of the spec to replace; only `stage_sizes` is possible.
 
     Returns:
-      Pairs (ours, theirs) of each parameter's gradient, and of each running statistic.
+      Pairs (this project's, torch's) of each parameter's gradient by name, and such
+      pairs of each running statistic.
     """
     spec = get_spec(name, **fields)
     variables = keyed.variables(spec)
@@ -100,16 +101,16 @@ def assert_training_equal_in_float64(name, size, batch=2, bound=1e-9, **fields) 
     gradients, statistics = train_both(name, images, **fields)
     largest = max(np.abs(theirs).max() for _, theirs in gradients.values())
     assert next(iter(gradients.values()))[0].dtype == np.float64
-    # Float64 rounds at 1e-16; 1e-13 of each tensor's scale was measured, through 152
-    # layers and sums over 25,000 pixels. Were a single rectifier to fall on the other
-    # side of zero, some tensor would differ by more than 1e-6.
+    # Float64 rounds at 1e-16, and 1e-13 of each tensor's scale was measured, through
+    # 152 layers and sums over 25,000 pixels. If the input of a single rectifier had the
+    # other sign, some tensor would differ by more than 1e-6.
     for tensor, (ours, theirs) in {**gradients, **statistics}.items():
-        # A bias in front of a norm has no gradient, but for what rounding leaves.
+        # A bias before a norm has no gradient except for rounding.
         scale = max(np.abs(theirs).max(), 1e-4 * largest)
         error = np.abs(ours - theirs).max() / scale
         assert error <= bound, f"{tensor}: {error:.1e}"
 
 
-def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The largest difference, as a part of the largest reference value."""
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+def relative_error(values: np.ndarray, reference: np.ndarray) -> float:
+    """Returns the largest difference, as a fraction of the largest reference value."""
+    return float(np.abs(values - reference).max() / np.abs(reference).max())

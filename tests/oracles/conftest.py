@@ -1,4 +1,4 @@
-"""Makes both sides compute with all the bits of their types."""
+"""Makes jax and torch compute with the full precision of their types."""
 
 import gc
 
@@ -8,22 +8,22 @@ import psutil
 import pytest
 import torch
 
-# Without these, accelerators multiply float32 matrices in bfloat16 or TF32.
+# By default, accelerators multiply float32 matrices in bfloat16 or TF32.
 jax.config.update("jax_default_matmul_precision", "highest")
 torch.set_float32_matmul_precision("highest")
 torch.backends.cudnn.allow_tf32 = False
-# Two tests run at a time.
+# Two tests run at a time, so each has one core.
 torch.set_num_threads(1)
 
 
-# GiB above which a process forgets what was compiled, and how much more it may take
-# before it does so again: what is free does not always go back to the system.
+# The memory in GiB above which a process drops its compiled programs, and the GiB more
+# before it does so again, since freed memory does not always return to the system.
 LIMIT, MORE = [4.0], 3.0
 
 
 @pytest.fixture(autouse=True)
-def forget_what_was_compiled():
-    """Keeps two tests at a time within the memory: hundreds of networks add up."""
+def drop_compiled_programs():
+    """Bounds the memory of compiled programs, which hundreds of networks add up to."""
     yield
     process = psutil.Process()
     if process.memory_info().rss > LIMIT[0] * 2**30:
@@ -34,11 +34,11 @@ def forget_what_was_compiled():
 
 @pytest.fixture
 def in_float64(monkeypatch):
-    """Lets our networks compute in float64, where they say float32 included.
+    """Makes this project's networks compute in float64, even where they name float32.
 
-    In float32, gradients of two correct programs differ by percents of an element: a
-    rectifier whose input rounds to the other side of zero passes or stops its whole
-    gradient. In float64 there are practically no such inputs.
+    In float32, gradients of two correct programs differ by percents of an element: if
+    the input of a rectifier rounds to the other side of zero, its whole gradient is
+    passed or stopped. In float64 there are practically no such inputs.
     """
     monkeypatch.setattr(jnp, "float32", jnp.float64)
     with jax.enable_x64(True):

@@ -1,4 +1,7 @@
-"""Writes the golden figures: python -m tests.oracles.make_golden [PATTERN]"""
+"""Writes the golden figures of networks: python -m tests.oracles.make_golden [PATTERN].
+
+PATTERN is a shell-style pattern of names; figures of other networks are kept.
+"""
 
 import fnmatch
 import json
@@ -15,11 +18,11 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "logits.json"
 
 
 def figures(name: str) -> list[float]:
-    """Some logits of the reference network, to seven digits."""
+    """Returns some logits of the reference network, to seven digits."""
     images = keyed.images(1, keyed.sizes(ZOO[name].spec)[0])
     if ZOO[name].oracle == "keras":
-        # Keras chooses its backend when it is imported.
-        from tests.oracles.test_keras import reference_logits
+        # Keras is imported only if it is needed, since that takes seconds.
+        from tests.oracles.keras_networks import reference_logits
 
         logits = reference_logits(name, images)
     else:
@@ -27,12 +30,13 @@ def figures(name: str) -> list[float]:
     return [float(f"{value:.7g}") for value in keyed.golden_sample(np.asarray(logits))]
 
 
-def main():
+def main() -> None:
+    """Computes and writes the figures."""
     pattern = sys.argv[1] if len(sys.argv) > 1 else "*"
     kept = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     chosen = fnmatch.filter(ZOO, pattern)
     entries = [
-        # One line for each network, so that a change shows in the diff.
+        # Each network has a line of its own, so that a change shows in the diff.
         f" {json.dumps(name)}: "
         f"{json.dumps(figures(name) if name in chosen else kept.get(name))}"
         for name in ZOO

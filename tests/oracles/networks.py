@@ -1,4 +1,4 @@
-"""The reference networks in torch, under the names of our zoo."""
+"""The reference networks in torch, under their names in the zoo."""
 
 import numpy as np
 import timm
@@ -9,30 +9,36 @@ from torch import nn
 
 from resnet_jax.models import ZOO, ResNetSpec
 from resnet_jax.weights import SCHEMES
-from resnet_jax.weights.naming import to_theirs
+from resnet_jax.weights.naming import to_foreign
 from tests.helpers import keyed
 
 
 def build(name: str, variables: dict | None = None, **options) -> nn.Module:
-    """Returns the reference for a network of the zoo, by default with keyed values."""
+    """Returns the reference of a network of the zoo.
+
+    Args:
+      name: The name of the network.
+      variables: Its values; by default they are keyed.
+      **options: Arguments of timm's function.
+    """
     spec, scheme = ZOO[name].spec, SCHEMES[ZOO[name].scheme]
     network = empty(name, **options)
-    load(network, to_theirs(variables or keyed.variables(spec), spec, scheme))
+    load(network, to_foreign(variables or keyed.variables(spec), spec, scheme))
     return network.eval()
 
 
 def build_shallow(name: str, variables: dict, spec: ResNetSpec) -> nn.Module:
-    """The same with the numbers of blocks of a spec, where timm makes it."""
+    """Returns the reference with the numbers of blocks of a spec, if timm makes it."""
     sizes = "depths" if ZOO[name].scheme == "timm_nf" else "layers"
     network = empty(name, **{sizes: spec.stage_sizes})
-    load(network, to_theirs(variables, spec, SCHEMES[ZOO[name].scheme]))
+    load(network, to_foreign(variables, spec, SCHEMES[ZOO[name].scheme]))
     return network
 
 
 def empty(name: str, **options) -> nn.Module:
-    """Returns the reference as its library makes it, without values where it can be."""
+    """Returns the reference as its library makes it, without values if possible."""
     entry = ZOO[name]
-    # The blur's kernels are buffers that no `state_dict` has.
+    # The kernels of the blur are buffers that are not part of the `state_dict`.
     blurs = getattr(entry.spec, "anti_alias", None) == "blur"
     with torch.device("cpu" if blurs else "meta"):
         if entry.oracle == "timm":
@@ -57,7 +63,7 @@ def empty(name: str, **options) -> nn.Module:
 
 
 def load(network: nn.Module, tensors: dict[str, np.ndarray]) -> None:
-    """Loads a `state_dict` of numpy arrays, strictly."""
+    """Loads a `state_dict` of NumPy arrays strictly."""
     counters = {
         key: torch.zeros((), dtype=torch.int64)
         for key in network.state_dict()
@@ -73,30 +79,30 @@ def load(network: nn.Module, tensors: dict[str, np.ndarray]) -> None:
 
 
 def arrays(network: nn.Module) -> dict[str, np.ndarray]:
-    """The network's `state_dict` as numpy arrays."""
+    """Returns the network's `state_dict` as NumPy arrays."""
     return {name: value.numpy() for name, value in network.state_dict().items()}
 
 
 def nchw(images: np.ndarray) -> torch.Tensor:
-    """Our images as torch takes them."""
+    """Returns images [b, h, w, c] as torch's [b, c, h, w]."""
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
 
 @torch.no_grad()
 def logits(network: nn.Module, images: np.ndarray) -> np.ndarray:
-    """The network's logits in evaluation mode."""
+    """Returns the network's logits of images [b, h, w, c] in evaluation mode."""
     return network.eval()(nchw(images)).numpy()
 
 
 def with_strides_on_first_1x1(network: nn.Module) -> nn.Module:
-    """Turns v1.5 into v1: stages 2 to 4 stride on their first convolution."""
+    """Changes v1.5 to v1: stages 2 to 4 have their stride at the first convolution."""
     for stage in (network.layer2, network.layer3, network.layer4):
         stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
     return network
 
 
 def resnext_for_cifar(cardinality: int) -> nn.Module:
-    """ResNeXt-29 (Xie et al. 2016, section 5.2): timm's blocks in three stages."""
+    """Returns ResNeXt-29 (Xie et al. 2016, section 5.2), of timm's blocks."""
     network = timm.models.ResNet(
         timm.models.resnet.Bottleneck,
         layers=(3, 3, 3),
@@ -111,7 +117,7 @@ def resnext_for_cifar(cardinality: int) -> nn.Module:
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions beside an option-A shortcut, or none at all."""
+    """Two 3x3 convolutions with an option-A shortcut or without a shortcut."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str, pad: str):
         super().__init__()
@@ -134,7 +140,7 @@ class Block(nn.Module):
 
 
 class Cifar(nn.Module):
-    """He et al. 2015, section 4.2: 16, 32 and 64 channels."""
+    """The networks of He et al. 2015, section 4.2: 16, 32 and 64 channels."""
 
     def __init__(self, sizes: tuple[int, ...], shortcut: str, pad: str):
         super().__init__()
@@ -149,7 +155,7 @@ class Cifar(nn.Module):
                 blocks.append(Block(inputs, outputs, stride, shortcut, pad))
                 inputs = outputs
             setattr(self, f"layer{stage}", nn.Sequential(*blocks))
-        # akamaster's name and everyone else's.
+        # akamaster calls the head "linear", everyone else "fc".
         setattr(self, "linear" if pad == "both" else "fc", nn.Linear(64, 10))
 
     def forward(self, x):
@@ -185,9 +191,9 @@ class Plain(nn.Module):
 
 
 class PreactBlock(nn.Module):
-    """He et al. 2016, figure 1b; the shortcut starts behind the first norm.
+    """A block of He et al. 2016, figure 1b; the shortcut starts after the first norm.
 
-    Basic blocks have their stride on the first 3x3, bottlenecks on the first 1x1.
+    Basic blocks have their stride at the first 3x3, bottlenecks at the first 1x1.
     """
 
     def __init__(self, inputs: int, width: int, stride: int, bottleneck: bool, pad):
@@ -225,7 +231,7 @@ class PreactBlock(nn.Module):
 
 
 class Preact(nn.Module):
-    """Pre-activation and wide networks for CIFAR, under timm's names for such."""
+    """Pre-activation and wide networks for CIFAR, with timm's names of variables."""
 
     def __init__(self, sizes, widths, bottleneck: bool, shortcut: str):
         super().__init__()
@@ -256,7 +262,7 @@ class Preact(nn.Module):
 
 
 class HighwayLayer(nn.Module):
-    """Srivastava et al. 2015, equation 3, on convolutions."""
+    """A convolutional layer of Srivastava et al. 2015, equation 3."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Augmentations against timm's, torchvision's and TensorFlow's on real pictures."""
+"""Augmentations tested against timm, torchvision and TensorFlow on real images."""
 
 import collections
 import functools
@@ -23,12 +23,12 @@ from resnet_jax.data.decode import Picture
 from resnet_jax.data.image_ops import apply, to_pixels
 from resnet_jax.data.resize import INTERPOLATIONS, TENSORFLOW, resize
 
-# Two photographs, 640x427.
+# The two photographs have 640x427 pixels.
 PHOTOGRAPHS = [Image.fromarray(pixels) for pixels in load_sample_images().images]
 GREY = PHOTOGRAPHS[0].convert("L")
 PICTURES = [*PHOTOGRAPHS, GREY, PHOTOGRAPHS[1].resize((33, 32))]
 
-# Names of torchvision's, and of timm's, beside ours.
+# The names of operations in torchvision and timm, and their names here.
 NAMES = {
     "Identity": "identity",
     "ShearX": "shear_x",
@@ -53,41 +53,52 @@ RESAMPLE = {
 }
 
 
-def assert_same_pixels(ours: Image.Image, theirs: Image.Image) -> None:
-    np.testing.assert_array_equal(to_pixels(ours), to_pixels(theirs), strict=True)
+def assert_same_pixels(image: Image.Image, expected: Image.Image) -> None:
+    """Compares shapes, types and pixels of two images."""
+    np.testing.assert_array_equal(to_pixels(image), to_pixels(expected), strict=True)
 
 
-def assert_same_distribution(ours, theirs) -> None:
-    """Kolmogorov and Smirnov's test of two samples.
+def assert_same_distribution(sample, reference) -> None:
+    """Compares two samples by the test of Kolmogorov and Smirnov.
 
-    Two samples of one distribution are farther apart once in 140,000 times:
-    2 exp(-2 * 2.5^2).
+    Two samples of one distribution fail once in 140,000 times: 2 exp(-2 * 2.5^2).
     """
-    ours, theirs = np.sort(ours), np.sort(theirs)
-    values = np.concatenate([ours, theirs])
-    difference = np.searchsorted(ours, values, "right") / len(ours)
-    difference -= np.searchsorted(theirs, values, "right") / len(theirs)
-    n, m = len(ours), len(theirs)
+    sample, reference = np.sort(sample), np.sort(reference)
+    values = np.concatenate([sample, reference])
+    difference = np.searchsorted(sample, values, "right") / len(sample)
+    difference -= np.searchsorted(reference, values, "right") / len(reference)
+    n, m = len(sample), len(reference)
     assert np.abs(difference).max() < 2.5 * math.sqrt((n + m) / (n * m))
 
 
-def assert_same_counts(ours: collections.Counter, theirs: collections.Counter) -> None:
-    """Two counts of one probability differ by 5 standard errors once in 1.7 million."""
-    assert ours.keys() == theirs.keys()
-    for key, count in ours.items():
-        assert abs(count - theirs[key]) < 5 * math.sqrt(count + theirs[key]), key
+def assert_same_counts(
+    counts: collections.Counter, reference: collections.Counter
+) -> None:
+    """Compares counts of events of equal probability.
+
+    Two counts differ by more than 5 standard errors once in 1.7 million times.
+    """
+    assert counts.keys() == reference.keys()
+    for key, count in counts.items():
+        bound = 5 * math.sqrt(count + reference[key])
+        assert abs(count - reference[key]) < bound, key
 
 
-def assert_same_steps(ours: list, theirs: list) -> None:
-    """Compares draws, each a list of steps: which operations, how many, how much."""
+def assert_same_steps(steps_of_images: list, reference: list) -> None:
+    """Compares the numbers, operations and amounts of steps.
+
+    Args:
+      steps_of_images: This project's steps (operation, amount), a list per image.
+      reference: The steps of another library.
+    """
     assert_same_counts(
         *(
             collections.Counter(len(steps) for steps in draws)
-            for draws in (ours, theirs)
+            for draws in (steps_of_images, reference)
         )
     )
     amounts = []
-    for draws in (ours, theirs):
+    for draws in (steps_of_images, reference):
         by_name = collections.defaultdict(list)
         for steps in draws:
             for op, amount in steps:
@@ -100,7 +111,7 @@ def assert_same_steps(ours: list, theirs: list) -> None:
         )
     )
     for op, values in amounts[0].items():
-        # What float32 and float64 round otherwise is the same amount.
+        # Amounts that differ by the rounding of float32 count as equal.
         assert_same_distribution(np.round(values, 4), np.round(amounts[1][op], 4))
 
 
@@ -108,7 +119,7 @@ def assert_same_steps(ours: list, theirs: list) -> None:
 
 
 def as_step(name: str, magnitude: float) -> tuple[str, float]:
-    """Our words for one of torchvision's operations."""
+    """Returns this project's operation and amount for one of torchvision's."""
     op = NAMES[name]
     if op.startswith("translate"):
         return op, -int(magnitude)
@@ -126,7 +137,7 @@ SPACES = {
 
 
 @pytest.mark.parametrize("space", SPACES)
-def test_amounts_are_torchvisions(space):
+def test_amounts_equal_torchvision(space):
     extents, theirs, bins = SPACES[space]
     size = (640, 427)
     arguments = () if space == "wide" else ((size[1], size[0]),)
@@ -139,7 +150,7 @@ def test_amounts_are_torchvisions(space):
                 expected = as_step(name, sign * magnitude if signed else magnitude)
                 op, amount = extents.step(NAMES[name], k / (bins - 1), sign, size)
                 assert op == expected[0]
-                # torch has them in float32, whose 15.999999 pixels become 15.
+                # In torch's float32, 15.999999 pixels become 15.
                 pixel = 1 if op.startswith("translate") else 0
                 error = abs(amount - expected[1])
                 assert error <= max(pixel, 1e-6 * abs(amount), 1e-5)
@@ -147,7 +158,7 @@ def test_amounts_are_torchvisions(space):
 
 @pytest.mark.parametrize("interpolation", RESAMPLE)
 @pytest.mark.parametrize("space", ["rand", "wide"])
-def test_operations_give_torchvisions_pixels(space, interpolation):
+def test_operations_give_the_pixels_of_torchvision(space, interpolation):
     space = SPACES[space][1]._augmentation_space
     for image in PICTURES:
         size = image.size[::-1]
@@ -166,7 +177,7 @@ def test_operations_give_torchvisions_pixels(space, interpolation):
                     assert_same_pixels(found, expected)
 
 
-def test_invert_and_hue_give_torchvisions_pixels():
+def test_invert_and_hue_give_the_pixels_of_torchvision():
     for image in PICTURES:
         assert_same_pixels(apply(image, "invert"), F.invert(image))
         for turn in (-0.5, -0.21, -0.003, 0.0, 0.1, 0.499, 0.5):
@@ -177,7 +188,10 @@ SMALL = Image.fromarray(np.asarray(PHOTOGRAPHS[0].resize((40, 30))))
 
 
 def torchvisions_steps(monkeypatch, policy, number: int) -> list:
-    """What a policy of torchvision's does to a small picture, in our words."""
+    """Returns the steps that a policy of torchvision applies to a small image.
+
+    They have this project's names; there is a list of them per draw.
+    """
     steps = []
 
     def note(image, name, magnitude, interpolation, fill):
@@ -204,20 +218,21 @@ POLICIES = {
 
 
 def our_policy(text: str) -> policies.Policy:
+    """Returns this project's policy of a name."""
     return policies.parse(
         text, interpolation=Image.Resampling.BILINEAR, mean=(0.485, 0.456, 0.406)
     )
 
 
 @pytest.mark.parametrize("text", POLICIES)
-def test_policies_draw_as_torchvisions(text, monkeypatch):
+def test_policies_are_distributed_as_in_torchvision(text, monkeypatch):
     theirs = torchvisions_steps(monkeypatch, POLICIES[text], 4000)
     policy, rng = our_policy(text), np.random.default_rng(0)
     ours = [policy.draw(rng, SMALL.size) for _ in range(4000)]
     assert_same_steps(ours, theirs)
 
 
-def test_the_tables_of_autoaugment_are_torchvisions():
+def test_the_tables_of_autoaugment_equal_torchvision():
     for table, kind in (
         (policies.AUTO_IMAGENET, autoaugment.AutoAugmentPolicy.IMAGENET),
         (policies.AUTO_CIFAR10, autoaugment.AutoAugmentPolicy.CIFAR10),
@@ -229,22 +244,22 @@ def test_the_tables_of_autoaugment_are_torchvisions():
                 pair, expected, strict=True
             ):
                 assert (op, probability) == (NAMES[name], p)
-                # torchvision leaves it out where it does not count.
+                # torchvision omits magnitudes that have no effect.
                 assert m in (None, magnitude)
 
 
-def test_augmix_draws_as_torchvisions(monkeypatch):
+def test_steps_of_augmix_are_distributed_as_in_torchvision(monkeypatch):
     number = 1500
     draws = torchvisions_steps(monkeypatch, autoaugment.AugMix(), number)
     policy, rng = our_policy("augmix"), np.random.default_rng(0)
-    # Three chains an image there.
+    # torchvision notes three chains per image.
     ours = [
         [step for _ in range(3) for step in policy.draw(rng, SMALL.size)] for _ in draws
     ]
     assert_same_steps(ours, draws)
 
 
-def test_augmix_mixes_as_torchvisions():
+def test_images_of_augmix_are_distributed_as_in_torchvision():
     number = 1500
     policy, rng = our_policy("augmix"), np.random.default_rng(0)
     theirs = autoaugment.AugMix()
@@ -263,7 +278,7 @@ def test_augmix_mixes_as_torchvisions():
 @pytest.mark.parametrize(
     "widths", [(0.4, 0.4, 0.4, 0.0), (0.4, 0.2, 1.5, 0.1), (0.0, 0.0, 0.3, 0.5)]
 )
-def test_color_jitter_draws_as_torchvisions(widths):
+def test_color_jitter_is_distributed_as_in_torchvision(widths):
     ours = policies.ColorJitter(
         **dict(
             zip(("brightness", "contrast", "saturation", "hue"), widths, strict=True)
@@ -290,7 +305,7 @@ def test_color_jitter_draws_as_torchvisions(widths):
     )
 
 
-# timm's.
+# timm's operations and policies.
 
 TIMM = {
     **{name: (NAMES[name], policies.TimmRand()) for name in timm_auto._RAND_TRANSFORMS},
@@ -310,7 +325,7 @@ MEAN_COLOR = (124, 116, 104)
     "resample", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC]
 )
 @pytest.mark.parametrize("name", TIMM)
-def test_operations_give_timms_pixels(name, resample, monkeypatch):
+def test_operations_give_the_pixels_of_timm(name, resample, monkeypatch):
     op, policy = TIMM[name]
     for image in (picture for picture in PICTURES if picture.mode == "RGB"):
         for magnitude in (0, 0.7, 3, 6.4, 7, 9, 10):
@@ -321,7 +336,7 @@ def test_operations_give_timms_pixels(name, resample, monkeypatch):
                 step = policy.step(op, magnitude / 10, sign, image.size)
                 found = apply(image, *step, resample=resample, fill=MEAN_COLOR)
                 if step == ("posterize", 0):
-                    # Black in older versions of Pillow, an error for timm in this one.
+                    # Older versions of Pillow give black, and timm fails in this one.
                     assert not np.asarray(found).any()
                     continue
                 hparams = {"img_mean": MEAN_COLOR, "interpolation": resample}
@@ -336,7 +351,7 @@ def test_operations_give_timms_pixels(name, resample, monkeypatch):
         *("rand-m9-mstdinf-inc1", "rand-m5-n1", "original", "original-mstd0.5"),
     ],
 )
-def test_policies_draw_as_timms(text, monkeypatch):
+def test_policies_are_distributed_as_in_timm(text, monkeypatch):
     steps, number = [], 4000
     functions = {
         function: NAMES.get(name.removesuffix("Increasing").removesuffix("Original"))
@@ -363,7 +378,7 @@ def test_policies_draw_as_timms(text, monkeypatch):
             if functions[function]
         },
     )
-    # timm reads no "inf", but takes what is above 100 for it.
+    # timm does not parse "inf", but treats numbers above 100 as infinite.
     timms = text.replace("mstdinf", "mstd101")
     if text.startswith("rand"):
         theirs = timm_auto.rand_augment_transform(timms, {})
@@ -384,7 +399,7 @@ def test_policies_draw_as_timms(text, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(640, 427), (100, 300), (64, 64)])
-def test_boxes_are_distributed_as_torchvisions(size):
+def test_boxes_are_distributed_as_in_torchvision(size):
     rng, number = np.random.default_rng(0), 4000
     torch.manual_seed(0)
     image = Image.new("L", size)
@@ -410,16 +425,16 @@ def test_boxes_are_distributed_as_torchvisions(size):
 
 
 @pytest.mark.parametrize("mode", crops.PAD_MODES)
-def test_padded_crops_are_torchvisions(mode):
+def test_padded_crops_are_distributed_as_in_torchvision(mode):
     image, pad, size, number = PHOTOGRAPHS[0].resize((32, 32)), 4, 32, 3000
-    mode_there = {"zero": "constant", "reflect": "reflect"}[mode]
-    padded = F.pad(image, pad, padding_mode=mode_there)
+    torch_mode = {"zero": "constant", "reflect": "reflect"}[mode]
+    padded = F.pad(image, pad, padding_mode=torch_mode)
     places = {
         padded.crop((x, y, x + size, y + size)).tobytes(): (x, y)
         for x in range(2 * pad + 1)
         for y in range(2 * pad + 1)
     }
-    theirs = transforms.RandomCrop(size, pad, padding_mode=mode_there)
+    theirs = transforms.RandomCrop(size, pad, padding_mode=torch_mode)
     torch.manual_seed(0)
     augment = Augment(size=size, crop="pad", pad=pad, pad_mode=mode)
     picture = Picture(np.asarray(image), 3)
@@ -437,13 +452,14 @@ ERASERS = {
         timm_erasing.RandomErasing(0.6, mode="const", max_count=3, device="cpu"),
         3,
     ),
-    # Its areas end at 0.33, its ratios at 3.3: too near to tell.
+    # torchvision's largest area is 0.33 and its largest ratio 3.3, instead of 1/3 and
+    # 10/3 here, which this test cannot distinguish.
     "torchvision": (transforms.RandomErasing(0.6), 1),
 }
 
 
 @pytest.mark.parametrize("name", ERASERS)
-def test_what_is_erased_is_distributed_as_theirs(name):
+def test_erased_boxes_are_distributed_as_in_the_library(name):
     theirs, count = ERASERS[name]
     number, side = 3000, 64
     random.seed(0)
@@ -457,7 +473,7 @@ def test_what_is_erased_is_distributed_as_theirs(name):
     ours = [augment(white, key)[:, :, 0] == 0 for key in range(number)]
     for masks in (ours, erased):
         masks[:] = [mask for mask in masks if mask.any()]
-    # 5 standard errors of two counts of probability 0.6.
+    # The bound is 5 standard errors of two counts of probability 0.6.
     assert abs(len(ours) - len(erased)) < 5 * math.sqrt(2 * 0.6 * 0.4 * number)
     for quantity in (
         np.mean,
@@ -476,7 +492,7 @@ SIZES = [(224, 224), (97, 61), (900, 700), (640, 100), (1, 1)]
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", sorted({*INTERPOLATIONS} - {*TENSORFLOW}))
-def test_resizing_gives_torchvisions_pixels(name, size):
+def test_resizing_gives_the_pixels_of_torchvision(name, size):
     for image in PICTURES:
         expected = F.resize(image, list(size[::-1]), InterpolationMode(name))
         found = resize(to_pixels(image), size, name)
@@ -484,7 +500,7 @@ def test_resizing_gives_torchvisions_pixels(name, size):
 
 
 def tensorflows(pixels: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray:
-    """What tf.image.resize gives, in floats."""
+    """Returns an image resized by tf.image.resize, in floats."""
     import tensorflow as tf
 
     method = "bicubic" if "bicubic" in name else "bilinear"
@@ -492,26 +508,26 @@ def tensorflows(pixels: np.ndarray, size: tuple[int, int], name: str) -> np.ndar
     return tf.image.resize(pixels, size[::-1], method, antialias=antialias).numpy()
 
 
-def assert_rounded(found: np.ndarray, floats: np.ndarray) -> None:
-    """Rounding takes half a level.
+def assert_rounded(pixels: np.ndarray, floats: np.ndarray) -> None:
+    """Asserts that pixels are rounded floats.
 
-    Places in float32 are off by 640 * 2^-24 of a pixel, over which the picture may
-    change by 0.01 levels.
+    Rounding changes them by half a level. Positions in float32 are off by 640 * 2^-24
+    of a pixel, over which the image may change by 0.01 levels.
     """
-    assert found.shape == floats.shape
-    assert np.abs(found - floats.clip(0, 255)).max() < 0.51
+    assert pixels.shape == floats.shape
+    assert np.abs(pixels - floats.clip(0, 255)).max() < 0.51
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", TENSORFLOW)
-def test_resizing_gives_tensorflows_pixels(name, size):
+def test_resizing_gives_the_pixels_of_tensorflow(name, size):
     for image in PICTURES:
         pixels = to_pixels(image)
         assert_rounded(resize(pixels, size, name), tensorflows(pixels, size, name))
 
 
 @pytest.mark.parametrize("name", TENSORFLOW)
-def test_an_evaluation_is_that_of_the_flax_example(name):
+def test_an_evaluation_image_equals_that_of_the_flax_example(name):
     size = 224
     for image in PICTURES:
         pixels = to_pixels(image)
@@ -527,7 +543,7 @@ def test_an_evaluation_is_that_of_the_flax_example(name):
 
 
 @pytest.mark.parametrize("size", [(224, 0.875), (32, 1.0), (225, 0.95)])
-def test_five_crops_are_half_of_torchvisions_ten(size):
+def test_five_crops_are_those_of_torchvision(size):
     size, fraction = size
     for image in PHOTOGRAPHS:
         resized = F.resize(image, math.floor(size / fraction))
@@ -537,7 +553,7 @@ def test_five_crops_are_half_of_torchvisions_ten(size):
         )
         expected = np.stack([np.asarray(crop) for crop in (center, *corners)])
         assert found.shape == expected.shape
-        # As for the centre crop: some levels round the other way.
+        # Some levels are rounded to the other side, as in the centre crop.
         difference = np.abs(found.astype(int) - expected)
         assert difference.max() <= 2
         assert difference.mean() <= 0.3

@@ -1,4 +1,4 @@
-"""Features, dilation, other inputs and heads, against timm's networks."""
+"""Features, dilation, other inputs and heads, tested against timm's networks."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +7,7 @@ import torch
 
 from resnet_jax.models import ZOO, build, get_spec
 from resnet_jax.weights import SCHEMES
-from resnet_jax.weights.naming import to_theirs
+from resnet_jax.weights.naming import to_foreign
 from tests.helpers import keyed
 from tests.oracles import compare, networks
 
@@ -17,16 +17,17 @@ KINDS = [
     *("res2net50_26w_4s", "nf_resnet50"),
 ]
 DILATED = [(name, stride) for name in KINDS for stride in (8, 16)]
-# A 3x3 shortcut; averages before the convolution; TensorFlow's padding.
+# These have a 3x3 shortcut, pooling before the convolution and TensorFlow's padding.
 DILATED += [("senet154", 8), ("resnest50d_4s2x40d", 8), ("dm_nfnet_f0", 16)]
 
 
-def assert_near(ours, theirs) -> None:
-    theirs = theirs.numpy()
-    if theirs.ndim == 4:
-        theirs = theirs.transpose(0, 2, 3, 1)
-    assert ours.shape == theirs.shape
-    error = compare.relative_error(np.asarray(ours), theirs)
+def assert_near(values, expected: torch.Tensor) -> None:
+    """Compares an array [b, ...] or [b, h, w, c] with torch's [b, c, h, w]."""
+    reference = expected.numpy()
+    if reference.ndim == 4:
+        reference = reference.transpose(0, 2, 3, 1)
+    assert values.shape == reference.shape
+    error = compare.relative_error(np.asarray(values), reference)
     assert error <= compare.LOGITS_BOUND, f"{error:.1e}"
 
 
@@ -59,7 +60,7 @@ def test_networks_without_a_head_and_with_other_channels_equal_timm(name):
     spec = get_spec(name, num_classes=0, in_channels=4)
     network = networks.empty(name, num_classes=0, in_chans=4)
     scheme = SCHEMES[ZOO[name].scheme]
-    networks.load(network, to_theirs(keyed.variables(spec), spec, scheme))
+    networks.load(network, to_foreign(keyed.variables(spec), spec, scheme))
     images = keyed.images(1, 64, channels=4)
     ours = build(spec).apply(keyed.variables(spec), jnp.asarray(images))
     assert_near(ours, torch.from_numpy(networks.logits(network, images)))

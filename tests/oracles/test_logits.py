@@ -1,4 +1,4 @@
-"""Every network that has a reference in torch, against it."""
+"""The logits of every network that has a reference in torch, tested against it."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_logits_equal_the_reference_and_the_golden_figures(name):
     fresh = keyed.golden_sample(networks.logits(reference, keyed.images(1, sizes[0])))
     kept = json.loads(GOLDEN.read_text()).get(name)
     assert kept, "run python -m tests.oracles.make_golden"
-    # Another machine's float32 may add up in another order.
+    # Another machine may sum in another order in float32.
     atol = compare.LOGITS_BOUND * np.abs(fresh).max()
     np.testing.assert_allclose(kept, fresh, rtol=0, atol=atol)
 
@@ -36,7 +36,8 @@ def test_logits_equal_the_reference_and_the_golden_figures(name):
 @pytest.mark.parametrize("size", [224, 225])
 @pytest.mark.parametrize("depth", [18, 50, pytest.param(152, marks=pytest.mark.long)])
 def test_logits_equal_torchvision_at_full_size(depth, size):
-    # At odd sizes, wrong padding goes unnoticed: 'SAME' and torch's padding coincide.
+    # At odd sizes 'SAME' and torch's padding coincide, so wrong padding shows at even
+    # ones.
     name = f"torchvision_resnet{depth}"
     variables = keyed.variables(ZOO[name].spec)
     reference = networks.build(name, variables)
@@ -62,6 +63,6 @@ def test_every_entry_point_of_timm_is_in_the_zoo():
     assert set(theirs) <= set(ZOO)
 
 
-def test_deprecated_names_lead_where_timm_leads_them():
+def test_deprecated_names_map_to_the_same_names_as_in_timm():
     theirs = timm.models._registry._module_to_deprecated_models
     assert {**theirs["resnet"], **theirs["resnetv2"]} == ALIASES

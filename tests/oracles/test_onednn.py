@@ -13,9 +13,11 @@ import functools, itertools, json, logging
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import PartitionSpec as P
 from resnet_jax.kernels import onednn
-from resnet_jax.kernels.conv import as_taken, convolve
-from resnet_jax.kernels.cpu.conv import FORMS, Geometry, convolution, forms_of
-from tests.kernels.test_conv import KINDS, call, draw
+from resnet_jax.kernels.conv import cast_kernel, convolve
+from resnet_jax.kernels.cpu.lowerings import LOWERINGS, possible_lowerings
+from resnet_jax.kernels.geometry import Geometry
+from resnet_jax.kernels.plain import convolution
+from tests.helpers.convolutions import KINDS, compute, draw
 
 def wide(x):
     return x.astype(jnp.float32)
@@ -34,16 +36,17 @@ large = 3, Geometry(1, ((1, 1), (1, 1))), 40, 40, 32, 24
 whole = [(1, Geometry(), 9, 7, 64, 192), (3, large[1], 9, 7, 96, 64)]
 kinds = [*itertools.product(KINDS, (1, 2, 7)), (large, 23), *((w, 2) for w in whole)]
 for dtype, (kind, b) in itertools.product(("float32", "bfloat16"), kinds):
-    k, where, h, w, c, f = kind
-    g = where.output(h, 0, k), where.output(w, 1, k), f
+    k, geometry, h, w, c, f = kind
+    g = geometry.output_length(h, 0, k), geometry.output_length(w, 1, k), f
     x, kernel, g = draw(dtype, b, h, w, c), draw(dtype, k, k, c, f), draw(dtype, b, *g)
-    for direction in FORMS:
-        wanted = call(direction, "convolution", *map(wide, (x, kernel, g)), where)
-        for form in ("onednn", *forms_of(direction, k, where)):
-            found = call(direction, form, x, kernel, g, where)
-            assert found.dtype == dtype
-            key = f"{form} {dtype}"
-            worst[key] = max(worst.get(key, 0), difference(found, wanted))
+    for direction in LOWERINGS:
+        exact = map(wide, (x, kernel, g))
+        expected = compute(direction, "convolution", *exact, geometry)
+        for lowering in ("onednn", *possible_lowerings(direction, k, geometry)):
+            got = compute(direction, lowering, x, kernel, g, geometry)
+            assert got.dtype == dtype
+            key = f"{lowering} {dtype}"
+            worst[key] = max(worst.get(key, 0), difference(got, expected))
 print(json.dumps(worst))
 """
 # All axes can be the longest, and are divided into several parts a thread, too; 31 and
@@ -100,26 +103,26 @@ print("equal")
 # The kernel that is taken is rounded where the network is not differentiated, too.
 KERNELS = """
 rng = np.random.default_rng(0)
-where = Geometry(1, ((1, 1), (1, 1)))
+geometry = Geometry(1, ((1, 1), (1, 1)))
 for c, f in ((64, 192), (96, 64), (5, 7)):
     x = draw("bfloat16", 2, 9, 7, c)
     exact = draw("bfloat16", 3, 3, c, f).astype("float32")
     # Halves of the last digit are ties.
     near = exact * (1 + rng.choice([-0.5, -0.3, 0, 0.3, 0.5], exact.shape) * 2.0**-8)
     rounded = near.astype("bfloat16")
-    taken = as_taken(near, x.dtype)
+    taken = cast_kernel(near, x.dtype)
     assert taken.dtype == ("float32" if onednn.rounds(x.dtype) else "bfloat16")
 
     def all_of(kernel):
-        y, pull = jax.vjp(lambda kernel: convolve(x, kernel, where), kernel)
+        y, pull = jax.vjp(lambda kernel: convolve(x, kernel, geometry), kernel)
         (dk,) = pull(y)
         assert dk.dtype == kernel.dtype
-        return convolve(x, kernel, where), y, dk
+        return convolve(x, kernel, geometry), y, dk
 
-    for one, other in zip(*map(jax.jit(all_of), (taken, rounded))):
+    for ours, expected in zip(*map(jax.jit(all_of), (taken, rounded))):
         # XLA may leave out a rounding that is widened right behind it.
-        one, other = wide(one.astype(x.dtype)), wide(other)
-        np.testing.assert_array_equal(one, other)
+        ours, expected = wide(ours.astype(x.dtype)), wide(expected)
+        np.testing.assert_array_equal(ours, expected)
 print("equal")
 """
 DERIVATIVES = """
@@ -155,7 +158,7 @@ options = [
 ]
 for k, c, groups, target in options:
     x, kernel = draw("float32", 16, 16, 18, c), draw("float32", k, k, c // groups, 4)
-    given = {"where": Geometry(1, ((k // 2,) * 2,) * 2), "groups": groups}
+    given = {"geometry": Geometry(1, ((k // 2,) * 2,) * 2), "groups": groups}
     ours, xlas = (functools.partial(f, **given) for f in (convolve, convolution))
     text = jax.jit(all_of, static_argnums=0).lower(ours, kernel, x).compile().as_text()
     assert target in text
@@ -221,16 +224,16 @@ def test_it_has_derivatives_batches_and_meshes():
 
 
 @pytest.mark.parametrize(
-    ("compiler", "told"),
+    ("compiler", "reason"),
     [
         ("false", "false failed: no reason given"),
         ("no-such-c++", "no-such-c++: No such"),
     ],
 )
-def test_without_a_compiler_it_is_said_and_xla_convolves(compiler, told):
+def test_without_a_compiler_xla_convolves_with_one_warning(compiler, reason):
     output = run(KINDS, CXX=compiler)
     assert "uses False False" in output
-    assert output.count(told) == 1
+    assert output.count(reason) == 1
     assert "needs a C++ compiler" in output
 
 

@@ -1,4 +1,4 @@
-"""Twenty steps of each recipe's parts against torch, timm and torchvision."""
+"""Optimisers, losses, mixing, EMA and schedules, tested against torch and timm."""
 
 import functools
 import math
@@ -26,7 +26,7 @@ from resnet_jax.training.mixup import Drawn, Mix
 from resnet_jax.training.optim import make_optimizer, update_ema
 from resnet_jax.training.schedules import make_schedule
 from resnet_jax.weights import SCHEMES
-from resnet_jax.weights.naming import to_theirs
+from resnet_jax.weights.naming import to_foreign
 from tests.helpers import keyed
 from tests.oracles import networks
 
@@ -38,7 +38,7 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 
 def configure(**changes) -> ConfigDict:
-    """The defaults with a cosine over 20 steps; changes of `optim` by key."""
+    """Returns a config with a cosine over 20 steps; keywords change `optim`."""
     config = defaults.get_config()
     config.batch_size = 8
     config.optim.learning_rate_batch = 0
@@ -50,12 +50,12 @@ def configure(**changes) -> ConfigDict:
 
 
 def schedule_of(config: ConfigDict) -> optax.Schedule:
-    """Of a run in epochs of five steps."""
+    """Returns the schedule of a run in epochs of five steps."""
     return make_schedule(config, total_steps=STEPS, train_size=40)
 
 
 def batch_of(number: int) -> dict[str, np.ndarray]:
-    """Draws one of four batches."""
+    """Returns one of four random batches."""
     rng = keyed.generator("batch", number % 4)
     return {
         "image": rng.integers(256, size=(8, 32, 32, 3), dtype=np.uint8),
@@ -64,7 +64,7 @@ def batch_of(number: int) -> dict[str, np.ndarray]:
 
 
 def train_ours(config: ConfigDict) -> dict[str, np.ndarray]:
-    """The network's values after 20 of our train steps, under torch's names."""
+    """Returns the variables after 20 train steps of this project, by torch's names."""
     model = build(SPEC, dtype=jnp.float64)
     optimizer = make_optimizer(config, schedule_of(config))
     options = step.StepOptions(
@@ -80,11 +80,11 @@ def train_ours(config: ConfigDict) -> dict[str, np.ndarray]:
     for number in range(STEPS):
         state, _ = train_step(state, batch_of(number))
     assert jax.tree.leaves(state.params)[0].dtype == np.float64
-    return to_theirs(jax.device_get(state.evaluated()), SPEC, SCHEME)
+    return to_foreign(jax.device_get(state.evaluated()), SPEC, SCHEME)
 
 
 def loss_of(network: nn.Module, number: int) -> torch.Tensor:
-    """Torch's loss of a batch."""
+    """Returns torch's loss of a batch."""
     batch = batch_of(number)
     image = (batch["image"] / 255.0 - MEAN) / STD
     label = torch.from_numpy(batch["label"]).long()
@@ -92,12 +92,12 @@ def loss_of(network: nn.Module, number: int) -> torch.Tensor:
 
 
 def train_torch(config: ConfigDict, make, before=None) -> dict[str, np.ndarray]:
-    """The same of torch.
+    """Returns the variables after 20 train steps of torch.
 
     Args:
-      config: gives the rate of each step.
-      make: makes the optimiser of a network.
-      before: called with the network and the step's number before each update.
+      config: The config, which gives the learning rate of each step.
+      make: Makes the optimiser of a network.
+      before: Is called with the network and the step's number before each update.
     """
     network = networks.build(NAME).double().train()
     optimizer = make(network)
@@ -105,7 +105,7 @@ def train_torch(config: ConfigDict, make, before=None) -> dict[str, np.ndarray]:
     for number in range(STEPS):
         for group in optimizer.param_groups:
             rate = float(schedule(number))
-            # With a single rate for all, and timm's factor where it has layers.
+            # timm's groups of layers have factors of the learning rate.
             group["lr"] = rate * group.get("lr_scale", 1.0)
         optimizer.zero_grad()
         loss_of(network, number).backward()
@@ -115,21 +115,21 @@ def train_torch(config: ConfigDict, make, before=None) -> dict[str, np.ndarray]:
     return networks.arrays(network)
 
 
-def assert_equal_end(ours: dict, theirs: dict, bound: float = 1e-8) -> None:
+def assert_equal_end(variables: dict, expected: dict, bound: float = 1e-8) -> None:
     """Compares all tensors, each relative to its largest value."""
     start = networks.arrays(networks.build(NAME))
-    for name, value in ours.items():
-        scale = np.abs(theirs[name]).max()
-        # Something was learnt, by far more than the bound.
-        assert np.abs(theirs[name] - start[name]).max() > 100 * bound * scale, name
-        error = np.abs(value - theirs[name]).max() / scale
-        # Float64 rounds at 1e-16; what 20 steps of training make of it is below 1e-9
-        # except where adaptive methods divide by gradients near zero.
+    for name, value in variables.items():
+        scale = np.abs(expected[name]).max()
+        # The training changed every tensor by far more than the bound.
+        assert np.abs(expected[name] - start[name]).max() > 100 * bound * scale, name
+        error = np.abs(value - expected[name]).max() / scale
+        # Float64 rounds at 1e-16. After 20 steps the error is below 1e-9, except if
+        # adaptive methods divide by gradients near zero.
         assert error <= bound, f"{name}: {error:.1e}"
 
 
 def groups(network: nn.Module, decay: float, decays) -> list[dict]:
-    """Parameters with and without decay."""
+    """Returns groups of parameters with and without decay."""
     named = list(network.named_parameters())
     return [
         {"params": [p for n, p in named if decays(n, p)], "weight_decay": decay},
@@ -150,7 +150,7 @@ def matrices(name: str, parameter: nn.Parameter) -> bool:
 
 
 class Caffe(torch.optim.Optimizer):
-    """LARS as MLPerf's TensorFlow reference: the rate is inside of the momentum."""
+    """LARS as in MLPerf's TensorFlow reference: the rate is inside of the momentum."""
 
     def __init__(self, params, momentum=0.9, coefficient=0.001):
         super().__init__(params, {"lr": 0.0})
@@ -172,7 +172,7 @@ class Caffe(torch.optim.Optimizer):
 
 
 class DecoupledSGDW(torch.optim.SGD):
-    """Composer's: weights shrink by decay x rate / first rate, then SGD's update."""
+    """Composer's optimiser: SGD after a decay by decay x rate / peak rate."""
 
     def __init__(self, params, peak: float, decay: float, **options):
         super().__init__(params, lr=peak, **options)
@@ -373,14 +373,14 @@ def test_twenty_steps_of_sharpness_aware_minimisation_equal_its_definition(
             loss_of(network, number).backward()
         for p, before in zip(parameters, start, strict=True):
             p.copy_(before)
-        # The running statistics are those of the first pass.
+        # The running statistics of the first pass are kept.
         for b, before in zip(network.buffers(), buffers, strict=True):
             b.copy_(before)
 
     def make(n):
         return SGD(n.parameters(), momentum=0.9, nesterov=True, weight_decay=0.01)
 
-    # The definition adds nothing to the norm; ours 1e-12.
+    # The definition adds nothing to the norm, this project 1e-12.
     assert_equal_end(train_ours(config), train_torch(config, make, sharpen))
 
 
@@ -446,12 +446,12 @@ def test_losses_equal_timm(case):
     ours = losses.make_loss(loss_config(**changes))
     theirs = reference(torch.from_numpy(logits), torch.from_numpy(target))
     got = ours(jnp.asarray(logits), jnp.asarray(target)).mean()
-    # A few float32 roundings of logits near 10.
+    # Logits near 10 are rounded a few times in float32.
     assert float(got) == pytest.approx(float(theirs), rel=2e-6)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_distillation_equals_torchs_divergence(temperature):
+def test_distillation_equals_the_kl_divergence_of_torch(temperature):
     logits, _, _ = logits_and_labels()
     teacher = logits[::-1].copy()
     theirs = F.kl_div(
@@ -461,16 +461,16 @@ def test_distillation_equals_torchs_divergence(temperature):
         log_target=True,
     )
     got = losses.distillation(jnp.asarray(logits), jnp.asarray(teacher), temperature)
-    # A few float32 roundings of logits near 10.
+    # Logits near 10 are rounded a few times in float32.
     expected = temperature**2 * float(theirs)
     assert float(got.mean()) == pytest.approx(expected, rel=2e-6)
 
 
-# Mixing, given what was drawn.
+# Mixing with given random numbers.
 
 
-def mixed_by_us(mix: Mix, own: float, cut: bool, y: int, x: int, size, smoothing=0.0):
-    """Mixed images, labels, and what stays of a label, for 8 images in one group."""
+def mix_batch(mix: Mix, own: float, cut: bool, y: int, x: int, size, smoothing=0.0):
+    """Returns 8 images of one ghost batch and their labels, before and after mixing."""
     images = keyed.images(8, 30)[:, : size[0], : size[1]]
     labels = keyed.labels(8, 10)
     box = mix.box(jnp.float32(own), jnp.int32(y), jnp.int32(x), *size)
@@ -487,7 +487,7 @@ def mixed_by_us(mix: Mix, own: float, cut: bool, y: int, x: int, size, smoothing
 
 OWNS = [0.03, 0.31, 0.5, 0.77, 0.96, 1.0]
 SIZES = [(30, 30), (29, 24)]
-# A corner, the middle, the last pixel.
+# A corner, a pixel near the middle and the last pixel.
 CENTRES = [(0, 0), (14, 11), (28, 23)]
 
 
@@ -498,7 +498,7 @@ CENTRES = [(0, 0), (14, 11), (28, 23)]
 def test_mixing_equals_timm(own, cut, centre, size, monkeypatch):
     mix = Mix(mixup_alpha=1.0, cutmix_alpha=1.0, rule="timm")
     y, x = centre
-    images, labels, image, label = mixed_by_us(mix, own, cut, y, x, size, 0.1)
+    images, labels, image, label = mix_batch(mix, own, cut, y, x, size, 0.1)
     theirs = timm.data.mixup.Mixup(
         mixup_alpha=1.0, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=10
     )
@@ -507,7 +507,7 @@ def test_mixing_equals_timm(own, cut, centre, size, monkeypatch):
     monkeypatch.setattr(np.random, "randint", lambda *_, **__: next(draws))
     expected, targets = theirs(networks.nchw(images), torch.from_numpy(labels))
     expected = expected.numpy().transpose(0, 2, 3, 1)
-    # Three float32 roundings of numbers below 5.
+    # Numbers below 5 are rounded three times in float32.
     np.testing.assert_allclose(image, expected, atol=2e-6)
     np.testing.assert_allclose(label, targets, atol=2e-6)
 
@@ -519,7 +519,7 @@ def test_mixing_equals_timm(own, cut, centre, size, monkeypatch):
 def test_mixing_equals_torchvision(own, cut, centre, size, monkeypatch):
     mix = Mix(mixup_alpha=1.0, cutmix_alpha=1.0, rule="torchvision")
     y, x = centre
-    images, labels, image, label = mixed_by_us(mix, own, cut, y, x, size)
+    images, labels, image, label = mix_batch(mix, own, cut, y, x, size)
     theirs = (v2.CutMix if cut else v2.MixUp)(alpha=1.0, num_classes=10)
 
     class Fixed:
@@ -531,29 +531,30 @@ def test_mixing_equals_torchvision(own, cut, centre, size, monkeypatch):
     monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.tensor([next(draws)]))
     expected, targets = theirs(networks.nchw(images), torch.from_numpy(labels))
     expected = expected.numpy().transpose(0, 2, 3, 1)
-    # Three float32 roundings of numbers below 5.
+    # Numbers below 5 are rounded three times in float32.
     np.testing.assert_allclose(image, expected, atol=2e-6)
     np.testing.assert_allclose(label, targets, atol=2e-6)
 
 
-# Averages.
+# EMA.
 
 
 def linear_networks(count: int) -> list[nn.Module]:
-    """Networks with a parameter and running statistics, with other values each."""
+    """Returns networks of a linear layer and batch norm, each with other values."""
     made = []
     for number in range(count):
         network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
         for name, value in network.state_dict().items():
             if value.is_floating_point():
                 rng = keyed.generator(name, number)
-                drawn = rng.standard_normal(tuple(value.shape), np.float32)
-                value.copy_(torch.from_numpy(drawn))
+                random = rng.standard_normal(tuple(value.shape), np.float32)
+                value.copy_(torch.from_numpy(random))
         made.append(network)
     return made
 
 
 def floats(network: nn.Module) -> dict[str, np.ndarray]:
+    """Returns copies of the floating-point values of a `state_dict`."""
     return {
         name: value.numpy().copy()
         for name, value in network.state_dict().items()
@@ -561,7 +562,8 @@ def floats(network: nn.Module) -> dict[str, np.ndarray]:
     }
 
 
-def averaged_by_us(networks_by_step, **options) -> dict[str, np.ndarray]:
+def ema_of(networks_by_step, **options) -> dict[str, np.ndarray]:
+    """Returns this project's EMA of networks; the first one is its start."""
     average = floats(networks_by_step[0])
     for number, network in enumerate(networks_by_step[1:]):
         average = update_ema(
@@ -570,34 +572,35 @@ def averaged_by_us(networks_by_step, **options) -> dict[str, np.ndarray]:
     return average
 
 
-def assert_same_average(ours, theirs: nn.Module) -> None:
-    for name, expected in floats(theirs).items():
-        # Thirty averages of numbers below 4, each rounded a few times.
-        np.testing.assert_allclose(ours[name], expected, atol=1e-5, err_msg=name)
+def assert_same_ema(ema: dict[str, np.ndarray], reference: nn.Module) -> None:
+    """Compares an EMA with the values of torch's network."""
+    for name, expected in floats(reference).items():
+        # Thirty averages of numbers below 4 are each rounded a few times.
+        np.testing.assert_allclose(ema[name], expected, atol=1e-5, err_msg=name)
 
 
-def test_an_average_without_warm_up_equals_timms_second_version():
+def test_an_ema_without_warm_up_equals_model_ema_v2_of_timm():
     start, *by_step = linear_networks(31)
     theirs = timm.utils.ModelEmaV2(start, decay=0.9)
     for network in by_step:
         theirs.update(network)
-    ours = averaged_by_us([start, *by_step], decay=0.9, warmup="none")
-    assert_same_average(ours, theirs.module)
+    ours = ema_of([start, *by_step], decay=0.9, warmup="none")
+    assert_same_ema(ours, theirs.module)
 
 
-def test_an_average_with_warm_up_equals_timms_third_version():
+def test_an_ema_with_warm_up_equals_model_ema_v3_of_timm():
     start, *by_step = linear_networks(31)
     theirs = timm.utils.ModelEmaV3(start, decay=0.8, use_warmup=True)
     for number, network in enumerate(by_step, 1):
         # timm's training script counts updates from 1.
         theirs.update(network, step=number)
-    ours = averaged_by_us([start, *by_step], decay=0.8, warmup="timm")
-    assert_same_average(ours, theirs.module)
+    ours = ema_of([start, *by_step], decay=0.8, warmup="timm")
+    assert_same_ema(ours, theirs.module)
 
 
 @pytest.mark.parametrize("warmup", [0, 7])
-def test_an_average_every_few_steps_equals_torchvisions(warmup):
-    """torchvision's script, which copies until the learning rate has warmed up."""
+def test_an_ema_every_few_steps_equals_torchvision(warmup):
+    # torchvision's script copies the weights until the learning rate has warmed up.
     start, *by_step = linear_networks(31)
     decay = rescaled_ema_decay(0.99, batch_size=64, every=3, epochs=10)
     # alpha = (1 - 0.99) * 64 * 3 / 10
@@ -612,10 +615,10 @@ def test_an_average_every_few_steps_equals_torchvisions(warmup):
             theirs.update_parameters(network)
             if number < warmup:
                 theirs.n_averaged.fill_(0)
-    ours = averaged_by_us(
+    ours = ema_of(
         [start, *by_step], decay=decay, every=3, warmup="copy", copy_until=warmup
     )
-    assert_same_average(ours, theirs.module)
+    assert_same_ema(ours, theirs.module)
 
 
 # Schedules, in epochs of 7 steps.
@@ -624,6 +627,7 @@ EPOCHS, STEPS_AN_EPOCH = 12, 7
 
 
 def our_rates(**changes) -> list[float]:
+    """Returns this project's learning rate of each step; keywords change `optim`."""
     config = configure(per_epoch=True, learning_rate=0.4, **changes)
     schedule = make_schedule(
         config, total_steps=EPOCHS * STEPS_AN_EPOCH, train_size=8 * STEPS_AN_EPOCH
@@ -632,7 +636,7 @@ def our_rates(**changes) -> list[float]:
 
 
 def torch_rates(make, advance) -> list[float]:
-    """Rates of each step where the scheduler advances once an epoch."""
+    """Returns torch's rate of each step; `advance` is called once per epoch."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.4)
     scheduler = make(optimizer)
     rates = []
@@ -643,13 +647,14 @@ def torch_rates(make, advance) -> list[float]:
     return rates
 
 
-def assert_same_rates(ours: list[float], theirs: list[float]) -> None:
-    assert len(set(theirs)) > 2
-    # A few float32 roundings of numbers below 1.
-    np.testing.assert_allclose(ours, theirs, atol=1e-6 * math.pi)
+def assert_same_rates(rates: list[float], expected: list[float]) -> None:
+    """Compares learning rates, of which there must be at least three."""
+    assert len(set(expected)) > 2
+    # Numbers below 1 are rounded a few times in float32.
+    np.testing.assert_allclose(rates, expected, atol=1e-6 * math.pi)
 
 
-def test_warm_up_and_cosine_by_epochs_equal_torchvisions():
+def test_warm_up_and_cosine_by_epochs_equal_torchvision():
     def make(optimizer):
         return torch.optim.lr_scheduler.SequentialLR(
             optimizer,
@@ -670,7 +675,7 @@ def test_warm_up_and_cosine_by_epochs_equal_torchvisions():
 
 @pytest.mark.parametrize("prefix", [False, True])
 @pytest.mark.parametrize("length", [EPOCHS, 8])
-def test_warm_up_and_cosine_by_epochs_equal_timms(prefix, length):
+def test_warm_up_and_cosine_by_epochs_equal_timm(prefix, length):
     def make(optimizer):
         return timm.scheduler.CosineLRScheduler(
             optimizer,
@@ -691,7 +696,7 @@ def test_warm_up_and_cosine_by_epochs_equal_timms(prefix, length):
     assert_same_rates(ours, torch_rates(make, lambda s, epoch: s.step(epoch)))
 
 
-def test_steps_by_epochs_equal_torchs():
+def test_a_step_schedule_by_epochs_equals_torch():
     def make(optimizer):
         return torch.optim.lr_scheduler.StepLR(optimizer, 4, gamma=0.1)
 
@@ -699,7 +704,7 @@ def test_steps_by_epochs_equal_torchs():
     assert_same_rates(ours, torch_rates(make, lambda s, _: s.step()))
 
 
-def test_a_polynomial_by_epochs_equals_torchs():
+def test_a_polynomial_schedule_by_epochs_equals_torch():
     def make(optimizer):
         return torch.optim.lr_scheduler.PolynomialLR(optimizer, EPOCHS, power=2.0)
 

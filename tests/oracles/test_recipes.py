@@ -1,14 +1,14 @@
-"""Twenty steps of published recipes beside the code that they come from.
+"""Twenty steps of published recipes, tested against the code that they come from.
 
-Both sides start from the same weights and see the same real pictures, in the same order
-and without random augmentation. Our side is the recipe of `configs/`, only shortened,
-and its compiled step; the other side's numbers stand here a second time, as its source
-has them.
+Both sides start from the same weights and see the same real images, in the same order
+and without random augmentation. This project's side is the shortened recipe of
+`configs/` with its compiled step. The hyperparameters of the other side are repeated
+here as its source has them.
 
-Both compute in float64. In float32 a rectifier whose input rounds to the other side of
-zero passes or stops its whole gradient, and training makes that larger: the losses of
-torch's own float32 run of ResNet-18 are 1e-4 from those of its float64 run at the
-second step and 8e-2 at the twentieth, so that a bound on them could not tell a wrong
+Both compute in float64. In float32, if the input of a rectifier rounds to the other
+side of zero, its whole gradient is passed or stopped, and training amplifies this. The
+losses of torch's own float32 run of ResNet-18 are 1e-4 from those of its float64 run at
+the second step and 8e-2 at the twentieth, so a bound on them could not tell a wrong
 decay from rounding.
 """
 
@@ -36,8 +36,8 @@ from torch.optim.swa_utils import AveragedModel
 from torchvision.ops._utils import split_normalization_params
 from torchvision.transforms import v2
 
-# Before anything else imports keras: it chooses the backend.
-from tests.oracles import test_keras as of_keras  # isort: skip
+# The helper is imported before keras, since it chooses Keras's backend.
+from tests.oracles import keras_networks  # isort: skip
 import keras
 
 from resnet_jax import config as config_lib
@@ -48,7 +48,7 @@ from resnet_jax.training.experiment import Experiment, set_up
 from resnet_jax.training.mixup import Drawn, Mix
 from resnet_jax.training.step import TrainState
 from resnet_jax.weights import SCHEMES
-from resnet_jax.weights.naming import to_theirs
+from resnet_jax.weights.naming import to_foreign
 from tests.helpers import tiny
 from tests.helpers.real_data import ROOT, real_data
 from tests.oracles import networks
@@ -57,27 +57,30 @@ STEPS = 20
 SIZE = 32
 CLASSES = BATCH = 20
 
-# Float64 rounds at 1e-16. After twenty steps 5e-14 of a loss was measured where losses
-# fall, 1e-10 where the rate is so high that they rise, and 2e-10 of a tensor. Another
-# form of Adam's eps makes 1e-4 in the second step, and a rate in float32 1e-8.
+# Float64 rounds at 1e-16. The errors that were measured after twenty steps are 5e-14 of
+# a loss if the losses fall, 1e-10 if the learning rate is so high that they rise, and
+# 2e-10 of a tensor. Another form of Adam's eps causes 1e-4 in the second step, and a
+# learning rate in float32 1e-8.
 BOUND = 1e-9
 
-keras_in_float64 = of_keras.keras_in_float64
+# Fixtures are found by their names in this module.
+keras_in_float64 = keras_networks.keras_in_float64
 
 
 @pytest.fixture(scope="module")
 def tiny_imagenet(tmp_path_factory) -> Path:
-    """Real pictures of 20 classes, 64x64."""
+    """Unpacks real images of 20 classes, 64x64; returns their directory."""
     return unpack("tiny-imagenet-20", tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def sign_digits(tmp_path_factory) -> Path:
-    """Real pictures of 6 classes, 100x100."""
+    """Unpacks real images of 6 classes, 100x100; returns their directory."""
     return unpack("sign-digits", tmp_path_factory)
 
 
 def unpack(name: str, tmp_path_factory) -> Path:
+    """Unpacks a ZIP file of images; returns its directory."""
     directory = tmp_path_factory.mktemp("data")
     shutil.unpack_archive(real_data(f"{name}.zip"), directory)
     return directory / name
@@ -85,20 +88,20 @@ def unpack(name: str, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def one_device(monkeypatch):
-    """Lets a batch be of any size."""
+    """Gives runs a single device, so that a batch may have any size."""
     monkeypatch.setattr(sharding, "make_mesh", lambda: tiny.mesh_of(1))
 
 
 @pytest.fixture
 def torch_in_float64(in_float64, one_device):
-    """Lets torch's libraries make what they make in float64, too."""
+    """Makes torch's libraries create float64 tensors, too."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
 
 
 def with_64_bits(setup: Experiment) -> Experiment:
-    """Widens the state of a run; rates, too, follow from the steps in it."""
+    """Widens the state of a run to 64 bits, its step included, which sets the rate."""
     wide = {"float32": "float64", "int32": "int64"}
 
     def init() -> TrainState:
@@ -110,10 +113,11 @@ def with_64_bits(setup: Experiment) -> Experiment:
 
 
 def shorten(recipe: str, changes: dict) -> Experiment:
-    """A recipe for twenty steps on one device, on pictures as they are."""
+    """Sets a recipe up for twenty steps on one device, without augmentation."""
     config = config_lib.load(str(ROOT / "configs" / recipe))
     with config.ignore_type():
-        config.model.dtype = "float32"  # which the fixture makes float64
+        # The fixture `in_float64` makes this float64.
+        config.model.dtype = "float32"
         config.model.bn_group_size = "global"
         config.data.num_workers = 0
         config.data.image_size, config.data.eval_size = SIZE, 0
@@ -122,10 +126,10 @@ def shorten(recipe: str, changes: dict) -> Experiment:
         config.data.erase, config.data.repeats = 0.0, 1
         for key, value in changes.items():
             section, _, last = key.rpartition(".")
-            place = config
-            for part in filter(None, section.split(".")):
-                place = place[part]
-            place[last] = ConfigDict(value) if isinstance(value, dict) else value
+            part = config
+            for name in filter(None, section.split(".")):
+                part = part[name]
+            part[last] = ConfigDict(value) if isinstance(value, dict) else value
     setup = set_up(config)
     assert setup.total_steps == STEPS
     return with_64_bits(setup)
@@ -134,13 +138,14 @@ def shorten(recipe: str, changes: dict) -> Experiment:
 def shorten_epochs(
     recipe: str, pictures: Path, epochs: int, changes: dict
 ) -> Experiment:
-    """The same with so many epochs, each of which shows every picture once."""
+    """Sets a recipe up for so many epochs, each of which shows every image once."""
     changes = {
         "batch_size": BATCH,
         "total": {"epochs": epochs},
         "data.source": f"folder:{pictures}",
         "data.eval_split": "val",
-        "data.shots": STEPS // epochs,  # batches of one picture of each class
+        # Each batch has one image of each class.
+        "data.shots": STEPS // epochs,
         **changes,
     }
     return shorten(recipe, changes)
@@ -148,13 +153,14 @@ def shorten_epochs(
 
 @dataclasses.dataclass
 class Run:
-    """What twenty steps of ours gave.
+    """The record of twenty steps of this project.
 
     Attributes:
-      setup: of the run.
-      losses: of each step.
-      first, last: the state before and behind them.
-      batches: what they saw, as the input pipeline gave it.
+      setup: The run's setup.
+      losses: The loss of each step.
+      first: The state before the first step.
+      last: The state after the last step.
+      batches: The batches of the input pipeline.
     """
 
     setup: Experiment
@@ -164,7 +170,8 @@ class Run:
     batches: list[dict]
 
     @classmethod
-    def of(cls, setup: Experiment) -> "Run":
+    def train(cls, setup: Experiment) -> "Run":
+        """Trains for as long as the setup says, and records it."""
         first = jax.device_get(programs.init_state(setup))
         state = jax.device_put(first, sharding.replicated(setup.mesh))
         train_step = programs.compile_train_step(setup)
@@ -177,23 +184,23 @@ class Run:
         return cls(setup, losses, first, jax.device_get(state), seen)
 
     def tensors(self, variables: dict) -> dict[str, np.ndarray]:
-        """Variables under their names."""
+        """Returns variables under the names of the other side."""
         scheme = SCHEMES[ZOO[self.setup.config.model.name].scheme]
-        return to_theirs(variables, self.setup.model.spec, scheme)
+        return to_foreign(variables, self.setup.model.spec, scheme)
 
     def images(self, batch: dict) -> np.ndarray:
-        """A batch as networks take it: float64, `b h w c`."""
+        """Returns the normalised images [b, h, w, c] of a batch in float64."""
         mean, std = self.setup.config.data.mean, self.setup.config.data.std
         return (batch["image"] / 255 - np.array(mean)) / np.array(std)
 
-    def drawn(self, number: int) -> Drawn:
-        """What the step of this number drew to mix its batch."""
+    def mixing(self, number: int) -> Drawn:
+        """Returns the random numbers by which a step mixed its batch."""
         key = jax.random.fold_in(jax.random.key(self.setup.config.seed), number)
         key = jax.random.fold_in(key, step.MIXING)
         return Mix.from_config(self.setup.config.mix).draw(key, 1, SIZE, SIZE)
 
     def assert_equals(self, losses: Sequence[float], tensors: dict) -> None:
-        """Compares the losses, and the state behind the last step."""
+        """Compares the losses, and the state after the last step."""
         assert len(losses) == len(self.losses) == STEPS
         assert max(self.losses) > 1.1 * min(self.losses)
         np.testing.assert_allclose(self.losses, losses, rtol=BOUND)
@@ -201,12 +208,13 @@ class Run:
         assert_tensors_equal(self.tensors(state), tensors)
 
 
-def assert_tensors_equal(ours: dict, theirs: dict) -> None:
-    assert ours.keys() <= theirs.keys()
-    for name, value in ours.items():
-        # As of the losses. A bias before a norm stays at zero, but for rounding.
-        scale = max(np.abs(theirs[name]).max(), 0.1)
-        error = np.abs(value - theirs[name]).max() / scale
+def assert_tensors_equal(tensors: dict, expected: dict) -> None:
+    """Compares tensors by name, each relative to its largest value."""
+    assert tensors.keys() <= expected.keys()
+    for name, value in tensors.items():
+        # A bias before a norm stays at zero except for rounding, hence the minimum.
+        scale = max(np.abs(expected[name]).max(), 0.1)
+        error = np.abs(value - expected[name]).max() / scale
         assert error <= BOUND, f"{name}: {error:.1e}"
 
 
@@ -221,7 +229,10 @@ def train_torch(
     mix: Callable = lambda images, labels, number: (images, labels),
     after_step: Callable[[int, int], None] = lambda epoch, i: None,
 ) -> list[float]:
-    """The loop of the sources, which step their schedulers once an epoch."""
+    """Trains as the sources do, which step their schedulers once per epoch.
+
+    Returns the loss of each step.
+    """
     losses = []
     network.train()
     for number, batch in enumerate(run.batches):
@@ -240,17 +251,17 @@ def train_torch(
 
 
 def load(network: nn.Module, run: Run) -> nn.Module:
-    """Gives a network the weights that our run started from."""
+    """Loads the initial weights of a run into a network, and returns the network."""
     first = {"params": run.first.params, "batch_stats": run.first.batch_stats}
     networks.load(network, run.tensors(first))
     return network
 
 
-def test_torchvision_v1(tiny_imagenet, torch_in_float64):
-    # 90 epochs with decays at 30 and 60.
+def test_twenty_steps_of_torchvision_v1(tiny_imagenet, torch_in_float64):
+    # The source has 90 epochs with decays at 30 and 60.
     changes = {"optim.decay_at": ({"epochs": 2}, {"epochs": 4})}
     recipe = "torchvision_v1.py:resnet18"
-    run = Run.of(shorten_epochs(recipe, tiny_imagenet, 5, changes))
+    run = Run.train(shorten_epochs(recipe, tiny_imagenet, 5, changes))
 
     network = load(torchvision.models.resnet18(num_classes=CLASSES), run)
     optimizer = torch.optim.SGD(
@@ -269,33 +280,33 @@ def test_torchvision_v1(tiny_imagenet, torch_in_float64):
 
 
 def mix_as_torchvision(run: Run, images, labels, number: int):
-    """torchvision's transforms with what our step drew."""
-    drawn = run.drawn(number)
+    """Mixes a batch by torchvision's transforms with the random numbers of a run."""
+    mixing = run.mixing(number)
     mixup, cutmix = v2.MixUp(alpha=0.2), v2.CutMix(alpha=1.0)
-    y1, y2, x1, x2 = drawn.box[0].tolist()
+    y1, y2, x1, x2 = mixing.box[0].tolist()
     area = (x2 - x1) * (y2 - y1) / SIZE**2
-    mixup.make_params = lambda _: {"lam": drawn.lam.item()}
+    mixup.make_params = lambda _: {"lam": mixing.lam.item()}
     cutmix.make_params = lambda _: {"box": (x1, y1, x2, y2), "lam_adjusted": 1 - area}
-    # One-hot, since it would make them float32.
+    # Labels are one-hot here, since the transforms would make them float32.
     labels = nn.functional.one_hot(labels, CLASSES).double()
-    return (cutmix if drawn.cut.item() else mixup)(images, labels)
+    return (cutmix if mixing.cut.item() else mixup)(images, labels)
 
 
 @pytest.mark.long
-def test_torchvision_v2(tiny_imagenet, torch_in_float64):
+def test_twenty_steps_of_torchvision_v2(tiny_imagenet, torch_in_float64):
     rate = 0.5 * BATCH / 1024
     changes = {
         "model.overrides.stage_sizes": (1, 1, 1, 1),
-        # 600 epochs of which 5 warm up, an average every 32 steps.
+        # The source has 600 epochs, of which 5 warm up, and an EMA every 32 steps.
         "optim.warmup": {"epochs": 2},
         "optim.warmup_from": 0.01 * rate,
         "ema_every": 2,
-        # So that the average moves in so few of its steps.
+        # With this decay rate the EMA changes in as few steps.
         "ema_decay": 0.6,
     }
     recipe = "torchvision_v2.py:resnet50"
-    run = Run.of(shorten_epochs(recipe, tiny_imagenet, 5, changes))
-    assert {run.drawn(number).cut.item() for number in range(STEPS)} == {True, False}
+    run = Run.train(shorten_epochs(recipe, tiny_imagenet, 5, changes))
+    assert {run.mixing(number).cut.item() for number in range(STEPS)} == {True, False}
 
     bottleneck = torchvision.models.resnet.Bottleneck
     network = torchvision.models.ResNet(bottleneck, [1, 1, 1, 1], num_classes=CLASSES)
@@ -314,7 +325,7 @@ def test_torchvision_v2(tiny_imagenet, torch_in_float64):
     )
 
     def update_average(epoch: int, i: int) -> None:
-        # As references/classification/train.py of torchvision.
+        # torchvision's references/classification/train.py does the same.
         if i % 2 == 0:
             average.update_parameters(network)
             if epoch < 2:
@@ -335,28 +346,30 @@ def test_torchvision_v2(tiny_imagenet, torch_in_float64):
 
 
 def mix_as_timm(run: Run, monkeypatch, images, labels, number: int):
-    """timm's Mixup with what our step drew."""
-    drawn = run.drawn(number)
+    """Mixes a batch by timm's Mixup with the random numbers of a run."""
+    mixing = run.mixing(number)
     mixup = timm.data.Mixup(
         mixup_alpha=0.1, cutmix_alpha=1.0, label_smoothing=0.0, num_classes=CLASSES
     )
-    mixup._params_per_batch = lambda: (drawn.lam.item(), drawn.cut.item())
-    box = drawn.box[0].tolist()
-    # It finds the part of the pixels itself.
+    mixup._params_per_batch = lambda: (mixing.lam.item(), mixing.cut.item())
+    box = mixing.box[0].tolist()
+    # timm computes the fraction of the pixels from the box itself.
     monkeypatch.setattr(timm.data.mixup, "rand_bbox", lambda *_, **__: box)
     return mixup(images, labels)
 
 
-def test_resnet_strikes_back_a2(tiny_imagenet, torch_in_float64, monkeypatch):
+def test_twenty_steps_of_resnet_strikes_back_a2(
+    tiny_imagenet, torch_in_float64, monkeypatch
+):
     changes = {
         "model.overrides.stage_sizes": (1, 1, 1, 1),
         "model.overrides.drop_path": 0.0,
-        # 300 epochs of which 5 warm up, at the rate of the whole batch.
+        # The source has 300 epochs, of which 5 warm up; its rate is not scaled.
         "optim.warmup": {"epochs": 2},
         "optim.learning_rate_batch": 0,
     }
-    run = Run.of(shorten_epochs("rsb.py:a2", tiny_imagenet, 5, changes))
-    assert {run.drawn(number).cut.item() for number in range(STEPS)} == {True, False}
+    run = Run.train(shorten_epochs("rsb.py:a2", tiny_imagenet, 5, changes))
+    assert {run.mixing(number).cut.item() for number in range(STEPS)} == {True, False}
 
     network = timm.create_model("resnet50", num_classes=CLASSES, layers=(1, 1, 1, 1))
     network = load(network, run)
@@ -379,15 +392,15 @@ def test_resnet_strikes_back_a2(tiny_imagenet, torch_in_float64, monkeypatch):
 
 
 @pytest.mark.long
-def test_wide_resnet(tiny_imagenet, torch_in_float64):
+def test_twenty_steps_of_wide_resnet(tiny_imagenet, torch_in_float64):
     changes = {
-        # WRN-16-1.
+        # This makes it WRN-16-1.
         "model.overrides.stage_sizes": (2, 2, 2),
         "model.overrides.widths": (16, 32, 64),
-        # 200 epochs with decays at 60, 120 and 160.
+        # The source has 200 epochs with decays at 60, 120 and 160.
         "optim.decay_at": ({"epochs": 3}, {"epochs": 6}, {"epochs": 8}),
     }
-    run = Run.of(shorten_epochs("wrn_28_10.py", tiny_imagenet, 10, changes))
+    run = Run.train(shorten_epochs("wrn_28_10.py", tiny_imagenet, 10, changes))
 
     network = networks.Preact((2, 2, 2), (16, 32, 64), False, "projection")
     network.head.fc = nn.Conv2d(64, CLASSES, 1)
@@ -409,27 +422,29 @@ def test_wide_resnet(tiny_imagenet, torch_in_float64):
 
 @pytest.fixture
 def keras_takes_float64(keras_in_float64):
-    """Lets Keras's training loop leave its input as it is, too."""
+    """Makes Keras's training loop keep float64 input, too."""
     keras.config.set_floatx("float64")
     yield
     keras.config.set_floatx("float32")
 
 
 @pytest.mark.long
-def test_the_tutorial_in_keras(sign_digits, keras_takes_float64, one_device):
+def test_twenty_steps_of_the_tutorial_in_keras(
+    sign_digits, keras_takes_float64, one_device
+):
     changes = {
         "model.overrides.stage_sizes": (1, 1, 1, 1),
         "batch_size": 8,
         "data.source": f"folder:{sign_digits}",
-        # The network's pooling leaves a pixel of these.
+        # The network's pooling reduces images of this size to one pixel.
         "data.image_size": 64,
         "total": {"steps": STEPS},
     }
-    run = Run.of(shorten("tutorial.py:20", changes))
+    run = Run.train(shorten("tutorial.py:20", changes))
 
-    network = of_keras.tutorial(64, stage_sizes=(1, 1, 1, 1))
+    network = keras_networks.tutorial(64, stage_sizes=(1, 1, 1, 1))
     first = {"params": run.first.params, "batch_stats": run.first.batch_stats}
-    of_keras.fill(network, run.tensors(first))
+    keras_networks.fill(network, run.tensors(first))
     network.compile(
         optimizer=keras.optimizers.Adam(),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -438,4 +453,4 @@ def test_the_tutorial_in_keras(sign_digits, keras_takes_float64, one_device):
     for batch in run.batches:
         network.reset_metrics()
         losses.append(network.train_on_batch(run.images(batch), batch["label"]))
-    run.assert_equals(losses, of_keras.values(network))
+    run.assert_equals(losses, keras_networks.values(network))

@@ -1,4 +1,4 @@
-"""One network of each kind in training: gradients and running statistics."""
+"""Gradients and running statistics of one network of each kind in training."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ WHOLE = [
 @pytest.mark.parametrize("name", KINDS)
 def test_gradients_and_running_statistics_of_each_kind_equal_timm(name, in_float64):
     size = keyed.sizes(ZOO[name].spec)[1]
-    # A second block, whose shortcut is the identity, and every shape of a projection.
+    # The second block has an identity shortcut, and each stage a projection.
     sizes = (2, 1, 1, 1)
     compare.assert_training_equal_in_float64(name, size, batch=3, stage_sizes=sizes)
 
@@ -38,8 +38,8 @@ def test_gradients_and_running_statistics_of_each_kind_equal_timm(name, in_float
 @pytest.mark.parametrize("name", ["resnetv2_50d_evos", "resnetv2_50d_frn"])
 def test_gradients_with_norms_that_timm_computes_in_float32_equal_it(name, in_float64):
     sizes = (2, 1, 1, 1)
-    # timm casts the statistics of these two norms to float32 whatever it is given,
-    # which rounds at 6e-8: 2.7e-6 of a tensor's scale was measured.
+    # timm casts the statistics of these two norms to float32, which rounds at 6e-8.
+    # 2.7e-6 of a tensor's scale was measured.
     compare.assert_training_equal_in_float64(
         name, 45, batch=3, bound=1e-5, stage_sizes=sizes
     )
@@ -51,7 +51,7 @@ def test_gradients_and_running_statistics_equal_the_reference(name, in_float64):
     compare.assert_training_equal_in_float64(name, size, batch=3)
 
 
-# At odd sizes, wrong padding goes unnoticed: 'SAME' and torch's padding coincide.
+# At odd sizes 'SAME' and torch's padding coincide, so wrong padding shows at even ones.
 @pytest.mark.parametrize(
     ("depth", "size"),
     [
@@ -74,11 +74,11 @@ def test_training_in_float32_is_near_torchvision(depth):
     images = keyed.images(2, 224)
     gradients, statistics = compare.train_both(name, images)
     for tensor, (ours, theirs) in statistics.items():
-        # Float32 rounds at 6e-8; 7e-7 was measured, at 65 pixels through 152 layers.
+        # Float32 rounds at 6e-8. 7e-7 was measured at 65 pixels through 152 layers.
         error = compare.relative_error(ours, theirs)
         assert error <= 1e-5, f"{tensor}: {error:.1e}"
     for tensor, (ours, theirs) in gradients.items():
-        # Rectifiers whose inputs round to the other side of zero: torch's own float32
-        # is 0.015 away from its float64 (see the fixture `in_float64`).
+        # The inputs of some rectifiers round to the other side of zero: torch's own
+        # float32 gradients are 0.015 from its float64 ones (see `in_float64`).
         error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
         assert error <= 0.05, f"{tensor}: {error:.1e}"

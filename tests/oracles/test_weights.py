@@ -1,4 +1,4 @@
-"""Files of torch: what timm and torchvision write is read, and the other way round."""
+"""Files of torch are read as timm and torchvision write them, and vice versa."""
 
 import argparse
 import json
@@ -29,14 +29,14 @@ from tests.oracles import networks
 
 
 def make(name: str) -> nn.Module:
-    """The network as its library makes it, with its own initial values."""
+    """Returns a network as its library makes it, with its own initial values."""
     if name.startswith("torchvision_"):
         return torchvision.models.get_model(name.removeprefix("torchvision_"))
     return timm.create_model(name)
 
 
 def weights_of(network: nn.Module) -> dict[str, torch.Tensor]:
-    """A network's state without torch's counters."""
+    """Returns a network's `state_dict` without torch's counters."""
     return {
         name: value
         for name, value in network.state_dict().items()
@@ -44,13 +44,14 @@ def weights_of(network: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-# One network of each scheme of torch's; VGG's half gigabyte is held by its names only.
+# One network for each scheme of torch. Only the names of VGG are tested, since its
+# weights have half a gigabyte.
 @pytest.mark.parametrize(
     "name",
     ["test_resnet", "torchvision_resnet18", "resnetv2_18", "nf_resnet50"],
 )
 @pytest.mark.parametrize("format", ["w.pth", "w.safetensors"])
-def test_what_is_written_here_loads_strictly(tmp_path, name, format):
+def test_written_files_load_strictly_into_torch(tmp_path, name, format):
     spec = get_spec(name)
     path = tmp_path / format
     save(str(path), keyed.variables(spec), default_card(name))
@@ -64,7 +65,7 @@ def test_what_is_written_here_loads_strictly(tmp_path, name, format):
         assert torch.equal(value, tensors[key]), key
 
 
-def test_bit_files_load_by_timms_own_reader(tmp_path):
+def test_written_bit_files_load_with_the_reader_of_timm(tmp_path):
     name = "resnetv2_50x1_bit"
     path = tmp_path / "w.npz"
     save(str(path), keyed.variables(get_spec(name)), default_card(name))
@@ -76,12 +77,12 @@ def test_bit_files_load_by_timms_own_reader(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "torchvision_resnet18"])
-def test_a_file_of_torch_comes_back_bit_for_bit(tmp_path, name):
+def test_a_file_of_torch_survives_two_conversions_bit_for_bit(tmp_path, name):
     network = make(name)
     torch.save(network.state_dict(), tmp_path / "w.pth")
-    between, back = str(tmp_path / "own"), str(tmp_path / "back.pth")
-    main(["convert", str(tmp_path / "w.pth"), between, f"--model={name}"])
-    main(["convert", between, back])
+    native, back = str(tmp_path / "native"), str(tmp_path / "back.pth")
+    main(["convert", str(tmp_path / "w.pth"), native, f"--model={name}"])
+    main(["convert", native, back])
     tensors, expected = torch.load(back, weights_only=True), weights_of(network)
     assert tensors.keys() == expected.keys()
     for key, value in expected.items():
@@ -95,8 +96,8 @@ def test_half_precision_is_upcast(tmp_path, dtype):
     _, variables = load(str(tmp_path / "w.pth"))
     kernel = variables["params"]["stem_conv1"]["kernel"]
     assert kernel.dtype == np.float32
-    theirs = network.conv1[0].weight.detach().float().numpy()
-    np.testing.assert_array_equal(kernel, theirs.transpose(2, 3, 1, 0))
+    expected = network.conv1[0].weight.detach().float().numpy()
+    np.testing.assert_array_equal(kernel, expected.transpose(2, 3, 1, 0))
 
 
 def test_checkpoints_of_training_programs_are_unwrapped(tmp_path):
@@ -110,7 +111,7 @@ def test_checkpoints_of_training_programs_are_unwrapped(tmp_path):
 
 
 class Code:
-    """Touches a file when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: pathlib.Path):
         self.path = path
@@ -120,18 +121,18 @@ class Code:
 
 
 @pytest.mark.parametrize(
-    "how", [torch.save, lambda x, p: p.write_bytes(pickle.dumps(x))]
+    "write", [torch.save, lambda x, p: p.write_bytes(pickle.dumps(x))]
 )
-def test_a_pickle_that_holds_code_is_refused_and_not_run(tmp_path, how):
+def test_a_pickle_with_code_is_rejected_and_not_run(tmp_path, write):
     path = tmp_path / "w.pth"
-    how({"fc.weight": Code(tmp_path / "was run")}, path)
+    write({"fc.weight": Code(tmp_path / "was run")}, path)
     with pytest.raises(UserError, match=r"is refused: .*could run code") as error:
         load(str(path))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "was run").exists()
 
 
-def test_a_whole_pickled_network_is_refused_by_its_name(tmp_path):
+def test_the_error_for_a_pickled_network_names_its_class(tmp_path):
     torch.save(make("test_resnet"), tmp_path / "w.pth")
     with pytest.raises(
         UserError, match=r"timm\.models\.resnet\.ResNet.*state_dict\(\)"
@@ -140,34 +141,39 @@ def test_a_whole_pickled_network_is_refused_by_its_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
-        ([torch.zeros(2)], "holds a list, no named tensors"),
-        ({"fc.weight": torch.zeros(2), "epochs": 9}, "'epochs' is a int, no tensor"),
+        ([torch.zeros(2)], "contains a list instead of named tensors"),
+        (
+            {"fc.weight": torch.zeros(2), "epochs": 9},
+            "'epochs' is not a tensor but of the type int",
+        ),
     ],
 )
-def test_what_is_no_state_dict_is_told(tmp_path, content, told):
+def test_the_error_for_other_content_names_it(tmp_path, content, message):
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         load(str(tmp_path / "w.pth"))
 
 
 @pytest.mark.parametrize("size", [0, 1000])
-def test_a_file_that_was_cut_off_is_told(tmp_path, size):
+def test_a_truncated_file_is_rejected(tmp_path, size):
     path = tmp_path / "w.pth"
     torch.save(make("test_resnet").state_dict(), path)
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(UserError, match=r"no whole file of torch\.save"):
+    with pytest.raises(UserError, match=r"not a complete file of torch\.save"):
         load(str(path))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 6, 7])
 def test_first_kernels_are_adapted_as_timm_does(channels):
     kernel = keyed.generator("kernel").standard_normal((7, 7, 3, 4), np.float32)
-    theirs = adapt_input_conv(channels, torch.from_numpy(kernel.transpose(3, 2, 0, 1)))
-    ours = adapt_channels(kernel, channels).transpose(3, 2, 0, 1)
-    # Sums of three numbers in another order.
-    np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-6, atol=1e-7)
+    expected = adapt_input_conv(
+        channels, torch.from_numpy(kernel.transpose(3, 2, 0, 1))
+    )
+    adapted = adapt_channels(kernel, channels).transpose(3, 2, 0, 1)
+    # Three numbers are summed in another order.
+    np.testing.assert_allclose(adapted, expected.numpy(), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +189,7 @@ def test_published_weights_give_their_authors_logits(tmp_path, name, file, capsy
     document = json.loads(capsys.readouterr().out)
     assert document["network"] == f"akamaster_{name}"
     for image, logits in zip(document["images"], expected.values(), strict=True):
-        # Float32 through 32 layers; the largest difference was 6e-5.
+        # Float32 rounds in 32 layers; the largest difference was 6e-5.
         np.testing.assert_allclose(image["logits"], logits, atol=1e-3, rtol=0)
         assert image["top"][0]["index"] == int(np.argmax(logits))
 
@@ -196,7 +202,9 @@ def test_published_weights_give_their_authors_logits(tmp_path, name, file, capsy
 @pytest.mark.parametrize(
     ("interpolation", "channels"), [("bicubic", 3), ("bilinear", 3), ("bicubic", 1)]
 )
-def test_an_image_is_prepared_as_by_timms_transform(tmp_path, interpolation, channels):
+def test_preprocessed_images_are_near_those_of_the_transform_of_timm(
+    tmp_path, interpolation, channels
+):
     pixels = np.random.default_rng(0).integers(256, size=(90, 130, 3), dtype=np.uint8)
     picture = Image.fromarray(pixels)
     spec = get_spec("resnet18", in_channels=channels)
@@ -211,9 +219,9 @@ def test_an_image_is_prepared_as_by_timms_transform(tmp_path, interpolation, cha
         mean=card.mean,
         std=card.std,
     )
-    theirs = transform(picture.convert("L") if channels == 1 else picture)
-    ours = np.asarray(card.preprocess(picture)).transpose(0, 3, 1, 2)
-    levels = np.abs(ours[0] - theirs.numpy()) * card.std[0] * 255
-    # Only the kept box is resized: see `test_a_center_crop_is_torchvisions`.
+    expected = transform(picture.convert("L") if channels == 1 else picture)
+    inputs = np.asarray(card.preprocess(picture)).transpose(0, 3, 1, 2)
+    levels = np.abs(inputs[0] - expected.numpy()) * card.std[0] * 255
+    # Only the kept box is resized here, which changes some levels by one or two.
     assert levels.max() < 2
     assert levels.mean() < 0.3

@@ -1,4 +1,4 @@
-"""`python -m tests.oracles.whole_runs`: two sides that can be compared."""
+"""Tests that both sides of `python -m tests.oracles.whole_runs` are comparable."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def test_both_sides_have_the_same_layers(network):
     theirs = whole_runs.make_torch(network, 6)
     assert count(ours) == sum(p.numel() for p in theirs.parameters())
     norms = [part for part in theirs.modules() if isinstance(part, nn.BatchNorm2d)]
-    # A residual block's last norm begins at zero on both sides, or on neither.
+    # A residual block's last norm starts at zero on both sides or on neither.
     zeros = sum(not norm.weight.any() for norm in norms)
     assert zeros == spec.zero_init_last * sum(spec.stage_sizes)
 

@@ -1,12 +1,13 @@
-"""Whole runs of this program and of a plain torch loop, with the same recipe.
+"""Compares whole runs of this project with a plain torch loop of the same recipe.
 
 python -m tests.oracles.whole_runs --json=FILE [--networks=resnet20,plain20] \
     [--data=signs] [--seeds=3]
 
-FILE gets a line a run; what it holds is not run again. At the end a table of it: mean
-and standard deviation of top-1 on each side, and the probability of so large a
-difference of the means if there were none (Welch's t-test). The pictures are unpacked
-from $RESNET_JAX_DATA, or from ../shared/data beside the repository.
+FILE gets a line per run, and runs that it has are not run again. The table that is
+printed at the end has the mean and standard deviation of top-1 on each side, and the
+probability of so large a difference of the means if there were none (Welch's t-test).
+The images are unpacked from $RESNET_JAX_DATA, or from ../shared/data beside the
+repository.
 """
 
 import argparse
@@ -40,24 +41,26 @@ ROOT = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("RESNET_JAX_DATA") or ROOT.parent / "shared" / "data")
 
 SIZE = 32
-# Of either side; only what both read here is shared.
+# The two sides share only these numbers.
 RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4
-WIDTHS = (32, 64, 128, 256)  # of the slim ResNet-18
+# The widths of the slim ResNet-18.
+WIDTHS = (32, 64, 128, 256)
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Pictures in folders, and how long networks see them.
+    """A data set of images in folders, and the length of training on it.
 
     Attributes:
-      archive: name of the ZIP file and of its folder.
-      test: name of the split to evaluate.
-      batch_size, epochs: of training.
-      scale: least and most part of a picture's area in a random crop.
+      archive: The name of the ZIP file and of its folder.
+      eval_split: The name of the split to evaluate.
+      batch_size: The number of images per training step.
+      epochs: The number of epochs of training.
+      scale: The smallest and largest fraction of an image's area in a random crop.
     """
 
     archive: str
-    test: str
+    eval_split: str
     batch_size: int
     epochs: int
     scale: tuple[float, float]
@@ -75,19 +78,19 @@ RECIPES = {
 
 
 def make_config(network: str, data: Data, folder: Path, seed: int) -> ConfigDict:
-    """What the program is told: the same recipe as `run_torch`."""
+    """Returns the config of the recipe that `run_torch` implements, too."""
     config = config_lib.load(str(ROOT / "configs" / RECIPES[network]))
     with config.ignore_type():
         config.model.bn_group_size = "global"
     if network == "resnet18":
-        # Of the width that timm leaves to it.
+        # timm's stem keeps this width whatever the widths of the stages are.
         config.model.overrides.stem = ((7, 2, 64),)
     config.seed, config.batch_size = seed, data.batch_size
     config.total = ConfigDict({"epochs": data.epochs})
     config.log_every = ConfigDict({"epochs": 1})
 
     config.data.source = f"folder:{folder}"
-    config.data.eval_split = data.test
+    config.data.eval_split = data.eval_split
     config.data.image_size = SIZE
     config.data.mean, config.data.std = IMAGENET_MEAN, IMAGENET_STD
     config.data.train_crop, config.data.scale = "random_resized", data.scale
@@ -108,7 +111,7 @@ def make_config(network: str, data: Data, folder: Path, seed: int) -> ConfigDict
 
 
 def run_ours(network: str, data: Data, folder: Path, seed: int) -> dict:
-    """One run of the program."""
+    """Trains with this project; returns a row of FILE."""
     config = make_config(network, data, folder, seed)
     with (
         tempfile.TemporaryDirectory() as directory,
@@ -119,7 +122,7 @@ def run_ours(network: str, data: Data, folder: Path, seed: int) -> dict:
 
 
 def make_torch(network: str, classes: int) -> nn.Module:
-    """The network with its libraries' initial weights, or the paper's."""
+    """Returns the network with its library's initial weights, or the paper's."""
     if network == "resnet18":
         return timm.models.ResNet(
             timm.models.resnet.BasicBlock,
@@ -137,7 +140,7 @@ def make_torch(network: str, classes: int) -> nn.Module:
 
 
 def run_torch(network: str, data: Data, folder: Path, seed: int) -> dict:
-    """The same in torch and torchvision alone."""
+    """Trains with torch and torchvision alone; returns a row of FILE."""
     torch.manual_seed(seed)
     torch.set_num_threads(1)
     as_input = [
@@ -151,9 +154,11 @@ def run_torch(network: str, data: Data, folder: Path, seed: int) -> dict:
     ]
     test_transform = [v2.Resize(SIZE), v2.CenterCrop(SIZE)]
     seen = ImageFolder(folder / "train", v2.Compose(train_transform + as_input))
-    unseen = ImageFolder(folder / data.test, v2.Compose(test_transform + as_input))
+    unseen = ImageFolder(
+        folder / data.eval_split, v2.Compose(test_transform + as_input)
+    )
 
-    # One epoch follows the other without a gap; every batch is full.
+    # Batches may span two epochs, so every batch is full.
     steps = round(data.epochs * len(seen) / data.batch_size)
     orders = [torch.randperm(len(seen)) for _ in range(data.epochs + 1)]
     batches = torch.cat(orders)[: steps * data.batch_size].view(steps, -1)
@@ -186,11 +191,12 @@ def run_torch(network: str, data: Data, folder: Path, seed: int) -> dict:
 
 
 SIDES = {"resnet_jax": run_ours, "torch": run_torch}
-KEYS = ("network", "data", "epochs", "seed", "side")  # of a row of FILE
+# The fields that identify a row of FILE.
+KEYS = ("network", "data", "epochs", "seed", "side")
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown: a row for each network and data, over the runs of each side."""
+    """Formats a Markdown table with a row for each network and data set."""
     lines = [
         "| network | data | epochs | runs | resnet_jax | torch | difference | p |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -222,17 +228,39 @@ def table(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    """Command line: see the module's docstring."""
+    """Runs the command line; see the module's docstring."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.oracles.whole_runs",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--networks", default=",".join(RECIPES))
-    parser.add_argument("--data", default=",".join(DATA))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, help="default: the data's")
-    parser.add_argument("--json", type=Path, required=True, help="gets a line a run")
+    parser.add_argument(
+        "--networks",
+        default=",".join(RECIPES),
+        help="The networks to train. The default is all of them: %(default)s.",
+    )
+    parser.add_argument(
+        "--data",
+        default=",".join(DATA),
+        help="The data sets to train on. The default is all of them: %(default)s.",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=3,
+        help="The number of runs per network, data set and side. The default is 3.",
+    )
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        help="The number of epochs. The default is the data set's own.",
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        required=True,
+        help="The file that gets a line per run.",
+    )
     args = parser.parse_args()
     rows = []
     if args.json.exists():
@@ -242,10 +270,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         for name in args.data.split(","):
             shutil.unpack_archive(SHARED / f"{DATA[name].archive}.zip", directory)
-        wanted = itertools.product(
+        runs = itertools.product(
             *(args.data.split(","), args.networks.split(","), range(args.seeds), SIDES)
         )
-        for name, network, seed, side in wanted:
+        for name, network, seed, side in runs:
             data = DATA[name]
             data = dataclasses.replace(data, epochs=args.epochs or data.epochs)
             key = (network, name, data.epochs, seed, side)

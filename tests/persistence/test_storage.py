@@ -34,7 +34,7 @@ from tests.helpers.checkpoints import (
     random_state,
     shapes_of,
 )
-from tests.helpers.prepared import prepare
+from tests.helpers.tfds_datasets import prepare
 
 pytestmark = pytest.mark.slow
 STORES = {"s3": stores.s3, "gs": stores.gcs}

@@ -1,10 +1,10 @@
-"""What tests of `plan` share."""
+"""Fixtures of the tests of `plan`."""
 
 import pytest
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """An empty cache directory of the user."""
+    """Gives the user an empty cache directory; returns its folder of plans."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "resnet_jax" / "plan"

@@ -1,4 +1,4 @@
-"""What is read from the text of compiled programs."""
+"""Tests of reading the text of compiled programs."""
 
 import pathlib
 
@@ -11,16 +11,18 @@ from resnet_jax.plan import hlo
 from resnet_jax.plan.hlo import Collective
 from tests.helpers import tiny
 
-# libtpu's for v5e:2x2: three gradients in a loop, another one behind it, and a maximum.
+# A program of libtpu for v5e:2x2: a loop with three gradients, followed by another
+# gradient and a maximum.
 SAMPLE = (pathlib.Path(__file__).parent / "v5e_2x2.hlo").read_text()
-# libtpu's for 2*v5e:2x4: one matrix in parts, another one whole on every device.
+# A program of libtpu for 2*v5e:2x4: one matrix is sharded, another is replicated.
 TWO_SLICES = (pathlib.Path(__file__).parent / "2_v5e_2x4.hlo").read_text()
-# An array of float32 [256, 256].
+# The bytes of a float32 array of shape [256, 256].
 SQUARE = 256 * 256 * 4
 
 
-def test_cycles_are_summed_over_the_entry_and_over_what_it_repeats():
-    # Of the entry, then three times the loop's; fused computations are in neither.
+def test_cycles_are_summed_over_the_entry_and_the_rounds_of_its_loops():
+    # The entry has four operations, and its loop runs three times. Fused computations
+    # are counted by the operations that call them.
     assert hlo.estimated_cycles(SAMPLE) == 2930 + 1722 + 3527 + 3039 + 3 * 850
 
 
@@ -31,14 +33,14 @@ def test_collectives_are_found_with_their_bytes_and_devices():
     ]
 
 
-def test_bytes_of_the_main_memory_leave_out_what_stays_on_the_chip():
-    # The matrix is converted, fetched and written, the images (bfloat16) are fetched.
-    # Scalars: 16 bytes, and 24 in each of the loop's three rounds.
+def test_bytes_of_the_main_memory_exclude_arrays_that_stay_on_the_chip():
+    # The matrix is converted, fetched and written; the bfloat16 images are fetched. The
+    # scalars are 16 bytes, and 24 in each of the loop's three rounds.
     images = 3 * 128 * 256 * 2
     assert hlo.hbm_bytes(SAMPLE) == 3 * SQUARE + images + 16 + 3 * 24
 
 
-def test_what_loops_repeat_is_known_beside_what_is_counted_once():
+def test_repeated_products_and_bytes_of_loops_are_found():
     def looped(x):
         return jax.lax.fori_loop(0, 5, lambda _, x: jnp.sin(x @ x), x)
 
@@ -46,13 +48,14 @@ def test_what_loops_repeat_is_known_beside_what_is_counted_once():
     texts = [jax.jit(f).lower(x).compile().as_text() for f in (looped, jnp.sin)]
     assert [hlo.repeats_products(text) for text in texts] == [True, False]
     repeated, nothing = map(hlo.repeated_bytes, texts)
-    # Four more trips: two factors and a product, and its sine of it, of 16 KiB each.
+    # There are four more rounds, each with two factors, a product and its sine, of 16
+    # KiB each.
     assert 4 * 3 * 2**14 <= repeated <= 4 * 9 * 2**14
     assert nothing == 0
     assert not hlo.repeats_products(SAMPLE.replace(" convolution(", " other("))
 
 
-def test_what_a_fusion_slices_counts_as_its_slices():
+def test_a_fusion_that_slices_an_operand_reads_only_the_slices():
     text = """
 %sliced.1 (x.1: f32[8,64]) -> f32[2,64] {
   %x.1 = f32[8,64]{1,0} parameter(0)
@@ -79,7 +82,8 @@ ENTRY %main.1 (x: f32[8,64], y: f32[8,64], n: s32[]) -> f32[2,64] {
 }
 """
     row = 64 * 4
-    # Two rows and one row of x, the number, and, but on the chip, y and the result.
+    # Both calls read two rows and one row of x, and the number. The second also reads z
+    # and writes its result in the main memory; y and the first result are on the chip.
     assert hlo.hbm_bytes(text) == (3 * row + 4) + (3 * row + 4 + 8 * row + 2 * row)
 
 
@@ -87,11 +91,11 @@ ENTRY %main.1 (x: f32[8,64], y: f32[8,64], n: s32[]) -> f32[2,64] {
     ("condition", "trips"),
     [
         ("known", 7),
-        # Where a loop starts and ends cannot be told from this.
+        # The number of rounds cannot be derived from this condition.
         ("direction=GT", 1),
     ],
 )
-def test_a_loop_runs_as_often_as_is_known(condition, trips):
+def test_a_loop_counts_once_unless_its_number_of_rounds_is_known(condition, trips):
     if condition == "known":
         body = "body=%wide.region_0.1_spmd.clone.sunk"
         config = ', backend_config={"known_trip_count":{"n":"7"}}'
@@ -103,7 +107,7 @@ def test_a_loop_runs_as_often_as_is_known(condition, trips):
     assert hlo.estimated_cycles(text) == expected
 
 
-def test_a_collective_inside_a_loop_counts_once_a_round():
+def test_a_collective_inside_a_loop_counts_once_per_round():
     mesh = tiny.mesh_of(4)
 
     def round_of(carried, _):
@@ -119,10 +123,10 @@ def test_a_collective_inside_a_loop_counts_once_a_round():
         (8, 3), jnp.float32, sharding=sharding.batch_sharding(mesh)
     )
     text = jax.jit(both).lower(x).compile().as_text()
-    found = hlo.collectives(text)
-    # Two rows of three numbers on each device.
-    assert sum(one.times * one.bytes for one in found) == 5 * 2 * 3 * 4
-    assert {one.devices for one in found} == {4}
+    collectives = hlo.collectives(text)
+    # Each device has two rows of three numbers.
+    assert sum(each.times * each.bytes for each in collectives) == 5 * 2 * 3 * 4
+    assert {each.devices for each in collectives} == {4}
     assert hlo.estimated_cycles(text) == 0, "XLA's compiler for CPUs estimates nothing"
 
 
@@ -148,7 +152,7 @@ def test_a_collective_inside_a_loop_counts_once_a_round():
             "%r = (f32[3]{0}, pred[]) all-reduce-start(%x, %y), replica_groups={}",
             Collective("all-reduce", 4, 13, 0),
         ),
-        # A device gets a fourth of what it put in.
+        # Each device receives a fourth of the array that it contributes.
         (
             "%s = f32[2,64]{1,0} reduce-scatter(%x), replica_groups=[1,4]<=[4],"
             " dimensions={0}",
@@ -162,7 +166,7 @@ def test_every_form_of_a_collective_counts_its_result_once(line, expected):
     assert hlo.collectives(text) == [expected]
 
 
-def test_what_libtpu_makes_of_a_reduce_scatter_is_one():
+def test_libtpus_fused_form_of_a_reduce_scatter_is_recognized():
     groups = "replica_groups={{0,1,2,3}}"
     text = (
         "%all-reduce-scatter.1 (input: f32[8,5]) -> f32[2,5] {\n"
@@ -174,18 +178,21 @@ def test_what_libtpu_makes_of_a_reduce_scatter_is_one():
     assert hlo.collectives(text) == [Collective("reduce-scatter", 40, 160, 4)]
 
 
-def test_what_crosses_the_data_centre_network_is_counted_apart():
-    found = hlo.collectives(TWO_SLICES)
+def test_transfers_between_slices_are_separate_collectives():
+    collectives = hlo.collectives(TWO_SLICES)
     part = SQUARE // 8
-    assert [one for one in found if one.slices] == [
-        # Of the two slices a device has two sixteenths; the rest comes from its slice.
+    assert [each for each in collectives if each.slices] == [
+        # A device gathers two sixteenths from the other slice, and the rest within its
+        # own slice.
         Collective("all-gather", 2**13, part, devices=2, slices=2),
-        # Of either gradient it has an eighth of the slice's sum, and then the loss.
+        # A device sums an eighth of each gradient, and then the loss.
         Collective("all-reduce", 2**13, part, devices=2, slices=2),
         Collective("all-reduce", 2**13, part, devices=2, slices=2),
         Collective("all-reduce", 128, 512, devices=2, slices=2),
     ]
-    inside = [(one.kind, one.bytes, one.devices) for one in found if not one.slices]
+    inside = [
+        (each.kind, each.bytes, each.devices) for each in collectives if not each.slices
+    ]
     assert sorted(inside) == [
         ("all-gather", SQUARE // 2, 8),
         ("all-gather", SQUARE, 8),
@@ -202,11 +209,11 @@ def test_what_crosses_the_data_centre_network_is_counted_apart():
         ('"{1,2,3}x{0:3}"', 3),
         ('"{1:4}x{0}"', 4),
         ('"{1,3:4}x{0:7}"', 3),
-        # Some slices with some: groups of devices.
+        # Pairs of slices exchange data, which groups of devices express.
         ("{{100000,200000},{100001,200001},{300000,400000},{300001,400001}}", 2),
     ],
 )
-def test_the_slices_of_a_transfer_are_counted_in_all_forms(target, slices):
+def test_all_forms_of_the_slices_of_a_transfer_are_read(target, slices):
     attributes = (
         'is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="'
         f'xla_megascale_runtime",_xla_megascale_target={target},'
@@ -224,7 +231,7 @@ def test_the_slices_of_a_transfer_are_counted_in_all_forms(target, slices):
     ]
 
 
-def test_what_is_sent_is_read_once_and_what_is_received_is_written_once():
+def test_a_send_reads_once_and_a_receive_writes_once():
     sent = "f32[4,3]{1,0}, u32[], token[]"
     text = (
         "ENTRY %main (x: f32[4,3]) -> f32[4,3] {\n"
@@ -233,11 +240,11 @@ def test_what_is_sent_is_read_once_and_what_is_received_is_written_once():
         f"  %s = ({sent}) send(%x, %a), channel_id=2\n"
         f"  %r = ({sent}) recv(%a), channel_id=1\n}}\n"
     )
-    # And the number in the result of what is received.
+    # The result of the receive also has a number of 4 bytes.
     assert hlo.hbm_bytes(text) == 48 + 48 + 4
 
 
-def test_a_gathering_in_several_fusions_counts_once():
+def test_an_all_gather_in_several_fusions_counts_once():
     def gather(name: str, chain: int) -> str:
         return (
             f"  %{name} = bf16[8,5]{{1,0}} all-gather(%x), replica_groups={{{{0,1}}}},"
@@ -252,11 +259,12 @@ def test_a_gathering_in_several_fusions_counts_once():
         "  %d = bf16[8,5]{1,0} fusion(%s), calls=%done\n"
         f"{gather('other', 8)}}}\n"
     )
-    # As libtpu 0.0.52 does for v5e, to hide one behind what the fusions compute.
+    # libtpu 0.0.52 splits an all-gather like this for v5e, to overlap it with the
+    # computation of the fusions.
     assert hlo.collectives(text) == 2 * [Collective("all-gather", 40, 80, 2)]
 
 
-def test_of_branches_the_longest_counts():
+def test_the_longest_branch_of_a_conditional_counts():
     step = '  %f = f32[] fusion(%x), backend_config={{"estimated_cycles":"{}"}}\n'
     branches = [
         f"%branch{i} (x: f32[]) -> f32[] {{\n{step.format(cycles)}}}\n"
@@ -280,5 +288,5 @@ def test_of_branches_the_longest_counts():
         ("replica_groups=mesh['data'=8] {'data':(2)4}, use", 4),
     ],
 )
-def test_replica_groups_are_read_in_all_their_forms(text, size):
+def test_all_forms_of_replica_groups_are_read(text, size):
     assert hlo.group_size(text) == size

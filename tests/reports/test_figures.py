@@ -1,4 +1,4 @@
-"""Pictures with names that mean something to matplotlib."""
+"""Pictures of runs and predictions, with names that matplotlib could misread."""
 
 import json
 import os
@@ -25,19 +25,21 @@ NAMES = (
 
 @pytest.fixture(autouse=True)
 def no_warnings():
+    """Turns warnings into errors."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        # Sockets that earlier tests of the process left open are closed at any time.
+        # Python may close at any time the sockets that earlier tests left open.
         warnings.simplefilter("ignore", ResourceWarning)
         yield
 
 
 def pixels_of(path) -> np.ndarray:
+    """Reads a picture."""
     return matplotlib.image.imread(path)
 
 
 @pytest.mark.parametrize("mathematics", [{}, {"text.usetex": True}])
-def test_a_run_is_drawn_whatever_its_classes_are_called(tmp_path, mathematics):
+def test_a_run_with_any_names_of_classes_is_plotted(tmp_path, mathematics):
     rows = [{"step": 1, "train/loss": 1.0, "train/top1": 0.5}]
     (tmp_path / "metrics.jsonl").write_text(json.dumps(rows[0]) + "\n")
     for start in range(0, len(NAMES), 8):
@@ -54,7 +56,7 @@ def test_a_run_is_drawn_whatever_its_classes_are_called(tmp_path, mathematics):
             assert pixels_of(curves.draw(tmp_path)).shape == (800, 1300, 4)
 
 
-def test_a_prediction_beyond_the_classes_of_the_data_is_drawn(tmp_path):
+def test_a_prediction_of_a_class_that_the_data_lack_is_drawn(tmp_path):
     row = {"step": 1, "train/loss": 1.0, "train/top1": 0.5}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     seen = {"image": np.zeros((8, 8, 3), np.uint8), "label": 0, "probability": 0.5}
@@ -79,7 +81,7 @@ def test_predictions_and_runs_of_any_name_are_drawn(tmp_path):
     assert degradation.draw(workdirs, tmp_path / "errors.png").exists()
 
 
-def test_no_text_is_mathematics_and_no_setting_changes_that(tmp_path):
+def test_no_text_is_parsed_as_mathematics_whatever_the_settings(tmp_path):
     drawn = []
     for settings in (
         {},
@@ -91,16 +93,17 @@ def test_no_text_is_mathematics_and_no_setting_changes_that(tmp_path):
         ):
             axes = figure.subplots()
             axes.set(title="$x^2$", xlim=(0, 1e9))
-            drawn.append([text.get_parse_math() for text in figure.findobj(match)])
+            drawn.append([text.get_parse_math() for text in figure.findobj(has_text)])
     assert len(drawn[0]) > 5
     assert not any(drawn[0] + drawn[1])
 
 
-def match(artist) -> bool:
+def has_text(artist) -> bool:
+    """Returns whether an artist of matplotlib is a text."""
     return hasattr(artist, "get_parse_math")
 
 
-def test_a_picture_that_cannot_be_written_leaves_nothing_behind(tmp_path):
+def test_a_picture_that_cannot_be_written_leaves_no_file(tmp_path):
     (tmp_path / "taken.png").mkdir()
     for name in ("taken.png", "nowhere/x.png"):
         with (
@@ -111,7 +114,7 @@ def test_a_picture_that_cannot_be_written_leaves_nothing_behind(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["taken.png"]
 
 
-def test_a_samples_that_cannot_be_read_leaves_the_curves(tmp_path, capsys):
+def test_curves_are_plotted_without_damaged_sample_predictions(tmp_path, capsys):
     row = {"step": 1, "train/loss": 1.0, "train/top1": 0.5}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     (tmp_path / "predictions.npz").write_bytes(b"PK damaged")
@@ -119,7 +122,7 @@ def test_a_samples_that_cannot_be_read_leaves_the_curves(tmp_path, capsys):
     assert "predictions.npz cannot be read (" in capsys.readouterr().err
 
 
-def test_long_names_are_cut_off_and_others_are_kept():
+def test_long_names_are_shortened_and_others_are_kept():
     assert shorten("tabby, tabby cat") == "tabby, tabby cat"
     assert shorten("two\nlines") == "two lines"
     assert len(shorten("\x1b" * 500)) == 30

@@ -591,7 +591,7 @@ def weights_for(path: pathlib.Path, experiment, **card) -> dict:
 
 def card_for(experiment, **fields):
     """Returns the card of weights with this project's names of parameters."""
-    fields = {"scheme": native.OWN.name} | fields
+    fields = {"scheme": native.NATIVE.name} | fields
     return default_card(experiment.config.model.name, experiment.model.spec, **fields)
 
 

@@ -1,4 +1,4 @@
-"""A card says how the input is made, wherever it comes from."""
+"""Cards, their defaults, their JSON and the input that they describe."""
 
 import dataclasses
 import json
@@ -11,24 +11,11 @@ from PIL import Image
 from resnet_jax.errors import UserError
 from resnet_jax.models import ZOO
 from resnet_jax.weights.card import default_card, from_json, timm_card
-
-CONFIG = {
-    "architecture": "resnet50",
-    "num_classes": 1000,
-    "pretrained_cfg": {
-        "tag": "tv_in1k",
-        "input_size": [3, 176, 176],
-        "interpolation": "bicubic",
-        "crop_pct": 0.95,
-        "mean": [0.1, 0.2, 0.3],
-        "std": [0.4, 0.5, 0.6],
-        "license": "apache-2.0",
-    },
-}
+from tests.weights.timm_config import CONFIG
 
 
 @pytest.mark.parametrize("name", ["resnet50", "vgg19", "highway19", "keras_resnet50"])
-def test_a_card_comes_back_from_its_text(name):
+def test_a_card_survives_json(name):
     card = default_card(name, license="mit", origin="here", top1=76.1)
     again = from_json(card.to_json(), "a card")
     assert again == card
@@ -36,7 +23,7 @@ def test_a_card_comes_back_from_its_text(name):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reason"),
     [
         ("no JSON", "Expecting value"),
         ("[]", "no attribute"),
@@ -45,12 +32,12 @@ def test_a_card_comes_back_from_its_text(name):
         (default_card("resnet18").to_json().replace(", 0.406", ""), "3 entries"),
     ],
 )
-def test_what_is_no_card_is_refused_in_one_line(text, told):
-    with pytest.raises(UserError, match=f"card of w.npz cannot be used: .*{told}"):
+def test_an_invalid_card_is_rejected_with_the_reason(text, reason):
+    with pytest.raises(UserError, match=f"card of w.npz cannot be used: .*{reason}"):
         from_json(text, "w.npz")
 
 
-def test_a_spec_that_the_network_cannot_have_is_refused():
+def test_a_card_with_an_unknown_field_of_the_spec_is_rejected():
     card = default_card("resnet18")
     card = dataclasses.replace(card, spec={**card.spec, "wings": 2})
     with pytest.raises(UserError, match="no field 'wings'"):
@@ -65,7 +52,7 @@ def test_every_network_of_the_zoo_has_a_default_card():
 
 
 @pytest.mark.parametrize(
-    ("name", "facts"),
+    ("name", "fields"),
     [
         ("resnet50", {"interpolation": "bicubic", "crop_fraction": 0.875}),
         ("torchvision_resnet50", {"interpolation": "bilinear", "image_size": 224}),
@@ -76,9 +63,9 @@ def test_every_network_of_the_zoo_has_a_default_card():
         ("tutorial_keras_resnet50", {"mean": (0, 0, 0), "image_size": 64}),
     ],
 )
-def test_the_default_card_follows_the_family(name, facts):
+def test_the_default_card_follows_the_conventions_of_the_family(name, fields):
     card = default_card(name)
-    assert {key: getattr(card, key) for key in facts} == facts
+    assert {key: getattr(card, key) for key in fields} == fields
 
 
 def test_classes_of_imagenet_and_cifar_have_names():
@@ -88,19 +75,19 @@ def test_classes_of_imagenet_and_cifar_have_names():
     assert default_card("tutorial_keras_resnet50").class_name(3) == "class 3"
 
 
-def test_keras_v1_sees_bgr_less_its_mean():
+def test_keras_v1_takes_bgr_minus_the_mean():
     pixels = np.array([[[[10, 20, 30]]]], np.uint8)
-    given = default_card("keras_resnet50").normalize(jnp.asarray(pixels))
-    # Pixels of 0 to 255: float32 rounds them and the mean at 1e-5.
-    wanted = [[[[30 - 103.939, 20 - 116.779, 10 - 123.68]]]]
-    np.testing.assert_allclose(given, wanted, atol=1e-4)
+    inputs = default_card("keras_resnet50").normalize(jnp.asarray(pixels))
+    # Float32 rounds values of 0 to 255 at 1e-5.
+    expected = [[[[30 - 103.939, 20 - 116.779, 10 - 123.68]]]]
+    np.testing.assert_allclose(inputs, expected, atol=1e-4)
 
 
-def test_an_image_is_read_as_the_card_says(tmp_path):
+def test_an_image_is_resized_and_cropped_by_the_card(tmp_path):
     ramp = np.linspace(0, 255, 90 * 60 * 3).reshape(60, 90, 3).astype(np.uint8)
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
     card = default_card("resnet18", image_size=20, crop_fraction=0.5)
-    # The short side to 40, then the middle 20 of 60 x 40.
+    # The short side becomes 40 pixels, and the middle 20 of 60 x 40 are kept.
     resized = Image.fromarray(ramp).resize((60, 40), Image.Resampling.BICUBIC)
     expected = np.asarray(resized.crop((20, 10, 40, 30)))
     np.testing.assert_array_equal(card.crop(tmp_path / "ramp.png")[0], expected)
@@ -109,21 +96,21 @@ def test_an_image_is_read_as_the_card_says(tmp_path):
 @pytest.mark.parametrize(
     ("channels", "mean"), [(1, [0.3]), (2, [0.1, 0.2]), (5, [0.1, 0.2, 0.6, 0.1, 0.2])]
 )
-def test_mean_and_std_follow_the_number_of_channels(channels, mean):
+def test_mean_and_std_are_adapted_to_the_number_of_channels(channels, mean):
     card = default_card("resnet18", mean=(0.1, 0.2, 0.6))
     card = card.for_spec(dataclasses.replace(card.make_spec(), in_channels=channels))
     assert card.mean == pytest.approx(mean)
     assert len(card.std) == channels
 
 
-def test_no_image_has_as_many_channels_as_some_networks(tmp_path):
+def test_a_network_of_four_channels_takes_no_image_files(tmp_path):
     card = default_card("resnet18")
     card = card.for_spec(dataclasses.replace(card.make_spec(), in_channels=4))
     with pytest.raises(UserError, match="takes 4 channels; image files have 1 or 3"):
         card.preprocess(tmp_path / "image.png")
 
 
-def test_timms_config_says_all_that_the_card_needs():
+def test_a_card_is_made_from_the_config_of_timm():
     card = timm_card(CONFIG, "timm:resnet50.tv_in1k")
     assert (card.network, card.image_size, card.crop_fraction) == (
         "resnet50",
@@ -132,10 +119,10 @@ def test_timms_config_says_all_that_the_card_needs():
     )
     assert (card.mean, card.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert (card.interpolation, card.license) == ("bicubic", "apache-2.0")
-    # What the zoo has on record of the weights with this tag.
+    # The zoo's accuracy is that of the weights with this tag only.
     assert card.top1 == ZOO["resnet50"].top1
-    other = json.loads(json.dumps(CONFIG).replace("tv_in1k", "a1_in1k"))
-    assert timm_card(other, "").top1 is None
+    config = json.loads(json.dumps(CONFIG).replace("tv_in1k", "a1_in1k"))
+    assert timm_card(config, "").top1 is None
 
 
 @pytest.mark.parametrize(
@@ -150,10 +137,10 @@ def test_timms_config_says_all_that_the_card_needs():
         ({}, ()),
     ],
 )
-def test_timms_labels_are_the_names_of_the_classes(labels, classes):
+def test_the_labels_of_timm_are_the_names_of_the_classes(labels, classes):
     assert timm_card(CONFIG | {"num_classes": 3} | labels, "").classes == classes
 
 
-def test_a_network_of_timm_that_the_zoo_does_not_have_is_told():
+def test_a_network_of_timm_that_is_not_in_the_zoo_is_rejected():
     with pytest.raises(UserError, match="no network 'convnext_tiny'"):
         timm_card(CONFIG | {"architecture": "convnext_tiny"}, "")

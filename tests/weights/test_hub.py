@@ -1,4 +1,4 @@
-"""timm's weights from the hub: a server of our own stands for it."""
+"""Weights of timm are fetched from the hub, which a local server imitates."""
 
 import hashlib
 import http.server
@@ -14,37 +14,37 @@ from resnet_jax.errors import UserError
 from resnet_jax.models import get_spec
 from resnet_jax.weights import SCHEMES
 from resnet_jax.weights.load import load
-from resnet_jax.weights.naming import to_theirs
+from resnet_jax.weights.naming import to_foreign
 from tests.helpers import keyed, small_networks
-from tests.weights.test_card import CONFIG
+from tests.weights.timm_config import CONFIG
 
 NAME = "test_resnet.r160_in1k"
 COMMIT = "0" * 40
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Answers as the hub does, for one repository."""
+    """A handler that answers as the hub does, for one repository."""
 
     files: dict[str, bytes]
-    asked: list[str]
+    requests: list[str]
 
     def do_HEAD(self):
-        """What a file is."""
+        """Answers with the headers of a file."""
         self.answer(with_content=False)
 
     def do_GET(self):
-        """The file."""
+        """Answers with a file."""
         self.answer(with_content=True)
 
     def answer(self, with_content: bool):
-        """Sends a file of the repository, or what the hub says if there is none."""
-        self.asked.append(self.path)
+        """Answers with a file of the repository, or with the hub's error."""
+        self.requests.append(self.path)
         repository, _, file = self.path.partition("/resolve/main/")
-        here = repository == f"/timm/{NAME}"
-        content = self.files.get(file) if here else None
+        known = repository == f"/timm/{NAME}"
+        content = self.files.get(file) if known else None
         self.send_response(200 if content is not None else 404)
         if content is None:
-            code = "EntryNotFound" if here else "RepoNotFound"
+            code = "EntryNotFound" if known else "RepoNotFound"
             self.send_header("X-Error-Code", code)
         content = content or b""
         self.send_header("X-Repo-Commit", COMMIT)
@@ -55,17 +55,17 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def log_message(self, *_):
-        """Stays quiet."""
+        """Logs nothing."""
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A hub with one network, and an empty cache; gives its handler."""
+    """Starts a hub with one network, and an empty cache; yields its handler."""
     spec = get_spec("test_resnet")
-    tensors = to_theirs(keyed.variables(spec), spec, SCHEMES["timm"])
+    tensors = to_foreign(keyed.variables(spec), spec, SCHEMES["timm"])
     tensors = {name: np.array(x, order="C") for name, x in tensors.items()}
     config = CONFIG | {"architecture": "test_resnet"}
-    handler = type("OurHub", (Hub,), {"files": {}, "asked": []})
+    handler = type("LocalHub", (Hub,), {"files": {}, "requests": []})
     handler.files["model.safetensors"] = safetensors.numpy.save(tensors)
     handler.files["config.json"] = json.dumps(config).encode()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -80,51 +80,51 @@ def hub(tmp_path, monkeypatch):
     server.server_close()
 
 
-def test_weights_come_from_the_hub_once_and_then_from_the_cache(hub):
+def test_weights_are_fetched_once_and_then_read_from_the_cache(hub):
     card, variables = load(f"timm:{NAME}")
     small_networks.assert_equal(variables, keyed.variables(get_spec("test_resnet")))
     assert (card.network, card.image_size) == ("test_resnet", 176)
     assert card.mean == (0.1, 0.2, 0.3)
     assert card.license == "apache-2.0"
-    asked = len(hub.asked)
+    requests = len(hub.requests)
     load(f"timm:{NAME}")
-    assert len(hub.asked) == asked > 0
+    assert len(hub.requests) == requests > 0
 
 
-def test_weights_of_the_hub_are_adapted_as_any(hub, caplog):
+def test_weights_of_the_hub_are_adapted_to_other_classes(hub, caplog):
     card, _ = load(f"timm:{NAME}", num_classes=3)
     assert card.spec["num_classes"] == 3
-    assert "the head for 3 is a fresh one" in caplog.text
+    assert "the head for 3 is randomly initialised" in caplog.text
 
 
-def test_what_the_hub_does_not_have_is_told(hub):
-    with pytest.raises(UserError, match=r"no weights 'resnet18\.x' .*lists what"):
+def test_unknown_weights_and_files_of_the_hub_are_named(hub):
+    with pytest.raises(UserError, match=r"no weights 'resnet18\.x' at .*lists those"):
         load("timm:resnet18.x")
     del hub.files["model.safetensors"]
     with pytest.raises(UserError, match=r"has no model\.safetensors"):
         load(f"timm:{NAME}")
 
 
-def test_without_a_network_one_line_names_the_file_that_was_looked_for(
+def test_without_a_network_the_error_names_the_file_and_the_cache(
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    told = r"no way to the network.*model\.safetensors of timm/resnet50\.a1_in1k"
-    with pytest.raises(UserError, match=told) as error:
+    message = r"cannot be reached, and model\.safetensors of timm/resnet50\.a1_in1k"
+    with pytest.raises(UserError, match=message) as error:
         load("timm:resnet50.a1_in1k")
     assert str(tmp_path) in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_weights_without_a_tag_are_told_how_to_name_them():
+def test_the_error_for_a_missing_tag_gives_an_example():
     with pytest.raises(UserError, match=r"timm:resnet50\.a1_in1k"):
         load("timm:resnet50")
 
 
-def test_a_copy_of_a_repository_is_weights_too(tmp_path, hub):
+def test_a_local_copy_of_a_repository_is_read(tmp_path, hub):
     for name, content in hub.files.items():
         (tmp_path / name).write_bytes(content)
-    for where in (tmp_path, tmp_path / "model.safetensors"):
-        assert load(str(where))[0].image_size == 176
-    assert not hub.asked
+    for source in (tmp_path, tmp_path / "model.safetensors"):
+        assert load(str(source))[0].image_size == 176
+    assert not hub.requests

@@ -1,4 +1,7 @@
-"""Keras's weight files without Keras; tests/oracles/test_keras.py has it read them."""
+"""Keras's weight files, read and written without Keras.
+
+tests/oracles/test_keras.py tests that Keras reads them.
+"""
 
 import dataclasses
 import zipfile
@@ -12,7 +15,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.models import ZOO, ResNetSpec
 from resnet_jax.weights import SCHEMES, keras_files
 from resnet_jax.weights.keras import list_layers
-from resnet_jax.weights.naming import Scheme, from_theirs, to_theirs
+from resnet_jax.weights.naming import Scheme, from_foreign, to_foreign
 from tests.helpers import keyed
 
 NAMES = ["keras_resnet50", "keras_resnet50v2", "tutorial_keras_resnet50"]
@@ -20,7 +23,7 @@ KINDS = ["small.weights.h5", "small.h5"]
 
 
 def small(name: str) -> tuple[ResNetSpec, Scheme]:
-    """The naming scheme of a network, and a small network with all kinds of layers."""
+    """Returns a small network with all kinds of layers, and its naming scheme."""
     spec = dataclasses.replace(
         ZOO[name].spec,
         stage_sizes=(1, 2),
@@ -33,12 +36,12 @@ def small(name: str) -> tuple[ResNetSpec, Scheme]:
 
 
 def tensors_of(spec: ResNetSpec, scheme: Scheme) -> keras_files.Tensors:
-    """Keyed values under Keras's names."""
-    return to_theirs(keyed.variables(spec), spec, scheme)
+    """Returns keyed values under Keras's names."""
+    return to_foreign(keyed.variables(spec), spec, scheme)
 
 
 def assert_equal(got, expected) -> None:
-    """Bit for bit, and the same names."""
+    """Compares names, types and values bit for bit."""
     assert got.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(got[name], value, err_msg=name)
@@ -47,7 +50,7 @@ def assert_equal(got, expected) -> None:
 
 @pytest.fixture
 def written(tmp_path):
-    """A directory with a file of each kind, and what they hold."""
+    """Returns a directory with a file of each kind, and the tensors in each."""
     spec, scheme = small("keras_resnet50")
     tensors = tensors_of(spec, scheme)
     for kind in KINDS:
@@ -59,7 +62,7 @@ def written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "ours", "theirs"),
+    ("name", "native", "foreign"),
     [
         ("keras_resnet50", "stem_conv1/bias", "conv1_conv/bias"),
         ("keras_resnet50", "stem_norm1/bias", "conv1_bn/beta"),
@@ -104,28 +107,28 @@ def written(tmp_path):
         ("tutorial_keras_resnet50", "head/bias", "fc6/bias"),
     ],
 )
-def test_names_are_those_of_keras(name, ours, theirs):
-    assert SCHEMES[ZOO[name].scheme].names(ZOO[name].spec)[ours] == theirs
+def test_native_names_have_the_names_of_keras(name, native, foreign):
+    assert SCHEMES[ZOO[name].scheme].names(ZOO[name].spec)[native] == foreign
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", NAMES)
-def test_what_was_written_is_read_bit_for_bit(name, kind, tmp_path):
+def test_written_tensors_are_read_bit_for_bit(name, kind, tmp_path):
     spec, scheme = small(name)
     tensors = tensors_of(spec, scheme)
     keras_files.write(tmp_path / kind, tensors, spec, scheme)
     assert_equal(keras_files.read(tmp_path / kind), tensors)
     again = keras_files.read(tmp_path / kind, spec, scheme)
-    assert_equal(to_theirs(from_theirs(again, spec, scheme), spec, scheme), tensors)
+    assert_equal(to_foreign(from_foreign(again, spec, scheme), spec, scheme), tensors)
     assert [path.name for path in tmp_path.iterdir()] == [kind]
 
 
-def test_a_keras_archive_is_read(written):
+def test_a_keras_archive_can_be_read(written):
     directory, tensors = written
     assert_equal(keras_files.read(directory / "small.keras"), tensors)
 
 
-def test_a_name_does_not_hide_what_kind_a_file_is(written):
+def test_the_content_of_a_file_decides_its_kind(written):
     directory, tensors = written
     (directory / "small.h5").rename(directory / "old.weights.h5")
     assert_equal(keras_files.read(directory / "old.weights.h5"), tensors)
@@ -135,12 +138,12 @@ def test_layers_without_names_are_named_by_their_order(written):
     directory, tensors = written
     path = directory / "small.weights.h5"
     with h5py.File(path, "a") as file:
-        # Keras wrote none before 3.6.
+        # Keras wrote no names before 3.6.
         for layer in file["layers"].values():
             del layer["vars"].attrs["name"]
     read = keras_files.read(path)
     np.testing.assert_array_equal(
-        # The fourth convolution of a block with a projection.
+        # In a block with a projection this is the fourth convolution.
         read["conv2d_4/kernel"],
         tensors["conv2_block1_3_conv/kernel"],
     )
@@ -153,7 +156,7 @@ def test_layers_without_names_are_named_by_their_order(written):
 
 
 def test_numbers_of_unnamed_layers_may_start_anywhere(tmp_path):
-    # Where a notebook built its network twice.
+    # A notebook that builds its network twice makes such files.
     spec, scheme = small("tutorial_keras_resnet50")
     tensors = tensors_of(spec, scheme)
     first = {"conv2d": 53, "batch_normalization": 8, "dense": 0}
@@ -170,15 +173,15 @@ def test_numbers_of_unnamed_layers_may_start_anywhere(tmp_path):
     assert_equal(keras_files.read(tmp_path / "model.h5", spec, scheme), tensors)
 
 
-def test_names_in_legacy_files_are_understood(tmp_path):
+def test_names_of_legacy_files_are_converted(tmp_path):
     values = [np.full(3, i, np.float32) for i in range(5)]
     with h5py.File(tmp_path / "old.h5", "w") as file:
-        # As Keras splits what is too long for one attribute.
+        # Keras splits a list that is too long for one attribute.
         file.attrs["layer_names0"] = np.array([b"conv1_bn"])
         file["conv1_bn/conv1_bn_1/gamma:0"] = values[0]
         file["conv1_bn/conv1_bn_1/beta:0"] = values[1]
         file["probs/probs/bias:0"] = values[2]
-        # A network as a layer of another one.
+        # This network is a layer of another network.
         file["resnet50/post_bn/beta:0"] = values[3]
         file["resnet50/conv1_conv/bias:0"] = values[4]
     expected = [
@@ -192,7 +195,7 @@ def test_names_in_legacy_files_are_understood(tmp_path):
     assert_equal(read, dict(zip(expected, values, strict=True)))
 
 
-def test_bfloat16_is_read(tmp_path):
+def test_bfloat16_can_be_read(tmp_path):
     value = np.arange(6).astype(jnp.bfloat16)
     with h5py.File(tmp_path / "half.weights.h5", "w") as file:
         group = file.create_group("layers/dense/vars")
@@ -203,31 +206,33 @@ def test_bfloat16_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "small.keras"])
-def test_a_file_that_was_cut_off_is_named(kind, written):
+def test_a_truncated_file_is_named(kind, written):
     directory, _ = written
     path = directory / kind
     content = path.read_bytes()
     for length in (0, 100, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:length])
-        with pytest.raises(UserError, match=rf"{kind} is damaged or no Keras weight"):
+        with pytest.raises(
+            UserError, match=rf"{kind} is damaged or not a Keras weight"
+        ):
             keras_files.read(path)
 
 
-def test_files_of_others_are_named(tmp_path):
+def test_files_of_other_programs_are_named(tmp_path):
     with pytest.raises(UserError, match=r"There is no file .*none\.h5\."):
         keras_files.read(tmp_path / "none.h5")
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["data"] = np.zeros(3)
-    with pytest.raises(UserError, match=r"other\.h5 is no Keras weight file"):
+    with pytest.raises(UserError, match=r"other\.h5 is not a Keras weight file"):
         keras_files.read(tmp_path / "other.h5")
     with zipfile.ZipFile(tmp_path / "other.keras", "w") as archive:
         archive.writestr("config.json", "{}")
-    with pytest.raises(UserError, match=r"other\.keras is damaged or no Keras"):
+    with pytest.raises(UserError, match=r"other\.keras is damaged or not a Keras"):
         keras_files.read(tmp_path / "other.keras")
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".npz", ""])
-def test_what_cannot_be_written_is_answered_with_what_can(suffix, tmp_path):
+def test_the_error_for_a_wrong_suffix_names_the_right_one(suffix, tmp_path):
     spec, scheme = small("keras_resnet50")
     message = rf"cannot be written as '{suffix}'.*\.weights\.h5"
     with pytest.raises(UserError, match=message):
@@ -236,7 +241,7 @@ def test_what_cannot_be_written_is_answered_with_what_can(suffix, tmp_path):
         )
 
 
-def test_missing_tensors_are_named_and_nothing_is_written(tmp_path):
+def test_a_missing_tensor_is_named_and_nothing_is_written(tmp_path):
     spec, scheme = small("keras_resnet50")
     tensors = tensors_of(spec, scheme)
     del tensors["conv1_bn/moving_mean"]

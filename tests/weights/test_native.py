@@ -1,4 +1,4 @@
-"""What was trained here is weights as any others, and where a run can start."""
+"""Runs can be loaded as weights, and a run can start from any weights."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ from tests.helpers import keyed, small_networks, tiny
 
 
 def write_run(workdir, changes=None, devices: int = 4) -> Experiment:
-    """A workdir as a run leaves it: the best checkpoint and a worse one after it."""
+    """Writes a workdir as a run does, with its best checkpoint and a later one."""
     setup = tiny.setup(changes, devices)
     workdir.mkdir(exist_ok=True)
     storage.write_json(workdir / "config.json", setup.config.to_dict())
@@ -55,16 +55,16 @@ def write_run(workdir, changes=None, devices: int = 4) -> Experiment:
 
 
 def state_of(setup: Experiment, seed: int) -> TrainState:
-    """Keyed values in the layout of the setup's network."""
+    """Returns a state of keyed values in the layout of the setup's network."""
     spec = setup.model.spec
-    variables, averaged = keyed.variables(spec, seed), keyed.variables(spec, seed + 10)
+    variables, ema = keyed.variables(spec, seed), keyed.variables(spec, seed + 10)
     if setup.model.scan_blocks:
         variables = stack_blocks(variables, spec)
     state = TrainState(
         step=np.int32(0),
         **variables,
         opt_state=setup.optimizer.init(variables["params"]),
-        ema=averaged if setup.config.ema_decay else None,
+        ema=ema if setup.config.ema_decay else None,
     )
     return jax.device_put(state, programs.state_shardings(setup))
 
@@ -78,9 +78,9 @@ def state_of(setup: Experiment, seed: int) -> TrainState:
         ({"model.scan_blocks": True, "model.overrides.stage_sizes": (3, 1)}, 1),
         (tiny.IN_PARTS, 1),
     ],
-    ids=["plain", "averaged", "scanned", "in parts"],
+    ids=["plain", "ema", "scanned", "sharded"],
 )
-def test_a_workdir_gives_the_variables_that_evaluated_best(tmp_path, changes, seed):
+def test_a_workdir_gives_the_variables_of_its_best_evaluation(tmp_path, changes, seed):
     setup = write_run(tmp_path, changes)
     card, variables = load(str(tmp_path))
     small_networks.assert_equal(variables, keyed.variables(setup.model.spec, seed))
@@ -99,7 +99,7 @@ def test_a_workdir_is_converted_under_the_names_of_timm(tmp_path):
     small_networks.assert_equal(variables, keyed.variables(setup.model.spec, 1))
 
 
-def test_a_workdir_without_a_checkpoint_is_told(tmp_path):
+def test_a_workdir_without_a_checkpoint_is_rejected(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     config = tiny.config()
     storage.write_json(tmp_path / "config.json", config.to_dict())
@@ -107,11 +107,11 @@ def test_a_workdir_without_a_checkpoint_is_told(tmp_path):
         load(str(tmp_path))
 
 
-def test_a_checkpoint_with_other_values_than_saved_is_refused(tmp_path):
+def test_a_checkpoint_whose_values_changed_is_rejected(tmp_path):
     setup = write_run(tmp_path)
     with Checkpoints(tmp_path / "checkpoints") as saved:
         record = saved.read(1)
-    # As the checkpoint of an older version, whose record has no checksum.
+    # The record of an older version has no checksum of itself.
     name = "params/head/bias"
     record["fingerprint"] = old_fingerprint(state_of(setup, seed=1))
     path = tmp_path / "checkpoints" / "1" / "run" / "metadata"
@@ -119,12 +119,15 @@ def test_a_checkpoint_with_other_values_than_saved_is_refused(tmp_path):
     load(str(tmp_path))
     record["fingerprint"][name] ^= 1
     path.write_text(json.dumps(record))
-    with pytest.raises(UserError, match=f"than saved, in {name}.*use another"):
+    with pytest.raises(UserError, match=f"{name} holds other values.*use another"):
         load(str(tmp_path))
 
 
 def weights_for(tmp_path, setup: Experiment, **fields) -> tuple[str, dict]:
-    """Writes keyed weights of the setup's network, or one with other fields."""
+    """Writes keyed weights of the setup's network; returns their path and values.
+
+    Keyword arguments replace fields of its spec.
+    """
     spec = dataclasses.replace(setup.model.spec, **fields)
     variables = keyed.variables(spec, seed=7)
     card = default_card(setup.config.model.name, spec, classes=())
@@ -134,7 +137,7 @@ def weights_for(tmp_path, setup: Experiment, **fields) -> tuple[str, dict]:
 
 
 @pytest.mark.slow
-def test_the_first_loss_of_a_run_is_that_of_the_weights_it_starts_from(tmp_path):
+def test_the_first_loss_of_a_run_is_that_of_its_initial_weights(tmp_path):
     changes = {"ema_decay": 0.9, "model.bn_group_size": "global"}
     setup = tiny.setup(changes | tiny.IN_PARTS, devices=2)
     path, variables = weights_for(tmp_path, setup)
@@ -153,20 +156,20 @@ def test_the_first_loss_of_a_run_is_that_of_the_weights_it_starts_from(tmp_path)
         variables, images, train=True, mutable=["batch_stats"]
     )
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-    # Float32 sums in another order.
+    # Float32 sums are taken in another order.
     np.testing.assert_allclose(metrics["loss"], loss.mean(), rtol=1e-5)
-    # The step may overwrite what it was given, but not the weights.
+    # The step may overwrite its donated state, but not the weights.
     small_networks.assert_equal(variables, keyed.variables(setup.model.spec, seed=7))
 
 
-def test_a_fresh_head_is_the_one_that_the_seed_gives(tmp_path, caplog):
+def test_a_new_head_is_initialised_by_the_seed_of_the_run(tmp_path, caplog):
     setup = tiny.setup({"seed": 3}, devices=1)
     path, variables = weights_for(tmp_path, setup, num_classes=4)
-    drawn = programs.init_state(setup).params["head"]
+    head = programs.init_state(setup).params["head"]
     setup.config.init_from = path
     params = first_state(setup, initial_weights(setup)).params
-    assert "4 classes; the head for 10 is a fresh one" in caplog.text
-    small_networks.assert_equal(jax.device_get(params["head"]), jax.device_get(drawn))
+    assert "4 classes; the head for 10 is randomly initialised" in caplog.text
+    small_networks.assert_equal(jax.device_get(params["head"]), jax.device_get(head))
     np.testing.assert_array_equal(
         params["stem_conv1"]["kernel"], variables["params"]["stem_conv1"]["kernel"]
     )
@@ -189,26 +192,24 @@ def test_a_run_does_not_start_from_weights_of_another_network(tmp_path):
         first_state(setup, initial_weights(setup))
 
 
-def test_a_run_resumes_when_the_weights_that_it_started_from_are_gone(
-    tmp_path, monkeypatch
-):
+def test_a_run_resumes_without_its_initial_weights(tmp_path, monkeypatch):
     changes = {"total": {"steps": 2}}
     path, _ = weights_for(tmp_path, tiny.setup(changes))
     changes["init_from"] = path
     write_run(tmp_path / "run", changes)
     pathlib.Path(path).unlink()
-    # The workdir is not one to draw a report of.
+    # This workdir has no metrics that a report could be drawn of.
     monkeypatch.setattr(curves, "draw", lambda workdir: workdir)
     assert train(tiny.config(changes), tmp_path / "run")["step"] == 2
 
 
-# Teachers.
+# Distillation.
 
 
 def test_a_finished_run_can_be_a_teacher(tmp_path):
-    there = write_run(tmp_path, {"ema_decay": 0.9})
+    teacher = write_run(tmp_path, {"ema_decay": 0.9})
     changes = {
-        "distill.teacher": there.config.model.name,
+        "distill.teacher": teacher.config.model.name,
         "distill.teacher_init": str(tmp_path),
     }
     config = tiny.config(changes)
@@ -216,21 +217,21 @@ def test_a_finished_run_can_be_a_teacher(tmp_path):
         config.distill.overrides = dict(tiny.NETWORK)
     setup = set_up(config)
     variables = teacher_variables(setup, teacher_weights(setup))
-    # The averaged ones of the best checkpoint.
-    expected = keyed.variables(there.model.spec, 11)
+    # These are the EMA of the best checkpoint.
+    expected = keyed.variables(teacher.model.spec, 11)
     small_networks.assert_equal(jax.device_get(variables), expected)
-    # The step takes them.
+    # The train step takes them as its teacher.
     batch = setup.to_devices(tiny.batch(setup))
     train_step = programs.compile_train_step(setup, variables)
     _, metrics = train_step(tiny.state(setup), batch)
     assert np.isfinite(metrics["loss"])
 
 
-def test_a_teacher_of_other_classes_is_refused(tmp_path):
-    there = write_run(tmp_path, {"data.source": "fake:12:64"})
+def test_a_teacher_for_other_classes_is_rejected(tmp_path):
+    teacher = write_run(tmp_path, {"data.source": "fake:12:64"})
     config = tiny.config(
         {
-            "distill.teacher": there.config.model.name,
+            "distill.teacher": teacher.config.model.name,
             "distill.teacher_init": str(tmp_path),
         }
     )

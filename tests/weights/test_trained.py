@@ -1,4 +1,4 @@
-"""What `resnet_jax.load` returns computes classes, logits and features of images."""
+"""Trained models predict classes, logits and features of images."""
 
 import dataclasses
 import pickle
@@ -18,16 +18,18 @@ from resnet_jax.weights.card import CIFAR10_CLASSES
 from resnet_jax.weights.save import save
 from tests.helpers import small_networks
 
-# The two-minute part has no room for what they compile; test_predict.py is in it.
+# These tests compile for too long for `make test-fast`, which has test_predict.py.
 pytestmark = pytest.mark.slow
 
 
 def pixels(count: int, side: int = 32) -> np.ndarray:
+    """Returns random images."""
     shape = (count, side, side, 3)
     return np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
 
 
 def model_of(name: str, *, image_size: int = 32, **fields) -> TrainedModel:
+    """Returns a small network with keyed values; keywords replace its spec's fields."""
     card, variables = small_networks.card_and_variables(name, **fields)
     card = dataclasses.replace(card, image_size=image_size)
     return TrainedModel(build(card.make_spec()), variables, card)
@@ -35,7 +37,7 @@ def model_of(name: str, *, image_size: int = 32, **fields) -> TrainedModel:
 
 @pytest.fixture
 def path(tmp_path) -> str:
-    """Weights of a small network for CIFAR-10."""
+    """Writes weights of a small network for CIFAR-10 and returns their path."""
     card, variables = small_networks.card_and_variables(
         "akamaster_resnet20", num_classes=10
     )
@@ -43,17 +45,17 @@ def path(tmp_path) -> str:
     return str(tmp_path / "w.safetensors")
 
 
-def test_a_file_becomes_module_variables_and_card(path):
+def test_a_trained_model_unpacks_to_module_variables_and_card(path):
     module, variables, card = model = resnet_jax.load(path)
     assert isinstance(module, nn.Module)
     assert isinstance(card, Card)
     assert (module, variables, card) == (model.module, model.variables, model.card)
     logits = module.apply(variables, card.preprocess(list(pixels(3))))
-    # The same sums in another order.
+    # The same sums are taken in another order.
     np.testing.assert_allclose(model.logits(pixels(3)), logits, rtol=1e-4, atol=1e-5)
 
 
-def test_a_path_may_be_a_path_object_and_the_head_another_one(tmp_path, path):
+def test_load_takes_path_objects_and_other_numbers_of_classes(tmp_path, path):
     model = resnet_jax.load(tmp_path / "w.safetensors", num_classes=3, seed=1)
     assert model.logits(pixels(2)).shape == (2, 3)
     with pytest.raises(UserError, match="does not fit resnet50"):
@@ -64,11 +66,16 @@ def test_predictions_are_the_most_probable_classes_by_name(path):
     model = resnet_jax.load(path)
     predictions, logits = model.predict(pixels(3), k=4), model.logits(pixels(3))
     for top, values in zip(predictions, logits, strict=True):
-        assert [one.index for one in top] == np.argsort(-values)[:4].tolist()
-        assert [one.name for one in top] == [CIFAR10_CLASSES[one.index] for one in top]
+        assert [prediction.index for prediction in top] == np.argsort(-values)[
+            :4
+        ].tolist()
+        names = [CIFAR10_CLASSES[prediction.index] for prediction in top]
+        assert [prediction.name for prediction in top] == names
         expected = np.exp(values) / np.exp(values).sum()
         np.testing.assert_allclose(
-            [one.probability for one in top], np.sort(expected)[::-1][:4], rtol=1e-5
+            [prediction.probability for prediction in top],
+            np.sort(expected)[::-1][:4],
+            rtol=1e-5,
         )
     assert isinstance(predictions[0][0], Prediction)
     assert len(model.predict(pixels(1), k=99)[0]) == 10
@@ -76,7 +83,7 @@ def test_predictions_are_the_most_probable_classes_by_name(path):
         model.predict(pixels(1), k=0)
 
 
-# One network of each family, and one whose head is not behind a global average.
+# One network of each family, and one whose head does not follow a global average.
 @pytest.mark.parametrize(
     "name",
     [
@@ -89,7 +96,7 @@ def test_features_are_the_input_of_the_head(name):
     features, head = model.features(pixels(2)), model.variables["params"]["head"]
     assert features.dtype == np.float32
     logits = features @ head["kernel"] + head.get("bias", 0)
-    # The same sums in another order.
+    # The same sums are taken in another order.
     np.testing.assert_allclose(model.logits(pixels(2)), logits, rtol=1e-3, atol=1e-4)
 
 
@@ -116,20 +123,20 @@ def test_no_images_give_empty_results_of_the_right_shape():
     assert model.logits([]).dtype == np.float32
 
 
-def test_a_result_does_not_depend_on_the_images_beside_it():
+def test_a_result_does_not_depend_on_the_other_images():
     model, images = model_of("akamaster_resnet20"), pixels(70)
     together = model.logits(images)
-    # The same program, beside other images and zeros.
+    # The same program computes them together with other images and zeros.
     np.testing.assert_array_equal(model.logits(images[5:50])[:40], together[5:45])
     np.testing.assert_array_equal(model.logits(images[60:][::-1])[::-1], together[60:])
-    # Programs for fewer images add in another order.
+    # Programs for fewer images sum in another order.
     for count in (1, 3):
         few = model.logits(images[:count])
         np.testing.assert_allclose(few, together[:count], rtol=1e-4, atol=1e-5)
 
 
 class Counted(nn.Module):
-    """Counts how often a network is traced."""
+    """Wraps a network and notes the batch size of each trace."""
 
     inner: nn.Module
     note: Callable
@@ -139,7 +146,7 @@ class Counted(nn.Module):
         return self.inner(x)
 
 
-def test_a_batch_size_is_compiled_once_for_an_object():
+def test_each_batch_size_is_compiled_once_per_model():
     model = model_of("akamaster_resnet20")
     traced = []
     variables = {
@@ -151,7 +158,7 @@ def test_a_batch_size_is_compiled_once_for_an_object():
     assert traced == [1, 2, 8, 32]
 
 
-def test_a_model_that_has_computed_can_be_pickled(path):
+def test_a_model_can_be_pickled_after_it_was_used(path):
     model = resnet_jax.load(path)
     expected = model.logits(pixels(2))
     again = pickle.loads(pickle.dumps(model))
@@ -168,7 +175,7 @@ def test_the_representation_names_the_network_and_prints_no_arrays(path):
     assert f"parameters={sum(x.size for x in parameters)}" in repr(model)
 
 
-def test_images_may_be_files_pictures_and_arrays(path, tmp_path):
+def test_images_may_be_files_pillow_images_and_arrays(path, tmp_path):
     image = pixels(1)[0]
     Image.fromarray(image).save(tmp_path / "image.png")
     model = resnet_jax.load(path)

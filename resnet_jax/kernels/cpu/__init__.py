@@ -1,1 +1,1 @@
-"""Convolution, batch norm and pooling for CPUs."""
+"""Kernels for CPUs."""

@@ -1,9 +1,9 @@
-"""Batch norm on CPUs, where memory is what limits it.
+"""Batch norm on CPUs, where it is limited by memory bandwidth.
 
-Left alone, XLA writes a float32 copy of the input and of its gradient, from which the
-passes over them then read. Here each pass reads the arrays as they are: a barrier makes
-what it reads, and the mean with it, other arrays in XLA's eyes, so that neither the
-conversion nor the deviations from the mean are shared.
+By itself, XLA writes float32 copies of the input and of its gradient, and the passes
+over the data read those. Here each pass reads the original arrays: barriers make the
+inputs and the mean of each pass different arrays to XLA, so that neither the conversion
+to float32 nor the deviations from the mean are shared between passes.
 """
 
 import functools
@@ -13,70 +13,83 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from resnet_jax.kernels.arrays import Image
+from resnet_jax.kernels.ghost_batches import GhostBatchNorm
 from resnet_jax.kernels.platforms import traced_once
 
-Image = Float[Array, "b h w c"]
 Vector = Float[Array, "c"]
-Groups = Float[Array, "g c"]
+Statistics = Float[Array, "g c"]
+Batches = Float[Array, "g n h w c"]
 
 
 def forward(
-    x: Image, scale: Vector, bias: Vector, near: Vector, of
-) -> tuple[Image, Groups, Groups]:
-    """`norms.forward`; `near` is of no use to it."""
-    mean = _mean(_groups(x, of.size))
+    x: Image, scale: Vector, bias: Vector, near: Vector, norm: GhostBatchNorm
+) -> tuple[Image, Statistics, Statistics]:
+    """Normalises and activates, like `kernels.norm.forward`; it does not use `near`."""
+    mean = _mean(_ghost_batches(x, norm.size))
     again, mean = lax.optimization_barrier((x, mean))
-    var = _mean(jnp.square(_groups(again, of.size) - _wide(mean)))
+    var = _mean(jnp.square(_ghost_batches(again, norm.size) - _wide(mean)))
     again, mean, var = lax.optimization_barrier((again, mean, var))
-    factor = scale / jnp.sqrt(var + of.epsilon)
-    out = (_groups(again, of.size) - _wide(mean)) * _wide(factor) + bias
-    out = of.activation(out) if of.activation else out
-    return out.reshape(x.shape).astype(of.dtype), mean, var
+    factor = scale / jnp.sqrt(var + norm.epsilon)
+    out = (_ghost_batches(again, norm.size) - _wide(mean)) * _wide(factor) + bias
+    out = norm.activation(out) if norm.activation else out
+    return out.reshape(x.shape).astype(norm.dtype), mean, var
 
 
 def backward(
-    x: Image, g: Image, scale: Vector, bias: Vector, mean: Groups, var: Groups, of
+    x: Image,
+    g: Image,
+    scale: Vector,
+    bias: Vector,
+    mean: Statistics,
+    var: Statistics,
+    norm: GhostBatchNorm,
 ) -> tuple[Image, Vector, Vector]:
-    """`norms.backward`."""
-    inverse = 1 / jnp.sqrt(var + of.epsilon)
+    """Returns the gradients by `x`, scale and bias, like `kernels.norm.backward`."""
+    inverse = 1 / jnp.sqrt(var + norm.epsilon)
 
-    read = functools.partial(_read, factor=scale * inverse, bias=bias, of=of)
+    read = functools.partial(_read, factor=scale * inverse, bias=bias, norm=norm)
     x, g, mean = lax.optimization_barrier((x, g, mean))
-    _, of_output = read(x, g, mean)
-    total = of_output.sum(axis=(1, 2, 3))
+    _, gradient = read(x, g, mean)
+    total = gradient.sum(axis=(1, 2, 3))
     x, g, mean, total = lax.optimization_barrier((x, g, mean, total))
-    deviation, of_output = read(x, g, mean)
-    along = (of_output * deviation).sum(axis=(1, 2, 3)) * inverse
+    deviation, gradient = read(x, g, mean)
+    along = (gradient * deviation).sum(axis=(1, 2, 3)) * inverse
     x, g, mean, along = lax.optimization_barrier((x, g, mean, along))
-    deviation, of_output = read(x, g, mean)
-    n = of.pixels(x)
-    # What is left of the gradient without its mean and its part along the deviations.
-    rest = of_output - _wide(total / n) - deviation * _wide(along * inverse / n)
+    deviation, gradient = read(x, g, mean)
+    n = norm.pixels(x)
+    # The gradient without its mean and its component along the deviations.
+    rest = gradient - _wide(total / n) - deviation * _wide(along * inverse / n)
     dx = (rest * _wide(scale * inverse)).reshape(x.shape).astype(x.dtype)
     return dx, along.sum(axis=0), total.sum(axis=0)
 
 
-@functools.partial(traced_once, static_argnames="of")
+@functools.partial(traced_once, static_argnames="norm")
 def _read(
-    x: Image, g: Image, mean: Groups, factor: Groups, bias: Vector, of
-) -> tuple[Float[Array, "g n h w c"], Float[Array, "g n h w c"]]:
-    """Deviations from the mean, and the gradient before the activation."""
-    deviation = _groups(x, of.size) - _wide(mean)
-    g = _groups(g, of.size)
-    if of.activation:
+    x: Image,
+    g: Image,
+    mean: Statistics,
+    factor: Statistics,
+    bias: Vector,
+    norm: GhostBatchNorm,
+) -> tuple[Batches, Batches]:
+    """Returns the deviations from the mean, and the gradient before the activation."""
+    deviation = _ghost_batches(x, norm.size) - _wide(mean)
+    gradient = _ghost_batches(g, norm.size)
+    if norm.activation:
         out = deviation * _wide(factor) + bias
-        (g,) = jax.vjp(of.activation, out)[1](g)
-    return deviation, g
+        (gradient,) = jax.vjp(norm.activation, out)[1](gradient)
+    return deviation, gradient
 
 
-def _groups(x: Image, size: int) -> Float[Array, "g n h w c"]:
+def _ghost_batches(x: Image, size: int) -> Batches:
     b, h, w, c = x.shape
     return x.reshape(b // size, size, h, w, c).astype(jnp.float32)
 
 
-def _mean(groups: Float[Array, "g n h w c"]) -> Groups:
-    return groups.mean(axis=(1, 2, 3))
+def _mean(batches: Batches) -> Statistics:
+    return batches.mean(axis=(1, 2, 3))
 
 
-def _wide(groups: Groups) -> Float[Array, "g 1 1 1 c"]:
-    return groups[:, None, None, None]
+def _wide(statistics: Statistics) -> Float[Array, "g 1 1 1 c"]:
+    return statistics[:, None, None, None]

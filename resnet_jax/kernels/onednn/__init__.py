@@ -1,7 +1,7 @@
 """Convolutions and products on CPUs by oneDNN (`pip install onednn-devel-cpu-gomp`).
 
-XLA calls `calls.cc`, which a C++ compiler makes at the first use: a few seconds, kept
-in the user's cache directory.
+XLA calls the functions of `calls.cc`. A C++ compiler builds them at the first use,
+which takes a few seconds, and the library is kept in the user's cache directory.
 """
 
 import ctypes
@@ -35,79 +35,95 @@ TARGETS = {
 }
 CONVOLVE, MULTIPLY = TARGETS
 DIRECTIONS = ("forward", "input", "kernel")
-# Pixels from which oneDNN gains more than what it does with a kernel before costs.
-MANY = 500
+# From so many pixels on, oneDNN gains more time than it needs to reorder a kernel.
+MANY_PIXELS = 500
 
 
 def computes(dtype: DTypeLike) -> bool:
-    """Whether convolutions and products of a type on the CPU are left to oneDNN.
+    """Returns whether oneDNN computes convolutions and products of a dtype on the CPU.
 
-    Only where there is one CPU device in all: XLA cannot divide such a call among
-    several. The first question may build the library.
+    It does only where there is a single CPU device, since XLA cannot divide such a call
+    among several. The first call may build the library.
     """
-    if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16) or not _single():
+    if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16) or not _single_device():
         return False
     return _library() is not None
 
 
 def widens() -> bool:
-    """Whether oneDNN multiplies bfloat16 as float32, which is faster on some CPUs.
+    """Returns whether oneDNN multiplies bfloat16 as float32.
 
-    So it is on those without instructions for bfloat16, and on Intel's without AMX. The
-    results are those of products of bfloat16 whose sums are of float32.
+    That is faster on CPUs without instructions for bfloat16, and on Intel's without
+    AMX. The results are those of bfloat16 products whose sums are float32.
     """
-    return computes(jnp.bfloat16) and bool(_library().ResnetJaxWidens())
+    return _is_so("ResnetJaxWidens")
 
 
 def has_amx() -> bool:
-    """Whether oneDNN multiplies bfloat16 by Intel's AMX."""
-    return computes(jnp.bfloat16) and bool(_library().ResnetJaxHasAmx())
+    """Returns whether oneDNN multiplies bfloat16 by Intel's AMX."""
+    return _is_so("ResnetJaxHasAmx")
 
 
 def rounds(dtype: DTypeLike) -> bool:
-    """Whether `convolve` takes float32 kernels with images of a type, and rounds them.
+    """Returns whether `convolve` takes float32 kernels with images of a dtype.
 
-    It reads them once, where a cast before it writes and reads them again; measured on
-    CPUs with AMX alone.
+    It then rounds the kernel while it reads it. A cast in advance would write the
+    kernel and read it again. Only CPUs with AMX were measured.
     """
     return jnp.dtype(dtype) == jnp.bfloat16 and has_amx()
 
 
 def convolve(
-    direction: str, one: Array, other: Array, result: jax.ShapeDtypeStruct, where: tuple
+    direction: str,
+    left: Array,
+    right: Array,
+    result: jax.ShapeDtypeStruct,
+    geometry: tuple[int, ...],
 ) -> Array:
-    """A direction of a convolution, without derivatives; `computes` was asked before.
+    """Computes a direction of a convolution, without derivatives.
+
+    `computes` must have returned True for the dtype.
 
     Args:
-      direction: one of `DIRECTIONS`: what is computed.
-      one: the image, or, for its own gradient, that of the output.
-      other: the kernel, or, for its own gradient, that of the output; a kernel may be
-        of float32 where it `rounds`.
-      result: shape and type of what comes out.
-      where: stride, dilation, and the pixels of padding above, below, left and right.
+      direction: `forward`, or `input` or `kernel` for the gradient with respect to it.
+      left: The images, or for `input` the output's gradient.
+      right: The kernel, or for `kernel` the output's gradient. A kernel may be float32
+        where oneDNN `rounds` it.
+      result: Shape and dtype of the result.
+      geometry: Stride, dilation, and the pixels of padding above, below, on the left
+        and on the right.
     """
     call = jax.ffi.ffi_call(CONVOLVE, result, vmap_method="sequential")
     number = np.int64(DIRECTIONS.index(direction))
-    return call(one, other, direction=number, where=np.array(where, np.int64))
+    numbers = np.array(geometry, np.int64)
+    return call(left, right, direction=number, geometry=numbers)
 
 
 def multiply(
     left: Array, right: Array, contracted: tuple[int, int], result: jax.ShapeDtypeStruct
 ) -> Array:
-    """A product of two matrices, without derivatives; `computes` was asked before.
+    """Computes a product of two matrices, without derivatives.
+
+    `computes` must have returned True for the dtype.
 
     Args:
-      left: a matrix.
-      right: a matrix of the same type.
-      contracted: the axis of each over which is summed.
-      result: shape and type of what comes out.
+      left: A matrix.
+      right: A matrix of the same dtype.
+      contracted: The axis of each matrix that is summed over.
+      result: Shape and dtype of the product.
     """
-    ours, theirs = contracted
+    left_axis, right_axis = map(np.int64, contracted)
     call = jax.ffi.ffi_call(MULTIPLY, result, vmap_method="broadcast_all")
-    return call(left, right, left_axis=np.int64(ours), right_axis=np.int64(theirs))
+    return call(left, right, left_axis=left_axis, right_axis=right_axis)
 
 
-def _single() -> bool:
+def _is_so(question: str) -> bool:
+    """Asks the library a question about this CPU, if bfloat16 is left to it."""
+    library = _library() if computes(jnp.bfloat16) else None
+    return library is not None and bool(getattr(library, question)())
+
+
+def _single_device() -> bool:
     try:
         return len(jax.devices("cpu")) == 1
     except RuntimeError:  # JAX_PLATFORMS leaves CPUs out.
@@ -116,16 +132,17 @@ def _single() -> bool:
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    """The library, known to XLA; None where oneDNN is not installed or of no use."""
+    """Returns the library, registered with XLA, or None if oneDNN cannot be used."""
     root = pathlib.Path(sysconfig.get_path("data"))
     if not (root / "include/oneapi/dnnl/dnnl.hpp").exists():
         return None
     try:
-        library = ctypes.CDLL(str(_built(root)))
+        library = ctypes.CDLL(str(_build(root)))
     except (UserError, OSError) as error:
         log.warning(
-            "oneDNN is installed but not used, and convolutions are slower: %s."
-            " It needs a C++ compiler with OpenMP, which the variable CXX may name.",
+            "oneDNN is installed but cannot be used, so convolutions are slower: %s."
+            " It needs a C++ compiler with OpenMP; install one, or name it in the"
+            " variable CXX.",
             error,
         )
         return None
@@ -135,11 +152,14 @@ def _library() -> ctypes.CDLL | None:
     return library
 
 
-def _built(root: pathlib.Path) -> pathlib.Path:
-    """Builds the library, unless it was; raises UserError, a clause without a stop.
+def _build(root: pathlib.Path) -> pathlib.Path:
+    """Builds the library if it is not in the cache, and returns its path.
 
     Args:
-      root: the directory of oneDNN's `include` and `lib`.
+      root: The directory of oneDNN's `include` and `lib`.
+
+    Raises:
+      UserError: The compiler failed. The message is part of a sentence.
     """
     compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
     include = root / "include"
@@ -157,9 +177,9 @@ def _built(root: pathlib.Path) -> pathlib.Path:
     path = directory / f"{name}.so"
     if path.exists():
         return path
-    log.info("Building the call of oneDNN, once.")
-    with tempfile.TemporaryDirectory(dir=directory) as made:
-        new = pathlib.Path(made) / path.name
+    log.info("Building the library that calls oneDNN; this happens only once.")
+    with tempfile.TemporaryDirectory(dir=directory) as folder:
+        new = pathlib.Path(folder) / path.name
         try:
             done = subprocess.run(
                 [*command, "-o", str(new)], capture_output=True, text=True
@@ -170,6 +190,6 @@ def _built(root: pathlib.Path) -> pathlib.Path:
             errors = [line for line in done.stderr.splitlines() if "error" in line]
             why = (errors or done.stderr.splitlines() or ["no reason given"])[0]
             raise UserError(f"{compiler[0]} failed: {why.strip()}")
-        # Of several processes that build it, the last one's stays.
+        # If several processes build it, the last one's file replaces the others'.
         os.replace(new, path)
     return path

@@ -13,7 +13,8 @@ namespace {
 
 using namespace resnet_jax;
 
-ffi::Error Told(const std::function<void()>& run) {
+// Runs a function and makes an exception the error that XLA reports.
+ffi::Error AsError(const std::function<void()>& run) {
   try {
     run();
   } catch (const std::exception& error) {
@@ -23,33 +24,33 @@ ffi::Error Told(const std::function<void()>& run) {
 }
 
 ffi::Error Convolve(ffi::ThreadPool pool, int64_t direction,
-                    ffi::Span<const int64_t> where, ffi::AnyBuffer one,
-                    ffi::AnyBuffer other, ffi::Result<ffi::AnyBuffer> out) {
-  return Told([&] {
+                    ffi::Span<const int64_t> geometry, ffi::AnyBuffer left,
+                    ffi::AnyBuffer right, ffi::Result<ffi::AnyBuffer> out) {
+  return AsError([&] {
     RunConvolution(pool, static_cast<Direction>(direction),
-                   Numbers(where.begin(), where.end()), one, other, *out);
+                   Numbers(geometry.begin(), geometry.end()), left, right, *out);
   });
 }
 
 ffi::Error Multiply(ffi::ThreadPool pool, int64_t left_axis, int64_t right_axis,
                     ffi::AnyBuffer left, ffi::AnyBuffer right,
                     ffi::Result<ffi::AnyBuffer> out) {
-  return Told([&] { RunProduct(pool, left_axis, right_axis, left, right, *out); });
+  return AsError([&] { RunProduct(pool, left_axis, right_axis, left, right, *out); });
 }
 
 }  // namespace
 
-// Whether bfloat16 is multiplied as float32.
+// Returns whether bfloat16 is multiplied as float32.
 extern "C" int ResnetJaxWidens() { return Widens(); }
 
-// Whether it is multiplied in Intel's tiles.
+// Returns whether bfloat16 is multiplied by Intel's AMX.
 extern "C" int ResnetJaxHasAmx() { return HasAmx(); }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(ResnetJaxConvolve, Convolve,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Attr<int64_t>("direction")
-                                  .Attr<ffi::Span<const int64_t>>("where")
+                                  .Attr<ffi::Span<const int64_t>>("geometry")
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Ret<ffi::AnyBuffer>());

@@ -1,4 +1,4 @@
-// Convolutions, and their gradients by image and kernel.
+// Convolutions, and their gradients with respect to images and kernel.
 
 #pragma once
 
@@ -14,28 +14,33 @@
 
 namespace resnet_jax {
 
+// What is computed: the output, or the gradient with respect to images or kernel.
 enum Direction : int64_t { kForward, kInput, kKernel };
 
-// A direction of a convolution of some images, or of some rows of them, compiled.
+// A compiled direction of a convolution of some images, or of some of their rows.
 struct Part {
   dnnl::primitive run;
   memory::desc image, output, scratch;
-  int64_t image_begin = 0, output_begin = 0;  // How many numbers lie before it.
+  int64_t image_begin = 0, output_begin = 0;  // Offsets in numbers.
 };
 
+// Returns the number of elements of a shape.
 inline int64_t Count(const memory::dims& shape) {
   return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
 }
 
+// Stride, dilation and padding of a convolution as oneDNN counts them. `span` is the
+// number of pixels from a window's first tap to its last one.
 struct Window {
-  memory::dims stride, dilation, before, behind;
+  memory::dims stride, dilation, before, after;
   int64_t span;
 };
 
+// Compiles a direction. The kernel's order is oneDNN's choice, returned in `wanted`.
 inline Part Compile(Direction direction, const memory::dims& image,
                     const memory::dims& output, const memory::desc& kernel, Type type,
                     const Window& window, memory::desc* wanted) {
-  const auto& [stride, dilation, before, behind, span] = window;
+  const auto& [stride, dilation, before, after, span] = window;
   const memory::desc x(image, type, memory::format_tag::nhwc);
   const memory::desc y(output, type, memory::format_tag::nhwc);
   dnnl::primitive_attr attr;
@@ -45,31 +50,33 @@ inline Part Compile(Direction direction, const memory::dims& image,
                                           : dnnl::prop_kind::forward_training;
   if (direction == kForward) {
     const dnnl::convolution_forward::primitive_desc made(
-        Cpu(), kind, direct, x, kernel, y, stride, dilation, before, behind, attr);
+        Cpu(), kind, direct, x, kernel, y, stride, dilation, before, after, attr);
     *wanted = made.weights_desc();
     return {dnnl::convolution_forward(made), x, y, made.scratchpad_desc()};
   }
   const memory::desc any(kernel.get_dims(), type, memory::format_tag::any);
   const dnnl::convolution_forward::primitive_desc forward(
-      Cpu(), kind, direct, x, any, y, stride, dilation, before, behind);
+      Cpu(), kind, direct, x, any, y, stride, dilation, before, after);
   if (direction == kInput) {
     const dnnl::convolution_backward_data::primitive_desc made(
-        Cpu(), direct, x, kernel, y, stride, dilation, before, behind, forward, attr);
+        Cpu(), direct, x, kernel, y, stride, dilation, before, after, forward, attr);
     *wanted = made.weights_desc();
     return {dnnl::convolution_backward_data(made), x, y, made.scratchpad_desc()};
   }
   const dnnl::convolution_backward_weights::primitive_desc made(
-      Cpu(), direct, x, kernel, y, stride, dilation, before, behind, forward, attr);
+      Cpu(), direct, x, kernel, y, stride, dilation, before, after, forward, attr);
   *wanted = made.diff_weights_desc();
   return {dnnl::convolution_backward_weights(made), x, y, made.scratchpad_desc()};
 }
 
+// A compiled direction of a convolution, divided into parts for the threads.
 struct Convolution {
-  memory::desc given, kernel;  // The kernel as XLA has it, and as oneDNN wants it.
+  memory::desc given, kernel;  // The kernel in XLA's order and in oneDNN's.
   std::vector<Part> parts;
 };
 
-// Leaves some rows of an output, and what they see of the image; returns its first row.
+// Restricts a convolution to some rows of the output and the rows of the image that
+// they see. Returns the first of these.
 inline int64_t TakeOutputRows(int64_t begin, int64_t count, memory::dims* image,
                               memory::dims* output, Window* window) {
   int64_t& height = (*image)[2];
@@ -77,14 +84,14 @@ inline int64_t TakeOutputRows(int64_t begin, int64_t count, memory::dims* image,
   const int64_t end = first + (count - 1) * window->stride[0] + window->span;
   const int64_t seen = std::max<int64_t>(first, 0), seen_end = std::min(end, height);
   window->before[0] = seen - first;
-  window->behind[0] = end - seen_end;
+  window->after[0] = end - seen_end;
   height = seen_end - seen;
   (*output)[2] = count;
   return seen;
 }
 
-// Leaves some rows of an image, and what of the output sees them, at a stride of one;
-// returns its first row.
+// Restricts a convolution of stride one to some rows of the image and the rows of the
+// output that see them. Returns the first of these.
 inline int64_t TakeImageRows(int64_t begin, int64_t count, memory::dims* image,
                              memory::dims* output, Window* window) {
   int64_t& height = (*output)[2];
@@ -92,39 +99,41 @@ inline int64_t TakeImageRows(int64_t begin, int64_t count, memory::dims* image,
   const int64_t seeing = std::max<int64_t>(begin + before - window->span + 1, 0);
   const int64_t seeing_end = std::min(end + before, height);
   window->before[0] = begin + before - seeing;
-  window->behind[0] = seeing_end - 1 - before + window->span - end;
+  window->after[0] = seeing_end - 1 - before + window->span - end;
   height = seeing_end - seeing;
   (*image)[2] = count;
   return seeing;
 }
 
-// Of images and a kernel of a type each.
+// Compiles a direction for images stored as one type and a kernel given as another.
 inline Convolution MakeConvolution(Direction direction, int64_t threads,
                                    const memory::dims& image,
                                    const memory::dims& output,
                                    const memory::dims& kernel, Type stored, Type given,
-                                   const Numbers& where) {
+                                   const Numbers& geometry) {
   Convolution made;
   const Type type = Multiplied(stored);
-  // Sums over images are of float32.
+  // Sums over images are float32.
   const Type of_kernel = direction == kKernel ? Type::f32 : type;
-  // What is multiplied as it is stored is also rounded by the reorder.
+  // A kernel that is multiplied in the type of the images is rounded by the reorder.
   const bool as_given = direction != kKernel && type == stored;
   made.given =
       memory::desc(kernel, as_given ? given : of_kernel, memory::format_tag::hwio);
   made.kernel = memory::desc(kernel, of_kernel, memory::format_tag::any);
-  const int64_t span = where[1] * (kernel[2] - 1) + 1;
-  const Window window{{where[0], where[0]},
-                      {where[1] - 1, where[1] - 1},
-                      {where[2], where[4]},
-                      {where[3], where[5]},
+  const int64_t span = geometry[1] * (kernel[2] - 1) + 1;
+  const Window window{{geometry[0], geometry[0]},
+                      {geometry[1] - 1, geometry[1] - 1},
+                      {geometry[2], geometry[4]},
+                      {geometry[3], geometry[5]},
                       span};
   const int64_t numbers = Count(image) + Count(output);
   const Division images(image[0], PartsOf(stored, threads, numbers, Count(kernel)));
-  // Images that are fewer than threads are divided by rows: of the image for its own
-  // gradient, else of the output, if all of these see some of the image.
+  // If there are fewer images than threads, each image is divided by rows: rows of the
+  // image for its gradient, otherwise rows of the output, provided that each of these
+  // sees some of the image.
   const bool input = direction == kInput;
-  const bool divides = input ? where[0] == 1 : std::max(where[2], where[3]) < span;
+  const bool divides =
+      input ? geometry[0] == 1 : std::max(geometry[2], geometry[3]) < span;
   const Division rows(input ? image[2] : output[2],
                       divides ? std::max<int64_t>(threads / image[0], 1) : 1);
   for (int64_t i = 0; i < images.count * rows.count; ++i) {
@@ -150,32 +159,35 @@ inline Convolution MakeConvolution(Direction direction, int64_t threads,
   return made;
 }
 
+// Returns the shape of an NHWC buffer in oneDNN's order of axes.
 inline memory::dims Image(const ffi::AnyBuffer& x) {
   const auto d = x.dimensions();
   return {d[0], d[3], d[1], d[2]};
 }
 
+// Returns the shape of an HWIO buffer in oneDNN's order of axes.
 inline memory::dims Kernel(const ffi::AnyBuffer& x) {
   const auto d = x.dimensions();
   return {d[3], d[2], d[0], d[1]};
 }
 
+// Computes a direction of a convolution, as `__init__.py` describes it.
 inline void RunConvolution(ffi::ThreadPool& pool, Direction direction,
-                           const Numbers& where, const ffi::AnyBuffer& one,
-                           const ffi::AnyBuffer& other, const ffi::AnyBuffer& out) {
+                           const Numbers& geometry, const ffi::AnyBuffer& left,
+                           const ffi::AnyBuffer& right, const ffi::AnyBuffer& out) {
   const bool forward = direction == kForward, gradient = direction == kKernel;
-  const ffi::AnyBuffer& x = direction == kInput ? out : one;
-  const ffi::AnyBuffer& k = gradient ? out : other;
-  const ffi::AnyBuffer& y = forward ? out : direction == kInput ? one : other;
+  const ffi::AnyBuffer& x = direction == kInput ? out : left;
+  const ffi::AnyBuffer& k = gradient ? out : right;
+  const ffi::AnyBuffer& y = forward ? out : direction == kInput ? left : right;
   const Values images(x), outputs(y), given(k);
   const memory::dims image = Image(x), output = Image(y), kernel = Kernel(k);
   const Type stored = images.type;
   const int64_t threads = Threads(pool);
   const Numbers kind{direction, threads, static_cast<int64_t>(stored),
                      static_cast<int64_t>(given.type)};
-  const auto& made = Kept<Convolution>({kind, where, image, kernel, output}, [&] {
+  const auto& made = Kept<Convolution>({kind, geometry, image, kernel, output}, [&] {
     return MakeConvolution(direction, threads, image, output, kernel, stored,
-                           given.type, where);
+                           given.type, geometry);
   });
   const int64_t count = made.parts.size();
 

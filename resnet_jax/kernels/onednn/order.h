@@ -1,4 +1,4 @@
-// The order of a kernel's numbers.
+// Reordering of kernels: oneDNN wants their numbers in another order than XLA.
 
 #pragma once
 
@@ -10,7 +10,7 @@
 
 namespace resnet_jax {
 
-// Whether an order is of blocks of bfloat16 in which two inputs lie side by side for
+// Returns whether an order has blocks of bfloat16 in which two inputs are adjacent for
 // each output.
 inline bool PairsInputs(const memory::desc& order) {
   if (order.get_data_type() != Type::bf16) return false;
@@ -19,19 +19,20 @@ inline bool PairsInputs(const memory::desc& order) {
   return blocks[2] == 2 && size[0] % blocks[1] == 0 && size[1] % (2 * blocks[0]) == 0;
 }
 
-FOR_EVERY_CPU static void Interleave(const uint16_t* one, const uint16_t* other,
+// Interleaves two rows of bfloat16, or of float32, which are rounded.
+FOR_EVERY_CPU static void Interleave(const uint16_t* left, const uint16_t* right,
                                      uint32_t* to, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) to[i] = one[i] | uint32_t{other[i]} << 16;
+  for (int64_t i = 0; i < count; ++i) to[i] = left[i] | uint32_t{right[i]} << 16;
 }
 
-FOR_EVERY_CPU static void Interleave(const float* one, const float* other, uint32_t* to,
-                                     int64_t count) {
+FOR_EVERY_CPU static void Interleave(const float* left, const float* right,
+                                     uint32_t* to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
-    to[i] = Rounded(one[i]) | uint32_t{Rounded(other[i])} << 16;
+    to[i] = Rounded(left[i]) | uint32_t{Rounded(right[i])} << 16;
   }
 }
 
-// Brings a kernel, whose outputs lie side by side, into such an order.
+// Reorders a kernel whose outputs are adjacent into blocks that pair its inputs.
 template <typename Number>
 inline void PairInputs(ffi::ThreadPool& pool, const Number* kernel, const memory& to) {
   const memory::desc order = to.get_desc();
@@ -57,7 +58,7 @@ inline void PairInputs(ffi::ThreadPool& pool, const Number* kernel, const memory
   });
 }
 
-// How many neighbours along an axis lie in one block.
+// Returns how many neighbours along an axis are in one block.
 inline int64_t BlockOf(const memory::desc& order, int64_t axis) {
   const memory::dims axes = order.get_inner_idxs(), blocks = order.get_inner_blks();
   int64_t block = 1;
@@ -65,7 +66,7 @@ inline int64_t BlockOf(const memory::desc& order, int64_t axis) {
   return block;
 }
 
-// Brings a kernel into another order, and to another type.
+// Reorders a kernel and converts it to another type.
 inline void Reorder(ffi::ThreadPool& pool, const memory& from, const memory& to) {
   const memory::desc read = from.get_desc(), written = to.get_desc();
   if (PairsInputs(written)) {
@@ -75,7 +76,8 @@ inline void Reorder(ffi::ThreadPool& pool, const memory& from, const memory& to)
     }
     return PairInputs(pool, static_cast<const uint16_t*>(kernel), to);
   }
-  // By the longer of outputs and inputs, if all blocks are full.
+  // If all blocks are full, the longer axis of outputs and inputs is divided among the
+  // threads.
   const memory::dims size = written.get_dims();
   const int64_t axis = size[0] >= size[1] ? 0 : 1;
   const bool full = read.get_padded_dims() == size && written.get_padded_dims() == size;

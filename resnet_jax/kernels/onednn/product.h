@@ -1,4 +1,4 @@
-// Products of matrices.
+// Matrix products.
 
 #pragma once
 
@@ -11,60 +11,64 @@
 
 namespace resnet_jax {
 
-// Numbers along the rows of a product, the terms of its sums, and its columns.
+// The axes of a product: its rows, the terms of its sums, and its columns.
 enum Axis { kRows, kTerms, kColumns };
 using Axes = std::array<int64_t, 3>;
 
-// A product of matrices, compiled.
+// A compiled matrix product.
 struct Product {
   dnnl::primitive run;
   memory::desc left, right, result, scratch;
 };
 
-// How far apart the neighbours of a number lie along each axis.
+// The distance in numbers between neighbours along each axis.
 struct Strides {
   Axes left, right, result;
 };
 
+// Compiles a product of matrices of one type.
 inline Product MakeProduct(const Axes& size, const Strides& strides, Type type,
                            Type result) {
   const auto& [m, k, n] = size;
-  const auto& [of_left, of_right, of_result] = strides;
-  const memory::desc left({m, k}, type, memory::dims{of_left[kRows], of_left[kTerms]});
+  const auto& [left_stride, right_stride, result_stride] = strides;
+  const memory::desc left({m, k}, type,
+                          memory::dims{left_stride[kRows], left_stride[kTerms]});
   const memory::desc right({k, n}, type,
-                           memory::dims{of_right[kTerms], of_right[kColumns]});
-  const memory::desc product({m, n}, result,
-                             memory::dims{of_result[kRows], of_result[kColumns]});
+                           memory::dims{right_stride[kTerms], right_stride[kColumns]});
+  const memory::desc product(
+      {m, n}, result, memory::dims{result_stride[kRows], result_stride[kColumns]});
   dnnl::primitive_attr attr;
   attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
   const dnnl::matmul::primitive_desc made(Cpu(), left, right, product, attr);
   return {dnnl::matmul(made), left, right, product, made.scratchpad_desc()};
 }
 
-// Products of the last two axes of each, of which one is contracted.
+// Computes a batch of products of the last two axes of each operand. The batch is all
+// other axes; one of the last two axes of each operand is contracted.
 inline void RunProduct(ffi::ThreadPool& pool, int64_t left_axis, int64_t right_axis,
-                       const ffi::AnyBuffer& one, const ffi::AnyBuffer& other,
+                       const ffi::AnyBuffer& left, const ffi::AnyBuffer& right,
                        const ffi::AnyBuffer& out) {
   const auto shape = [](const ffi::AnyBuffer& x, int64_t axis) {
     return x.dimensions()[x.dimensions().size() - 2 + axis];
   };
-  const Axes size{shape(one, 1 - left_axis), shape(one, left_axis),
-                  shape(other, 1 - right_axis)};
+  const Axes size{shape(left, 1 - left_axis), shape(left, left_axis),
+                  shape(right, 1 - right_axis)};
   const int64_t m = size[kRows], k = size[kTerms], n = size[kColumns];
   const Strides strides{
       left_axis == 1 ? Axes{k, 1, 0} : Axes{1, m, 0},
       right_axis == 0 ? Axes{0, n, 1} : Axes{0, 1, k},
       {n, 0, 1},
   };
-  const Values given_left(one), given_right(other), wanted(out);
+  const Values given_left(left), given_right(right), wanted(out);
   const Type type = Multiplied(given_left.type);
   const int64_t products = out.element_count() / (m * n);
 
-  // The longest axis is divided; sums only of a single product.
+  // The longest axis is divided, but sums are divided only in a single product.
   const int64_t longest = std::max_element(size.begin(), size.end()) - size.begin();
   const Axis longer = m > n ? kRows : kColumns;
   const int64_t axis = longest == kTerms && products > 1 ? int64_t{longer} : longest;
-  // Sixteen numbers of float32 are a register, and a line of the cache.
+  // Parts are multiples of sixteen: as many float32 numbers as a register and a cache
+  // line hold.
   const int64_t threads = (Threads(pool) + products - 1) / products;
   const int64_t others = m * k * n / size[axis];
   const int64_t numbers = m * k + k * n + m * n - others;
@@ -87,7 +91,7 @@ inline void RunProduct(ffi::ThreadPool& pool, int64_t left_axis, int64_t right_a
   const Product& part = product_of(division.some);
   const Product& last = product_of(division.last());
 
-  // What is divided without gaps is brought to another type part by part.
+  // An operand whose parts are contiguous is converted part by part, others at once.
   const auto taken = [&](const Values& values, const Axes& strides) {
     return strides[axis] > 1 ? values : As(pool, values, type);
   };
@@ -95,7 +99,7 @@ inline void RunProduct(ffi::ThreadPool& pool, int64_t left_axis, int64_t right_a
   const Values rights = taken(given_right, strides.right);
   const Values results = strides.result[axis] > 1 ? wanted : Values(wanted, sums);
 
-  // Sums of parts are added in the first one's place.
+  // The sums of the parts are added in the place of the first one.
   std::vector<memory> summands;
   for (int64_t i = 0; summed && i < division.count; ++i) {
     const memory::desc plain({m, n}, sums, memory::format_tag::ab);
@@ -106,12 +110,12 @@ inline void RunProduct(ffi::ThreadPool& pool, int64_t left_axis, int64_t right_a
     const int64_t product = i / division.count, place = i % division.count;
     const int64_t begin = place * division.some;
     const Product& made = place + 1 == division.count ? last : part;
-    const auto behind = [&](int64_t each, const Axes& strides) {
+    const auto offset = [&](int64_t each, const Axes& strides) {
       return product * each + begin * strides[axis];
     };
-    const Slice left(made.left, lefts, behind(m * k, strides.left));
-    const Slice right(made.right, rights, behind(k * n, strides.right));
-    const Slice result(made.result, results, behind(m * n, strides.result));
+    const Slice left(made.left, lefts, offset(m * k, strides.left));
+    const Slice right(made.right, rights, offset(k * n, strides.right));
+    const Slice result(made.result, results, offset(m * n, strides.result));
     dnnl::stream stream(Cpu());
     made.run.execute(stream, {{DNNL_ARG_SRC, left.Read()},
                               {DNNL_ARG_WEIGHTS, right.Read()},

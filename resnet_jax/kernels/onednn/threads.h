@@ -1,4 +1,4 @@
-// Work shared among XLA's threads.
+// Sharing of work among XLA's threads.
 
 #pragma once
 
@@ -19,7 +19,7 @@ namespace resnet_jax {
 
 namespace ffi = xla::ffi;
 
-// XLA's threads share the work; OpenMP's own would come on top of them.
+// Limits OpenMP to one thread in a scope, since XLA's threads share the work already.
 class OneThread {
  public:
   OneThread() { omp_set_num_threads(1); }
@@ -29,14 +29,15 @@ class OneThread {
   const int before_ = omp_get_max_threads();
 };
 
+// Returns the number of XLA's threads.
 inline int64_t Threads(const ffi::ThreadPool& pool) {
   return std::max<int64_t>(pool.num_threads(), 1);
 }
 
-// How often a thread looks whether others are done before it sleeps: some 0.06 ms.
+// How often a thread checks whether the others are done before it sleeps: 0.06 ms.
 constexpr int64_t kSpins = 5000;
 
-// Calls `run` for all numbers below `count`, also on XLA's threads.
+// Calls `run` for all numbers below `count`, on this thread and on XLA's.
 inline void Share(ffi::ThreadPool& pool, int64_t count,
                   std::function<void(int64_t)> run) {
   struct Shared {
@@ -52,7 +53,7 @@ inline void Share(ffi::ThreadPool& pool, int64_t count,
       for (int64_t i; (i = next++) < count;) {
         std::exception_ptr caught;
         try {
-          const OneThread one;
+          const OneThread thread;
           run(i);
         } catch (...) {
           caught = std::current_exception();
@@ -70,15 +71,16 @@ inline void Share(ffi::ThreadPool& pool, int64_t count,
     pool.Schedule([shared] { shared->Work(); });
   }
   shared->Work();
-  // What other threads have begun; none waits to begin. It is done sooner, mostly, than
-  // a sleeping thread is woken.
+  // Now all numbers are taken, and this thread waits for those that others have begun.
+  // Mostly they are done sooner than a sleeping thread could be woken.
   for (int64_t i = 0; i < kSpins && shared->done < count; ++i) __builtin_ia32_pause();
   std::unique_lock<std::mutex> lock(shared->mutex);
   shared->all.wait(lock, [&] { return shared->done == count; });
   if (shared->error) std::rethrow_exception(shared->error);
 }
 
-// Equal parts of a length, and a smaller last one.
+// The division of a length into `count` parts of `some`, the last of which may be
+// smaller. All but the last are multiples of `whole`.
 struct Division {
   int64_t length, some, count;
 

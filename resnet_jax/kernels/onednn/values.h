@@ -1,4 +1,5 @@
-// What oneDNN is given: numbers as XLA has them, or, of bfloat16, as float32.
+// The numbers that oneDNN reads and writes: XLA's buffers, or float32 copies of those
+// of bfloat16.
 
 #pragma once
 
@@ -29,7 +30,7 @@ inline const dnnl::engine& Cpu() {
   return cpu;
 }
 
-// What was made for a key, now or before.
+// Returns the plan of a key, and makes it at the first call.
 template <typename Plan>
 const Plan& Kept(const std::vector<Numbers>& key, const std::function<Plan()>& make) {
   static std::mutex mutex;
@@ -43,6 +44,7 @@ const Plan& Kept(const std::vector<Numbers>& key, const std::function<Plan()>& m
 
 // Types.
 
+// Returns whether oneDNN uses a set of the CPU's instructions.
 inline bool Has(dnnl::cpu_isa instructions) {
   const auto all = static_cast<unsigned>(dnnl::get_effective_cpu_isa());
   const auto some = static_cast<unsigned>(instructions);
@@ -54,20 +56,23 @@ inline bool HasAmx() {
   return has;
 }
 
-// Whether products of bfloat16 are faster as those of float32, even with the way there
-// and back: without instructions for them, and on Intel's CPUs also without AMX.
+// Returns whether products of bfloat16 are faster in float32, even with conversions in
+// both directions. They are on CPUs without instructions for bfloat16, and on Intel's
+// CPUs without AMX.
 inline bool Widens() {
   static const bool widens =
       !HasAmx() && (!Has(dnnl::cpu_isa::avx512_core_bf16) || __builtin_cpu_is("intel"));
   return widens;
 }
 
-// The type in which numbers of a type are multiplied.
+// Returns the type in which numbers of a type are multiplied.
 inline Type Multiplied(Type type) { return Widens() ? Type::f32 : type; }
 
+// Compiles a function for several sets of vector instructions.
 #define FOR_EVERY_CPU \
   __attribute__((target_clones("default", "avx2", "arch=skylake-avx512")))
 
+// Converts bfloat16 to float32.
 FOR_EVERY_CPU static void Widen(const uint16_t* from, float* to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     const uint32_t bits = static_cast<uint32_t>(from[i]) << 16;
@@ -75,7 +80,7 @@ FOR_EVERY_CPU static void Widen(const uint16_t* from, float* to, int64_t count) 
   }
 }
 
-// As bfloat16: the nearest, of two the even one; what is not a number stays so.
+// Rounds to the nearest bfloat16, ties to even. NaNs remain NaNs.
 inline uint16_t Rounded(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
@@ -84,11 +89,12 @@ inline uint16_t Rounded(float x) {
   return (number ? nearest : bits | 0x400000) >> 16;
 }
 
+// Converts float32 to bfloat16.
 FOR_EVERY_CPU static void Narrow(const float* from, uint16_t* to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = Rounded(from[i]);
 }
 
-// Numbers one behind the other.
+// Contiguous numbers in memory of XLA, or in memory of their own.
 class Values {
  public:
   explicit Values(const ffi::AnyBuffer& x)
@@ -96,7 +102,7 @@ class Values {
         count(x.element_count()),
         data_(static_cast<char*>(x.untyped_data())) {}
 
-  // Of another type have room of their own.
+  // Allocates memory for as many numbers of a type, unless `x` has that type.
   Values(const Values& x, Type type) : Values(x) {
     if (type == x.type) return;
     this->type = type;
@@ -114,6 +120,7 @@ class Values {
   memory own_;
 };
 
+// Converts numbers to the other type.
 inline void Convert(const void* from, Type from_type, void* to, int64_t count) {
   if (from_type == Type::bf16) {
     Widen(static_cast<const uint16_t*>(from), static_cast<float*>(to), count);
@@ -122,7 +129,7 @@ inline void Convert(const void* from, Type from_type, void* to, int64_t count) {
   }
 }
 
-// Brings all numbers to where they have another type, if they are not there.
+// Converts all numbers on all threads, if the types differ.
 inline void Convert(ffi::ThreadPool& pool, const Values& from, const Values& to) {
   if (from.type == to.type) return;
   const Division some(to.count, Threads(pool), 64);
@@ -133,15 +140,16 @@ inline void Convert(ffi::ThreadPool& pool, const Values& from, const Values& to)
   });
 }
 
-// Numbers in a type.
+// Returns the numbers in a type: `x` itself, or a converted copy.
 inline Values As(ffi::ThreadPool& pool, const Values& x, Type type) {
-  const Values found(x, type);
-  Convert(pool, x, found);
-  return found;
+  const Values converted(x, type);
+  Convert(pool, x, converted);
+  return converted;
 }
 
-// Some numbers of all, without gaps, as oneDNN takes them: in place, or, of another
-// type, with room of their own.
+// A contiguous part of `all` as oneDNN takes it: in place, or in memory of its own if
+// the type differs. `Room` is the memory to write to, `Read` fills it with the numbers,
+// and `Write` converts what was written back.
 class Slice {
  public:
   Slice(const memory::desc& desc, const Values& all, int64_t begin)
@@ -168,9 +176,9 @@ class Slice {
   memory held_;
 };
 
-// How many parts of some numbers of a type, of which each needs the same others, too:
-// brought to float32, a part should fit a core's cache of 2 MiB, or outweigh the
-// others.
+// Returns into how many parts `numbers` numbers are divided, if each part also needs
+// the same `others` numbers. Numbers that are converted to float32 are divided so that
+// a part fits a core's cache of 2 MiB, or is twice as large as the others.
 inline int64_t PartsOf(Type type, int64_t threads, int64_t numbers, int64_t others) {
   if (Multiplied(type) == type) return threads;
   const int64_t some =
@@ -178,7 +186,7 @@ inline int64_t PartsOf(Type type, int64_t threads, int64_t numbers, int64_t othe
   return threads * ((numbers + some - 1) / some);
 }
 
-// Adds parts of a sum to the first one, always in their order.
+// Adds the parts of a sum to the first one, always in the same order.
 inline void Add(ffi::ThreadPool& pool, const std::vector<memory>& parts) {
   std::vector<float*> all;
   for (const memory& part : parts) {

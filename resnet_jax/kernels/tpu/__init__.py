@@ -1,1 +1,1 @@
-"""Batch norm for TPUs."""
+"""Kernels for TPUs."""

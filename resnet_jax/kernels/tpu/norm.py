@@ -1,17 +1,17 @@
-"""Batch norm of 1x1 convolutions whose outputs are never written, for TPUs.
+"""Fused 1x1 convolution + batch norm, for TPUs.
 
-A bottleneck's last convolution gives four times as many numbers as it takes, and what
-limits a train step on TPUs is what is written and read. For y = x W, the statistics of
-y follow from those of x: its mean is mean(x) W, its variance diag(W^T cov(x) W). With
-these known beforehand, convolution, norm and what comes after it are one operation. The
-gradients need no y either: for dy = a g + s y + t, as that of batch norm is,
+A bottleneck's last convolution has four times as many outputs as inputs, and a train
+step on TPUs is limited by memory bandwidth. Here the convolution's output is not
+written to memory: for y = x W the statistics of y follow from those of x, since its
+mean is mean(x) W and its variance diag(W^T cov(x) W). With the statistics known in
+advance, the convolution, the norm and the operations after it are one operation. The
+gradients do not need y either: for dy = a g + s y + t, as that of batch norm is,
 
     dx = (a g) W^T + x (W diag(s) W^T) + t W^T,    dW = (x^T g) a + (x^T x) W s + x^T t.
 """
 
 import functools
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -19,122 +19,118 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from resnet_jax.kernels.conv import convolve
-from resnet_jax.kernels.cpu.conv import Geometry, of_sums
+from resnet_jax.kernels.arrays import Image, accumulation_dtype
+from resnet_jax.kernels.conv import FusibleConvolution
+from resnet_jax.kernels.ghost_batches import GhostBatchNorm, repeat_for_examples
 
-# With more, products of the input with itself take the time that is saved: 512 channels
-# of 7x7 pixels take as many cycles on v5e either way.
-MOST_CHANNELS = 256
-# Of a device: each has its own products in the program.
-MOST_GROUPS = 8
+# With more channels, products of the input with itself take the time that is saved: 512
+# channels of 7x7 pixels take as many cycles on v5e either way.
+MAX_CHANNELS = 256
+# Ghost batches per device. Each has products of its own in the program.
+MAX_GHOST_BATCHES = 8
 
-Image = Float[Array, "b h w c"]
 Output = Float[Array, "b h w f"]
 Matrix = Float[Array, "c f"]
 Vector = Float[Array, "f"]
 Statistics = Float[Array, "g f"]
 
 
-@flax.struct.dataclass
-class Product:
-    """A convolution of stride 1 that is left to whoever takes it.
+def is_supported(convolution: FusibleConvolution, size: int, mesh: Mesh) -> bool:
+    """Returns whether `normalize` can take ghost batches of a size and saves time.
 
-    Attributes:
-      x: what is convolved.
-      kernel: 1x1, `kernels.conv.as_taken`.
+    Args:
+      convolution: The convolution before the norm.
+      size: The number of examples in a ghost batch.
+      mesh: The devices over which the batch is sharded.
     """
-
-    x: Image
-    kernel: Float[Array, "1 1 c f"]
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """Of what the convolution gives."""
-        return *self.x.shape[:3], self.kernel.shape[-1]
-
-    def evaluate(self) -> Output:
-        """The convolution."""
-        return convolve(self.x, self.kernel, Geometry())
-
-
-def suits(product: Product, size: int, mesh: Mesh) -> bool:
-    """Whether `normalize` can take groups of `size`, and saves what it is for."""
-    b, _, _, c = product.x.shape
-    groups, rest = divmod(b // mesh.size, size)
-    whole = size == b or (b % mesh.size == rest == 0 and groups <= MOST_GROUPS)
-    return whole and c <= MOST_CHANNELS
+    b, _, _, c = convolution.x.shape
+    batches, rest = divmod(b // mesh.size, size)
+    whole = size == b or (b % mesh.size == rest == 0 and batches <= MAX_GHOST_BATCHES)
+    return whole and c <= MAX_CHANNELS
 
 
 def normalize(
-    product: Product, scale: Vector, bias: Vector, of, mesh: Mesh
+    convolution: FusibleConvolution,
+    scale: Vector,
+    bias: Vector,
+    norm: GhostBatchNorm,
+    mesh: Mesh,
 ) -> tuple[Output, Statistics, Statistics]:
-    """Batch norm of `product.evaluate()`, as `norms.forward` without pooling gives it.
+    """Normalises a convolution's output by the statistics of its input.
 
-    Sums are of float32 or more. The variance is a mean square less a squared mean of
-    the input, so that a channel of it which hardly varies around a mean far from zero
-    is known less well than in `norms.forward`.
+    The results are those of `kernels.norm.forward` for `convolution.evaluate()`,
+    without activation and pooling. Sums are in float32 or wider. The variance is
+    computed from a mean square minus a squared mean of the input, so an input channel
+    that hardly varies around a mean far from zero makes it less accurate than in
+    `kernels.norm.forward`.
 
     Args:
-      product: what is normalised.
-      scale, bias: of each channel.
-      of: the `norms.Normalization`, whose activation is left to the caller.
-      mesh: the devices over which the batch is spread. Each holds whole groups and
-        computes on these alone, or the batch is one group, and they exchange sums.
+      convolution: The convolution before the norm.
+      scale: The factor of each channel of the output.
+      bias: The summand of each channel of the output.
+      norm: The norm's parameters. The activation is left to the caller.
+      mesh: The devices over which the batch is sharded. Either each device holds whole
+        ghost batches and computes on these alone, or the whole batch is one ghost
+        batch, and the devices exchange sums.
 
     Returns:
-      The output, and the groups' means and variances, float32.
+      The output, and the means and variances of the ghost batches in float32.
     """
 
     def part(*arrays):
-        return _normalize_part(*arrays, of)
+        return _normalize_part(*arrays, norm)
 
-    if mesh.size > 1 and of.size < len(product.x):
+    if mesh.size > 1 and norm.size < len(convolution.x):
         batch, everywhere = P(mesh.axis_names), P()
         part = jax.shard_map(
             part,
             mesh=mesh,
             in_specs=(batch, everywhere, everywhere, everywhere),
             out_specs=batch,
-            # The gradients of what is everywhere are added up behind `_backward`.
+            # The gradients of the replicated arguments are summed after `_backward`.
             check_vma=False,
         )
-    kernel = product.kernel[0, 0].astype(product.x.dtype)
-    return part(product.x, kernel, scale, bias)
+    kernel = convolution.kernel[0, 0].astype(convolution.x.dtype)
+    return part(convolution.x, kernel, scale, bias)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _normalize_part(
-    x: Image, kernel: Matrix, scale: Vector, bias: Vector, of
+    x: Image, kernel: Matrix, scale: Vector, bias: Vector, norm: GhostBatchNorm
 ) -> tuple[Output, Statistics, Statistics]:
-    return _forward(x, kernel, scale, bias, of)[0]
+    return _forward(x, kernel, scale, bias, norm)[0]
 
 
-def _forward(x: Image, kernel: Matrix, scale: Vector, bias: Vector, of):
-    n = of.pixels(x)
-    wide = kernel.astype(of_sums(x.dtype))
-    total = _by_group(x, of.size).sum(axis=1)
-    gram = _outer(x, x, of.size)
+def _forward(
+    x: Image, kernel: Matrix, scale: Vector, bias: Vector, norm: GhostBatchNorm
+) -> tuple[tuple[Output, Statistics, Statistics], tuple[Array, ...]]:
+    n = norm.pixels(x)
+    wide = kernel.astype(accumulation_dtype(x.dtype))
+    total = _sum_over_pixels(x, norm.size).sum(axis=1)
+    gram = _outer_products(x, x, norm.size)
     mean_x = total / n
     cov = gram / n - mean_x[:, :, None] * mean_x[:, None, :]
-    mean = _small("gc,cf->gf", mean_x, wide)
-    var = jnp.maximum((_small("gcd,df->gcf", cov, wide) * wide).sum(axis=1), 0)
-    factor = scale / jnp.sqrt(var + of.epsilon)
+    mean = _small_einsum("gc,cf->gf", mean_x, wide)
+    var = jnp.maximum((_small_einsum("gcd,df->gcf", cov, wide) * wide).sum(axis=1), 0)
+    factor = scale / jnp.sqrt(var + norm.epsilon)
     y = _dot(x, kernel)
-    out = y * of_examples(factor, of.size)
-    out = out + of_examples(bias - mean * factor, of.size)
-    found = out.astype(of.dtype), mean, var
-    return found, (x, kernel, scale, mean, var, total, gram)
+    out = y * repeat_for_examples(factor, norm.size)
+    out = out + repeat_for_examples(bias - mean * factor, norm.size)
+    results = out.astype(norm.dtype), mean, var
+    return results, (x, kernel, scale, mean, var, total, gram)
 
 
-def _backward(of, saved, cotangents):
+def _backward(
+    norm: GhostBatchNorm, saved: tuple[Array, ...], cotangents: tuple[Array, ...]
+) -> tuple[Image, Matrix, Vector, Vector]:
     x, kernel, scale, mean, var, total, gram = saved
     g, _, _ = cotangents
-    n = of.pixels(x)
-    wide = kernel.astype(of_sums(x.dtype))
-    inverse = 1 / jnp.sqrt(var + of.epsilon)
+    n = norm.pixels(x)
+    wide = kernel.astype(accumulation_dtype(x.dtype))
+    inverse = 1 / jnp.sqrt(var + norm.epsilon)
     factor = scale * inverse
-    total_g = _by_group(g, of.size).sum(axis=1)
-    along_x = _outer(x, g, of.size)
+    total_g = _sum_over_pixels(g, norm.size).sum(axis=1)
+    along_x = _outer_products(x, g, norm.size)
     # The sum of g times the normalised output.
     along = ((along_x * wide).sum(axis=1) - mean * total_g) * inverse
     slope = -along * inverse * factor / n
@@ -142,15 +138,16 @@ def _backward(of, saved, cotangents):
 
     dkernel = (
         along_x * factor[:, None]
-        + _small("gcd,df->gcf", gram, wide) * slope[:, None]
+        + _small_einsum("gcd,df->gcf", gram, wide) * slope[:, None]
         + total[:, :, None] * shift[:, None]
     ).sum(axis=0)
-    between = _small("cf,gf,df->gcd", wide, slope, wide).astype(x.dtype)
-    scaled = (g * of_examples(factor, of.size)).astype(x.dtype)
-    # The product that comes first is written to memory: the smaller one, rounded.
-    correction = _dot_by_group(x, between, of.size).astype(x.dtype)
+    between = _small_einsum("cf,gf,df->gcd", wide, slope, wide).astype(x.dtype)
+    scaled = (g * repeat_for_examples(factor, norm.size)).astype(x.dtype)
+    # The first of the two products is written to memory, so it is the smaller one, and
+    # it is rounded.
+    correction = _dot_per_ghost_batch(x, between, norm.size).astype(x.dtype)
     dx = _dot(scaled, kernel.T) + lax.optimization_barrier(correction)
-    dx = dx + of_examples(_small("gf,cf->gc", shift, wide), of.size)
+    dx = dx + repeat_for_examples(_small_einsum("gf,cf->gc", shift, wide), norm.size)
     return (
         dx.astype(x.dtype),
         dkernel.astype(kernel.dtype),
@@ -162,43 +159,40 @@ def _backward(of, saved, cotangents):
 _normalize_part.defvjp(_forward, _backward)
 
 
-def _cut(x: Image, size: int) -> list[Float[Array, "n h w c"]]:
-    return [x[i : i + size] for i in range(0, len(x), size)]
+def _sum_over_pixels(x: Image, size: int) -> Float[Array, "g n c"]:
+    """Sums over each example's pixels, without dividing an axis of `x`."""
+    examples = x.sum(axis=(1, 2), dtype=accumulation_dtype(x.dtype))
+    return examples.reshape(-1, size, x.shape[-1])
 
 
-def _by_group(x: Image, size: int) -> Float[Array, "g n c"]:
-    """Sums over each example's pixels, which take no axis of `x` apart."""
-    of_examples = x.sum(axis=(1, 2), dtype=of_sums(x.dtype))
-    return of_examples.reshape(-1, size, x.shape[-1])
+def _outer_products(x: Image, g: Output, size: int) -> Float[Array, "g c f"]:
+    """Sums x[c] g[f] over all pixels of each ghost batch.
 
-
-def _outer(x: Image, g: Output, size: int) -> Float[Array, "g c f"]:
-    """The sum of x[c] g[f] over all pixels of each group.
-
-    A product a group: compilers for TPUs do worse with an axis of groups here.
+    There is one product per ghost batch, since compilers for TPUs compile a product
+    with an axis of ghost batches to a slower program.
     """
-    pixels = (((0, 1, 2), (0, 1, 2)), ((), ()))
-    pairs = zip(_cut(x, size), _cut(g, size), strict=True)
     product = functools.partial(
         lax.dot_general,
-        dimension_numbers=pixels,
-        preferred_element_type=of_sums(x.dtype),
+        dimension_numbers=(((0, 1, 2), (0, 1, 2)), ((), ())),
+        preferred_element_type=accumulation_dtype(x.dtype),
     )
-    return jnp.stack([product(one, other) for one, other in pairs])
+    starts = range(0, len(x), size)
+    xs, gs = ([array[i : i + size] for i in starts] for array in (x, g))
+    return jnp.stack([product(*pair) for pair in zip(xs, gs, strict=True)])
 
 
 def _dot(x: Image, kernel: Matrix) -> Output:
     contracted = (((3,), (0,)), ((), ()))
     return lax.dot_general(
-        x, kernel, contracted, preferred_element_type=of_sums(x.dtype)
+        x, kernel, contracted, preferred_element_type=accumulation_dtype(x.dtype)
     )
 
 
-def _dot_by_group(x: Image, kernels: Float[Array, "g c d"], size: int) -> Image:
-    """The product of each group with its own kernel.
+def _dot_per_ghost_batch(x: Image, kernels: Float[Array, "g c d"], size: int) -> Image:
+    """Multiplies each ghost batch with a kernel of its own.
 
-    One product, of the input put at its group's place among zeros, which compilers for
-    TPUs never write to memory.
+    It is one product: each example's channels are placed at those of its ghost batch,
+    and zeros at all others, which compilers for TPUs never write to memory.
     """
     b, h, w, _ = x.shape
     own = jnp.arange(b)[:, None] // size == jnp.arange(len(kernels))
@@ -206,10 +200,5 @@ def _dot_by_group(x: Image, kernels: Float[Array, "g c d"], size: int) -> Image:
     return _dot(placed.reshape(b, h, w, -1), kernels.reshape(-1, kernels.shape[-1]))
 
 
-# Of small matrices, in full precision.
-_small = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
-
-
-def of_examples(groups: Statistics, size: int) -> Float[Array, "b 1 1 f"]:
-    """What each example's group has, of groups of `size` consecutive examples."""
-    return jnp.repeat(groups, size, axis=0)[:, None, None]
+# Products of small matrices are computed in full precision.
+_small_einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)

@@ -1,4 +1,4 @@
-"""The same networks in torch, eager or compiled, in `channels_last`."""
+"""Makes the same train step and inference in torch, eager or compiled."""
 
 from collections.abc import Callable
 
@@ -11,29 +11,37 @@ LEARNING_RATE, MOMENTUM, DECAY = 0.1, 0.9, 1e-4
 
 
 class Block(nn.Module):
-    """A block of two convolutions; what is added grows by zeros."""
+    """A block of two 3x3 convolutions; the shortcut is padded with zero channels.
 
-    def __init__(self, before: int, width: int):
+    It downsamples by 2 where it doubles the number of channels.
+    """
+
+    def __init__(self, in_width: int, width: int):
         super().__init__()
-        self.stride, self.more = width // before, width - before
+        self.stride, self.padding = width // in_width, width - in_width
         stride = self.stride
-        self.conv1 = nn.Conv2d(before, width, 3, stride, 1, bias=False)
+        self.conv1 = nn.Conv2d(in_width, width, 3, stride, 1, bias=False)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.norm1, self.norm2 = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Applies the block to images `b c h w`."""
         y = functional.relu(self.norm1(self.conv1(x)))
         y = self.norm2(self.conv2(y))
-        if self.more:
+        if self.padding:
             x = x[:, :, :: self.stride, :: self.stride]
-            x = functional.pad(x, (0, 0, 0, 0, 0, self.more))
+            x = functional.pad(x, (0, 0, 0, 0, 0, self.padding))
         return functional.relu(x + y)
 
 
-def network_of(model: str):
-    """torchvision's network, or the CIFAR network of He et al. 2015, section 4.2.
+def make_network(model: str) -> nn.Module:
+    """Makes torchvision's network, or a CIFAR network of He et al. 2015, section 4.2.
 
-    Raises LookupError if there is neither.
+    Args:
+      model: The name of a network of torchvision, or `cifar_resnet` and a depth.
+
+    Raises:
+      LookupError: The name is neither.
     """
     if hasattr(torchvision.models, model):
         return getattr(torchvision.models, model)()
@@ -60,11 +68,12 @@ def network_of(model: str):
 def step(
     model: str, size: int, batch: int, dtype: str, device: str = "cpu"
 ) -> Callable[[], None]:
-    """An eager train step in `channels_last`, bfloat16 by autocast.
+    """Returns a call of the eager train step, in `channels_last`.
 
-    On a GPU (`device="cuda"`) a call returns before the step has ended.
+    It uses autocast if `dtype` is bfloat16. On a GPU (`device="cuda"`) a call returns
+    before the step has ended.
     """
-    network = network_of(model).to(device, memory_format=torch.channels_last)
+    network = make_network(model).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         network.parameters(),
         LEARNING_RATE,
@@ -87,19 +96,21 @@ def step(
 
 
 def inference(model: str, size: int, batch: int, dtype: str) -> Callable[[], None]:
-    """Logits, eagerly; bfloat16 by autocast."""
-    return _inference(network_of(model).eval(), size, batch, dtype)
+    """Returns a call that computes logits eagerly, in bfloat16 by autocast."""
+    return _inference(make_network(model).eval(), size, batch, dtype)
 
 
 def compiled_inference(
     model: str, size: int, batch: int, dtype: str
 ) -> Callable[[], None]:
-    """Logits of `torch.compile`'s program."""
-    network = network_of(model).eval().to(memory_format=torch.channels_last)
+    """Returns a call of the program that `torch.compile` makes for the logits."""
+    network = make_network(model).eval().to(memory_format=torch.channels_last)
     return _inference(torch.compile(network), size, batch, dtype)
 
 
-def _inference(network, size: int, batch: int, dtype: str) -> Callable[[], None]:
+def _inference(
+    network: nn.Module, size: int, batch: int, dtype: str
+) -> Callable[[], None]:
     network = network.to(memory_format=torch.channels_last)
     image = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
     half = dtype == "bfloat16"

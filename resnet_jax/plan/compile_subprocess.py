@@ -1,4 +1,8 @@
-"""Asks a compiler in a process of its own, once: answers are kept on disk."""
+"""Compiles the steps of a config in a subprocess, and keeps the figures on disk.
+
+The subprocess runs `compile_steps`. A compiler for TPUs needs its environment variables
+before JAX is imported, and it keeps what it has loaded.
+"""
 
 import hashlib
 import importlib.util
@@ -19,10 +23,11 @@ from resnet_jax.data.sources import KNOWN, open_source
 from resnet_jax.errors import UserError, reason_of
 from resnet_jax.persistence import user_cache, versions
 
-# What cannot change a compiled step; of this package, only what asks the compiler can.
-ASIDE = tuple(f"resnet_jax/{n}/" for n in ("analysis", "bench", "weights", "plan"))
-ASKING = tuple(f"resnet_jax/plan/{n}.py" for n in ("compiled", "hlo"))
-# libtpu must neither look for a TPU nor be kept from compiling by one that is in use.
+# Folders whose code cannot change a compiled step or the figures read from it, but for
+# two files of this folder.
+UNRELATED = tuple(f"resnet_jax/{n}/" for n in ("analysis", "bench", "weights", "plan"))
+RELATED = tuple(f"resnet_jax/plan/{n}.py" for n in ("compile_steps", "hlo"))
+# With this environment libtpu neither looks for a TPU nor fails since one is in use.
 FOR_TPU = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -33,7 +38,7 @@ FOR_TPU = {
 }
 
 
-def ask(
+def compile_config(
     config: ConfigDict,
     topology: str,
     *,
@@ -41,17 +46,21 @@ def ask(
     evaluation: bool = True,
     fresh: bool = False,
 ) -> dict:
-    """What a compiler says of a config on a topology: see `compiled.facts`.
+    """Returns a compiler's figures for a config on a topology.
 
     Args:
-      config: see `resnet_jax/config/defaults.py`.
-      topology: see `chips.chip_of`.
-      per_chip: images a step and chip, in place of `config.batch_size`; 0: as there.
-      evaluation: whether the evaluation step is compiled as well.
-      fresh: compiles even if the answer is known.
+      config: The run's configuration (`resnet_jax/config/defaults.py`).
+      topology: The devices, such as `local`, `v5e:2x4` or `2*v5e:2x4`.
+      per_chip: Images per step and chip. 0 takes `config.batch_size`.
+      evaluation: Also compiles the evaluation step.
+      fresh: Compiles even if the figures are on disk.
+
+    Returns:
+      The figures of `compile_steps.facts`, and `versions` (see `versions`).
 
     Raises:
-      UserError: the config or the topology cannot be, or there is no libtpu.
+      UserError: The config or the topology is not valid, libtpu is not installed, or
+        the compiler failed.
     """
     tpu = bool(chip_of(topology))
     if tpu and not importlib.util.find_spec("libtpu"):
@@ -65,52 +74,53 @@ def ask(
         "per_chip": per_chip,
         "evaluation": evaluation,
     }
-    # Steps and hours depend on it, too.
+    # The number of steps depends on the data, too.
     question = request | {"data": data_of(config)}
     try:
         known = user_cache.directory() / "plan" / f"{key_of(question)}.json"
         user_cache.claim(known.parent)
     except UserError as error:
-        output.warn(f"answers are not kept: {error}")
+        output.warn(f"The figures of this compilation are not kept: {error}")
         known = None
-    if known and not fresh and (answer := _kept(known)):
-        return answer
-    found = _answer(request, FOR_TPU if tpu else {})
-    found["versions"] = compiler_versions()
+    if known and not fresh and (facts := _load(known)):
+        return facts
+    facts = _compile(request, FOR_TPU if tpu else {})
+    facts["versions"] = compiler_versions()
     if known:
-        _keep(known, json.dumps(found))
-    return found
+        _save(known, json.dumps(facts))
+    return facts
 
 
-def _kept(path: pathlib.Path) -> dict | None:
-    """The answer of a file, or None if there is none that is whole."""
+def _load(path: pathlib.Path) -> dict | None:
+    """Returns the figures in a file, or None if it is missing or damaged."""
     try:
-        found = json.loads(path.read_text())
+        facts = json.loads(path.read_text())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        output.warn(f"{path} is damaged ({error}); compiling")
+        output.warn(f"{path} is damaged ({error}). The steps are compiled again.")
         return None
-    whole = isinstance(found, dict) and {"train", "versions"} <= found.keys()
-    return found if whole else None
+    complete = isinstance(facts, dict) and {"train", "versions"} <= facts.keys()
+    return facts if complete else None
 
 
-def _answer(request: dict, environment: dict[str, str]) -> dict:
+def _compile(request: dict, environment: dict[str, str]) -> dict:
+    """Runs `compile_steps` with a request; raises UserError if that fails."""
     config, batch = request["config"], request["per_chip"]
-    images = f"{batch} images a chip" if batch else f"{config['batch_size']} images"
+    images = f"{batch} images per chip" if batch else f"{config['batch_size']} images"
     output.note(
         f"compiling {config['model']['name']} for {request['topology']}, {images}"
         " (minutes for a large network)"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "resnet_jax.plan.compiled"],
+        [sys.executable, "-m", "resnet_jax.plan.compile_steps"],
         input=repr(request),
         capture_output=True,
         text=True,
         env={**os.environ, **environment},
     )
     try:
-        found = json.loads(done.stdout.splitlines()[-1])
+        facts = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         code = done.returncode
         how = f"exit code {code}" if code >= 0 else f"ended by signal {-code}"
@@ -118,28 +128,29 @@ def _answer(request: dict, environment: dict[str, str]) -> dict:
             f"The compiler failed for {request['topology']} ({how}):"
             f" {reason_of(done.stderr)}"
         ) from None
-    if "error" in found:
-        raise UserError(found["error"])
+    if "error" in facts:
+        raise UserError(facts["error"])
     for line in done.stderr.splitlines():
         if line.startswith("warning: "):
             output.note(line)
-    return found
+    return facts
 
 
-def _keep(path: pathlib.Path, text: str) -> None:
-    """Writes a file whole or not at all; a disk that refuses costs only time."""
+def _save(path: pathlib.Path, text: str) -> None:
+    """Writes a complete file or none; a failure is a warning, as it costs only time."""
     try:
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
             file.write(text)
         os.replace(file.name, path)
     except OSError as error:
-        output.warn(f"{path}: {error.strerror}; not kept")
+        output.warn(f"{path} cannot be written: {error.strerror}.")
 
 
 def data_of(config: ConfigDict) -> list[tuple[int, tuple[str, ...]]]:
-    """Images and classes of both splits, but of data sets that need not be there.
+    """Returns the number of images and the classes of each split that is on disk.
 
-    Raises UserError as `open_source`.
+    Data sets of known size (`KNOWN`) need not be on disk and are left out. Raises
+    UserError if another one cannot be opened.
     """
     data = config.data
     splits = (
@@ -155,7 +166,7 @@ def data_of(config: ConfigDict) -> list[tuple[int, tuple[str, ...]]]:
 
 
 def key_of(request: dict) -> str:
-    """Names an answer by all that it depends on."""
+    """Returns the name of a file of figures: a digest of all that they depend on."""
     prefixes = ("JAX_", "XLA_", "LIBTPU_")
     environment = {k: v for k, v in os.environ.items() if k.startswith(prefixes)}
     parts = [repr(request), compiler_versions(), code(), sorted(environment.items())]
@@ -165,7 +176,7 @@ def key_of(request: dict) -> str:
 
 
 def compiler_versions() -> dict[str, str]:
-    """Of what has a say in how a program is compiled."""
+    """Returns the versions of Python and of the packages that affect compilation."""
     found = {"python": platform.python_version()}
     for name in ("jax", "jaxlib", "flax", "optax", "libtpu"):
         try:
@@ -176,7 +187,7 @@ def compiler_versions() -> dict[str, str]:
 
 
 def code() -> str:
-    """A digest of the code that a compiled step comes from."""
+    """Returns a digest of the code that determines a compiled step and its figures."""
     return versions.code_checksum(
-        lambda name: name.startswith(ASIDE) and name not in ASKING
+        lambda name: name.startswith(UNRELATED) and name not in RELATED
     )

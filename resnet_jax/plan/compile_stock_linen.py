@@ -1,7 +1,7 @@
-"""What libtpu says of the stock step of ResNet-50 on one device of a TPU.
+"""Compiles ResNet-50 of stock Linen for one TPU device, and prints libtpu's figures.
 
-`python -m resnet_jax.plan.stock v3 v4` prints the figures of `calibration.STOCK`; a
-compilation takes minutes.
+`python -m resnet_jax.plan.compile_stock_linen v3 v4` prints the figures of
+`calibration.STOCK`. It needs libtpu but no TPU. Each chip takes minutes.
 """
 
 import os
@@ -10,26 +10,32 @@ from resnet_jax.compiler.chips import CHIPS
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser
 from resnet_jax.errors import check_known
-from resnet_jax.plan.ask import FOR_TPU, compiler_versions
 from resnet_jax.plan.calibration import Stock
+from resnet_jax.plan.compile_subprocess import FOR_TPU, compiler_versions
 
 
 def figures(
     chip: str, *, model: str = "resnet50", image_size: int = 224, images: int = 128
 ) -> Stock:
-    """Compiles the step of `plan/peer_linen.py` in bfloat16 for one device.
+    """Compiles the step of `plan/stock_linen.py` in bfloat16 for one device.
 
-    The environment must be that of `ask.FOR_TPU` before JAX is imported.
+    The environment must be `compile_subprocess.FOR_TPU` before JAX is imported.
+
+    Args:
+      chip: Name of the chip, a key of `CHIPS`.
+      model: Name of the network; see `stock_linen.make_network`.
+      image_size: Height and width of the images in pixels.
+      images: Number of images per step.
     """
     import jax
 
     from resnet_jax.parallel import sharding
-    from resnet_jax.plan import compiled, peer_linen
+    from resnet_jax.plan import compile_steps, stock_linen
 
     topology = chip + ":" + "x".join("221"[: CHIPS[chip].axes])
-    devices = compiled.devices_of(topology)
+    devices = compile_steps.devices_of(topology)
     mesh = sharding.make_mesh(devices[:1])
-    step, state, batch = peer_linen.train_step(model, image_size, images, "bfloat16")
+    step, state, batch = stock_linen.train_step(model, image_size, images, "bfloat16")
 
     def on_one(tree):
         placed = sharding.replicated(mesh)
@@ -39,8 +45,8 @@ def figures(
 
     batch = on_one(batch)
     lowered = step.lower(on_one(state), batch)
-    found = compiled.of_step(lowered.compile, {}, batch, mesh)
-    where = compiled.where_of(topology, devices)
+    found = compile_steps.of_step(lowered.compile, {}, batch, mesh)
+    where = compile_steps.where_of(topology, devices)
     named = compiler_versions()
     return Stock(
         images=images,
@@ -55,17 +61,18 @@ def figures(
 
 def main(argv: list[str]) -> None:
     """Runs the command; see the module's docstring."""
-    parser = Parser("plan.stock", __doc__)
+    parser = Parser("plan.compile_stock_linen", __doc__)
     parser.add_argument(
         "chips",
         nargs="+",
         metavar="CHIP",
-        help=f"A chip to compile for: {', '.join(CHIPS)}.",
+        help="The chips to compile for, with spaces between them. Each is one of"
+        f" {', '.join(CHIPS)}.",
     )
     args = parser.parse(argv[1:])
     for chip in args.chips:
         check_known(f"chip {chip!r}", chip, CHIPS)
-    # Before JAX is imported.
+    # libtpu reads these variables when JAX is imported.
     os.environ.update(FOR_TPU)
     for chip in args.chips:
         output.answer(f'"{chip}": {figures(chip)},')

@@ -1,7 +1,7 @@
-"""The processes of `bench gpu`: logits of networks, and one framework's train step.
+"""Runs in the processes of `bench gpu`: logits, or one framework's train step.
 
-Nothing is imported but what the task needs: the interpreter of torch may have no JAX,
-and a bare machine has no Grain, tfds and ml_collections.
+A process imports only what its task needs: the interpreter of torch may have no JAX,
+and a bare machine lacks Grain, tfds and ml_collections.
 """
 
 import collections
@@ -17,10 +17,10 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from resnet_jax.bench.baseline import answers
+from resnet_jax.bench.worker import open_answers
 from resnet_jax.errors import UserError
 
-# ImageNet's statistics, as the recipes have them; their values do not change the speed.
+# The recipes' statistics of ImageNet. Their values do not change the speed.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -30,8 +30,8 @@ class Steps:
 
     Attributes:
       call: Starts a step; it may return before the step has ended.
-      wait: Returns when all steps that were started have ended.
-      peak: Returns the most bytes of device memory that were in use; on a CPU, of the
+      wait: Waits until all started steps have ended.
+      peak: Returns the peak of the device memory in use, in bytes; on a CPU, of the
         process's memory.
     """
 
@@ -40,13 +40,20 @@ class Steps:
     peak: Callable[[], int]
 
 
-# Makes the step of a model, image size, batch size and dtype. The functions that return
-# one import what it needs and start the device, so that neither is timed.
+# A function that makes the step of a model, image size, batch size and dtype. The
+# functions that return a maker import what it needs and start the device, so that
+# neither is timed.
 Maker = Callable[[str, int, int, str], Steps]
 
 
 def this_library(platform: str) -> Maker:
-    """Returns the maker of the step that `main` compiles, with the peers' optimizer."""
+    """Returns the maker of the step that `main` compiles.
+
+    The optimizer is that of the baselines.
+
+    Args:
+      platform: JAX's name of the platform, such as `gpu` or `cpu`.
+    """
     _stand_in_for_ml_collections()
     import functools
 
@@ -58,16 +65,16 @@ def this_library(platform: str) -> Maker:
     from resnet_jax.kernels import platforms
     from resnet_jax.models import create_model
     from resnet_jax.parallel import process_memory
-    from resnet_jax.plan import peer_linen
+    from resnet_jax.plan import stock_linen
     from resnet_jax.training import step
 
     process_memory.keep_freed_memory()
     device = jax.local_devices(backend=platform)[0]
 
     def make(model: str, size: int, batch: int, dtype: str) -> Steps:
-        # Batch statistics of the whole batch, as the peers have them.
+        # As in the baselines, batch norm normalizes over the whole batch.
         network = create_model(model, dtype=jnp.dtype(dtype))
-        optimizer = peer_linen.make_optimizer()
+        optimizer = stock_linen.make_optimizer()
         options = step.StepOptions(mean=MEAN, std=STD)
         init = functools.partial(
             step.init_state, network, optimizer, seed=0, image_size=size, ema=False
@@ -88,30 +95,34 @@ def this_library(platform: str) -> Maker:
         def next_state(state, batch):
             return compiled(state, batch)[0]
 
-        return _jax_steps(next_state, peer_linen.make_state(like), placed)
+        return _jax_steps(next_state, stock_linen.make_state(like), placed)
 
     return make
 
 
 def stock_linen(platform: str) -> Maker:
-    """Returns the maker of the step of `peer_linen`."""
+    """Returns the maker of the stock Linen step, for a platform of JAX."""
     import jax
 
-    from resnet_jax.plan import peer_linen
+    from resnet_jax.plan import stock_linen
 
     jax.local_devices(backend=platform)
 
     def make(model: str, size: int, batch: int, dtype: str) -> Steps:
-        return _jax_steps(*peer_linen.compiled_step(model, size, batch, dtype))
+        return _jax_steps(*stock_linen.compiled_step(model, size, batch, dtype))
 
     return make
 
 
 def torchvision(platform: str) -> Maker:
-    """Returns the maker of the eager step of `peer_torch`: channels_last, autocast."""
+    """Returns the maker of torch's eager step in channels_last with autocast.
+
+    Args:
+      platform: JAX's name of the platform, such as `gpu` or `cpu`.
+    """
     import torch
 
-    from resnet_jax.bench import peer_torch
+    from resnet_jax.bench import torch_baseline
 
     device = "cuda" if platform == "gpu" else "cpu"
     if device == "cuda":
@@ -127,7 +138,7 @@ def torchvision(platform: str) -> Maker:
         return torch.cuda.max_memory_allocated() if on_gpu else _peak_of_process()
 
     def make(model: str, size: int, batch: int, dtype: str) -> Steps:
-        run = peer_torch.step(model, size, batch, dtype, device)
+        run = torch_baseline.step(model, size, batch, dtype, device)
         return Steps(call=run, wait=wait, peak=peak)
 
     return make
@@ -144,7 +155,8 @@ MAKERS: dict[str, Callable[[str], Maker]] = {
 def _stand_in_for_ml_collections() -> None:
     """Lets the modules of the step be imported where ml_collections is missing.
 
-    They only annotate with its `ConfigDict`; a step is made without a config.
+    They use its `ConfigDict` in annotations only, since a step is made without a
+    config.
     """
     try:
         importlib.import_module("ml_collections")
@@ -171,15 +183,15 @@ def _jax_steps(compiled: Callable, state: Any, batch: dict) -> Steps:
 
 
 def _peak_of_process() -> int:
-    # Linux counts in KiB.
+    # Linux gives the peak in KiB.
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-# Commands: what a line of the input asks for, and the words behind it.
+# The commands of a process. A request is the name of a command, then its arguments.
 
 
 def logits_commands() -> dict[str, Callable]:
-    """Returns the commands of the process that computes logits."""
+    """Returns the commands of a process that computes logits."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -188,21 +200,21 @@ def logits_commands() -> dict[str, Callable]:
     from tests.helpers import keyed
 
     def device() -> dict:
-        found = jax.local_devices()[0]
-        return {"platform": found.platform, "kind": found.device_kind}
+        first = jax.local_devices()[0]
+        return {"platform": first.platform, "kind": first.device_kind}
 
     def logits(name: str, dtype: str) -> dict:
         spec = get_spec(name)
         image = keyed.images(1, keyed.sizes(spec)[0])
         network = create_model(name, dtype=jnp.dtype(dtype))
-        # Otherwise GPUs compute with TF32 where float32 is asked for.
+        # At the default precision, GPUs compute float32 convolutions in TF32.
         precision = "highest" if dtype == "float32" else None
         try:
             with jax.default_matmul_precision(precision):
-                found = jax.jit(network.apply)(keyed.variables(spec), image)
-            sample = keyed.golden_sample(np.asarray(found, np.float32))
+                values = jax.jit(network.apply)(keyed.variables(spec), image)
+            sample = keyed.golden_sample(np.asarray(values, np.float32))
         except Exception as error:
-            # One network that fails is reported; the others are still computed.
+            # A network that fails is reported, and the others are still computed.
             return {"error": _reported(error)}
         return {"logits": sample.tolist()}
 
@@ -210,19 +222,19 @@ def logits_commands() -> dict[str, Callable]:
 
 
 def step_commands(
-    who: str, model: str, size: str, batch: str, dtype: str, platform: str
+    framework: str, model: str, size: str, batch: str, dtype: str, platform: str
 ) -> dict[str, Callable]:
-    """Returns the commands of the process of one framework's train step.
+    """Returns the commands of a process that runs one framework's train step.
 
     Args:
-      who: A key of `MAKERS`.
-      model: The network.
-      size: The height and width of the images.
+      framework: A key of `MAKERS`.
+      model: The name of the network.
+      size: The height and width of the images in pixels.
       batch: The number of images.
-      dtype: The type of the computation.
+      dtype: The dtype of the computation.
       platform: JAX's name of the platform, such as `gpu` or `cpu`.
     """
-    make = MAKERS[who](platform)
+    make = MAKERS[framework](platform)
     made: list[Steps] = []
 
     def start() -> float:
@@ -232,7 +244,7 @@ def step_commands(
         except LookupError as error:
             if type(error) is not LookupError:
                 raise
-            # A peer lacks the network.
+            # The baseline lacks the network.
             raise UserError(*error.args) from None
         made[0].call()
         made[0].wait()
@@ -248,12 +260,12 @@ def step_commands(
     def kernels(count: str) -> list[dict]:
         import jax
 
-        from resnet_jax.bench import traces
+        from resnet_jax.bench import profiler_trace
 
         with tempfile.TemporaryDirectory() as folder:
             with jax.profiler.trace(folder):
                 steps(count)
-            events = list(traces.events_of(pathlib.Path(folder)))
+            events = list(profiler_trace.read_operations(pathlib.Path(folder)))
         return costliest(events, int(count))
 
     return {
@@ -265,49 +277,56 @@ def step_commands(
 
 
 def costliest(events: list[tuple[str, float]], steps: int) -> list[dict]:
-    """Returns the ten kernels that take longest, with their part of all kernels' time.
+    """Returns the ten kernels that take longest.
 
     Args:
       events: The name and the seconds of every kernel that ran.
       steps: The number of steps that ran.
+
+    Returns:
+      For each kernel its `name`, `ms_per_step`, `calls_per_step` and `share` of the
+      time of all kernels, the longest first.
     """
-    seconds, calls = collections.Counter(), collections.Counter()
+    durations: dict[str, list[float]] = collections.defaultdict(list)
     for name, duration in events:
-        seconds[name] += duration
-        calls[name] += 1
-    total = seconds.total()
+        durations[name].append(duration)
+    seconds = {name: sum(values) for name, values in durations.items()}
+    total = sum(seconds.values())
     return [
         {
             "name": name,
             "ms_per_step": 1e3 * spent / steps,
-            "calls_per_step": calls[name] / steps,
+            "calls_per_step": len(durations[name]) / steps,
             "share": spent / total,
         }
-        for name, spent in seconds.most_common(10)
+        for name, spent in sorted(seconds.items(), key=lambda item: -item[1])[:10]
     ]
 
 
 def _reported(error: Exception) -> str:
-    """Prints the traceback; returns the error in one line."""
+    """Prints the traceback, and returns the error in one line."""
     traceback.print_exception(error)
     return f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
 
 def main(argv: list[str]) -> None:
-    """Answers each line of the input; see `contender.Child`."""
-    answer = answers()
-    task, who, *case = argv[1:]
+    """Answers the requests of a `gpu.GPUWorker`, one line each."""
+    answer = open_answers()
+    task, framework, *case = argv[1:]
     try:
-        commands = step_commands(who, *case) if task == "step" else logits_commands()
+        if task == "step":
+            commands = step_commands(framework, *case)
+        else:
+            commands = logits_commands()
         for line in sys.stdin:
-            verb, *words = line.split()
-            answer(commands[verb](*words))
+            command, *words = line.split()
+            answer(commands[command](*words))
     except ModuleNotFoundError as error:
         answer(f"{error.name} is not installed")
     except UserError as error:
         answer(str(error))
     except Exception as error:
-        # Such as too little memory: the command reports it and measures the rest.
+        # For example, memory may run out. The parent reports it and measures the rest.
         answer(_reported(error))
 
 

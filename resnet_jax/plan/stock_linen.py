@@ -1,4 +1,4 @@
-"""The same networks in stock Linen, as the Flax ImageNet example trains them."""
+"""Bottleneck ResNets in stock Linen, as the Flax ImageNet example trains them."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -8,14 +8,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-
-from resnet_jax.models import get_spec
+from jaxtyping import Array, Float
 
 LEARNING_RATE, MOMENTUM, DECAY = 0.1, 0.9, 1e-4
+STAGE_SIZES = {
+    "resnet26": (2, 2, 2, 2),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+    "resnet152": (3, 8, 36, 3),
+}
 
 
 class Bottleneck(nn.Module):
-    """A bottleneck of `nn.Conv` and `nn.BatchNorm`, as in the Flax ImageNet example."""
+    """A bottleneck of `nn.Conv` and `nn.BatchNorm`, as in the Flax ImageNet example.
+
+    Attributes:
+      width: Number of channels of the first two convolutions; the last has four times
+        as many.
+      stride: Stride of the 3x3 convolution and of the projection.
+      conv: Makes a convolution from its channels, kernel size and strides.
+      norm: Makes a batch norm.
+    """
 
     width: int
     stride: int
@@ -23,7 +36,8 @@ class Bottleneck(nn.Module):
     norm: Callable
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W d"]:
+        """Returns the output of the block."""
         y = nn.relu(self.norm()(self.conv(self.width, (1, 1))(x)))
         y = self.conv(self.width, (3, 3), (self.stride, self.stride))(y)
         y = nn.relu(self.norm()(y))
@@ -35,13 +49,21 @@ class Bottleneck(nn.Module):
 
 
 class StockResNet(nn.Module):
-    """ResNet-26, -50, -101 or -152 as one writes it with Linen's layers."""
+    """ResNet-26, -50, -101 or -152 as one writes it with Linen's layers.
+
+    Attributes:
+      stage_sizes: Number of bottlenecks of each stage.
+      dtype: Type of the computation. Parameters are float32.
+    """
 
     stage_sizes: Sequence[int]
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x, train: bool):
+    def __call__(
+        self, x: Float[Array, "b h w c"], train: bool
+    ) -> Float[Array, "b 1000"]:
+        """Returns the logits of a batch of images in float32."""
         conv = partial(nn.Conv, use_bias=False, dtype=self.dtype)
         norm = partial(
             nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype
@@ -57,10 +79,10 @@ class StockResNet(nn.Module):
 
 
 def make_network(model: str, dtype: str) -> StockResNet:
-    """A `StockResNet`; raises LookupError for networks that are none."""
-    if model not in ("resnet26", "resnet50", "resnet101", "resnet152"):
+    """Makes a `StockResNet`; raises LookupError for networks that it cannot be."""
+    if model not in STAGE_SIZES:
         raise LookupError(f"stock Linen has no {model} here")
-    return StockResNet(get_spec(model).stage_sizes, jnp.dtype(dtype))
+    return StockResNet(STAGE_SIZES[model], jnp.dtype(dtype))
 
 
 def make_optimizer() -> optax.GradientTransformation:
@@ -72,10 +94,21 @@ def make_optimizer() -> optax.GradientTransformation:
 
 
 def train_step(model: str, size: int, batch: int, dtype: str):
-    """The jitted train step of `StockResNet`, and shapes of its two arguments.
+    """Makes the train step of a `StockResNet`.
 
-    The state (donated) are parameters, running statistics and momentum; a batch has
-    `image` and `label`. Raises LookupError for networks that are no `StockResNet`.
+    Args:
+      model: Name of the network, a key of `STAGE_SIZES`.
+      size: Height and width of the images in pixels.
+      batch: Number of images per step.
+      dtype: Type of the computation and of the images.
+
+    Returns:
+      The jitted step, and the shapes of its two arguments: the state (parameters,
+      running statistics and momentum), which is donated, and the batch, a dictionary of
+      `image` and `label`.
+
+    Raises:
+      LookupError: A `StockResNet` cannot be this network.
     """
     network = make_network(model, dtype)
     optimizer = make_optimizer()
@@ -110,7 +143,7 @@ def train_step(model: str, size: int, batch: int, dtype: str):
 
 
 def compiled_step(model: str, size: int, batch: int, dtype: str):
-    """Returns the compiled train step, a state and a batch of noise."""
+    """Returns the compiled step of `train_step`, a state and a batch of noise."""
     jitted, state_like, shapes = train_step(model, size, batch, dtype)
     compiled = jitted.lower(state_like, shapes).compile()
     rng = np.random.default_rng(0)
@@ -123,7 +156,7 @@ def compiled_step(model: str, size: int, batch: int, dtype: str):
 
 
 def make_state(like):
-    """Returns a state of these shapes; its values do not change the speed."""
+    """Returns a state of these shapes, of values that do not change the speed."""
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda x: jnp.asarray(rng.uniform(0.01, 0.02, x.shape), x.dtype), like
@@ -131,7 +164,11 @@ def make_state(like):
 
 
 def step(model: str, size: int, batch: int, dtype: str) -> Callable[[], None]:
-    """A train step on noise."""
+    """Compiles the step of `train_step`.
+
+    Returns:
+      A function that runs one step on noise and waits for its end.
+    """
     compiled, state, placed = compiled_step(model, size, batch, dtype)
 
     def run() -> None:
@@ -142,7 +179,11 @@ def step(model: str, size: int, batch: int, dtype: str) -> Callable[[], None]:
 
 
 def compile_step(model: str, size: int, batch: int, dtype: str) -> Callable[[], None]:
-    """From the network's definition to the compiled train step, once."""
+    """Checks that the network exists, without compiling its step.
+
+    Returns:
+      A function that traces, lowers and compiles the train step once.
+    """
 
     def run() -> None:
         jitted, state_like, shapes = train_step(model, size, batch, dtype)

@@ -1,8 +1,8 @@
-"""What a compiler says of the steps of a config, on devices that need not be there.
+"""Compiles the steps of a config for devices that need not exist, and reads figures.
 
-`python -m resnet_jax.plan.compiled` reads a request from standard input and writes the
-answer to standard output; `ask` makes such a process, since a compiler for TPUs wants
-its environment before JAX is imported, and keeps what it has loaded.
+The figures are the compiler's: memory, operations, bytes, cycles and collectives.
+`python -m resnet_jax.plan.compile_steps` reads a request from standard input and writes
+the figures to standard output. `compile_subprocess` starts such a process.
 """
 
 import ast
@@ -13,6 +13,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import psutil
@@ -36,8 +37,8 @@ from resnet_jax.training import programs
 from resnet_jax.training.experiment import Experiment, set_up
 from resnet_jax.training.validate import VIEWS
 
-# How XLA tells that a program does not fit, and how much it wanted of how much.
-WANTED = re.compile(
+# XLA's message that a program does not fit: the memory that it needs and that exists.
+NEEDED = re.compile(
     r"(?:Used |\()([\d.]+)([KMGT]?)\)?(?: of | exceeds available HBM \()"
     r"([\d.]+)([KMGT]?)"
 )
@@ -47,25 +48,27 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 def facts(
     config: ConfigDict, topology: str, per_chip: int = 0, evaluation: bool = True
 ) -> dict:
-    """What follows from a config on a topology, and what its compiler says.
+    """Returns the compiler's figures for a config on a topology.
 
-    Where images grow during a run, its steps are those of the last size; of what is
-    evaluated, only the split is considered (not `evaluate.sets`).
+    If images grow during a run, all its steps are taken to have the last size. Only the
+    eval split is evaluated, not `evaluate.sets`.
 
     Args:
-      config: see `resnet_jax/config/defaults.py`; data sets of `KNOWN` need not be
-        there.
-      topology: `local`, or as `v5e:2x4` or `2*v5e:2x4`; TPUs need libtpu, and no TPU.
-      per_chip, evaluation: see `ask.ask`.
+      config: The run's configuration (`resnet_jax/config/defaults.py`). Data sets of
+        `KNOWN` need not be on disk.
+      topology: The devices: `local`, or a TPU topology such as `v5e:2x4` or
+        `2*v5e:2x4`, which needs libtpu but no TPU.
+      per_chip: Images per step and chip. 0 takes `config.batch_size`.
+      evaluation: Also compiles the evaluation step.
 
     Returns:
-      `devices`, `chips`, `hosts`, `slices` (counts), `chip` (of `CHIPS`, or ''),
-      `kind`, `memory` (bytes of a device), of the run `params`, `macs` (of one image's
-      forward pass), `batch_size`, `steps`, `train_images`, `eval_images`,
-      `eval_batch_size`, `evaluations`, and `train` and `eval`: see `of_step`.
+      The facts of the topology (see `where_of`); of the run `model`, `dtype`,
+      `sharding`, `image_size`, `params`, `macs` (of the forward pass of one image),
+      `batch_size`, `eval_batch_size`, `steps`, `train_images`, `eval_images` and
+      `evaluations`; and the figures of `train` and `eval` (see `of_step`).
 
     Raises:
-      UserError: the config or the topology cannot be.
+      UserError: The config or the topology is not valid.
     """
     devices = devices_of(topology)
     where = where_of(topology, devices)
@@ -83,7 +86,8 @@ def facts(
     batch = programs.train_batch_like(setup)
     run = _run(setup)
     forward = 2 * run["macs"] / where["devices"]
-    # Forward and the gradients by input and kernel; SAM does so twice.
+    # The forward pass, the gradients of the inputs and those of the kernels take the
+    # same number of operations. SAM computes all three twice.
     passes = 6 if config.optim.sam_rho else 3
     train = of_step(
         lambda: programs.compile_lowered(
@@ -111,17 +115,17 @@ def facts(
 
 
 def devices_of(topology: str) -> list:
-    """The devices of a topology; those of TPUs are only described."""
+    """Returns the devices of a topology; for TPUs, descriptions of devices."""
     name = chip_of(topology)
     if not name:
         return sharding.find_devices()
     chip = CHIPS[name]
-    options = {"chip_config_name": chip.config}
+    options: dict[str, Any] = {"chip_config_name": chip.config}
     sides = sides_of(topology)
     if math.prod(sides) <= chip.host:
         options["chips_per_host_bounds"] = (*sides, 1)[:3]
     try:
-        found = topologies.get_topology_desc(
+        description = topologies.get_topology_desc(
             platform="tpu",
             topology_name=topology.rpartition("*")[2],
             num_slices=slices_of(topology),
@@ -130,26 +134,32 @@ def devices_of(topology: str) -> list:
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"libtpu knows no topology {topology} ({reason}); take a shape in which"
-            f" {name} is sold, see {chip.source.partition(';')[0]}."
+            f"libtpu does not know the topology {topology} ({reason}). Take a shape in"
+            f" which {name} is sold (see {chip.source.partition(';')[0]})."
         ) from None
-    return list(found.devices)
+    return list(description.devices)
 
 
 def where_of(topology: str, devices: list) -> dict:
-    """The part of `facts` that is of the devices alone."""
+    """Returns the facts of a topology.
+
+    Returns:
+      The `topology`, the numbers of `devices`, `chips`, `hosts` and `slices`, the
+      devices' `kind`, the `chip` (a key of `CHIPS`, or "" if unknown), and the `memory`
+      of a device in bytes.
+    """
     first = devices[0]
     # Chips of different slices have the same coordinates.
-    at = {
+    chips = {
         (sharding.slice_of(device), *getattr(device, "coords", (device.id,)))
         for device in devices
     }
     hosts = len({device.process_index for device in devices})
     name = chip_of(topology) or chip_of_device(first.device_kind)
     if name:
-        memory = CHIPS[name].hbm * len(at) // len(devices)
+        memory = CHIPS[name].hbm * len(chips) // len(devices)
     else:
-        # The devices of a CPU share its memory.
+        # All devices of a CPU share its memory.
         stats = first.memory_stats() or {}
         shared = psutil.virtual_memory().total // len(devices)
         memory = stats.get("bytes_limit", shared)
@@ -158,14 +168,15 @@ def where_of(topology: str, devices: list) -> dict:
         "kind": first.device_kind,
         "chip": name,
         "devices": len(devices),
-        "chips": len(at),
+        "chips": len(chips),
         "hosts": hosts,
-        "slices": len({slice_ for slice_, *_ in at}),
+        "slices": len({slice_ for slice_, *_ in chips}),
         "memory": memory,
     }
 
 
 def _run(setup: Experiment) -> dict:
+    """Returns the facts of a run that do not depend on a compiler."""
     config, model = setup.config, setup.model
     return {
         "model": config.model.name,
@@ -186,7 +197,14 @@ def _run(setup: Experiment) -> dict:
 
 
 def stand_in(config: ConfigDict) -> ConfigDict:
-    """The config with noise in place of data of known size, and nothing in memory."""
+    """Replaces data sets of known size by noise, so that they need not be on disk.
+
+    Args:
+      config: The run's configuration, which is not changed.
+
+    Returns:
+      A copy of the config without a data cache and without `evaluate.sets`.
+    """
     config = ConfigDict(config.to_dict())
     data = config.data
     with config.ignore_type():
@@ -196,7 +214,7 @@ def stand_in(config: ConfigDict) -> ConfigDict:
             (data.source, "source", data.train_split),
         ):
             classes, sizes = KNOWN.get(source, (0, {}))
-            name = re.match(r"\w*", split)[0]
+            name = re.split(r"\W", split, maxsplit=1)[0]
             if name in sizes:
                 data[key] = f"fake:{classes}:{sizes[name]}"
     return config
@@ -209,25 +227,26 @@ def of_step(
     mesh: Mesh,
     least: float = 0.0,
 ) -> dict:
-    """What the compiler says of a step.
+    """Compiles a step and returns the compiler's figures for it.
 
     Args:
-      step: compiles it.
-      parts: trees of shapes with their shardings, by what they are.
-      batch: as these.
-      mesh: of the devices.
-      least: operations of a device that the network's MACs are, for programs with
-        loops, whose operations compilers count once.
+      step: Returns the compiled step.
+      parts: Trees of `jax.ShapeDtypeStruct` with shardings, by the name of the part.
+      batch: The batch, as such a tree.
+      mesh: The mesh of the devices.
+      least: Operations per device that the network's MACs amount to. Compilers count
+        the operations of a loop's body once, so this is the minimum for such a program.
 
     Returns:
-      `seconds` of compiling, and either `wanted` and `limit` (bytes of a device,
-      where told), if the program does not fit, or `memory` (bytes of a device by
-      part), of a device `flops`, `bytes` (read and written), `hbm_bytes` (of these,
-      in its main memory) and `cycles` (0 where the compiler does not tell), and
-      `collectives`.
+      `seconds` (of compiling). If the program does not fit, `wanted` and `limit`: bytes
+      of a device that it needs and that exist, or 0 if the compiler does not say. If it
+      fits, per device: `memory` (bytes by part), `flops`, `bytes` (read and written),
+      `hbm_bytes` (those of the main memory), `cycles` (0 if the compiler does not
+      estimate them) and `collectives`.
 
     Raises:
-      UserError: the compiler cannot tell what it made.
+      UserError: The compiler does not give the program's text, or the text has a form
+        that cannot be read.
     """
     started = time.perf_counter()
     try:
@@ -235,12 +254,14 @@ def of_step(
     except jax.errors.JaxRuntimeError as error:
         if NO_MEMORY not in str(error):
             raise
-        numbers = WANTED.search(str(error))
+        numbers = NEEDED.search(str(error))
         wanted, limit = _amounts(numbers) if numbers else (0, 0)
         seconds = time.perf_counter() - started
         return {"wanted": wanted, "limit": limit, "seconds": seconds}
     seconds = time.perf_counter() - started
-    stats, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    # Any: JAX says that a backend may have no analysis, which these backends have.
+    stats: Any = compiled.memory_analysis()
+    cost: Any = compiled.cost_analysis()
     memory = {name: _bytes(tree) for name, tree in parts.items() if _bytes(tree)}
     memory["batch"] = _bytes(batch)
     memory["padding"] = max(stats.argument_size_in_bytes - sum(memory.values()), 0)
@@ -248,11 +269,12 @@ def of_step(
     memory["activations"] = stats.temp_size_in_bytes
     memory["program"] = stats.generated_code_size_in_bytes
     try:
-        text = compiled.as_text()
+        text = compiled.as_text() or ""
     except jax.errors.JaxRuntimeError as error:
         raise UserError(
-            f"This compiler cannot tell what it made ({str(error).splitlines()[0]});"
-            " take a newer jax, which for TPU7x is 0.12 on Python 3.12."
+            "This compiler does not give the text of its program"
+            f" ({str(error).splitlines()[0]}). Install a newer jax: for TPU7x, 0.12 on"
+            " Python 3.12."
         ) from None
     flops = cost.get("flops", 0.0)
     try:
@@ -264,11 +286,11 @@ def of_step(
             "cycles": hlo.estimated_cycles(text),
         }
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        # The text is what another program wrote, in a form of its own.
+        # The format of the text belongs to the compiler, and may change.
         raise UserError(
-            "plan cannot read the program that this compiler made"
-            f" ({type(error).__name__}: {str(error)[:200]}). It reads those of libtpu"
-            " 0.0.30 to 0.0.52; install one of these."
+            "plan cannot read the program that this compiler wrote"
+            f" ({type(error).__name__}: {str(error)[:200]}). It reads programs of"
+            " libtpu 0.0.30 to 0.0.52; install one of these versions."
         ) from None
     return {
         "seconds": seconds,
@@ -276,19 +298,19 @@ def of_step(
         **read,
         "collectives": [
             {
-                "kind": one.kind,
-                "bytes": one.bytes,
-                "devices": one.devices or mesh.size,
-                "slices": one.slices,
-                "times": one.times * number,
+                "kind": collective.kind,
+                "bytes": collective.bytes,
+                "devices": collective.devices or mesh.size,
+                "slices": collective.slices,
+                "times": collective.times * number,
             }
-            for one, number in found.items()
+            for collective, number in found.items()
         ],
     }
 
 
 def _bytes(tree) -> int:
-    """What a device holds of a tree."""
+    """Returns the bytes of a tree that each device holds."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -296,13 +318,14 @@ def _bytes(tree) -> int:
 
 
 def _amounts(numbers: re.Match) -> tuple[int, int]:
+    """Returns the bytes that a match of `NEEDED` names."""
     wanted, unit, limit, limits_unit = numbers.groups()
     return int(float(wanted) * UNITS[unit]), int(float(limit) * UNITS[limits_unit])
 
 
 def main() -> None:
-    """Answers one request: the arguments of `facts` as a dictionary of literals."""
-    # Whatever else is printed must not mix with the answer.
+    """Answers one request: the arguments of `facts`, as the literal of a dictionary."""
+    # Libraries may print to standard output, which must hold only the answer.
     answer, sys.stdout = sys.stdout, sys.stderr
     request = ast.literal_eval(sys.stdin.read())
     try:

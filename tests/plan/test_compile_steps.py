@@ -1,4 +1,4 @@
-"""What `plan` asks a compiler, and makes of its answer."""
+"""Tests of compiling the steps of a plan, and of the figures that follow."""
 
 import jax
 import pytest
@@ -8,8 +8,8 @@ from resnet_jax.compiler.chips import LOCAL
 from resnet_jax.config import load
 from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
-from resnet_jax.plan import compiled
-from resnet_jax.plan.predict import total
+from resnet_jax.plan import compile_steps
+from resnet_jax.plan.estimate import total
 from resnet_jax.training import programs
 from resnet_jax.training.experiment import set_up
 from tests.helpers import tiny
@@ -17,14 +17,15 @@ from tests.helpers import tiny
 
 @pytest.fixture(scope="module")
 def planned() -> dict:
-    return compiled.facts(tiny.config({"ema_decay": 0.9}), LOCAL)
+    """Returns the figures of the tiny run with EMA on this machine."""
+    return compile_steps.facts(tiny.config({"ema_decay": 0.9}), LOCAL)
 
 
 @pytest.mark.slow
-def test_the_steps_are_those_that_training_compiles(planned):
+def test_plan_compiles_the_steps_that_training_runs(planned):
     setup = tiny.setup({"ema_decay": 0.9})
     stats = programs.compile_train_step(setup).memory_analysis()
-    # As XLA counts them: arguments, results that are no arguments, the rest, code.
+    # XLA counts arguments, results that do not alias arguments, temporaries and code.
     assert total(planned["train"]["memory"]) == (
         stats.argument_size_in_bytes
         + stats.output_size_in_bytes
@@ -36,89 +37,89 @@ def test_the_steps_are_those_that_training_compiles(planned):
     assert planned["eval"]["memory"]["activations"] == stats.temp_size_in_bytes
 
 
-def test_memory_is_told_by_part(planned):
+def test_memory_is_divided_into_parts(planned):
     memory, params = planned["train"]["memory"], planned["params"]
     assert memory["parameters"] == 4 * params
-    # A momentum each, and the number of steps.
+    # The optimizer has a momentum for each parameter, and the number of steps.
     assert memory["optimiser"] == 4 * params + 4
     assert memory["average"] == memory["parameters"] + memory["statistics"]
-    # Two images of eight by eight grey pixels, and their labels.
+    # Each device has two grey images of 8x8 pixels, and their labels.
     assert memory["batch"] == 2 * (8 * 8 + 4)
     assert memory["activations"] > 0
 
 
-def test_a_run_is_described(planned):
+def test_the_figures_describe_the_run(planned):
     expected = {"batch_size": 16, "devices": 8, "chips": 8, "hosts": 1, "steps": 4}
     expected |= {"train_images": 64, "eval_images": 64, "evaluations": 1, "chip": ""}
     assert planned | expected == planned
-    gradients = [one["bytes"] for one in planned["train"]["collectives"]]
-    # Gradients, running statistics and two metrics, in float32.
+    sizes = [each["bytes"] for each in planned["train"]["collectives"]]
+    # Collectives sum gradients, running statistics and two metrics, in float32.
     statistics = planned["train"]["memory"]["statistics"]
-    assert sum(gradients) == 4 * planned["params"] + statistics + 2 * 4
+    assert sum(sizes) == 4 * planned["params"] + statistics + 2 * 4
 
 
-def test_known_data_need_not_be_there():
+def test_known_data_sets_need_not_be_on_disk():
     config = load("configs/r50.py")
-    setup = set_up(compiled.stand_in(config))
+    setup = set_up(compile_steps.stand_in(config))
     assert len(setup.train.source) == 1_281_167
     assert len(setup.eval.source) == 50_000
     assert setup.model.spec.num_classes == 1000
-    # 90 epochs of 1251.1 steps.
+    # There are 90 epochs of 1251.1 steps.
     assert setup.total_steps == 112_603
-    # Whoever asked keeps the config.
+    # The caller's config is not changed.
     assert config.data.source == "tfds:imagenet2012"
 
 
-def test_a_part_of_known_data_is_that_part():
+def test_a_part_of_a_known_split_has_the_size_of_that_part():
     config = load("configs/r50.py")
     config.data.train_split, config.data.eval_split = "train[:10%]", "train[90%:]"
-    setup = set_up(compiled.stand_in(config))
+    setup = set_up(compile_steps.stand_in(config))
     assert len(setup.train.source) == 128_117
     assert len(setup.eval.source) == 128_117
 
 
-def test_images_a_chip_take_the_place_of_the_batch_size(monkeypatch):
-    monkeypatch.setattr(compiled, "of_step", lambda *_: {"memory": {}})
-    found = compiled.facts(tiny.config(), LOCAL, per_chip=6, evaluation=False)
-    assert found["batch_size"] == 48
-    assert "eval" not in found
+def test_images_per_chip_determine_the_batch_size(monkeypatch):
+    monkeypatch.setattr(compile_steps, "of_step", lambda *_: {"memory": {}})
+    figures = compile_steps.facts(tiny.config(), LOCAL, per_chip=6, evaluation=False)
+    assert figures["batch_size"] == 48
+    assert "eval" not in figures
 
 
-def test_a_teacher_is_part_of_the_step(monkeypatch):
+def test_the_step_includes_a_teacher(monkeypatch):
     parts = {}
 
-    def of_step(step, found, *_):
+    def of_step(step, trees, *_):
         step()
-        parts.update(found)
+        parts.update(trees)
         return {"memory": {}}
 
-    monkeypatch.setattr(compiled, "of_step", of_step)
+    monkeypatch.setattr(compile_steps, "of_step", of_step)
     monkeypatch.setattr(programs, "compile_lowered", lambda _, lowered: lowered)
     changes = {
         "distill.teacher": "cifar_resnet20",
         "distill.overrides": ConfigDict(tiny.NETWORK),
         "distill.teacher_init": "drawn",
     }
-    compiled.facts(tiny.config(changes), LOCAL, evaluation=False)
-    # Both are the same network.
+    compile_steps.facts(tiny.config(changes), LOCAL, evaluation=False)
+    # Teacher and student are the same network.
     assert count(parts["teacher"]["params"]) == count(parts["parameters"]) > 0
 
 
-def test_memory_of_what_lies_in_parts_is_that_of_a_part(monkeypatch):
+def test_sharded_parameters_count_as_the_shard_of_a_device(monkeypatch):
     parts = {}
 
-    def of_step(step, found, *_):
-        parts.update({name: compiled._bytes(tree) for name, tree in found.items()})
+    def of_step(step, trees, *_):
+        parts.update({name: compile_steps._bytes(tree) for name, tree in trees.items()})
         return {"memory": {}}
 
-    monkeypatch.setattr(compiled, "of_step", of_step)
+    monkeypatch.setattr(compile_steps, "of_step", of_step)
     changes = tiny.IN_PARTS | {"ema_decay": 0.9}
-    compiled.facts(tiny.config(changes), LOCAL, evaluation=False)
+    compile_steps.facts(tiny.config(changes), LOCAL, evaluation=False)
     state = programs.state_like(tiny.setup(changes))
     sizes = [leaf.size for leaf in jax.tree.leaves(state.params)]
-    cut = sum(size for size in sizes if size >= 2**14)
-    # Float32; of what is cut, each of eight devices has an eighth.
-    expected = 4 * (cut // 8 + sum(sizes) - cut)
+    sharded = sum(size for size in sizes if size >= 2**14)
+    # All are float32. Each of eight devices holds an eighth of the sharded parameters.
+    expected = 4 * (sharded // 8 + sum(sizes) - sharded)
     assert parts["parameters"] == expected < 4 * sum(sizes) / 6
     assert parts["optimiser"] == expected + 4
     assert parts["average"] == expected + parts["statistics"]
@@ -126,13 +127,15 @@ def test_memory_of_what_lies_in_parts_is_that_of_a_part(monkeypatch):
 
 
 @pytest.mark.slow
-def test_loops_hide_neither_operations_nor_bytes():
+def test_operations_and_bytes_inside_loops_are_counted():
     plain, looped = (
-        compiled.facts(tiny.config({"optim.microbatches": n}), LOCAL, evaluation=False)
+        compile_steps.facts(
+            tiny.config({"optim.microbatches": n}), LOCAL, evaluation=False
+        )
         for n in (1, 2)
     )
     assert 0.7 < looped["train"]["flops"] / plain["train"]["flops"] < 1.6
-    # Each microbatch reads the parameters and adds to their gradients.
+    # Each microbatch reads the parameters, and adds to their gradients.
     assert looped["train"]["bytes"] > plain["train"]["bytes"]
 
 
@@ -145,26 +148,26 @@ def test_loops_hide_neither_operations_nor_bytes():
         ({"evaluate.views": "ten_crop"}, 3, 10),
     ],
 )
-def test_the_least_operations_are_those_of_all_passes(
+def test_the_minimum_of_operations_counts_all_passes(
     changes, train, evaluation, monkeypatch
 ):
-    least = []
+    minimums = []
 
-    def of_step(step, parts, batch, mesh, found):
-        least.append(found)
+    def of_step(step, parts, batch, mesh, least):
+        minimums.append(least)
         return {"memory": {}}
 
-    monkeypatch.setattr(compiled, "of_step", of_step)
-    found = compiled.facts(tiny.config(changes), LOCAL)
-    forward = 2 * found["macs"] / found["devices"]
-    assert least == [
-        train * forward * found["batch_size"],
-        evaluation * forward * found["eval_batch_size"],
+    monkeypatch.setattr(compile_steps, "of_step", of_step)
+    figures = compile_steps.facts(tiny.config(changes), LOCAL)
+    forward = 2 * figures["macs"] / figures["devices"]
+    assert minimums == [
+        train * forward * figures["batch_size"],
+        evaluation * forward * figures["eval_batch_size"],
     ]
 
 
 def refusing(message: str):
-    """A step that the compiler refuses."""
+    """Returns a function that fails like a compiler that refuses a step."""
 
     def step():
         raise jax.errors.JaxRuntimeError(message)
@@ -175,7 +178,8 @@ def refusing(message: str):
 @pytest.mark.parametrize(
     ("message", "wanted", "limit"),
     [
-        # libtpu 0.0.52, and before it; GPUs do not tell.
+        # The first is the message of libtpu 0.0.52, the second of earlier versions.
+        # Compilers for GPUs do not give the amounts.
         (
             "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM,"
             " the total memory required for HLO temporaries (24.50G) exceeds available"
@@ -192,14 +196,14 @@ def refusing(message: str):
         ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate.", 0, 0),
     ],
 )
-def test_out_of_memory_is_an_answer(message, wanted, limit):
-    found = compiled.of_step(refusing(message), {}, {}, tiny.mesh_of(8))
-    assert found.pop("seconds") >= 0
-    assert found == {"wanted": wanted * 2**30, "limit": limit * 2**30}
+def test_a_step_that_does_not_fit_has_figures(message, wanted, limit):
+    figures = compile_steps.of_step(refusing(message), {}, {}, tiny.mesh_of(8))
+    assert figures.pop("seconds") >= 0
+    assert figures == {"wanted": wanted * 2**30, "limit": limit * 2**30}
 
 
-class OfAnotherCompiler:
-    """A program whose text is written in another form than that of today."""
+class UnreadableProgram:
+    """A compiled program whose text has a form that `hlo` cannot read."""
 
     def __init__(self):
         self._compiled = jax.jit(lambda x: x + 1).lower(1.0).compile()
@@ -215,12 +219,12 @@ class OfAnotherCompiler:
         )
 
 
-def test_a_program_that_cannot_be_read_is_told_in_a_sentence():
+def test_a_program_that_cannot_be_read_is_reported():
     with pytest.raises(UserError, match=r"cannot read .*replica_groups=everyone"):
-        compiled.of_step(OfAnotherCompiler, {}, {}, tiny.mesh_of(8))
+        compile_steps.of_step(UnreadableProgram, {}, {}, tiny.mesh_of(8))
 
 
-def test_other_failures_of_a_compiler_are_not_swallowed():
+def test_other_failures_of_a_compiler_are_raised():
     step = refusing("INTERNAL: something broke")
     with pytest.raises(jax.errors.JaxRuntimeError, match="something broke"):
-        compiled.of_step(step, {}, {}, tiny.mesh_of(8))
+        compile_steps.of_step(step, {}, {}, tiny.mesh_of(8))

@@ -1,4 +1,4 @@
-"""The costliest operations of a profiler trace, read without TensorBoard."""
+"""Reads the costliest operations from a profiler trace, without TensorBoard."""
 
 import collections
 import pathlib
@@ -9,8 +9,8 @@ import jax
 from resnet_jax.console import output
 
 
-def profile(run: Callable[[], None], folder: str) -> None:
-    """Writes a trace of a call, and prints the operations that take longest."""
+def profile(run: Callable[[], object], folder: str) -> None:
+    """Writes a trace of one call to a folder, and prints the costliest operations."""
     with jax.profiler.trace(folder):
         run()
     output.note(f"costliest operations of the trace in {folder}:")
@@ -19,25 +19,35 @@ def profile(run: Callable[[], None], folder: str) -> None:
 
 
 def costliest(trace: pathlib.Path, count: int = 10) -> list[tuple[str, float]]:
-    """The operations of the newest trace in a folder that take longest, in seconds."""
-    seconds: collections.Counter[str] = collections.Counter()
-    for name, duration in events_of(trace):
+    """Returns the operations that take longest in the newest trace of a folder.
+
+    Args:
+      trace: The folder.
+      count: The number of operations.
+
+    Returns:
+      The name and the seconds of each operation, summed over its calls, the longest
+      first.
+    """
+    seconds: dict[str, float] = collections.defaultdict(float)
+    for name, duration in read_operations(trace):
         seconds[name] += duration
-    return seconds.most_common(count)
+    return sorted(seconds.items(), key=lambda item: -item[1])[:count]
 
 
-def events_of(trace: pathlib.Path) -> Iterator[tuple[str, float]]:
+def read_operations(trace: pathlib.Path) -> Iterator[tuple[str, float]]:
     """Yields the operations of the newest trace in a folder; see `operations`."""
     files = sorted(trace.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
     return operations(jax.profiler.ProfileData.from_file(str(files[-1])).planes)
 
 
 def operations(planes: Iterable) -> Iterator[tuple[str, float]]:
-    """Yields the name and the seconds of each operation that a trace has.
+    """Yields the name and the seconds of each call of an operation in a trace.
 
-    On GPUs these are the kernels and copies of each stream: what XLA's own threads do
-    for an operation is recorded under the operation's name as well, and is not the time
-    that it takes. Elsewhere they are the operations of the compiled program.
+    On GPUs the operations are the kernels and copies of each stream. The host's threads
+    also record events under the name of an operation; these are left out, since they
+    are not the time that the operation takes. On other platforms the operations are
+    those of the compiled program.
 
     Args:
       planes: The planes of `jax.profiler.ProfileData`.

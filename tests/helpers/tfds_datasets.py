@@ -1,22 +1,23 @@
-"""Small data sets under the names and with the features of tfds's own."""
+"""Prepares small tfds data sets with the names and features of real ones."""
 
 import io
 from collections.abc import Mapping, Sequence
-
-import tensorflow_datasets as tfds
 
 from tests.helpers.pictures import encode, noise
 
 
 def prepare(data_dir, name: str, splits: Mapping[str, Sequence], size: int = 8) -> None:
-    """Prepares NAME[/CONFIG] by tfds's builder, but with images of noise.
+    """Prepares a data set with tfds's own builder, but with images of noise.
 
     Args:
-      data_dir: where to.
-      name: of a data set of tfds.
-      splits: the labels of each split's images: numbers, or lists of them.
-      size: side of the images in pixels.
+      data_dir: The directory that will hold the data set.
+      name: The name of a tfds data set, NAME or NAME/CONFIG.
+      splits: The labels of the images of each split: numbers, or lists of numbers.
+      size: The height and width of the images in pixels.
     """
+    # Importing tfds takes a second, so tests that skip it do not wait for it.
+    import tensorflow_datasets as tfds
+
     builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     features = builder.info.features
 
@@ -32,7 +33,7 @@ def prepare(data_dir, name: str, splits: Mapping[str, Sequence], size: int = 8) 
                 example[key] = str(index)
             yield index, example
 
-    # What would fetch the originals.
+    # The original function would download the data set.
     builder._split_generators = lambda dl_manager: {
         split: examples(labels) for split, labels in splits.items()
     }

@@ -1,4 +1,4 @@
-"""What this library does in the benchmarks: its step, its inference, its compiling."""
+"""Makes the programs of this library that are timed: step, inference and compiling."""
 
 from collections.abc import Callable
 
@@ -21,30 +21,40 @@ from resnet_jax.training.initialization import teacher_variables, teacher_weight
 def short_config(
     config: str, model: str, size: int, batch: int, dtype: str, steps: int = 4
 ) -> ConfigDict:
-    """A short run of a config on fake data; `model` may be empty: the config's."""
-    found = load(config)
-    if model not in ("", found.model.name):
-        # What the config overrides is of its own network; another may not have it.
-        found.model.name, found.model.overrides = model, ConfigDict()
-    found.batch_size = batch
-    found.model.dtype = dtype
-    found.data.image_size = size
-    # As many classes as the peers' networks have. Few images in the second split:
-    # only training is measured.
-    classes = get_spec(found.model.name, **found.model.overrides).num_classes
-    found.data.source = f"fake:{classes}:{batch}"
-    found.data.train_split, found.data.eval_split = "train", "validation"
-    found.total = ConfigDict({"steps": steps})
-    found.log_every = ConfigDict({"steps": max(steps // 4, 1)})
-    found.optim.warmup = ConfigDict({"steps": 0})
-    found.optim.schedule = "constant"
-    for section in (found.evaluate, found.checkpoint):
+    """Loads a config and changes it to a short run on fake data.
+
+    Args:
+      config: The config file, such as `configs/r50.py`.
+      model: The network, by its name in the zoo; '' keeps the config's.
+      size: The height and width of the images in pixels.
+      batch: The number of images per step.
+      dtype: The dtype of the computation.
+      steps: The number of steps.
+    """
+    changed = load(config)
+    if model not in ("", changed.model.name):
+        # The overrides belong to the config's own network. Another network may not
+        # have their fields.
+        changed.model.name, changed.model.overrides = model, ConfigDict()
+    changed.batch_size = batch
+    changed.model.dtype = dtype
+    changed.data.image_size = size
+    # The data have as many classes as the networks of the baselines. The second split
+    # is small, since only training is measured.
+    classes = get_spec(changed.model.name, **changed.model.overrides).num_classes
+    changed.data.source = f"fake:{classes}:{batch}"
+    changed.data.train_split, changed.data.eval_split = "train", "validation"
+    changed.total = ConfigDict({"steps": steps})
+    changed.log_every = ConfigDict({"steps": max(steps // 4, 1)})
+    changed.optim.warmup = ConfigDict({"steps": 0})
+    changed.optim.schedule = "constant"
+    for section in (changed.evaluate, changed.checkpoint):
         section.every = ConfigDict({"steps": steps})
-    return found
+    return changed
 
 
-def fake_batch(setup: Experiment) -> dict:
-    """A batch of noise, on the devices; of several processes, each gives its part."""
+def fake_batch(setup: Experiment) -> dict[str, jax.Array]:
+    """Returns a training batch of noise on the devices; each process makes its part."""
     rng = np.random.default_rng(0)
     size = setup.config.batch_size
     rows = len(local_rows(setup.mesh, size))
@@ -54,18 +64,19 @@ def fake_batch(setup: Experiment) -> dict:
     return setup.to_devices({"image": image, "label": label})
 
 
-def _step_config(model: str, size: int, batch: int, dtype: str) -> ConfigDict:
+def step_config(model: str, size: int, batch: int, dtype: str) -> ConfigDict:
+    """Returns the config whose train step is compared with those of the baselines."""
     name = "configs/r50.py" if size >= 96 else "configs/cifar10.py"
     config = short_config(name, model, size, batch, dtype)
-    # As the peers have it.
+    # The baselines normalize over the whole batch.
     config.model.bn_group_size = "global"
     return config
 
 
 def step(model: str, size: int, batch: int, dtype: str) -> Callable[[], None]:
-    """The train step that `main` runs, of a config for images of that size."""
+    """Returns a call of the train step that `main` runs for images of that size."""
     process_memory.keep_freed_memory()
-    setup = set_up(_step_config(model, size, batch, dtype))
+    setup = set_up(step_config(model, size, batch, dtype))
     train_step = programs.compile_train_step(setup)
     state = programs.init_state(setup)
     placed = fake_batch(setup)
@@ -79,15 +90,15 @@ def step(model: str, size: int, batch: int, dtype: str) -> Callable[[], None]:
 
 
 def compile_step(model: str, size: int, batch: int, dtype: str) -> Callable[[], None]:
-    """From the config to the compiled train step, once."""
-    return _compiling(_step_config(model, size, batch, dtype))
+    """Returns a call that compiles the train step, from the config on."""
+    return _compiling(step_config(model, size, batch, dtype))
 
 
 def compile_scanned_step(
     model: str, size: int, batch: int, dtype: str
 ) -> Callable[[], None]:
-    """The same with scanned blocks."""
-    config = _step_config(model, size, batch, dtype)
+    """Returns a call that compiles the train step with `model.scan_blocks`."""
+    config = step_config(model, size, batch, dtype)
     config.model.scan_blocks = True
     return _compiling(config)
 
@@ -104,8 +115,8 @@ def _compiling(config: ConfigDict) -> Callable[[], None]:
     return run
 
 
-def inference(model: str, size: int, batch: int, dtype: str) -> Callable[[], None]:
-    """Logits of float32 images."""
+def inference(model: str, size: int, batch: int, dtype: str) -> Callable[[], jax.Array]:
+    """Returns a call that computes the logits of float32 images."""
     process_memory.keep_freed_memory()
     network = create_model(model, dtype=jnp.dtype(dtype))
     rng = np.random.default_rng(0)
@@ -115,5 +126,5 @@ def inference(model: str, size: int, batch: int, dtype: str) -> Callable[[], Non
     )
     shape = (batch, size, size, network.spec.in_channels)
     image = jnp.asarray(rng.standard_normal(shape, np.float32))
-    logits_of = jax.jit(network.apply).lower(variables, image).compile()
-    return lambda: jax.block_until_ready(logits_of(variables, image))
+    compute_logits = jax.jit(network.apply).lower(variables, image).compile()
+    return lambda: jax.block_until_ready(compute_logits(variables, image))

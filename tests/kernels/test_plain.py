@@ -1,0 +1,158 @@
+"""Networks without kernels use plain operations and give equal results."""
+
+import contextlib
+import json
+import pathlib
+import re
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax.kernels import conv, plain_operations
+from resnet_jax.kernels.geometry import Geometry
+from resnet_jax.kernels.platforms import known
+from resnet_jax.models import ZOO, build
+from tests.helpers import keyed, small_networks, tiny
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "logits.json"
+# One network of each kind: its blocks, norms, stem, padding or attention.
+NAMES = [
+    *("test_resnet", "resnet18", "resnet26", "cifar_resnet20", "keras_resnet50"),
+    *("seresnext26t_32x4d", "resnetblur18", "skresnet18", "resnest14d"),
+    *("res2net50_26w_4s", "resnetv2_18", "resnetv2_50x1_bit", "resnetv2_50d_evos"),
+    *("resnetv2_50d_frn", "dm_nfnet_f0", "vgg19_bn", "highway19"),
+]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [NAMES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:])],
+)
+def test_logits_equal_the_golden_figures_without_kernels(name):
+    spec = ZOO[name].spec
+    images = jnp.asarray(keyed.images(1, keyed.sizes(spec)[0]))
+    with jax.default_matmul_precision("highest"), plain_operations():
+        logits = np.asarray(build(spec).apply(keyed.variables(spec), images))
+    expected = np.asarray(json.loads(GOLDEN.read_text())[name])
+    # The bound of tests/models/test_golden.py for networks with kernels.
+    atol = 1e-4 * np.abs(expected).max()
+    np.testing.assert_allclose(keyed.golden_sample(logits), expected, rtol=0, atol=atol)
+
+
+def training_gradients(name: str, **attributes):
+    """Returns a small network's gradient function in training, and its arguments."""
+    spec = small_networks.spec_of(name)
+    if hasattr(build(spec), "bn_group_size"):
+        attributes["bn_group_size"] = 2
+    model, variables = build(spec).clone(**attributes), keyed.variables(spec)
+    images = jnp.asarray(keyed.images(4, keyed.sizes(spec)[0]))
+
+    def loss(params):
+        logits, updated = model.apply(
+            variables | {"params": params},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(0)},
+        )
+        return jnp.square(logits).mean(), updated
+
+    return jax.grad(loss, has_aux=True), variables["params"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("resnet18", "resnet26", "seresnext26t_32x4d", "resnetv2_50x1_bit"),
+        *("res2net50_26w_4s", "vgg19_bn"),
+    ],
+)
+def test_gradients_in_training_equal_those_without_kernels(name):
+    gradients, params = training_gradients(name)
+    expected, stats = jax.jit(gradients)(params)
+    with plain_operations():
+        got, plain_stats = jax.jit(gradients)(params)
+    # Together, since the gradient of a bias before a norm is zero but for rounding.
+    # Float32 sums in another order, through some ten layers and back.
+    flat, _ = jax.flatten_util.ravel_pytree(got)
+    expected, _ = jax.flatten_util.ravel_pytree(expected)
+    assert tiny.difference(flat, expected) < 1e-3
+    if stats:
+        assert tiny.difference(plain_stats, stats) < 1e-4
+
+
+def operations_of(function, *args) -> tuple[str, str]:
+    """Returns a function's jaxpr and its StableHLO as they are traced now."""
+    traced = jax.jit(function).trace(*args)
+    return str(traced.jaxpr), traced.lower().as_text()
+
+
+# Names of operations and calls that kernels use and the plain operations do not.
+KERNELS = re.compile(r"custom_vjp|platform_index|optimization_barrier|concatenate\[")
+
+
+@pytest.mark.parametrize("platform", [None, "cpu", "tpu"])
+def test_plain_operations_are_traced_on_every_platform(platform):
+    # Its last convolutions could be fused with their batch norms.
+    gradients, params = training_gradients("resnet26", fused_mesh=tiny.mesh_of(1))
+    with known(platform):
+        jaxpr, _ = operations_of(gradients, params)
+        assert KERNELS.search(jaxpr)
+        with plain_operations():
+            jaxpr, program = operations_of(gradients, params)
+    assert not KERNELS.search(jaxpr)
+    # The stem, two convolutions and one of the shortcut per stage, and so on: each has
+    # a gradient by its kernel, and by its input but for the stem's.
+    convolutions = sum("conv" in name for name in names_of_kernels(params))
+    assert program.count("stablehlo.convolution") == 3 * convolutions - 1
+    assert program.count("stablehlo.dot_general") == 3  # The head.
+    assert program.count("stablehlo.select_and_scatter") == 1
+    assert "custom_call" not in program
+
+
+def names_of_kernels(params) -> list[str]:
+    """Returns the paths of a network's kernels."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    names = [jax.tree_util.keystr(path) for path, _ in leaves]
+    return [name for name in names if "kernel" in name]
+
+
+def test_programs_with_and_without_kernels_are_cached_apart():
+    traced = []
+
+    @jax.jit
+    def convolve(x, kernel):
+        traced.append(None)
+        return conv.convolve(x, kernel, Geometry())
+
+    x, kernel = jnp.ones((1, 4, 4, 8)), jnp.ones((1, 1, 8, 8))
+    for count, use_plain in ((1, False), (2, True)):
+        for _ in range(2):
+            with plain_operations() if use_plain else contextlib.nullcontext():
+                convolve(x, kernel)
+        assert len(traced) == count
+    # Both stay in the cache.
+    convolve(x, kernel)
+    with plain_operations():
+        convolve(x, kernel)
+    assert len(traced) == 2
+
+
+def test_a_plain_network_has_a_derivative_in_forward_mode():
+    spec = small_networks.spec_of("resnet18")
+    variables, model = keyed.variables(spec), build(spec)
+    images = jnp.asarray(keyed.images(2, 32))
+    direction = jnp.ones_like(images)
+
+    def loss(images):
+        return model.apply(variables, images).sum()
+
+    with plain_operations():
+        _, tangent = jax.jvp(loss, (images,), (direction,))
+    # The same derivative in reverse mode, with kernels.
+    expected = jnp.vdot(jax.grad(loss)(images), direction)
+    np.testing.assert_allclose(tangent, expected, rtol=1e-3)
