@@ -91,7 +91,7 @@ def wait_for(condition, seconds: float = 30) -> None:
         time.sleep(0.01)
 
 
-def test_a_killed_packing_goes_on_and_ends_with_the_same_bytes(source, whole, tmp_path):
+def test_a_killed_packing_resumes_and_ends_with_the_same_bytes(source, whole, tmp_path):
     out = tmp_path / "out"
     work = tmp_path / "out.incomplete"
     killed = start(source, f"--out={out}", "--num_workers=1", "slow")
@@ -145,7 +145,7 @@ def test_workers_end_when_their_parent_is_killed(source, tmp_path):
     wait_for(lambda: not any(map(is_alive, workers)), seconds=10)
 
 
-def test_ctrl_c_is_told_how_to_go_on(source, tmp_path):
+def test_ctrl_c_is_answered_with_how_to_resume(source, tmp_path):
     process = start(source, f"--out={tmp_path / 'out'}", "--num_workers=1", "slow")
     wait_for(lambda: shards(tmp_path / "out.incomplete"))
     process.send_signal(signal.SIGINT)
@@ -176,7 +176,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 """
 
 
-def test_a_full_disk_is_told_and_packing_goes_on_later(tmp_path):
+def test_a_full_disk_is_reported_and_packing_resumes_later(tmp_path):
     # The images of the second split are larger than the limit of the files' size.
     files = {"a/cat/1.jpg": encode(noise(0, 40, 40), "JPEG")}
     files |= {"b/cat/1.jpg": encode(noise(1, 600, 600), "JPEG", quality=100)}
@@ -205,7 +205,7 @@ def test_a_full_disk_is_told_and_packing_goes_on_later(tmp_path):
     assert open_source(f"tfds:{out}", "b")[0][0] == files["b/cat/1.jpg"]
 
 
-def test_a_disk_that_is_too_small_is_told_before_it_is_full(
+def test_a_disk_that_is_too_small_is_reported_before_it_is_full(
     source, tmp_path, monkeypatch
 ):
     usage = pack.shutil._ntuple_diskusage(10**6, 10**6 - 1000, 1000)
@@ -235,7 +235,7 @@ def repaired(message: str, out: pathlib.Path) -> str:
 
 
 @pytest.mark.parametrize("damage", [truncate, pathlib.Path.unlink])
-def test_a_truncated_or_missing_shard_is_named_with_the_command_that_mends_it(
+def test_a_truncated_or_missing_shard_is_named_with_the_command_that_repairs_it(
     source, tmp_path, damage
 ):
     main(["prepare", source, f"--out={tmp_path / 'out'}", "--num_workers=1"])
