@@ -138,7 +138,7 @@ def test_a_field_that_the_blocks_do_not_support_is_rejected(name, field, value):
 )
 def test_option_a_keeps_every_second_pixel_and_pads_the_channels(place, channels):
     pixels = jnp.arange(1.0, 10.0).reshape(1, 3, 3, 1)
-    padded = pad_shortcut(jnp.tile(pixels, 2), features=6, stride=2, where=place)
+    padded = pad_shortcut(jnp.tile(pixels, 2), features=6, stride=2, position=place)
     kept = np.array([[1, 3], [7, 9]])
     np.testing.assert_array_equal(padded[0], kept[..., None] * np.array(channels))
 
