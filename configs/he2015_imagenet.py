@@ -41,6 +41,6 @@ def get_config(network: str = "50") -> ConfigDict:
     config.optim.schedule = "plateau"
     config.optim.warmup = ConfigDict({"steps": 0})
     config.optim.nesterov = False
-    config.bn_recompute = 200
+    config.precise_bn = 200
     config.evaluate.views = "ten_crop"
     return config

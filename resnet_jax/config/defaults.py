@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
     # Fuses the last convolutions of bottlenecks with their batch norm, which saves
     # reads and writes of memory, where devices hold complete ghost batches: True,
     # False, or 'chip' (in bfloat16 on TPUs).
-    config.model.unwritten = literal("chip")
+    config.model.fused_norm = literal("chip")
 
     config.sharding = ConfigDict()
     # Every device holds all parameters; or fsdp: each device holds a part of the
@@ -170,7 +170,7 @@ def get_config() -> ConfigDict:
     config.ema_warmup = "tf"
     # Precise batch norm: training batches over which the final statistics are
     # computed; 0: running statistics.
-    config.bn_recompute = 0
+    config.precise_bn = 0
 
     config.evaluate = ConfigDict()
     config.evaluate.every = ConfigDict({"epochs": 1})

@@ -19,7 +19,10 @@ log = logging.getLogger(__name__)
 # The fixed value of each removed key.
 REMOVED: dict[str, Any] = {"optim.rms_decay": 0.9, "optim.trust_coefficient": 0.001}
 # The present name of each renamed key; it stays in its section.
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "bn_recompute": "precise_bn",
+    "model.unwritten": "model.fused_norm",
+}
 
 _accepted = ContextVar("_accepted", default=False)
 

@@ -57,7 +57,7 @@ def for_dry_run(config: ConfigDict, devices: int) -> ConfigDict:
             sizes = {"first": max(size // 2, 1), "last": size}
             config.data.resize_schedule = ConfigDict(times | sizes)
         config.init_from = ""
-        config.bn_recompute = min(config.bn_recompute, 1)
+        config.precise_bn = min(config.precise_bn, 1)
         config.total = ConfigDict({"steps": 2})
         if config.optim.warmup and max(config.optim.warmup.values()):
             config.optim.warmup = ConfigDict({"steps": 1})

@@ -63,7 +63,7 @@ class Progress:
         not be decoded.
       plateau: The state of `schedules.Plateau`, or None.
       recomputed: True if the running statistics are those of precise batch norm
-        (`config.bn_recompute`).
+        (`config.precise_bn`).
     """
 
     step: int = 0

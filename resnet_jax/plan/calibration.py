@@ -58,7 +58,7 @@ class Published:
 
 # Training images of ImageNet.
 EPOCH = 1_281_167
-# Printed by `python -m resnet_jax.plan.compile_stock_linen v3 v4`.
+# Printed by `python -m resnet_jax.plan.stock v3 v4`.
 STOCK = {
     "v3": Stock(
         images=128,

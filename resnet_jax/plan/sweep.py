@@ -93,7 +93,7 @@ def sweep(
     options = best_of(rows)["options"]
     scanned = not config.model.scan_blocks
     yield row_of(options, f"model.scan_blocks={scanned}", scan_blocks=scanned)
-    yield row_of(options, "model.unwritten=False", unwritten=False)
+    yield row_of(options, "model.fused_norm=False", fused_norm=False)
     for images in (per_chip // 2, per_chip * 2):
         yield row_of(options, f"{images} images a chip", images)
 

@@ -254,7 +254,7 @@ def _make_model(
         scan_blocks=config.model.scan_blocks,
         **fields,
     )
-    fused = config.model.unwritten
+    fused = config.model.fused_norm
     if fused == "chip":
         on_tpu = sharding.platform_of(mesh) == "tpu"
         fused = on_tpu and config.model.dtype == "bfloat16"

@@ -222,8 +222,8 @@ def train(
                     # is neither evaluated nor saved. It also logs the learning rate,
                     # which the evaluation may lower.
                     meter.flush()
-                if now == last and config.bn_recompute and not progress.recomputed:
-                    say(f"precise batch norm over {config.bn_recompute} batches")
+                if now == last and config.precise_bn and not progress.recomputed:
+                    say(f"precise batch norm over {config.precise_bn} batches")
                     state = precise_batch_norm(
                         experiment, state, after_batch=preemption.check
                     )

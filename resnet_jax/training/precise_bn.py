@@ -21,7 +21,7 @@ from resnet_jax.training.step import TrainState, Tree
 def precise_batch_norm(
     experiment: Experiment, state: TrainState, *, after_batch: Callable[[], None]
 ) -> TrainState:
-    """Returns the state with batch statistics over `config.bn_recompute` batches.
+    """Returns the state with batch statistics over `config.precise_bn` batches.
 
     The batches are those that would follow the last step, augmented as in training. If
     there are EMA parameters, they get statistics of their own.
@@ -37,7 +37,7 @@ def precise_batch_norm(
         params["ema"] = state.ema["params"]
     statistics: dict[str, list[Tree]] = {name: [] for name in params}
     first = experiment.total_steps
-    last = first + experiment.config.bn_recompute
+    last = first + experiment.config.precise_bn
     with experiment.train_batches(first, last) as batches:
         for batch in batches:
             placed = experiment.to_devices(batch)

@@ -48,9 +48,9 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     spec = get_spec(config.model.name, **config.model.overrides)
     if config.distill.teacher:
         get_spec(config.distill.teacher, **config.distill.overrides)
-    if config.bn_recompute and getattr(spec, "norm", None) != "batch":
+    if config.precise_bn and getattr(spec, "norm", None) != "batch":
         raise UserError(
-            f"bn_recompute={config.bn_recompute} needs a residual network with batch"
+            f"precise_bn={config.precise_bn} needs a residual network with batch"
             f" norm, which model.name={config.model.name} is not; set it to 0."
         )
 
@@ -61,7 +61,7 @@ def _check_ranges(config: ConfigDict) -> None:
         ("batch_size", config.batch_size, 1),
         ("evaluate.batch_size", config.evaluate.batch_size, 0),
         ("seed", config.seed, 0),
-        ("bn_recompute", config.bn_recompute, 0),
+        ("precise_bn", config.precise_bn, 0),
         ("data.image_size", data.image_size, 1),
         ("data.eval_size", data.eval_size, 0),
         ("data.pad", data.pad, 0),
@@ -88,9 +88,9 @@ def _check_choices(config: ConfigDict) -> None:
     )
     for key, value, known in choices:
         check_known(f"{key}={value!r}", value, known)
-    chosen = config.model.unwritten
+    chosen = config.model.fused_norm
     if chosen not in ("chip", True, False):
-        raise UserError(f"model.unwritten={chosen!r} is not True, False or 'chip'.")
+        raise UserError(f"model.fused_norm={chosen!r} is not True, False or 'chip'.")
 
 
 def _check_channels(config: ConfigDict) -> None:

@@ -8,7 +8,6 @@ import pytest
 from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
-from resnet_jax.config import old_keys
 from resnet_jax.config.durations import to_steps
 from resnet_jax.config.saved import (
     MAY_CHANGE,
@@ -246,7 +245,7 @@ def test_an_override_replaces_one_key_and_no_other(argument, key, value):
         ("--config.optim.learning_rate=1e-3", "optim.learning_rate", 1e-3),
         ("--config.data.mean=0.5,0.5,0.5", "data.mean", (0.5, 0.5, 0.5)),
         ("--config.data.policy=", "data.policy", ""),
-        ("--config.model.unwritten=false", "model.unwritten", False),
+        ("--config.model.fused_norm=false", "model.fused_norm", False),
         ("--config.optim.schedule_length.epochs=9", "optim.schedule_length.epochs", 9),
     ],
 )
@@ -358,13 +357,6 @@ def test_recipes_are_found_from_any_directory_and_a_users_file_is_preferred(
 # Keys of the previous version.
 
 
-@pytest.fixture
-def renamed(monkeypatch):
-    """Declares that two keys had other names."""
-    monkeypatch.setitem(old_keys.RENAMED, "ema_steps", "ema_every")
-    monkeypatch.setitem(old_keys.RENAMED, "optim.beta", "optim.momentum")
-
-
 def load_line(tmp_path, line: str, base: str = "defaults.get_config()") -> ConfigDict:
     """Loads a config file that has one line of its own."""
     (tmp_path / "mine.py").write_text(
@@ -413,13 +405,11 @@ def test_a_removed_key_may_be_set_on_top_of_a_recipe(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("line", "key", "value"),
     [
-        ("config.ema_steps = 7", "ema_every", 7),
-        ("config.optim.beta = 0.5", "optim.momentum", 0.5),
+        ("config.bn_recompute = 7", "precise_bn", 7),
+        ("config.model.unwritten = False", "model.fused_norm", False),
     ],
 )
-def test_a_renamed_key_works_with_a_warning(
-    change, line, key, value, tmp_path, caplog, renamed
-):
+def test_a_renamed_key_works_with_a_warning(change, line, key, value, tmp_path, caplog):
     config = change(tmp_path, line)
     old = line.partition(" ")[0].removeprefix("config.")
     assert f"The key {old} is now called {key}." in caplog.text
@@ -427,17 +417,18 @@ def test_a_renamed_key_works_with_a_warning(
     assert old not in flatten(config)
 
 
-def test_a_config_file_may_read_old_keys(tmp_path, renamed):
-    line = "config.label_smoothing = config.optim.rms_decay - config.optim.beta + 0.1"
-    assert load_line(tmp_path, line).label_smoothing == pytest.approx(0.1)
+def test_a_config_file_may_read_old_keys(tmp_path):
+    line = "config.label_smoothing = config.optim.rms_decay + config.bn_recompute"
+    assert load_line(tmp_path, line).label_smoothing == 0.9
 
 
-def test_the_saved_config_of_an_older_run_keeps_its_meaning(renamed, caplog):
+def test_the_saved_config_of_an_older_run_keeps_its_meaning(caplog):
     config = load("quickstart")
     saved = json.loads(as_json(config))
     saved["optim"] |= {"rms_decay": 0.9, "trust_coefficient": 0.001}
-    saved["ema_steps"] = saved.pop("ema_every") + 4
-    config.ema_every += 4
+    saved["bn_recompute"] = saved.pop("precise_bn") + 4
+    saved["model"]["unwritten"] = saved["model"].pop("fused_norm")
+    config.precise_bn += 4
     assert as_text(from_saved(saved)) == as_text(config)
     assert differences(saved, config) == []
     assert not caplog.text

@@ -15,7 +15,7 @@ FLAGS = (
     "--config.optim.learning_rate=0.5",
     "--config.evaluate.every.steps=4",
     "--config.checkpoint.every.steps=8",
-    "--config.bn_recompute=2",
+    "--config.precise_bn=2",
 )
 
 

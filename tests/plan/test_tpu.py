@@ -10,7 +10,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.models import create_model
 from resnet_jax.models.cost import cost_of_image
 from resnet_jax.parallel import sharding
-from resnet_jax.plan import compile_steps, compile_stock_linen, compile_subprocess
+from resnet_jax.plan import compile_steps, compile_subprocess, stock
 from resnet_jax.plan.compile_subprocess import compile_config
 from resnet_jax.plan.estimate import estimate
 from tests.helpers import tiny
@@ -141,12 +141,12 @@ def test_a_small_run_is_planned_for_one_slice(cache):
 def test_the_stock_step_is_compiled_for_one_device(monkeypatch):
     for name, value in compile_subprocess.FOR_TPU.items():
         monkeypatch.setenv(name, value)
-    stock = compile_stock_linen.figures("v4", model="resnet26", image_size=32, images=8)
-    assert (stock.images, stock.devices) == (8, 1)
+    figures = stock.figures("v4", model="resnet26", image_size=32, images=8)
+    assert (figures.images, figures.devices) == (8, 1)
     # There are three passes of two operations per MAC; padding may add operations.
     macs = cost_of_image(create_model("resnet26"), 32).macs
-    assert 0.9 < stock.flops / (3 * 2 * macs * 8) < 1.5
-    assert stock.cycles > 0 and stock.hbm_bytes > 0
+    assert 0.9 < figures.flops / (3 * 2 * macs * 8) < 1.5
+    assert figures.cycles > 0 and figures.hbm_bytes > 0
 
 
 def test_an_unknown_compiler_option_is_reported(cache):

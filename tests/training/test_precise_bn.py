@@ -23,7 +23,7 @@ def test_pooled_statistics_are_those_of_all_values():
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 def test_the_statistics_are_those_of_the_batches_after_the_last_step(ema_decay):
-    changes = {"bn_recompute": 3, "model.bn_group_size": "global"}
+    changes = {"precise_bn": 3, "model.bn_group_size": "global"}
     experiment = tiny.setup(changes | {"ema_decay": ema_decay})
     state = tiny.state(experiment)
     before = jax.device_get(state)
@@ -59,8 +59,8 @@ def test_the_statistics_are_those_of_the_batches_after_the_last_step(ema_decay):
 
 
 def test_a_network_without_batch_norm_is_rejected():
-    with pytest.raises(UserError, match=r"bn_recompute=2 .* model\.name="):
-        tiny.setup({"bn_recompute": 2, "model.overrides.norm": "none"})
+    with pytest.raises(UserError, match=r"precise_bn=2 .* model\.name="):
+        tiny.setup({"precise_bn": 2, "model.overrides.norm": "none"})
 
 
 class Counted:
@@ -81,7 +81,7 @@ class Counted:
 
 def test_the_training_split_is_decoded_once():
     source = Counted(FakeSource("train", (8, 8, 1), 10, 64))
-    experiment = set_up(tiny.config({"bn_recompute": 1}), train=source)
+    experiment = set_up(tiny.config({"precise_bn": 1}), train=source)
     # An evaluation alone does not read it.
     assert source.reads == 0
     reads = []
@@ -96,7 +96,7 @@ def test_the_training_split_is_decoded_once():
 def test_a_global_ghost_batch_is_the_whole_batch_whatever_the_microbatches(
     microbatches,
 ):
-    changes = {"bn_recompute": 1, "model.bn_group_size": "global"}
+    changes = {"precise_bn": 1, "model.bn_group_size": "global"}
     experiment = tiny.setup(changes | {"optim.microbatches": microbatches})
     assert experiment.model_of_whole_batch().bn_group_size == 16
     assert experiment.model.bn_group_size == 16 // microbatches

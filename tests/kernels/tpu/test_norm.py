@@ -202,14 +202,14 @@ def test_devices_must_hold_a_few_whole_ghost_batches(images, size, devices, supp
     ("chosen", "fused"), [("chip", False), (True, True), (False, False)]
 )
 def test_networks_on_cpus_are_fused_only_on_request(chosen, fused):
-    model = tiny.setup(BOTTLENECKS | {"model.unwritten": chosen}).model
+    model = tiny.setup(BOTTLENECKS | {"model.fused_norm": chosen}).model
     assert model.fused_mesh == (tiny.mesh_of(8) if fused else None)
 
 
 def test_precise_statistics_are_computed_where_a_microbatch_is_a_ghost_batch():
     # Their step takes the whole batch, so that a device holds part of a ghost batch.
     changes = {"optim.microbatches": 2, "model.bn_group_size": 8}
-    setup = tiny.setup(BOTTLENECKS | {"model.unwritten": True} | changes)
+    setup = tiny.setup(BOTTLENECKS | {"model.fused_norm": True} | changes)
     programs.compile_statistics_step(setup)
 
 
@@ -217,7 +217,7 @@ def test_precise_statistics_are_computed_where_a_microbatch_is_a_ghost_batch():
 def test_fusion_does_not_change_what_devices_exchange():
     def exchanged(fused):
         compiled = programs.compile_train_step(
-            tiny.setup(BOTTLENECKS | {"model.unwritten": fused})
+            tiny.setup(BOTTLENECKS | {"model.fused_norm": fused})
         )
         collectives = hlo.collectives(compiled.as_text())
         kinds = {each.kind for each in collectives}
@@ -227,5 +227,5 @@ def test_fusion_does_not_change_what_devices_exchange():
 
 
 def test_an_unknown_value_of_the_config_key_is_an_error():
-    with pytest.raises(UserError, match=r"model\.unwritten='yes'"):
-        tiny.setup({"model.unwritten": "yes"})
+    with pytest.raises(UserError, match=r"model\.fused_norm='yes'"):
+        tiny.setup({"model.fused_norm": "yes"})

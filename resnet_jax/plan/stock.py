@@ -1,6 +1,6 @@
 """Compiles ResNet-50 of stock Linen for one TPU device, and prints libtpu's figures.
 
-`python -m resnet_jax.plan.compile_stock_linen v3 v4` prints the figures of
+`python -m resnet_jax.plan.stock v3 v4` prints the figures of
 `calibration.STOCK`. It needs libtpu but no TPU. Each chip takes minutes.
 """
 
@@ -61,7 +61,7 @@ def figures(
 
 def main(argv: list[str]) -> None:
     """Runs the command; see the module's docstring."""
-    parser = Parser("plan.compile_stock_linen", __doc__)
+    parser = Parser("plan.stock", __doc__)
     parser.add_argument(
         "chips",
         nargs="+",
