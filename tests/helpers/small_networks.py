@@ -32,8 +32,10 @@ def spec_of(name: str, **fields) -> Spec:
     elif isinstance(spec, HighwaySpec):
         small = {"widths": ((4, 4), (8, 8))}
     else:
-        # Group norm needs at least 32 channels, and NFNets have groups of 128.
-        width = {"group": 32, "none": 128}.get(spec.norm, 4)
+        # Norms with groups need at least 32 channels, and NFNets have groups of 128.
+        width = {"group": 32, "evonorm_s0": 32, "none": 128}.get(spec.norm, 4)
+        # A ResNeXt would have no channels in groups of less than 64 / base width.
+        width = max(width, 64 // spec.base_width)
         stem = tuple((kernel, stride, width) for kernel, stride, _ in spec.stem)
         small = {"stage_sizes": (1, 2), "widths": (width, 2 * width), "stem": stem}
         small["block"] = spec.blocks[-1]

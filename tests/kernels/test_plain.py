@@ -6,31 +6,33 @@ import pathlib
 import re
 
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax.traverse_util import flatten_dict
 
 from resnet_jax.kernels import conv, plain_operations
 from resnet_jax.kernels.geometry import Geometry
 from resnet_jax.kernels.platforms import known
-from resnet_jax.models import ZOO, build
+from resnet_jax.models import ZOO, ResNetSpec, build
 from tests.helpers import keyed, small_networks, tiny
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "logits.json"
 # One network of each kind: its blocks, norms, stem, padding or attention.
 NAMES = [
-    *("test_resnet", "resnet18", "resnet26", "cifar_resnet20", "keras_resnet50"),
-    *("seresnext26t_32x4d", "resnetblur18", "skresnet18", "resnest14d"),
-    *("res2net50_26w_4s", "resnetv2_18", "resnetv2_50x1_bit", "resnetv2_50d_evos"),
-    *("resnetv2_50d_frn", "dm_nfnet_f0", "vgg19_bn", "highway19"),
+    *("cifar_resnet20", "test_resnet", "keras_resnet50", "seresnext26t_32x4d"),
+    *("resnetblur18", "skresnet18", "resnest14d", "res2net50_26w_4s", "resnetv2_18"),
+    *("resnetv2_50x1_bit", "resnetv2_50d_evos", "resnetv2_50d_frn", "dm_nfnet_f0"),
+    *("vgg19_bn", "highway19"),
+]
+FASTEST_FIRST = [
+    NAMES[0],
+    *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:]),
 ]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [NAMES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:])],
-)
+@pytest.mark.parametrize("name", FASTEST_FIRST)
 def test_logits_equal_the_golden_figures_without_kernels(name):
     spec = ZOO[name].spec
     images = jnp.asarray(keyed.images(1, keyed.sizes(spec)[0]))
@@ -44,11 +46,16 @@ def test_logits_equal_the_golden_figures_without_kernels(name):
 
 def training_gradients(name: str, **attributes):
     """Returns a small network's gradient function in training, and its arguments."""
-    spec = small_networks.spec_of(name)
+    # A block a stage, for programs that compile sooner.
+    fields = {"stage_sizes": (1, 1)} if isinstance(ZOO[name].spec, ResNetSpec) else {}
+    spec = small_networks.spec_of(name, **fields)
     if hasattr(build(spec), "bn_group_size"):
-        attributes["bn_group_size"] = 2
+        # Two ghost batches. Split attention and selective kernels normalise features
+        # of one pixel. In a ghost batch of two, they would become 1 and -1 whatever
+        # they are, so that their gradients would cancel but for a little.
+        attributes["bn_group_size"] = 4
     model, variables = build(spec).clone(**attributes), keyed.variables(spec)
-    images = jnp.asarray(keyed.images(4, keyed.sizes(spec)[0]))
+    images = jnp.asarray(keyed.images(8, 24))
 
     def loss(params):
         logits, updated = model.apply(
@@ -63,24 +70,34 @@ def training_gradients(name: str, **attributes):
     return jax.grad(loss, has_aux=True), variables["params"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("resnet18", "resnet26", "seresnext26t_32x4d", "resnetv2_50x1_bit"),
-        *("res2net50_26w_4s", "vgg19_bn"),
-    ],
-)
-def test_gradients_in_training_equal_those_without_kernels(name):
+# The biases of convolutions before a batch norm, which subtracts them again. Their
+# gradients are zero: 1e-16 in float64, and what float32 rounds otherwise.
+WITHOUT_GRADIENT = {
+    "keras_resnet50": r"conv\d?/bias",
+    "resnest14d": r"fc1/bias",
+    "vgg19_bn": r"conv\d/bias",
+}
+
+
+@pytest.mark.parametrize("name", FASTEST_FIRST)
+def test_each_gradient_in_training_equals_that_without_kernels(name):
     gradients, params = training_gradients(name)
     expected, stats = jax.jit(gradients)(params)
     with plain_operations():
         got, plain_stats = jax.jit(gradients)(params)
-    # Together, since the gradient of a bias before a norm is zero but for rounding.
-    # Float32 sums in another order, through some ten layers and back.
-    flat, _ = jax.flatten_util.ravel_pytree(got)
-    expected, _ = jax.flatten_util.ravel_pytree(expected)
-    assert tiny.difference(flat, expected) < 1e-3
+    got, expected = (flatten_dict(tree, sep="/") for tree in (got, expected))
+    total = float(optax.tree.norm(expected))
+    for path, gradient in expected.items():
+        difference = float(optax.tree.norm(got[path] - gradient))
+        if re.search(WITHOUT_GRADIENT.get(name, "$^"), path):
+            # Float32 rounds at 6e-8 of the summands, which are about as large as the
+            # other gradients. The largest difference that was measured is 5e-8.
+            assert difference < 1e-6 * total, path
+        else:
+            # Relative to its own norm, so that an error of 1 % in one leaf is found
+            # however small the leaf is. Float32 sums in another order, through some
+            # ten layers and back; the largest difference that was measured is 4e-5.
+            assert difference < 1e-3 * float(optax.tree.norm(gradient)), path
     if stats:
         assert tiny.difference(plain_stats, stats) < 1e-4
 
@@ -152,7 +169,7 @@ def test_a_plain_network_has_a_derivative_in_forward_mode():
         return model.apply(variables, images).sum()
 
     with plain_operations():
-        _, tangent = jax.jvp(loss, (images,), (direction,))
+        _, tangent = jax.jit(lambda: jax.jvp(loss, (images,), (direction,)))()
     # The same derivative in reverse mode, with kernels.
-    expected = jnp.vdot(jax.grad(loss)(images), direction)
+    expected = jnp.vdot(jax.jit(jax.grad(loss))(images), direction)
     np.testing.assert_allclose(tangent, expected, rtol=1e-3)
