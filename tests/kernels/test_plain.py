@@ -21,7 +21,7 @@ from tests.helpers import keyed, small_networks, tiny
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "logits.json"
 # One network of each kind: its blocks, norms, stem, padding or attention.
 NAMES = [
-    *("cifar_resnet20", "test_resnet", "keras_resnet50", "seresnext26t_32x4d"),
+    *("cifar_resnet20", "keras_resnet50", "seresnext26t_32x4d"),
     *("resnetblur18", "skresnet18", "resnest14d", "res2net50_26w_4s", "resnetv2_18"),
     *("resnetv2_50x1_bit", "resnetv2_50d_evos", "resnetv2_50d_frn", "dm_nfnet_f0"),
     *("vgg19_bn", "highway19"),
@@ -91,13 +91,13 @@ def test_each_gradient_in_training_equals_that_without_kernels(name):
         difference = float(optax.tree.norm(got[path] - gradient))
         if re.search(WITHOUT_GRADIENT.get(name, "$^"), path):
             # Float32 rounds at 6e-8 of the summands, which are about as large as the
-            # other gradients. The largest difference that was measured is 5e-8.
+            # other gradients. The largest difference that was measured is 6e-8.
             assert difference < 1e-6 * total, path
         else:
             # Relative to its own norm, so that an error of 1 % in one leaf is found
             # however small the leaf is. Float32 sums in another order, through some
-            # ten layers and back; the largest difference that was measured is 4e-5.
-            assert difference < 1e-3 * float(optax.tree.norm(gradient)), path
+            # ten layers and back; the largest difference that was measured is 8e-6.
+            assert difference < 1e-4 * float(optax.tree.norm(gradient)), path
     if stats:
         assert tiny.difference(plain_stats, stats) < 1e-4
 
