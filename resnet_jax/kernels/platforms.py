@@ -9,8 +9,11 @@ import jax
 from jax import lax
 
 # `with known("tpu"):` names the platform for which programs are traced there. JAX
-# includes both values in the keys of its caches of traced and compiled functions.
+# includes these values in the keys of its caches of traced and compiled functions.
 known = jax.make_user_context(None)
+# `with fused_over(mesh):` fuses 1x1 convolutions with their batch norm in training, for
+# batches that are sharded over the mesh, where `kernels/tpu/norm.py` supports it.
+fused_over = jax.make_user_context(None)
 _plain = jax.make_user_context(False)
 
 
