@@ -26,13 +26,13 @@ def get_config() -> ConfigDict:
 
     A comment says what each key does, and lists the other values that it may have.
     """
-    config = ConfigDict()
+    config = old_keys.Config()
     config.seed = 0  # of all random numbers of the run
     config.batch_size = 256  # images per step, over all devices
     config.total = ConfigDict({"epochs": 90})  # length of the run
     config.log_every = ConfigDict({"steps": 50})  # time between two log lines
 
-    config.model = ConfigDict()
+    config.model = old_keys.Model()
     config.model.name = "resnet50"  # a name from `python -m resnet_jax.zoo`
     config.model.overrides = ConfigDict()  # fields of ResNetSpec to replace
     config.model.dtype = "float32"  # type of the computation; or bfloat16
@@ -105,7 +105,7 @@ def get_config() -> ConfigDict:
     config.data.num_threads = 0  # threads of each process; 0: by the cores
     config.data.on_bad_image = "stop"  # or skip, which counts them
 
-    config.optim = ConfigDict()
+    config.optim = old_keys.Optim()
     config.optim.name = "sgd"  # or lars, lamb, adam, adamw, keras_adam, rmsprop_tf
     config.optim.learning_rate = 0.1  # for a batch of learning_rate_batch images
     config.optim.learning_rate_batch = 256  # scales the rate linearly; 0: not scaled
@@ -181,7 +181,6 @@ def get_config() -> ConfigDict:
     config.checkpoint.every = ConfigDict({"epochs": 1})
     config.checkpoint.keep_last = 2
     config.checkpoint.keep_best = 1
-    old_keys.add_to(config)
     config.lock()
     # A recipe may add entries to these, which are empty here.
     for value in (

@@ -11,7 +11,7 @@ from collections.abc import Collection
 import ml_collections
 from ml_collections import ConfigDict
 
-from resnet_jax.config import defaults, old_keys
+from resnet_jax.config import defaults
 from resnet_jax.config.saved import flatten
 from resnet_jax.errors import UserError, nearest
 
@@ -91,8 +91,7 @@ def load(path: str | os.PathLike) -> ConfigDict:
             raise UserError(f"{file} has no variants; leave :{variant} out.") from None
         raise UserError(f"{file} needs a variant; write {file}:VARIANT.") from None
     try:
-        with old_keys.accepted():
-            config = get_config(*arguments)
+        config = get_config(*arguments)
     except (AttributeError, KeyError, TypeError) as error:
         if problem := _key_problem(error, file):
             raise UserError(problem) from None
@@ -102,7 +101,6 @@ def load(path: str | os.PathLike) -> ConfigDict:
             f"{file} is not a config; get_config returned {type(config).__name__}, not"
             " ConfigDict."
         )
-    old_keys.remove_from(config)
     return config
 
 

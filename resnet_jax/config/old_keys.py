@@ -4,13 +4,11 @@ A removed key may be set to the value that is now fixed, and a renamed key to an
 a warning says what to write instead.
 """
 
-import contextlib
 import logging
-from collections.abc import Iterator, Mapping
-from contextvars import ContextVar
+from collections.abc import Mapping
 from typing import Any
 
-from ml_collections import ConfigDict, FieldReference
+from ml_collections import ConfigDict
 
 from resnet_jax.errors import UserError
 
@@ -24,8 +22,6 @@ RENAMED: dict[str, str] = {
     "model.unwritten": "model.fused_norm",
 }
 
-_accepted = ContextVar("_accepted", default=False)
-
 
 def present_name(key: str) -> str:
     """Returns the present name of a key, and warns if it has changed."""
@@ -34,13 +30,12 @@ def present_name(key: str) -> str:
     return RENAMED.get(key, key)
 
 
-def check_removed(key: str, value: Any, warn: bool = True) -> None:
-    """Checks the value that is given to a removed key.
+def check_removed(key: str, value: Any) -> None:
+    """Warns that a removed key has no effect.
 
     Args:
       key: A key of `REMOVED`.
       value: The value that it is given.
-      warn: True to warn that the key has no effect.
 
     Raises:
       UserError: The value is not the one that is now fixed.
@@ -50,20 +45,17 @@ def check_removed(key: str, value: Any, warn: bool = True) -> None:
             f"The key {key} was removed, and its value is always {REMOVED[key]!r}, not"
             f" {value!r}; leave it out."
         )
-    if warn:
-        log.warning("The key %s was removed and has no effect; leave it out.", key)
+    log.warning("The key %s was removed and has no effect; leave it out.", key)
 
 
 def update_saved(saved: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a saved config of an older version with the keys of this version.
 
-    It does not warn, since older versions saved every key.
+    It does not warn, since older versions saved every key. Removed keys are left out
+    whatever their value is, since no network depends on them; see `changed_removed`.
 
     Args:
       saved: The sections and keys, as read from JSON; they are not changed.
-
-    Raises:
-      UserError: A removed key has another value than the one that is now fixed.
     """
     updated = {k: dict(v) if isinstance(v, Mapping) else v for k, v in saved.items()}
     for key in (*REMOVED, *RENAMED):
@@ -72,63 +64,68 @@ def update_saved(saved: Mapping[str, Any]) -> dict[str, Any]:
         if name not in section:
             continue
         value = section.pop(name)
-        if key in REMOVED:
-            check_removed(key, value, warn=False)
-        else:
+        if key in RENAMED:
             section[RENAMED[key].rpartition(".")[2]] = value
     return updated
 
 
-@contextlib.contextmanager
-def accepted() -> Iterator[None]:
-    """Lets the defaults accept old keys while a config file runs."""
-    token = _accepted.set(True)
-    try:
-        yield
-    finally:
-        _accepted.reset(token)
+def changed_removed(saved: Mapping[str, Any]) -> list[str]:
+    """Returns the removed keys of a saved config whose values are no longer possible.
+
+    Each is given as 'key: old -> new'. Training cannot go on with them as before.
+
+    Args:
+      saved: The sections and keys, as read from JSON.
+    """
+    lines = []
+    for key, fixed in REMOVED.items():
+        section, _, name = key.rpartition(".")
+        value = saved.get(section, {}).get(name, fixed)
+        if value != fixed:
+            lines.append(f"{key}: {value!r} -> {fixed!r}, now its only value")
+    return lines
 
 
-def add_to(config: ConfigDict) -> None:
-    """Adds the old keys to an unlocked config, inside `accepted` only."""
-    if _accepted.get():
-        for key in (*REMOVED, *RENAMED):
-            path, _, name = key.rpartition(".")
-            (config[path] if path else config)[name] = _OldKey(config, key)
+class Config(ConfigDict):
+    """A config that reads and writes the present key where it is asked for an old one.
 
-
-def remove_from(config: ConfigDict) -> None:
-    """Removes the old keys from a config, outside of `accepted` only."""
-    if not _accepted.get():
-        for key in (*REMOVED, *RENAMED):
-            path, _, name = key.rpartition(".")
-            section = config.get(path, ConfigDict()) if path else config
-            # Deleting a key needs an unlocked config, and locking it again would lock
-            # the sections whose keys are free.
-            section._fields.pop(name, None)
-
-
-class _OldKey(FieldReference):
-    """A field of a config that stands for an old key.
-
-    It reads and writes the present key.
+    It equals a ConfigDict with the same keys.
     """
 
-    def __init__(self, config: ConfigDict, key: str):
-        self._config, self._key = config, key
-        super().__init__(None, field_type=object)
+    _section = ""
 
-    def set(self, value: Any, type_safe: bool = True) -> None:
-        super().set(None)
-        if value is None:
-            return
-        if self._key in REMOVED:
-            check_removed(self._key, value)
+    def __setitem__(self, key: str, value: Any) -> None:
+        path = f"{self._section}{key}"
+        if path in REMOVED:
+            check_removed(path, value)
+        elif path in RENAMED:
+            super().__setitem__(present_name(path).rpartition(".")[2], value)
+        elif isinstance(value, dict | ConfigDict) and isinstance(self.get(key), Config):
+            # A whole section may be replaced, although its class is another one.
+            self._fields[key] = ConfigDict(value) if isinstance(value, dict) else value
         else:
-            path, _, name = present_name(self._key).rpartition(".")
-            (self._config[path] if path else self._config)[name] = value
+            super().__setitem__(key, value)
 
-    def get(self) -> Any:
-        if self._key in REMOVED:
-            return REMOVED[self._key]
-        return self._config[RENAMED[self._key]]
+    def __getitem__(self, key: str) -> Any:
+        path = f"{self._section}{key}"
+        if path in REMOVED:
+            return REMOVED[path]
+        return super().__getitem__(RENAMED.get(path, key).rpartition(".")[2])
+
+    def __eq__(self, value: object) -> bool:
+        # The method of ConfigDict is false if only `self` is of a subclass.
+        if type(value) is ConfigDict:
+            return value.__eq__(self)
+        return super().__eq__(value)
+
+
+class Model(Config):
+    """The section `model`."""
+
+    _section = "model."
+
+
+class Optim(Config):
+    """The section `optim`."""
+
+    _section = "optim."

@@ -70,9 +70,6 @@ def from_saved(saved: Mapping[str, Any]) -> ConfigDict:
 
     Args:
       saved: The sections and keys, as read from JSON.
-
-    Raises:
-      UserError: A key that was removed since then has another value than its default.
     """
     config = defaults.get_config()
     with config.ignore_type(), config.unlocked():

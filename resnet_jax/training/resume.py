@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from resnet_jax.config.durations import to_steps
+from resnet_jax.config.old_keys import changed_removed
 from resnet_jax.config.saved import (
     FOR_PLATEAU,
     MAY_CHANGE,
@@ -252,7 +253,9 @@ class Resume:
                 return self._same_rates or (is_longer and key != "optim.schedule")
             return key.startswith((*MAY_CHANGE, *NAMES, "total."))
 
-        changed = differences(self.record["config"], self.experiment.config, may_differ)
+        saved = self.record["config"]
+        changed = changed_removed(saved)
+        changed += differences(saved, self.experiment.config, may_differ)
         if changed:
             raise self._error(
                 f"another config ({'; '.join(changed[:3])}"

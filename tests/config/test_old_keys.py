@@ -1,11 +1,14 @@
 """Keys of the previous version: warnings, errors and saved configs."""
 
+import copy
 import json
+import pickle
 
 import pytest
 from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
+from resnet_jax.config.old_keys import changed_removed
 from resnet_jax.config.saved import (
     as_json,
     as_text,
@@ -92,6 +95,52 @@ def test_the_saved_config_of_an_older_run_keeps_its_meaning(caplog):
     assert as_text(from_saved(saved)) == as_text(config)
     assert differences(saved, config) == []
     assert not caplog.text
-    saved["optim"]["rms_decay"] = 0.8
-    with pytest.raises(UserError, match=r"optim\.rms_decay was removed"):
-        from_saved(saved)
+    assert changed_removed(saved) == []
+
+
+def test_a_network_trained_with_another_value_of_a_removed_key_may_still_be_used():
+    config = load("quickstart")
+    saved = json.loads(as_json(config))
+    saved["optim"] |= {"rms_decay": 0.8}
+    assert as_text(from_saved(saved)) == as_text(config)
+    # Such a run is not resumed.
+    (change,) = changed_removed(saved)
+    assert change.startswith("optim.rms_decay: 0.8 -> 0.9")
+
+
+def test_old_keys_work_after_a_config_was_loaded(caplog):
+    config = load("quickstart")
+    config.bn_recompute = 7
+    config.model.update({"unwritten": False})
+    config.optim.rms_decay = 0.9
+    for name in ("bn_recompute is now", "model.unwritten is now", "rms_decay was rem"):
+        assert name in caplog.text
+    assert (config.precise_bn, config.bn_recompute) == (7, 7)
+    assert config.model.fused_norm is False
+    assert config.optim.rms_decay == 0.9
+    copies = (
+        copy.deepcopy(config),
+        pickle.loads(pickle.dumps(config)),
+        config.copy_and_resolve_references(),
+    )
+    for config in copies:
+        config.bn_recompute += 1
+        assert config.precise_bn == 8
+        assert "bn_recompute" not in flatten(config)
+
+
+def test_a_config_is_equal_to_a_plain_one_with_the_same_keys():
+    config = load("quickstart")
+    plain = ConfigDict(config)
+    assert config == plain
+    assert plain == config
+    config.seed += 1
+    assert config != plain
+    assert plain != config
+
+
+@pytest.mark.parametrize("kind", [dict, ConfigDict])
+def test_a_whole_section_may_be_replaced(kind):
+    config = load("quickstart")
+    config.optim = kind({"name": "lars"})
+    assert config.optim.to_dict() == {"name": "lars"}
