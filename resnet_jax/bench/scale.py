@@ -33,7 +33,7 @@ from resnet_jax.compiler.chips import CHIPS, chip_of
 from resnet_jax.config import override
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, count, counts, load_config
-from resnet_jax.errors import UserError, reason_of
+from resnet_jax.errors import UserError, reason_in_output
 from resnet_jax.models import get_spec
 from resnet_jax.parallel import process_memory, processes, sharding
 from resnet_jax.persistence.checkpoints import Checkpoints, Progress
@@ -295,7 +295,9 @@ def run_processes(number: int, request: dict) -> list[dict]:
                 process.kill()
     for process, (_, errors) in zip(started, ends, strict=True):
         if process.returncode:
-            raise UserError(f"One of {number} processes failed: {reason_of(errors)}")
+            raise UserError(
+                f"One of {number} processes failed: {reason_in_output(errors)}"
+            )
     return [json.loads(output.splitlines()[-1]) for output, _ in ends]
 
 

@@ -116,7 +116,7 @@ class ResNet(nn.Module):
     def stem(
         self, x: Float[Array, "b h w c"], *, train: bool, features: bool
     ) -> tuple[Float[Array, "b h2 w2 f"], dict[str, Float[Array, "b _ _ _"]]]:
-        """Returns the stem's output, and `C1` by its name if features are wanted."""
+        """Returns the stem's output, and a dictionary with `C1` if `features`."""
         spec, conv, norm = self.spec, self.conv(), self.norm()
         pool = functools.partial(layers.max_pool, stride=2, border=spec.stem_pool)
         # The last norm can pool before it normalises, but then `C1` is not computed.
@@ -161,7 +161,14 @@ class ResNet(nn.Module):
         *,
         train: bool,
     ) -> Float[Array, "b h2 w2 f"]:
-        """Applies the blocks of one stage; with `scan_blocks`, runs of them scanned."""
+        """Applies the blocks of one stage; `scan_blocks` scans over runs of equal ones.
+
+        Args:
+          x: The input.
+          number: The number of the stage, from 1.
+          plans: The blocks of the stage.
+          train: Turns on dropout, drop path and batch norm by the batch's statistics.
+        """
 
         def apply(
             block: nn.Module, x: jax.Array, numbers: dict[str, Any]

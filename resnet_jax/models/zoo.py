@@ -657,7 +657,8 @@ ZOO: dict[str, Entry] = {
     "keras_resnet50v2": _keras_v2(S50, 25_568_360, 76.0),
     "keras_resnet101v2": _keras_v2(S101, 44_577_896, 77.2),
     "keras_resnet152v2": _keras_v2(S152, 60_236_904, 78.0),
-    # He et al. 2015, section 4.2: CIFAR; zeros behind the channels, or on both sides.
+    # He et al. 2015, section 4.2: CIFAR. The zero channels of the shortcuts are at the
+    # end (`cifar_`), or on both sides (`akamaster_`).
     "cifar_resnet20": _cifar(20, 269_722, 91.25),
     "cifar_resnet32": _cifar(32, 464_154, 92.49),
     "cifar_resnet44": _cifar(44, 658_586, 92.83),
@@ -843,11 +844,11 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def resolve(name: str) -> str:
-    """Returns a network's name in the zoo.
+    """Returns a network's name in the zoo, given any of its names.
 
     Args:
-      name: A name of the zoo, timm's name with a tag of weights, or one of timm's
-        deprecated names, which is logged as a warning.
+      name: A name of the zoo, or timm's name with a tag of weights, or one of timm's
+        deprecated names, of which a warning is logged.
 
     Raises:
       UserError: There is no such network; the message names the nearest ones.

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from resnet_jax.compiler.chips import LOCAL, chip_of
 from resnet_jax.console import output
 from resnet_jax.data.sources import KNOWN, open_source
-from resnet_jax.errors import UserError, reason_of
+from resnet_jax.errors import UserError, reason_in_output
 from resnet_jax.persistence import user_cache, versions
 
 # Folders whose code cannot change a compiled step or the figures read from it, but for
@@ -126,7 +126,7 @@ def _compile(request: dict, environment: dict[str, str]) -> dict:
         how = f"exit code {code}" if code >= 0 else f"ended by signal {-code}"
         raise UserError(
             f"The compiler failed for {request['topology']} ({how}):"
-            f" {reason_of(done.stderr)}"
+            f" {reason_in_output(done.stderr)}"
         ) from None
     if "error" in facts:
         raise UserError(facts["error"])

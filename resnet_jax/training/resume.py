@@ -69,7 +69,10 @@ def describe_data(train: NamedSource, eval: NamedSource) -> dict[str, Any]:
 
 
 def describe_weights(origin: str, weights: Weights | None) -> dict[str, Any] | None:
-    """Returns the origin of weights, their card and a fingerprint of their arrays."""
+    """Returns the origin of weights, their card and a fingerprint of their arrays.
+
+    Returns None if there are no weights.
+    """
     if not weights:
         return None
     card, variables = weights
@@ -109,7 +112,7 @@ def class_changes(old: Sequence[str], new: Sequence[str]) -> list[str]:
     missing = [name for name in old if name not in set(new)]
     added = [name for name in new if name not in set(old)]
     if missing or added:
-        named = [
+        phrases = [
             f"{names[0]!r} and {len(names) - 1} more are {state}"
             if names[1:]
             else f"{names[0]!r} is {state}"
@@ -118,7 +121,7 @@ def class_changes(old: Sequence[str], new: Sequence[str]) -> list[str]:
         ]
         counts = f"{len(new)} classes instead of {len(old)}: "
         counts = counts if len(old) != len(new) else ""
-        return [f"the classes have changed ({counts}{', '.join(named)})"]
+        return [f"the classes have changed ({counts}{', '.join(phrases)})"]
     for label, (before, after) in enumerate(zip(old, new, strict=True)):
         if before != after:
             return [f"class {label} was {before!r} and is {after!r}"]
@@ -196,7 +199,7 @@ class Resume:
 
     @property
     def _unrecorded(self) -> tuple[str, ...]:
-        """The settings whose value was recorded, but not the data or weights of it."""
+        """The keys whose data or weights were not recorded, only the keys' values."""
         if self._is_old:
             return NAMES
         return ("init_from",) if self.record["init"] == UNKNOWN else ()
@@ -291,8 +294,8 @@ class Resume:
             if moved:
                 raise
             return
-        # In the same place they may be those of a run that has trained on, so there
-        # only their cards are compared.
+        # A workdir that is still named by `init_from` may hold a later step now, so
+        # only the cards of unmoved weights are compared.
         if new and (change := weights_change(old, new, values=moved)):
             raise self._error(f"other initial weights: {change}", way_out)
 

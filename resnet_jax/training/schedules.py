@@ -54,8 +54,8 @@ def make_schedule(
 
     All durations count from step 0. With `warmup_prefix=False` the schedule starts at
     step 0, too, and the warm-up replaces its beginning, as in timm. With `per_epoch`
-    every step of an epoch has the rate of the epoch's first step, as where torch's
-    schedulers step once an epoch.
+    every step of an epoch has the rate of the epoch's first step, as with torch's
+    schedulers that step once an epoch.
 
     Args:
       config: The run's configuration, of which `optim` and `batch_size` are read.
@@ -140,9 +140,9 @@ def make_schedule(
     schedule = after
     if warmup:
         ramp = optax.linear_schedule(optim.warmup_from, peak, warmup)
-        # join_schedules counts the steps of a schedule from where it takes over.
-        rest = after if begin else lambda step: after(step + warmup)
-        schedule = optax.join_schedules([ramp, rest], [warmup])
+        # join_schedules counts the steps of each schedule from its own beginning.
+        after_warmup = after if begin else lambda step: after(step + warmup)
+        schedule = optax.join_schedules([ramp, after_warmup], [warmup])
     if optim.per_epoch:
         schedule = _by_epoch(schedule, total_steps, batch_size, train_size)
     return schedule
