@@ -158,7 +158,7 @@ def _rows_of_processes(
     first = results[0]
     name = f"scale {config.model.name} {number} process{'es' if number > 1 else ''}"
 
-    row = functools.partial(_named, f"{name}: ")
+    row = functools.partial(_row, f"{name}: ")
     together, alone = first["together"], first["alone"]
     yield row("step", "s", together, "the same part of the work alone", alone)
     shares = [1 - a / t for t, a in zip(together, alone, strict=True)]
@@ -179,7 +179,7 @@ def _rows_of_checkpoint(
     with config.ignore_type():
         config.model.bn_group_size = "device"
     (result,) = run(1, {"config": config.to_dict(), "steps": 0, "repeats": repeats})
-    row = functools.partial(_named, f"checkpoint {model}: ")
+    row = functools.partial(_row, f"checkpoint {model}: ")
     yield row("save call", "s", result["save"])
     yield row("until on disk", "s", result["written"])
     # The first restore compiles the check of the values, as it does when a run resumes.
@@ -187,7 +187,7 @@ def _rows_of_checkpoint(
     yield row("restore", "s", result["restore"][1:])
 
 
-def _named(prefix: str, name: str, *rest) -> dict:
+def _row(prefix: str, name: str, *rest) -> dict:
     return table.row(prefix + name, *rest)
 
 

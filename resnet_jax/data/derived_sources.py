@@ -223,7 +223,9 @@ def with_classes(source: NamedSource, classes: Sequence[str]) -> NamedSource:
 
 
 def few_shot(source: NamedSource, shots: int, seed: int) -> Subset | Combined:
-    """Returns `shots` random images of each class; of each source if it is `Combined`.
+    """Returns `shots` random images of each class.
+
+    If the source is `Combined`, each of its sources gives that many.
 
     Args:
       source: The training split.

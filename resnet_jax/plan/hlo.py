@@ -252,13 +252,13 @@ def collectives(text: str) -> list[Collective]:
                 for inner in called:
                     yield from lines(inner, times)
 
-    found, chains = [], set()
+    results, chains = [], set()
     for line, times, scatters in lines(_entry(text), 1):
         operation = OPERATION.match(line)
         if not operation:
             continue
         if operation["kind"] == "send" and MEGASCALE in operation["rest"]:
-            found.append(_between_slices(operation, times))
+            results.append(_between_slices(operation, times))
         kind = operation["kind"].removesuffix("-start")
         if kind not in KINDS:
             continue
@@ -282,8 +282,8 @@ def collectives(text: str) -> list[Collective]:
         elif operation["kind"] == "reduce-scatter":
             # The result is only a device's part.
             elements, size = elements * devices, size * devices
-        found.append(Collective(kind, elements, size, devices, times))
-    return found
+        results.append(Collective(kind, elements, size, devices, times))
+    return results
 
 
 def _between_slices(send: re.Match, times: int) -> Collective:

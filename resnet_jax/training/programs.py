@@ -76,7 +76,7 @@ def train_batch_like(experiment: Experiment, image_size: int | None = None) -> d
     """
     examples = experiment.train
     if image_size:
-        examples = examples.at(image_size)
+        examples = examples.with_size(image_size)
     batch = _batch_like(experiment.mesh, experiment.config.batch_size, examples)
     return {key: batch[key] for key in ("image", "label")}
 
