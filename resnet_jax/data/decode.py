@@ -187,7 +187,7 @@ def _has_exif(jpeg: bytes) -> bool:
             return True
         if marker == START_OF_SCAN:
             return False
-        # Any number of bytes 0xff may stand before a marker.
+        # Any number of bytes 0xff may precede a marker.
         length = int.from_bytes(jpeg[place + 2 : place + 4]) + 2
         place += 1 if marker == 0xFF else length
     return False

@@ -790,8 +790,8 @@ ALIASES = {
         for n in (8, 16, 32, 48)
     },
     **{
-        f"{old}_{name}": f"{name}.fb_{old}_{data}_ft_in1k"
-        for old, data in (("ssl", "yfcc100m"), ("swsl", "ig1b"))
+        f"{method}_{name}": f"{name}.fb_{method}_{data}_ft_in1k"
+        for method, data in (("ssl", "yfcc100m"), ("swsl", "ig1b"))
         for name in (
             *("resnet18", "resnet50", "resnext50_32x4d"),
             *(f"resnext101_32x{n}d" for n in (4, 8, 16)),
@@ -813,9 +813,9 @@ ALIASES = {
     },
     "seresnext26tn_32x4d": "seresnext26t_32x4d",
     **{
-        f"resnetv2_{name}_bitm{old}": f"resnetv2_{name}_bit.goog_in21k{new}"
+        f"resnetv2_{name}_bitm{suffix}": f"resnetv2_{name}_bit.goog_in21k{tag_end}"
         for name in ("50x1", "50x3", "101x1", "101x3", "152x2", "152x4")
-        for old, new in (("", "_ft_in1k"), ("_in21k", ""))
+        for suffix, tag_end in (("", "_ft_in1k"), ("_in21k", ""))
     },
     "resnetv2_50x1_bit_distilled": "resnetv2_50x1_bit.goog_distilled_in1k",
     **{

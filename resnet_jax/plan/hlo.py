@@ -326,11 +326,11 @@ def group_size(text: str) -> int:
     # {{0,1},{2,3}} lists the groups.
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
         return len(listed[1].split(","))
-    # [4,2]<=[8] stands for four groups of two.
+    # [4,2]<=[8] means four groups of two.
     if tiled := re.search(r"replica_groups=\[\d+,(\d+)\]<=", text):
         return int(tiled[1])
-    # mesh['x'=4,'y'=2] {'y'} stands for groups along an axis of a mesh, and
-    # mesh['x'=8] {'x':(4)2} for groups along a part of one.
+    # mesh['x'=4,'y'=2] {'y'} means groups along an axis of a mesh, and
+    # mesh['x'=8] {'x':(4)2} means groups along a part of an axis.
     if mesh := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", text):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
         along = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])
