@@ -130,7 +130,14 @@ class Arguments:
 
 
 def parse(argv: list[str]) -> Arguments:
-    """Parses a command line and loads its config; raises UserError for a mistake."""
+    """Parses a command line and loads its config.
+
+    Args:
+      argv: The command line, beginning with the name of the program.
+
+    Raises:
+      UserError: An argument is unknown, missing or not allowed.
+    """
     try:
         # Overrides may also be in the file that absl's --flagfile names.
         argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
@@ -200,7 +207,12 @@ def connect(arguments: Arguments) -> None:
 
 
 def run(arguments: Arguments, command: str) -> None:
-    """Trains, evaluates or does a dry run, and prints the result."""
+    """Trains, evaluates or does a dry run, and prints the result.
+
+    Args:
+      arguments: The result of `parse`.
+      command: The command line, which is recorded with the result.
+    """
     # Imported here, so that a wrong flag is reported at once.
     import jax
 

@@ -1,4 +1,8 @@
-"""Makes the programs of this library that are timed: step, inference and compiling."""
+"""Makes the programs of this library that are timed: step, inference and compiling.
+
+The functions that `worker.IMPLEMENTATIONS` names take a network's name in the zoo, the
+height and width of the images in pixels, the batch size, and the computation's dtype.
+"""
 
 from collections.abc import Callable
 

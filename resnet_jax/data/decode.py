@@ -29,7 +29,7 @@ class Picture:
 
     Attributes:
       image: The bytes of an image file, uint8 pixels [h, w, c] or an image of Pillow.
-      channels: The number of channels of the wanted pixels, 1 or 3.
+      channels: The number of channels of the decoded pixels, 1 or 3.
       name: The name of the image in a message.
     """
 

@@ -128,6 +128,13 @@ class Block(nn.Module):
 
         With `anti_alias` a blur carries the stride. With `selective_kernel` two 3x3
         convolutions take the place of one.
+
+        Args:
+          x: The input.
+          number: The number of the convolution, which names its variables.
+          stride: Step in pixels along both axes.
+          dilation: Distance in pixels between two taps.
+          train: Turns on batch norm by the batch's statistics.
         """
         spec, plan = self.spec, self.plan
         if spec.spatial == "selective_kernel":
@@ -168,7 +175,13 @@ class Block(nn.Module):
     def drop(
         self, x: Float[Array, "b h w c"], rate: Scalar, *, train: bool
     ) -> Float[Array, "b h w c"]:
-        """Drops the residual function of some examples in training (drop path)."""
+        """Drops the residual function of some examples in training (drop path).
+
+        Args:
+          x: The output of the residual function.
+          rate: The probability that an example's is dropped.
+          train: False drops nothing.
+        """
         if not self.spec.drop_path:
             return x
         return layers.Dropout("example", name="drop_path")(x, rate, train=train)
@@ -181,7 +194,14 @@ class Block(nn.Module):
         *,
         train: bool,
     ) -> Float[Array, "b h2 w2 f"]:
-        """Returns act(shortcut(x) + residual), the end of a post-activation block."""
+        """Returns act(shortcut(x) + residual), the end of a post-activation block.
+
+        Args:
+          x: The block's input.
+          residual: The output of the residual function, before attention.
+          drop_path: The probability that an example's residual function is dropped.
+          train: True to drop at all.
+        """
         residual = self.drop(self.attend(residual), drop_path, train=train)
         if self.spec.shortcut != "none":
             residual = same_size(self.shortcut(x, train=train), residual) + residual

@@ -370,7 +370,12 @@ def give_up(text: str) -> int:
 
 
 def end_all(text: str, code: int = 1) -> NoReturn:
-    """Prints an error on all processes and ends them, whatever their threads do."""
+    """Prints an error on all processes and ends them, whatever their threads do.
+
+    Args:
+      text: The error.
+      code: The exit code of all processes.
+    """
     with signals.ending:
         _last_words["code"] = code
         signals.tell(f"error: {text}")
@@ -428,7 +433,12 @@ def leave(code: int) -> int:
 
 
 def end_now(code: int, text: str) -> NoReturn:
-    """Prints an error and ends this process, whatever its other threads do."""
+    """Prints an error and ends this process, whatever its other threads do.
+
+    Args:
+      code: The exit code.
+      text: The error.
+    """
     with signals.ending:
         _last_words["code"] = code
         signals.tell(f"error: {text}")

@@ -279,7 +279,12 @@ def check_batch_size(key: str, batch_size: int, mesh: Mesh) -> None:
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
-    """Returns the rows of a batch that this process's devices hold, ascending."""
+    """Returns the rows of a batch that this process's devices hold, ascending.
+
+    Args:
+      mesh: The mesh of the devices.
+      batch_size: The number of rows over all processes.
+    """
     indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
     rows = np.arange(batch_size)
     return sorted(int(row) for index in indices.values() for row in rows[index])

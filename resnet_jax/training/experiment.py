@@ -113,7 +113,12 @@ class Experiment:
         return self.resize(step) if self.resize else self.config.data.image_size
 
     def is_due(self, action: str, step: int) -> bool:
-        """Returns whether to `evaluate`, write a `checkpoint` or `log` after a step."""
+        """Returns whether to `evaluate`, write a `checkpoint` or `log` after a step.
+
+        Args:
+          action: One of these three words.
+          step: The number of updates so far.
+        """
         every = self.every[action]
         # The first step at or after each multiple, which need not be whole.
         passed = step // every > (step - 1) // every

@@ -131,7 +131,15 @@ def _with_sharding(shapes: Tree, sharding_of: Callable[..., NamedSharding]) -> T
 
 
 def all_gather(experiment: Experiment, params: Tree) -> Tree:
-    """All-gathers sharded parameters before they are used; for traced functions."""
+    """All-gathers sharded parameters before they are used, inside traced functions.
+
+    Args:
+      experiment: The experiment.
+      params: The parameters, sharded as `config.sharding.params` says.
+
+    Returns:
+      The parameters, each replicated.
+    """
     return sharding.all_gather_params(
         params, experiment.mesh, experiment.config.sharding.params
     )
@@ -141,7 +149,10 @@ def all_gather(experiment: Experiment, params: Tree) -> Tree:
 
 
 def init_state(experiment: Experiment) -> TrainState:
-    """Returns the randomly initialised state before the first step, on the devices."""
+    """Returns the randomly initialised state before the first step, on the devices.
+
+    It compiles and runs `step.init_state` with the experiment's shardings.
+    """
     mesh = experiment.mesh
     with _tracing(mesh):
         shardings = state_shardings(experiment)
@@ -154,6 +165,8 @@ def init_state(experiment: Experiment) -> TrainState:
 
 def state_from(experiment: Experiment, variables: dict) -> TrainState:
     """Returns the state before the first step with given variables, on the devices.
+
+    It runs `step.state_from` with the experiment's shardings.
 
     Args:
       experiment: The experiment.
@@ -175,6 +188,10 @@ def compile_lowered(
     experiment: Experiment, lowered: jax.stages.Lowered
 ) -> jax.stages.Compiled:
     """Compiles a step with the options of `config.compiler_options`.
+
+    Args:
+      experiment: The experiment.
+      lowered: The result of one of the functions `lower_...`.
 
     Raises:
       UserError: XLA rejects the options.
@@ -254,7 +271,10 @@ def compile_train_step(
 
 
 def compile_statistics_step(experiment: Experiment) -> Callable:
-    """Compiles `statistics_step(variables, batch)` of precise batch norm."""
+    """Compiles `statistics_step(variables, batch)` of precise batch norm.
+
+    See `step.make_statistics_step`.
+    """
     config, data = experiment.config, experiment.config.data
     statistics_step = step.make_statistics_step(
         experiment.model_of_whole_batch(),

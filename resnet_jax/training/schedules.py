@@ -32,7 +32,12 @@ def peak_rate(config: ConfigDict) -> float:
 
 
 def warmup_steps(config: ConfigDict, train_size: int) -> int:
-    """Returns the number of steps of `optim.warmup`."""
+    """Returns the number of steps of `optim.warmup`.
+
+    Args:
+      config: The run's configuration.
+      train_size: The number of training images, the length of an epoch.
+    """
     duration, batch_size = config.optim.warmup, config.batch_size
     return to_steps(duration, batch_size, train_size, "optim.warmup")
 

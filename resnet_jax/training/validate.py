@@ -30,6 +30,10 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     Durations depend on the size of the training split, and are checked where they are
     turned into steps.
 
+    Args:
+      config: The run's config.
+      mesh: The devices of the run.
+
     Raises:
       UserError: A value is wrong or contradicts another one.
     """

@@ -95,7 +95,7 @@ def write(
         if name not in tensors:
             raise UserError(f"The tensor {name!r} is missing.{nearest(name, tensors)}")
 
-    # The file is renamed when it is complete, so it exists whole or not at all.
+    # The file is renamed when it is complete, so it exists completely or not at all.
     partial = path.with_name(path.name + ".partial")
     try:
         with h5py.File(partial, "w") as file:
