@@ -11,15 +11,19 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from resnet_jax.kernels import plain
 from resnet_jax.kernels.arrays import Image, Output
 from resnet_jax.kernels.conv import FusibleConvolution
 from resnet_jax.kernels.cpu import norm as cpu_norm
-from resnet_jax.kernels.ghost_batches import GhostBatchNorm, repeat_for_examples
-from resnet_jax.kernels.platforms import by_platform, is_plain, traced_once
+from resnet_jax.kernels.norm_options import GhostBatchNorm, repeat_for_examples
+from resnet_jax.kernels.platforms import (
+    by_platform,
+    fused_over,
+    is_plain,
+    traced_once,
+)
 from resnet_jax.kernels.tpu import norm as tpu_norm
 from resnet_jax.parallel.sharding import match_varying_axes
 
@@ -37,13 +41,13 @@ def batch_norm(
     norm: GhostBatchNorm,
     *,
     pool: Callable | None = None,
-    fused_mesh: Mesh | None = None,
 ) -> tuple[Output, Statistics, Statistics]:
     """Normalises each ghost batch by its own statistics, then activates and pools.
 
     Args:
-      x: The batch, or the convolution whose output is normalised. The size of the
-        ghost batches must divide the number of examples.
+      x: The batch, or the convolution whose output is normalised, which is fused with
+        its norm inside of `platforms.fused_over`. The size of the ghost batches must
+        divide the number of examples.
       scale: The factor of each channel.
       bias: The summand of each channel.
       running_mean: An estimate of the means. The variance is computed from distances to
@@ -51,19 +55,14 @@ def batch_norm(
       norm: The ghost batches' size, epsilon, activation and output dtype.
       pool: A max pooling of the output, or None. With it, the activation must not
         decrease anywhere.
-      fused_mesh: The mesh over which the batch is sharded, if a `FusibleConvolution` is
-        to be fused with its norm where `tpu_norm.is_supported` says that it can be.
 
     Returns:
       The output, and the means and variances of the ghost batches in float32.
     """
     if isinstance(x, FusibleConvolution):
-        if (
-            fused_mesh is not None
-            and not is_plain()
-            and tpu_norm.is_supported(x, norm.size, fused_mesh)
-        ):
-            out, mean, var = tpu_norm.normalize(x, scale, bias, norm, fused_mesh)
+        mesh = None if is_plain() else fused_over.value
+        if mesh is not None and tpu_norm.is_supported(x, norm.size, mesh):
+            out, mean, var = tpu_norm.normalize(x, scale, bias, norm, mesh)
             return norm.activate(out), mean, var
         x = x.evaluate()
     if is_plain():

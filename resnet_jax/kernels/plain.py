@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from resnet_jax.kernels.arrays import Image, Kernel, Output, Shape, shape_like
 from resnet_jax.kernels.geometry import Geometry
-from resnet_jax.kernels.ghost_batches import GhostBatchNorm
+from resnet_jax.kernels.norm_options import GhostBatchNorm
 
 
 def convolution(

@@ -13,9 +13,12 @@ import jax
 from jax import lax
 
 # `with target_platform("tpu"):` names the platform for which programs are traced inside
-# of the context; None if it is not known. JAX includes both values in the keys of its
-# caches of traced and compiled functions.
+# of the context; None if it is not known. JAX includes the values of these contexts in
+# the keys of its caches of traced and compiled functions.
 target_platform = jax.make_user_context(None)
+# `with fused_over(mesh):` fuses 1x1 convolutions with their batch norm in training, for
+# batches that are sharded over the mesh, where `kernels/tpu/norm.py` supports it.
+fused_over = jax.make_user_context(None)
 _plain = jax.make_user_context(False)
 
 

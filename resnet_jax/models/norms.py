@@ -10,7 +10,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -44,9 +43,6 @@ class BatchNorm(nn.Module):
       pool: Max pooling of the output, or None. With it, the activation must not
         decrease anywhere.
       dtype: Type of the output.
-      fused_mesh: The mesh over which the batch is sharded, if a `FusibleConvolution` is
-        to be fused with this norm in training, where `kernels.norm` supports it. None
-        computes the convolution by itself.
     """
 
     group_size: int | None = None
@@ -57,7 +53,6 @@ class BatchNorm(nn.Module):
     activation: Callable | None = None
     pool: Callable | None = None
     dtype: DTypeLike = jnp.float32
-    fused_mesh: Mesh | None = None
 
     @nn.compact
     def __call__(
@@ -96,7 +91,6 @@ class BatchNorm(nn.Module):
             jnp.asarray(running_mean.value),
             GhostBatchNorm(size, self.epsilon, self.activation, self.dtype),
             pool=self.pool,
-            fused_mesh=self.fused_mesh,
         )
         if not self.is_initializing():
             n = size * h * w

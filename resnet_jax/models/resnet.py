@@ -8,7 +8,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -29,17 +28,12 @@ class ResNet(nn.Module):
       scan_blocks: Merges consecutive blocks of equal shape into one `scan`, which
         compiles as fast as one block. Their parameters are stacked; `models/scan.py`
         converts between both layouts.
-      fused_mesh: The mesh over which the batch is sharded, if in training the last
-        convolution of bottlenecks is fused with its batch norm where `kernels.norm`
-        supports it, so that its output is not written to memory. None: they are not
-        fused.
     """
 
     spec: ResNetSpec
     dtype: DTypeLike = jnp.float32
     bn_group_size: int | None = None
     scan_blocks: bool = False
-    fused_mesh: Mesh | None = None
 
     @nn.compact
     def __call__(
@@ -248,7 +242,6 @@ class ResNet(nn.Module):
                 epsilon=spec.norm_epsilon,
                 momentum=spec.norm_momentum,
                 unbiased=spec.norm_unbiased,
-                fused_mesh=self.fused_mesh,
             )
         elif spec.norm == "filter_response":
             norm = functools.partial(

@@ -27,7 +27,6 @@ from resnet_jax.data.loader import (
 from resnet_jax.data.source_protocol import NamedSource
 from resnet_jax.errors import UserError
 from resnet_jax.models import create_model
-from resnet_jax.models.resnet import ResNet
 from resnet_jax.parallel import sharding
 from resnet_jax.training import (
     ghost_batch,
@@ -51,6 +50,7 @@ class Experiment:
     Attributes:
       config: The run's config (`resnet_jax/config/defaults.py`).
       mesh: The devices of all processes.
+      fused_mesh: The mesh, if convolutions are fused with their batch norm, or None.
       train: The examples of the training split, with their augmentation.
       eval: The examples of the eval split.
       sets: The extra evaluation sets of `config.evaluate.sets`, by name.
@@ -70,6 +70,7 @@ class Experiment:
 
     config: ConfigDict
     mesh: Mesh
+    fused_mesh: Mesh | None
     train: Examples
     eval: Examples
     sets: dict[str, EvaluationSet]
@@ -209,7 +210,7 @@ def set_up(
         config, total_steps=total_steps, train_size=train_size
     )
     by_plateau = config.optim.schedule == "plateau"
-    model = _make_model(config, mesh, train_examples.source, bn_group_size)
+    model = _make_model(config, train_examples.source, bn_group_size)
     optimizer = optim.make_optimizer(config, schedule)
     if config.model.scan_blocks and optim.needs_single_blocks(config.optim):
         optimizer = optim.on_single_blocks(optimizer, model.spec)
@@ -221,6 +222,7 @@ def set_up(
     return Experiment(
         config=config,
         mesh=mesh,
+        fused_mesh=_fused_mesh(config, mesh),
         train=train_examples,
         eval=eval_examples,
         sets=sets,
@@ -248,7 +250,7 @@ def set_up(
 
 
 def _make_model(
-    config: ConfigDict, mesh: Mesh, source: NamedSource, bn_group_size: int
+    config: ConfigDict, source: NamedSource, bn_group_size: int
 ) -> nn.Module:
     """Returns the network for the classes of a source."""
     fields = {
@@ -261,20 +263,22 @@ def _make_model(
             f"model.overrides.num_classes={fields['num_classes']} is too small:"
             f" {source.title} has {len(source.classes)} classes."
         )
-    model = create_model(
+    return create_model(
         config.model.name,
         dtype=validate.DTYPES[config.model.dtype],
         bn_group_size=bn_group_size,
         scan_blocks=config.model.scan_blocks,
         **fields,
     )
-    fused = config.model.fused_norm
-    if fused == "chip":
+
+
+def _fused_mesh(config: ConfigDict, mesh: Mesh) -> Mesh | None:
+    """Returns the mesh if `config.model.fused_norm` asks for fusion on it."""
+    chosen = config.model.fused_norm
+    if chosen == "chip":
         on_tpu = sharding.platform_of(mesh) == "tpu"
-        fused = on_tpu and config.model.dtype == "bfloat16"
-    if isinstance(model, ResNet) and fused:
-        model = model.clone(fused_mesh=mesh)
-    return model
+        chosen = on_tpu and config.model.dtype == "bfloat16"
+    return mesh if chosen else None
 
 
 def _make_teacher(config: ConfigDict, student: nn.Module) -> Teacher | None:

@@ -27,11 +27,12 @@ from resnet_jax.training.step import TrainState, Tree
 
 
 @contextlib.contextmanager
-def _tracing(mesh: Mesh) -> Iterator[None]:
-    """Makes tracing fast, and lets it choose the kernels of the mesh's platform."""
+def _tracing(experiment: Experiment) -> Iterator[None]:
+    """Makes tracing fast, and lets it choose kernels for the experiment's devices."""
     with (
         process_memory.gc_paused(),
-        platforms.target_platform(sharding.platform_of(mesh)),
+        platforms.target_platform(sharding.platform_of(experiment.mesh)),
+        platforms.fused_over(experiment.fused_mesh),
     ):
         yield
 
@@ -42,7 +43,7 @@ def _tracing(mesh: Mesh) -> Iterator[None]:
 def state_like(experiment: Experiment) -> TrainState:
     """Returns shapes, types and shardings of the train state."""
     mesh = experiment.mesh
-    with _tracing(mesh):
+    with _tracing(experiment):
         state = jax.eval_shape(experiment.init)
     sharding_of = functools.partial(
         sharding.PARAMS[experiment.config.sharding.params], mesh
@@ -154,7 +155,7 @@ def init_state(experiment: Experiment) -> TrainState:
     It compiles and runs `step.init_state` with the experiment's shardings.
     """
     mesh = experiment.mesh
-    with _tracing(mesh):
+    with _tracing(experiment):
         shardings = state_shardings(experiment)
         init = jax.jit(experiment.init, out_shardings=shardings).lower()
         # Optimising a program that runs once took most of the start on CPUs.
@@ -249,7 +250,7 @@ def lower_train_step(
     """
     # The teacher is an argument, since constants would be compiled into the program.
     teacher_argument = {"teacher": teacher} if teacher else {}
-    with _tracing(experiment.mesh):
+    with _tracing(experiment):
         train_step = jit_train_step(experiment, distills=bool(teacher))
         batch = train_batch_like(experiment, image_size)
         return train_step.lower(state_like(experiment), batch, **teacher_argument)
@@ -284,7 +285,7 @@ def compile_statistics_step(experiment: Experiment) -> Callable:
         functools.partial(all_gather, experiment),
     )
     replicated = sharding.replicated(experiment.mesh)
-    with _tracing(experiment.mesh):
+    with _tracing(experiment):
         like = state_like(experiment)
         variables = {"params": like.params, "batch_stats": like.batch_stats}
         lowered = jax.jit(statistics_step, out_shardings=replicated).lower(
@@ -315,7 +316,7 @@ def lower_eval_step(
     allowed = jax.ShapeDtypeStruct(
         (experiment.model.spec.num_classes,), jnp.bool_, sharding=replicated
     )
-    with _tracing(experiment.mesh):
+    with _tracing(experiment):
         return jax.jit(eval_step, out_shardings=out_shardings).lower(
             state_like(experiment).evaluated(),
             eval_batch_like(experiment, examples),

@@ -10,7 +10,7 @@ import pytest
 
 from resnet_jax.kernels import norm, plain
 from resnet_jax.kernels.cpu import norm as cpu_norm
-from resnet_jax.kernels.ghost_batches import GhostBatchNorm
+from resnet_jax.kernels.norm_options import GhostBatchNorm
 from resnet_jax.kernels.platforms import target_platform
 from resnet_jax.models.layers import max_pool
 from tests.helpers import keyed, tiny

@@ -13,7 +13,7 @@ import pytest
 
 from resnet_jax.kernels import conv, plain_operations
 from resnet_jax.kernels.geometry import Geometry
-from resnet_jax.kernels.platforms import target_platform
+from resnet_jax.kernels.platforms import fused_over, target_platform
 from resnet_jax.models import ZOO, build
 from tests.helpers import keyed, small_networks, tiny
 
@@ -98,8 +98,8 @@ KERNELS = re.compile(r"custom_vjp|platform_index|optimization_barrier|concatenat
 @pytest.mark.parametrize("platform", [None, "cpu", "tpu"])
 def test_plain_operations_are_traced_on_every_platform(platform):
     # Its last convolutions could be fused with their batch norms.
-    gradients, params = training_gradients("resnet26", fused_mesh=tiny.mesh_of(1))
-    with target_platform(platform):
+    gradients, params = training_gradients("resnet26")
+    with target_platform(platform), fused_over(tiny.mesh_of(1)):
         jaxpr, _ = operations_of(gradients, params)
         assert KERNELS.search(jaxpr)
         with plain_operations():

@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from resnet_jax.kernels.arrays import Image
-from resnet_jax.kernels.ghost_batches import GhostBatchNorm
+from resnet_jax.kernels.norm_options import GhostBatchNorm
 from resnet_jax.kernels.platforms import traced_once
 
 Vector = Float[Array, "c"]

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from resnet_jax.kernels.arrays import Image, accumulation_dtype
 from resnet_jax.kernels.conv import FusibleConvolution
-from resnet_jax.kernels.ghost_batches import GhostBatchNorm, repeat_for_examples
+from resnet_jax.kernels.norm_options import GhostBatchNorm, repeat_for_examples
 
 # With more channels, products of the input with itself take the time that is saved: 512
 # channels of 7x7 pixels take as many cycles on v5e either way.

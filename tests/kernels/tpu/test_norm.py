@@ -8,8 +8,9 @@ import pytest
 from resnet_jax.errors import UserError
 from resnet_jax.kernels.conv import FusibleConvolution
 from resnet_jax.kernels.geometry import Geometry
-from resnet_jax.kernels.ghost_batches import GhostBatchNorm
+from resnet_jax.kernels.norm_options import GhostBatchNorm
 from resnet_jax.kernels.plain import convolution
+from resnet_jax.kernels.platforms import fused_over
 from resnet_jax.kernels.tpu import norm
 from resnet_jax.models import create_model
 from resnet_jax.plan import hlo
@@ -131,7 +132,9 @@ def check_same(got, expected) -> None:
 @pytest.mark.slow
 def test_a_fused_network_equals_one_without_fusion(network, exact):
     model, *others = network
-    check_same(trained(model.clone(fused_mesh=tiny.mesh_of(2)), *others), exact)
+    with fused_over(tiny.mesh_of(2)):
+        got = trained(model, *others)
+    check_same(got, exact)
 
 
 @pytest.mark.long
@@ -139,8 +142,9 @@ def test_a_fused_network_with_scanned_blocks_equals_one_without_fusion(network):
     model, _, image = network
     model = model.clone(scan_blocks=True)
     variables = draw_variables(model, image)
-    fused = model.clone(fused_mesh=tiny.mesh_of(2))
-    check_same(trained(fused, variables, image), trained(model, variables, image))
+    with fused_over(tiny.mesh_of(2)):
+        got = trained(model, variables, image)
+    check_same(got, trained(model, variables, image))
 
 
 @pytest.mark.slow
@@ -148,24 +152,25 @@ def test_bfloat16_is_as_close_to_float32_as_without_fusion(network, exact):
     model, *others = network
     half = model.clone(dtype=jnp.bfloat16)
 
-    def distance(model) -> float:
+    def distance() -> float:
         """Returns the distance of all gradients, relative to their length."""
         flat = [
             jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(grads)])
-            for grads in (trained(model, *others)[2], exact[2])
+            for grads in (trained(half, *others)[2], exact[2])
         ]
         return float(jnp.linalg.norm(flat[0] - flat[1]) / jnp.linalg.norm(flat[1]))
 
     # Roundings of the same kind in other places: 0.0142 of the length, and 0.0153.
-    assert distance(half.clone(fused_mesh=tiny.mesh_of(1))) < 1.3 * distance(half)
+    with fused_over(tiny.mesh_of(1)):
+        fused = distance()
+    assert fused < 1.3 * distance()
 
 
 def test_evaluation_and_wide_inputs_are_not_fused(network):
     model, variables, image = network
-    fused = model.clone(fused_mesh=tiny.mesh_of(1))
-    np.testing.assert_array_equal(
-        fused.apply(variables, image), model.apply(variables, image)
-    )
+    with fused_over(tiny.mesh_of(1)):
+        fused = model.apply(variables, image)
+    np.testing.assert_array_equal(fused, model.apply(variables, image))
     wide = FusibleConvolution(jnp.zeros((2, 3, 3, 512)), jnp.zeros((1, 1, 512, 8)))
     assert not norm.is_supported(wide, 2, tiny.mesh_of(1))
     assert wide.shape == wide.evaluate().shape
@@ -202,8 +207,8 @@ def test_devices_must_hold_a_few_whole_ghost_batches(images, size, devices, supp
     ("chosen", "fused"), [("chip", False), (True, True), (False, False)]
 )
 def test_networks_on_cpus_are_fused_only_on_request(chosen, fused):
-    model = tiny.setup(BOTTLENECKS | {"model.fused_norm": chosen}).model
-    assert model.fused_mesh == (tiny.mesh_of(8) if fused else None)
+    experiment = tiny.setup(BOTTLENECKS | {"model.fused_norm": chosen})
+    assert experiment.fused_mesh == (tiny.mesh_of(8) if fused else None)
 
 
 def test_precise_statistics_are_computed_where_a_microbatch_is_a_ghost_batch():

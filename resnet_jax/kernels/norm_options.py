@@ -1,4 +1,4 @@
-"""Ghost batches: consecutive examples that share batch-norm statistics."""
+"""The options of batch norm over ghost batches, which its implementations share."""
 
 import dataclasses
 from collections.abc import Callable
