@@ -1,7 +1,7 @@
 """Dispatch to platform-specific implementations, and the switch that turns it off.
 
-`by_platform` dispatches, `target_platform` names the platform of a trace, and
-`plain_operations` is the switch.
+`by_platform` dispatches, `target_platform` and `fused_over` say for which devices a
+program is traced, and `plain_operations` is the switch.
 """
 
 import contextlib

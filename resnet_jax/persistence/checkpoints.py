@@ -403,9 +403,9 @@ def _are_as_saved(metrics: Path) -> bool:
 
 def _preservation_policy(options: ConfigDict) -> policies.AnyPreservationPolicy:
     """Returns Orbax's policy to keep the last and the best checkpoints."""
-    kept: list[Any] = [policies.LatestN(options.keep_last)]
+    rules: list[Any] = [policies.LatestN(options.keep_last)]
     if options.keep_best:
-        kept.append(
+        rules.append(
             policies.BestN(
                 get_metric_fn=lambda metrics: metrics["top1"],
                 n=options.keep_best,
@@ -413,7 +413,7 @@ def _preservation_policy(options: ConfigDict) -> policies.AnyPreservationPolicy:
                 keep_checkpoints_without_metrics=False,
             )
         )
-    return policies.AnyPreservationPolicy(kept)
+    return policies.AnyPreservationPolicy(rules)
 
 
 def orbax_options(path: Path) -> dict[str, Any]:

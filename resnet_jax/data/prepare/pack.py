@@ -258,7 +258,7 @@ class _Job:
 
 def _write(job: _Job) -> list[str]:
     """Writes a shard; returns the reasons why images were not re-encoded."""
-    kept = []
+    reasons = []
 
     def records() -> Iterator[bytes]:
         for index, record in enumerate(job.shard):
@@ -272,7 +272,7 @@ def _write(job: _Job) -> list[str]:
                 try:
                     features[key] = _bytes(job.reencode.image(content, channels, name))
                 except BadImageError as error:
-                    kept.append(str(error))
+                    reasons.append(str(error))
             yield _serialize(features)
 
     try:
@@ -283,7 +283,7 @@ def _write(job: _Job) -> list[str]:
             f"{job.path} cannot be written ({reason}); make room, and run the same"
             " command again: it continues with the missing shards."
         ) from None
-    return kept
+    return reasons
 
 
 @dataclasses.dataclass(frozen=True)

@@ -197,8 +197,8 @@ def _dot_per_ghost_batch(x: Image, kernels: Float[Array, "g c d"], size: int) ->
     """
     b, h, w, _ = x.shape
     own = jnp.arange(b)[:, None] // size == jnp.arange(len(kernels))
-    placed = x[:, :, :, None] * own[:, None, None, :, None].astype(x.dtype)
-    return _dot(placed.reshape(b, h, w, -1), kernels.reshape(-1, kernels.shape[-1]))
+    expanded = x[:, :, :, None] * own[:, None, None, :, None].astype(x.dtype)
+    return _dot(expanded.reshape(b, h, w, -1), kernels.reshape(-1, kernels.shape[-1]))
 
 
 # Products of small matrices are computed in full precision.
