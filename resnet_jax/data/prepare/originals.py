@@ -1,4 +1,4 @@
-"""The data sets that `pack` can write.
+"""Reads the originals of data sets that `pack.py` writes as ArrayRecord.
 
 They are ImageNet's tar files, image folders, and data sets that tfds has prepared.
 """
