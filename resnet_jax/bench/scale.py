@@ -325,7 +325,7 @@ class Loop:
     ) -> tuple[float, float]:
         """Measures by how much a save delays the steps that run meanwhile.
 
-        The steps just before the save show how long a step takes. Those of other times
+        The steps just before the save show how long a step takes. Steps of other times
         are not comparable, since they vary by more than a save takes.
 
         Args:

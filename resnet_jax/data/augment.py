@@ -246,7 +246,8 @@ class Augment:
         box = crops.random_box(rng, picture.size, self.scale, self.ratio)
         left, top, right, bottom = box
         if self.decode == "exact" or self.interpolation not in PILLOW:
-            # Not Pillow's resize(box=...), whose filters read pixels outside the box.
+            # Pillow's resize(box=...) is not used, since its filters read pixels
+            # outside the box.
             return self._resize(picture.part(left, top, right, bottom))
         side = min(right - left, bottom - top)
         shrink = next((k for k in (4, 2) if side >= k * self.size), 1)

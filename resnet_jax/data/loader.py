@@ -10,7 +10,8 @@ From combined sources, each epoch takes each source's share of images, and conti
 that source's own permutations where the epoch before stopped. The epoch that keys an
 image's augmentation is then the epoch of its source.
 """
-# Not Grain's shuffle and mix: their order is another one, and would change with Grain.
+# Grain's shuffle and mix are not used: they give another order, which would change with
+# Grain.
 
 import atexit
 import contextlib
@@ -334,9 +335,9 @@ def _kill_workers() -> None:
 
 
 def _kill_children() -> None:
-    # Includes workers that have just been started, which multiprocessing does not know
-    # yet and which would print errors. The resource tracker frees the shared memory of
-    # the others, so it stays.
+    # The children include workers that have just been started, which multiprocessing
+    # does not know yet and which would print errors. The resource tracker frees the
+    # shared memory of the others, so it stays.
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
             if "multiprocessing.resource_tracker" not in " ".join(child.cmdline()):

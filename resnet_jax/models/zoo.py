@@ -694,7 +694,7 @@ ZOO: dict[str, Entry] = {
     "wrn40_10": _wide(40, 10, 55_841_754),
     "resnext29_8x64d": _resnext_cifar(8, 34_426_698, 96.35),
     "resnext29_16x64d": _resnext_cifar(16, 68_155_210, 96.42),
-    # What residual networks are compared with.
+    # The baselines that residual networks are compared with.
     "plain18": _plain(_basic(S26, 0), 11_515_688),
     "plain34": _plain(_basic(S50, 0), 21_623_848),
     "plain20": _plain(_cifar(20, 0), 269_722),

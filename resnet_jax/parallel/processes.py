@@ -47,7 +47,7 @@ _NOTICE = "RECEIVED_PREEMPTION_NOTICE"
 
 _listening: list[threading.Thread] = []
 _turns: collections.Counter[str] = collections.Counter()
-# What is printed when JAX aborts this process, and the exit code.
+# The text that is printed when JAX aborts this process, and the exit code.
 _last_words: dict[str, Any] = {"text": "", "code": 1}
 
 
@@ -166,7 +166,7 @@ def hold() -> None:
     """Notes on all processes that there is something to save.
 
     From here on the run responds to a signal where all processes can save together.
-    Does not return if the processes agreed to end before.
+    It does not return if the processes agreed to end before.
     """
     if count() > 1 and _decide("save") == "end":
         signals.wait_for_the_end()

@@ -120,7 +120,7 @@ def is_listening() -> bool:
 def defer_to(note: Callable[[int], None] | None) -> None:
     """Sets a function that is called for each signal instead of ending the process.
 
-    Does not return if a signal is ending the process already.
+    It does not return if a signal is ending the process already.
 
     Args:
       note: The function, which gets the number of the signal. With None signals end

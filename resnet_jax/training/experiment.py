@@ -127,7 +127,8 @@ class Experiment:
 
     @functools.cached_property
     def _cached_train_source(self) -> NamedSource:
-        # Not in `set_up`, since an evaluation alone never reads the training images.
+        # The images are not decoded in `set_up`, since an evaluation alone never reads
+        # the training images.
         data = self.config.data
         return cached(self.train.source, data.channels, data.cache)
 

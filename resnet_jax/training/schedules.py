@@ -185,8 +185,8 @@ class Plateau:
       decay_factor: The factor by which the rate is multiplied.
     """
 
-    # Not optax.contrib.reduce_on_plateau: it decides inside the train step, by losses
-    # of training batches, and would add its memory to the optimiser's state.
+    # optax.contrib.reduce_on_plateau is not used: it decides inside the train step, by
+    # losses of training batches, and would add its memory to the optimiser's state.
 
     def __init__(self, optim: ConfigDict):
         self.patience, self.decay_factor = optim.patience, optim.decay_factor

@@ -88,9 +88,9 @@ class StepOptions:
         `optim.update_ema`. A decay rate of 0 keeps no EMA.
       seed: The seed of random numbers. Dropout depends on (seed, step, microbatch),
         mixup on (seed, step).
-      replicate: Constrains the random numbers of mixup to lie on every device. Without
-        it, each device would draw its own part of them, and the loops that sample from
-        beta would wait for each other.
+      replicate: Constrains the random numbers of mixup to be replicated. Otherwise each
+        device would draw its own part of them, and the loops that sample from the beta
+        distribution would wait for each other.
       all_gather: All-gathers sharded parameters before they are used; see
         `resnet_jax.parallel.sharding`.
     """

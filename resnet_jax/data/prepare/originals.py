@@ -115,8 +115,8 @@ def _check_tar(path: pathlib.Path, tar: Tar) -> None:
 def _members(path: pathlib.Path, scratch: pathlib.Path) -> list[list]:
     """Returns the start, size and name of each image in a tar file.
 
-    Includes the images of tar files inside of it. Reading the headers of a large
-    archive takes minutes, so the list is kept in `scratch`.
+    The list includes the images of tar files inside of it. Reading the headers of a
+    large archive takes minutes, so the list is kept in `scratch`.
     """
     list_path = scratch / f"{path.name}.{path.stat().st_mtime_ns}.json"
     if not list_path.exists():

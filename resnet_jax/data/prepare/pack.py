@@ -73,7 +73,7 @@ class ImageFile:
       name: The name of the image, which the data set keeps.
     """
 
-    # Not in the repr, since an archive may be moved before a packing is resumed.
+    # It is not in the repr, since an archive may be moved before a packing is resumed.
     path: str = dataclasses.field(repr=False)
     start: int
     size: int
