@@ -63,7 +63,9 @@ def get_config() -> ConfigDict:
     config.init_from = ""
 
     config.data = ConfigDict()
-    config.data.source = "tfds:imagenet2012"  # or mix:3*tfds:NAME,1*folder:PATH, ...
+    # tfds:NAME, tfds:DIRECTORY, folder:PATH, digits or fake; or several sources by
+    # weight, such as mix:3*tfds:NAME,1*folder:PATH; see resnet_jax/data/sources.py.
+    config.data.source = "tfds:imagenet2012"
     config.data.eval_source = ""  # source of the eval split; empty: data.source
     config.data.data_dir = ""  # directory of tfds's data sets; empty: tfds's default
     config.data.train_split = "train"  # or a part of it: train[:10%]
@@ -78,7 +80,9 @@ def get_config() -> ConfigDict:
     config.data.channels = 3  # 3 (RGB) or 1 (grey)
     config.data.mean = IMAGENET_MEAN  # mean of each channel, for pixels from 0 to 1
     config.data.std = IMAGENET_STD  # standard deviation of each channel
-    config.data.train_crop = "random_resized"  # or pad, center, short_side
+    # random_resized, pad, center or short_side, see resnet_jax/data/augment.py. A
+    # comment below that begins with one of them describes a key that only it reads.
+    config.data.train_crop = "random_resized"
     # random_resized: smallest and largest fraction of the image's area.
     config.data.scale = (0.08, 1.0)
     # random_resized: smallest and largest width / height.
@@ -179,8 +183,8 @@ def get_config() -> ConfigDict:
     config.mix.cutmix_alpha = 0.0  # alpha of CutMix's Beta(alpha, alpha); 0: no CutMix
     config.mix.probability = 1.0  # probability that a ghost batch is mixed
     config.mix.switch_probability = 0.5  # probability of CutMix where both are on
-    # timm: an image's partner is its mirror in the ghost batch's order; or torchvision:
-    # the image before it.
+    # timm: an image's partner is the one at its place in the reversed ghost batch; or
+    # torchvision: the image before it.
     config.mix.rule = "timm"
 
     config.distill = ConfigDict()
