@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from resnet_jax.kernels import onednn, plain
 from resnet_jax.kernels.arrays import Image, Kernel, Output, shape_like
 from resnet_jax.kernels.cpu import conv as cpu_conv
-from resnet_jax.kernels.geometry import Geometry, Padding
+from resnet_jax.kernels.geometry import Geometry, same_padding, symmetric_padding
 from resnet_jax.kernels.platforms import (
     by_platform,
     is_plain,
@@ -24,7 +24,14 @@ from resnet_jax.kernels.platforms import (
 )
 from resnet_jax.parallel.sharding import match_varying_axes
 
-__all__ = ["FusibleConvolution", "Geometry", "Padding", "cast_kernel", "convolve"]
+__all__ = [
+    "FusibleConvolution",
+    "Geometry",
+    "cast_kernel",
+    "convolve",
+    "same_padding",
+    "symmetric_padding",
+]
 
 
 @flax.struct.dataclass

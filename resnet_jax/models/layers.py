@@ -17,9 +17,10 @@ from resnet_jax.kernels import pool
 from resnet_jax.kernels.conv import (
     FusibleConvolution,
     Geometry,
-    Padding,
     cast_kernel,
     convolve,
+    same_padding,
+    symmetric_padding,
 )
 
 CONV_INITS = {
@@ -55,10 +56,9 @@ def scaled_activation(name: str) -> Callable[[jax.Array], jax.Array]:
 
 
 class Conv(nn.Module):
-    """A square 2-D convolution, padded by `dilation * (kernel - 1) // 2`.
+    """A square 2-D convolution, padded like torch's or, on request, TensorFlow's.
 
-    This padding is torch's usual one; 'SAME' would shift stride-2 outputs by one pixel
-    at even input sizes.
+    `kernels/geometry.py` has both paddings.
 
     Attributes:
       features: Output channels.
@@ -67,7 +67,7 @@ class Conv(nn.Module):
       dilation: Distance in pixels between two taps.
       groups: Number of groups of channels that do not see each other.
       bias: Adds a bias.
-      same_padding: Pads like TensorFlow's 'SAME'.
+      same_padding: Pads by `same_padding`, not by `symmetric_padding`.
       standardization: None, or `plain` for kernels of mean 0 and variance 1 for each
         output (Qiao et al. 2019, arXiv:1903.10520), or `scaled` for the same times
         1 / sqrt(fan in) and a learned gain (Brock et al. 2021, arXiv:2101.08692).
@@ -108,7 +108,8 @@ class Conv(nn.Module):
         if self.standardization == "scaled":
             learned = self.param("gain", self.gain_init, (self.features,), jnp.float32)
             kernel = kernel * (learned * (self.gain * np.prod(shape[:3]) ** -0.5))
-        geometry = Geometry(self.stride, self.padding(height, width), self.dilation)
+        pad = same_padding if self.same_padding else symmetric_padding
+        geometry = pad(height, width, self.kernel, self.stride, self.dilation)
         x = jnp.asarray(x, self.dtype)
         kernel = cast_kernel(jnp.asarray(kernel), self.dtype, self.groups)
         if self.fusible:
@@ -118,21 +119,6 @@ class Conv(nn.Module):
             bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
             x = x + bias.astype(self.dtype)
         return x
-
-    def padding(self, height: int, width: int) -> Padding:
-        """Returns the pixels of padding above and below, then left and right.
-
-        Args:
-          height: The height of the input in pixels.
-          width: The width of the input in pixels.
-        """
-        if not self.same_padding:
-            pad = self.dilation * (self.kernel - 1) // 2
-            return ((pad, pad), (pad, pad))
-        side = self.dilation * (self.kernel - 1) + 1
-        window, stride = (side, side), (self.stride, self.stride)
-        rows, columns = lax.padtype_to_pads((height, width), window, stride, "SAME")
-        return (rows, columns)
 
 
 @jax.jit

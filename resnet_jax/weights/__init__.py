@@ -8,12 +8,16 @@ and `trained.py` has the network that `resnet_jax.load` returns.
 import importlib
 from typing import TYPE_CHECKING
 
-from resnet_jax.weights import akamaster, bit, highway, keras, timm, vgg
+from resnet_jax.weights import akamaster, bit, highway, keras, timm_torchvision, vgg
 
 SCHEMES = {
     scheme.name: scheme
     for scheme in (
-        *(timm.RESNET, timm.RESNET_V2, timm.NORM_FREE),
+        *(
+            timm_torchvision.RESNET,
+            timm_torchvision.RESNET_V2,
+            timm_torchvision.NORM_FREE,
+        ),
         *(vgg.VGG, akamaster.AKAMASTER, bit.BIT, highway.HIGHWAY),
         *(keras.APPLICATIONS, keras.TUTORIAL),
     )

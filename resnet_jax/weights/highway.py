@@ -1,7 +1,7 @@
 """Names of the Highway networks. No library has any, so they are in torch's style."""
 
 from resnet_jax.models.baselines import HighwaySpec
-from resnet_jax.weights import timm
+from resnet_jax.weights import timm_torchvision
 from resnet_jax.weights.naming import Rules, Scheme
 
 
@@ -10,4 +10,6 @@ def _rules(spec: HighwaySpec) -> Rules:
     return [("head", "head"), (layer, "stages.{i_before}.{j_before}.{conv}")]
 
 
-HIGHWAY = Scheme("highway", _rules, timm.LEAVES, timm.torch_layout)
+HIGHWAY = Scheme(
+    "highway", _rules, timm_torchvision.LEAVES, timm_torchvision.torch_layout
+)

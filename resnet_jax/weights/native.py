@@ -27,14 +27,14 @@ from resnet_jax.persistence.checkpoints import (
     orbax_options,
 )
 from resnet_jax.persistence.storage import Path
-from resnet_jax.weights import timm
+from resnet_jax.weights import timm_torchvision
 from resnet_jax.weights.card import Card, default_card, from_json
 from resnet_jax.weights.naming import Layout, Scheme
 
 NATIVE = Scheme(
     "resnet_jax",
     rules=lambda spec: [("(?P<module>.*)", "{module}")],
-    leaves={leaf: leaf for leaf in timm.LEAVES},
+    leaves={leaf: leaf for leaf in timm_torchvision.LEAVES},
     layout=lambda path, rank: Layout(tuple(range(rank))),
     separator="/",
     ignored="",

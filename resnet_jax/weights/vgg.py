@@ -1,7 +1,7 @@
 """Names of torchvision's VGG networks, which number the layers of a `Sequential`."""
 
 from resnet_jax.models.baselines import VGGSpec
-from resnet_jax.weights import timm
+from resnet_jax.weights import timm_torchvision
 from resnet_jax.weights.naming import Rules, Scheme
 
 
@@ -19,4 +19,4 @@ def _rules(spec: VGGSpec) -> Rules:
     return rules
 
 
-VGG = Scheme("vgg", _rules, timm.LEAVES, timm.torch_layout)
+VGG = Scheme("vgg", _rules, timm_torchvision.LEAVES, timm_torchvision.torch_layout)
