@@ -78,7 +78,7 @@ def test_predictions_and_runs_of_any_name_are_plotted(tmp_path):
         workdirs[-1].mkdir()
         row = {"step": 1, "train/top1": 0.5, "eval/top1": 0.5}
         (workdirs[-1] / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-    assert degradation.draw(workdirs, tmp_path / "errors.png").exists()
+    assert degradation.plot(workdirs, tmp_path / "errors.png").exists()
 
 
 def test_no_text_is_parsed_as_mathematics_whatever_the_settings(tmp_path):
