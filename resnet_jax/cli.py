@@ -9,7 +9,7 @@ import sys
 
 from resnet_jax import __version__
 
-# Each command has its module, the arguments that come before the user's, and a sentence
+# Each command's module, the arguments that are put before the user's, and a sentence
 # for `--help`. Modules are imported only when they run, so that `--help` is fast.
 COMMANDS = {
     "train": ("main", [], "Trains a network, or resumes the run of a workdir."),
@@ -43,8 +43,8 @@ def main() -> None:
     name, *arguments = sys.argv[1:] or ["--help"]
     if name not in COMMANDS:
         output.command(_answer)
-    module, before, _ = COMMANDS[name]
-    sys.argv[1:] = before + arguments
+    module, first_arguments, _ = COMMANDS[name]
+    sys.argv[1:] = first_arguments + arguments
     runpy.run_module(f"resnet_jax.{module}", run_name="__main__", alter_sys=True)
 
 

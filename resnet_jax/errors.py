@@ -42,10 +42,10 @@ class BadImageError(UserError):
     """An image that cannot be decoded; the message names it."""
 
 
-def reason_of(text: str) -> str:
-    """Returns the reason for which a process failed, given its output.
+def reason_in_output(text: str) -> str:
+    """Returns the reason for which a process failed, given what it printed.
 
-    It is the line of the last exception, or otherwise the last line.
+    The reason is the line of the last exception, or otherwise the last line.
     """
     lines = [line for line in text.splitlines() if line.strip()]
     errors = [x for x in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception)\b", x)]
@@ -130,7 +130,7 @@ NO_MEMORY, _NO_MEMORY_LATER = "RESOURCE_EXHAUSTED", "Out of memory allocating"
 
 
 def problem_of_memory(error: Exception) -> str:
-    """Returns a sentence on a device with too little memory, with advice.
+    """Returns sentences on a device with too little memory, with advice.
 
     Args:
       error: An exception.
@@ -160,15 +160,15 @@ _FILE_PROBLEMS = {
 
 
 def problem_of(error: Exception, workdir: str) -> str:
-    """Returns the sentence for an error of a library that a user can fix.
+    """Returns the message for an error of a library that a user can fix.
 
     Args:
       error: The error that ends a run.
       workdir: The run's directory, as the user named it.
 
     Returns:
-      What is wrong with the object store, the file system or the memory of a device;
-      empty for other errors.
+      The problem of the object store, the file system or the memory of a device, in
+      full sentences; '' for other errors.
     """
     if "://" in workdir and (problem := problem_of_store(error)):
         return f"{workdir} cannot be used: {problem}."
@@ -205,9 +205,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" Known: {', '.join(known)}."
 
 
-def nearest_numbers(wanted: int, legal: Iterable[int]) -> str:
-    """Returns "A or B", the legal numbers next to the wanted one on either side."""
+def nearest_numbers(number: int, legal: Iterable[int]) -> str:
+    """Returns "A or B", the nearest legal numbers below and above an illegal one."""
     legal = sorted(set(legal))
-    below = [n for n in legal if n < wanted][-1:]
-    above = [n for n in legal if n > wanted][:1]
+    below = [n for n in legal if n < number][-1:]
+    above = [n for n in legal if n > number][:1]
     return " or ".join(str(n) for n in below + above)

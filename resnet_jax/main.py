@@ -38,23 +38,24 @@ MODES = ("train", "eval", "dry_run")
 _CONFIG = flags.DEFINE_string(
     "config",
     None,
-    f"{CONFIG} It is required, but for --mode=eval, which takes the run's own config"
-    " from the workdir.",
+    f"{CONFIG} It is required, except with --mode=eval, which takes the run's own"
+    " config from the workdir.",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
     "The directory of this one run, local or in an object store (gs://, s3://), which"
-    " holds everything that the run leaves. It is required, but for --mode=dry_run.",
+    " holds everything that the run writes. It is required, except with"
+    " --mode=dry_run.",
 )
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
     MODES,
     "The task of the command. train starts a run, or resumes the run of the workdir."
-    " eval evaluates a checkpoint of the workdir with the run's own config, of which"
-    " --config.KEY=VALUE changes a key. dry_run trains two steps with the config on"
-    " fake data at a small size.",
+    " eval evaluates a checkpoint of the workdir with the run's own config;"
+    " --config.KEY=VALUE changes a key of it. dry_run trains two steps with the config"
+    " on fake data at a small size.",
 )
 _EXTEND = flags.DEFINE_boolean(
     "extend",
@@ -129,20 +130,28 @@ class Arguments:
 
 
 def parse(argv: list[str]) -> Arguments:
-    """Parses a command line and loads its config; raises UserError for a mistake."""
+    """Parses a command line and loads its config.
+
+    Args:
+      argv: The command line, beginning with the name of the program.
+
+    Raises:
+      UserError: An argument is unknown, missing or not allowed.
+    """
     try:
         # Overrides may also be in the file that absl's --flagfile names.
         argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
         argv, overrides = take_overrides(argv)
-        rest = flags.FLAGS(argv)[1:]
+        positional = flags.FLAGS(argv)[1:]
     except flags.Error as error:
         raise UserError(
             f"{str(error).splitlines()[0]} (--help lists the flags; --config.KEY=VALUE"
             " sets a key of the config)"
         ) from None
-    if rest:
+    if positional:
         raise UserError(
-            f"Unexpected argument {rest[0]!r}. Arguments are written --name=value."
+            f"Unexpected argument {positional[0]!r}. Arguments are written"
+            " --name=value."
         )
     if _CONFIG.value is None and _MODE.value != "eval":
         raise UserError(
@@ -198,7 +207,12 @@ def connect(arguments: Arguments) -> None:
 
 
 def run(arguments: Arguments, command: str) -> None:
-    """Trains, evaluates or does a dry run, and prints the result."""
+    """Trains, evaluates or does a dry run, and prints the result.
+
+    Args:
+      arguments: The result of `parse`.
+      command: The command line, which is recorded with the result.
+    """
     # Imported here, so that a wrong flag is reported at once.
     import jax
 
@@ -228,8 +242,8 @@ def run(arguments: Arguments, command: str) -> None:
                 stall_timeout=stall_timeout,
             )
         if jax.process_index() == 0:
-            seen = result["n_seen"]
-            say(f"dry run: 2 steps, then {seen} images evaluated; all is well")
+            images = result["n_seen"]
+            say(f"dry run: 2 steps, then {images} images evaluated; all is well")
         return
     workdir = path_of(arguments.workdir)
     if _MODE.value == "eval":
@@ -259,7 +273,14 @@ def run(arguments: Arguments, command: str) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code: 0, 1 for an error, 128 + the number of a signal."""
+    """Runs the command.
+
+    Args:
+      argv: The command line, beginning with the name of the program.
+
+    Returns:
+      The exit code: 0, 1 for an error, or 128 + the number of a signal.
+    """
     with signals.listening():
         code = _main(argv)
         signals.wait_if_ending()
@@ -283,8 +304,8 @@ def _main(argv: list[str]) -> int:
     from resnet_jax.persistence.preemption import PreemptedError
 
     # The recorded command is the same for all processes of a run.
-    of_one_process = ("--coordinator", "--num_processes", "--process_id")
-    recorded = [x for x in argv[1:] if not x.startswith(of_one_process)]
+    process_flags = ("--coordinator", "--num_processes", "--process_id")
+    recorded = [x for x in argv[1:] if not x.startswith(process_flags)]
     try:
         connect(arguments)
         run(arguments, "python -m resnet_jax.main " + shlex.join(recorded))

@@ -53,8 +53,8 @@ def main(argv: list[str]) -> None:
         "--save",
         metavar="FILE.png",
         type=storage.path_of,
-        help="Draws each image as the network sees it with its predictions, and writes"
-        " the picture to this file. By default nothing is drawn.",
+        help="The file to which a picture is written that shows each image as the"
+        " network sees it, with its predictions. By default none is written.",
     )
     args = parser.parse(argv[1:])
     model = load(args.weights, model=args.model)

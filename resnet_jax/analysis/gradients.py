@@ -119,8 +119,8 @@ def compile_norms(experiment: Experiment) -> Callable[..., Float[Array, "blocks"
 
     like = programs.state_like(experiment)
     batch = programs.train_batch_like(experiment)
-    placed = sharding.replicated(experiment.mesh)
-    return jax.jit(norms, out_shardings=placed).lower(like, batch).compile()
+    replicated = sharding.replicated(experiment.mesh)
+    return jax.jit(norms, out_shardings=replicated).lower(like, batch).compile()
 
 
 def measure(config: ConfigDict, workdir: Path | None = None, batches: int = 4) -> dict:

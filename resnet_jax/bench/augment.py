@@ -114,7 +114,7 @@ def draw_sheet(
 
     Args:
       config: The config that defines the augmentation.
-      pictures: The pictures, of which the first `rows` are drawn.
+      pictures: The pictures, of which the first `rows` are shown.
       rows: The maximum number of pictures.
       columns: The number of augmented versions of each picture.
     """

@@ -65,9 +65,14 @@ def _compare(case: Case, args: argparse.Namespace) -> Iterator[dict]:
     title = "compiling the train step of " + name_of(*case)
     if args.scan:
         title += f", {ours}"
-    for seconds, how in ((fresh, "fresh"), (cached, "from the cache")):
+    for seconds, title_end in ((fresh, "fresh"), (cached, "from the cache")):
         yield row(
-            f"{title}: {how}", "s", seconds[ours], baseline, seconds[baseline], left_out
+            f"{title}: {title_end}",
+            "s",
+            seconds[ours],
+            baseline,
+            seconds[baseline],
+            left_out,
         )
 
 

@@ -86,7 +86,7 @@ def this_library(platform: str) -> Maker:
             ),
             "label": jnp.asarray(rng.integers(10, size=batch), jnp.int32),
         }
-        with process_memory.gc_paused(), platforms.known(platform):
+        with process_memory.gc_paused(), platforms.target_platform(platform):
             like = jax.eval_shape(init)
             train_step = step.make_train_step(network, optimizer, options)
             lowered = jax.jit(train_step, donate_argnums=0).lower(like, placed)

@@ -236,7 +236,7 @@ def _rate(batches: Iterator, number: int, cores: int) -> float:
     return number * BATCH / (time.perf_counter() - started) / cores
 
 
-def _ours(jpegs: list[bytes], cores: int, number: int, augment: Augment) -> float:
+def _own_loader(jpegs: list[bytes], cores: int, number: int, augment: Augment) -> float:
     # The source has as many images as all batches together, so that an epoch ends as
     # it does in real runs.
     source = MemorySource(jpegs * (1 + number * BATCH // len(jpegs)))
@@ -431,8 +431,8 @@ def main(argv: list[str]) -> None:
     if kind == "smaller":
         jpegs = [smaller(jpeg) for jpeg in jpegs]
     implementations = {
-        "ours": lambda: _ours(jpegs, cores, number, CROP),
-        "ours eval": lambda: _ours(jpegs, cores, number, CENTER),
+        "ours": lambda: _own_loader(jpegs, cores, number, CROP),
+        "ours eval": lambda: _own_loader(jpegs, cores, number, CENTER),
         "bare": lambda: _bare(jpegs, cores, number),
         "small": lambda: _small(jpegs, cores, number),
         "memory": lambda: max(memory_of_loader(jpegs)),

@@ -1,4 +1,4 @@
-"""Measures images/s of the whole program, beside its compiled step in a bare loop."""
+"""Compares images/s of a complete run with its compiled step in a bare loop."""
 
 import argparse
 import contextlib
@@ -74,9 +74,9 @@ def rows(args: argparse.Namespace) -> Iterator[dict]:
     config = short_config(args.config, *case, steps=args.steps)
     override(config, args.overrides)
     setup = set_up(config)
-    bare, whole = [], []
+    step_rates, program_rates = [], []
     for _ in range(args.repeats):
-        bare.append(_bare_rate(setup))
+        step_rates.append(_bare_rate(setup))
         with tempfile.TemporaryDirectory() as directory:
             workdir = pathlib.Path(directory) / "run"
             with contextlib.redirect_stdout(sys.stderr):
@@ -84,9 +84,9 @@ def rows(args: argparse.Namespace) -> Iterator[dict]:
             logged = metric_writers.read_metrics(workdir)
         key = "train/images_per_second"
         rates = [line[key] for line in logged if key in line]
-        whole.append(statistics.harmonic_mean(rates[1:]))
+        program_rates.append(statistics.harmonic_mean(rates[1:]))
     name = "whole program, " + name_of(config.model.name, *case[1:])
-    yield row(name, "images/s", whole, "bare compiled step", bare)
+    yield row(name, "images/s", program_rates, "bare compiled step", step_rates)
 
 
 def _bare_rate(setup: Experiment) -> float:

@@ -1,4 +1,8 @@
-"""Makes the programs of this library that are timed: step, inference and compiling."""
+"""Makes the programs of this library that are timed: step, inference and compiling.
+
+The functions that `worker.IMPLEMENTATIONS` names take a network's name in the zoo, the
+height and width of the images in pixels, the batch size, and the computation's dtype.
+"""
 
 from collections.abc import Callable
 
@@ -79,11 +83,11 @@ def step(model: str, size: int, batch: int, dtype: str) -> Callable[[], None]:
     setup = set_up(step_config(model, size, batch, dtype))
     train_step = programs.compile_train_step(setup)
     state = programs.init_state(setup)
-    placed = fake_batch(setup)
+    device_batch = fake_batch(setup)
 
     def run() -> None:
         nonlocal state
-        state, _ = train_step(state, placed)
+        state, _ = train_step(state, device_batch)
         jax.block_until_ready(state)
 
     return run

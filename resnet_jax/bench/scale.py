@@ -33,7 +33,7 @@ from resnet_jax.compiler.chips import CHIPS, chip_of
 from resnet_jax.config import override
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, count, counts, load_config
-from resnet_jax.errors import UserError, reason_of
+from resnet_jax.errors import UserError, reason_in_output
 from resnet_jax.models import get_spec
 from resnet_jax.parallel import process_memory, processes, sharding
 from resnet_jax.persistence.checkpoints import Checkpoints, Progress
@@ -158,7 +158,7 @@ def _rows_of_processes(
     first = results[0]
     name = f"scale {config.model.name} {number} process{'es' if number > 1 else ''}"
 
-    row = functools.partial(_named, f"{name}: ")
+    row = functools.partial(_row, f"{name}: ")
     together, alone = first["together"], first["alone"]
     yield row("step", "s", together, "the same part of the work alone", alone)
     shares = [1 - a / t for t, a in zip(together, alone, strict=True)]
@@ -179,7 +179,7 @@ def _rows_of_checkpoint(
     with config.ignore_type():
         config.model.bn_group_size = "device"
     (result,) = run(1, {"config": config.to_dict(), "steps": 0, "repeats": repeats})
-    row = functools.partial(_named, f"checkpoint {model}: ")
+    row = functools.partial(_row, f"checkpoint {model}: ")
     yield row("save call", "s", result["save"])
     yield row("until on disk", "s", result["written"])
     # The first restore compiles the check of the values, as it does when a run resumes.
@@ -187,7 +187,7 @@ def _rows_of_checkpoint(
     yield row("restore", "s", result["restore"][1:])
 
 
-def _named(prefix: str, name: str, *rest) -> dict:
+def _row(prefix: str, name: str, *rest) -> dict:
     return table.row(prefix + name, *rest)
 
 
@@ -295,7 +295,9 @@ def run_processes(number: int, request: dict) -> list[dict]:
                 process.kill()
     for process, (_, errors) in zip(started, ends, strict=True):
         if process.returncode:
-            raise UserError(f"One of {number} processes failed: {reason_of(errors)}")
+            raise UserError(
+                f"One of {number} processes failed: {reason_in_output(errors)}"
+            )
     return [json.loads(output.splitlines()[-1]) for output, _ in ends]
 
 
@@ -323,7 +325,7 @@ class Loop:
     ) -> tuple[float, float]:
         """Measures by how much a save delays the steps that run meanwhile.
 
-        The steps just before the save show how long a step takes. Those of other times
+        The steps just before the save show how long a step takes. Steps of other times
         are not comparable, since they vary by more than a save takes.
 
         Args:

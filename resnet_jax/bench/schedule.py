@@ -59,8 +59,8 @@ def run(args: argparse.Namespace) -> None:
         return
     parts = [f"{summary['steps']} steps of {summary['batch_size']} images"]
     parts += [
-        f"{what} from {summary[key][0]:.4g} to {summary[key][1]:.4g}"
-        for key, what in (("rate", "learning rate"), ("decay", "decay per step"))
+        f"{title} from {summary[key][0]:.4g} to {summary[key][1]:.4g}"
+        for key, title in (("rate", "learning rate"), ("decay", "decay per step"))
         if key in summary
     ]
     output.answer(f"{args.config}: {', '.join(parts)}")

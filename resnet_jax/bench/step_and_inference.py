@@ -1,4 +1,4 @@
-"""Measures images/s of the train step or of inference, beside stock Linen and torch.
+"""Compares images/s of the train step or of inference with stock Linen and torch.
 
 Every implementation runs in a process of its own, which compiles and warms up first.
 The processes then take turns on the same cores, one call at a time.

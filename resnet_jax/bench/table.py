@@ -20,7 +20,7 @@ from resnet_jax.errors import UserError
 
 JAX = ("jax", "jaxlib", "flax", "onednn-devel-cpu-gomp")
 TORCH = ("torch", "torchvision")
-# The share of the cores taken by other work from which on a table carries a warning.
+# If other work takes at least this share of the cores, a table carries a warning.
 # Threads that wait for each other are slowed down by many times that share.
 BUSY = 0.1
 HEAD = (

@@ -182,11 +182,11 @@ def seconds_of_call(
       seconds: The minimum duration of all calls together.
       clock: The clock, in seconds.
     """
-    started, made, passed = clock(), 0, 0.0
-    while made < calls or passed < seconds:
+    started, calls_made, passed = clock(), 0, 0.0
+    while calls_made < calls or passed < seconds:
         run()
-        made, passed = made + 1, clock() - started
-    return passed / made
+        calls_made, passed = calls_made + 1, clock() - started
+    return passed / calls_made
 
 
 if __name__ == "__main__":

@@ -47,9 +47,9 @@ def find(path: str | os.PathLike) -> pathlib.Path:
     shipped = RECIPES / file.name
     if file.parent == pathlib.Path("configs") and shipped.is_file():
         return shipped
-    beside = [str(path) for path in sorted(file.parent.glob("*.py"))]
+    neighbours = [str(path) for path in sorted(file.parent.glob("*.py"))]
     recipes = [f"configs/{path.name}" for path in sorted(RECIPES.glob("*.py"))]
-    known = dict.fromkeys(beside + recipes)
+    known = dict.fromkeys(neighbours + recipes)
     raise UserError(f"There is no config {file}.{nearest(str(file), known)}")
 
 
@@ -105,9 +105,9 @@ def load(path: str | os.PathLike) -> ConfigDict:
 
 
 def _key_problem(error: Exception, file: pathlib.Path) -> str:
-    """Returns a sentence about the line of a file that set a key to no avail.
+    """Returns a sentence about the line of a file that failed to set a key.
 
-    It is empty if the error has another cause.
+    It is '' if the error has another cause.
     """
     frames = traceback.extract_tb(error.__traceback__)
     library = str(pathlib.Path(ml_collections.__file__).parent)

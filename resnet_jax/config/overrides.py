@@ -44,28 +44,28 @@ def take_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
       The other arguments, and the overrides in the form `--config.KEY=VALUE`, or
       `--config.KEY` for one without a value.
     """
-    others: list[str] = []
+    other_arguments: list[str] = []
     overrides: list[str] = []
-    rest = list(arguments)
-    while rest:
-        argument = rest.pop(0)
+    unread = list(arguments)
+    while unread:
+        argument = unread.pop(0)
         if argument == "--":
-            return [*others, argument, *rest], overrides
+            return [*other_arguments, argument, *unread], overrides
         # absl's flags may begin with a single dash.
         name, equals, value = re.sub("^-(?=[^-])", "--", argument).partition("=")
         negated = name.startswith("--noconfig.") and not equals
         if negated:
             name, value = name.replace("--no", "--", 1), "false"
         elif not name.startswith(PREFIX):
-            others.append(argument)
+            other_arguments.append(argument)
             continue
         elif not equals:
-            if not rest or re.match("-+[a-zA-Z]", rest[0]):
+            if not unread or re.match("-+[a-zA-Z]", unread[0]):
                 overrides.append(name)
                 continue
-            value = rest.pop(0)
+            value = unread.pop(0)
         overrides.append(f"{name}={value}")
-    return others, overrides
+    return other_arguments, overrides
 
 
 def override(config: ConfigDict, arguments: Sequence[str]) -> None:
@@ -85,10 +85,10 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> None:
       UserError: An argument is not an override, the config does not have the key, or
         the value has another type.
     """
-    others, overrides = take_overrides(arguments)
-    if others:
+    other_arguments, overrides = take_overrides(arguments)
+    if other_arguments:
         raise UserError(
-            f"Unexpected argument {others[0]!r}. Overrides are written"
+            f"Unexpected argument {other_arguments[0]!r}. Overrides are written"
             " --config.KEY=VALUE."
         )
     for argument in overrides:
@@ -143,7 +143,7 @@ def _refuse_key(config: ConfigDict, key: str, node: ConfigDict, text: str) -> No
 
 def _read(argument: str, text: str, node: ConfigDict, last: str, key: str) -> Any:
     """Returns the value of an override, with the type of the key's present value."""
-    kind, old = node.get_type(last), node[last]
+    kind, present = node.get_type(last), node[last]
     if kind is str:
         return text
     if kind is bool:
@@ -161,19 +161,19 @@ def _read(argument: str, text: str, node: ConfigDict, last: str, key: str) -> An
         value = {"true": True, "false": False}.get(text, text)
     if issubclass(kind, tuple | list):
         if not isinstance(value, tuple | list):
-            example = old or ("a", "b")
+            example = present or ("a", "b")
             raise UserError(f'{argument} is not a tuple, such as "{tuple(example)}".')
         return kind(value)
     if issubclass(kind, ConfigDict):
         if _is_section(key):
             raise UserError(f"{argument}: {key} is a section; set its keys one by one.")
         if not isinstance(value, dict):
-            if set(old) and set(old) <= set(UNITS):
+            if set(present) and set(present) <= set(UNITS):
                 raise UserError(
                     f"{argument} has no unit. Write {PREFIX}{key}.epochs=NUMBER, or"
                     " .steps or .examples."
                 )
-            example = json.dumps(old.to_dict() or {"epochs": 1}).replace('"', "'")
+            example = json.dumps(present.to_dict() or {"epochs": 1}).replace('"', "'")
             raise UserError(f'{argument} is not a dictionary, such as "{example}".')
         # The whole value is replaced, not only the entries that are given.
         return ConfigDict(value)

@@ -24,13 +24,13 @@ MAY_CHANGE = (
     "data.num_workers",
     "data.on_bad_image",
 )
-# These may not change after all if evaluations set the learning rate
+# Keys of MAY_CHANGE that may not change if evaluations set the learning rate
 # (`optim.schedule=plateau`).
 FOR_PLATEAU = ("evaluate.every.", "evaluate.views", "data.eval_size", "data.eval_split")
-# These may change if the finished steps keep their learning rates, or if a run is
+# Keys that may change if the finished steps keep their learning rates, or if a run is
 # extended.
 SETS_RATES = ("optim.schedule", "optim.decay_at", "optim.end_learning_rate")
-# These name images and weights, which are compared themselves.
+# Keys that name images and weights, which are compared in place of the names.
 NAMES = ("data.source", "data.eval_source", "distill.teacher_init", "init_from")
 
 
@@ -106,7 +106,7 @@ def differences(
     """Returns the differences of two configs, as 'key: old -> new' for each key.
 
     A key that the old config lacks, because an older version wrote it, counts with its
-    default, since the run behaved so.
+    default, since the run behaved as with the default.
 
     Args:
       old: The saved config, as read from JSON.

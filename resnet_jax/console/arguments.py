@@ -66,13 +66,13 @@ class Parser(argparse.ArgumentParser):
         Raises:
           UserError: A flag is unknown or missing, or its value is not allowed.
         """
-        rest = list(arguments)
+        remaining = list(arguments)
         overrides: list[str] = []
         if self.get_default("overrides") is not None:
             from resnet_jax.config.overrides import take_overrides
 
-            rest, overrides = take_overrides(rest)
-        args, unknown = self.parse_known_args(rest)
+            remaining, overrides = take_overrides(remaining)
+        args, unknown = self.parse_known_args(remaining)
         for argument in unknown:
             flag = argument.partition("=")[0]
             if flag.startswith("-"):

@@ -36,7 +36,7 @@ _in_a_hurry = threading.Event()
 
 # The stream objects that failed, by name, each with its error.
 _failures: dict[str, tuple[object, Exception]] = {}
-# Names of failed streams that the user has not been told about.
+# Names of failed streams whose failure has not been reported to the user yet.
 _unreported: set[str] = set()
 
 

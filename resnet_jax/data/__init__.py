@@ -1,6 +1,8 @@
 """Reads data sets and makes batches of uint8 images.
 
-Imports no TensorFlow and uses no device.
+An image goes through `sources.py` (the bytes of its file), `decode.py`, `crops.py`,
+`resize.py`, `augment.py` and `loader.py` (the order of images, and batches). The
+package imports no TensorFlow and uses no device.
 """
 
 from typing import TYPE_CHECKING

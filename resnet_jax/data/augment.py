@@ -121,8 +121,8 @@ class Augment:
         fits = len(lengths) == 3 and list(lengths) == sorted(lengths)
         if self.crop == "short_side" and not fits:
             raise UserError(
-                f"data.short_side={self.short_side} must be a least and a most length,"
-                f" at least data.image_size={self.size}."
+                f"data.short_side={self.short_side} must be a smallest and a largest"
+                f" length, at least data.image_size={self.size}."
             )
         jitter = self.color_jitter
         if len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5:
@@ -158,15 +158,15 @@ class Augment:
     @property
     def only_crops(self) -> bool:
         """Tells whether `pad_and_crop` alone augments an image of the right size."""
-        more = self.policy, any(self.color_jitter), self.lighting, self.erase
-        return self.crop == "pad" and not any(more) and not self.colout
+        other_changes = self.policy, any(self.color_jitter), self.lighting, self.erase
+        return self.crop == "pad" and not any(other_changes) and not self.colout
 
     @functools.cached_property
     def _policy(self) -> policies.Policy | None:
         if not self.policy:
             return None
-        how = pillow_filter(self.interpolation)
-        return policies.parse(self.policy, interpolation=how, mean=self.mean)
+        resample = pillow_filter(self.interpolation)
+        return policies.parse(self.policy, interpolation=resample, mean=self.mean)
 
     @functools.cached_property
     def _jitter(self) -> policies.ColorJitter:
@@ -205,10 +205,10 @@ class Augment:
                 return self._five_crops(picture)
         if self.flip and self.crop != "pad" and rng.random() < 0.5:
             pixels = cv2.flip(pixels, 1).reshape(pixels.shape)
-        return self._change(pixels, rng)
+        return self._after_crop(pixels, rng)
 
-    def _change(self, pixels: np.ndarray, rng: Any) -> np.ndarray:
-        """Applies everything after crop, resize and flip."""
+    def _after_crop(self, pixels: np.ndarray, rng: Any) -> np.ndarray:
+        """Applies all augmentations that follow crop, resize and flip."""
         if self._policy or any(self.color_jitter):
             image = to_image(pixels)
             if self._policy:
@@ -246,14 +246,16 @@ class Augment:
         box = crops.random_box(rng, picture.size, self.scale, self.ratio)
         left, top, right, bottom = box
         if self.decode == "exact" or self.interpolation not in PILLOW:
-            # Not Pillow's resize(box=...), whose filters read pixels outside the box.
+            # Pillow's resize(box=...) is not used, since its filters read pixels
+            # outside the box.
             return self._resize(picture.part(left, top, right, bottom))
         side = min(right - left, bottom - top)
         shrink = next((k for k in (4, 2) if side >= k * self.size), 1)
         if shrink == 1:
             return self._resize_fast(picture.part(left, top, right, bottom))
         pixels = picture.pixels(shrink)
-        # Only JPEGs are decoded smaller. Each pixel then stands for shrink x shrink.
+        # Only JPEGs are decoded smaller. Each decoded pixel then covers shrink x shrink
+        # pixels of the image.
         if pixels.shape[1] == picture.size[0]:
             shrink = 1
         left, top = round(left / shrink), round(top / shrink)
@@ -297,11 +299,11 @@ class Augment:
         wide, high = self._resized_for_crop(picture)
         right, bottom = wide - self.size, high - self.size
         corners = ((0, 0), (right, 0), (0, bottom), (right, bottom))
-        whole = dataclasses.replace(picture, image=picture.pixels())
+        decoded = dataclasses.replace(picture, image=picture.pixels())
         return np.stack(
             [
                 crops.crop_of_resized(
-                    whole, (wide, high), corner, self.size, self.interpolation
+                    decoded, (wide, high), corner, self.size, self.interpolation
                 )
                 for corner in (crops.center_of(wide, high, self.size), *corners)
             ]

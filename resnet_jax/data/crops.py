@@ -1,4 +1,4 @@
-"""Crops of images: which part is taken, erased or dropped."""
+"""Random and central crops of images, random erasing, and ColOut."""
 
 import math
 from typing import Literal
@@ -80,8 +80,8 @@ def pad_and_crop(
       flip: True to mirror half of the crops.
     """
     size = pixels.shape[1]
-    around = ((0, 0), (pad, pad), (pad, pad), (0, 0))
-    padded = np.pad(pixels, around, PAD_MODES[mode])
+    widths = ((0, 0), (pad, pad), (pad, pad), (0, 0))
+    padded = np.pad(pixels, widths, PAD_MODES[mode])
     # Bits 0 to 23 of the hashed key give the top of the crop, bits 24 to 47 the left,
     # and bit 48 the flip.
     bits = scramble(keys)
@@ -135,8 +135,8 @@ def crop_of_resized(
     if (wide, high) == (width, height):
         return picture.part(left, top, left + size, top + size)
     if interpolation not in PILLOW:
-        whole = resize(picture.pixels(), resized, interpolation)
-        return whole[top : top + size, left : left + size]
+        complete = resize(picture.pixels(), resized, interpolation)
+        return complete[top : top + size, left : left + size]
     # The crop in pixels of the original image; rounding must not lead outside of it.
     x, y = width / wide, height / high
     right, bottom = (left + size) * x, (top + size) * y

@@ -29,7 +29,7 @@ class Picture:
 
     Attributes:
       image: The bytes of an image file, uint8 pixels [h, w, c] or an image of Pillow.
-      channels: The number of channels of the wanted pixels, 1 or 3.
+      channels: The number of channels of the decoded pixels, 1 or 3.
       name: The name of the image in a message.
     """
 
@@ -187,7 +187,7 @@ def _has_exif(jpeg: bytes) -> bool:
             return True
         if marker == START_OF_SCAN:
             return False
-        # Any number of bytes 0xff may stand before a marker.
+        # Any number of bytes 0xff may precede a marker.
         length = int.from_bytes(jpeg[place + 2 : place + 4]) + 2
         place += 1 if marker == 0xFF else length
     return False

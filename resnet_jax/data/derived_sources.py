@@ -188,6 +188,10 @@ def sizes_and_shares(source: NamedSource) -> tuple[tuple[int, ...], tuple[int, .
 def check_same_classes(train: NamedSource, evaluation: NamedSource) -> None:
     """Checks that two splits number the same classes in the same way.
 
+    Args:
+      train: The training split.
+      evaluation: The eval split.
+
     Raises:
       UserError: One of them has a class that the other one lacks.
     """
@@ -203,6 +207,10 @@ def check_same_classes(train: NamedSource, evaluation: NamedSource) -> None:
 
 def with_classes(source: NamedSource, classes: Sequence[str]) -> NamedSource:
     """Returns the source with labels that number the given classes, matched by name.
+
+    Args:
+      source: The source, which may have some of the classes in any order.
+      classes: The names of the classes, in the order of the new labels.
 
     Raises:
       UserError: A class of the source is not one of them; the message names it.
@@ -223,7 +231,9 @@ def with_classes(source: NamedSource, classes: Sequence[str]) -> NamedSource:
 
 
 def few_shot(source: NamedSource, shots: int, seed: int) -> Subset | Combined:
-    """Returns `shots` random images of each class; of each source if it is `Combined`.
+    """Returns `shots` random images of each class.
+
+    If the source is `Combined`, each of its sources gives that many.
 
     Args:
       source: The training split.

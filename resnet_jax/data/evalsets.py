@@ -1,4 +1,4 @@
-"""Evaluation sets by name: their data sets in tfds, and how their papers count.
+"""Evaluation sets by name: their data sets in tfds, and the metrics of their papers.
 
 imagenet_v2: New photographs collected as ImageNet's were (Recht et al. 2019,
   arXiv:1902.10811). The config is `matched-frequency`; others are
@@ -211,17 +211,19 @@ def summarize(opened: EvaluationSet, results: Mapping[str, dict]) -> dict:
         key: sum(result[key] for result in results.values())
         for key in ("n_seen", "bad_images")
     }
-    whole = means | sums
+    summary = means | sums
     if len(results) == 1:
-        return whole
+        return summary
     by_corruption: dict[str, list[float]] = {}
     for config, result in results.items():
         by_corruption.setdefault(config.rpartition("_")[0], []).append(result["top1"])
-    whole["top1_of"] = {
+    summary["top1_of"] = {
         name: sum(values) / len(values) for name, values in by_corruption.items()
     }
     reference = opened.reference_errors
-    if reference and whole["top1_of"].keys() == reference.keys():
-        errors = [(1 - whole["top1_of"][name]) / reference[name] for name in reference]
-        whole["mce"] = sum(errors) / len(errors)
-    return whole
+    if reference and summary["top1_of"].keys() == reference.keys():
+        errors = [
+            (1 - summary["top1_of"][name]) / reference[name] for name in reference
+        ]
+        summary["mce"] = sum(errors) / len(errors)
+    return summary

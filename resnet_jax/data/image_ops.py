@@ -76,7 +76,7 @@ def apply(
         case "hue":
             return shift_hue(image, amount)
         case "posterize":
-            # Not ImageOps.posterize, which does not accept 0 bits.
+            # ImageOps.posterize does not accept 0 bits.
             mask = 256 - (1 << 8 - int(amount))
             return image.point(lambda level: level & mask)
         case "solarize":

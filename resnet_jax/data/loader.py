@@ -10,7 +10,8 @@ From combined sources, each epoch takes each source's share of images, and conti
 that source's own permutations where the epoch before stopped. The epoch that keys an
 image's augmentation is then the epoch of its source.
 """
-# Not Grain's shuffle and mix: their order is another one, and would change with Grain.
+# Grain's shuffle and mix are not used: they give another order, which would change with
+# Grain.
 
 import atexit
 import contextlib
@@ -41,8 +42,8 @@ from resnet_jax.data.workers import start_worker
 from resnet_jax.errors import BadImageError, UserError
 from resnet_jax.parallel import processes, signals
 
-# First words of the seeds of: the order within a source, the augmentation, and the
-# order in which sources take turns.
+# The first words of the seeds of three things: the order within a source, the
+# augmentation, and the order in which sources take turns.
 ORDER, AUGMENT, TURNS = 0, 1, 2
 # The largest number of examples that a worker makes at once.
 CHUNK = 32
@@ -78,9 +79,9 @@ def epoch_order(
         for own_epoch in range(first // size, -(-stop // size)):
             order = permutation(seed, own_epoch, size)
             begin = own_epoch * size
-            taken = order[max(first - begin, 0) : stop - begin]
-            indices.append(start + taken)
-            epochs.append(np.full(len(taken), own_epoch, np.int32))
+            own_indices = order[max(first - begin, 0) : stop - begin]
+            indices.append(start + own_indices)
+            epochs.append(np.full(len(own_indices), own_epoch, np.int32))
     source_numbers = np.repeat(np.arange(len(shares)), shares)
     np.random.default_rng([TURNS, seed, epoch]).shuffle(source_numbers)
     # The places of the first source's examples, then those of the second one's, ...
@@ -212,8 +213,8 @@ class Examples:
         if not isinstance(self.source, MemorySource) or not self.augment.only_crops:
             return None
         images = self.source.images
-        wanted = (self.augment.size, self.augment.size, self.channels)
-        is_array = isinstance(images, np.ndarray) and images.shape[1:] == wanted
+        shape = (self.augment.size, self.augment.size, self.channels)
+        is_array = isinstance(images, np.ndarray) and images.shape[1:] == shape
         return self.source if is_array else None
 
     def _views(self, seed: int, places: Sequence[tuple[int, int]]) -> Views:
@@ -240,8 +241,8 @@ class Examples:
                 )
         raise UserError(f"{self.source.title} holds no image that can be decoded.")
 
-    def at(self, size: int) -> "Examples":
-        """Returns the same examples with another `augment.size`."""
+    def with_size(self, size: int) -> "Examples":
+        """Returns the same examples with images of another size, `augment.size`."""
         if size == self.augment.size:
             return self
         augment = dataclasses.replace(self.augment, size=size)
@@ -334,9 +335,9 @@ def _kill_workers() -> None:
 
 
 def _kill_children() -> None:
-    # Includes workers that have just been started, which multiprocessing does not know
-    # yet and which would print errors. The resource tracker frees the shared memory of
-    # the others, so it stays.
+    # The children include workers that have just been started, which multiprocessing
+    # does not know yet and which would print errors. The resource tracker frees the
+    # shared memory of the others, so it stays.
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
             if "multiprocessing.resource_tracker" not in " ".join(child.cmdline()):
@@ -500,7 +501,7 @@ def eval_batches(
     num_workers: int = -1,
     num_threads: int = 0,
 ) -> Batches:
-    """Returns batches that hold every example once; the last is padded and masked.
+    """Returns batches that hold every example once; the last one is padded and masked.
 
     Args:
       examples: The examples of the split.
@@ -555,7 +556,7 @@ def _chunks(
     return chunks, chunks_a_batch
 
 
-# These are not closures, since workers unpickle them by name.
+# The functions below are not closures, since workers unpickle them by name.
 def _train_at_size(
     positions: Sequence[int],
     examples: Examples,
@@ -564,7 +565,7 @@ def _train_at_size(
     resize: ResizeSchedule,
 ) -> Batch:
     step = positions[0] // batch_size
-    return examples.at(resize(step)).train(positions, seed)
+    return examples.with_size(resize(step)).train(positions, seed)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

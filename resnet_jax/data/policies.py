@@ -349,7 +349,7 @@ class TimmRand(Timm):
 
     Attributes:
       magnitude: The magnitude of all operations, 0 to 10.
-      layers: The number of operations that are drawn.
+      layers: The number of operations that are chosen at random.
       probability: The probability with which each of them is applied.
     """
 
@@ -436,7 +436,7 @@ TIMM_KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
 def parse(
     text: str, *, interpolation: Image.Resampling, mean: Sequence[float]
 ) -> Policy:
-    """Returns the policy of a name.
+    """Returns the policy that a name describes.
 
     Args:
       text: `rand-m7-n2-mstd0.5-inc1` (timm's RandAugment, as timm writes it; also with
@@ -450,11 +450,11 @@ def parse(
     Raises:
       UserError: There is no such policy, or a number is out of its range.
     """
-    first, *rest = text.split("-")
+    first, *settings = text.split("-")
     if first in ("rand", "original"):
         keys = TIMM_KEYS if first == "rand" else {"mstd": TIMM_KEYS["mstd"]}
         fields: dict[str, Any] = {}
-        for part in rest:
+        for part in settings:
             match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?|inf)", part)
             if not match or match[1] not in keys:
                 raise UserError(

@@ -30,8 +30,8 @@ IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".bmp", ".gif"),
     *(".webp", ".ppm", ".pgm", ".tif", ".tiff"),
 )
-# The numbers of classes, and of images by split, of data sets for which a run can be
-# planned without having them.
+# The number of classes, and the number of images by split, of data sets that `plan`
+# need not have on disk.
 KNOWN = {
     "tfds:imagenet2012": (1000, {"train": 1_281_167, "validation": 50_000}),
     "tfds:cifar10": (10, {"train": 50_000, "test": 10_000}),
@@ -79,20 +79,20 @@ def open_source(
         has no images or other classes than its sibling splits, or combined sources
         differ in their classes.
     """
-    kind, _, rest = source.partition(":")
-    if kind == "mix" and rest:
+    kind, _, address = source.partition(":")
+    if kind == "mix" and address:
         open_part = functools.partial(
             open_source, data_dir=data_dir, fake_shape=fake_shape
         )
-        return _open_combined(rest, split, open_part)
-    if kind == "tfds" and rest:
-        return TfdsSource(rest, split, data_dir)
-    if kind == "folder" and rest:
-        return _open_slices(functools.partial(FolderSource, rest), split)
+        return _open_combined(address, split, open_part)
+    if kind == "tfds" and address:
+        return TfdsSource(address, split, data_dir)
+    if kind == "folder" and address:
+        return _open_slices(functools.partial(FolderSource, address), split)
     if source == "digits":
         return _open_slices(DigitsSource, split)
     if re.fullmatch("fake(:[1-9][0-9]*(:[0-9]+)?)?", source):
-        numbers = [int(number) for number in rest.split(":") if rest]
+        numbers = [int(number) for number in address.split(":") if address]
         return _open_slices(lambda name: FakeSource(name, fake_shape, *numbers), split)
     if source == GIVEN:
         raise UserError(
@@ -108,7 +108,7 @@ def open_source(
 
 
 def split_of(source: str, default: str = "") -> tuple[str, str]:
-    """Parses `SOURCE@SPLIT` into source and split; the split may be left to default."""
+    """Parses `SOURCE@SPLIT` into source and split; a missing split is `default`."""
     name, at, split = source.rpartition("@")
     # The name of a directory may contain an @, the name of a split no slash.
     return (name, split) if at and "/" not in split else (source, default)
@@ -145,10 +145,10 @@ def _open_slices(open_split: Callable[[str], NamedSource], split: str) -> NamedS
     from tensorflow_datasets.core import ReadInstruction, SplitInfo
 
     names = {part.split("[")[0].strip() for part in split.split("+")}
-    whole = {name: open_split(name) for name in sorted(names)}
+    sources = {name: open_split(name) for name in sorted(names)}
     sizes = {
         name: SplitInfo(name=name, shard_lengths=[len(source)], num_bytes=0)
-        for name, source in whole.items()
+        for name, source in sources.items()
     }
     try:
         slices = ReadInstruction.from_spec(split).to_absolute(sizes)
@@ -156,7 +156,7 @@ def _open_slices(open_split: Callable[[str], NamedSource], split: str) -> NamedS
         raise UserError(f"Split {split!r}: {reason_of_tfds(error)}") from None
     parts = []
     for piece in slices:
-        source = whole[piece.splitname]
+        source = sources[piece.splitname]
         order = np.random.default_rng(0).permutation(len(source))
         start, stop = piece.from_ or 0, piece.to or len(source)
         title = f"{source.title}[{start}:{stop}]"

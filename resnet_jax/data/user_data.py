@@ -18,9 +18,9 @@ from resnet_jax.data.sources import GIVEN
 from resnet_jax.data.user_images import check_pixels, parts_of
 from resnet_jax.errors import UserError
 
-# First word of the seed of the generator that chooses the held-out images.
+# The first word of the seed of the generator that chooses the held-out images.
 HOLD_OUT = 4
-# One image in so many is held out.
+# One image in PART is held out for evaluation, if no evaluation split is passed.
 PART = 5
 # The number of labels that a source's checksum includes; reading all might take long.
 SAMPLE = 64
@@ -35,8 +35,8 @@ def open_given(
 
     Args:
       data: The training split: a pair of images and labels, or a `Source`.
-      eval_data: The evaluation split in the same forms; None holds a fifth of `data`
-        out of training, chosen by `config.seed`.
+      eval_data: The eval split in the same forms; None takes a fifth of `data`, which
+        is chosen by `config.seed` and held out of training.
       config: The run's config.
 
     Returns:
@@ -55,15 +55,20 @@ def open_given(
             " eval_data."
         )
     order = np.random.default_rng([HOLD_OUT, config.seed]).permutation(len(train))
-    held_out, rest = np.split(order, [len(train) // PART])
+    held_out, training = np.split(order, [len(train) // PART])
     return {
-        "train": Subset(train, np.sort(rest), "data, four fifths"),
+        "train": Subset(train, np.sort(training), "data, four fifths"),
         "test": Subset(train, np.sort(held_out), "data, the fifth that is held out"),
     }
 
 
 def config_of_given(config: ConfigDict) -> ConfigDict:
-    """Returns the config of a run whose data are passed to `train`."""
+    """Returns the config of a run whose data are passed to `train`.
+
+    Args:
+      config: The user's config, whose keys on sources and splits are replaced in a
+        copy.
+    """
     config = copy.deepcopy(config)
     config.data.source, config.data.eval_source = GIVEN, ""
     config.data.train_split, config.data.eval_split = "train", "validation"

@@ -20,19 +20,19 @@ from resnet_jax.errors import UserError
 from resnet_jax.parallel import signals
 
 
-# Not `multiprocessing.Pool.imap_unordered`, which waits forever for a killed worker.
+# `multiprocessing.Pool.imap_unordered` would wait forever for a killed worker.
 def map_unordered(
     function: Callable[[Any], Any], jobs: Sequence, *, workers: int, total: int
 ) -> Iterator[Any]:
     """Yields `function(job)` for every job as soon as it is done, in any order.
 
-    Shows a progress bar that counts images.
+    It shows a progress bar that counts images.
 
     Args:
       function: A picklable function; an exception that it raises ends the work.
       jobs: Picklable arguments of the function; `len(job)` is its number of images.
       workers: The number of processes; 1 does the work in this process.
-      total: The number of images at which the bar is full. Those that are not in
+      total: The number of images at which the bar is full. Images that are not in
         `jobs` count as done already.
 
     Raises:
@@ -52,7 +52,7 @@ def map_unordered(
                 yield function(job)
                 bar.update(len(job))
             return
-        # Not forked: threads of TensorFlow and jax do not survive a fork.
+        # A fork would not do: threads of TensorFlow and jax do not survive it.
         pool = concurrent.futures.ProcessPoolExecutor(
             min(workers, len(jobs)),
             multiprocessing.get_context("spawn"),

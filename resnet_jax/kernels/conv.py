@@ -18,8 +18,8 @@ from resnet_jax.kernels.cpu import conv as cpu_conv
 from resnet_jax.kernels.geometry import Geometry, same_padding, symmetric_padding
 from resnet_jax.kernels.platforms import (
     by_platform,
-    known,
-    plain_wanted,
+    is_plain,
+    target_platform,
     traced_once,
 )
 from resnet_jax.parallel.sharding import match_varying_axes
@@ -70,7 +70,7 @@ def cast_kernel(kernel: Kernel, dtype: DTypeLike, groups: int = 1) -> Kernel:
       dtype: The dtype of the images.
       groups: Number of groups of channels.
     """
-    on_cpu = known.value in (None, "cpu") and not plain_wanted()
+    on_cpu = target_platform.value in (None, "cpu") and not is_plain()
     if on_cpu and groups == 1 and onednn.rounds(dtype) and kernel.dtype == jnp.float32:
         return kernel
     return jnp.asarray(kernel, dtype)
@@ -79,9 +79,9 @@ def cast_kernel(kernel: Kernel, dtype: DTypeLike, groups: int = 1) -> Kernel:
 def convolve(x: Image, kernel: Kernel, geometry: Geometry, groups: int = 1) -> Output:
     """Returns the convolution of `x` and `kernel`, of the dtype of `x`.
 
-    It has gradients, and derivatives of these in both modes. `jax.jvp` does not take
-    its first derivative, because the gradients are its own (`jax.custom_vjp`); inside
-    of `plain_operations` it does.
+    `jax.grad` differentiates it, and both `jax.grad` and `jax.jvp` differentiate its
+    gradients. `jax.jvp` does not differentiate the convolution itself, because that has
+    a `jax.custom_vjp`, except inside of `plain_operations`.
 
     Args:
       x: The images.
@@ -89,7 +89,7 @@ def convolve(x: Image, kernel: Kernel, geometry: Geometry, groups: int = 1) -> O
       geometry: Stride, padding and dilation.
       groups: Number of groups of channels that do not see each other.
     """
-    if plain_wanted():
+    if is_plain():
         return plain.convolution(x, kernel.astype(x.dtype), geometry, groups)
     return _convolve(*match_varying_axes(x, kernel), geometry, groups, kernel.dtype)
 
@@ -104,7 +104,7 @@ def _convolve(
 def _convolve_forward(
     x: Image, kernel: Kernel, geometry: Geometry, groups: int, kernel_dtype: DTypeLike
 ) -> tuple[Output, tuple[Image, Kernel]]:
-    # The forward pass and the gradient by the images need it in this dtype.
+    # The forward pass and the gradient by the images need the kernel in this dtype.
     kernel = kernel.astype(x.dtype)
     y = _compute("forward", x, kernel, x.shape, len(kernel), geometry, groups)
     return y, (x, kernel)

@@ -21,7 +21,7 @@ from resnet_jax.kernels.norm_options import GhostBatchNorm, repeat_for_examples
 from resnet_jax.kernels.platforms import (
     by_platform,
     fused_over,
-    plain_wanted,
+    is_plain,
     traced_once,
 )
 from resnet_jax.kernels.tpu import norm as tpu_norm
@@ -50,8 +50,8 @@ def batch_norm(
         divide the number of examples.
       scale: The factor of each channel.
       bias: The summand of each channel.
-      running_mean: The means that are expected, which keep the variance accurate where
-        the means are large.
+      running_mean: An estimate of the means. The variance is computed from distances to
+        it, which keeps it accurate where the means are large.
       norm: The ghost batches' size, epsilon, activation and output dtype.
       pool: A max pooling of the output, or None. With it, the activation must not
         decrease anywhere.
@@ -60,12 +60,12 @@ def batch_norm(
       The output, and the means and variances of the ghost batches in float32.
     """
     if isinstance(x, FusibleConvolution):
-        mesh = None if plain_wanted() else fused_over.value
+        mesh = None if is_plain() else fused_over.value
         if mesh is not None and tpu_norm.is_supported(x, norm.size, mesh):
             out, mean, var = tpu_norm.normalize(x, scale, bias, norm, mesh)
             return norm.activate(out), mean, var
         x = x.evaluate()
-    if plain_wanted():
+    if is_plain():
         return plain.batch_norm(x, scale, bias, norm, pool)
     near = lax.stop_gradient(running_mean)
     arrays = match_varying_axes(x, scale, bias, near)
@@ -98,19 +98,19 @@ def _normalize(
     return _forward_on_platform(x, scale, bias, near, norm=norm)
 
 
-def _save(x, scale, bias, near, norm):
+def _normalize_forward(x, scale, bias, near, norm):
     out, mean, var = _forward_on_platform(x, scale, bias, near, norm=norm)
     return (out, mean, var), (x, scale, bias, mean, var)
 
 
-def _pull(norm, saved, cotangents):
+def _normalize_backward(norm, saved, cotangents):
     x, scale, bias, mean, var = saved
     g, _, _ = cotangents
     gradients = _backward_on_platform(x, g, scale, bias, mean, var, norm=norm)
     return *gradients, jnp.zeros_like(scale)
 
 
-_normalize.defvjp(_save, _pull)
+_normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 @functools.partial(traced_once, static_argnames="norm")
@@ -146,7 +146,7 @@ def forward(
     norm: GhostBatchNorm,
     pool: Callable | None = None,
 ) -> tuple[Output, Statistics, Statistics]:
-    """Normalises, activates and pools on accelerators.
+    """Normalises, activates and pools, on all platforms but CPUs.
 
     Both sums are computed in one pass, which compilers for accelerators fuse into the
     convolution before the norm. They are first taken over each example's pixels, so
@@ -156,8 +156,8 @@ def forward(
       x: The batch.
       scale: The factor of each channel.
       bias: The summand of each channel.
-      near: The means that are expected. The variance is computed from squared distances
-        to them; float32 would round it away in squares of large values.
+      near: An estimate of the means. The variance is computed from squared distances to
+        it; float32 would round it away in squares of large values.
       norm: The norm's parameters.
       pool: A max pooling of the output, or None. It is applied to `x`, so that only a
         quarter of the pixels is left to normalise, and the output is never full-size.
@@ -192,7 +192,7 @@ def backward(
     var: Statistics,
     norm: GhostBatchNorm,
 ) -> tuple[Image, Vector, Vector]:
-    """Returns the gradients of `forward` without pooling by `x`, scale and bias.
+    """Returns the gradients of `forward`, without pooling, by `x`, scale and bias.
 
     Args:
       x: The batch.
@@ -212,10 +212,10 @@ def backward(
         (g,) = jax.vjp(norm.activation, deviation * factor + bias)[1](g)
     total = _mean_over_pixels(g, norm)
     along = _mean_over_pixels(g * deviation, norm) * inverse
-    # The gradient without its mean and its component along the deviations.
-    rest = g - repeat(total) - deviation * repeat(along * inverse)
+    # The gradient without its mean and without its component along the deviations.
+    projected = g - repeat(total) - deviation * repeat(along * inverse)
     n = norm.pixels(x)
-    dx = (rest * factor).astype(x.dtype)
+    dx = (projected * factor).astype(x.dtype)
     return dx, n * along.sum(axis=0), n * total.sum(axis=0)
 
 

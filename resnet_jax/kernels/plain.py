@@ -1,7 +1,7 @@
-"""The plain operations, which XLA compiles without this package's kernels.
+"""Convolution, batch norm and max pooling by XLA's operations, without own kernels.
 
-Other platforms than CPUs use this convolution and pooling always, and every platform
-uses all of them inside of `plain_operations`.
+All platforms but CPUs always use this convolution and pooling. Inside of
+`plain_operations` every platform uses all three.
 """
 
 import functools
@@ -84,6 +84,13 @@ def batch_norm(
 ) -> tuple[Output, Float[Array, "g c"], Float[Array, "g c"]]:
     """Normalises each ghost batch by its own statistics, then activates and pools.
 
+    Args:
+      x: The batch.
+      scale: The factor of each channel.
+      bias: The summand of each channel.
+      norm: The ghost batches' size, epsilon, activation and output dtype.
+      pool: A max pooling of the output, or None.
+
     Returns:
       The output, and the means and variances of the ghost batches in float32.
     """
@@ -102,6 +109,12 @@ def batch_norm(
 
 
 def max_pool(x: Image, side: int, geometry: Geometry) -> Output:
-    """Returns the maximum of each window of side x side; the padding is -inf."""
+    """Returns the maximum of each window of side x side; the padding is -inf.
+
+    Args:
+      x: The images.
+      side: The side of the window in pixels.
+      geometry: Stride and padding; a dilation is ignored.
+    """
     strides = (geometry.stride, geometry.stride)
     return nn.max_pool(x, (side, side), strides, geometry.padding)

@@ -1,4 +1,8 @@
-"""Dispatch to platform-specific implementations, and the switch that turns it off."""
+"""Dispatch to platform-specific implementations, and the switch that turns it off.
+
+`by_platform` dispatches, `target_platform` and `fused_over` say for which devices a
+program is traced, and `plain_operations` is the switch.
+"""
 
 import contextlib
 import functools
@@ -8,9 +12,10 @@ from typing import Any
 import jax
 from jax import lax
 
-# `with known("tpu"):` names the platform for which programs are traced there. JAX
-# includes these values in the keys of its caches of traced and compiled functions.
-known = jax.make_user_context(None)
+# `with target_platform("tpu"):` names the platform for which programs are traced inside
+# of the context; None if it is not known. JAX includes the values of these contexts in
+# the keys of its caches of traced and compiled functions.
+target_platform = jax.make_user_context(None)
 # `with fused_over(mesh):` fuses 1x1 convolutions with their batch norm in training, for
 # batches that are sharded over the mesh, where `kernels/tpu/norm.py` supports it.
 fused_over = jax.make_user_context(None)
@@ -24,7 +29,7 @@ def plain_operations() -> Iterator[None]:
     There, convolutions are `lax.conv_general_dilated`, batch norm is written as its
     definition and differentiated by JAX, and max pooling is `lax.reduce_window`, on all
     platforms. Convolutions are never fused with their batch norm, and oneDNN is not
-    used. Results are equal but for rounding. The switch suits programs that other tools
+    used. Results are equal up to rounding. The switch suits programs that other tools
     read, such as exported ones, and comparisons with the kernels.
 
     A jitted function is traced again inside of the context, since JAX's caches keep
@@ -44,7 +49,7 @@ def plain_operations() -> Iterator[None]:
         yield
 
 
-def plain_wanted() -> bool:
+def is_plain() -> bool:
     """Returns whether `plain_operations` is active."""
     return _plain.value
 
@@ -52,9 +57,10 @@ def plain_wanted() -> bool:
 def by_platform(*arrays: jax.Array, cpu: Callable, default: Callable) -> Any:
     """Returns `cpu(*arrays)` on CPUs and `default(*arrays)` elsewhere.
 
-    `lax.platform_dependent` does that, but traces both functions. Where the platform is
-    `known`, only its function is traced, so that a train step is found in the
-    compilation cache a sixth sooner. Inside of `plain_operations` it is `default`.
+    `lax.platform_dependent` does that, but traces both functions. If `target_platform`
+    names the platform, only its function is traced, so that a train step is found in
+    the compilation cache a sixth sooner. Inside of `plain_operations` only `default` is
+    traced.
 
     Args:
       *arrays: The arguments of both functions.
@@ -62,18 +68,18 @@ def by_platform(*arrays: jax.Array, cpu: Callable, default: Callable) -> Any:
       default: The function for all other platforms; its results must have the shapes
         and dtypes of those of `cpu`.
     """
-    if plain_wanted():
+    if is_plain():
         return default(*arrays)
-    if known.value is None:
+    if target_platform.value is None:
         return lax.platform_dependent(*arrays, cpu=cpu, default=default)
-    return (cpu if known.value == "cpu" else default)(*arrays)
+    return (cpu if target_platform.value == "cpu" else default)(*arrays)
 
 
 def traced_once(function: Callable, **static: Any) -> Callable:
     """Makes a function that is traced once for all its calls with equal shapes.
 
-    Where the platform is `known` to be CPUs, programs call the function. Elsewhere it
-    is inlined, since TPU programs with calls are compiled to other programs.
+    If `target_platform` is "cpu", programs call the function. Otherwise it is inlined,
+    since TPU programs with calls are compiled to other programs.
 
     Args:
       function: A function of arrays, and of the arguments that `static` names.
@@ -84,6 +90,6 @@ def traced_once(function: Callable, **static: Any) -> Callable:
 
     @functools.wraps(function)
     def traced(*args, **kwargs):
-        return (called if known.value == "cpu" else inlined)(*args, **kwargs)
+        return (called if target_platform.value == "cpu" else inlined)(*args, **kwargs)
 
     return traced

@@ -8,7 +8,7 @@ from resnet_jax.kernels import plain
 from resnet_jax.kernels.arrays import Image, Output
 from resnet_jax.kernels.cpu import pool as cpu_pool
 from resnet_jax.kernels.geometry import Geometry
-from resnet_jax.kernels.platforms import by_platform, plain_wanted
+from resnet_jax.kernels.platforms import by_platform, is_plain
 
 
 def max_pool(x: Image, side: int, geometry: Geometry) -> Output:
@@ -22,7 +22,7 @@ def max_pool(x: Image, side: int, geometry: Geometry) -> Output:
       side: The side of the window in pixels.
       geometry: Stride and padding; a dilation is ignored.
     """
-    if plain_wanted():
+    if is_plain():
         return plain.max_pool(x, side, geometry)
     return _max_pool(x, side, geometry)
 

@@ -139,9 +139,9 @@ class VGG(nn.Module):
 def average_to(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b s s c"]:
     """Averages an image to `side` x `side` pixels, as torch's AdaptiveAvgPool2d does.
 
-    Of a side of n pixels, output k is the mean over floor(k n / side) up to, but not
-    including, ceil((k + 1) n / side). So these ranges overlap if `side` does not divide
-    n, and repeat if n is smaller.
+    Along an axis of n pixels, output k is the mean over the pixels floor(k n / side) up
+    to, but not including, ceil((k + 1) n / side). So these ranges overlap if `side`
+    does not divide n, and repeat if n is smaller.
     """
     for axis in (1, 2):
         n = x.shape[axis]
@@ -161,8 +161,8 @@ class Highway(nn.Module):
     Attributes:
       spec: The network as data.
       dtype: The type of the computation. Parameters are float32.
-      bn_group_size: The ghost batch size in examples, which training mixes images in.
-        The network itself has no batch norm.
+      bn_group_size: The ghost batch size in examples, inside which training mixes
+        images. The network itself has no batch norm.
     """
 
     spec: HighwaySpec

@@ -77,7 +77,7 @@ class Block(nn.Module):
       plan: The block.
       conv: Makes a convolution.
       norm: Makes a norm, without its activation if `act=False`.
-      last: The number of the last convolution (of the class, not of an instance).
+      last: The number of the last convolution, which each subclass sets.
     """
 
     last: ClassVar[int]
@@ -128,6 +128,13 @@ class Block(nn.Module):
 
         With `anti_alias` a blur carries the stride. With `selective_kernel` two 3x3
         convolutions take the place of one.
+
+        Args:
+          x: The input.
+          number: The number of the convolution, which names its variables.
+          stride: Step in pixels along both axes.
+          dilation: Distance in pixels between two taps.
+          train: Turns on batch norm by the batch's statistics.
         """
         spec, plan = self.spec, self.plan
         if spec.spatial == "selective_kernel":
@@ -168,7 +175,13 @@ class Block(nn.Module):
     def drop(
         self, x: Float[Array, "b h w c"], rate: Scalar, *, train: bool
     ) -> Float[Array, "b h w c"]:
-        """Drops the residual function of some examples in training (drop path)."""
+        """Drops the residual function of some examples in training (drop path).
+
+        Args:
+          x: The output of the residual function.
+          rate: The probability that an example's is dropped.
+          train: False drops nothing.
+        """
         if not self.spec.drop_path:
             return x
         return layers.Dropout("example", name="drop_path")(x, rate, train=train)
@@ -181,7 +194,14 @@ class Block(nn.Module):
         *,
         train: bool,
     ) -> Float[Array, "b h2 w2 f"]:
-        """Returns act(shortcut(x) + residual), the end of a post-activation block."""
+        """Returns act(shortcut(x) + residual), the end of a post-activation block.
+
+        Args:
+          x: The block's input.
+          residual: The output of the residual function, before attention.
+          drop_path: The probability that an example's residual function is dropped.
+          train: True to drop at all.
+        """
         residual = self.drop(self.attend(residual), drop_path, train=train)
         if self.spec.shortcut != "none":
             residual = same_size(self.shortcut(x, train=train), residual) + residual
@@ -286,7 +306,7 @@ class BottleneckBlock(Block):
         authors' code.
         """
         plan = self.plan
-        *splits, rest = jnp.split(x, self.spec.scale, axis=-1)
+        *splits, last_split = jnp.split(x, self.spec.scale, axis=-1)
         outputs: list[Float[Array, "b h2 w2 f"]] = []
         for i, split in enumerate(splits, 1):
             if outputs and not plan.project:
@@ -301,8 +321,8 @@ class BottleneckBlock(Block):
             )(split)
             outputs.append(self.norm(name=f"norm2_{i}")(y, train=train))
         if plan.project:
-            rest = layers.average_pool_3x3(rest, plan.stride)
-        return jnp.concatenate([*outputs, rest], axis=-1)
+            last_split = layers.average_pool_3x3(last_split, plan.stride)
+        return jnp.concatenate([*outputs, last_split], axis=-1)
 
 
 class PreactBlock(Block):
@@ -327,8 +347,8 @@ class PreactBlock(Block):
           x: The block's input.
           first: The output of the first norm and activation.
           residual: The output of the residual function.
-          drop_path: The probability that it is dropped.
-          train: Turns dropping on.
+          drop_path: The probability that an example's residual function is dropped.
+          train: True to drop at all.
         """
         residual = self.drop(residual, drop_path, train=train)
         if self.spec.shortcut == "none":
@@ -410,17 +430,17 @@ class NormFreeBlock(Block):
     ) -> Float[Array, "b h2 w2 f"]:
         """Returns the block's output."""
         spec, plan = self.spec, self.plan
-        before, after = plan.dilation
+        first_dilation, last_dilation = plan.dilation
         first = self.norm(name="norm1")(x, train=train) * beta
         y = self.convolve(first.astype(x.dtype), 1, 1)
         y = self.norm(name="norm2")(y, train=train)
         y = self.convolve(
-            y, 2, 3, stride=plan.stride, dilation=before, groups=plan.groups
+            y, 2, 3, stride=plan.stride, dilation=first_dilation, groups=plan.groups
         )
         if spec.extra_conv:
             y = self.norm(name="norm2b")(y, train=train)
             y = self.convolve(
-                y, 2, 3, dilation=after, groups=plan.groups, name="conv2b"
+                y, 2, 3, dilation=last_dilation, groups=plan.groups, name="conv2b"
             )
         y = self.norm(name="norm3")(y, train=train)
         # Without a skip gain, this gain starts at zero, so that the block starts as its

@@ -108,8 +108,8 @@ def _shape(atom: Any) -> tuple[int, ...]:
 def inner_jaxprs(equation: jax.extend.core.JaxprEqn) -> list[jax.extend.core.Jaxpr]:
     """Returns the functions inside of an equation.
 
-    Of a choice by platform, these are the last branch only, which is the one for all
-    platforms without a branch of their own.
+    For a choice by platform, this is only the last branch, which is for all platforms
+    without a branch of their own.
     """
     if equation.primitive.name == "cond":
         return [equation.params["branches"][-1].jaxpr]

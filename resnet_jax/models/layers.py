@@ -78,7 +78,7 @@ class Conv(nn.Module):
       bias_init: Initialiser of the bias.
       dtype: Type of the computation; parameters are float32.
       fusible: Returns a `FusibleConvolution`, which leaves the computation to the batch
-        norm that takes it. Only a 1x1 kernel of stride 1 without groups and bias can.
+        norm that takes it. It requires a 1x1 kernel of stride 1 without groups or bias.
     """
 
     features: int
@@ -142,7 +142,7 @@ class Head(nn.Module):
     Attributes:
       features: Number of outputs.
       kernel_init: Initialiser of the kernel [inputs, features].
-      dtype: Type of the factors of the product.
+      dtype: Type of the operands of the matmul.
       bias: Initial value of the bias.
     """
 
@@ -158,22 +158,22 @@ class Head(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         bias_init = nn.initializers.constant(self.bias)
         bias = self.param("bias", bias_init, shape[1:], jnp.float32)
-        product = jnp.dot(
+        logits = jnp.dot(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             preferred_element_type=jnp.float32,
         )
-        return product + bias
+        return logits + bias
 
 
 class Dropout(nn.Module):
-    """Sets values to zero at random in training, and scales up the others.
+    """Sets values to zero at random in training, and scales the remaining ones up.
 
     Srivastava et al. 2014; with `each="example"` all values of an example are dropped
     together, which is stochastic depth (Huang et al. 2016, arXiv:1603.09382).
 
     Attributes:
-      each: `value` or `example`.
+      each: The unit that is dropped or kept: a `value` or an `example`.
     """
 
     each: str = "value"
@@ -186,7 +186,7 @@ class Dropout(nn.Module):
 
         Args:
           x: The values.
-          rate: The probability to be dropped.
+          rate: The probability that a value (or an example) is dropped.
           train: False drops nothing.
         """
         if not train:
@@ -302,7 +302,7 @@ def pad_shortcut(
     if missing < 0:
         raise BadValueError(
             f"A pad shortcut cannot go from {x.shape[-1]} to {features} channels, since"
-            " it only adds some; take shortcut='projection', or widths that grow."
+            " it only adds channels; use shortcut='projection', or widths that grow."
         )
     before = missing // 2 if position == "both" else 0
     x = x[:, ::stride, ::stride, :]

@@ -22,9 +22,10 @@ class BatchNorm(nn.Module):
     """Batch norm over ghost batches of `group_size` consecutive examples.
 
     Ioffe & Szegedy 2015 (arXiv:1502.03167); ghost batches as in Goyal et al. 2017
-    (arXiv:1706.02677), section 2.3, where a ghost batch is what one GPU held. Its size
-    is a number of examples, so the result does not depend on the number of devices. As
-    long as no ghost batch spans two devices, the statistics need no communication.
+    (arXiv:1706.02677), section 2.3, where a ghost batch is the part of the batch on one
+    GPU. Here its size is a number of examples, so the result does not depend on the
+    number of devices. As long as no ghost batch spans two devices, the statistics need
+    no communication.
 
     Statistics are float32. The variance is the mean squared distance to the mean on
     CPUs, and elsewhere the mean squared distance to the running mean, corrected by the
@@ -57,7 +58,7 @@ class BatchNorm(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w c"] | FusibleConvolution, *, train: bool
     ) -> Float[Array, "b h2 w2 f"]:
-        """Normalises by the statistics of the batch in training, else the running ones.
+        """Normalises by the running statistics, or in training by the ghost batches'.
 
         Raises:
           BadValueError: `group_size` does not divide the number of examples in
@@ -150,8 +151,8 @@ class EvoNormS0(nn.Module):
       groups: Number of groups of channels.
       epsilon: Number that is added to the variance.
       scale_init: Initialiser of the scale.
-      activation: None for the scale and bias alone. Any function gives the layer above,
-        which does not call it.
+      activation: None leaves the gate and the division out, so that only scale and bias
+        are left. Any function keeps them, and is not called.
       dtype: Type of the output.
     """
 
@@ -235,7 +236,11 @@ class NoNorm(nn.Module):
 
 
 def with_activation(
-    norm: Callable[..., nn.Module], activation: Callable, *, act: bool = True, **more
+    norm: Callable[..., nn.Module],
+    activation: Callable,
+    *,
+    act: bool = True,
+    **attributes,
 ) -> nn.Module:
     """Makes a norm with an activation.
 
@@ -243,9 +248,9 @@ def with_activation(
       norm: Maker of the norm.
       activation: The activation.
       act: False leaves the activation out.
-      **more: Further attributes of the norm.
+      **attributes: Further attributes of the norm.
     """
-    return norm(activation=activation if act else None, **more)
+    return norm(activation=activation if act else None, **attributes)
 
 
 # One traced function for all calls with equal shapes.

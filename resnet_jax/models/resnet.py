@@ -110,7 +110,16 @@ class ResNet(nn.Module):
     def stem(
         self, x: Float[Array, "b h w c"], *, train: bool, features: bool
     ) -> tuple[Float[Array, "b h2 w2 f"], dict[str, Float[Array, "b _ _ _"]]]:
-        """Returns the stem's output, and `C1` by its name if features are wanted."""
+        """Applies the stem: its convolutions, norms and pooling.
+
+        Args:
+          x: The images.
+          train: Turns on batch norm by the batch's statistics.
+          features: True to return the feature map `C1`.
+
+        Returns:
+          The stem's output, and a dictionary that holds `C1` if `features` is true.
+        """
         spec, conv, norm = self.spec, self.conv(), self.norm()
         pool = functools.partial(layers.max_pool, stride=2, border=spec.stem_pool)
         # The last norm can pool before it normalises, but then `C1` is not computed.
@@ -155,7 +164,14 @@ class ResNet(nn.Module):
         *,
         train: bool,
     ) -> Float[Array, "b h2 w2 f"]:
-        """Applies the blocks of one stage; with `scan_blocks`, runs of them scanned."""
+        """Applies the blocks of one stage; `scan_blocks` scans over runs of equal ones.
+
+        Args:
+          x: The input.
+          number: The number of the stage, from 1.
+          plans: The blocks of the stage.
+          train: Turns on dropout, drop path and batch norm by the batch's statistics.
+        """
 
         def apply(
             block: nn.Module, x: jax.Array, numbers: dict[str, Any]
@@ -189,7 +205,12 @@ class ResNet(nn.Module):
         return x
 
     def block(self, plan: BlockPlan, name: str) -> nn.Module:
-        """Returns the module of a block."""
+        """Returns the module of a block.
+
+        Args:
+          plan: The shape of the block.
+          name: The name of its variables.
+        """
         return BLOCKS[plan.kind](self.spec, plan, self.conv(), self.norm(), name=name)
 
     def conv(self) -> Callable[..., nn.Module]:

@@ -45,8 +45,8 @@ class ResNetSpec:
       expansion: The output channels of a bottleneck, as a multiple of its width.
       groups: The number of groups of the 3x3 convolution (Xie et al. 2016,
         arXiv:1611.05431).
-      group_width: The channels of a group; sets the number of groups of networks whose
-        stages differ in it. None: `groups` sets it.
+      group_width: The channels of a group, for networks whose number of groups differs
+        between stages. None: `groups` is the number of groups.
       base_width: The width factor times 64: the 3x3 convolution has
         `width * base_width // 64 * groups` channels (ResNeXt; 128 in Zagoruyko &
         Komodakis 2016, arXiv:1605.07146, on bottlenecks).
@@ -77,8 +77,8 @@ class ResNetSpec:
         al. 2018, arXiv:1812.01187, figure 2c).
       pad_channels: The place of option A's zero channels: at the `end`
         (fb.resnet.torch) or on `both` sides (akamaster/pytorch_resnet_cifar10).
-      output_stride: The largest ratio of the image's side to the output's. Later
-        strides become dilation. None: the product of all strides.
+      output_stride: The largest ratio of the image's side to the output's side. Strides
+        that would exceed it become dilation. None: the product of all strides.
 
     Inside a block:
       spatial: The 3x3 convolution of a block: `conv`, `selective_kernel` (Li et al.
@@ -121,7 +121,7 @@ class ResNetSpec:
       standardization_epsilon: The number that is added to a kernel's variance.
       biased: The convolutions that have a bias: `stem`, `conv1` to `conv3`, `shortcut`,
         `final`.
-      same_padding: True if TensorFlow's 'SAME' replaces the padding of
+      same_padding: True to pad as TensorFlow's 'SAME' does, instead of with
         (kernel - 1) // 2 pixels on each side.
 
     Head:
@@ -137,11 +137,11 @@ class ResNetSpec:
         2017, arXiv:1706.02677, section 5.1).
       conv_init: The initialiser of convolutions: `he_fan_out` (torchvision),
         `lecun_fan_in` or `glorot_uniform`.
-      head_init_std: The standard deviation of the normal distribution that the head's
-        kernel is drawn from. None: torch's uniform(-1, 1) / sqrt(features), or
+      head_init_std: The standard deviation of the normal distribution that initialises
+        the head's kernel. None: torch's uniform(-1, 1) / sqrt(features), or
         glorot_uniform if that is `conv_init`.
-      head_bias: The initial value of the head's bias. A loss that asks for each class
-        whether it is present starts best at -log(classes), since few are.
+      head_bias: The initial value of the head's bias. -log(classes) suits binary cross
+        entropy, since few classes are present in an image.
       dropout: The probability that a feature before the head is dropped.
       block_dropout: The probability that a value between a block's 3x3 convolutions is
         dropped (wide ResNets).

@@ -657,7 +657,8 @@ ZOO: dict[str, Entry] = {
     "keras_resnet50v2": _keras_v2(S50, 25_568_360, 76.0),
     "keras_resnet101v2": _keras_v2(S101, 44_577_896, 77.2),
     "keras_resnet152v2": _keras_v2(S152, 60_236_904, 78.0),
-    # He et al. 2015, section 4.2: CIFAR; zeros behind the channels, or on both sides.
+    # He et al. 2015, section 4.2: CIFAR. The zero channels of the shortcuts are at the
+    # end (`cifar_`), or on both sides (`akamaster_`).
     "cifar_resnet20": _cifar(20, 269_722, 91.25),
     "cifar_resnet32": _cifar(32, 464_154, 92.49),
     "cifar_resnet44": _cifar(44, 658_586, 92.83),
@@ -693,7 +694,7 @@ ZOO: dict[str, Entry] = {
     "wrn40_10": _wide(40, 10, 55_841_754),
     "resnext29_8x64d": _resnext_cifar(8, 34_426_698, 96.35),
     "resnext29_16x64d": _resnext_cifar(16, 68_155_210, 96.42),
-    # What residual networks are compared with.
+    # The baselines that residual networks are compared with.
     "plain18": _plain(_basic(S26, 0), 11_515_688),
     "plain34": _plain(_basic(S50, 0), 21_623_848),
     "plain20": _plain(_cifar(20, 0), 269_722),
@@ -789,8 +790,8 @@ ALIASES = {
         for n in (8, 16, 32, 48)
     },
     **{
-        f"{old}_{name}": f"{name}.fb_{old}_{data}_ft_in1k"
-        for old, data in (("ssl", "yfcc100m"), ("swsl", "ig1b"))
+        f"{method}_{name}": f"{name}.fb_{method}_{data}_ft_in1k"
+        for method, data in (("ssl", "yfcc100m"), ("swsl", "ig1b"))
         for name in (
             *("resnet18", "resnet50", "resnext50_32x4d"),
             *(f"resnext101_32x{n}d" for n in (4, 8, 16)),
@@ -812,9 +813,9 @@ ALIASES = {
     },
     "seresnext26tn_32x4d": "seresnext26t_32x4d",
     **{
-        f"resnetv2_{name}_bitm{old}": f"resnetv2_{name}_bit.goog_in21k{new}"
+        f"resnetv2_{name}_bitm{suffix}": f"resnetv2_{name}_bit.goog_in21k{tag_end}"
         for name in ("50x1", "50x3", "101x1", "101x3", "152x2", "152x4")
-        for old, new in (("", "_ft_in1k"), ("_in21k", ""))
+        for suffix, tag_end in (("", "_ft_in1k"), ("_in21k", ""))
     },
     "resnetv2_50x1_bit_distilled": "resnetv2_50x1_bit.goog_distilled_in1k",
     **{
@@ -843,11 +844,11 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def resolve(name: str) -> str:
-    """Returns a network's name in the zoo.
+    """Returns a network's name in the zoo, given any of its names.
 
     Args:
-      name: A name of the zoo, timm's name with a tag of weights, or one of timm's
-        deprecated names, which is logged as a warning.
+      name: A name of the zoo, or timm's name with a tag of weights, or one of timm's
+        deprecated names, of which a warning is logged.
 
     Raises:
       UserError: There is no such network; the message names the nearest ones.

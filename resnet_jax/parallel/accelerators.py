@@ -80,8 +80,10 @@ def advice(
 def installed() -> set[str]:
     """Returns the accelerators for which JAX's plugin is installed: `cuda`, `tpu`."""
     plugins = metadata.entry_points(group="jax_plugins")
-    found = {"cuda"} if any("cuda" in plugin.name for plugin in plugins) else set()
-    return found | ({"tpu"} if importlib.util.find_spec("libtpu") else set())
+    accelerators = (
+        {"cuda"} if any("cuda" in plugin.name for plugin in plugins) else set()
+    )
+    return accelerators | ({"tpu"} if importlib.util.find_spec("libtpu") else set())
 
 
 def hidden() -> set[str]:

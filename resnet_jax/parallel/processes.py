@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 HEARTBEAT_TIMEOUT = 30
 # Seconds by which the clocks of two processes may differ without a warning.
 CLOCK_TOLERANCE = 60
-# Milliseconds. A process that fails or dies meanwhile stops all, so waiting needs no
-# shorter timeout.
+# The timeout, in milliseconds, of waiting for another process. It is a week, since a
+# process that fails or dies meanwhile stops all others.
 _FOREVER = 7 * 24 * 3600 * 1000
 # The key under which the first process that stops writes why.
 _STOP = "resnet_jax/stop"
@@ -47,7 +47,7 @@ _NOTICE = "RECEIVED_PREEMPTION_NOTICE"
 
 _listening: list[threading.Thread] = []
 _turns: collections.Counter[str] = collections.Counter()
-# What is printed when JAX aborts this process, and the exit code.
+# The text that is printed when JAX aborts this process, and the exit code.
 _last_words: dict[str, Any] = {"text": "", "code": 1}
 
 
@@ -63,9 +63,9 @@ def connect(
       timeout: The time within which all processes must connect, in seconds.
 
     Raises:
-      UserError: An argument is wrong, or process 0 cannot listen. Where no connection
-        is established, JAX aborts the process, which prints one sentence and exits with
-        code 1.
+      UserError: An argument is wrong, or process 0 cannot listen. If no connection is
+        established, nothing is raised: JAX aborts the process, which prints one
+        sentence and exits with code 1.
     """
     import jax
 
@@ -130,7 +130,7 @@ def forward_as_sigterm(_: int) -> None:
 
 
 def wait_for_notice() -> bool:
-    """Waits until any process got a signal; returns False if the run ends without."""
+    """Waits for a signal to any process; returns False if the run ends without one."""
     return _wait_for(_NOTICE) is not None
 
 
@@ -166,7 +166,7 @@ def hold() -> None:
     """Notes on all processes that there is something to save.
 
     From here on the run responds to a signal where all processes can save together.
-    Does not return if the processes agreed to end before.
+    It does not return if the processes agreed to end before.
     """
     if count() > 1 and _decide("save") == "end":
         signals.wait_for_the_end()
@@ -200,7 +200,7 @@ def client() -> Any:
     """Returns the client of JAX's coordination service, or None in a single process."""
     if "jax" not in sys.modules:
         return None
-    # There is no public name for it; Orbax imports it in the same way.
+    # The client has no public name; Orbax imports it in the same way.
     from jax._src import distributed
 
     return distributed.global_state.client
@@ -313,7 +313,8 @@ def agree(topic: str, problem: str) -> None:
       problem: The problem of this process in a sentence, or ''.
 
     Raises:
-      UserError: A process has a problem; that of the lowest index is the message.
+      UserError: A process has a problem. The message is the problem of the process with
+        the lowest index.
     """
     if count() == 1:
         if problem:
@@ -337,8 +338,9 @@ def _from_lead(topic: str, make: Callable[[], str]) -> str:
     """Calls a function in the lead process, and returns its result on all."""
     key = _new_key(topic)
     if index() == 0:
-        client().key_value_set(key, made := make())
-        return made
+        result = make()
+        client().key_value_set(key, result)
+        return result
     return client().blocking_key_value_get(key, _FOREVER)
 
 
@@ -368,7 +370,12 @@ def give_up(text: str) -> int:
 
 
 def end_all(text: str, code: int = 1) -> NoReturn:
-    """Prints an error on all processes and ends them, whatever their threads do."""
+    """Prints an error on all processes and ends them, whatever their threads do.
+
+    Args:
+      text: The error.
+      code: The exit code of all processes.
+    """
     with signals.ending:
         _last_words["code"] = code
         signals.tell(f"error: {text}")
@@ -426,7 +433,12 @@ def leave(code: int) -> int:
 
 
 def end_now(code: int, text: str) -> NoReturn:
-    """Prints an error and ends this process, whatever its other threads do."""
+    """Prints an error and ends this process, whatever its other threads do.
+
+    Args:
+      code: The exit code.
+      text: The error.
+    """
     with signals.ending:
         _last_words["code"] = code
         signals.tell(f"error: {text}")

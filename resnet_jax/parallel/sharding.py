@@ -47,14 +47,14 @@ def find_devices(root: pathlib.Path = pathlib.Path("/")) -> list[jax.Device]:
             devices = jax.devices()
     except (RuntimeError, AssertionError) as error:
         platforms = jax.config.values["jax_platforms"]
-        asked = f" of JAX_PLATFORMS={platforms}" if platforms else ""
+        platforms_text = f" of JAX_PLATFORMS={platforms}" if platforms else ""
         reason = str(error).partition(" (set JAX_PLATFORMS")[0].rstrip(".")
         # JAX's message is empty if a platform that it knows is not installed.
         reason = reason or "it is not installed"
         raise UserError(
-            f"JAX can use no devices{asked} ({reason}). Install jax[tpu] or jax[cuda13]"
-            " for TPUs or GPUs, check that no other process holds them, or unset"
-            " JAX_PLATFORMS to run on the devices that this machine has."
+            f"JAX can use no devices{platforms_text} ({reason}). Install jax[tpu] or"
+            " jax[cuda13] for TPUs or GPUs, check that no other process holds them, or"
+            " unset JAX_PLATFORMS to run on the devices that this machine has."
         ) from None
     chosen = jax.config.values["jax_platforms"]
     if devices[0].platform == "cpu" and not chosen and jax.process_index() == 0:
@@ -75,10 +75,10 @@ def _warn_about_accelerators(root: pathlib.Path, hints: Sequence[str]) -> None:
 def make_mesh(devices: Sequence[Device] | None = None) -> Mesh:
     """Returns the mesh of all devices along one axis, `data`.
 
-    Devices of one slice are in the order of `jax.make_mesh`, which refuses several
-    slices. Those follow one another in the mesh, and within a slice the processes
-    follow one another. So each process holds consecutive rows of a batch, and
-    neighbours in the mesh are neighbours in the fast network.
+    Devices of one slice are in the order of `jax.make_mesh`, which rejects several
+    slices. If there are several, the slices follow one another in the mesh, and the
+    processes follow one another within each slice. So each process holds consecutive
+    rows of a batch, and neighbours in the mesh are neighbours in the fast network.
 
     Args:
       devices: The devices, in any order; by default those of all processes.
@@ -136,7 +136,7 @@ def platform_of(mesh: Mesh) -> str:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding with which every device holds the whole array."""
+    """Returns the sharding with which every device holds the complete array."""
     return NamedSharding(mesh, P())
 
 
@@ -170,8 +170,8 @@ def all_gather_params(params: Tree, mesh: Mesh, kind: str) -> Tree:
     """All-gathers sharded parameters before they are used.
 
     The gradients are sharded like the parameters, so that each device keeps only its
-    part of the sums. Without this, the compiler might shard activations in the way in
-    which the parameters are sharded.
+    part of the sums. Without an explicit all-gather, the compiler might shard
+    activations in the way in which the parameters are sharded.
 
     Args:
       params: The parameters, sharded by `PARAMS[kind]`.
@@ -183,30 +183,30 @@ def all_gather_params(params: Tree, mesh: Mesh, kind: str) -> Tree:
     """
 
     def gather(param: jax.Array) -> jax.Array:
-        placed = PARAMS[kind](mesh, param.shape)
-        return param if placed.is_fully_replicated else _gathered(placed)(param)
+        sharded = PARAMS[kind](mesh, param.shape)
+        return param if sharded.is_fully_replicated else _gathered(sharded)(param)
 
     return jax.tree.map(gather, params)
 
 
-def _gathered(placed: NamedSharding) -> Callable[[jax.Array], jax.Array]:
+def _gathered(sharded: NamedSharding) -> Callable[[jax.Array], jax.Array]:
     """Returns a function that all-gathers an array and shards its gradient."""
-    constrain, everywhere = (
+    constrain, replicated = (
         jax.lax.with_sharding_constraint,
-        NamedSharding(placed.mesh, P()),
+        NamedSharding(sharded.mesh, P()),
     )
 
     @jax.custom_vjp
     def gathered(param: jax.Array) -> jax.Array:
-        return constrain(param, everywhere)
+        return constrain(param, replicated)
 
-    def back(_: None, grad: jax.Array) -> tuple[jax.Array]:
+    def shard_gradient(_: None, grad: jax.Array) -> tuple[jax.Array]:
         # The gradient is first replicated, since libtpu turns that into a
         # reduce-scatter. Without it, libtpu 0.0.52 splits the convolution that computes
         # a gradient into a ring of small ones, each of which is a loop.
-        return (constrain(constrain(grad, everywhere), placed),)
+        return (constrain(constrain(grad, replicated), sharded),)
 
-    gathered.defvjp(lambda param: (gathered(param), None), back)
+    gathered.defvjp(lambda param: (gathered(param), None), shard_gradient)
     return gathered
 
 
@@ -265,7 +265,8 @@ def check_batch_size(key: str, batch_size: int, mesh: Mesh) -> None:
       mesh: The mesh of the devices.
 
     Raises:
-      UserError: It does not; the message names the nearest legal sizes.
+      UserError: The batch size is not divisible; the message names the nearest legal
+        sizes.
     """
     devices = mesh.size
     if batch_size < 1 or batch_size % devices:
@@ -278,7 +279,12 @@ def check_batch_size(key: str, batch_size: int, mesh: Mesh) -> None:
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
-    """Returns the rows of a batch that this process's devices hold, ascending."""
+    """Returns the rows of a batch that this process's devices hold, ascending.
+
+    Args:
+      mesh: The mesh of the devices.
+      batch_size: The number of rows over all processes.
+    """
     indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
     rows = np.arange(batch_size)
     return sorted(int(row) for index in indices.values() for row in rows[index])

@@ -76,7 +76,7 @@ class Listener:
     def stop(self) -> None:
         """Restores the handlers that were set before."""
         for number, handler in self._before.items():
-            # None stands for a handler in C, which Python cannot restore.
+            # The handler is None if it was set in C, so that Python cannot restore it.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         signal.set_wakeup_fd(self._wakeup)
         self._write.close()
@@ -120,7 +120,7 @@ def is_listening() -> bool:
 def defer_to(note: Callable[[int], None] | None) -> None:
     """Sets a function that is called for each signal instead of ending the process.
 
-    Does not return if a signal is ending the process already.
+    It does not return if a signal is ending the process already.
 
     Args:
       note: The function, which gets the number of the signal. With None signals end
@@ -166,7 +166,7 @@ def _act(number: int) -> None:
 
 @contextlib.contextmanager
 def blocked(numbers: Collection[int] = STOPS) -> Iterator[None]:
-    """Lets threads and processes that are started inside never get these signals.
+    """Keeps these signals from threads and processes that are started inside.
 
     This process misses no signal: another thread gets it, or it is delivered when the
     context is left.
@@ -174,11 +174,11 @@ def blocked(numbers: Collection[int] = STOPS) -> Iterator[None]:
     Args:
       numbers: The signals.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
 
 
 def end(code: int, text: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Checkpoints: the whole state of a run in one Orbax step, verified when it is read.
+"""Checkpoints: the complete state of a run in one Orbax step, verified when it is read.
 
 A checkpoint holds the state, which is a tree of arrays, and a record in JSON: the
 `Progress`, the config, the network's spec, versions, and what the run depends on
@@ -98,8 +98,8 @@ class Checkpoints:
         self._saving: int | None = None
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=_preservation_policy(options) if options else None,
-            # Without it Orbax does not save the metrics, and forgets them when the
-            # process ends.
+            # Without `best_fn` Orbax does not save the metrics, and forgets them when
+            # the process ends.
             best_fn=lambda metrics: metrics["top1"],
             # By default Orbax's barriers are collectives of the devices, which are
             # slower.
@@ -140,7 +140,9 @@ class Checkpoints:
         )
 
     def save(self, state: Tree, progress: Progress) -> None:
-        """Starts to save; returns when the state has been copied and may be donated.
+        """Starts to save, and returns when the state has been copied.
+
+        After that the state may be donated, while the save runs in the background.
 
         A checkpoint of the same step is replaced.
 
@@ -155,15 +157,15 @@ class Checkpoints:
         self.wait()
         # Process 0 alone writes the record. The others take part in the checksums of
         # sharded arrays, which are sums over devices.
-        known = state if jax.process_index() == 0 else _sharded_arrays(state)
+        local_state = state if jax.process_index() == 0 else _sharded_arrays(state)
         record = {
             "progress": dataclasses.asdict(progress),
-            "fingerprint": fingerprint(known),
+            "fingerprint": fingerprint(local_state),
             **self.about,
         }
         record["checksum"] = _checksum_of_record(record)
         evaluation = progress.evaluation
-        fresh = evaluation is not None and evaluation["step"] == progress.step
+        is_fresh = evaluation is not None and evaluation["step"] == progress.step
         self._saving = progress.step
         with self._explaining_failure():
             if progress.step in self._manager.all_steps():
@@ -174,7 +176,7 @@ class Checkpoints:
                     state=ocp.args.PyTreeSave(_arrays_to_write(state)),
                     run=ocp.args.JsonSave(record),
                 ),
-                metrics=evaluation if fresh else None,
+                metrics=evaluation if is_fresh else None,
                 force=True,
             )
 
@@ -237,8 +239,8 @@ class Checkpoints:
             except DamagedError as error:
                 log.warning("%s It is skipped.", error)
                 continue
-            fresh = evaluation and evaluation["step"] == step
-            if fresh and evaluation["top1"] >= highest:
+            is_fresh = evaluation and evaluation["step"] == step
+            if is_fresh and evaluation["top1"] >= highest:
                 best, highest = step, evaluation["top1"]
         return best
 
@@ -285,7 +287,7 @@ class Checkpoints:
     def restore_latest(self, like: Tree) -> tuple[Tree, Progress] | None:
         """Restores the newest intact checkpoint.
 
-        Newer ones that are damaged are moved to `damaged/` beside the folder of
+        Damaged checkpoints that are newer are moved to `damaged/` beside the folder of
         checkpoints, with a warning.
 
         Args:
@@ -401,9 +403,9 @@ def _are_as_saved(metrics: Path) -> bool:
 
 def _preservation_policy(options: ConfigDict) -> policies.AnyPreservationPolicy:
     """Returns Orbax's policy to keep the last and the best checkpoints."""
-    kept: list[Any] = [policies.LatestN(options.keep_last)]
+    rules: list[Any] = [policies.LatestN(options.keep_last)]
     if options.keep_best:
-        kept.append(
+        rules.append(
             policies.BestN(
                 get_metric_fn=lambda metrics: metrics["top1"],
                 n=options.keep_best,
@@ -411,7 +413,7 @@ def _preservation_policy(options: ConfigDict) -> policies.AnyPreservationPolicy:
                 keep_checkpoints_without_metrics=False,
             )
         )
-    return policies.AnyPreservationPolicy(kept)
+    return policies.AnyPreservationPolicy(rules)
 
 
 def orbax_options(path: Path) -> dict[str, Any]:

@@ -23,9 +23,9 @@ def turn_on() -> pathlib.Path | None:
     Returns:
       The directory of the cache, or None if there is none.
     """
-    given = jax.config.values["jax_compilation_cache_dir"]
-    if given or not jax.config.values["jax_enable_compilation_cache"]:
-        return pathlib.Path(given) if given else None
+    user_directory = jax.config.values["jax_compilation_cache_dir"]
+    if user_directory or not jax.config.values["jax_enable_compilation_cache"]:
+        return pathlib.Path(user_directory) if user_directory else None
     try:
         path = directory()
         user_cache.claim(path)

@@ -57,8 +57,8 @@ class _Board:
 
     Args:
       folder: The folder of the event files.
-      step: The step at which the run starts. TensorBoard is told to discard what older
-        event files hold after it.
+      step: The step at which the run starts. The file makes TensorBoard discard what
+        older event files hold after that step.
     """
 
     def __init__(self, folder: Path, step: int):
@@ -180,8 +180,8 @@ class Writer:
         prefix = f"eval/{name}" if name else "eval"
         numbers = {key: x for key, x in values.items() if not isinstance(x, dict)}
         self._write(step, {f"{prefix}/{key}": x for key, x in numbers.items()})
-        on = f" on {name}" if name else ""
-        say(f"step {step}/{self._total}  evaluated{on}: {describe(values)}")
+        place = f" on {name}" if name else ""
+        say(f"step {step}/{self._total}  evaluated{place}: {describe(values)}")
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         line = json.dumps({"step": step, **values}) + "\n"

@@ -14,7 +14,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
-# A file marks a checkpoint as complete, as Orbax does at gs:// by default. Elsewhere
+# A file marks a checkpoint as complete, as it does by default at gs://. At other places
 # Orbax renames directories, which in an object store is a copy that may be cut off.
 ATOMICITY = ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE)
 

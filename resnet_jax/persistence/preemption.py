@@ -132,9 +132,9 @@ class Preemption:
         self._noted.set()
 
     def hold(self) -> None:
-        """Lets signals only be noted from now on, since there is something to save.
+        """Makes signals from now on wait for `check`, since there is something to save.
 
-        Does not return if a signal is ending the process already.
+        It does not return if a signal is ending the process already.
         """
         if self._held:
             return
@@ -145,7 +145,7 @@ class Preemption:
         self._held = True
 
     def release(self) -> None:
-        """Lets signals end the process again, since everything is saved.
+        """Makes signals end the process at once again, since everything is saved.
 
         With several processes this does nothing: all run to their end, since others may
         not have reached this place.
@@ -201,8 +201,8 @@ class Preemption:
 
     def _end_when_stalled(self) -> None:
         while self._stall:
-            left = self._polled + self._stall - time.monotonic()
-            if left <= 0:
+            remaining = self._polled + self._stall - time.monotonic()
+            if remaining <= 0:
                 # The run may only be waiting for a reader of its output that stopped.
                 output.hurry()
                 if self._left.wait(READER_WITHIN):
@@ -210,7 +210,7 @@ class Preemption:
                 if self._polled + self._stall > time.monotonic():
                     continue
                 break
-            if self._left.wait(left):
+            if self._left.wait(remaining):
                 return
         else:
             return

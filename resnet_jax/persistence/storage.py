@@ -5,8 +5,8 @@ Local paths are not `epath.Path`s too because its `stat` rounds times to seconds
 lock of a workdir compares them) and fails for users without a name, its `iterdir` hides
 names that end in `~`, and its `open` cannot be unbuffered.
 
-An object is there whole or not at all. But nothing can be appended to it, it cannot be
-moved, and directories are only prefixes of names.
+An object exists completely or not at all. But nothing can be appended to it, it cannot
+be moved, and directories are only prefixes of names.
 """
 
 import contextlib
@@ -187,7 +187,7 @@ def read(path: Path) -> bytes:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Writes a file such that it is there whole or not at all."""
+    """Writes a file so that it exists completely or not at all."""
     content = _encoded(content)
     if is_remote(path):
         path.write_bytes(content)
@@ -204,7 +204,7 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file such that it is there whole or not at all."""
+    """Writes a JSON file so that it exists completely or not at all."""
     write(path, json.dumps(content, indent=2) + "\n")
 
 
@@ -398,7 +398,7 @@ def kept_copy(folder: Path, small: int = SMALL) -> pathlib.Path:
 
 
 def _fetch(path: Path, target: pathlib.Path) -> None:
-    """Copies an object to a file such that the file is there whole or not at all."""
+    """Copies an object to a file so that the file exists completely or not at all."""
     partial = target.with_name(f".partial-{target.name}")
     _download(path, partial)
     os.replace(partial, target)

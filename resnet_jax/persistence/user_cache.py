@@ -26,9 +26,9 @@ def directory() -> pathlib.Path:
 def claim(path: pathlib.Path) -> None:
     """Creates a directory to which only the user can write.
 
-    Its content is trusted: compiled programs in it are executed. The directories
-    between it and `directory()` must be the user's own as well, since whoever can write
-    to one of them could replace the next one.
+    The content of the directory is trusted: compiled programs in it are executed. The
+    directories between it and `directory()` must be the user's own as well, since
+    anybody who can write to one of them could replace the next one.
 
     Args:
       path: The directory, which may exist already.

@@ -17,9 +17,9 @@ from resnet_jax.parallel import processes
 from resnet_jax.persistence import storage
 from resnet_jax.persistence.storage import Path, is_remote
 
-# Seconds between two heartbeats of a lock, and without a heartbeat until the run is
-# taken to be dead. A file server answers in about a second, and a new machine takes
-# longer than this to start.
+# HEARTBEAT: seconds between two heartbeats of a lock. DEAD_AFTER: seconds without a
+# heartbeat after which a run is taken to be dead. A file server answers in about a
+# second, and a new machine takes longer than DEAD_AFTER to start.
 HEARTBEAT, DEAD_AFTER = 5.0, 30.0
 # Seconds after which NFS shows a new file on all hosts, since it caches names.
 VISIBLE_WITHIN = 60.0
@@ -35,6 +35,9 @@ def claimed(workdir: Path) -> Iterator[None]:
 
     The lead process creates the workdir and its lock; the other processes check that
     they see the lock, so that all share the storage.
+
+    Args:
+      workdir: The run's directory, which need not exist.
 
     Raises:
       UserError: Another run holds the workdir, it belongs to another program, or the
@@ -96,8 +99,9 @@ class Lock:
     clocks of hosts may differ.
 
     In an object store a heartbeat is a new content of the object. A run of another
-    host is always watched for `dead_after` seconds there. No object can be created only
-    if it does not exist: of several runs that start at once, the last to write wins.
+    host is always watched for `dead_after` seconds there. An object cannot be created
+    on the condition that it does not exist: of several runs that start at once, the
+    last one to write wins.
 
     filelock does not serve here: its locks are not seen on another host at NFS or
     gcsfuse (`flock`), or stay behind when a run is killed (`SoftFileLock`), and it
@@ -238,7 +242,7 @@ class Lock:
         return owner
 
     def release(self) -> None:
-        """Gives the workdir back."""
+        """Removes the lock, so that another run can use the workdir."""
         self._done.set()
         if not is_remote(self._path):
             self._remove()

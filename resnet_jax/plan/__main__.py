@@ -26,37 +26,42 @@ from resnet_jax.plan.table import amount, as_text
 def prices(text: str) -> list[float]:
     """Parses prices above 0, such as `1.2,3.2`."""
     try:
-        found = [float(part) for part in text.split(",")]
+        values = [float(part) for part in text.split(",")]
     except ValueError:
-        found = [0.0]
-    if not all(0 < price < math.inf for price in found):
+        values = [0.0]
+    if not all(0 < price < math.inf for price in values):
         message = f"{text!r} is not one or more prices above 0, such as 1.2,3.2"
         raise argparse.ArgumentTypeError(message)
-    return found
+    return values
 
 
 def input_rate(text: str) -> float:
-    """Parses a rate in images/s/core, such as `619`.
+    """Parses a rate in images/s/core, such as `619`, or reads it from a file.
 
-    It may also be a file of `bench input --json=FILE`, whose first such row is taken.
+    Args:
+      text: A number, or a file that `bench input --json=FILE` has written, whose first
+        row in this unit is taken.
+
+    Raises:
+      UserError: The text is neither.
     """
     try:
-        found = float(text)
+        rate = float(text)
     except ValueError:
         try:
             tables = json.loads(pathlib.Path(text).read_text())
             rows = [row for table in tables for row in table["rows"]]
             values = (row["value"] for row in rows if row["unit"] == "images/s/core")
-            found = float(next(values))
+            rate = float(next(values))
         except (OSError, ValueError, TypeError, LookupError, StopIteration):
-            found = 0.0
+            rate = 0.0
     # At a smaller rate, a float could not hold the number of cores.
-    if not 1e-3 <= found < math.inf:
+    if not 1e-3 <= rate < math.inf:
         raise UserError(
             f"--input_rate={text} is neither a number above 0 nor a file that python -m"
             " resnet_jax.bench input --json=FILE has written."
         )
-    return found
+    return rate
 
 
 def make_parser() -> Parser:
@@ -170,18 +175,20 @@ def main(argv: list[str]) -> None:
             facts = compile_config(
                 chosen, topology, per_chip=per_chip, fresh=args.fresh
             )
-            found = estimate(facts, input_rate=args.input_rate, price=price)
+            estimates = estimate(facts, input_rate=args.input_rate, price=price)
             if args.largest:
-                found["largest"] = search(chosen, facts)
+                estimates["largest"] = search(chosen, facts)
         except UserError as error:
             if not plans:
                 raise
             # The plans so far may have taken long, so they are printed first.
             failure = error
             break
-        plans.append((facts, found))
+        plans.append((facts, estimates))
     if args.json:
-        rows = [{"compiled": facts, "predicted": found} for facts, found in plans]
+        rows = [
+            {"compiled": facts, "predicted": estimates} for facts, estimates in plans
+        ]
         output.answer(json.dumps(rows, indent=1, allow_nan=False))
     else:
         output.answer(as_text(plans))
@@ -218,10 +225,10 @@ def search(
             figures = compile_config(
                 config, topology, per_chip=per_chip, evaluation=False
             )
-        found = estimate({k: v for k, v in figures.items() if k != "eval"})
-        need, limit = found["memory"], found["limit"]
-        if not found["fits"] and not need:
-            # The compiler does not say how much the step needs.
+        estimates = estimate({k: v for k, v in figures.items() if k != "eval"})
+        need, limit = estimates["memory"], estimates["limit"]
+        if not estimates["fits"] and not need:
+            # The compiler does not report how much memory the step needs.
             need = 2 * limit
         output.note(f"{per_chip} images per chip: {amount(need)} of {amount(limit)}")
         return need, limit

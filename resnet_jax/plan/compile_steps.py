@@ -62,18 +62,19 @@ def facts(
       evaluation: Also compiles the evaluation step.
 
     Returns:
-      The facts of the topology (see `where_of`); of the run `model`, `dtype`,
-      `sharding`, `image_size`, `params`, `macs` (of the forward pass of one image),
-      `batch_size`, `eval_batch_size`, `steps`, `train_images`, `eval_images` and
-      `evaluations`; and the figures of `train` and `eval` (see `of_step`).
+      A dictionary of the facts of the topology (see `facts_of_topology`); the facts of
+      the run: `model`, `dtype`, `sharding`, `image_size`, `params`, `macs` (of the
+      forward pass of one image), `batch_size`, `eval_batch_size`, `steps`,
+      `train_images`, `eval_images` and `evaluations`; and `train` and `eval`, the
+      figures of both steps (see `figures_of_step`).
 
     Raises:
       UserError: The config or the topology is not valid.
     """
     devices = devices_of(topology)
-    where = where_of(topology, devices)
+    topology_facts = facts_of_topology(topology, devices)
     config = stand_in(config)
-    config.batch_size = per_chip * where["chips"] or config.batch_size
+    config.batch_size = per_chip * topology_facts["chips"] or config.batch_size
     setup = set_up(config, sharding.make_mesh(devices))
     state = programs.state_like(setup)
     parts = {
@@ -85,11 +86,11 @@ def facts(
     teacher = programs.teacher_like(setup)
     batch = programs.train_batch_like(setup)
     run = _run(setup)
-    forward = 2 * run["macs"] / where["devices"]
+    forward = 2 * run["macs"] / topology_facts["devices"]
     # The forward pass, the gradients of the inputs and those of the kernels take the
     # same number of operations. SAM computes all three twice.
     passes = 6 if config.optim.sam_rho else 3
-    train = of_step(
+    train = figures_of_step(
         lambda: programs.compile_lowered(
             setup, programs.lower_train_step(setup, teacher)
         ),
@@ -98,20 +99,20 @@ def facts(
         setup.mesh,
         passes * forward * config.batch_size,
     )
-    found = where | run | {"train": train}
+    figures = topology_facts | run | {"train": train}
     if evaluation:
         batch = programs.eval_batch_like(setup)
         evaluated = {"parameters": state.params, "statistics": state.batch_stats}
         views = VIEWS[config.evaluate.views]
         least = views * forward * setup.eval_batch_size
-        found["eval"] = of_step(
+        figures["eval"] = figures_of_step(
             lambda: programs.compile_eval_step(setup),
             evaluated,
             batch,
             setup.mesh,
             least,
         )
-    return found
+    return figures
 
 
 def devices_of(topology: str) -> list:
@@ -140,7 +141,7 @@ def devices_of(topology: str) -> list:
     return list(description.devices)
 
 
-def where_of(topology: str, devices: list) -> dict:
+def facts_of_topology(topology: str, devices: list) -> dict:
     """Returns the facts of a topology.
 
     Returns:
@@ -220,7 +221,7 @@ def stand_in(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def of_step(
+def figures_of_step(
     step: Callable[[], jax.stages.Compiled],
     parts: dict,
     batch: dict,
@@ -255,9 +256,9 @@ def of_step(
         if NO_MEMORY not in str(error):
             raise
         numbers = NEEDED.search(str(error))
-        wanted, limit = _amounts(numbers) if numbers else (0, 0)
+        needed, limit = _amounts(numbers) if numbers else (0, 0)
         seconds = time.perf_counter() - started
-        return {"wanted": wanted, "limit": limit, "seconds": seconds}
+        return {"wanted": needed, "limit": limit, "seconds": seconds}
     seconds = time.perf_counter() - started
     # Any: JAX says that a backend may have no analysis, which these backends have.
     stats: Any = compiled.memory_analysis()
@@ -278,8 +279,8 @@ def of_step(
         ) from None
     flops = cost.get("flops", 0.0)
     try:
-        found = collections.Counter(hlo.collectives(text))
-        read = {
+        collectives = collections.Counter(hlo.collectives(text))
+        figures = {
             "flops": max(flops, least) if hlo.repeats_products(text) else flops,
             "bytes": cost.get("bytes accessed", 0.0) + hlo.repeated_bytes(text),
             "hbm_bytes": hlo.hbm_bytes(text),
@@ -295,7 +296,7 @@ def of_step(
     return {
         "seconds": seconds,
         "memory": memory,
-        **read,
+        **figures,
         "collectives": [
             {
                 "kind": collective.kind,
@@ -304,7 +305,7 @@ def of_step(
                 "slices": collective.slices,
                 "times": collective.times * number,
             }
-            for collective, number in found.items()
+            for collective, number in collectives.items()
         ],
     }
 
@@ -319,8 +320,8 @@ def _bytes(tree) -> int:
 
 def _amounts(numbers: re.Match) -> tuple[int, int]:
     """Returns the bytes that a match of `NEEDED` names."""
-    wanted, unit, limit, limits_unit = numbers.groups()
-    return int(float(wanted) * UNITS[unit]), int(float(limit) * UNITS[limits_unit])
+    needed, unit, limit, limits_unit = numbers.groups()
+    return int(float(needed) * UNITS[unit]), int(float(limit) * UNITS[limits_unit])
 
 
 def main() -> None:
@@ -329,10 +330,10 @@ def main() -> None:
     answer, sys.stdout = sys.stdout, sys.stderr
     request = ast.literal_eval(sys.stdin.read())
     try:
-        found = facts(**request | {"config": ConfigDict(request["config"])})
+        reply = facts(**request | {"config": ConfigDict(request["config"])})
     except UserError as error:
-        found = {"error": str(error)}
-    print(json.dumps(found), file=answer)
+        reply = {"error": str(error)}
+    print(json.dumps(reply), file=answer)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,11 @@ from ml_collections import ConfigDict
 from resnet_jax.compiler.chips import LOCAL, chip_of
 from resnet_jax.console import output
 from resnet_jax.data.sources import KNOWN, open_source
-from resnet_jax.errors import UserError, reason_of
+from resnet_jax.errors import UserError, reason_in_output
 from resnet_jax.persistence import user_cache, versions
 
-# Folders whose code cannot change a compiled step or the figures read from it, but for
-# two files of this folder.
+# Folders whose code cannot change a compiled step or the figures read from it, and the
+# two files of this folder that can.
 UNRELATED = tuple(f"resnet_jax/{n}/" for n in ("analysis", "bench", "weights", "plan"))
 RELATED = tuple(f"resnet_jax/plan/{n}.py" for n in ("compile_steps", "hlo"))
 # With this environment libtpu neither looks for a TPU nor fails since one is in use.
@@ -123,10 +123,10 @@ def _compile(request: dict, environment: dict[str, str]) -> dict:
         facts = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         code = done.returncode
-        how = f"exit code {code}" if code >= 0 else f"ended by signal {-code}"
+        ending = f"exit code {code}" if code >= 0 else f"ended by signal {-code}"
         raise UserError(
-            f"The compiler failed for {request['topology']} ({how}):"
-            f" {reason_of(done.stderr)}"
+            f"The compiler failed for {request['topology']} ({ending}):"
+            f" {reason_in_output(done.stderr)}"
         ) from None
     if "error" in facts:
         raise UserError(facts["error"])
@@ -177,13 +177,13 @@ def key_of(request: dict) -> str:
 
 def compiler_versions() -> dict[str, str]:
     """Returns the versions of Python and of the packages that affect compilation."""
-    found = {"python": platform.python_version()}
+    version_of = {"python": platform.python_version()}
     for name in ("jax", "jaxlib", "flax", "optax", "libtpu"):
         try:
-            found[name] = metadata.version(name)
+            version_of[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = ""
-    return found
+            version_of[name] = ""
+    return version_of
 
 
 def code() -> str:

@@ -63,9 +63,9 @@ def estimate(
     limits = [step["limit"] for step in steps if step.get("limit")]
     limit = limits[0] if limits else facts["memory"]
     fits = all("memory" in step for step in steps) and max(needs) <= limit
-    found: dict[str, Any] = {"fits": fits, "memory": max(needs), "limit": limit}
+    estimates: dict[str, Any] = {"fits": fits, "memory": max(needs), "limit": limit}
     if not (fits and facts["chip"]):
-        return found
+        return estimates
     chip, chips = CHIPS[facts["chip"]], facts["chips"]
     devices = facts["devices"]
     train = facts["train"]
@@ -83,19 +83,19 @@ def estimate(
     seconds["network"] = network(train["collectives"], chips)
     if slices > 1:
         between = [x for x in train["collectives"] if x["slices"]]
-        found["outside_bytes"] = (devices // chips) * sum(
+        estimates["outside_bytes"] = (devices // chips) * sum(
             x["times"] * outside_bytes(x["kind"], x["bytes"], x["slices"])
             for x in between
         )
         seconds["outside"] = network(between, chips)
         if not math.isfinite(seconds["outside"]):
-            return found
+            return estimates
     step_seconds = computation + seconds["network"]
     images = facts["batch_size"] / chips
     rate = images / step_seconds
     peaks = "memory" if seconds["memory"] > seconds["compute"] else "compute"
     flops_per_second = train["flops"] * devices / chips / step_seconds
-    found |= {
+    estimates |= {
         "seconds": seconds,
         "bound": "network" if seconds["network"] > computation else peaks,
         "rate": rate,
@@ -123,10 +123,10 @@ def estimate(
             seconds_of(evaluation, chip, devices // chips), factor
         ) + network(evaluation["collectives"], chips)
         batches = math.ceil(facts["eval_images"] / facts["eval_batch_size"])
-        found["eval_hours"] = facts["evaluations"] * batches * eval_seconds / 3600
-        found["hours"] += found["eval_hours"]
+        estimates["eval_hours"] = facts["evaluations"] * batches * eval_seconds / 3600
+        estimates["hours"] += estimates["eval_hours"]
     if input_rate:
-        found["cores"] = math.ceil(found["host_rate"] / input_rate)
+        estimates["cores"] = math.ceil(estimates["host_rate"] / input_rate)
     if price:
-        found["cost"] = found["hours"] * chips * price
-    return found
+        estimates["cost"] = estimates["hours"] * chips * price
+    return estimates

@@ -252,13 +252,13 @@ def collectives(text: str) -> list[Collective]:
                 for inner in called:
                     yield from lines(inner, times)
 
-    found, chains = [], set()
+    results, chains = [], set()
     for line, times, scatters in lines(_entry(text), 1):
         operation = OPERATION.match(line)
         if not operation:
             continue
         if operation["kind"] == "send" and MEGASCALE in operation["rest"]:
-            found.append(_between_slices(operation, times))
+            results.append(_between_slices(operation, times))
         kind = operation["kind"].removesuffix("-start")
         if kind not in KINDS:
             continue
@@ -282,8 +282,8 @@ def collectives(text: str) -> list[Collective]:
         elif operation["kind"] == "reduce-scatter":
             # The result is only a device's part.
             elements, size = elements * devices, size * devices
-        found.append(Collective(kind, elements, size, devices, times))
-    return found
+        results.append(Collective(kind, elements, size, devices, times))
+    return results
 
 
 def _between_slices(send: re.Match, times: int) -> Collective:
@@ -326,11 +326,11 @@ def group_size(text: str) -> int:
     # {{0,1},{2,3}} lists the groups.
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
         return len(listed[1].split(","))
-    # [4,2]<=[8] stands for four groups of two.
+    # [4,2]<=[8] means four groups of two.
     if tiled := re.search(r"replica_groups=\[\d+,(\d+)\]<=", text):
         return int(tiled[1])
-    # mesh['x'=4,'y'=2] {'y'} stands for groups along an axis of a mesh, and
-    # mesh['x'=8] {'x':(4)2} for groups along a part of one.
+    # mesh['x'=4,'y'=2] {'y'} means groups along an axis of a mesh, and
+    # mesh['x'=8] {'x':(4)2} means groups along a part of an axis.
     if mesh := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", text):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
         along = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])

@@ -33,8 +33,8 @@ def largest(
     through the last two tries.
 
     Args:
-      memory_of: Returns the bytes that a number of images per chip needs, and the bytes
-        that a device has.
+      memory_of: A function of a number of images per chip. It returns the bytes of a
+        device that these need, and the bytes that a device has.
       start: Number of images per chip to try first.
       unit: Images per chip of which every try is a multiple.
 

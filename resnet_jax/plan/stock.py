@@ -1,7 +1,8 @@
 """Compiles ResNet-50 of stock Linen for one TPU device, and prints libtpu's figures.
 
-`python -m resnet_jax.plan.stock v3 v4` prints the figures of
-`calibration.STOCK`. It needs libtpu but no TPU. Each chip takes minutes.
+Stock Linen means Flax's own layers (`stock_linen.py`), without this package's kernels.
+`python -m resnet_jax.plan.stock v3 v4` prints the figures of `calibration.STOCK`. It
+needs libtpu but no TPU. Each chip takes minutes.
 """
 
 import os
@@ -37,25 +38,25 @@ def figures(
     mesh = sharding.make_mesh(devices[:1])
     step, state, batch = stock_linen.train_step(model, image_size, images, "bfloat16")
 
-    def on_one(tree):
-        placed = sharding.replicated(mesh)
+    def on_one_device(tree):
+        replicated = sharding.replicated(mesh)
         return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), tree
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), tree
         )
 
-    batch = on_one(batch)
-    lowered = step.lower(on_one(state), batch)
-    found = compile_steps.of_step(lowered.compile, {}, batch, mesh)
-    where = compile_steps.where_of(topology, devices)
-    named = compiler_versions()
+    batch = on_one_device(batch)
+    lowered = step.lower(on_one_device(state), batch)
+    step_figures = compile_steps.figures_of_step(lowered.compile, {}, batch, mesh)
+    topology_facts = compile_steps.facts_of_topology(topology, devices)
+    package_versions = compiler_versions()
     return Stock(
         images=images,
-        devices=where["devices"] // where["chips"],
-        flops=float(found["flops"]),
-        hbm_bytes=float(found["hbm_bytes"]),
-        cycles=float(found["cycles"]),
-        libtpu=named["libtpu"],
-        jax=named["jax"],
+        devices=topology_facts["devices"] // topology_facts["chips"],
+        flops=float(step_figures["flops"]),
+        hbm_bytes=float(step_figures["hbm_bytes"]),
+        cycles=float(step_figures["cycles"]),
+        libtpu=package_versions["libtpu"],
+        jax=package_versions["jax"],
     )
 
 

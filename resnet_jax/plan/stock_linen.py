@@ -148,11 +148,11 @@ def compiled_step(model: str, size: int, batch: int, dtype: str):
     compiled = jitted.lower(state_like, shapes).compile()
     rng = np.random.default_rng(0)
     image = rng.standard_normal(shapes["image"].shape, np.float32)
-    placed = {
+    arrays = {
         "image": jnp.asarray(image, dtype),
         "label": jnp.asarray(rng.integers(10, size=batch), jnp.int32),
     }
-    return compiled, make_state(state_like), placed
+    return compiled, make_state(state_like), arrays
 
 
 def make_state(like):

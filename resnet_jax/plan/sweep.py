@@ -42,10 +42,10 @@ def sweep(
     candidates: Sequence[dict] = CANDIDATES,
     compile_config: Callable[..., dict] = compile_config,
 ) -> Iterator[dict]:
-    """Compiles the train step with each candidate in addition to those that helped.
+    """Compiles the train step with each candidate, added to the best options so far.
 
-    After the candidates come variants of the step with the best options. They change
-    the config and not the chip's options.
+    Variants of the step with the best options follow the candidates. They change the
+    config and not the chip's options.
 
     Args:
       config: The run's configuration, whose compiler options are replaced.
@@ -55,10 +55,10 @@ def sweep(
       compile_config: Compiles; see `compile_subprocess.compile_config`.
 
     Yields:
-      A row per compilation, first that without options: `options`, `variant` (in words,
-      or ""), and either `refused` (the reason why it does not compile) or per image
-      `cycles`, `bytes` and `hbm_bytes` (those in the main memory), and `temp` (bytes of
-      a device for intermediate results).
+      A row per compilation, of which the first has no options. It holds `options`,
+      `variant` (in words, or ""), and either `refused` (the reason why it does not
+      compile) or per image `cycles`, `bytes` and `hbm_bytes` (those in HBM), and `temp`
+      (bytes of a device for intermediate results).
     """
 
     def row_of(options: dict, variant: str = "", images: int = per_chip, **changes):
@@ -116,8 +116,8 @@ def is_better(row: dict, best: dict) -> bool:
 
 def best_of(rows: list[dict]) -> dict:
     """Returns the best of the rows without a variant; the first has no options."""
-    best, *others = rows
-    for row in others:
+    best, *other_rows = rows
+    for row in other_rows:
         if not row["variant"] and is_better(row, best):
             best = row
     return best
@@ -144,16 +144,18 @@ def as_markdown(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def _verdict(row: dict, before: list[dict], best: dict) -> str:
+def _verdict(row: dict, earlier_rows: list[dict], best: dict) -> str:
     """Returns the last cell of a row: its change in cycles, or "kept"."""
     if row is best:
         return "kept"
     if row["variant"]:
         return f"{row['cycles'] / best['cycles'] - 1:+.1%} against what is kept"
     figures = ("cycles", "bytes", "temp")
-    if any(all(row[key] == earlier.get(key) for key in figures) for earlier in before):
+    if any(
+        all(row[key] == earlier.get(key) for key in figures) for earlier in earlier_rows
+    ):
         return "the same program"
-    plain = before[0] if before else row
+    plain = earlier_rows[0] if earlier_rows else row
     return f"{row['cycles'] / plain['cycles'] - 1:+.1%}"
 
 

@@ -90,7 +90,7 @@ def _column(facts: dict, estimates: dict) -> dict[str, str]:
                 if part in step["memory"] and name == "train":
                     column[f"  {label}"] = amount(step["memory"][part])
         elif step:
-            column[title] = _wanted(step)
+            column[title] = _needed(step)
     train = facts["train"]
     if "memory" not in train:
         return column
@@ -203,7 +203,7 @@ def _fits(estimates: dict) -> str:
     return "no"
 
 
-def _wanted(step: dict) -> str:
+def _needed(step: dict) -> str:
     if not step["wanted"]:
         return "out of memory"
     return f"{amount(step['wanted'])} of {amount(step['limit'])}"
@@ -213,7 +213,7 @@ def _notes(plans: list[tuple[dict, dict]]) -> list[str]:
     """Returns the lines below the table."""
     lines = []
     for facts, estimates in plans:
-        where = f"{facts['topology']}, batch {facts['batch_size']}:"
+        title = f"{facts['topology']}, batch {facts['batch_size']}:"
         if not estimates["fits"]:
             amounts = f"{amount(estimates['memory'])} of {amount(estimates['limit'])}"
             if not estimates["memory"]:
@@ -224,29 +224,29 @@ def _notes(plans: list[tuple[dict, dict]]) -> list[str]:
             if facts["devices"] > 1 and facts["sharding"] != "fsdp":
                 ways.append("sharding.params=fsdp")
             lines.append(
-                f"{where} does not fit: a device needs {amounts}. Try"
+                f"{title} does not fit: a device needs {amounts}. Try"
                 f" {', '.join(ways[:-1])} or {ways[-1]}."
             )
         elif not facts["chip"]:
             lines.append(
-                f"{where} no speed, hours, cores or cost, since the peaks of"
+                f"{title} no speed, hours, cores or cost, since the peaks of"
                 f" {facts['kind']} are unknown. To measure the speed, run python -m"
                 " resnet_jax.bench overhead."
             )
         elif "rate" not in estimates:
             lines.append(
-                f"{where} no speed, hours, cores or cost, since no bandwidth of the"
+                f"{title} no speed, hours, cores or cost, since no bandwidth of the"
                 f" data-centre network is published for {facts['chip']}. A plan for one"
                 " slice has them."
             )
         elif not facts["train"]["cycles"]:
             lines.append(
-                f"{where} {_compiler(facts)} does not estimate the cycles of the step,"
+                f"{title} {_compiler(facts)} does not estimate the cycles of the step,"
                 " so the speed is only what the published peaks allow."
             )
         elif _is_of_another_libtpu(estimates):
             lines.append(
-                f"* {where} {_compiler(facts)} compiled this plan, but the factor was"
+                f"* {title} {_compiler(facts)} compiled this plan, but the factor was"
                 f" calibrated with libtpu {calibration.libtpu_of(facts['chip'])}. These"
                 " figures are not calibrated for the compiler that gave them."
             )

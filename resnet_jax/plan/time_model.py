@@ -14,7 +14,7 @@ def seconds_of(step: dict, chip: Chip, devices_per_chip: int) -> dict[str, float
     """Returns the time of a step by each measure, without its collectives.
 
     Args:
-      step: The compiler's figures of a device, from `compile_steps.of_step`.
+      step: The compiler's figures of a device, from `compile_steps.figures_of_step`.
       chip: The chip that runs the step.
       devices_per_chip: Number of devices of a chip.
 
@@ -92,7 +92,8 @@ def network_seconds(
     """Returns the seconds that the collectives of a step take on any number of chips.
 
     Args:
-      collectives: The collectives of the compiled step, from `compile_steps.of_step`.
+      collectives: The collectives of the compiled step, from
+        `compile_steps.figures_of_step`.
       planned: Number of chips that the step was compiled for.
       devices: Number of devices of these chips.
       chips: Number of chips to estimate for. Collectives over all devices grow with it,

@@ -1,4 +1,4 @@
-"""Figures whose text is not ours, such as the names of classes and files."""
+"""Makes figures that can show any text, such as names of classes and files."""
 
 import contextlib
 import io

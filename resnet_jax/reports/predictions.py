@@ -31,12 +31,12 @@ def draw_predictions(
         grid = figure.subplots(rows, columns, squeeze=False).flat
         for axes, image, top in zip(grid, pixels, predictions, strict=False):
             axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
-            first, *others = (
+            first, *runners_up = (
                 f"{shorten(prediction.name)} ({prediction.probability:.2f})"
                 for prediction in top
             )
             axes.set_title(first, fontsize=10)
-            axes.set_xlabel("\n".join(others[:2]), fontsize=8)
+            axes.set_xlabel("\n".join(runners_up[:2]), fontsize=8)
         for axes in figure.axes:
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)

@@ -16,12 +16,12 @@ class SamplePredictions:
     """Some images of an evaluation with right and with wrong predictions.
 
     Attributes:
-      wanted: The number of images of each kind, right and wrong.
+      per_kind: The number of images of each kind, right and wrong.
       rows: A dictionary per image: `image` (uint8[h, w, c]), `label` and `predicted`
         (class numbers), `probability` (of the prediction) and `right`.
     """
 
-    wanted: int = 8
+    per_kind: int = 8
     rows: list[dict] = dataclasses.field(default_factory=list)
 
     def add(self, batch: dict, predictions: dict) -> None:
@@ -34,7 +34,7 @@ class SamplePredictions:
         """
         right = predictions["label"] == batch["label"]
         for kind in (True, False):
-            missing = self.wanted - sum(row["right"] == kind for row in self.rows)
+            missing = self.per_kind - sum(row["right"] == kind for row in self.rows)
             for i in np.flatnonzero(batch["mask"] & (right == kind))[:missing]:
                 image = batch["image"][i]
                 self.rows.append(

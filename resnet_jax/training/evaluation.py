@@ -68,7 +68,7 @@ def evaluate(
     samples: SamplePredictions | None = None,
     labels: Collection[int] | None = None,
 ) -> Evaluation:
-    """Evaluates a state on some examples; sums are divided at the very end.
+    """Evaluates a state on some examples, each of which counts exactly once.
 
     Args:
       experiment: The experiment.
@@ -78,6 +78,9 @@ def evaluate(
       after_batch: A function that is called after each batch. It may raise to stop.
       samples: Collects some of this process's images with their predictions.
       labels: The classes that can be predicted; by default all.
+
+    Returns:
+      The metrics over all images that could be decoded.
 
     Raises:
       UserError: An image was not seen exactly once, or there is none to evaluate.
@@ -115,22 +118,22 @@ def evaluate(
         if running:
             take(*running)
 
-    seen, unlabelled = int(totals["n"]), int(totals["unlabelled"])
+    labelled, unlabelled = int(totals["n"]), int(totals["unlabelled"])
     bad_images = sorted(sharding.union(bad))
-    read = seen + unlabelled
-    if read + len(bad_images) != size or len(set(indices)) != len(indices):
+    decoded = labelled + unlabelled
+    if decoded + len(bad_images) != size or len(set(indices)) != len(indices):
         raise UserError(
-            f"The evaluation saw {read} images ({len(set(indices))} different ones in"
-            f" this process) and could not decode {len(bad_images)}, but the split has"
-            f" {size}; its result would be wrong."
+            f"The evaluation saw {decoded} images ({len(set(indices))} different ones"
+            f" in this process) and could not decode {len(bad_images)}, but the split"
+            f" has {size}; its result would be wrong."
         )
-    if not seen:
+    if not labelled:
         raise UserError(f"{examples.source.title} holds no image to evaluate.")
     return Evaluation(
-        top1=totals["top1"] / seen,
-        top5=totals["top5"] / seen,
-        loss=totals["loss"] / seen,
-        n_seen=seen,
+        top1=totals["top1"] / labelled,
+        top5=totals["top5"] / labelled,
+        loss=totals["loss"] / labelled,
+        n_seen=labelled,
         bad_images=bad_images,
     )
 
@@ -142,7 +145,7 @@ def evaluate_sets(
     *,
     after_batch: Callable[[], None],
 ) -> dict[str, dict]:
-    """Evaluates a state on all sets of `config.evaluate.sets`; raises as `evaluate`.
+    """Evaluates a state on all sets of `config.evaluate.sets`.
 
     Args:
       experiment: The experiment.
@@ -152,6 +155,9 @@ def evaluate_sets(
 
     Returns:
       The result of `evalsets.summarize` for each set, by its name.
+
+    Raises:
+      UserError: An image was not seen exactly once, or a set has none to evaluate.
     """
     results = {}
     for name, evaluation_set in experiment.sets.items():
@@ -179,10 +185,10 @@ def evaluate_workdir(
     named_config: ConfigDict | None = None,
     **timeouts: float,
 ) -> dict:
-    """Evaluates a checkpoint of a workdir; writes `eval_SPLIT.json` there.
+    """Evaluates a checkpoint of a workdir, and writes `eval_SPLIT.json` there.
 
-    The config is the run's own, as the checkpoint recorded it, and so are the classes;
-    the training images need not exist any more.
+    The config and the classes are those that the checkpoint recorded. The training
+    images need not exist any more.
 
     Args:
       workdir: The run's directory.
@@ -190,16 +196,16 @@ def evaluate_workdir(
       overrides: Settings in place of the run's own, as `--config.KEY=VALUE` each; the
         result names those that differ.
       command: The command that repeats the evaluation, for the result.
-      named_config: A config that the user named. It is not used; a warning says where
-        it differs from the run's own.
+      named_config: A config that the user named. It is not used; a warning lists the
+        keys in which it differs from the run's own.
       timeouts: The seconds `grace` and `stall_timeout` of `Preemption`.
 
     Returns:
       The content of `eval_SPLIT.json`.
 
     Raises:
-      UserError: There is no such checkpoint, or other classes or another network were
-        asked for.
+      UserError: There is no such checkpoint, or the overrides or the named config ask
+        for other classes or another network.
       PreemptedError: A signal asked the evaluation to stop.
     """
     with (
@@ -218,11 +224,11 @@ def evaluate_workdir(
         experiment = _set_up_as_trained(config, record, workdir)
         changed += _changes_of_split(experiment, record, changed)
         like = state_like(experiment)
-        wanted = {"ema": like.ema}
+        variables_like = {"ema": like.ema}
         if not like.ema:
-            wanted = {"params": like.params, "batch_stats": like.batch_stats}
+            variables_like = {"params": like.params, "batch_stats": like.batch_stats}
         with explaining_damage(saved.directory / str(step)):
-            variables = saved.restore(step, wanted)
+            variables = saved.restore(step, variables_like)
         state = TrainState(
             step=step,
             params=variables.get("params"),
@@ -279,7 +285,7 @@ def _check_network(old: Mapping, config: ConfigDict, workdir: Path) -> None:
 def _warn_of_named_config(
     config: ConfigDict, named_config: ConfigDict | None, workdir: Path
 ) -> None:
-    """Warns where a config that the user named differs from the one that is used.
+    """Warns of differences between a config that the user named and the used one.
 
     Raises UserError if it is of another network.
     """
@@ -308,8 +314,8 @@ def _set_up_as_trained(
     data = record.get("data")
     train = None
     if data:
-        size, where = data["train"]["images"], config.data.source
-        train = RecordedSplit(tuple(data["classes"]), size, where)
+        size = data["train"]["images"]
+        train = RecordedSplit(tuple(data["classes"]), size, config.data.source)
     mesh = sharding.make_mesh()
     experiment = set_up(for_evaluation(config, mesh.size), mesh, train)
     if change := spec_change(record["spec"], experiment.model.spec):

@@ -63,8 +63,8 @@ class Experiment:
       init: A function that returns the state before the first step. It is kept, since
         JAX traces one function once.
       eval_batch_size: Images per evaluation batch over all devices.
-      every: Steps, not always whole, between two evaluations (`evaluate`), checkpoints
-        (`checkpoint`) and log lines (`log`).
+      every: The number of steps, which may be a fraction, between two evaluations
+        (`evaluate`), checkpoints (`checkpoint`) and log lines (`log`).
       resize: The schedule of progressive resizing, or None.
     """
 
@@ -91,7 +91,7 @@ class Experiment:
         return self.train.source.classes
 
     def model_of_whole_batch(self) -> nn.Module:
-        """Returns the model for a pass over a whole batch, without microbatches.
+        """Returns the model for a pass over a batch that is not cut into microbatches.
 
         With `bn_group_size=global` such a batch is one ghost batch.
         """
@@ -114,7 +114,12 @@ class Experiment:
         return self.resize(step) if self.resize else self.config.data.image_size
 
     def is_due(self, action: str, step: int) -> bool:
-        """Returns whether to `evaluate`, write a `checkpoint` or `log` after a step."""
+        """Returns whether to `evaluate`, write a `checkpoint` or `log` after a step.
+
+        Args:
+          action: One of these three words.
+          step: The number of updates so far.
+        """
         every = self.every[action]
         # The first step at or after each multiple, which need not be whole.
         passed = step // every > (step - 1) // every
@@ -122,7 +127,8 @@ class Experiment:
 
     @functools.cached_property
     def _cached_train_source(self) -> NamedSource:
-        # Not in `set_up`, since an evaluation alone never reads the training images.
+        # The images are not decoded in `set_up`, since an evaluation alone never reads
+        # the training images.
         data = self.config.data
         return cached(self.train.source, data.channels, data.cache)
 
@@ -131,7 +137,7 @@ class Experiment:
 
         Args:
           first_step: The step of the first batch.
-          last_step: The step after the last batch; None stands for the end of the run.
+          last_step: The step after the last batch; None for the end of the run.
         """
         config = self.config
         return train_batches(
@@ -156,14 +162,23 @@ class Experiment:
         )
 
     def to_devices(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Moves the part of a training batch that a train step reads to the devices."""
-        read = {key: batch[key] for key in ("image", "label")}
-        return sharding.to_devices(read, self.mesh, self.config.batch_size)
+        """Moves `image` and `label` of a training batch to the devices.
+
+        Args:
+          batch: This process's part of the batch, of which a train step reads these.
+        """
+        arrays = {key: batch[key] for key in ("image", "label")}
+        return sharding.to_devices(arrays, self.mesh, self.config.batch_size)
 
     def eval_to_devices(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Moves the part of a batch that an evaluation step reads to the devices."""
-        read = {key: batch[key] for key in ("image", "label", "mask")}
-        return sharding.to_devices(read, self.mesh, self.eval_batch_size)
+        """Moves `image`, `label` and `mask` of an evaluation batch to the devices.
+
+        Args:
+          batch: This process's part of the batch, of which an evaluation step reads
+            these.
+        """
+        arrays = {key: batch[key] for key in ("image", "label", "mask")}
+        return sharding.to_devices(arrays, self.mesh, self.eval_batch_size)
 
 
 def set_up(
@@ -172,7 +187,7 @@ def set_up(
     train: NamedSource | None = None,
     eval: NamedSource | None = None,
 ) -> Experiment:
-    """Opens the data, and makes the network, the schedule and the optimiser.
+    """Returns the experiment of a config, for which it opens the data.
 
     Args:
       config: The run's config (`resnet_jax/config/defaults.py`).
@@ -186,7 +201,7 @@ def set_up(
     mesh = mesh or sharding.make_mesh()
     validate.check(config, mesh)
     bn_group_size = ghost_batch.resolve(config, mesh)
-    mixup.check_group(config, bn_group_size)
+    mixup.check_ghost_batch(config, bn_group_size)
     train_examples, eval_examples, sets = open_examples(config, train, eval)
     train_size, batch_size = len(train_examples.source), config.batch_size
     total_steps = to_steps(config.total, batch_size, train_size, "total")

@@ -10,9 +10,18 @@ from resnet_jax.parallel import sharding
 
 
 def resolve(config: ConfigDict, mesh: Mesh) -> int:
-    """Returns the ghost batch size of a run in examples; raises as `group_size_of`."""
+    """Returns the ghost batch size of a run, in examples.
+
+    Args:
+      config: The run's config.
+      mesh: The devices of the run.
+
+    Raises:
+      UserError: The size does not suit the batch or the devices; see
+        `ghost_batch_size`.
+    """
     on_tpu = sharding.platform_of(mesh) == "tpu"
-    return group_size_of(
+    return ghost_batch_size(
         config.model.bn_group_size,
         batch_size=config.batch_size,
         microbatches=config.optim.microbatches,
@@ -21,7 +30,7 @@ def resolve(config: ConfigDict, mesh: Mesh) -> int:
     )
 
 
-def group_size_of(
+def ghost_batch_size(
     chosen: object,
     *,
     batch_size: int,
@@ -32,8 +41,8 @@ def group_size_of(
     """Returns the ghost batch size in examples.
 
     Args:
-      chosen: A number of examples, `global` (a whole microbatch) or `device` (what
-        one device holds of a microbatch).
+      chosen: A number of examples, `global` (all examples of a microbatch) or `device`
+        (the examples of a microbatch that one device holds).
       batch_size: Images per step over all devices.
       microbatches: Number of microbatches of a step.
       devices: Number of devices.
@@ -62,28 +71,28 @@ def group_size_of(
             " 'global' nor 'device'."
         )
     if chosen < 1 or microbatch % chosen:
-        of = f"the batch of {batch_size}"
+        title = f"the batch of {batch_size}"
         if microbatches > 1:
-            of = f"a microbatch of {microbatch} ({batch_size} / {microbatches})"
+            title = f"a microbatch of {microbatch} ({batch_size} / {microbatches})"
         raise UserError(
-            f"model.bn_group_size={chosen} does not divide {of}; the nearest that"
+            f"model.bn_group_size={chosen} does not divide {title}; the nearest that"
             f" does: {nearest_numbers(chosen, _divisors(microbatch))}."
         )
 
-    def ends_with_slices(size: int) -> bool:
-        # XLA shards the ghost batches over as many devices as divide their number and
-        # sums each one's statistics over the devices that are left.
-        over = devices // math.gcd(devices, microbatch // size)
-        inside = devices // tpu_slices
-        return max(over, inside) % min(over, inside) == 0
+    def aligns_with_slices(size: int) -> bool:
+        # XLA shards the ghost batches over as many devices as divide their number, and
+        # sums the statistics of each ghost batch over `spread` devices.
+        spread = devices // math.gcd(devices, microbatch // size)
+        slice_size = devices // tpu_slices
+        return max(spread, slice_size) % min(spread, slice_size) == 0
 
-    if not ends_with_slices(chosen):
-        whole = [size for size in _divisors(microbatch) if ends_with_slices(size)]
+    if not aligns_with_slices(chosen):
+        aligned = [size for size in _divisors(microbatch) if aligns_with_slices(size)]
         raise UserError(
             f"model.bn_group_size={chosen} would spread ghost batches over parts of the"
             f" {tpu_slices} TPU slices of {devices // tpu_slices} devices each, which"
             " libtpu can fail to compile; the nearest size that does not:"
-            f" {nearest_numbers(chosen, whole)}."
+            f" {nearest_numbers(chosen, aligned)}."
         )
     return chosen
 

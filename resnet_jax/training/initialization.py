@@ -37,7 +37,7 @@ def initial_weights(experiment: Experiment) -> Weights | None:
 
 
 def first_state(experiment: Experiment, weights: Weights | None) -> TrainState:
-    """Returns the state before the first step.
+    """Returns the state before the first step, on the devices.
 
     Args:
       experiment: The experiment.

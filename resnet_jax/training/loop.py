@@ -89,11 +89,12 @@ def train(
         `data.mean` and `data.std` apply to them. All processes of a run need the same.
         A run resumes only with the same ones; of a source, the classes, the number of
         images and a sample of the labels are compared.
-      eval_data: The images to evaluate on, with classes of the same names; None holds
-        a fifth of `data` out of training, chosen by `config.seed`.
+      eval_data: The images to evaluate on, with classes of the same names; None
+        evaluates on a fifth of `data`, which is chosen by `config.seed` and held out of
+        training.
       callback: A function that takes the result of each evaluation (`step`, `top1`,
         `top5`, `loss`, `n_seen`, `sets`). All processes call it. An exception that it
-        raises ends the run, which the same call resumes after that evaluation.
+        raises ends the run; the same call resumes it after that evaluation.
       extend: Allows a run to resume with a larger `config.total` although its learning
         rates depend on that; see `resume.Resume`.
       command: The command that repeats the run, for the result.
@@ -104,11 +105,11 @@ def train(
 
     Returns:
       The content of `result.json`, and `report`: the path of the picture of the run, or
-      None where it could not be drawn.
+      None if it could not be plotted.
 
     Raises:
-      UserError: The config, the data or the disk is at fault; the message says what to
-        do.
+      UserError: The config, the data or the disk has a problem; the message says what
+        to do.
       PreemptedError: A signal asked the run to stop; everything is saved.
     """
     if isinstance(config, str | os.PathLike):
@@ -181,7 +182,7 @@ def train(
             "init": weights_record,
             "teacher": teacher_record,
         }
-        # An extended run trains on, so its last step is another one.
+        # The step of precise batch norm is not the last one of an extended run.
         progress.recomputed &= progress.step == last
         on_disk = progress.step if restored else None
         if is_lead:
@@ -317,7 +318,7 @@ def train(
             # The state goes to disk before rows are written, since time is short. A
             # loss that is not finite raises here, before it is saved.
             meter.settle()
-            # A step 0 is no more than its config, which makes it again.
+            # Step 0 is not saved, since the config is enough to make it again.
             if progress.step and on_disk != progress.step:
                 saved.save(state, progress)
             saved.wait()
@@ -365,8 +366,12 @@ def _record_evaluation(
     writer.evaluation(progress.step, values)
     for name, set_values in sets.items():
         writer.evaluation(progress.step, set_values, name)
-    more = {"bad_eval_images": len(result.bad_images), "sets": sets}
-    progress.evaluation = {**values, **more, "step": progress.step}
+    progress.evaluation = {
+        **values,
+        "bad_eval_images": len(result.bad_images),
+        "sets": sets,
+        "step": progress.step,
+    }
     if not progress.best or values["top1"] >= progress.best["top1"]:
         progress.best = progress.evaluation
     return progress.evaluation

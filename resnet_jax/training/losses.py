@@ -147,7 +147,10 @@ def distillation(
 def one_hot(labels: Labels, classes: int) -> Float[Array, "b classes"]:
     """Returns the weight of every class in each example, in float32.
 
-    Labels that already are weights keep them.
+    Args:
+      labels: The class of each example; or the weight of every class in it, which is
+        returned as it is.
+      classes: The number of classes.
     """
     if labels.ndim == 2:
         return labels.astype(jnp.float32)

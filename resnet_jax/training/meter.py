@@ -16,12 +16,12 @@ from resnet_jax.training.experiment import Experiment
 
 log = logging.getLogger(__name__)
 
-# Share of the time that the devices may wait for data before the user is told.
+# Share of the time that the devices may wait for data before a warning is logged.
 MOST_WAITING = 0.05
 
 
 class StartupTimer:
-    """Measures the seconds from the command to the first step, in parts.
+    """Measures the seconds from the command to the first step, split into parts.
 
     Args:
       began: The time of `time.perf_counter` when the command was given.
@@ -135,8 +135,8 @@ class ThroughputMeter:
             "images_per_second": images / elapsed,
             "data_wait": self._waited / elapsed,
         }
-        left = experiment.total_steps - progress.step
-        eta = left * elapsed / len(steps)
+        steps_left = experiment.total_steps - progress.step
+        eta = steps_left * elapsed / len(steps)
         step = progress.step
 
         def write() -> None:

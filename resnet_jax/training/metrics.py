@@ -14,6 +14,10 @@ def rank_of_label(
 
     Equal logits rank by class, the smaller class first, as in argmax. NaN ranks before
     every number, so that a network which outputs NaN is never correct.
+
+    Args:
+      logits: The network's outputs.
+      labels: The class of each example, from 0 on.
     """
     label_logit = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     classes = jnp.arange(logits.shape[-1])

@@ -22,7 +22,7 @@ RULES = ("timm", "torchvision")
 
 @flax.struct.dataclass
 class Drawn:
-    """The random numbers that each ghost batch drew.
+    """The random numbers that are drawn for each ghost batch.
 
     Attributes:
       lam: The weight (lambda) of an image's own label; the rest is its partner's. For
@@ -78,9 +78,11 @@ class Mix:
 
         def draw_for_ghost_batch(key: jax.Array) -> Drawn:
             keys = jax.random.split(key, 5)
-            both = self.mixup_alpha and self.cutmix_alpha
-            cutting = self.switch_probability if both else float(self.cutmix_alpha > 0)
-            cut = jax.random.bernoulli(keys[0], cutting)
+            if self.mixup_alpha and self.cutmix_alpha:
+                cutmix_probability = self.switch_probability
+            else:
+                cutmix_probability = float(self.cutmix_alpha > 0)
+            cut = jax.random.bernoulli(keys[0], cutmix_probability)
             alpha = jnp.where(cut, self.cutmix_alpha, self.mixup_alpha)
             lam = jax.random.beta(keys[1], alpha, alpha)
             lam = jnp.where(jax.random.bernoulli(keys[2], self.probability), lam, 1.0)
@@ -113,12 +115,12 @@ class Mix:
         """
 
         def side(centre: jax.Array, length: int) -> list[jax.Array]:
-            part = jnp.sqrt(1 - lam)
+            fraction = jnp.sqrt(1 - lam)
             if self.rule == "timm":
-                cut = (length * part).astype(jnp.int32)
-                ends = centre - cut // 2, centre + (cut + 1) // 2
+                full = (length * fraction).astype(jnp.int32)
+                ends = centre - full // 2, centre + (full + 1) // 2
             else:
-                half = (0.5 * part * length).astype(jnp.int32)
+                half = (0.5 * fraction * length).astype(jnp.int32)
                 ends = centre - half, centre + half
             return [jnp.clip(end, 0, length) for end in ends]
 
@@ -179,11 +181,11 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"mix.{key}={mix[key]} must be from 0 to 1.")
 
 
-def check_group(config: ConfigDict, size: int) -> None:
+def check_ghost_batch(config: ConfigDict, size: int) -> None:
     """Checks that ghost batches hold more than one image, if images are mixed.
 
     Args:
-      config: The run's configuration.
+      config: The run's config.
       size: The ghost batch size in images.
 
     Raises:

@@ -145,7 +145,7 @@ def set_rate_factor(opt_state: Tree, factor: float) -> Tree:
 
     Args:
       opt_state: The state of an optimiser with `scale_by_rate_factor`, on devices.
-      factor: The factor; it is placed on the devices of the one that it replaces.
+      factor: The new factor; it gets the sharding of the old one.
     """
 
     def replace(part):
@@ -215,8 +215,8 @@ def make_optimizer(
 
     `optim.momentum_form` applies the learning rate after the momentum (`torch`) or
     before it (`caffe`), which differ when the rate changes (Goyal et al. 2017,
-    arXiv:1706.02677, section 3). Empty stands for `torch` for sgd and for `caffe` for
-    lars and rmsprop_tf, as in their sources; timm's LARS is the former.
+    arXiv:1706.02677, section 3). The empty string means `torch` for sgd and `caffe` for
+    lars and rmsprop_tf, as in their sources; timm's LARS has the form `torch`.
 
     Args:
       config: The run's configuration.
@@ -297,7 +297,7 @@ def make_decay(config: ConfigDict, schedule: optax.Schedule) -> optax.Schedule |
       schedule: The learning rate as a function of the step.
 
     Returns:
-      The decay as a function of the step, or None if there is no weight decay, or an
+      The decay as a function of the step; None if there is no weight decay, or if an
       adaptive method rescales it together with the gradients.
     """
     optim = config.optim
@@ -439,8 +439,8 @@ def on_single_blocks(
     """Returns the optimiser for parameters in which equal blocks are stacked.
 
     Args:
-      optimizer: An optimiser for parameters with a tree for each block, which it still
-        sees.
+      optimizer: An optimiser for parameters with a tree for each block. It sees such
+        parameters: they are unstacked before each update.
       spec: The network.
     """
 

@@ -40,11 +40,11 @@ def precise_batch_norm(
     last = first + experiment.config.precise_bn
     with experiment.train_batches(first, last) as batches:
         for batch in batches:
-            placed = experiment.to_devices(batch)
+            device_batch = experiment.to_devices(batch)
             for name, batch_stats in statistics.items():
                 variables = {"params": params[name], "batch_stats": state.batch_stats}
-                found = statistics_step(variables, placed)
-                batch_stats.append(jax.device_get(found))
+                new_stats = statistics_step(variables, device_batch)
+                batch_stats.append(jax.device_get(new_stats))
             after_batch()
     pooled = {
         name: jax.device_put(pool(batch_stats), sharding.replicated(experiment.mesh))
@@ -57,9 +57,9 @@ def precise_batch_norm(
 def pool(batches: Sequence[Tree]) -> Tree:
     """Pools the statistics of batches of equal size.
 
-    Of means m_k and variances v_k the pooled mean is m = E[m_k], and the pooled
-    variance E[v_k + m_k^2] - m^2. The sums are float64, in which the difference of the
-    squares does not cancel.
+    For means m_k and variances v_k, the pooled mean is m = E[m_k], and the pooled
+    variance is E[v_k + m_k^2] - m^2. The sums are float64, in which the difference of
+    the squares does not cancel.
 
     Args:
       batches: The `batch_stats` of each batch, with arrays `mean` and `var`.

@@ -1,4 +1,4 @@
-"""Lowers and compiles what an experiment's devices run, and says where arrays lie.
+"""Lowers and compiles the programs that an experiment's devices run.
 
 The programs are the train step, the evaluation steps, the statistics step of precise
 batch norm, and the initialisation of the train state. The functions `..._like` return
@@ -31,7 +31,7 @@ def _tracing(experiment: Experiment) -> Iterator[None]:
     """Makes tracing fast, and lets it choose kernels for the experiment's devices."""
     with (
         process_memory.gc_paused(),
-        platforms.known(sharding.platform_of(experiment.mesh)),
+        platforms.target_platform(sharding.platform_of(experiment.mesh)),
         platforms.fused_over(experiment.fused_mesh),
     ):
         yield
@@ -51,14 +51,14 @@ def state_like(experiment: Experiment) -> TrainState:
     ema = state.ema
     if ema:
         ema = {
-            "params": _placed(ema["params"], sharding_of),
+            "params": _with_sharding(ema["params"], sharding_of),
             "batch_stats": _replicated(ema["batch_stats"], mesh),
         }
     return TrainState(
         step=_replicated(state.step, mesh),
-        params=_placed(state.params, sharding_of),
+        params=_with_sharding(state.params, sharding_of),
         batch_stats=_replicated(state.batch_stats, mesh),
-        opt_state=_placed(state.opt_state, sharding_of),
+        opt_state=_with_sharding(state.opt_state, sharding_of),
         ema=ema,
     )
 
@@ -69,7 +69,7 @@ def state_shardings(experiment: Experiment) -> TrainState:
 
 
 def train_batch_like(experiment: Experiment, image_size: int | None = None) -> dict:
-    """Returns what a training batch is on the devices: `image` and `label`.
+    """Returns shapes, types and shardings of `image` and `label` of a training batch.
 
     Args:
       experiment: The experiment.
@@ -77,13 +77,15 @@ def train_batch_like(experiment: Experiment, image_size: int | None = None) -> d
     """
     examples = experiment.train
     if image_size:
-        examples = examples.at(image_size)
+        examples = examples.with_size(image_size)
     batch = _batch_like(experiment.mesh, experiment.config.batch_size, examples)
     return {key: batch[key] for key in ("image", "label")}
 
 
 def eval_batch_like(experiment: Experiment, examples: Examples | None = None) -> dict:
-    """Returns what an evaluation batch is on the devices: `image`, `label`, `mask`.
+    """Returns shapes, types and shardings of an evaluation batch.
+
+    The batch has `image`, `label` and `mask`.
 
     Args:
       experiment: The experiment.
@@ -94,21 +96,22 @@ def eval_batch_like(experiment: Experiment, examples: Examples | None = None) ->
 
 
 def _batch_like(mesh: Mesh, batch_size: int, examples: Examples) -> dict:
-    placed = sharding.batch_sharding(mesh)
-    image = (*examples.augment.shape, examples.channels)
+    batch_sharding = sharding.batch_sharding(mesh)
+    image_shape = (*examples.augment.shape, examples.channels)
 
     def like(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=placed)
+        shape = (batch_size, *shape)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding)
 
     return {
-        "image": like(image, jnp.uint8),
+        "image": like(image_shape, jnp.uint8),
         "label": like(examples.label_shape, jnp.int32),
         "mask": like((), jnp.bool_),
     }
 
 
 def teacher_like(experiment: Experiment) -> dict | None:
-    """Returns what the teacher's variables are on the devices, or None without one."""
+    """Returns shapes, types and shardings of the teacher's variables, if it has one."""
     if not experiment.teacher:
         return None
     image_size = experiment.config.data.image_size
@@ -117,10 +120,10 @@ def teacher_like(experiment: Experiment) -> dict | None:
 
 
 def _replicated(shapes: Tree, mesh: Mesh) -> Tree:
-    return _placed(shapes, lambda shape: sharding.replicated(mesh))
+    return _with_sharding(shapes, lambda shape: sharding.replicated(mesh))
 
 
-def _placed(shapes: Tree, sharding_of: Callable[..., NamedSharding]) -> Tree:
+def _with_sharding(shapes: Tree, sharding_of: Callable[..., NamedSharding]) -> Tree:
     """Returns shapes with the sharding that `sharding_of(shape)` gives each."""
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding_of(x.shape)),
@@ -129,7 +132,15 @@ def _placed(shapes: Tree, sharding_of: Callable[..., NamedSharding]) -> Tree:
 
 
 def all_gather(experiment: Experiment, params: Tree) -> Tree:
-    """All-gathers sharded parameters before they are used; for traced functions."""
+    """All-gathers sharded parameters before they are used, inside traced functions.
+
+    Args:
+      experiment: The experiment.
+      params: The parameters, sharded as `config.sharding.params` says.
+
+    Returns:
+      The parameters, each replicated.
+    """
     return sharding.all_gather_params(
         params, experiment.mesh, experiment.config.sharding.params
     )
@@ -139,7 +150,10 @@ def all_gather(experiment: Experiment, params: Tree) -> Tree:
 
 
 def init_state(experiment: Experiment) -> TrainState:
-    """Returns the randomly initialised state before the first step, on the devices."""
+    """Returns the randomly initialised state before the first step, on the devices.
+
+    It compiles and runs `step.init_state` with the experiment's shardings.
+    """
     mesh = experiment.mesh
     with _tracing(experiment):
         shardings = state_shardings(experiment)
@@ -153,17 +167,19 @@ def init_state(experiment: Experiment) -> TrainState:
 def state_from(experiment: Experiment, variables: dict) -> TrainState:
     """Returns the state before the first step with given variables, on the devices.
 
+    It runs `step.state_from` with the experiment's shardings.
+
     Args:
       experiment: The experiment.
       variables: `params` and `batch_stats`, as arrays of the host.
     """
     ema, like = bool(experiment.config.ema_decay), vars(state_like(experiment))
     # Each device gets its part only, since there may be no room for more.
-    placed = sharding.place(variables, {key: like[key] for key in variables})
+    arrays = sharding.place(variables, {key: like[key] for key in variables})
     return jax.jit(
         lambda variables: step.state_from(variables, experiment.optimizer, ema=ema),
         out_shardings=state_shardings(experiment),
-    )(placed)
+    )(arrays)
 
 
 # The steps.
@@ -172,7 +188,15 @@ def state_from(experiment: Experiment, variables: dict) -> TrainState:
 def compile_lowered(
     experiment: Experiment, lowered: jax.stages.Lowered
 ) -> jax.stages.Compiled:
-    """Compiles a step with `config.compiler_options`; raises UserError for those."""
+    """Compiles a step with the options of `config.compiler_options`.
+
+    Args:
+      experiment: The experiment.
+      lowered: The result of one of the functions `lower_...`.
+
+    Raises:
+      UserError: XLA rejects the options.
+    """
     kind = experiment.mesh.devices.flat[0].device_kind
     return compile_step(lowered, kind, experiment.config.compiler_options)
 
@@ -187,8 +211,9 @@ def jit_train_step(experiment: Experiment, *, distills: bool) -> jax.stages.Wrap
     """
     config, mesh = experiment.config, experiment.mesh
     replicated = sharding.replicated(mesh)
-    # A ghost batch of consecutive examples stays together. Where it is the microbatch,
-    # whichever that is, dealing single examples leaves each device its own rows.
+    # The consecutive examples of a ghost batch stay together. If every microbatch is
+    # one ghost batch, its examples may be any, and dealing out single examples leaves
+    # each device its own rows.
     is_microbatch = config.model.bn_group_size == "global"
     options = step.StepOptions(
         mean=config.data.mean,
@@ -223,12 +248,12 @@ def lower_train_step(
       teacher: The teacher's variables, or `teacher_like`; None leaves it out.
       image_size: The side of the images in pixels; by default `data.image_size`.
     """
-    # An argument, since constants would be compiled into the program.
-    more = {"teacher": teacher} if teacher else {}
+    # The teacher is an argument, since constants would be compiled into the program.
+    teacher_argument = {"teacher": teacher} if teacher else {}
     with _tracing(experiment):
         train_step = jit_train_step(experiment, distills=bool(teacher))
         batch = train_batch_like(experiment, image_size)
-        return train_step.lower(state_like(experiment), batch, **more)
+        return train_step.lower(state_like(experiment), batch, **teacher_argument)
 
 
 def compile_train_step(
@@ -247,7 +272,10 @@ def compile_train_step(
 
 
 def compile_statistics_step(experiment: Experiment) -> Callable:
-    """Compiles `statistics_step(variables, batch)` of precise batch norm."""
+    """Compiles `statistics_step(variables, batch)` of precise batch norm.
+
+    See `step.make_statistics_step`.
+    """
     config, data = experiment.config, experiment.config.data
     statistics_step = step.make_statistics_step(
         experiment.model_of_whole_batch(),

@@ -49,7 +49,14 @@ FUNCTION_FIELDS = (
 
 
 def run_checkpoints(experiment: Experiment, workdir: Path) -> Checkpoints:
-    """Opens the checkpoints of a run, for `with`; they record config and network."""
+    """Opens the checkpoints of a run for writing, as a context manager.
+
+    Each checkpoint records the config, the network, versions and the ghost batch size.
+
+    Args:
+      experiment: The experiment of this command.
+      workdir: The run's directory.
+    """
     about = {
         "config": json.loads(as_json(experiment.config)),
         "spec": dataclasses.asdict(experiment.model.spec),
@@ -61,7 +68,16 @@ def run_checkpoints(experiment: Experiment, workdir: Path) -> Checkpoints:
 
 
 def describe_data(train: NamedSource, eval: NamedSource) -> dict[str, Any]:
-    """Returns the names of the classes, and the size and checksum of both splits."""
+    """Returns the names of the classes, and the size and checksum of both splits.
+
+    Args:
+      train: The training split.
+      eval: The eval split.
+
+    Returns:
+      `classes`, a list of names; and for each of `train` and `eval` the number of
+      `images` and a `digest` of their names, order and labels.
+    """
     splits = {"train": train, "eval": eval}
     return {"classes": list(train.classes)} | {
         name: {"images": len(split), "digest": split.digest()}
@@ -70,7 +86,16 @@ def describe_data(train: NamedSource, eval: NamedSource) -> dict[str, Any]:
 
 
 def describe_weights(origin: str, weights: Weights | None) -> dict[str, Any] | None:
-    """Returns the origin of weights, their card and a fingerprint of their arrays."""
+    """Describes weights for the record of a checkpoint.
+
+    Args:
+      origin: The place of the weights, as the config names it.
+      weights: The weights, or None.
+
+    Returns:
+      `where`, the origin; `card`, the fields of the card; and `fingerprint`, a checksum
+      of each array by name. None if there are no weights.
+    """
     if not weights:
         return None
     card, variables = weights
@@ -106,11 +131,19 @@ def data_changes(
 
 
 def class_changes(old: Sequence[str], new: Sequence[str]) -> list[str]:
-    """Returns how two lists of class names differ, as one phrase or none."""
+    """Returns how two lists of class names differ.
+
+    Args:
+      old: The names that a checkpoint recorded, in the order of the labels.
+      new: The names of this command.
+
+    Returns:
+      A list of one phrase, or an empty list if the names are equal.
+    """
     missing = [name for name in old if name not in set(new)]
     added = [name for name in new if name not in set(old)]
     if missing or added:
-        named = [
+        phrases = [
             f"{names[0]!r} and {len(names) - 1} more are {state}"
             if names[1:]
             else f"{names[0]!r} is {state}"
@@ -119,7 +152,7 @@ def class_changes(old: Sequence[str], new: Sequence[str]) -> list[str]:
         ]
         counts = f"{len(new)} classes instead of {len(old)}: "
         counts = counts if len(old) != len(new) else ""
-        return [f"the classes have changed ({counts}{', '.join(named)})"]
+        return [f"the classes have changed ({counts}{', '.join(phrases)})"]
     for label, (before, after) in enumerate(zip(old, new, strict=True)):
         if before != after:
             return [f"class {label} was {before!r} and is {after!r}"]
@@ -154,6 +187,10 @@ def spec_change(old: Mapping[str, Any], new: Spec) -> str:
     """Returns the first field in which a saved spec differs from a new one, or ''.
 
     Fields that only one of them has belong to another version, and are ignored.
+
+    Args:
+      old: The fields of the spec that a checkpoint recorded.
+      new: The spec of this command.
     """
     fields = json.loads(json.dumps(dataclasses.asdict(new)))
     for field in [field for field in old if field in fields]:
@@ -197,7 +234,7 @@ class Resume:
 
     @property
     def _unrecorded(self) -> tuple[str, ...]:
-        """The settings whose value was recorded, but not the data or weights of it."""
+        """The keys whose data or weights were not recorded, only the keys' values."""
         if self._is_old:
             return NAMES
         return ("init_from",) if self.record["init"] == UNKNOWN else ()
@@ -294,8 +331,8 @@ class Resume:
             if moved:
                 raise
             return
-        # In the same place they may be those of a run that has trained on, so there
-        # only their cards are compared.
+        # A workdir that is still named by `init_from` may hold a later step now, so
+        # only the cards of unmoved weights are compared.
         if new and (change := weights_change(old, new, values=moved)):
             raise self._error(f"other initial weights: {change}", way_out)
 

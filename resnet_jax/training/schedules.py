@@ -32,7 +32,12 @@ def peak_rate(config: ConfigDict) -> float:
 
 
 def warmup_steps(config: ConfigDict, train_size: int) -> int:
-    """Returns the number of steps of `optim.warmup`."""
+    """Returns the number of steps of `optim.warmup`.
+
+    Args:
+      config: The run's configuration.
+      train_size: The number of training images, the length of an epoch.
+    """
     duration, batch_size = config.optim.warmup, config.batch_size
     return to_steps(duration, batch_size, train_size, "optim.warmup")
 
@@ -54,8 +59,8 @@ def make_schedule(
 
     All durations count from step 0. With `warmup_prefix=False` the schedule starts at
     step 0, too, and the warm-up replaces its beginning, as in timm. With `per_epoch`
-    every step of an epoch has the rate of the epoch's first step, as where torch's
-    schedulers step once an epoch.
+    every step of an epoch has the rate of the epoch's first step, as with torch's
+    schedulers that step once an epoch.
 
     Args:
       config: The run's configuration, of which `optim` and `batch_size` are read.
@@ -140,9 +145,9 @@ def make_schedule(
     schedule = after
     if warmup:
         ramp = optax.linear_schedule(optim.warmup_from, peak, warmup)
-        # join_schedules counts the steps of a schedule from where it takes over.
-        rest = after if begin else lambda step: after(step + warmup)
-        schedule = optax.join_schedules([ramp, rest], [warmup])
+        # join_schedules counts the steps of each schedule from its own beginning.
+        after_warmup = after if begin else lambda step: after(step + warmup)
+        schedule = optax.join_schedules([ramp, after_warmup], [warmup])
     if optim.per_epoch:
         schedule = _by_epoch(schedule, total_steps, batch_size, train_size)
     return schedule
@@ -180,8 +185,8 @@ class Plateau:
       decay_factor: The factor by which the rate is multiplied.
     """
 
-    # Not optax.contrib.reduce_on_plateau: it decides inside the train step, by losses
-    # of training batches, and would add its memory to the optimiser's state.
+    # optax.contrib.reduce_on_plateau is not used: it decides inside the train step, by
+    # losses of training batches, and would add its memory to the optimiser's state.
 
     def __init__(self, optim: ConfigDict):
         self.patience, self.decay_factor = optim.patience, optim.decay_factor

@@ -88,9 +88,9 @@ class StepOptions:
         `optim.update_ema`. A decay rate of 0 keeps no EMA.
       seed: The seed of random numbers. Dropout depends on (seed, step, microbatch),
         mixup on (seed, step).
-      replicate: Constrains the random numbers of mixup to lie on every device. Without
-        it, each device would draw its own part of them, and the loops that sample from
-        beta would wait for each other.
+      replicate: Constrains the random numbers of mixup to be replicated. Otherwise each
+        device would draw its own part of them, and the loops that sample from the beta
+        distribution would wait for each other.
       all_gather: All-gathers sharded parameters before they are used; see
         `resnet_jax.parallel.sharding`.
     """
@@ -294,7 +294,8 @@ def make_train_step(
 def _global_norm(tree: Tree) -> Float[Array, ""]:
     """Returns the L2 norm of a tree.
 
-    `optax.tree.norm` traces the squares of every array, this of every shape.
+    `optax.tree.norm` would trace the sum of squares once for each array; this function
+    traces it once for each shape.
     """
     return jnp.sqrt(sum(map(_sum_of_squares, jax.tree.leaves(tree))))
 
@@ -321,7 +322,9 @@ def make_statistics_step(
     seed: int,
     all_gather: Callable[[Tree], Tree] = lambda params: params,
 ) -> Callable[[dict, dict], Tree]:
-    """Returns `statistics_step(variables, batch) -> batch_stats`, of that batch alone.
+    """Returns `statistics_step(variables, batch) -> batch_stats`.
+
+    The statistics are those of that batch alone.
 
     Args:
       model: The network.

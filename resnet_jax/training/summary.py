@@ -10,7 +10,12 @@ from resnet_jax.training.programs import state_like
 
 
 def summary(experiment: Experiment, workdir: Path) -> str:
-    """Returns the facts that a user wants to check before a long run."""
+    """Returns lines of facts that a user wants to check before a long run.
+
+    Args:
+      experiment: The experiment.
+      workdir: The run's directory.
+    """
     config, mesh, model = experiment.config, experiment.mesh, experiment.model
     size, batch_size = config.data.image_size, config.batch_size
     like = state_like(experiment)

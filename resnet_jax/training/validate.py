@@ -19,7 +19,7 @@ from resnet_jax.parallel import sharding
 from resnet_jax.training import losses, mixup, optim
 from resnet_jax.training.datasets import eval_augment, train_augment
 
-# Number of views of an image that each value of `evaluate.views` stands for.
+# The number of views of an image by the value of `evaluate.views`.
 VIEWS = {"one": 1, "flip": 2, "ten_crop": 10}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -29,6 +29,10 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
 
     Durations depend on the size of the training split, and are checked where they are
     turned into steps.
+
+    Args:
+      config: The run's config.
+      mesh: The devices of the run.
 
     Raises:
       UserError: A value is wrong or contradicts another one.

@@ -108,11 +108,11 @@ def fit_classes(
         for key in [key for key in flat if key[:2] == ("params", "head")]:
             flat[key] = flat[key][..., order]
         return unflatten_dict(flat)
-    new = next(name for name in classes if name not in card.classes)
+    unknown = next(name for name in classes if name not in card.classes)
     log.warning(
         "%s was trained for other classes (%r is not among them); the head is randomly"
         " initialised.",
-        *(weights, new),
+        *(weights, unknown),
     )
     return unflatten_dict(_with_new_head(flat, spec, seed))
 
@@ -145,11 +145,11 @@ def adapt_channels(
     For one channel it is the sum over the old channels. For more channels the old ones
     are repeated, and scaled so that their sum stays about the same.
     """
-    old = kernel.shape[2]
+    old_channels = kernel.shape[2]
     if channels == 1:
         return kernel.sum(axis=2, keepdims=True)
-    repeated = np.tile(kernel, (1, 1, -(-channels // old), 1))[:, :, :channels]
-    return repeated * np.float32(old / channels)
+    repeated = np.tile(kernel, (1, 1, -(-channels // old_channels), 1))[:, :, :channels]
+    return repeated * np.float32(old_channels / channels)
 
 
 def _first_kernel(spec: Spec) -> tuple[str, ...]:

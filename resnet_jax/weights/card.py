@@ -135,8 +135,8 @@ class Card:
     def for_spec(self, spec: Spec) -> "Card":
         """Returns the card for a spec with another number of classes or channels.
 
-        Other classes lose their names and accuracy. Mean and std are averaged for one
-        channel, and repeated for more.
+        With another number of classes, the card has neither their names nor an
+        accuracy. Mean and std are averaged for one channel, and repeated for more.
         """
         changes: dict[str, Any] = {"spec": dataclasses.asdict(spec)}
         if spec.num_classes != self.spec["num_classes"]:
@@ -282,8 +282,8 @@ def default_card(network: str, spec: Spec | None = None, **fields: Any) -> Card:
         classes = CIFAR10_CLASSES
     defaults |= {"classes": classes, "scheme": entry.scheme}
     # The defaults are for three channels; `for_spec` adapts them.
-    of_colour = dataclasses.replace(spec, in_channels=3)
-    card = Card(network=name, spec=dataclasses.asdict(of_colour), **defaults)
+    rgb_spec = dataclasses.replace(spec, in_channels=3)
+    card = Card(network=name, spec=dataclasses.asdict(rgb_spec), **defaults)
     return dataclasses.replace(card.for_spec(spec), **fields)
 
 

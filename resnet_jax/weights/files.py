@@ -86,7 +86,7 @@ def read_card(path: pathlib.Path) -> Card | None:
 
 
 def write(path: Path, tensors: Tensors, card: Card) -> None:
-    """Writes a file of weights, which exists whole or not at all, and its card.
+    """Writes a file of weights, which exists completely or not at all, and its card.
 
     Args:
       path: The file, whose suffix names the format.

@@ -41,8 +41,8 @@ def read(
     Args:
       path: A file of any of the three kinds.
       spec: The network that is expected. Layers that only have automatic names get
-        its names by their order, as in Keras. Without it they keep the automatic ones,
-        such as `conv2d_3/kernel`.
+        its names by their order, as in Keras. None: they keep the automatic names, such
+        as `conv2d_3/kernel`.
       scheme: The naming scheme of the network.
 
     Raises:
@@ -95,7 +95,7 @@ def write(
         if name not in tensors:
             raise UserError(f"The tensor {name!r} is missing.{nearest(name, tensors)}")
 
-    # The file is renamed when it is complete, so it exists whole or not at all.
+    # The file is renamed when it is complete, so it exists completely or not at all.
     partial = path.with_name(path.name + ".partial")
     try:
         with h5py.File(partial, "w") as file:

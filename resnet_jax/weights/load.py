@@ -57,8 +57,8 @@ def load(
     """
     card, variables = read(source, model=model, **overrides)
     spec = card.make_spec()
-    wanted = {key: overrides[key] for key in ENDS if key in overrides}
-    target = dataclasses.replace(spec, **wanted)
+    new_ends = {key: overrides[key] for key in ENDS if key in overrides}
+    target = dataclasses.replace(spec, **new_ends)
     variables = fit_ends(variables, spec, target, seed=seed, weights=source)
     return card.for_spec(target), variables
 
@@ -68,8 +68,8 @@ def read(
 ) -> tuple[Card, dict]:
     """Returns the card and the float32 variables of weights, without adapting them.
 
-    They keep their numbers of classes and input channels. The arguments and errors are
-    those of `load`.
+    The variables keep their own numbers of classes and input channels. The arguments
+    and errors are those of `load`.
     """
     card, tensors = _read(source, model, overrides)
     try:
@@ -168,12 +168,14 @@ def _read_without_card(
     path: pathlib.Path, model: str | None, overrides: dict
 ) -> tuple[Card, Tensors]:
     """Reads a file without a card; its tensors must tell which network it is for."""
-    read = _reader(path)
+    read_tensors = _reader(path)
     if model:
         name = resolve(model)
-        scheme, tensors = _choose_scheme(path, name, get_spec(name, **overrides), read)
+        scheme, tensors = _choose_scheme(
+            path, name, get_spec(name, **overrides), read_tensors
+        )
     else:
-        name, scheme, tensors = _recognise(path, read)
+        name, scheme, tensors = _recognise(path, read_tensors)
     spec = get_spec(name, **overrides)
     if ends := _ends(tensors, spec, scheme):
         spec = _with_ends(spec, *ends)
@@ -192,7 +194,7 @@ def _reader(path: pathlib.Path) -> Callable[[Spec, Scheme], Tensors]:
 
 
 def _choose_scheme(
-    path: pathlib.Path, name: str, spec: Spec, read: Callable
+    path: pathlib.Path, name: str, spec: Spec, read_tensors: Callable
 ) -> tuple[Scheme, Tensors]:
     """Returns the scheme in which a file has a network's head and first kernel."""
     schemes = schemes_of(name, path.suffix)
@@ -201,16 +203,18 @@ def _choose_scheme(
             f"{path} is a file of Keras, which has no {name}; name another network."
         )
     for scheme in schemes:
-        tensors = read(spec, scheme)
+        tensors = read_tensors(spec, scheme)
         if _ends(tensors, spec, scheme):
             return scheme, tensors
     # A later error names the tensors that are missing.
-    return schemes[0], read(spec, schemes[0])
+    return schemes[0], read_tensors(spec, schemes[0])
 
 
-def _recognise(path: pathlib.Path, read: Callable) -> tuple[str, Scheme, Tensors]:
+def _recognise(
+    path: pathlib.Path, read_tensors: Callable
+) -> tuple[str, Scheme, Tensors]:
     """Returns the first network of the zoo that the tensors of a file fit."""
-    fitting = list(_fitting(path, read))
+    fitting = list(_fitting(path, read_tensors))
     if not fitting:
         tensors = files.read(path)
         names = ", ".join(map(repr, sorted(tensors)[:3]))
@@ -230,12 +234,12 @@ def _recognise(path: pathlib.Path, read: Callable) -> tuple[str, Scheme, Tensors
 
 
 def _fitting(
-    path: pathlib.Path, read: Callable
+    path: pathlib.Path, read_tensors: Callable
 ) -> Iterator[tuple[str, Scheme, Tensors]]:
     for name, entry in ZOO.items():
         for scheme in schemes_of(name, path.suffix):
             try:
-                tensors = read(entry.spec, scheme)
+                tensors = read_tensors(entry.spec, scheme)
             except UserError:
                 # The network has another number of layers.
                 continue

@@ -144,8 +144,8 @@ def nest(spec: Spec, values: Tensors) -> dict:
 
 @functools.cache
 def _variables_of(spec: Spec) -> dict:
-    # Of names and shapes only those after flattened features depend on the image's
-    # size, and the networks that flatten take 64 pixels or average to a fixed size.
+    # Names do not depend on the image's size, and shapes only do after flattened
+    # features. The networks that flatten take 64 pixels or average to a fixed size.
     return init_shapes(build(spec), image_size=64)
 
 

@@ -432,7 +432,7 @@ def test_colout_keeps_rows_and_columns_in_their_order():
         ({"color_jitter": (0.4, 0.4, 0.4)}, "four numbers"),
         ({"color_jitter": (0.4, 0.4, 0.4, 0.6)}, "at most 0.5"),
         ({"color_jitter": (0.4, -0.4, 0.4, 0.0)}, "at least 0"),
-        ({"crop": "short_side", "short_side": (8,)}, "a least and a most length"),
+        ({"crop": "short_side", "short_side": (8,)}, "a smallest and a largest length"),
         ({"interpolation": "tf_cubic"}, "Did you mean tf_bicubic"),
     ],
 )

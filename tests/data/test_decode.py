@@ -379,7 +379,7 @@ def test_all_300_imagenet_samples_are_decoded_and_cropped():
 
 
 @pytest.mark.parametrize("shrink", (2, 4))
-def test_a_jpeg_can_come_smaller_and_other_files_come_whole(shrink):
+def test_jpegs_can_be_decoded_smaller_and_other_files_only_at_full_size(shrink):
     image = noise(0, 12, 9).resize((104, 72), Image.Resampling.BICUBIC)
     whole = Picture(encode(image, "JPEG", quality=95), 3)
     small = whole.pixels(shrink)
@@ -413,7 +413,7 @@ JPEG_KINDS = {
 @pytest.mark.parametrize("kind", JPEG_KINDS)
 @pytest.mark.parametrize("mode", ("L", "RGB", "CMYK"))
 @pytest.mark.parametrize("library", ("nvimgcodec", "none"))
-def test_a_part_has_the_pixels_of_the_whole(kind, mode, library, monkeypatch):
+def test_a_part_has_the_pixels_of_the_complete_image(kind, mode, library, monkeypatch):
     if library == "none":
         # As where the package is not installed, which no argument can say.
         monkeypatch.setattr(decode_module, "nvimgcodec", None)

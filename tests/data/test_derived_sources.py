@@ -195,7 +195,7 @@ def test_slices_in_the_syntax_of_tfds_work_on_folders(pets, split, size):
         assert source.classes[source[index][1]] in source.name(index)
 
 
-def test_two_slices_make_the_whole_and_each_has_all_classes(pets):
+def test_two_slices_make_the_complete_split_and_each_has_all_classes(pets):
     first, second = (open_source(pets, f"train[{part}]") for part in (":50%", "50%:"))
     both = names(first, range(20)) + names(second, range(20))
     whole = open_source(pets, "train")

@@ -132,7 +132,7 @@ def assert_result(result: dict, wanted: dict) -> None:
         ("imagenet_sketch", LABELS[::-1]),
     ],
 )
-def test_a_set_of_all_classes_is_counted_as_the_split_is(
+def test_a_set_of_all_classes_is_evaluated_like_the_eval_split(
     name, labels, results, logits_of
 ):
     (logits,) = logits_of(name)

@@ -64,7 +64,7 @@ def test_slices_in_the_syntax_of_tfds_are_understood(split, size, data_dir):
     assert len(source) == len(levels(source)) == size
 
 
-def test_two_slices_of_tfds_make_the_whole(data_dir):
+def test_two_slices_of_tfds_make_the_complete_split(data_dir):
     halves = [
         levels(open_source(NAME, split, data_dir=data_dir))
         for split in ("train[:50%]", "train[50%:]")

@@ -11,7 +11,7 @@ import pytest
 from resnet_jax.kernels import norm, plain
 from resnet_jax.kernels.cpu import norm as cpu_norm
 from resnet_jax.kernels.norm_options import GhostBatchNorm
-from resnet_jax.kernels.platforms import known
+from resnet_jax.kernels.platforms import target_platform
 from resnet_jax.models.layers import max_pool
 from tests.helpers import keyed, tiny
 
@@ -128,5 +128,5 @@ def test_a_ghost_batch_may_have_more_pixels_than_int32_can_count(platform):
     def total(x):
         return norm.batch_norm(x, *vectors, settings)[0].sum()
 
-    with known(platform):
+    with target_platform(platform):
         assert jax.eval_shape(jax.grad(total), x).shape == x.shape

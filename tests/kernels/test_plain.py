@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 
 from resnet_jax.kernels import conv, plain_operations
 from resnet_jax.kernels.geometry import Geometry
-from resnet_jax.kernels.platforms import fused_over, known
+from resnet_jax.kernels.platforms import fused_over, target_platform
 from resnet_jax.models import ZOO, ResNetSpec, build
 from tests.helpers import keyed, small_networks, tiny
 
@@ -116,7 +116,7 @@ KERNELS = re.compile(r"custom_vjp|platform_index|optimization_barrier|concatenat
 def test_plain_operations_are_traced_on_every_platform(platform):
     # Its last convolutions could be fused with their batch norms.
     gradients, params = training_gradients("resnet26")
-    with known(platform), fused_over(tiny.mesh_of(1)):
+    with target_platform(platform), fused_over(tiny.mesh_of(1)):
         jaxpr, _ = operations_of(gradients, params)
         assert KERNELS.search(jaxpr)
         with plain_operations():

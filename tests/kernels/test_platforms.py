@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_jax.kernels.platforms import by_platform, known, traced_once
+from resnet_jax.kernels.platforms import by_platform, target_platform, traced_once
 from resnet_jax.training import programs
 from tests.helpers import tiny
 
@@ -39,7 +39,7 @@ def test_only_the_implementation_of_a_known_platform_is_traced(
     platform, implementation, result
 ):
     traced = []
-    with known(platform):
+    with target_platform(platform):
         assert make_choice(traced)(1.0) == result
     assert traced == [implementation]
 
@@ -47,14 +47,14 @@ def test_only_the_implementation_of_a_known_platform_is_traced(
 def test_a_program_traced_for_one_platform_is_not_used_for_another():
     traced = []
     choice = make_choice(traced)
-    with known("cpu"):
+    with target_platform("cpu"):
         choice(1.0)
-        with known("tpu"):
+        with target_platform("tpu"):
             assert choice(1.0) == 0.0
         assert choice(1.0) == 2.0
     assert traced == ["cpu", "default"]
     choice(1.0)
-    assert traced[2:] and known.value is None
+    assert traced[2:] and target_platform.value is None
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_a_function_traced_once_is_called_on_cpus_and_inlined_elsewhere(
     def program(x):
         return plus(plus(plus(x, step=1.0), step=2.0), step=1.0)
 
-    with known(platform):
+    with target_platform(platform):
         lowered = jax.jit(program).lower(1.0)
     assert traced == [1.0, 2.0]
     assert ("call @plus" in lowered.as_text()) == called

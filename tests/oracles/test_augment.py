@@ -137,7 +137,7 @@ SPACES = {
 
 
 @pytest.mark.parametrize("space", SPACES)
-def test_amounts_equal_torchvision(space):
+def test_amounts_of_policy_operations_equal_torchvision(space):
     extents, theirs, bins = SPACES[space]
     size = (640, 427)
     arguments = () if space == "wide" else ((size[1], size[0]),)

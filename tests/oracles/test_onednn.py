@@ -216,7 +216,7 @@ def test_a_kernel_of_float32_is_rounded_as_before_the_convolution(cpu):
     assert run(KINDS, KERNELS, **cpu).splitlines()[-1] == "equal"
 
 
-def test_it_has_derivatives_batches_and_meshes():
+def test_convolutions_by_onednn_can_be_differentiated_batched_and_sharded():
     differences = json.loads(run(KINDS, DERIVATIVES).splitlines()[-1])
     assert {len(each) for each in differences.values()} == {5}
     # As above.
@@ -237,11 +237,11 @@ def test_without_a_compiler_xla_convolves_with_one_warning(compiler, reason):
     assert "needs a C++ compiler" in output
 
 
-def test_several_devices_keep_what_xla_can_divide():
+def test_onednn_is_not_used_on_several_devices():
     assert "uses False False" in run(KINDS, JAX_NUM_CPU_DEVICES="2")
 
 
-def test_a_run_with_it_is_the_same_twice(tmp_path):
+def test_two_runs_with_onednn_are_the_same(tmp_path):
     flags = ["--config=configs/quickstart.py", "--config.total.steps=3"]
     flags += ["--config.optim.warmup.steps=1"]
     flags += ["--config.model.name=cifar_resnet20", "--config.model.dtype=bfloat16"]

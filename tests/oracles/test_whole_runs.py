@@ -11,7 +11,7 @@ from tests.oracles import whole_runs
 
 
 @pytest.mark.parametrize("network", whole_runs.RECIPES)
-def test_both_sides_have_the_same_layers(network):
+def test_our_network_and_the_reference_have_the_same_layers(network):
     config = whole_runs.make_config(network, whole_runs.DATA["signs"], Path("."), 0)
     spec = get_spec(config.model.name, **config.model.overrides, num_classes=6)
     ours = init_shapes(build(spec), whole_runs.SIZE)["params"]

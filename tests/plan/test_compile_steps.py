@@ -79,7 +79,7 @@ def test_a_part_of_a_known_split_has_the_size_of_that_part():
 
 
 def test_images_per_chip_determine_the_batch_size(monkeypatch):
-    monkeypatch.setattr(compile_steps, "of_step", lambda *_: {"memory": {}})
+    monkeypatch.setattr(compile_steps, "figures_of_step", lambda *_: {"memory": {}})
     figures = compile_steps.facts(tiny.config(), LOCAL, per_chip=6, evaluation=False)
     assert figures["batch_size"] == 48
     assert "eval" not in figures
@@ -88,12 +88,12 @@ def test_images_per_chip_determine_the_batch_size(monkeypatch):
 def test_the_step_includes_a_teacher(monkeypatch):
     parts = {}
 
-    def of_step(step, trees, *_):
+    def figures_of_step(step, trees, *_):
         step()
         parts.update(trees)
         return {"memory": {}}
 
-    monkeypatch.setattr(compile_steps, "of_step", of_step)
+    monkeypatch.setattr(compile_steps, "figures_of_step", figures_of_step)
     monkeypatch.setattr(programs, "compile_lowered", lambda _, lowered: lowered)
     changes = {
         "distill.teacher": "cifar_resnet20",
@@ -108,11 +108,11 @@ def test_the_step_includes_a_teacher(monkeypatch):
 def test_sharded_parameters_count_as_the_shard_of_a_device(monkeypatch):
     parts = {}
 
-    def of_step(step, trees, *_):
+    def figures_of_step(step, trees, *_):
         parts.update({name: compile_steps._bytes(tree) for name, tree in trees.items()})
         return {"memory": {}}
 
-    monkeypatch.setattr(compile_steps, "of_step", of_step)
+    monkeypatch.setattr(compile_steps, "figures_of_step", figures_of_step)
     changes = tiny.IN_PARTS | {"ema_decay": 0.9}
     compile_steps.facts(tiny.config(changes), LOCAL, evaluation=False)
     state = programs.state_like(tiny.setup(changes))
@@ -153,11 +153,11 @@ def test_the_minimum_of_operations_counts_all_passes(
 ):
     minimums = []
 
-    def of_step(step, parts, batch, mesh, least):
+    def figures_of_step(step, parts, batch, mesh, least):
         minimums.append(least)
         return {"memory": {}}
 
-    monkeypatch.setattr(compile_steps, "of_step", of_step)
+    monkeypatch.setattr(compile_steps, "figures_of_step", figures_of_step)
     figures = compile_steps.facts(tiny.config(changes), LOCAL)
     forward = 2 * figures["macs"] / figures["devices"]
     assert minimums == [
@@ -197,7 +197,7 @@ def refusing(message: str):
     ],
 )
 def test_a_step_that_does_not_fit_has_figures(message, wanted, limit):
-    figures = compile_steps.of_step(refusing(message), {}, {}, tiny.mesh_of(8))
+    figures = compile_steps.figures_of_step(refusing(message), {}, {}, tiny.mesh_of(8))
     assert figures.pop("seconds") >= 0
     assert figures == {"wanted": wanted * 2**30, "limit": limit * 2**30}
 
@@ -221,10 +221,10 @@ class UnreadableProgram:
 
 def test_a_program_that_cannot_be_read_is_reported():
     with pytest.raises(UserError, match=r"cannot read .*replica_groups=everyone"):
-        compile_steps.of_step(UnreadableProgram, {}, {}, tiny.mesh_of(8))
+        compile_steps.figures_of_step(UnreadableProgram, {}, {}, tiny.mesh_of(8))
 
 
 def test_other_failures_of_a_compiler_are_raised():
     step = refusing("INTERNAL: something broke")
     with pytest.raises(jax.errors.JaxRuntimeError, match="something broke"):
-        compile_steps.of_step(step, {}, {}, tiny.mesh_of(8))
+        compile_steps.figures_of_step(step, {}, {}, tiny.mesh_of(8))

@@ -42,7 +42,9 @@ def test_a_topology_has_the_devices_chips_and_hosts_of_its_slice(monkeypatch):
         ("2*v3:2x2", 16, 8, 2),
         ("2*tpu7x:2x2x1", 16, 8, 2),
     ):
-        facts = compile_steps.where_of(topology, compile_steps.devices_of(topology))
+        facts = compile_steps.facts_of_topology(
+            topology, compile_steps.devices_of(topology)
+        )
         counts = facts["devices"], facts["chips"], facts["hosts"]
         assert (topology, *counts) == (topology, devices, chips, hosts)
         chip = CHIPS[topology.rpartition("*")[2].partition(":")[0]]

@@ -56,7 +56,7 @@ def test_a_run_with_any_names_of_classes_is_plotted(tmp_path, mathematics):
             assert pixels_of(curves.draw(tmp_path)).shape == (800, 1300, 4)
 
 
-def test_a_prediction_of_a_class_that_the_data_lack_is_drawn(tmp_path):
+def test_a_prediction_of_a_class_that_the_data_lack_is_plotted(tmp_path):
     row = {"step": 1, "train/loss": 1.0, "train/top1": 0.5}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     seen = {"image": np.zeros((8, 8, 3), np.uint8), "label": 0, "probability": 0.5}
@@ -65,7 +65,7 @@ def test_a_prediction_of_a_class_that_the_data_lack_is_drawn(tmp_path):
     assert curves.draw(tmp_path).exists()
 
 
-def test_predictions_and_runs_of_any_name_are_drawn(tmp_path):
+def test_predictions_and_runs_of_any_name_are_plotted(tmp_path):
     predictions = [
         [Prediction(0, name, 0.5), Prediction(1, name, 0.0)] for name in NAMES
     ]
@@ -78,7 +78,7 @@ def test_predictions_and_runs_of_any_name_are_drawn(tmp_path):
         workdirs[-1].mkdir()
         row = {"step": 1, "train/top1": 0.5, "eval/top1": 0.5}
         (workdirs[-1] / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-    assert degradation.draw(workdirs, tmp_path / "errors.png").exists()
+    assert degradation.plot(workdirs, tmp_path / "errors.png").exists()
 
 
 def test_no_text_is_parsed_as_mathematics_whatever_the_settings(tmp_path):

@@ -178,7 +178,7 @@ def test_a_split_without_one_good_image_is_an_error(evaluated):
 
 def test_samples_are_right_and_wrong_images_and_no_padding(evaluated):
     experiment, _, _ = evaluated
-    samples = SamplePredictions(wanted=2)
+    samples = SamplePredictions(per_kind=2)
     run(*evaluated, samples=samples)
     assert sorted(row["right"] for row in samples.rows) == [False, False, True, True]
     pictures = [experiment.eval.eval([index]) for index in range(SIZE)]
@@ -193,7 +193,7 @@ def test_samples_are_right_and_wrong_images_and_no_padding(evaluated):
 
 
 def test_samples_that_want_more_than_there_are_hold_every_image_once(evaluated):
-    samples = SamplePredictions(wanted=1000)
+    samples = SamplePredictions(per_kind=1000)
     result = run(*evaluated, samples=samples)
     assert len(samples.rows) == SIZE
     right = sum(row["right"] for row in samples.rows)

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from resnet_jax.errors import UserError
-from resnet_jax.training.ghost_batch import group_size_of
+from resnet_jax.training.ghost_batch import ghost_batch_size
 from tests.helpers import tiny
 
 
@@ -23,7 +23,7 @@ from tests.helpers import tiny
     ],
 )
 def test_a_size_is_given_as_a_number_or_a_name(chosen, microbatches, size):
-    got = group_size_of(chosen, batch_size=256, microbatches=microbatches, devices=8)
+    got = ghost_batch_size(chosen, batch_size=256, microbatches=microbatches, devices=8)
     assert got == size
 
 
@@ -43,7 +43,7 @@ def test_an_illegal_size_is_rejected_with_the_nearest_legal_ones(
     chosen, batch_size, microbatches, message
 ):
     with pytest.raises(UserError, match="model.bn_group_size" + message):
-        group_size_of(
+        ghost_batch_size(
             chosen, batch_size=batch_size, microbatches=microbatches, devices=8
         )
 
@@ -52,7 +52,7 @@ def test_an_illegal_size_is_rejected_with_the_nearest_legal_ones(
 def test_a_size_that_is_neither_a_number_nor_a_name_is_rejected(chosen):
     match = re.escape(f"model.bn_group_size={chosen!r} is neither")
     with pytest.raises(UserError, match=match):
-        group_size_of(chosen, batch_size=256, microbatches=1, devices=8)
+        ghost_batch_size(chosen, batch_size=256, microbatches=1, devices=8)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_microbatches_that_devices_cannot_share_are_rejected_with_the_nearest(
 ):
     match = rf"optim\.microbatches={microbatches} .*256 .*8 devices.* with {nearest}\."
     with pytest.raises(UserError, match=match):
-        group_size_of(32, batch_size=256, microbatches=microbatches, devices=8)
+        ghost_batch_size(32, batch_size=256, microbatches=microbatches, devices=8)
 
 
 # Three TPU slices of four devices, with four images each. libtpu 0.0.52 was seen
@@ -75,7 +75,7 @@ SLICED = {"batch_size": 48, "microbatches": 1, "devices": 12, "tpu_slices": 3}
 
 @pytest.mark.parametrize("chosen", [1, 2, 4, 8, 16, 48])
 def test_ghost_batches_inside_tpu_slices_or_over_whole_slices_are_legal(chosen):
-    assert group_size_of(chosen, **SLICED) == chosen
+    assert ghost_batch_size(chosen, **SLICED) == chosen
 
 
 @pytest.mark.parametrize(
@@ -85,9 +85,9 @@ def test_ghost_batches_inside_tpu_slices_or_over_whole_slices_are_legal(chosen):
 def test_ghost_batches_over_parts_of_tpu_slices_are_rejected(chosen, nearest):
     match = rf"model\.bn_group_size={chosen} .* 3 TPU slices of 4 .*: {nearest}\."
     with pytest.raises(UserError, match=match):
-        group_size_of(chosen, **SLICED)
+        ghost_batch_size(chosen, **SLICED)
     # GPUs and single slices have no such limit.
-    assert group_size_of(chosen, **SLICED | {"tpu_slices": 1}) == chosen
+    assert ghost_batch_size(chosen, **SLICED | {"tpu_slices": 1}) == chosen
 
 
 @pytest.mark.parametrize(("chosen", "size"), [(4, 4), ("global", 8), ("device", 1)])

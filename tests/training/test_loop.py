@@ -14,7 +14,7 @@ from resnet_jax.training.loop import train
 from tests.helpers import tiny
 
 
-def test_importing_the_loop_does_not_import_the_drawing_library():
+def test_importing_the_loop_does_not_import_the_plotting_library():
     code = "import resnet_jax.training.loop, sys; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

@@ -37,7 +37,7 @@ def metrics_of(loss: float = 1.0) -> dict:
 
 
 @pytest.mark.parametrize(("fetching", "warnings"), [(0.25, 1), (0.0, 0)])
-def test_a_user_whose_devices_wait_for_data_is_told_once(fetching, warnings, caplog):
+def test_devices_that_wait_for_data_are_reported_once(fetching, warnings, caplog):
     rows, progress, clock = Rows(), Progress(), Clock()
     meter = ThroughputMeter(tiny.setup(), progress, rows, clock)
     # Three measurements, since the first one includes the start of the loader.

@@ -627,7 +627,9 @@ def test_weights_for_bgr_see_the_same_image(tmp_path):
     np.testing.assert_array_equal(params["stem_conv1"]["kernel"], kernel[:, :, ::-1])
 
 
-def test_a_head_is_kept_reordered_or_fresh_by_class_names(tmp_path, caplog):
+def test_a_head_is_kept_reordered_or_randomly_initialised_by_class_names(
+    tmp_path, caplog
+):
     make_folder(tmp_path / "images")
     run = config_for(tmp_path / "images")
     experiment = tiny.set_up(run)

@@ -69,8 +69,8 @@ def build(dataset: str, data_dir: str = "", manual_dir: str = "") -> pathlib.Pat
 def advice_on(error: Exception) -> str:
     """Returns a sentence that says what to do about an error of a tfds builder."""
     chain: list[BaseException] = [error]
-    while (after := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain.append(after)
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
     text = " ".join(str(chain[-1]).split())
     if any("No module named 'tensorflow'" in str(link) for link in chain):
         return (
@@ -80,9 +80,9 @@ def advice_on(error: Exception) -> str:
     names = {type(link).__name__ for link in chain}
     if names & {"ConnectionError", "gaierror", "NewConnectionError", "DownloadError"}:
         url = getattr(getattr(error, "request", None), "url", None)
-        what = url or "the files that its page on tensorflow.org/datasets names"
+        files = url or "the files that its page on tensorflow.org/datasets names"
         return (
-            f"The network cannot be reached: fetch {what}, put it into a directory,"
+            f"The network cannot be reached: fetch {files}, put it into a directory,"
             " and run this command again with --manual_dir=DIRECTORY."
         )
     if wrong := re.search("Artifact (.*), downloaded to (.*), has wrong check", text):

@@ -1,4 +1,4 @@
-"""The data sets that `pack` can write.
+"""Reads the originals of data sets that `pack.py` writes as ArrayRecord.
 
 They are ImageNet's tar files, image folders, and data sets that tfds has prepared.
 """
@@ -115,19 +115,19 @@ def _check_tar(path: pathlib.Path, tar: Tar) -> None:
 def _members(path: pathlib.Path, scratch: pathlib.Path) -> list[list]:
     """Returns the start, size and name of each image in a tar file.
 
-    Includes the images of tar files inside of it. Reading the headers of a large
-    archive takes minutes, so the list is kept in `scratch`.
+    The list includes the images of tar files inside of it. Reading the headers of a
+    large archive takes minutes, so the list is kept in `scratch`.
     """
-    kept = scratch / f"{path.name}.{path.stat().st_mtime_ns}.json"
-    if not kept.exists():
+    list_path = scratch / f"{path.name}.{path.stat().st_mtime_ns}.json"
+    if not list_path.exists():
         output.say(f"Looking for images in {path} ...")
         try:
             members = list(_walk(path, 0))
         except tarfile.TarError as error:
             raise UserError(f"{path} is damaged: {error}; fetch it again.") from None
         scratch.mkdir(parents=True, exist_ok=True)
-        pack.write_json(kept, members)
-    return json.loads(kept.read_text())
+        pack.write_json(list_path, members)
+    return json.loads(list_path.read_text())
 
 
 def _walk(path: pathlib.Path, start: int) -> Iterator[tuple[int, int, str]]:
@@ -165,8 +165,8 @@ def folder(path: str, shard_bytes: int = pack.SHARD_BYTES) -> DataSet:
         UTF-8, which names in a prepared data set must be.
     """
     sources = {split: FolderSource(path, split) for split in folder_splits(path)}
-    first, *rest = sources.values()
-    for source in rest:
+    first, *other_sources = sources.values()
+    for source in other_sources:
         check_same_classes(first, source)
     splits = {}
     for split, source in sources.items():

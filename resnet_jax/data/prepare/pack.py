@@ -73,7 +73,7 @@ class ImageFile:
       name: The name of the image, which the data set keeps.
     """
 
-    # Not in the repr, since an archive may be moved before a packing is resumed.
+    # It is not in the repr, since an archive may be moved before a packing is resumed.
     path: str = dataclasses.field(repr=False)
     start: int
     size: int
@@ -258,7 +258,7 @@ class _Job:
 
 def _write(job: _Job) -> list[str]:
     """Writes a shard; returns the reasons why images were not re-encoded."""
-    kept = []
+    reasons = []
 
     def records() -> Iterator[bytes]:
         for index, record in enumerate(job.shard):
@@ -272,7 +272,7 @@ def _write(job: _Job) -> list[str]:
                 try:
                     features[key] = _bytes(job.reencode.image(content, channels, name))
                 except BadImageError as error:
-                    kept.append(str(error))
+                    reasons.append(str(error))
             yield _serialize(features)
 
     try:
@@ -283,7 +283,7 @@ def _write(job: _Job) -> list[str]:
             f"{job.path} cannot be written ({reason}); make room, and run the same"
             " command again: it continues with the missing shards."
         ) from None
-    return kept
+    return reasons
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Kernels for CPUs."""
+"""Kernels for CPUs: lowerings of convolutions, batch norm and max pooling."""

@@ -144,9 +144,10 @@ def xla_uses_onednn() -> bool:
 
 
 def blocks_of_groups(channels: int, groups: int) -> int:
-    """Returns into how many blocks of whole groups a convolution is divided.
+    """Returns the number of blocks into which a convolution's groups are divided.
 
-    There are as many as have at least 32 input channels each, or one.
+    It is the largest number of equal blocks that have at least 32 input channels each,
+    or 1.
     """
     counts = (n for n in range(groups, 0, -1) if groups % n == 0)
     return next((n for n in counts if channels // n >= _CHANNELS_PER_BLOCK), 1)

@@ -67,8 +67,8 @@ def matmul_input(g: Output, kernel: Kernel, geometry: Geometry, like: Shape) -> 
 
 def matmul_kernel(x: Image, g: Output, geometry: Geometry, k: int) -> Kernel:
     """Computes the gradient of `matmul` with respect to the kernel."""
-    (seen,) = taps(x, k, geometry)
-    return outer_product(seen, g)[None, None]
+    (pixels,) = taps(x, k, geometry)
+    return outer_product(pixels, g)[None, None]
 
 
 def im2col(x: Image, kernel: Kernel, geometry: Geometry) -> Output:
@@ -122,9 +122,13 @@ def width_to_depth(x: Image, kernel: Kernel, geometry: Geometry) -> Output:
     """Computes `im2col` from runs of `stride` pixels, which are adjacent in memory."""
     k, f = kernel.shape[0], kernel.shape[-1]
     columns = _runs_side_by_side(x, k, geometry)
-    more = geometry.stride * -(-k // geometry.stride) - k
-    no = (0, 0, 0)
-    kernel = lax.pad(kernel, jnp.zeros((), kernel.dtype), [no, (0, more, 0), no, no])
+    added_columns = geometry.stride * -(-k // geometry.stride) - k
+    no_padding = (0, 0, 0)
+    kernel = lax.pad(
+        kernel,
+        jnp.zeros((), kernel.dtype),
+        [no_padding, (0, added_columns, 0), no_padding, no_padding],
+    )
     return dot(columns, kernel.reshape(-1, f))
 
 
@@ -265,8 +269,8 @@ def _rows_side_by_side(
     g: Values, k: int, height: int, geometry: Geometry
 ) -> MovedValues:
     """Returns the gradients of the rows that see each padded row, side by side."""
-    d, more = geometry.dilation, height - g.shape[1]
-    rows = [pad(g, ((i * d, more - i * d), (0, 0))) for i in range(k)]
+    d, added_rows = geometry.dilation, height - g.shape[1]
+    rows = [pad(g, ((i * d, added_rows - i * d), (0, 0))) for i in range(k)]
     return lax.concatenate(rows, 3)
 
 
@@ -338,9 +342,9 @@ def _space_to_depth_of_kernel(
     """Returns the kernel for images whose blocks of pixels are one pixel each."""
     k, _, c, f = kernel.shape
     s, side = geometry.stride, -(-k // geometry.stride)
-    more = (0, s * side - k, 0)
+    padding = (0, s * side - k, 0)
     kernel = lax.pad(
-        kernel, jnp.zeros((), kernel.dtype), [more, more, (0, 0, 0), (0, 0, 0)]
+        kernel, jnp.zeros((), kernel.dtype), [padding, padding, (0, 0, 0), (0, 0, 0)]
     )
     kernel = kernel.reshape(side, s, side, s, c, f).transpose(0, 2, 1, 3, 4, 5)
     return kernel.reshape(side, side, s * s * c, f)

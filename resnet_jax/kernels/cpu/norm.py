@@ -27,11 +27,11 @@ def forward(
 ) -> tuple[Image, Statistics, Statistics]:
     """Normalises and activates, like `kernels.norm.forward`; it does not use `near`."""
     mean = _mean(_ghost_batches(x, norm.size))
-    again, mean = lax.optimization_barrier((x, mean))
-    var = _mean(jnp.square(_ghost_batches(again, norm.size) - _wide(mean)))
-    again, mean, var = lax.optimization_barrier((again, mean, var))
+    x, mean = lax.optimization_barrier((x, mean))
+    var = _mean(jnp.square(_ghost_batches(x, norm.size) - _wide(mean)))
+    x, mean, var = lax.optimization_barrier((x, mean, var))
     factor = scale / jnp.sqrt(var + norm.epsilon)
-    out = (_ghost_batches(again, norm.size) - _wide(mean)) * _wide(factor) + bias
+    out = (_ghost_batches(x, norm.size) - _wide(mean)) * _wide(factor) + bias
     out = norm.activation(out) if norm.activation else out
     return out.reshape(x.shape).astype(norm.dtype), mean, var
 
@@ -48,24 +48,26 @@ def backward(
     """Returns the gradients by `x`, scale and bias, like `kernels.norm.backward`."""
     inverse = 1 / jnp.sqrt(var + norm.epsilon)
 
-    read = functools.partial(_read, factor=scale * inverse, bias=bias, norm=norm)
+    deviation_and_gradient = functools.partial(
+        _deviation_and_gradient, factor=scale * inverse, bias=bias, norm=norm
+    )
     x, g, mean = lax.optimization_barrier((x, g, mean))
-    _, gradient = read(x, g, mean)
+    _, gradient = deviation_and_gradient(x, g, mean)
     total = gradient.sum(axis=(1, 2, 3))
     x, g, mean, total = lax.optimization_barrier((x, g, mean, total))
-    deviation, gradient = read(x, g, mean)
+    deviation, gradient = deviation_and_gradient(x, g, mean)
     along = (gradient * deviation).sum(axis=(1, 2, 3)) * inverse
     x, g, mean, along = lax.optimization_barrier((x, g, mean, along))
-    deviation, gradient = read(x, g, mean)
+    deviation, gradient = deviation_and_gradient(x, g, mean)
     n = norm.pixels(x)
-    # The gradient without its mean and its component along the deviations.
-    rest = gradient - _wide(total / n) - deviation * _wide(along * inverse / n)
-    dx = (rest * _wide(scale * inverse)).reshape(x.shape).astype(x.dtype)
+    # The gradient without its mean and without its component along the deviations.
+    projected = gradient - _wide(total / n) - deviation * _wide(along * inverse / n)
+    dx = (projected * _wide(scale * inverse)).reshape(x.shape).astype(x.dtype)
     return dx, along.sum(axis=0), total.sum(axis=0)
 
 
 @functools.partial(traced_once, static_argnames="norm")
-def _read(
+def _deviation_and_gradient(
     x: Image,
     g: Image,
     mean: Statistics,

@@ -23,22 +23,25 @@ from resnet_jax.kernels.geometry import Geometry, Padding
 def forward(x: Image, side: int, geometry: Geometry) -> Output:
     """Returns the maximum of each window; the arguments are those of `max_pool`."""
     sums = accumulation_dtype(x.dtype)
-    wide = (seen.astype(sums) for seen in _seen(x, side, geometry))
+    wide = (values.astype(sums) for values in _values_by_tap(x, side, geometry))
     return functools.reduce(jnp.maximum, wide).astype(x.dtype)
 
 
 def backward(x: Image, g: Output, side: int, geometry: Geometry) -> Image:
     """Returns the gradient of `forward`; the first of equal maxima receives it all."""
-    maximum, *others = _seen(x, side, geometry)
+    maximum, *later = _values_by_tap(x, side, geometry)
     winner = jnp.zeros(maximum.shape, jnp.int32)
-    for tap, seen in enumerate(others, 1):
-        winner = jnp.where(seen > maximum, tap, winner)
-        maximum = jnp.maximum(seen, maximum)
+    for tap, values in enumerate(later, 1):
+        winner = jnp.where(values > maximum, tap, winner)
+        maximum = jnp.maximum(values, maximum)
     return _to_winners(winner, g, x.shape, side, geometry)
 
 
-def _seen(x: Image, side: int, geometry: Geometry) -> list[Output]:
-    """Returns what each of side*side taps sees, row by row; the padding is -inf."""
+def _values_by_tap(x: Image, side: int, geometry: Geometry) -> list[Output]:
+    """Returns the pixels under each of the side*side taps; the padding is -inf.
+
+    The taps are in the order of rows.
+    """
     x = pad(x, geometry.padding, -jnp.inf)
     return taps(x, side, dataclasses.replace(geometry, padding=((0, 0), (0, 0))))
 

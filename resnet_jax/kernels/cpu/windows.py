@@ -33,21 +33,23 @@ def moves_values(move: Callable) -> Callable:
     @functools.wraps(move)
     def moved(*args):
         arrays = [arg for arg in args if isinstance(arg, jax.Array)]
-        others = args[len(arrays) :]
+        arguments = args[len(arrays) :]
         if any(array.dtype != jnp.bfloat16 for array in arrays):
             return move(*args)
 
         @jax.custom_jvp
         def move_bfloat16(*arrays):
             if not BFLOAT16_IS_SLOW:
-                return move(*arrays, *others)
+                return move(*arrays, *arguments)
             bits = [lax.bitcast_convert_type(array, jnp.uint16) for array in arrays]
             back = functools.partial(lax.bitcast_convert_type, new_dtype=jnp.bfloat16)
-            return jax.tree.map(back, move(*bits, *others))
+            return jax.tree.map(back, move(*bits, *arguments))
 
         @move_bfloat16.defjvp
         def _(primals, tangents):
-            wide = move(*(tangent.astype(jnp.float32) for tangent in tangents), *others)
+            wide = move(
+                *(tangent.astype(jnp.float32) for tangent in tangents), *arguments
+            )
             narrow = jax.tree.map(lambda tangent: tangent.astype(jnp.bfloat16), wide)
             return move_bfloat16(*primals), narrow
 

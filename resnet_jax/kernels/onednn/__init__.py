@@ -1,4 +1,4 @@
-"""Convolutions and products on CPUs by oneDNN (`pip install onednn-devel-cpu-gomp`).
+"""Convolutions and matmuls on CPUs by oneDNN (`pip install onednn-devel-cpu-gomp`).
 
 XLA calls the functions of `calls.cc`. A C++ compiler builds them at the first use,
 which takes a few seconds, and the library is kept in the user's cache directory.

@@ -44,9 +44,10 @@ def is_supported(convolution: FusibleConvolution, size: int, mesh: Mesh) -> bool
       mesh: The devices over which the batch is sharded.
     """
     b, _, _, c = convolution.x.shape
-    batches, rest = divmod(b // mesh.size, size)
-    whole = size == b or (b % mesh.size == rest == 0 and batches <= MAX_GHOST_BATCHES)
-    return whole and c <= MAX_CHANNELS
+    batches, remainder = divmod(b // mesh.size, size)
+    are_complete = b % mesh.size == remainder == 0
+    fits = size == b or (are_complete and batches <= MAX_GHOST_BATCHES)
+    return fits and c <= MAX_CHANNELS
 
 
 def normalize(
@@ -69,9 +70,9 @@ def normalize(
       scale: The factor of each channel of the output.
       bias: The summand of each channel of the output.
       norm: The norm's parameters. The activation is left to the caller.
-      mesh: The devices over which the batch is sharded. Either each device holds whole
-        ghost batches and computes on these alone, or the whole batch is one ghost
-        batch, and the devices exchange sums.
+      mesh: The devices over which the batch is sharded. Either each device holds
+        complete ghost batches and computes on these alone, or the whole batch is one
+        ghost batch, and the devices exchange sums.
 
     Returns:
       The output, and the means and variances of the ghost batches in float32.
@@ -196,8 +197,8 @@ def _dot_per_ghost_batch(x: Image, kernels: Float[Array, "g c d"], size: int) ->
     """
     b, h, w, _ = x.shape
     own = jnp.arange(b)[:, None] // size == jnp.arange(len(kernels))
-    placed = x[:, :, :, None] * own[:, None, None, :, None].astype(x.dtype)
-    return _dot(placed.reshape(b, h, w, -1), kernels.reshape(-1, kernels.shape[-1]))
+    expanded = x[:, :, :, None] * own[:, None, None, :, None].astype(x.dtype)
+    return _dot(expanded.reshape(b, h, w, -1), kernels.reshape(-1, kernels.shape[-1]))
 
 
 # Products of small matrices are computed in full precision.

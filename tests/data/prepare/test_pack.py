@@ -145,7 +145,7 @@ def test_workers_end_when_their_parent_is_killed(source, tmp_path):
     wait_for(lambda: not any(map(is_alive, workers)), seconds=10)
 
 
-def test_ctrl_c_is_answered_with_how_to_resume(source, tmp_path):
+def test_ctrl_c_prints_how_to_resume(source, tmp_path):
     process = start(source, f"--out={tmp_path / 'out'}", "--num_workers=1", "slow")
     wait_for(lambda: shards(tmp_path / "out.incomplete"))
     process.send_signal(signal.SIGINT)
