@@ -127,7 +127,8 @@ def _verify(source: str, data_dir: str, num_workers: int) -> None:
         number += 1
         output.answer(problem)
     if number:
-        raise UserError(f"{source} has {number:,} problems, which are listed above.")
+        word = "problem" if number == 1 else "problems"
+        raise UserError(f"{source} has {number:,} {word}, listed above.")
     output.answer(f"All {total:,} images of {source} are readable.")
 
 

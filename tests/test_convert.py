@@ -85,11 +85,16 @@ def test_half_precision_is_upcast(tmp_path, dtype):
     ("name", "target", "to", "message"),
     [
         ("test_resnet", "w.h5", None, "Keras has no network.*Write .safetensors"),
-        ("test_resnet", "w.onnx", None, "end in .safetensors, .pth"),
+        ("test_resnet", "w.onnx", None, r"ends in one of \.safetensors, \.pth"),
         ("test_resnet", "w.npz", "bit", "'bit'.*Known: timm, resnet_jax"),
         ("test_resnet", "nowhere/w.npz", None, "no directory .*nowhere"),
-        ("test_resnet", "own", "timm", "a directory, which has our names"),
-        ("test_resnet", "taken", None, "already there, and no weights directory"),
+        (
+            "test_resnet",
+            "own",
+            "timm",
+            "is a directory, whose naming scheme is",
+        ),
+        ("test_resnet", "taken", None, "exists and is not a weights directory"),
     ],
 )
 def test_the_message_for_a_format_that_cannot_be_written_has_the_remedy(

@@ -1,5 +1,6 @@
 """Evaluation sets are counted as their papers say."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -209,10 +210,10 @@ def test_a_network_may_have_the_labels_of_imagenet_resized(data_dir):
 
 @pytest.mark.slow
 def test_workers_return_several_labels_per_image(setup):
-    real = setup.on(setup.sets["imagenet2012_real"].parts[""])
-    real.config = real.config.copy_and_resolve_references()
-    real.config.data.num_workers = 2
-    with real.eval_batches() as batches:
+    config = setup.config.copy_and_resolve_references()
+    config.data.num_workers = 2
+    real = setup.sets["imagenet2012_real"].parts[""]
+    with dataclasses.replace(setup, config=config).eval_batches(real) as batches:
         labels = np.concatenate([batch["label"] for batch in batches])
     assert labels.dtype == np.int32
     kept = [[label for label in row if label >= 0] for row in labels[: len(REAL)]]

@@ -158,7 +158,7 @@ def test_no_images_give_an_empty_input():
         (np.zeros((0, 8, 3), np.uint8), "has no pixels; leave it out"),
         ("gone.png", r"gone\.png: No such file.*give the path"),
         ("a\0b.png", "null byte; give the path"),
-        ("https://a.b/c.png", "gs:// and s3:// are"),
+        ("https://a.b/c.png", r"gs:// and s3:// and local paths are"),
         (".", "Is a directory; give the path"),
         (b"", "the file is empty; replace it"),
         ([photo(), b"GIF89a"], r"images\[1\]: cannot be decoded.*; replace it"),

@@ -38,7 +38,7 @@ def verify(source: object, capsys, *flags: str) -> tuple[int, list[str]]:
         main(["prepare", "verify", str(source), "--num_workers=1", *flags])
     except UserError as error:
         lines = capsys.readouterr().out.splitlines()
-        count = int(re.match(r"([\d,]+) things? ", str(error)).group(1))
+        count = int(re.search(r" has ([\d,]+) problems?, listed", str(error)).group(1))
         assert count == len(lines)
         return 1, lines
     return 0, capsys.readouterr().out.splitlines()
