@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from resnet_jax.config import defaults
+from resnet_jax.config.sizes import eval_batch_size
 
 
 def for_evaluation(config: ConfigDict, devices: int) -> ConfigDict:
@@ -16,7 +17,7 @@ def for_evaluation(config: ConfigDict, devices: int) -> ConfigDict:
     """
     config = ConfigDict(config.to_dict())
     with config.ignore_type():
-        batch_size = config.evaluate.batch_size or config.batch_size
+        batch_size = eval_batch_size(config)
         config.batch_size = -(-batch_size // devices) * devices
         config.evaluate.batch_size = 0
         config.model.bn_group_size = "global"

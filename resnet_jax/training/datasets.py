@@ -6,6 +6,7 @@ import functools
 from ml_collections import ConfigDict
 
 from resnet_jax.config.durations import in_steps
+from resnet_jax.config.sizes import eval_image_size
 from resnet_jax.data.augment import Augment
 from resnet_jax.data.cache import cached
 from resnet_jax.data.derived_sources import check_same_classes, few_shot, with_classes
@@ -52,20 +53,11 @@ def eval_augment(config: ConfigDict, crop_fraction: float) -> Augment:
     """
     data = config.data
     return Augment(
-        size=eval_size(config),
+        size=eval_image_size(config),
         crop="five" if config.evaluate.views == "ten_crop" else "center",
         crop_fraction=crop_fraction,
         interpolation=data.interpolation,
     )
-
-
-def eval_size(config: ConfigDict) -> int:
-    """Returns the side in pixels of the images that are evaluated.
-
-    It may differ from that of the training images, as in FixRes (Touvron et al. 2019,
-    arXiv:1906.06423).
-    """
-    return config.data.eval_size or config.data.image_size
 
 
 def open_examples(

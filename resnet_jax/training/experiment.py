@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from resnet_jax.config.durations import in_steps, to_steps
+from resnet_jax.config.sizes import eval_batch_size
 from resnet_jax.data.cache import cached
 from resnet_jax.data.evalsets import EvaluationSet
 from resnet_jax.data.loader import (
@@ -241,7 +242,7 @@ def set_up(
             image_size=config.data.image_size,
             ema=bool(config.ema_decay),
         ),
-        eval_batch_size=config.evaluate.batch_size or batch_size,
+        eval_batch_size=eval_batch_size(config),
         every={
             action: max(in_steps(duration, batch_size, train_size, key), 1.0)
             for action, (duration, key) in durations.items()

@@ -14,6 +14,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 
 from resnet_jax.config.saved import from_saved
+from resnet_jax.config.sizes import eval_image_size
 from resnet_jax.errors import UserError
 from resnet_jax.models.scan import unstack_blocks
 from resnet_jax.models.spec import as_tuples
@@ -147,7 +148,7 @@ def _card_of_run(path: Path, record: Mapping[str, Any]) -> Card:
         name,
         get_spec(name, **{key: as_tuples(x) for key, x in record["spec"].items()}),
         scheme=NATIVE.name,
-        image_size=data.eval_size or data.image_size,
+        image_size=eval_image_size(config),
         mean=tuple(data.mean),
         std=tuple(data.std),
         interpolation=data.interpolation,
