@@ -49,7 +49,7 @@ def _compare(task: str, case: Case, args: argparse.Namespace) -> Iterator[dict]:
             if name == ours:
                 message = f"The {task} of {name_of(*case)}: {error}."
                 raise UserError(message) from None
-            del workers[name]
+            workers.pop(name).close()
             left_out[name] = str(error)
             rates[name] = []
             return 0.0
