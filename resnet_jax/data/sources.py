@@ -11,7 +11,7 @@ import functools
 import os
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -22,7 +22,8 @@ from resnet_jax.data.derived_sources import (
     with_classes,
 )
 from resnet_jax.data.source_protocol import NamedSource, checksum
-from resnet_jax.data.tfds_source import TfdsSource, reason_of_tfds
+from resnet_jax.data.splits import slices_of
+from resnet_jax.data.tfds_source import TfdsSource
 from resnet_jax.errors import BadImageError, UserError, check_known, nearest
 from resnet_jax.persistence import storage
 
@@ -88,12 +89,16 @@ def open_source(
     if kind == "tfds" and address:
         return TfdsSource(address, split, data_dir)
     if kind == "folder" and address:
-        return _open_slices(functools.partial(FolderSource, address), split)
+        open_folder = functools.partial(FolderSource, address)
+        return _open_slices(open_folder, folder_splits(address), split, source)
     if source == "digits":
-        return _open_slices(DigitsSource, split)
+        return _open_slices(DigitsSource, DigitsSource.splits, split, source)
     if re.fullmatch("fake(:[1-9][0-9]*(:[0-9]+)?)?", source):
         numbers = [int(number) for number in address.split(":") if address]
-        return _open_slices(lambda name: FakeSource(name, fake_shape, *numbers), split)
+        return _open_slices(
+            lambda name: FakeSource(name, fake_shape, *numbers),
+            *(FAKE_SIZES, split, source),
+        )
     if source == GIVEN:
         raise UserError(
             "The images of this run were handed to resnet_jax.train(data=...). Resume"
@@ -137,30 +142,25 @@ def _open_combined(
     )
 
 
-def _open_slices(open_split: Callable[[str], NamedSource], split: str) -> NamedSource:
-    """Opens a split or, in tfds's syntax, a sum of slices of splits."""
-    if "[" not in split and "+" not in split:
-        return open_split(split)
-    # Imported here: users and workers of other sources need not pay for it.
-    from tensorflow_datasets.core import ReadInstruction, SplitInfo
-
-    names = {part.split("[")[0].strip() for part in split.split("+")}
-    sources = {name: open_split(name) for name in sorted(names)}
-    sizes = {
-        name: SplitInfo(name=name, shard_lengths=[len(source)], num_bytes=0)
-        for name, source in sources.items()
-    }
-    try:
-        slices = ReadInstruction.from_spec(split).to_absolute(sizes)
-    except (ValueError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"Split {split!r}: {reason_of_tfds(error)}") from None
+def _open_slices(
+    open_split: Callable[[str], NamedSource],
+    known: Iterable[str],
+    split: str,
+    title: str,
+) -> NamedSource:
+    """Opens a split, or a sum of slices of splits."""
+    known = list(known)
+    name = split if split in known else split.strip()
+    if name in known:
+        return open_split(name)
+    open_once = functools.cache(open_split)
+    slices = slices_of(split, known, lambda name: [len(open_once(name))], title)
     parts = []
-    for piece in slices:
-        source = sources[piece.splitname]
+    for name, start, stop in slices:
+        source = open_once(name)
         order = np.random.default_rng(0).permutation(len(source))
-        start, stop = piece.from_ or 0, piece.to or len(source)
-        title = f"{source.title}[{start}:{stop}]"
-        parts.append(Subset(source, order[start:stop], title))
+        part_title = f"{source.title}[{start}:{stop}]"
+        parts.append(Subset(source, order[start:stop], part_title))
     weights = tuple(float(len(part)) for part in parts)
     return parts[0] if len(parts) == 1 else Combined(tuple(parts), weights)
 
@@ -207,11 +207,12 @@ class DigitsSource:
     """
 
     classes = tuple("0123456789")
+    splits = ("train", "test")
 
     def __init__(self, split: str):
         from sklearn.datasets import load_digits
 
-        check_known(f"split {split!r}", split, ("train", "test"))
+        check_known(f"split {split!r}", split, self.splits)
         digits = load_digits()
         order = np.random.default_rng(0).permutation(len(digits.target))
         held_out = np.arange(len(order)) % 5 == 0
