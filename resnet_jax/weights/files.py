@@ -8,7 +8,7 @@ serves as a card, too.
 import argparse
 import contextlib
 import functools
-import json
+import io
 import math
 import os
 import pathlib
@@ -16,7 +16,7 @@ import pickle
 import re
 import types
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,16 +27,23 @@ from resnet_jax.errors import UserError
 from resnet_jax.models.zoo import Spec
 from resnet_jax.persistence import storage
 from resnet_jax.persistence.storage import Path
-from resnet_jax.weights import SCHEMES, keras_files
+from resnet_jax.weights import SCHEMES, formats, keras_files
 from resnet_jax.weights.card import Card, from_json, timm_card
 from resnet_jax.weights.naming import Scheme
-from resnet_jax.weights.stored import StoredTensor, explaining_damage
+from resnet_jax.weights.stored import (
+    StoredTensor,
+    explaining_damage,
+    parse_object,
+    read_text,
+)
 
-TORCH = (".pth", ".pt", ".th", ".tar", ".bin")
+TORCH = (".pth", ".pt", ".th", ".tar", ".bin", ".ckpt")
 KERAS = (".h5", ".keras")
 SUFFIXES = (".safetensors", *TORCH, ".npz", *KERAS)
 # The keys under which training programs keep weights in a checkpoint, EMA first.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
+# The size of the header of an array in bytes, above which NumPy does not parse it.
+MAX_NPY_HEADER = 10_100
 # The names of NumPy's types for those of safetensors.
 _SAFETENSORS_TYPES = {
     "BF16": "bfloat16",
@@ -57,7 +64,7 @@ def read(
     network before a tensor is made an array, which reads its values.
 
     Args:
-      path: The file, whose suffix names the format.
+      path: The file, whose content tells the format.
       spec: The network that is expected, which gives names to those layers of a Keras
         file that are only numbered.
       scheme: The naming scheme that is expected, for the same purpose.
@@ -66,32 +73,50 @@ def read(
       UserError: There is no such file, its format is unknown, it is damaged, or it
         cannot be read without running code that it contains.
     """
-    _check(path)
+    match format_of(path):
+        case formats.INDEX:
+            return _read_shards(path, spec, scheme)
+        case formats.SAFETENSORS:
+            reader: Callable = _read_safetensors
+        case formats.NPZ:
+            reader = _read_npz
+        case formats.TORCH:
+            reader = _read_torch
+        case _:
+            reader = functools.partial(keras_files.read, spec=spec, scheme=scheme)
     with explaining_damage(path):
-        if path.suffix == ".safetensors":
-            return _read_safetensors(path)
-        if path.suffix == ".npz":
-            return _read_npz(path)
-        if path.suffix in KERAS:
-            return keras_files.read(path, spec, scheme)
-        return _read_torch(path)
+        return reader(path)
+
+
+def format_of(path: pathlib.Path) -> str:
+    """Returns the suffix of a file's format, which its content tells (`formats.py`).
+
+    Raises UserError if there is no such file, or if it is not a file of weights.
+    """
+    found = formats.format_of(path)
+    if not found:
+        check_suffix(path)
+        raise UserError(
+            f"{path} is not a file of weights, whatever its suffix says. Fetch or save"
+            " it again."
+        )
+    return found
 
 
 def read_card(path: pathlib.Path) -> Card | None:
     """Returns the card of a file, or None; raises UserError if the card is invalid."""
-    _check(path)
-    with explaining_damage(path):
-        if path.suffix == ".safetensors":
-            with safetensors.safe_open(path, "np") as file:
-                metadata = file.metadata() or {}
-            if "card" in metadata:
-                return from_json(metadata["card"], str(path))
-        if card_path(path).exists():
-            return from_json(card_path(path).read_text(), str(path))
-        config = path.with_name("config.json")
-        if config.exists():
-            content = json.loads(config.read_text())
-            if "architecture" in content:
+    if format_of(path) == formats.SAFETENSORS:
+        with explaining_damage(path), safetensors.safe_open(path, "np") as file:
+            metadata = file.metadata() or {}
+        if "card" in metadata:
+            return from_json(metadata["card"], str(path))
+    if card_path(path).exists():
+        return from_json(read_text(card_path(path)), str(path))
+    config = path.with_name("config.json")
+    if config.exists():
+        content = parse_object(read_text(config), config)
+        if "architecture" in content:
+            with explaining_damage(config):
                 return timm_card(content, str(path))
     return None
 
@@ -117,17 +142,18 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], card: Card) -> None:
         raise UserError(f"There is no directory {path.parent}; create it first.")
     # The suffix is kept, since some writers choose the format by it.
     partial = path.with_name(f".partial-{path.name}")
+    suffix = suffix_of(path)
     try:
-        if path.suffix == ".safetensors":
+        if suffix == ".safetensors":
             # np.ascontiguousarray would give scalars an axis.
             arrays = {name: np.asarray(x, order="C") for name, x in tensors.items()}
             # Some readers refuse files without torch's entry "format".
             metadata = {"format": "pt", "card": card.to_json()}
             safetensors.numpy.save_file(arrays, partial, metadata)
-        elif path.suffix == ".npz":
+        elif suffix == ".npz":
             # NumPy's types expect a bool of any keyword, since allow_pickle is one.
             np.savez(partial, **tensors)  # type: ignore[arg-type]
-        elif path.suffix in KERAS:
+        elif suffix in KERAS:
             spec, scheme = card.make_spec(), SCHEMES[card.scheme]
             keras_files.write(partial, tensors, spec, scheme)
         else:
@@ -135,7 +161,7 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], card: Card) -> None:
             state = {name: torch.tensor(value) for name, value in tensors.items()}
             torch.save(state, partial)
         os.replace(partial, path)
-        if path.suffix != ".safetensors":
+        if suffix != ".safetensors":
             card_path(path).write_text(card.to_json())
     # safetensors and torch raise errors of their own for those of the file system.
     except (OSError, safetensors.SafetensorError, RuntimeError) as error:
@@ -153,10 +179,13 @@ def local(path: Path) -> Iterator[pathlib.Path]:
 
     Files in an object store are copied for as long as the context is open.
 
-    Raises UserError if there is no such file, or its format is unknown.
+    Raises UserError if there is no such file.
     """
-    _check(path)
-    beside = (card_path(path), path.with_name("config.json"))
+    if not path.is_file():
+        raise UserError(f"There is no file {path}; check the path.")
+    beside = [card_path(path), path.with_name("config.json")]
+    if formats.is_index(path):
+        beside += [path.with_name(shard) for shard in _shards(path).values()]
     with storage.local_files(path, *beside) as (copy, *_):
         yield copy
 
@@ -166,19 +195,61 @@ def card_path(path: Path) -> Path:
     return path.with_name(path.name + ".card.json")
 
 
-def _check(path: Path) -> None:
-    if not path.is_file():
-        raise UserError(f"There is no file {path}; check the path.")
-    check_suffix(path)
+def suffix_of(path: Path) -> str:
+    """Returns the suffix of a path in lower case."""
+    return path.suffix.lower()
 
 
 def check_suffix(path: Path) -> None:
     """Raises UserError if the suffix of a file is not that of a known format."""
-    if path.suffix not in SUFFIXES:
+    if suffix_of(path) not in SUFFIXES:
         raise UserError(
             f"The format of {path} is unknown. Give a file that ends in one of"
             f" {', '.join(SUFFIXES)}."
         )
+
+
+def _shards(path: Path) -> dict[str, str]:
+    """Returns the file of each tensor, as a list of files gives it.
+
+    Raises UserError if it is not such a list, or names files of other directories.
+    """
+    files = parse_object(read_text(path), path).get("weight_map")
+    if not isinstance(files, Mapping) or not files:
+        raise UserError(
+            f"{path} has no weight_map, which names the file of each tensor. Fetch it"
+            " again."
+        )
+    for name in files.values():
+        if not isinstance(name, str) or name != os.path.basename(name) or name == "..":
+            raise UserError(
+                f"{path} is refused: it names the file {name!r}, which is not in its"
+                " own directory. Fetch it again."
+            )
+    return dict(files)
+
+
+def _read_shards(
+    path: pathlib.Path, spec: Spec | None, scheme: Scheme | None
+) -> dict[str, StoredTensor]:
+    files = _shards(path)
+    shards = {}
+    for file in sorted(set(files.values())):
+        shard = path.with_name(file)
+        if not shard.is_file():
+            raise UserError(
+                f"{shard} is missing, which {path.name} names. Fetch it as well."
+            )
+        if formats.is_index(shard):
+            raise UserError(f"{path} is refused: it names the list {file!r} as a file.")
+        shards[file] = read(shard, spec, scheme)
+    for name, file in files.items():
+        if name not in shards[file]:
+            raise UserError(
+                f"{path.with_name(file)} has no tensor {name!r}, which {path.name} says"
+                " is in it. Fetch both again."
+            )
+    return {name: shards[file][name] for name, file in files.items()}
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, StoredTensor]:
@@ -197,20 +268,12 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, StoredTensor]:
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, StoredTensor]:
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{path} is not an archive of numpy.savez; save it again.")
-    archive = zipfile.ZipFile(path)
+    archive = formats.open_zip(path)
     tensors = {}
     for entry in archive.namelist():
         name = entry.removesuffix(".npy")
         with archive.open(entry) as file:
-            version = np.lib.format.read_magic(file)
-            read_header = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            shape, _, dtype = read_header(file)
+            shape, dtype = _read_npy_header(io.BytesIO(file.read(MAX_NPY_HEADER)))
         if dtype.hasobject:
             raise UserError(
                 f"{path} is refused: {name!r} is a pickle, which could run code,"
@@ -222,6 +285,20 @@ def _read_npz(path: pathlib.Path) -> dict[str, StoredTensor]:
         read = functools.partial(_read_npy, archive, entry, shape)
         tensors[name] = StoredTensor(path, name, shape, dtype.name, read)
     return tensors
+
+
+def _read_npy_header(file: io.BytesIO) -> tuple[tuple[int, ...], np.dtype]:
+    version = np.lib.format.read_magic(file)
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[version]
+    try:
+        shape, _, dtype = read_header(file)
+    # Python's parser raises these for expressions that are nested too deeply.
+    except (MemoryError, RecursionError):
+        raise ValueError("the header of an array is nested too deeply") from None
+    return shape, dtype
 
 
 def _read_npy(

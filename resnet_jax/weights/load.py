@@ -13,7 +13,7 @@ from resnet_jax.errors import UserError, nearest
 from resnet_jax.models import zoo
 from resnet_jax.models.zoo import ZOO, Spec, get_entry, get_spec, resolve
 from resnet_jax.persistence.storage import explaining_errors, path_of
-from resnet_jax.weights import SCHEMES, files, hub, native
+from resnet_jax.weights import SCHEMES, files, formats, hub, native
 from resnet_jax.weights.adapt import FIRST_CONVS, fit_ends
 from resnet_jax.weights.bit import BIT
 from resnet_jax.weights.card import Card, default_card
@@ -114,8 +114,10 @@ def _read(source: str, model: str | None, overrides: dict) -> tuple[Card, Tensor
     path = hub.fetch(source) if source.startswith(hub.PREFIX) else path_of(source)
     tensors: Tensors
     with explaining_errors(path):
-        if (path / hub.WEIGHTS).is_file():
-            path /= hub.WEIGHTS
+        for name in (hub.WEIGHTS, hub.WEIGHTS + formats.INDEX):
+            if (path / name).is_file():
+                path /= name
+                break
         if native.is_weights_directory(path):
             tensors, card = native.read(path)
         elif native.is_workdir(path):
@@ -192,7 +194,7 @@ def _reader(path: pathlib.Path) -> Callable[[Spec, Scheme], Tensors]:
 
     The file is read once, unless the names in it depend on the network.
     """
-    if path.suffix in files.KERAS:
+    if files.format_of(path) in files.KERAS:
         return functools.partial(files.read, path)
     tensors = files.read(path)
     return lambda spec, scheme: tensors
@@ -202,7 +204,7 @@ def _choose_scheme(
     path: pathlib.Path, name: str, spec: Spec, read_tensors: Callable
 ) -> tuple[Scheme, Tensors]:
     """Returns the scheme in which a file has a network's head and first kernel."""
-    schemes = schemes_of(name, path.suffix)
+    schemes = schemes_of(name, files.format_of(path))
     if not schemes:
         raise UserError(
             f"{path} is a file of Keras, which has no {name}; name another network."
@@ -242,7 +244,7 @@ def _fitting(
     path: pathlib.Path, read_tensors: Callable
 ) -> Iterator[tuple[str, Scheme, Tensors]]:
     for name, entry in ZOO.items():
-        for scheme in schemes_of(name, path.suffix):
+        for scheme in schemes_of(name, files.format_of(path)):
             try:
                 tensors = read_tensors(entry.spec, scheme)
             except UserError:

@@ -156,7 +156,7 @@ def test_the_error_for_other_content_names_it(tmp_path, content, message):
         load(str(tmp_path / "w.pth"))
 
 
-@pytest.mark.parametrize("size", [0, 1000])
+@pytest.mark.parametrize("size", [100, 1000])
 def test_a_truncated_file_is_rejected(tmp_path, size):
     path = tmp_path / "w.pth"
     torch.save(make("test_resnet").state_dict(), path)
