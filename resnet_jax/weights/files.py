@@ -13,6 +13,7 @@ import math
 import os
 import pathlib
 import pickle
+import pickletools
 import re
 import types
 import zipfile
@@ -40,6 +41,15 @@ from resnet_jax.weights.stored import (
 TORCH = (".pth", ".pt", ".th", ".tar", ".bin", ".ckpt")
 KERAS = (".h5", ".keras")
 SUFFIXES = (".safetensors", *TORCH, ".npz", *KERAS)
+# The first version of torch in which a file cannot run code while weights are read.
+SAFE_TORCH = (2, 6)
+# Functions that torch lets pickles call, and that make much of little.
+MULTIPLYING = {
+    "builtins bytearray",
+    "__builtin__ bytearray",
+    "torch._utils _rebuild_device_tensor_from_cpu_tensor",
+    "torch._utils _rebuild_device_tensor_from_numpy",
+}
 # The keys under which training programs keep weights in a checkpoint, EMA first.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
 # The size of the header of an array in bytes, above which NumPy does not parse it.
@@ -310,17 +320,80 @@ def _read_npy(
 
 def _read_torch(path: pathlib.Path) -> dict[str, StoredTensor]:
     torch = _import_torch(path, "Reading")
+    if tuple(map(int, torch.__version__.split(".")[:2])) < SAFE_TORCH:
+        raise UserError(
+            f"{path} is not read with torch {torch.__version__}, in which files can run"
+            " code although only weights are read (CVE-2025-32434). Run pip install"
+            f" 'torch>={'.'.join(map(str, SAFE_TORCH))}', or convert the file to"
+            " .safetensors on a machine with that version (python -m"
+            " resnet_jax.convert)."
+        )
+    in_zip = zipfile.is_zipfile(path)
+    _check_pickles(path, in_zip)
+
+    def load() -> Mapping[str, Any]:
+        return _named_tensors(torch, path, _load_torch(torch, path, mmap=in_zip))
+
+    # Files of torch before 1.6 cannot be mapped, so all is read for the first value.
+    whole = functools.cache(load)
+    if in_zip:
+        tensors = whole()
+    else:
+        with torch.serialization.skip_data():
+            tensors = load()
+
+    def read(name: str) -> np.ndarray:
+        value = whole()[name].detach()
+        # NumPy has no bfloat16. The copy stays as it is if the mapped file changes.
+        number = value.float() if value.is_floating_point() else value
+        return number.clone().numpy()
+
+    return {
+        name: StoredTensor(
+            path,
+            name,
+            tuple(value.shape),
+            _torch_type(torch, value),
+            functools.partial(read, name),
+        )
+        for name, value in tensors.items()
+    }
+
+
+def _check_pickles(path: pathlib.Path, in_zip: bool) -> None:
+    """Raises UserError if a file of torch could take more memory than its own size."""
+    with contextlib.ExitStack() as stack:
+        if in_zip:
+            archive = stack.enter_context(formats.open_zip(path))
+            entries = archive.infolist()
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise UserError(
+                    f"{path} is refused: it is compressed, and torch.save compresses"
+                    " nothing. Load it in torch and save it again with torch.save."
+                )
+            name = next(x for x in archive.namelist() if x.endswith("data.pkl"))
+            file = stack.enter_context(archive.open(name))
+            count = 1
+        else:
+            file = stack.enter_context(path.open("rb"))
+            # The tensors follow three pickles about the program that wrote them.
+            count = 4
+        for _ in range(count):
+            for opcode, argument, _ in pickletools.genops(file):
+                if opcode.name == "GLOBAL" and argument in MULTIPLYING:
+                    raise UserError(
+                        f"{path} is refused: its pickle calls {argument.split()[-1]},"
+                        " which tensors do not need. If you trust it, load it in torch"
+                        " and save model.state_dict() with torch.save."
+                    )
+
+
+def _load_torch(torch: types.ModuleType, path: pathlib.Path, mmap: bool) -> Any:
     try:
         # Checkpoints of timm's and torchvision's training contain their arguments as
         # a Namespace.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            # Files of torch before 1.6 cannot be mapped.
-            content = torch.load(
-                path,
-                map_location="cpu",
-                weights_only=True,
-                mmap=zipfile.is_zipfile(path),
-            )
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (RuntimeError, EOFError) as error:
         raise UserError(
             f"{path} is not a complete file of torch.save; fetch or save it again."
@@ -333,33 +406,34 @@ def _read_torch(path: pathlib.Path) -> dict[str, StoredTensor]:
             " could run code. If you trust it, load it in torch and save the tensors"
             " alone with torch.save(model.state_dict(), PATH)."
         ) from error
+
+
+def _named_tensors(
+    torch: types.ModuleType, path: pathlib.Path, content: Any
+) -> dict[str, Any]:
+    """Returns the tensors that the content of a file of torch has under names."""
     if not isinstance(content, Mapping):
         raise UserError(
             f"{path} contains a {type(content).__name__} instead of named tensors. Save"
             " them with torch.save(model.state_dict(), PATH)."
         )
-    tensors = {}
-    for name, value in unwrap(content).items():
+    tensors = unwrap(content)
+    for name, value in tensors.items():
         if not isinstance(value, torch.Tensor):
             raise UserError(
                 f"In {path}, {name!r} is not a tensor but of the type"
                 f" {type(value).__name__}. Save the tensors alone with"
                 " torch.save(model.state_dict(), PATH)."
             )
-        tensors[name] = StoredTensor(
-            path,
-            name,
-            tuple(value.shape),
-            str(value.dtype).removeprefix("torch."),
-            functools.partial(_read_torch_tensor, value.detach()),
-        )
     return tensors
 
 
-def _read_torch_tensor(value: Any) -> np.ndarray:
-    # NumPy has no bfloat16. The copy remains if the file that is mapped changes.
-    number = value.float() if value.is_floating_point() else value
-    return number.clone().numpy()
+def _torch_type(torch: types.ModuleType, value: Any) -> str:
+    """Returns the type of a tensor's values, or its kind if it has no plain values."""
+    if value.is_meta:
+        return "meta"
+    kind = value.dtype if value.layout == torch.strided else value.layout
+    return str(kind).removeprefix("torch.")
 
 
 def unwrap(checkpoint: Mapping) -> dict:

@@ -174,7 +174,13 @@ def open_zip(path: os.PathLike) -> zipfile.ZipFile:
         same name, or are compressed by a method that no library uses for weights.
     """
     with explaining_damage(path):
-        archive = zipfile.ZipFile(path)
+        try:
+            archive = zipfile.ZipFile(path)
+        except zipfile.BadZipFile as error:
+            raise UnreadableError(
+                f"{path} is cut off or damaged: it begins as a zip archive, but has no"
+                f" valid list of its content. {_FETCH_AGAIN}."
+            ) from error
     entries = archive.infolist()
     problem = ""
     if any(entry.flag_bits & 1 for entry in entries):

@@ -131,8 +131,8 @@ def _open(path: pathlib.Path) -> h5py.File:
     packed = min(entry.compress_size, path.stat().st_size)
     if entry.file_size > max(MAX_UNPACKED, MAX_RATIO * packed):
         raise UnreadableError(
-            f"{path} is refused: {formats.KERAS_WEIGHTS} in it claims {entry.file_size} bytes, which"
-            f" weights are not compressed to {packed} from. Save it again."
+            f"{path} is refused: {entry.filename} in it claims {entry.file_size} bytes,"
+            f" but no weights of that size are compressed to {packed}. Save it again."
         )
     return h5py.File(io.BytesIO(archive.read(entry)))
 
