@@ -27,6 +27,7 @@ from typing import Any, TypeAlias
 
 from etils import epath
 
+from resnet_jax import paths
 from resnet_jax.errors import UserError, problem_of_store
 from resnet_jax.persistence import user_cache
 
@@ -56,12 +57,20 @@ def path_of(location: str | os.PathLike) -> Path:
 
     Raises:
       UserError: The location is in an object store that is not supported, or whose
-        client is not installed.
+        client is not installed; or it is a path that no file can have, see
+        `paths.local`.
     """
     text = os.fspath(location)
     scheme, separator, rest = text.partition("://")
     if not separator or "/" in scheme:
-        return pathlib.Path(location)
+        # A shell variable or `pathlib` may have removed a slash.
+        scheme, separator, rest = text.partition(":")
+        if separator and scheme in CLIENTS:
+            raise UserError(
+                f"{text} is neither a local path nor in an object store: write"
+                f" {scheme}://{rest.lstrip('/')}, or ./{text} for a local path."
+            )
+        return paths.local(location)
     if scheme not in CLIENTS:
         known = " and ".join(f"{name}://" for name in CLIENTS)
         raise UserError(
@@ -76,6 +85,25 @@ def path_of(location: str | os.PathLike) -> Path:
         )
     _configure_clients()
     return epath.Path(text)
+
+
+def file_to_write(location: str) -> Path:
+    """Returns the path object for a file that is to be written, after a check.
+
+    It is for command lines: a mistake is reported before the work whose result the
+    file is to hold.
+
+    Args:
+      location: The location as the user wrote it; see `path_of`.
+
+    Raises:
+      UserError: See `path_of` and `paths.file_to_write`.
+    """
+    path = path_of(location)
+    if is_remote(path):
+        with explaining_errors(path):
+            return path
+    return paths.file_to_write(location)
 
 
 def is_remote(path: Path) -> bool:
@@ -105,7 +133,7 @@ def local_path_of(location: str | os.PathLike, what: str) -> pathlib.Path:
             " and copy the files to or from the object store (gcloud storage cp -r,"
             " aws s3 cp --recursive)."
         )
-    return pathlib.Path(location)
+    return paths.local(location)
 
 
 def _configure_clients() -> None:
@@ -189,7 +217,8 @@ def read(path: Path) -> bytes:
 def write(path: Path, content: str | bytes) -> None:
     """Writes a file so that it exists completely or not at all."""
     content = _encoded(content)
-    if is_remote(path):
+    # A pipe or a device must not be replaced by a file.
+    if is_remote(path) or (path.exists() and not path.is_file()):
         path.write_bytes(content)
         return
     partial = path.with_name(path.name + ".partial")
