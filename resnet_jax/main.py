@@ -177,9 +177,8 @@ def parse(argv: list[str]) -> Arguments:
         # Overrides may also be in the file that absl's --flagfile names.
         argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
         argv, overrides = take_overrides(argv)
-        check_values(
-            argv[1:], [f"--{name}" for name, x in flags.FLAGS.items() if not x.boolean]
-        )
+        valued = [name for name in flags.FLAGS if not flags.FLAGS[name].boolean]
+        check_values(argv[1:], [f"--{name}" for name in valued])
         positional = flags.FLAGS(argv)[1:]
     except flags.Error as error:
         raise UserError(

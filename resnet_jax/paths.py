@@ -24,8 +24,9 @@ def local(location: str | os.PathLike[str]) -> pathlib.Path:
       location: The path, at which nothing need exist.
 
     Raises:
-      UserError: The path is empty or an address, or the system cannot look it up: it is too long, has
-        a null byte, leads through a file or in a circle, or is not accessible.
+      UserError: The path is empty or an address, or the system cannot look it up: it is
+        too long, has a null byte, leads through a file or in a circle, or is not
+        accessible.
     """
     text = os.fspath(location)
     if not text.strip():
@@ -59,7 +60,7 @@ def _expanded(text: str) -> str:
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """Returns a path for a message: on one line, and without its middle if it is long."""
+    """Returns a path for a message: on one line, and shortened if it is long."""
     text = os.fspath(path)
     text = text if text.isprintable() else ascii(text)[1:-1]
     half = _SHOWN // 2
@@ -133,6 +134,6 @@ def _check_writable(folder: pathlib.Path, path: pathlib.Path) -> None:
         if not folder.exists():
             reason = f"there is no directory {shown(folder)}"
         raise UserError(
-            f"{shown(path)} cannot be written: {reason}. Correct that, or choose another"
-            " path."
+            f"{shown(path)} cannot be written: {reason}. Correct that, or choose"
+            " another path."
         ) from None

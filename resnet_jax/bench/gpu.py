@@ -123,8 +123,8 @@ def add_arguments(parser: Parser) -> None:
         "--seconds",
         type=seconds,
         default=450,
-        help="The time limit of the whole check, such as 450 (seconds) or 8m. Parts that do not fit are"
-        " left out. The default is %(default)s.",
+        help="The time limit of the whole check, in seconds or such as 8m. Parts that"
+        " do not fit are left out. The default is %(default)s.",
     )
     parser.add_argument(
         "--golden",

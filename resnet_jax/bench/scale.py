@@ -101,7 +101,8 @@ def add_arguments(parser: Parser) -> None:
         "--between",
         type=seconds,
         default=20.0,
-        help="The time between two saves, such as 20 (seconds) or 1m. The default is %(default)s.",
+        help="The time between two saves, in seconds or such as 1m. The default is"
+        " %(default)s.",
     )
     parser.add_argument(
         "--dtype",
