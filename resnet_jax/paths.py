@@ -6,6 +6,7 @@ They are checked where they are given, before any work whose result could be los
 import os
 import pathlib
 import re
+import stat
 import tempfile
 
 from resnet_jax.errors import UserError
@@ -24,11 +25,20 @@ def local(location: str | os.PathLike[str]) -> pathlib.Path:
       location: The path, at which nothing need exist.
 
     Raises:
-      UserError: The path is empty or an address, or the system cannot look it up: it is
-        too long, has a null byte, leads through a file or in a circle, or is not
-        accessible.
+      UserError: The path is empty, an address or a device, or the system cannot look it
+        up: it is too long, has a null byte, leads through a file or in a circle, or is
+        not accessible.
     """
-    text = os.fspath(location)
+    path, mode = _look_up(location)
+    # Reading some of them, such as /dev/zero, never ends.
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+        raise UserError(f"{shown(path)} is a device. Give a file or a directory.")
+    return path
+
+
+def _look_up(location: str | os.PathLike[str]) -> tuple[pathlib.Path, int]:
+    """Returns the path object, and the mode of what exists there or 0."""
+    text, mode = os.fspath(location), 0
     if not text.strip():
         raise UserError("A path is empty; is a variable unset? Give a path.")
     if re.match(r"[A-Za-z][\w+.-]*://", text):
@@ -36,7 +46,7 @@ def local(location: str | os.PathLike[str]) -> pathlib.Path:
     try:
         if text.startswith("~") and not os.path.lexists(text):
             text = _expanded(text)
-        os.stat(text)
+        mode = os.stat(text).st_mode
     except FileNotFoundError:
         pass
     # A null byte raises ValueError.
@@ -46,7 +56,7 @@ def local(location: str | os.PathLike[str]) -> pathlib.Path:
             f"The path {shown(text)} cannot be used: {reason}. Correct it, or give"
             " another one."
         ) from None
-    return pathlib.Path(text)
+    return pathlib.Path(text), mode
 
 
 def _expanded(text: str) -> str:
@@ -74,17 +84,17 @@ def file_to_write(location: str | os.PathLike[str]) -> pathlib.Path:
       location: The path of the file, which need not exist. Its directory must exist.
 
     Raises:
-      UserError: The location is a directory, or no file can be written there; see also
-        `local`.
+      UserError: The location is a directory, or no file can be written there; and as
+        for `local`, but devices may be written to.
     """
-    text = os.fspath(location)
-    path = local(text)
-    if text.endswith("/") or path.is_dir():
+    path, mode = _look_up(location)
+    if os.fspath(location).endswith("/") or stat.S_ISDIR(mode):
         raise UserError(
-            f"{shown(text)} is a directory; add the name of the file to write in it."
+            f"{shown(location)} is a directory; add the name of the file to write in"
+            " it."
         )
-    # Other files, such as pipes and devices, may be where no file can be created.
-    if not path.exists() or path.is_file():
+    # Pipes and devices may be where no file can be created.
+    if not mode or stat.S_ISREG(mode):
         _check_writable(path.parent, path)
     return path
 
@@ -107,8 +117,8 @@ def check_folder_to_write(path: pathlib.Path) -> None:
     existing = next(x for x in (path, *path.absolute().parents) if os.path.lexists(x))
     if not existing.is_dir():
         raise UserError(
-            f"{shown(path)} cannot be a directory, since {shown(existing)} is none."
-            " Choose another path."
+            f"{shown(path)} cannot be a directory, since {shown(existing)} exists and"
+            " is not one. Choose another path."
         )
     _check_writable(existing, path)
 

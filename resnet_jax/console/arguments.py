@@ -165,13 +165,12 @@ def whole_number(smallest: int, largest: int = _LARGEST) -> Callable[[str], int]
 
     def parse(text: str) -> int:
         number = _number(text)
-        if not number.is_integer() or number < smallest:
+        if number.is_integer() and smallest <= number <= largest:
+            return int(number)
+        kind = f"from {smallest} to {largest}"
+        if largest == _LARGEST and not number > largest:
             kind = f"above {smallest - 1}" if smallest else "of at least 0"
-            message = f"{text!r} is not a whole number {kind}"
-            raise argparse.ArgumentTypeError(message)
-        if number > largest:
-            raise argparse.ArgumentTypeError(f"{text!r} is above {largest:,}")
-        return int(number)
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {kind}")
 
     return parse
 

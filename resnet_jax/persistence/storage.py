@@ -63,14 +63,8 @@ def path_of(location: str | os.PathLike) -> Path:
     text = os.fspath(location)
     scheme, separator, rest = text.partition("://")
     if not separator or "/" in scheme:
-        # A shell variable or `pathlib` may have removed a slash.
-        scheme, separator, rest = text.partition(":")
-        if separator and scheme in CLIENTS:
-            raise UserError(
-                f"{text} is neither a local path nor in an object store: write"
-                f" {scheme}://{rest.lstrip('/')}, or ./{text} for a local path."
-            )
-        return paths.local(location)
+        _check_slashes(text)
+        return paths.local(text)
     if scheme not in CLIENTS:
         known = " and ".join(f"{name}://" for name in CLIENTS)
         raise UserError(
@@ -87,6 +81,16 @@ def path_of(location: str | os.PathLike) -> Path:
     return epath.Path(text)
 
 
+def _check_slashes(text: str) -> None:
+    """Raises UserError for an address without two slashes, which `pathlib` removes."""
+    scheme, colon, rest = text.partition(":")
+    if colon and scheme in CLIENTS:
+        raise UserError(
+            f"{text} is neither a local path nor in an object store: write"
+            f" {scheme}://{rest.lstrip('/')}, or ./{text} for a local path."
+        )
+
+
 def file_to_write(location: str) -> Path:
     """Returns the path object for a file that is to be written, after a check.
 
@@ -99,11 +103,12 @@ def file_to_write(location: str) -> Path:
     Raises:
       UserError: See `path_of` and `paths.file_to_write`.
     """
+    if "://" not in location:
+        _check_slashes(location)
+        return paths.file_to_write(location)
     path = path_of(location)
-    if is_remote(path):
-        with explaining_errors(path):
-            return path
-    return paths.file_to_write(location)
+    with explaining_errors(path):
+        return path
 
 
 def is_remote(path: Path) -> bool:
@@ -127,13 +132,15 @@ def local_path_of(location: str | os.PathLike, what: str) -> pathlib.Path:
     Raises:
       UserError: The location is in an object store.
     """
-    if "://" in os.fspath(location):
+    text = os.fspath(location)
+    if "://" in text:
         raise UserError(
             f"{what} must be on a file system, not at {location}: give a local path,"
             " and copy the files to or from the object store (gcloud storage cp -r,"
             " aws s3 cp --recursive)."
         )
-    return paths.local(location)
+    _check_slashes(text)
+    return paths.local(text)
 
 
 def _configure_clients() -> None:
