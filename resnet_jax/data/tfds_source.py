@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from resnet_jax import paths
 from resnet_jax.data.shards import damage, read_record, repair
 from resnet_jax.data.splits import slices_of
 from resnet_jax.errors import BadImageError, UserError, nearest
@@ -38,7 +39,7 @@ def tfds_builder(
     import tensorflow_datasets as tfds
 
     dataset, data_dir = _on_disk(dataset, data_dir)
-    directory = pathlib.Path(dataset).expanduser()
+    directory = paths.local(dataset)
     if (directory / "dataset_info.json").is_file():
         return tfds.builder_from_directory(directory)
     if dataset.startswith(("/", "~", ".")):
@@ -73,7 +74,7 @@ def _on_disk(dataset: str, data_dir: str) -> tuple[str, str]:
         name = dataset.partition(":")[0]
         copy = storage.kept_copy(storage.path_of(data_dir) / name)
         return dataset, str(copy.parents[name.count("/")])
-    return dataset, data_dir
+    return dataset, data_dir and str(paths.local(data_dir))
 
 
 class TfdsSource:
