@@ -31,6 +31,7 @@ from typing import Any, TypeAlias
 
 from etils import epath
 
+from resnet_jax import paths
 from resnet_jax.console import output
 from resnet_jax.console.output import reason_of
 from resnet_jax.errors import UserError, problem_of_store
@@ -62,12 +63,14 @@ def path_of(location: str | os.PathLike) -> Path:
 
     Raises:
       UserError: The location is in an object store that is not supported, or whose
-        client is not installed.
+        client is not installed; or it is a path that no file can have, see
+        `paths.local`.
     """
     text = os.fspath(location)
     scheme, separator, rest = text.partition("://")
     if not separator or "/" in scheme:
-        return pathlib.Path(location)
+        _check_slashes(text)
+        return paths.local(text)
     if scheme not in CLIENTS:
         known = " and ".join(f"{name}://" for name in CLIENTS)
         raise UserError(
@@ -82,6 +85,36 @@ def path_of(location: str | os.PathLike) -> Path:
         )
     _configure_clients()
     return epath.Path(text)
+
+
+def _check_slashes(text: str) -> None:
+    """Raises UserError for an address without two slashes, which `pathlib` removes."""
+    scheme, colon, rest = text.partition(":")
+    if colon and scheme in CLIENTS:
+        raise UserError(
+            f"{text} is neither a local path nor in an object store: write"
+            f" {scheme}://{rest.lstrip('/')}, or ./{text} for a local path."
+        )
+
+
+def file_to_write(location: str) -> Path:
+    """Returns the path object for a file that is to be written, after a check.
+
+    It is for command lines: a mistake is reported before the work whose result the
+    file is to hold.
+
+    Args:
+      location: The location as the user wrote it; see `path_of`.
+
+    Raises:
+      UserError: See `path_of` and `paths.file_to_write`.
+    """
+    if "://" not in location:
+        _check_slashes(location)
+        return paths.file_to_write(location)
+    path = path_of(location)
+    with explaining_errors(path):
+        return path
 
 
 def is_remote(path: Path) -> bool:
@@ -105,13 +138,15 @@ def local_path_of(location: str | os.PathLike, what: str) -> pathlib.Path:
     Raises:
       UserError: The location is in an object store.
     """
-    if "://" in os.fspath(location):
+    text = os.fspath(location)
+    if "://" in text:
         raise UserError(
             f"{what} must be on a file system, not at {location}: give a local path,"
             " and copy the files to or from the object store (gcloud storage cp -r,"
             " aws s3 cp --recursive)."
         )
-    return pathlib.Path(location)
+    _check_slashes(text)
+    return paths.local(text)
 
 
 def _configure_clients() -> None:
@@ -254,7 +289,8 @@ def write(path: Path, content: str | bytes) -> None:
     path before.
     """
     content = _encoded(content)
-    if is_remote(path):
+    # A pipe or a device must not be replaced by a file.
+    if is_remote(path) or (path.exists() and not path.is_file()):
         path.write_bytes(content)
         return
     # The token keeps two programs that write the same file apart. The name is short,
