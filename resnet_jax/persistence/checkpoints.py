@@ -280,7 +280,8 @@ class Checkpoints:
 
     def steps_on_disk(self) -> list[int]:
         """Returns the steps of the checkpoints that any process has finished."""
-        return sorted(found.step for found in self._names.find_all(self.directory))
+        with storage.explaining_errors(self.directory):
+            return sorted(found.step for found in self._names.find_all(self.directory))
 
     def best_step(self) -> int | None:
         """Returns the step with the highest top-1 accuracy, or None if there is none.
@@ -512,7 +513,9 @@ class Checkpoints:
             count += 1
             target = aside / f"{step}-{count}"
         if jax.process_index() == 0:
-            storage.move_tree(self.directory / str(step), target)
+            with storage.explaining_errors(self.directory):
+                storage.make_way(aside, pathlib.Path.is_dir)
+                storage.move_tree(self.directory / str(step), target)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("set aside")
         self._manager.close()

@@ -186,7 +186,8 @@ def train(
         progress.recomputed &= progress.step == last
         on_disk = progress.step if restored else None
         if is_lead:
-            storage.write_by_product(workdir / "config.json", config.to_dict())
+            with storage.explaining_errors(workdir):
+                storage.write_by_product(workdir / "config.json", config.to_dict())
         writer = stack.enter_context(
             Writer(workdir, step=progress.step, total_steps=last, active=is_lead)
         )
