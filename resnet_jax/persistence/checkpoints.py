@@ -397,7 +397,7 @@ class Checkpoints:
             restore_args=ocp.checkpoint_utils.construct_restore_args(like),
             partial_restore=isinstance(like, dict),
         )
-        with self._explaining_damage(step):
+        with self._explaining_damage(step), _without_late_errors():
             restored = self._arrays.restore(self._state_of(step), args=args)
         self._check_arrays(step, restored, self.read(step))
         return restored
@@ -555,7 +555,26 @@ def restore_as_numpy(path: Path, keys: Sequence[str]) -> dict[str, Any]:
     options = ocp.args.PyTreeRestore(
         item=part, restore_args=kinds, partial_restore=True
     )
-    return handler.restore(path, args=options)
+    with _without_late_errors():
+        return handler.restore(path, args=options)
+
+
+@contextlib.contextmanager
+def _without_late_errors() -> Iterator[None]:
+    """Hides tracebacks of arrays that arrive after the reading of another one failed.
+
+    Orbax then closes its event loop, to which TensorStore's threads hand the arrays.
+    """
+    before = sys.unraisablehook
+
+    def hook(dropped: Any) -> None:
+        if str(dropped.exc_value) != "Event loop is closed":
+            before(dropped)
+
+    sys.unraisablehook = hook
+    yield
+    # After a failure the hook stays, since the arrays arrive at any time.
+    sys.unraisablehook = before
 
 
 class _DurableRename(ocp.path.atomicity.AtomicRenameTemporaryPath):
