@@ -31,8 +31,6 @@ VISIBLE_WITHIN = 60.0
 SETTLE_TIME = 2.0
 # Seconds that a run which ends waits for an object store to remove its lock.
 RELEASE_TIMEOUT = 5.0
-# Seconds of a wait after which the user is told what it waits for.
-SILENCE = 2.0
 
 # The entries of a lock that say where its process id means something.
 _PLACE = ("host", "boot", "pid_namespace")
@@ -88,22 +86,20 @@ def claimed(
 
 def _problem_of_sharing(workdir: Path, token: str) -> str:
     """Returns why this process does not see the lead process's lock, or ''."""
-    began, told = time.monotonic(), False
+    deadline = time.monotonic() + VISIBLE_WITHIN
+    folder = storage.absolute(workdir)
+    waiting = (
+        f"{processes.describe()} waits up to {VISIBLE_WITHIN:.0f} s to see in {folder}"
+        " what process 0 wrote there."
+    )
     try:
-        with storage.explaining_errors(workdir):
+        with storage.explaining_errors(workdir), output.telling(waiting):
             while token_of(workdir) != token:
-                waited = time.monotonic() - began
-                if waited > VISIBLE_WITHIN:
+                if time.monotonic() > deadline:
                     return (
-                        f"{processes.describe()} does not see in"
-                        f" {storage.absolute(workdir)} what process 0 wrote there:"
-                        " --workdir must be on storage that all processes share."
-                    )
-                if waited > SILENCE and not told:
-                    told = True
-                    output.note(
-                        f"{processes.describe()} waits up to {VISIBLE_WITHIN:.0f} s to"
-                        f" see in {storage.absolute(workdir)} what process 0 wrote."
+                        f"{processes.describe()} does not see in {folder} what process"
+                        " 0 wrote there: --workdir must be on storage that all"
+                        " processes share."
                     )
                 time.sleep(0.5)
     except UserError as error:
@@ -251,7 +247,13 @@ class Lock:
         """
         target = self._path
         if chain := self._chain():
-            if not self._is_dead(chain[-1]):
+            waiting = (
+                f"{self._path.parent} is locked by {chain[-1]}; waiting up to"
+                f" {self._dead_after:.0f} s to see whether that one still runs."
+            )
+            with output.telling(waiting, min(2.0, self._dead_after / 2)):
+                is_dead = self._is_dead(chain[-1])
+            if not is_dead:
                 return False
             target = self._successor(chain[-1].token)
         if not self._create(target):
@@ -336,28 +338,22 @@ class Lock:
         # The time of the last heartbeat may be misleading, if a clock was set. So it
         # counts only for a run that misses the next one, too.
         few = math.ceil(2 * self._heartbeat / interval) + 1
-        told, now = False, lock
+        now = lock
         for look in range(looks + 1):
+            if look:
+                time.sleep(interval)
+                chain = self._chain()
+                if not chain or chain[-1].token != lock.token:
+                    return False
+                now = chain[-1]
             alive = self._is_alive(lock.owner)
             if alive or now.sign != lock.sign:
                 raise UserError(
                     f"{self._path.parent} is in use by {lock}; stop that one, or choose"
                     " another --workdir."
                 )
-            if alive is False or look >= few and self._is_old(lock):
-                break
-            if not told and look * interval >= min(SILENCE, self._dead_after / 2):
-                told = True
-                output.note(
-                    f"{self._path.parent} is locked by {lock}; waiting up to"
-                    f" {self._dead_after:.0f} s to see whether that one still runs."
-                )
-            if look < looks:
-                time.sleep(interval)
-            chain = self._chain()
-            if not chain or chain[-1].token != lock.token:
-                return False
-            now = chain[-1]
+            if alive is False or (look >= few and self._is_old(lock)):
+                return True
         return True
 
     def _is_old(self, lock: _Seen) -> bool:

@@ -399,7 +399,7 @@ def test_one_of_several_runs_that_start_at_a_dead_lock_holds_it(tmp_path, starts
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("rounds", "starts"), [(200, 2), (60, 5)])
+@pytest.mark.parametrize(("rounds", "starts"), [(60, 2), (30, 5)])
 def test_one_run_holds_a_dead_lock_in_each_of_many_rounds(tmp_path, rounds, starts):
     start_together(tmp_path, rounds, starts)
 
