@@ -34,7 +34,7 @@ from etils import epath
 from resnet_jax import paths
 from resnet_jax.console import output
 from resnet_jax.console.output import reason_of
-from resnet_jax.errors import UserError, problem_of_store
+from resnet_jax.errors import UserError, problem_of, problem_of_store
 from resnet_jax.persistence import user_cache
 
 log = logging.getLogger(__name__)
@@ -160,18 +160,24 @@ def _configure_clients() -> None:
 
 @contextlib.contextmanager
 def explaining_errors(path: Path, timeout: float = ANSWER_TIMEOUT) -> Iterator[None]:
-    """Turns the errors of an object store or its client into a UserError.
+    """Turns errors of a file system, an object store or its client into a UserError.
 
     Args:
-      path: The path that is read or written inside the context. For a local path the
-        context does nothing.
+      path: The path that is read or written inside the context. If it is local, an
+        error that there is no such file is left as it is.
       timeout: The time that the store may take for its first answer, in seconds.
 
     Raises:
-      UserError: The store does not answer or refuses, or the bucket does not exist.
+      UserError: The file system or the store refuses, the store does not answer, or
+        the bucket does not exist.
     """
     if not is_remote(path):
-        yield
+        try:
+            yield
+        except OSError as error:
+            if problem := problem_of(error, os.fspath(path)):
+                raise UserError(problem) from error
+            raise
         return
     try:
         _probe(path, timeout)

@@ -187,7 +187,8 @@ def train(
         on_disk = progress.step if restored else None
         if is_lead:
             check_workdir()
-            storage.write_by_product(workdir / "config.json", config.to_dict())
+            with storage.explaining_errors(workdir):
+                storage.write_by_product(workdir / "config.json", config.to_dict())
         writer = stack.enter_context(
             Writer(workdir, step=progress.step, total_steps=last, active=is_lead)
         )
