@@ -157,15 +157,19 @@ def _verify(source: str, data_dir: str, num_workers: int) -> None:
     """Prints each problem of a data set; raises UserError if there is any."""
     from resnet_jax.data.prepare.builders import check
 
-    total, problems = check(source, data_dir, num_workers)
+    total, left_out, problems = check(source, data_dir, num_workers)
     number = 0
     for problem in problems:
         number += 1
         output.answer(problem)
+    others = f" {left_out}." if left_out else ""
     if number:
         word = "problem" if number == 1 else "problems"
-        raise UserError(f"{source} has {number:,} {word}, listed above.")
-    output.answer(f"All {total:,} images of {source} are readable.")
+        raise UserError(
+            f"{source} has {number:,} {word}, listed above; {total:,} images were"
+            f" read.{others}"
+        )
+    output.answer(f"All {total:,} images of {source} are readable.{others}")
 
 
 def run(argv: Sequence[str], **options: Any) -> None:
