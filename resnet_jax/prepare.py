@@ -28,7 +28,6 @@ from resnet_jax.errors import UserError
 from resnet_jax.paths import check_folder_to_write
 from resnet_jax.persistence import storage
 
-
 # argparse also calls these for the default, the empty text.
 
 
@@ -42,6 +41,14 @@ def _folder_to_write(text: str) -> str:
     if folder:
         check_folder_to_write(pathlib.Path(folder))
     return folder
+
+
+# The flags that have no effect on a source or a task.
+_UNUSED = {
+    "verify": ("manual_dir", "out", "max_side", "quality"),
+    "convert": ("manual_dir",),
+    "folder": ("manual_dir", "data_dir"),
+}
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -110,6 +117,14 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
             f"{args.source} needs a directory: python -m resnet_jax.prepare"
             f" {args.source} DIRECTORY."
         )
+    if args.directory and args.source not in ("convert", "verify"):
+        raise UserError(
+            f"{args.source} takes no DIRECTORY, but {args.directory!r} was given. Put"
+            " quotes around a path with spaces; --out=DIRECTORY names the result."
+        )
+    for source, flags in _UNUSED.items():
+        if args.source == source or args.source.startswith(f"{source}:"):
+            parser.warn_of_unused(args, flags, source)
     return args
 
 

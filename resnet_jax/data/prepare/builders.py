@@ -208,7 +208,8 @@ def _prepare_tfds(options: Options) -> pathlib.Path:
             " smaller images of --max_side or --quality."
         )
     dataset = options.source.removeprefix("tfds:")
-    _local(options.data_dir)
+    if options.data_dir:
+        _local(options.data_dir)
     path = build(dataset, options.data_dir, options.manual_dir)
     return _reencode(path, options) if options.reencode else path
 
