@@ -96,6 +96,7 @@ RANGES = {
     "data.crop_fraction": Range(0, 1, above=True),
     "data.num_workers": Range(-1, most=MOST_WORKERS),
     "data.num_threads": Range(0, most=MOST_WORKERS),
+    "data.max_pixels": Range(1, most=2**63 - 1),
     "optim.learning_rate": NOT_NEGATIVE,
     "optim.learning_rate_batch": NOT_NEGATIVE,
     "optim.end_learning_rate": NOT_NEGATIVE,

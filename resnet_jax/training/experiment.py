@@ -132,7 +132,7 @@ class Experiment:
         # The images are not decoded in `set_up`, since an evaluation alone never reads
         # the training images.
         data = self.config.data
-        return cached(self.train.source, data.channels, data.cache)
+        return cached(self.train.source, data.channels, data.cache, data.max_pixels)
 
     def train_batches(self, first_step: int, last_step: int | None = None) -> Batches:
         """Returns this process's part of the training batches, for `with`.
