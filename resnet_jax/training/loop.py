@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 from ml_collections import ConfigDict
 
-from resnet_jax.config import load
+from resnet_jax.config import load, values
 from resnet_jax.console import output
 from resnet_jax.data.loader import WorkerDiedError, bad_indices
 from resnet_jax.data.source_protocol import NamedSource, Source, checksum
@@ -119,6 +119,8 @@ def train(
             f"config is {type(config).__name__}. Give a ConfigDict, such as what"
             " resnet_jax.config.load returns, or the path of a config file."
         )
+    # The data are split by the seed before the experiment is set up.
+    values.check(config)
     if not isinstance(workdir, str | os.PathLike):
         raise UserError(
             f"workdir is {type(workdir).__name__}. Give the path of a directory."
