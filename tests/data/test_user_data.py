@@ -115,6 +115,24 @@ def test_labels_are_numbers_or_names(labels, classes):
         assert label == number_or_name
 
 
+def test_classes_without_images_are_reported_once(caplog):
+    assert opened((IMAGES, LABELS)).classes == ("0", "1", "2", "3")
+    assert not caplog.messages
+    # Labels that count from 1.
+    opened((IMAGES, LABELS + 1), (IMAGES, LABELS))
+    opened((IMAGES, 10 * LABELS), (IMAGES, LABELS))
+    assert caplog.messages == [
+        "1 of the 5 classes of data have no image (0); labels count from 0.",
+        "27 of the 31 classes of data have no image (1, 2, 3, 4, 5, ...); labels count"
+        " from 0.",
+    ]
+
+
+def test_labels_that_are_no_numbers_of_classes_are_reported():
+    with pytest.raises(UserError, match=r"Label 79 of data is 1\d+\. Number the clas"):
+        opened((IMAGES, LABELS + 10**12 * (np.arange(80) == 79)))
+
+
 def test_gray_images_need_no_axis_of_channels():
     assert opened((IMAGES[..., 0], LABELS))[3][0].shape == (8, 8, 1)
     assert opened(Own(IMAGES[..., 0]))[3][0].shape == (8, 8, 1)
