@@ -249,18 +249,3 @@ def prepared(builder: tfds.core.DatasetBuilder) -> DataSet:
         for split in info.splits.values()
     }
     return DataSet(info.name, str(info.version), info.features, splits, _about(info))
-
-
-def builder_of(directory: pathlib.Path) -> tfds.core.DatasetBuilder:
-    """Returns the builder of a directory that tfds has prepared.
-
-    Raises:
-      UserError: The directory holds no prepared data set.
-    """
-    try:
-        return tfds.builder_from_directory(directory)
-    except (tfds.core.dataset_info.DatasetInfoFileError, ValueError) as error:
-        raise UserError(
-            f"{directory} is not a data set that tfds has prepared:"
-            f" {' '.join(str(error).split())[:200]}"
-        ) from None
