@@ -65,7 +65,7 @@ class Images(NamedTuple):
     left_out: Counter[str]
 
 
-def kind_of_other(path: str | os.PathLike) -> str:
+def kind_of_other(path: str | os.PathLike[str]) -> str:
     """Returns the kind of a file that is not an image; an empty string for an image.
 
     A file is opened only if its suffix is unknown.
@@ -98,7 +98,7 @@ def _kind_of_other(path: str, is_file: bool) -> str:
     return suffix if re.fullmatch(r"\.\w{1,12}", suffix) else "other suffix"
 
 
-def find_images(folder: str | os.PathLike) -> Images:
+def find_images(folder: str | os.PathLike[str]) -> Images:
     """Returns the images in a folder and in its subfolders, in torchvision's order.
 
     Links are followed, unless they lead back to a folder around them. Hidden folders
@@ -112,7 +112,7 @@ def find_images(folder: str | os.PathLike) -> Images:
     left_out: Counter[str] = Counter()
     # Each folder with the real paths of itself and of the folders that led there by
     # links.
-    waiting = [("", (os.path.realpath(folder),))]
+    waiting: list[tuple[str, tuple[str, ...]]] = [("", (os.path.realpath(folder),))]
     while waiting:
         below, trail = waiting.pop()
         names = []
@@ -140,14 +140,14 @@ def find_images(folder: str | os.PathLike) -> Images:
     return Images(paths, left_out)
 
 
-def entries_of(folder: str | os.PathLike) -> Iterator[os.DirEntry[str]]:
+def entries_of(folder: str | os.PathLike[str]) -> Iterator[os.DirEntry[str]]:
     """Yields the files and folders in a folder, in any order, without litter.
 
     Raises:
       UserError: The folder cannot be read.
     """
     try:
-        with os.scandir(folder) as entries:
+        with os.scandir(os.fspath(folder)) as entries:
             for entry in entries:
                 name = entry.name
                 if name.lower() not in _LITTER and not name.startswith("._"):

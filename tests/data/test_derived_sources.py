@@ -159,15 +159,15 @@ def test_sources_of_different_classes_cannot_be_combined(pets, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "other"), [("\u00e9", "e\u0301"), ("cat", "Cat"), ("cat", "cat ")]
+    ("name", "twin"), [("\u00e9", "e\u0301"), ("cat", "Cat"), ("cat", "cat ")]
 )
-def test_names_of_classes_that_look_alike_are_told_apart(name, other, tmp_path):
-    folder = write_pictures(tmp_path, {f"train/{name}": 1, f"val/{other}": 1})
+def test_names_of_classes_that_look_alike_are_told_apart(name, twin, tmp_path):
+    folder = write_pictures(tmp_path, {f"train/{name}": 1, f"val/{twin}": 1})
     train, val = open_source(folder, "train"), open_source(folder, "val")
-    message = f"(but {other!a}, which is not the same text as {name!a})"
+    message = f"(but {twin!a}, which is not the same text as {name!a})"
     with pytest.raises(UserError, match=re.escape(message)):
         check_same_classes(train, val)
-    with pytest.raises(UserError, match=re.escape(f"the same text as {other!a}")):
+    with pytest.raises(UserError, match=re.escape(f"the same text as {twin!a}")):
         with_classes(val, train.classes)
 
 
