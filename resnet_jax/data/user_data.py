@@ -75,6 +75,13 @@ def config_of_given(config: ConfigDict) -> ConfigDict:
         copy.
     """
     config = copy.deepcopy(config)
+    for key in ("train_split", "eval_split"):
+        if set(config.data[key]) & set("[+"):
+            log.warning(
+                "config.data.%s=%r has no effect, since the images are those that were"
+                " passed to train; pass a part of them.",
+                *(key, config.data[key]),
+            )
     config.data.source, config.data.eval_source = GIVEN, ""
     config.data.train_split, config.data.eval_split = "train", "validation"
     if config.data.num_workers < 0:

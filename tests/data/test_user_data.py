@@ -13,7 +13,7 @@ from resnet_jax.data.decode import Picture
 from resnet_jax.data.derived_sources import Subset
 from resnet_jax.data.source_protocol import NamedSource, Source
 from resnet_jax.data.sources import DigitsSource
-from resnet_jax.data.user_data import open_given
+from resnet_jax.data.user_data import config_of_given, open_given
 from resnet_jax.errors import UserError
 from resnet_jax.training.loop import train
 from tests.helpers import runs, tiny
@@ -125,6 +125,16 @@ def test_classes_without_images_are_reported_once(caplog):
         "1 of the 5 classes of data have no image (0); labels count from 0.",
         "27 of the 31 classes of data have no image (1, 2, 3, 4, 5, ...); labels count"
         " from 0.",
+    ]
+
+
+def test_a_slice_that_given_data_do_not_follow_is_reported(caplog):
+    config_of_given(config())
+    assert not caplog.messages
+    config_of_given(config(**{"data.train_split": "train[:0]"}))
+    assert caplog.messages == [
+        "config.data.train_split='train[:0]' has no effect, since the images are those"
+        " that were passed to train; pass a part of them."
     ]
 
 
