@@ -31,6 +31,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+ORIENTATION = ExifTags.Base.Orientation
 # Markers of a JPEG: the segment of EXIF and XMP, and the beginning of the pixels.
 APP1, START_OF_SCAN = 0xE1, 0xDA
 # The brands of HEIC files (ISO/IEC 23008-12, annex B).
@@ -288,7 +289,7 @@ def _is_turned(jpeg: bytes) -> bool:
     if not _has_metadata(jpeg):
         return False
     try:
-        return _turn_of(_open(jpeg)) is not None
+        return _open(jpeg).getexif().get(ORIENTATION, 1) != 1
     except Exception:
         # Pillow then reads the file, and reports or ignores what is broken.
         return True
@@ -298,7 +299,7 @@ def _turn_of(image: Image.Image) -> Image.Transpose | None:
     """Returns the turn that makes an image upright, or None if it is upright."""
     # Broken metadata do not make the pixels bad.
     with contextlib.suppress(Exception):
-        return TURNS.get(image.getexif()[ExifTags.Base.Orientation])
+        return TURNS.get(image.getexif()[ORIENTATION])
     return None
 
 
