@@ -23,6 +23,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
 from multiprocessing import resource_tracker
 
 import grain
@@ -136,8 +137,8 @@ class ResizeSchedule:
 
     first: int
     last: int
-    start: float
-    end: float
+    start: float | Fraction
+    end: float | Fraction
     multiple: int = 1
 
     def __call__(self, step: int) -> int:

@@ -3,24 +3,26 @@
 import dataclasses
 import functools
 import logging
+import math
 import pathlib
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models import zoo
 from resnet_jax.models.zoo import ZOO, Spec, get_entry, get_spec, resolve
 from resnet_jax.persistence.storage import explaining_errors, path_of
-from resnet_jax.weights import SCHEMES, files, hub, native
+from resnet_jax.weights import SCHEMES, files, formats, hub, native
 from resnet_jax.weights.adapt import FIRST_CONVS, fit_ends
 from resnet_jax.weights.bit import BIT
 from resnet_jax.weights.card import Card, default_card
 from resnet_jax.weights.naming import Scheme, Tensors, from_foreign, shapes_of
+from resnet_jax.weights.stored import UnreadableError
 
 log = logging.getLogger(__name__)
+
+Shape = tuple[int, ...]
 
 # The fields of a spec that the shapes of the head and of the first kernel determine.
 ENDS = ("num_classes", "in_channels")
@@ -74,6 +76,8 @@ def read(
     card, tensors = _read(source, model, overrides)
     try:
         return card, from_foreign(tensors, card.make_spec(), _scheme_of(card))
+    except UnreadableError:
+        raise
     except UserError as error:
         raise UserError(f"{source} does not fit {card.network}: {error}") from None
 
@@ -108,9 +112,12 @@ def _scheme_of(card: Card) -> Scheme:
 def _read(source: str, model: str | None, overrides: dict) -> tuple[Card, Tensors]:
     """Returns weights in their own naming scheme, with the card of their network."""
     path = hub.fetch(source) if source.startswith(hub.PREFIX) else path_of(source)
+    tensors: Tensors
     with explaining_errors(path):
-        if (path / hub.WEIGHTS).is_file():
-            path /= hub.WEIGHTS
+        for name in (hub.WEIGHTS, hub.WEIGHTS + formats.INDEX):
+            if (path / name).is_file():
+                path /= name
+                break
         if native.is_weights_directory(path):
             tensors, card = native.read(path)
         elif native.is_workdir(path):
@@ -187,7 +194,7 @@ def _reader(path: pathlib.Path) -> Callable[[Spec, Scheme], Tensors]:
 
     The file is read once, unless the names in it depend on the network.
     """
-    if path.suffix in files.KERAS:
+    if files.format_of(path) in files.KERAS:
         return functools.partial(files.read, path)
     tensors = files.read(path)
     return lambda spec, scheme: tensors
@@ -197,7 +204,7 @@ def _choose_scheme(
     path: pathlib.Path, name: str, spec: Spec, read_tensors: Callable
 ) -> tuple[Scheme, Tensors]:
     """Returns the scheme in which a file has a network's head and first kernel."""
-    schemes = schemes_of(name, path.suffix)
+    schemes = schemes_of(name, files.format_of(path))
     if not schemes:
         raise UserError(
             f"{path} is a file of Keras, which has no {name}; name another network."
@@ -237,7 +244,7 @@ def _fitting(
     path: pathlib.Path, read_tensors: Callable
 ) -> Iterator[tuple[str, Scheme, Tensors]]:
     for name, entry in ZOO.items():
-        for scheme in schemes_of(name, path.suffix):
+        for scheme in schemes_of(name, files.format_of(path)):
             try:
                 tensors = read_tensors(entry.spec, scheme)
             except UserError:
@@ -252,16 +259,14 @@ def _fitting(
             # without tracing them for their names and shapes.
             more_classes = spec.num_classes - entry.spec.num_classes
             more_channels = spec.in_channels - entry.spec.in_channels
-            params = entry.params + more_classes * (head.shape[0] + 1)
-            params += more_channels * conv.size // spec.in_channels
+            params = entry.params + more_classes * (head[0] + 1)
+            params += more_channels * math.prod(conv) // spec.in_channels
             if params == _count(tensors, scheme) and _fits(tensors, spec, scheme):
                 yield name, scheme, tensors
 
 
-def _ends(
-    tensors: Tensors, spec: Spec, scheme: Scheme
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns the head's and the first convolution's kernels in the native layout.
+def _ends(tensors: Tensors, spec: Spec, scheme: Scheme) -> tuple[Shape, Shape] | None:
+    """Returns the native shapes of the head's and the first convolution's kernels.
 
     Returns None if the tensors do not have both.
     """
@@ -275,14 +280,14 @@ def _ends(
         layout = scheme.layout(native_name, rank)
         if value is None or value.ndim != layout.before + rank + layout.after:
             return None
-        ends.append(layout.to_native(value))
+        ends.append(layout.native_shape(value.shape))
     head, conv = ends
     return head, conv
 
 
-def _with_ends(spec: Spec, head: np.ndarray, conv: np.ndarray) -> Spec:
-    """Returns the spec with the numbers of classes and channels of these kernels."""
-    classes, channels = head.shape[1], conv.shape[2]
+def _with_ends(spec: Spec, head: Shape, conv: Shape) -> Spec:
+    """Returns the spec with the classes and channels of kernels of these shapes."""
+    classes, channels = head[1], conv[2]
     return dataclasses.replace(spec, num_classes=classes, in_channels=channels)
 
 

@@ -51,7 +51,7 @@ def is_directory(target: str) -> bool:
 
 
 def _choose(path: Path, card: Card, scheme_name: str | None) -> Scheme:
-    schemes = {x.name: x for x in schemes_of(card.network, path.suffix)}
+    schemes = {x.name: x for x in schemes_of(card.network, files.suffix_of(path))}
     if not schemes:
         raise UserError(
             f"Keras has no network {card.network}, so {path.name} would fit none of its"
