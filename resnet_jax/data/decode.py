@@ -256,6 +256,9 @@ def _open(content: bytes) -> Image.Image:
     for register_formats in (Image.preinit, Image.init):
         register_formats()
         for name in formats:
+            # PostScript is a program, which another program would run.
+            if name == "EPS":
+                continue
             make, accepts = Image.OPEN[name]
             # The errors by which Pillow's formats say that a file is of another one.
             with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):

@@ -682,6 +682,12 @@ def test_heic_is_decoded_or_the_message_names_the_missing_package():
         Picture(file.getvalue(), 3, NAME, max_pixels=1535).pixels()
 
 
+def test_postscript_is_not_handed_to_another_program():
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n{} loop\n"
+    with pytest.raises(BadImageError, match="not an image in a known format"):
+        decode(program, 3, NAME)
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_format_that_this_build_of_pillow_cannot_read_is_named(monkeypatch):
     file = encode(RED_SQUARE, "AVIF")
