@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import downloader
 
+from resnet_jax.config.defaults import MAX_PIXELS
 from resnet_jax.data.image_files import describe
 from resnet_jax.data.prepare import originals, pack
 from resnet_jax.data.prepare.pack import DataSet, Reencode
@@ -144,6 +145,8 @@ class Options:
                 f"--max_side={self.reencode.max_side}",
                 f"--quality={self.reencode.quality}",
             ]
+            if self.reencode.max_pixels != MAX_PIXELS:
+                words.append(f"--max_pixels={self.reencode.max_pixels}")
         return f"{PROGRAM} {shlex.join(words)} --out="
 
     @property
@@ -269,7 +272,7 @@ def split_sizes(path: pathlib.Path) -> dict[str, int]:
 
 
 def check(
-    source: str, data_dir: str, num_workers: int
+    source: str, data_dir: str, num_workers: int, max_pixels: int
 ) -> tuple[int, str, Iterator[str]]:
     """Reads and decodes all images of a data set.
 
@@ -277,6 +280,7 @@ def check(
       source: `folder:PATH`, `tfds:NAME` or the directory of a prepared data set.
       data_dir: The directory in which tfds keeps its data sets; empty for its default.
       num_workers: The number of processes.
+      max_pixels: The number of pixels beyond which an image cannot be decoded.
 
     Returns:
       The number of images, a clause on the files that are not taken for images (see
@@ -290,7 +294,9 @@ def check(
     left_out: Counter[str] = Counter()
     if kind == "folder":
         sources = [FolderSource(rest, split) for split in folder_splits(rest)]
-        checks = [check for part in sources for check in checks_of_folder(part)]
+        checks = [
+            check for part in sources for check in checks_of_folder(part, max_pixels)
+        ]
         for part in sources:
             left_out += part.left_out
     else:
@@ -298,6 +304,6 @@ def check(
         builder = tfds_builder(dataset, data_dir)
         if not (builder.data_path / "dataset_info.json").exists():
             raise UserError(f"tfds:{dataset} is not prepared in {builder.data_path}.")
-        checks = checks_of_builder(builder)
+        checks = checks_of_builder(builder, max_pixels)
     total = sum(map(len, checks))
     return total, describe(left_out), verify(checks, num_workers)

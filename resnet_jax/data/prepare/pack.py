@@ -25,6 +25,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
+from resnet_jax.config.defaults import MAX_PIXELS
 from resnet_jax.console import output
 from resnet_jax.data.decode import Picture
 from resnet_jax.data.image_ops import to_image, to_pixels
@@ -213,10 +214,12 @@ class Reencode:
       max_side: The largest length of the longer side in pixels; smaller images keep
         their size. 0 for no limit.
       quality: The quality of the JPEGs, 1 to 100, with 4:2:0 subsampling.
+      max_pixels: The number of pixels beyond which an image cannot be decoded.
     """
 
     max_side: int
     quality: int
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self):
         if self.max_side < 0:
@@ -238,7 +241,7 @@ class Reencode:
 
     def image(self, content: bytes, channels: int, name: str) -> bytes:
         """Returns the image as a JPEG; raises BadImageError if it cannot be decoded."""
-        pixels = Picture(content, channels, name).pixels()
+        pixels = Picture(content, channels, name, self.max_pixels).pixels()
         height, width = pixels.shape[:2]
         longer = max(height, width)
         if self.max_side and longer > self.max_side:

@@ -11,6 +11,7 @@ from resnet_jax.data.shards import OPTIONS, ArrayRecordWriter, read_shard
 from resnet_jax.errors import UserError
 from resnet_jax.prepare import main
 from tests.helpers.breakages import flip_byte, truncate
+from tests.helpers.oversized import files_that_claim
 from tests.helpers.pictures import encode, noise, write_folder
 from tests.helpers.tiny_pictures import prepare
 
@@ -64,6 +65,31 @@ def test_every_broken_image_of_a_folder_is_named(files, tmp_path, capsys):
     assert code == 1
     named = {re.search(r"/train/(\w+)/1\.jpg: ", line).group(1) for line in lines}
     assert named == {name.replace(" ", "_") for name in BROKEN}
+
+
+@pytest.mark.parametrize("packed", (False, True))
+def test_an_image_beyond_the_limit_of_pixels_is_a_problem(tmp_path, capsys, packed):
+    large = files_that_claim(30000)
+    files = {
+        f"train/{name}/1.jpg": content
+        for name, content in (GOOD | {"huge": large["JPEG"]}).items()
+    }
+    source = write_folder(tmp_path / "in", files)
+    if packed:
+        pack(source, tmp_path / "out")
+        source = tmp_path / "out"
+    code, (line,) = verify(source, capsys)
+    assert code == 1
+    assert "huge/1.jpg" in line and "claims 30000x30000 = 900,000,000 pixels" in line
+    code, lines = verify(source, capsys, f"--max_pixels={64 * 48 - 1}")
+    assert (code, len(lines)) == (1, 4)
+    if packed:
+        # It is kept as it is, and named.
+        flags = [f"--out={tmp_path / 'small'}", "--max_side=32", "--num_workers=1"]
+        main(["prepare", f"folder:{tmp_path / 'in'}", *flags])
+        assert "[3] claims 30000x30000" in capsys.readouterr().out
+        code, (line,) = verify(tmp_path / "small", capsys)
+        assert code == 1 and "huge" in line
 
 
 def test_every_broken_image_of_a_shard_is_named_by_shard_index_and_name(
