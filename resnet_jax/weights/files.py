@@ -126,8 +126,18 @@ def read_card(path: pathlib.Path) -> Card | None:
     if config.exists():
         content = parse_object(read_text(config), config)
         if "architecture" in content:
-            with explaining_damage(config):
+            try:
                 return timm_card(content, str(path))
+            except (
+                *(ValueError, TypeError, LookupError, AttributeError, OverflowError),
+                UserError,
+            ) as error:
+                reason = str(error).rstrip(".?") or type(error).__name__
+                raise UserError(
+                    f"{config} does not describe weights of a network of the zoo as"
+                    f" timm does ({type(error).__name__}: {reason}). Correct or remove"
+                    " it."
+                ) from error
     return None
 
 
