@@ -12,14 +12,16 @@ the peak of the resident memory grew.
 import json
 import pathlib
 import pickle
+import re
 import resource
 import stat
 import struct
+import subprocess
 import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import h5py
@@ -60,11 +62,16 @@ class Case(NamedTuple):
 CASES: dict[str, Case] = {}
 
 
-def case(name: str, pattern: str, model: str | None = None) -> Callable:
+def case(
+    name: str,
+    pattern: str,
+    model: str | None = None,
+    cases: dict[str, Case] = CASES,
+) -> Callable:
     """Registers the decorated writer of a hostile file under the writer's name."""
 
     def register(write: Callable[[pathlib.Path], None]) -> Callable:
-        CASES[write.__name__] = Case(write, pattern, name, model)
+        cases[write.__name__] = Case(write, pattern, name, model)
         return write
 
     return register
@@ -710,35 +717,73 @@ _write_index(
 )
 
 
-def write_all(directory: pathlib.Path) -> None:
+def write_all(cases: Mapping[str, Case], directory: pathlib.Path) -> None:
     """Writes all files, each into a directory with the name of its case."""
-    for name, hostile in CASES.items():
+    for name, hostile in cases.items():
         folder = directory / name
         folder.mkdir()
         hostile.write(folder / hostile.name)
 
 
-def main(directory: str) -> None:
-    """Loads all files, which the module's docstring describes."""
+def problems(
+    cases: Mapping[str, Case], module: str, directory: pathlib.Path
+) -> list[tuple]:
+    """Returns the cases that are not refused as they should be.
+
+    Args:
+      cases: The cases, which are written.
+      module: The module whose `main` loads the files.
+      directory: The directory of the files.
+    """
+    write_all(cases, directory)
+    process = subprocess.run(
+        [sys.executable, "-m", module, str(directory)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    results = [json.loads(line) for line in process.stdout.splitlines()]
+    assert [name for name, *_ in results] == list(cases)
+    return [
+        (name, kind, message, growth)
+        for name, kind, message, growth in results
+        if kind != "UserError"
+        or not re.search(cases[name].pattern, message)
+        or f"/{name}/" not in message
+        or "\n" in message
+        or message[-1] not in ".?"
+        or growth > GROWTH
+    ]
+
+
+def load_all(cases: Mapping[str, Case], kinds: Iterable[str], directory: str) -> None:
+    """Loads all files with limited memory, and prints a line about each.
+
+    Args:
+      cases: The cases.
+      kinds: The formats that are read once before, so that all modules are in memory.
+      directory: The directory of the files.
+    """
     root = pathlib.Path(directory)
-    for kind in ("safetensors", "npz", "h5", "keras"):
+    for kind in kinds:
         path = root / f"valid.{kind}"
         valid(path)
         load(str(path))
     size = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
     limit = size * resource.getpagesize() + 2**30
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    for name, hostile in CASES.items():
+    for name, hostile in cases.items():
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         kind, message = "none", ""
         try:
             load(str(root / name / hostile.name), model=hostile.model)
-        except BaseException as error:
+        except UserError as error:
+            kind, message = "UserError", str(error)
+        except Exception as error:
             kind, message = type(error).__name__, str(error)
-            kind = "UserError" if isinstance(error, UserError) else kind
         growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
         print(json.dumps([name, kind, message, growth]), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    load_all(CASES, ("safetensors", "npz", "h5", "keras"), sys.argv[1])
