@@ -26,6 +26,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
+from resnet_jax.console import output
 from resnet_jax.errors import UserError, problem_of_store
 from resnet_jax.parallel import processes
 from resnet_jax.persistence import orbax_s3, storage
@@ -234,7 +235,10 @@ class Checkpoints:
         Raises:
           UserError: The save failed.
         """
-        with self._explaining_failure():
+        with (
+            self._explaining_failure(),
+            output.telling(f"Waiting for the checkpoint of step {self._saving}."),
+        ):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 

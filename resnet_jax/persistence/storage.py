@@ -209,7 +209,8 @@ def _probe(path: Path, timeout: float) -> None:
     # Clients retry for up to half an hour, so a thread asks.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
-    asking.join(timeout)
+    with output.telling(f"Waiting up to {timeout:g} s for {path} to answer."):
+        asking.join(timeout)
     if asking.is_alive():
         raise UserError(
             f"{path} cannot be used: the store did not answer within {timeout:g} s;"
@@ -586,7 +587,8 @@ def kept_copy(folder: Path, small: int = SMALL) -> pathlib.Path:
         ThreadPoolExecutor(16) as pool,
     ):
         # The processes are of one host, so flock suffices, and it needs no package.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with output.telling(f"Waiting for another process that copies {folder}."):
+            fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.is_dir():
             raise UserError(f"There is no folder {folder}.")
         files = list(files_of(folder))
