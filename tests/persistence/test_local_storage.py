@@ -13,6 +13,7 @@ import pytest
 from resnet_jax.errors import UserError
 from resnet_jax.persistence import storage
 from tests import fault_drill
+from tests.helpers.checkpoints import open_for_writing, progress_at, random_state
 from tests.helpers.system_calls import syncs_and_renames
 
 OBJECT = {"top1": 0.5}
@@ -166,3 +167,34 @@ file.flush()
         ("sync", ""),
         ("sync", "metrics.jsonl"),
     ]
+
+
+def test_an_error_of_the_file_system_is_a_sentence_with_the_path_and_advice(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path, advice in (
+        (tmp_path / "file" / "config.json", "Move away what is at this path"),
+        (tmp_path / "folder", "Move away what is at this path"),
+        (tmp_path / "loop" / "config.json", "Move away what is at this path"),
+        (tmp_path / ("x" * 256), "Choose a shorter name"),
+    ):
+        with (
+            pytest.raises(UserError, match=advice),
+            storage.explaining_errors(path),
+        ):
+            path.write_text("content")
+    # An unexpected error keeps its type.
+    with pytest.raises(ZeroDivisionError), storage.explaining_errors(tmp_path):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/3/metrics"])
+def test_a_file_in_the_way_of_checkpoints_is_one_sentence(tmp_path, name):
+    with open_for_writing(tmp_path / "checkpoints") as saved:
+        saved.save(random_state(3), progress_at(3, 0.5))
+        saved.wait()
+    shutil.rmtree(tmp_path / name)
+    (tmp_path / name).write_text("x")
+    with pytest.raises(UserError, match="Move away what is at this path"):
+        open_for_writing(tmp_path / "checkpoints")
