@@ -457,6 +457,22 @@ def test_a_run_notices_that_its_workdir_is_gone(tmp_path):
     shutil.rmtree(tmp_path.with_name("elsewhere"))
 
 
+@pytest.mark.parametrize("more", [False, True])
+def test_what_a_save_wrote_after_the_workdir_was_renamed_is_removed(tmp_path, more):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with Lock(folder, on_loss=lambda _: None):
+        folder.rename(tmp_path / "elsewhere")
+        shard = folder / "checkpoints" / "5.orbax-checkpoint-tmp" / "state" / "d" / "0"
+        shard.parent.mkdir(parents=True)
+        shard.touch()
+        if more:
+            # A folder that somebody else made is left alone.
+            (folder / "notes").touch()
+    assert folder.exists() == more
+    assert (tmp_path / "elsewhere").exists()
+
+
 def test_a_lock_that_was_removed_alone_is_written_again(tmp_path):
     with Lock(tmp_path, **QUICK) as held:
         (tmp_path / "config.json").write_text("{}")
