@@ -393,13 +393,15 @@ def start_together(base: pathlib.Path, rounds: int, starts: int) -> None:
             assert list(folder.iterdir()) == []
 
 
-@pytest.mark.parametrize("starts", [2, 5])
-def test_one_of_several_runs_that_start_at_a_dead_lock_holds_it(tmp_path, starts):
-    start_together(tmp_path, 6, starts)
+@pytest.mark.parametrize(("rounds", "starts"), [(60, 2), (6, 5)])
+def test_one_of_several_runs_that_start_at_a_dead_lock_holds_it(
+    tmp_path, rounds, starts
+):
+    start_together(tmp_path, rounds, starts)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("rounds", "starts"), [(60, 2), (30, 5)])
+@pytest.mark.parametrize(("rounds", "starts"), [(400, 2), (100, 5)])
 def test_one_run_holds_a_dead_lock_in_each_of_many_rounds(tmp_path, rounds, starts):
     start_together(tmp_path, rounds, starts)
 
