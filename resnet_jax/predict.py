@@ -9,7 +9,6 @@ then 1.
 """
 
 import collections
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 
@@ -123,7 +122,7 @@ def main(argv: list[str]) -> None:
             output.answer(f"  logits: {' '.join(f'{value:.6f}' for value in logits)}")
     if args.json:
         document = {"weights": args.weights, "network": card.network, "images": images}
-        output.answer(json.dumps(document, indent=2))
+        output.answer(storage.to_json(document, indent=2))
     if shown:
         draw_predictions(args.save, np.stack(shown), predictions)
     if problems:

@@ -1,7 +1,6 @@
 """Plots the learning rate and weight decay over a run, without training."""
 
 import argparse
-import json
 import pathlib
 
 import jax
@@ -55,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     if args.save:
         draw(args.config, config, size, args.save)
     if args.json:
-        output.answer(json.dumps({"config": args.config, **summary}))
+        output.answer(storage.to_json({"config": args.config, **summary}))
         return
     parts = [f"{summary['steps']} steps of {summary['batch_size']} images"]
     parts += [

@@ -181,9 +181,9 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], card: Card) -> None:
             torch = _import_torch(path, "Writing")
             state = {name: torch.tensor(value) for name, value in tensors.items()}
             torch.save(state, partial)
-        os.replace(partial, path)
+        storage.commit(partial, path)
         if suffix != ".safetensors":
-            card_path(path).write_text(card.to_json())
+            storage.write(card_path(path), card.to_json())
     # safetensors and torch raise errors of their own for those of the file system.
     except (OSError, safetensors.SafetensorError, RuntimeError) as error:
         raise UserError(

@@ -122,6 +122,34 @@ def test_curves_are_plotted_without_damaged_sample_predictions(tmp_path, capsys)
     assert "predictions.npz cannot be read (" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", [b"", b'{"mo', b"\xff", b"[]", b"{}", b'"x"'])
+def test_curves_are_plotted_without_a_damaged_result(tmp_path, capsys, content):
+    row = {"step": 1, "train/loss": 1.0, "train/top1": 0.5}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "result.json").write_bytes(content)
+    assert curves.draw(tmp_path).exists()
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "result.json cannot be read (" in warning
+    assert (tmp_path / "result.json").read_bytes() == content
+
+
+@pytest.mark.parametrize("loss", ["null", "NaN", "Infinity", "-Infinity"])
+def test_a_run_whose_loss_is_not_finite_is_plotted(tmp_path, capsys, loss):
+    rows = f'{{"step": 1, "eval/loss": 1.0}}\n{{"step": 2, "eval/loss": {loss}}}\n'
+    (tmp_path / "metrics.jsonl").write_text(rows)
+    figures = f'"top1": 0.5, "top5": 1.0, "loss": {loss}, "n_seen": 8'
+    (tmp_path / "result.json").write_text(f'{{"model": "resnet18", {figures}}}')
+    assert curves.draw(tmp_path).exists()
+    assert not capsys.readouterr().err
+
+
+def test_what_is_in_the_way_of_the_report_is_set_aside(tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "eval/loss": 1.0}\n')
+    (tmp_path / "report.png").mkdir()
+    assert curves.draw(tmp_path).is_file()
+    assert "renamed to report.png.damaged-1" in capsys.readouterr().err
+
+
 def test_long_names_are_shortened_and_others_are_kept():
     assert shorten("tabby, tabby cat") == "tabby, tabby cat"
     assert shorten("two\nlines") == "two lines"
