@@ -181,9 +181,10 @@ def parse(argv: list[str]) -> Arguments:
         check_values(argv[1:], [f"--{name}" for name in valued])
         positional = flags.FLAGS(argv)[1:]
     except flags.Error as error:
+        problem = str(error).splitlines()[0].removeprefix("ERROR:: ")
         raise UserError(
-            f"{str(error).splitlines()[0].removeprefix('ERROR:: ')} (--help lists the flags; --config.KEY=VALUE"
-            " sets a key of the config)"
+            f"{problem} (--help lists the flags; --config.KEY=VALUE sets a key of the"
+            " config)"
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(
