@@ -34,7 +34,7 @@ from resnet_jax.config.saved import as_json, flatten
 from resnet_jax.config.variants import for_dry_run
 from resnet_jax.console.arguments import CONFIG, check_values, seconds, whole_number
 from resnet_jax.console.quiet import quiet_libraries
-from resnet_jax.errors import UserError, problem_of
+from resnet_jax.errors import BadValueError, UserError, problem_of
 from resnet_jax.paths import check_folder_to_write
 from resnet_jax.persistence.storage import is_remote, path_of
 
@@ -54,11 +54,11 @@ class _Type(flags.ArgumentParser):
         self._parse = parse
 
     def parse(self, argument: str) -> Any:
-        """Returns the value of a flag; raises ValueError if it is not allowed."""
+        """Returns the value of a flag; raises BadValueError if it is not allowed."""
         try:
             return self._parse(argument)
         except argparse.ArgumentTypeError as error:
-            raise ValueError(str(error)) from None
+            raise BadValueError(str(error)) from None
 
 
 def _define(name: str, parse: Callable[[str], Any], default: str | None, help: str):
