@@ -61,8 +61,16 @@ class _Type(flags.ArgumentParser):
             raise BadValueError(str(error)) from None
 
 
+class _Serializer(flags.ArgumentSerializer):
+    """Writes times with their unit, in the defaults that --help prints."""
+
+    def serialize(self, value: int | float) -> str:
+        """Returns the text of a value of `whole_number` or `seconds`."""
+        return f"{value:g}s" if isinstance(value, float) else str(value)
+
+
 def _define(name: str, parse: Callable[[str], Any], default: str | None, help: str):
-    return flags.DEFINE(_Type(parse), name, default, help)
+    return flags.DEFINE(_Type(parse), name, default, help, serializer=_Serializer())
 
 
 _CONFIG = flags.DEFINE_string(
@@ -264,8 +272,9 @@ def connect(arguments: Arguments) -> None:
             "--mode": _MODE.value,
             "--checkpoint": _CHECKPOINT.value,
             "--extend": _EXTEND.value,
-            "--config.*": arguments.overrides,
+            # An evaluation may have overrides alone.
             **{f"config.{key}": value for key, value in flatten(config).items()},
+            "--config.*": arguments.overrides,
         }
     )
 
