@@ -95,6 +95,15 @@ def test_code_that_fails_is_an_error_with_its_line(content, message, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_an_error_in_the_package_keeps_its_traceback(tmp_path):
+    (tmp_path / "c.py").write_text(
+        "from resnet_jax.config import rescaled_ema_decay\n"
+        "rescaled_ema_decay('x', batch_size=1, every=1, epochs=1)\n"
+    )
+    with pytest.raises(TypeError):
+        config_lib.load(tmp_path / "c.py")
+
+
 def test_the_error_of_a_module_that_a_config_calls_names_both_places(
     tmp_path, monkeypatch
 ):
