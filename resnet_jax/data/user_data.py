@@ -22,6 +22,9 @@ from resnet_jax.errors import UserError
 HOLD_OUT = 4
 # One image in PART is held out for evaluation, if no evaluation split is passed.
 PART = 5
+# More classes than data sets have. A network has one for each number up to the largest
+# label.
+MOST_CLASSES = 2**20
 # The number of labels that a source's checksum includes; reading all might take long.
 SAMPLE = 64
 
@@ -112,6 +115,13 @@ def _open_arrays(images: Any, labels: Any, channels: int, name: str) -> MemorySo
     elif labels.min() < 0:
         index = int(labels.argmin())
         raise UserError(f"Label {index} of {name} is {labels[index]}. Count from 0.")
+    elif labels.max() >= MOST_CLASSES:
+        index = int(labels.argmax())
+        raise UserError(
+            f"Label {index} of {name} is {labels[index]}, and a network has at most"
+            f" {MOST_CLASSES:,} classes. Count them from 0 without gaps:"
+            " np.unique(labels, return_inverse=True)[1]."
+        )
     else:
         classes = tuple(map(str, range(int(labels.max()) + 1)))
     return MemorySource(images, labels.astype(np.int32), classes, title=name)

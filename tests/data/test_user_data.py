@@ -210,6 +210,7 @@ class Twice(Own):
         ((IMAGES, [0, None] * 40), r"labels of data are object\[80\]"),
         (list(zip(IMAGES, LABELS, strict=True)), r"zip\(\*pairs\) makes of pairs"),
         ((IMAGES, LABELS - 1), r"Label 0 of data is -1\. Count from 0\."),
+        ((IMAGES, LABELS + 2**40), r"Label .* of data is \d+, .*at most 1,048,576"),
         (([*IMAGES[1:], "cat.png"], LABELS), r"cat\.png: No such file"),
         (([*IMAGES[1:], IMAGES[0] / 2], LABELS), r"data/79 is an array of float64"),
         (Nameless(), r"classes of data are \(\)"),
