@@ -27,6 +27,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
+from resnet_jax.console import output
 from resnet_jax.errors import UserError, problem_of_store
 from resnet_jax.parallel import processes
 from resnet_jax.persistence import orbax_s3, storage
@@ -235,7 +236,10 @@ class Checkpoints:
         Raises:
           UserError: The save failed.
         """
-        with self._explaining_failure():
+        with (
+            self._explaining_failure(),
+            output.telling(f"Waiting for the checkpoint of step {self._saving}."),
+        ):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
@@ -281,7 +285,8 @@ class Checkpoints:
 
     def steps_on_disk(self) -> list[int]:
         """Returns the steps of the checkpoints that any process has finished."""
-        return sorted(found.step for found in self._names.find_all(self.directory))
+        with storage.explaining_errors(self.directory):
+            return sorted(found.step for found in self._names.find_all(self.directory))
 
     def best_step(self) -> int | None:
         """Returns the step with the highest top-1 accuracy, or None if there is none.
@@ -397,7 +402,7 @@ class Checkpoints:
             restore_args=ocp.checkpoint_utils.construct_restore_args(like),
             partial_restore=isinstance(like, dict),
         )
-        with self._explaining_damage(step):
+        with self._explaining_damage(step), _without_late_errors():
             restored = self._arrays.restore(self._state_of(step), args=args)
         self._check_arrays(step, restored, self.read(step))
         return restored
@@ -513,7 +518,9 @@ class Checkpoints:
             count += 1
             target = aside / f"{step}-{count}"
         if jax.process_index() == 0:
-            storage.move_tree(self.directory / str(step), target)
+            with storage.explaining_errors(self.directory):
+                storage.make_way(aside, pathlib.Path.is_dir)
+                storage.move_tree(self.directory / str(step), target)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("set aside")
         self._manager.close()
@@ -567,7 +574,26 @@ def restore_as_numpy(path: Path, keys: Sequence[str]) -> dict[str, Any]:
     options = ocp.args.PyTreeRestore(
         item=part, restore_args=kinds, partial_restore=True
     )
-    return handler.restore(path, args=options)
+    with _without_late_errors():
+        return handler.restore(path, args=options)
+
+
+@contextlib.contextmanager
+def _without_late_errors() -> Iterator[None]:
+    """Hides tracebacks of arrays that arrive after the reading of another one failed.
+
+    Orbax then closes its event loop, to which TensorStore's threads hand the arrays.
+    """
+    before = sys.unraisablehook
+
+    def hook(dropped: Any) -> None:
+        if str(dropped.exc_value) != "Event loop is closed":
+            before(dropped)
+
+    sys.unraisablehook = hook
+    yield
+    # After a failure the hook stays, since the arrays arrive at any time.
+    sys.unraisablehook = before
 
 
 class _DurableRename(ocp.path.atomicity.AtomicRenameTemporaryPath):
