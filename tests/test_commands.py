@@ -196,6 +196,36 @@ def test_an_override_and_its_value_may_be_two_arguments():
 
 
 @pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        (
+            "optim.learning_rate=-1",
+            r"^optim\.learning_rate=-1\.0 must be at least 0\.$",
+        ),
+        ("data.flip=maybe", r"data\.flip=maybe is neither true nor false"),
+        ("seed=9223372036854775808", r"^seed=9223372036854775808 must be from 0 to"),
+        ("total.epochs=nan", r"total\.epochs=nan is not a number"),
+    ],
+)
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("resnet_jax.plan.__main__", "--topology=v5e:2x4"),
+        ("resnet_jax.analysis.gradients", "--save=norms.png"),
+        ("resnet_jax.bench.__main__", "augment", "--save=images.png"),
+        ("resnet_jax.bench.__main__", "schedule", "--save=rates.png"),
+        *(("resnet_jax.bench.__main__", what) for what in ("overhead", "scale")),
+    ],
+    ids=" ".join,
+)
+def test_every_command_with_a_config_refuses_the_same_values(line, flag, message):
+    name, *words = line
+    config = "--config=configs/quickstart.py"
+    with pytest.raises(UserError, match=message):
+        entry_of(name)([name, *words, config, f"--config.{flag}"])
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
         ("--setps=2", r"no flag --setps\. Did you mean --steps"),

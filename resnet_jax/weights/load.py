@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from resnet_jax.config import values
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models import zoo
 from resnet_jax.models.zoo import ZOO, Spec, get_entry, get_spec, resolve
@@ -61,8 +62,9 @@ def load(
 
     Raises:
       UserError: There are no such weights, they cannot be read, or they belong to
-        another network.
+        another network; or the seed is not one that a run may have.
     """
+    values.check_value("seed", seed)
     card, variables = read(source, model=model, **overrides)
     spec = card.make_spec()
     new_ends = {key: overrides[key] for key in ENDS if key in overrides}
