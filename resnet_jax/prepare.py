@@ -44,6 +44,14 @@ def _folder_to_write(text: str) -> str:
     return folder
 
 
+# The flags that have no effect on a source or a task.
+_UNUSED = {
+    "verify": ("manual_dir", "out", "max_side", "quality"),
+    "convert": ("manual_dir",),
+    "folder": ("manual_dir", "data_dir"),
+}
+
+
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser("prepare", __doc__)
     parser.add_argument(
@@ -117,6 +125,14 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
             f"{args.source} needs a directory: python -m resnet_jax.prepare"
             f" {args.source} DIRECTORY."
         )
+    if args.directory and args.source not in ("convert", "verify"):
+        raise UserError(
+            f"{args.source} takes no DIRECTORY, but {args.directory!r} was given. Put"
+            " quotes around a path with spaces; --out=DIRECTORY names the result."
+        )
+    for source, flags in _UNUSED.items():
+        if args.source == source or args.source.startswith(f"{source}:"):
+            parser.warn_of_unused(args, flags, source)
     return args
 
 

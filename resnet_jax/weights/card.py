@@ -257,9 +257,15 @@ def from_json(text: str, weights: str) -> Card:
       UserError: The text is not a card.
     """
     try:
-        return Card(**{key: as_tuples(x) for key, x in json.loads(text).items()})
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = str(error).rstrip(".")
+        card = Card(**{key: as_tuples(x) for key, x in json.loads(text).items()})
+        card.make_spec()
+        return card
+    # A network may be unknown, and JSON may be nested too deeply.
+    except (
+        *(ValueError, TypeError, LookupError, AttributeError, OverflowError),
+        *(RecursionError, UserError),
+    ) as error:
+        reason = str(error).rstrip(".?")
         raise UserError(
             f"The card of {weights} cannot be used: {reason}. Correct it, or remove it"
             " and name the network."

@@ -17,7 +17,13 @@ from resnet_jax.weights import SCHEMES, files, formats, hub, native
 from resnet_jax.weights.adapt import FIRST_CONVS, fit_ends
 from resnet_jax.weights.bit import BIT
 from resnet_jax.weights.card import Card, default_card
-from resnet_jax.weights.naming import Scheme, Tensors, from_foreign, shapes_of
+from resnet_jax.weights.naming import (
+    Scheme,
+    Tensors,
+    check_depth,
+    from_foreign,
+    shapes_of,
+)
 from resnet_jax.weights.stored import UnreadableError
 
 log = logging.getLogger(__name__)
@@ -124,8 +130,8 @@ def _read(source: str, model: str | None, overrides: dict) -> tuple[Card, Tensor
             tensors, card = native.read_workdir(path)
         elif path.is_dir():
             raise UserError(
-                f"{path} is neither a workdir (config.json, checkpoints/) nor a weights"
-                f" directory (card.json) nor a copy of the hub's ({hub.WEIGHTS})."
+                f"{path} is neither a workdir (checkpoints/) nor a weights directory"
+                f" (card.json) nor a copy of the hub's ({hub.WEIGHTS})."
             )
         else:
             with files.local(path) as file:
@@ -134,6 +140,10 @@ def _read(source: str, model: str | None, overrides: dict) -> tuple[Card, Tensor
                     return _read_without_card(file, model, overrides)
                 card = file_card
                 tensors = files.read(file, card.make_spec(), _scheme_of(card))
+    try:
+        check_depth(card.make_spec(), tensors)
+    except UserError as error:
+        raise UserError(f"{source} does not fit {card.network}: {error}") from None
     return _check_card(card, source, model, overrides), tensors
 
 
@@ -152,7 +162,7 @@ def _check_card(card: Card, source: str, model: str | None, overrides: dict) -> 
             f" model={card.network}."
         )
     # If the shapes differ, a later error names the tensors, which says more.
-    if _shapes(target) == _shapes(spec):
+    if target != spec and _shapes(target) == _shapes(spec):
         for key in card.spec:
             saved, value = getattr(spec, key), getattr(target, key)
             if saved != value and key not in MAY_DIFFER:

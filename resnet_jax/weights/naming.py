@@ -9,7 +9,7 @@ modules and of their variables, and gives the order of an array's axes.
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models.cost import init_shapes
+from resnet_jax.models.spec import ResNetSpec
 from resnet_jax.models.zoo import Spec, build
 from resnet_jax.weights.stored import StoredTensor
+
+# A network of this many blocks can be built within seconds.
+MANY_BLOCKS = 1000
 
 Rules = list[tuple[str, str]]
 Tensors = Mapping[str, np.ndarray | StoredTensor]
@@ -152,7 +156,36 @@ def nest(spec: Spec, values: Mapping[str, np.ndarray]) -> dict:
 def _variables_of(spec: Spec) -> dict:
     # Names do not depend on the image's size, and shapes only do after flattened
     # features. The networks that flatten take 64 pixels or average to a fixed size.
-    return init_shapes(build(spec), image_size=64)
+    try:
+        return init_shapes(build(spec), image_size=64)
+    except UserError:
+        raise
+    # Flax and JAX raise these for numbers that make no network, which a card may have.
+    except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"A network cannot have the spec of these weights ({lines[0].rstrip('.')})."
+            " Correct their card, or the fields that replace its own."
+        ) from error
+
+
+def check_depth(spec: Spec, tensors: Collection[str]) -> None:
+    """Checks that a very deep network has no more blocks than there are tensors.
+
+    A card can claim any number of blocks, and a network of a million takes minutes and
+    gigabytes to build, even without values.
+
+    Raises:
+      UserError: It has more.
+    """
+    blocks = sum(getattr(spec, "stage_sizes", ()))
+    if isinstance(spec, ResNetSpec) and spec.spatial == "hierarchical":
+        blocks *= spec.scale - 1
+    if blocks > max(MANY_BLOCKS, len(tensors)):
+        raise UserError(
+            f"The network has {blocks} blocks, but the file only {len(tensors)}"
+            " tensors. Correct the card."
+        )
 
 
 def to_foreign(variables: Mapping, spec: Spec, scheme: Scheme) -> dict[str, np.ndarray]:
@@ -193,6 +226,7 @@ def from_foreign(tensors: Tensors, spec: Spec, scheme: Scheme) -> dict:
       UserError: A tensor is missing, surplus, of the wrong shape or not finite; the
         message names it.
     """
+    check_depth(spec, tensors)
     names = scheme.names(spec)
     known = set(names.values())
     candidates = [name for name in tensors if not re.fullmatch(scheme.ignored, name)]

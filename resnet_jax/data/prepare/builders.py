@@ -22,7 +22,7 @@ from resnet_jax.data.prepare.verify import (
     verify,
 )
 from resnet_jax.data.sources import FolderSource, folder_splits
-from resnet_jax.data.tfds_source import tfds_builder
+from resnet_jax.data.tfds_source import builder_of, tfds_builder
 from resnet_jax.errors import UserError
 from resnet_jax.persistence import storage
 
@@ -211,7 +211,8 @@ def _prepare_tfds(options: Options) -> pathlib.Path:
             " smaller images of --max_side or --quality."
         )
     dataset = options.source.removeprefix("tfds:")
-    _local(options.data_dir)
+    if options.data_dir:
+        _local(options.data_dir)
     path = build(dataset, options.data_dir, options.manual_dir)
     return _reencode(path, options) if options.reencode else path
 
@@ -228,7 +229,7 @@ def _convert(options: Options) -> pathlib.Path:
     directory = _absolute(options.directory)
     if not options.in_place:
         return _reencode(directory, options)
-    builder = originals.builder_of(directory)
+    builder = builder_of(directory)
     if builder.info.file_format == ARRAY_RECORD:
         raise UserError(f"{directory} is ArrayRecord already; there is nothing to do.")
     data = originals.prepared(builder)
@@ -238,7 +239,7 @@ def _convert(options: Options) -> pathlib.Path:
 
 
 def _reencode(directory: pathlib.Path, options: Options) -> pathlib.Path:
-    data = originals.prepared(originals.builder_of(directory))
+    data = originals.prepared(builder_of(directory))
     default = options.root / f"{data.name}{options.suffix}" / data.version
     return _pack(data, options.out_or(default), options)
 
@@ -266,7 +267,7 @@ def prepare(options: Options) -> pathlib.Path:
 
 def split_sizes(path: pathlib.Path) -> dict[str, int]:
     """Returns the number of images of each split of a prepared data set."""
-    splits = originals.builder_of(path).info.splits
+    splits = builder_of(path).info.splits
     return {split.name: split.num_examples for split in splits.values()}
 
 

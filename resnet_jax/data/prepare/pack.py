@@ -37,6 +37,7 @@ from resnet_jax.data.shards import (
     read_shard,
     write_shard,
 )
+from resnet_jax.data.tfds_source import builder_of
 from resnet_jax.data.workers import map_unordered
 from resnet_jax.errors import BadImageError, UserError
 
@@ -384,7 +385,8 @@ def pack(
 
     Args:
       data: The data set.
-      out: The directory to write; if it exists, its damaged shards are written again.
+      out: The directory to write; if it exists, its damaged shards and metadata are
+        written again.
       command: The shell command that does the same when `out` is appended to it.
       reencode: The re-encoding of the images; None to keep the files as they are.
       workers: The number of processes.
@@ -396,7 +398,7 @@ def pack(
     work = work_dir(out)
     with _claimed(work, data, command, reencode):
         _write_shards(data, work, reencode, workers)
-        if work != out:
+        if work != out or _has_damaged_metadata(out):
             _write_metadata(data, work, out, reencode)
     if work != out:
         work.rename(out)
@@ -498,6 +500,14 @@ def _paths(data: DataSet, split: str, directory: pathlib.Path) -> list[pathlib.P
     count = len(data.splits[split])
     names = f"{data.name}-{split}.array_record-{{:05d}}-of-{count:05d}"
     return [directory / names.format(index) for index in range(count)]
+
+
+def _has_damaged_metadata(out: pathlib.Path) -> bool:
+    try:
+        builder_of(out)
+    except UserError:
+        return True
+    return False
 
 
 def _write_metadata(

@@ -119,6 +119,23 @@ def test_a_data_set_without_problems_is_reported_as_readable(tmp_path, capsys):
         assert verify(source, capsys) == (0, [message])
 
 
+def test_files_that_are_not_taken_for_images_are_counted(tmp_path, capsys):
+    files = {f"train/{name}/1.jpg": content for name, content in GOOD.items()}
+    others = {"train/good0/a.jxl": b"", "train/good1/b.jxl": b"", "train/c.txt": b""}
+    folder = write_folder(tmp_path, files | others | {"val/good0/1.jpg": JPEG})
+    assert verify(folder, capsys) == (
+        0,
+        [
+            f"All 4 images of {folder} are readable. 3 files are left out (.jxl: 2,"
+            " .txt: 1)."
+        ],
+    )
+    write_folder(tmp_path, {"train/good0/bad.png": b"bad"})
+    message = "has 1 problem, listed above; 5 images were read. 3 files are left out"
+    with pytest.raises(UserError, match=message):
+        main(["prepare", "verify", folder, "--num_workers=1"])
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
