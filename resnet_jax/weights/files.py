@@ -27,16 +27,13 @@ from resnet_jax.persistence.storage import Path
 from resnet_jax.weights import SCHEMES, keras_files
 from resnet_jax.weights.card import Card, from_json, timm_card
 from resnet_jax.weights.naming import Scheme
+from resnet_jax.weights.recognition import flatten
 
 Tensors = Mapping[str, np.ndarray]
 
 TORCH = (".pth", ".pt", ".th", ".tar", ".bin")
 KERAS = (".h5", ".keras")
 SUFFIXES = (".safetensors", *TORCH, ".npz", *KERAS)
-# The keys under which training programs keep weights in a checkpoint, EMA first.
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
-# The prefixes that torch.nn.DataParallel and torch.compile add to each name.
-PREFIXES = ("module.", "_orig_mod.")
 
 
 def read(
@@ -230,37 +227,11 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
             f"{path} contains a {type(content).__name__} instead of named tensors. Save"
             " them with torch.save(model.state_dict(), PATH)."
         )
-    tensors = unwrap(content)
+    tensors = flatten(content, torch.Tensor)
     for name, value in tensors.items():
-        if not isinstance(value, torch.Tensor):
-            raise UserError(
-                f"In {path}, {name!r} is not a tensor but of the type"
-                f" {type(value).__name__}. Save the tensors alone with"
-                " torch.save(model.state_dict(), PATH)."
-            )
         value = value.detach()
         # NumPy has no bfloat16.
         tensors[name] = (value.float() if value.is_floating_point() else value).numpy()
-    return tensors
-
-
-def unwrap(checkpoint: Mapping) -> dict:
-    """Returns the state dict of a checkpoint, without prefixes of its names.
-
-    Args:
-      checkpoint: The content of a torch file: a state dict, or a training program's
-        dictionary that contains one. An EMA is preferred to the weights themselves.
-    """
-    for key in WRAPPERS:
-        if isinstance(checkpoint.get(key), Mapping):
-            checkpoint = checkpoint[key]
-            break
-    # torch's AveragedModel counts its updates under this name.
-    tensors = {name: x for name, x in checkpoint.items() if name != "n_averaged"}
-    # The wrappers may be nested in either order.
-    for prefix in PREFIXES * 2:
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): x for name, x in tensors.items()}
     return tensors
 
 

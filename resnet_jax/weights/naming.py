@@ -21,6 +21,9 @@ from resnet_jax.models.zoo import Spec, build
 
 Rules = list[tuple[str, str]]
 Tensors = Mapping[str, np.ndarray]
+Shapes = Mapping[str, tuple[int, ...]]
+# The types whose values are weights as they are: integers and float8 need a scale.
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,10 +127,7 @@ def _fields(match: re.Match) -> dict[str, str | int]:
 
 def shapes_of(spec: Spec) -> dict[str, tuple[int, ...]]:
     """Returns the shape of each of a network's variables by its native name."""
-    return {
-        "/".join(path[1:]): leaf.shape
-        for path, leaf in flatten_dict(_variables_of(spec)).items()
-    }
+    return {"/".join(path[1:]): shape for path, shape in _shapes_of(spec).items()}
 
 
 def nest(spec: Spec, values: Tensors) -> dict:
@@ -138,15 +138,26 @@ def nest(spec: Spec, values: Tensors) -> dict:
       values: The arrays by their native names.
     """
     return unflatten_dict(
-        {path: values["/".join(path[1:])] for path in flatten_dict(_variables_of(spec))}
+        {path: values["/".join(path[1:])] for path in _shapes_of(spec)}
     )
 
 
+def _shapes_of(spec: Spec) -> dict[tuple[str, ...], tuple[int, ...]]:
+    # Only the head depends on the number of classes, so a network is traced once.
+    shapes = dict(_traced_shapes(dataclasses.replace(spec, num_classes=1)))
+    for path in [path for path in shapes if path[1] == "head"]:
+        shapes[path] = (*shapes[path][:-1], spec.num_classes)
+        if not spec.num_classes:
+            del shapes[path]
+    return shapes
+
+
 @functools.cache
-def _variables_of(spec: Spec) -> dict:
+def _traced_shapes(spec: Spec) -> dict[tuple[str, ...], tuple[int, ...]]:
     # Names do not depend on the image's size, and shapes only do after flattened
     # features. The networks that flatten take 64 pixels or average to a fixed size.
-    return init_shapes(build(spec), image_size=64)
+    variables = init_shapes(build(spec), image_size=64)
+    return {path: leaf.shape for path, leaf in flatten_dict(variables).items()}
 
 
 def to_foreign(variables: Mapping, spec: Spec, scheme: Scheme) -> dict[str, np.ndarray]:
@@ -187,32 +198,71 @@ def from_foreign(tensors: Tensors, spec: Spec, scheme: Scheme) -> dict:
       UserError: A tensor is missing, surplus, of the wrong shape or not finite; the
         message names it.
     """
+    check_shapes({name: x.shape for name, x in tensors.items()}, spec, scheme)
+    names = scheme.names(spec)
+    values = {}
+    for native, shape in shapes_of(spec).items():
+        name = names[native]
+        if str(tensors[name].dtype) not in FLOATS:
+            raise UserError(
+                f"The tensor {name!r} has the type {tensors[name].dtype}, as in a"
+                " quantised network; save the weights as float32."
+            )
+        value = np.asarray(tensors[name], np.float32)
+        if not np.isfinite(value).all():
+            raise UserError(
+                f"The tensor {name!r} has values that are not finite, so the network"
+                " would compute nothing else; take an earlier checkpoint."
+            )
+        layout = scheme.layout(native, len(shape))
+        values[native] = layout.to_native(value.reshape(layout.shape(shape)))
+    return nest(spec, values)
+
+
+def check_shapes(shapes: Shapes, spec: Spec, scheme: Scheme) -> None:
+    """Checks that tensors have the names and shapes of a network.
+
+    Axes of length one do not count.
+
+    Args:
+      shapes: The shape of each tensor by its foreign name.
+      spec: The network.
+      scheme: The naming scheme of the names.
+
+    Raises:
+      UserError: A tensor is missing, surplus or of the wrong shape; the message names
+        it.
+    """
     names = scheme.names(spec)
     known = set(names.values())
-    candidates = [name for name in tensors if not re.fullmatch(scheme.ignored, name)]
+    candidates = [name for name in shapes if not re.fullmatch(scheme.ignored, name)]
     for name in candidates:
         if name not in known:
             raise UserError(
                 f"The network has no place for the tensor {name!r}."
                 f"{nearest(name, known)}"
             )
-
-    values = {}
     for native, shape in shapes_of(spec).items():
         name = names[native]
-        if name not in tensors:
+        if name not in shapes:
             raise UserError(
                 f"The tensor {name!r} is missing.{nearest(name, candidates)}"
             )
-        value = np.asarray(tensors[name], np.float32)
-        layout = scheme.layout(native, len(shape))
-        expected = layout.shape(shape)
-        if value.shape != expected:
+        expected = scheme.layout(native, len(shape)).shape(shape)
+        if not is_same_shape(shapes[name], expected):
+            hint = ""
+            if sorted(shapes[name]) == sorted(expected):
+                hint = " Its axes are in another order, so transpose it."
             raise UserError(
-                f"The tensor {name!r} has the shape {value.shape}, but the network"
-                f" needs {expected}."
+                f"The tensor {name!r} has the shape {shapes[name]}, but the network"
+                f" needs {expected}.{hint}"
             )
-        if not np.isfinite(value).all():
-            raise UserError(f"The tensor {name!r} has values that are not finite.")
-        values[native] = layout.to_native(value)
-    return nest(spec, values)
+
+
+def is_same_shape(
+    shape: tuple[int, ...] | None, expected: tuple[int, ...] | None
+) -> bool:
+    """Returns whether shapes are equal but for axes of length one; None equals none."""
+    if shape is None or expected is None:
+        return False
+    return [n for n in shape if n != 1] == [n for n in expected if n != 1]
