@@ -50,7 +50,7 @@ def test_a_file_is_the_same_after_a_round_trip_through_our_format(tmp_path, name
     assert before.keys() == after.keys()
     for key, value in before.items():
         assert value.shape == after[key].shape
-        assert value.tobytes() == after[key].tobytes(), key
+        assert np.asarray(value).tobytes() == np.asarray(after[key]).tobytes(), key
 
 
 def test_bit_weights_are_written_to_npz_with_their_authors_names(tmp_path):

@@ -7,7 +7,9 @@ serves as a card, too.
 
 import argparse
 import contextlib
+import functools
 import json
+import math
 import os
 import pathlib
 import pickle
@@ -15,6 +17,7 @@ import re
 import types
 import zipfile
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -28,18 +31,27 @@ from resnet_jax.weights import SCHEMES, keras_files
 from resnet_jax.weights.card import Card, from_json, timm_card
 from resnet_jax.weights.naming import Scheme
 from resnet_jax.weights.recognition import flatten
-
-Tensors = Mapping[str, np.ndarray]
+from resnet_jax.weights.stored import StoredTensor, explaining_damage
 
 TORCH = (".pth", ".pt", ".th", ".tar", ".bin")
 KERAS = (".h5", ".keras")
 SUFFIXES = (".safetensors", *TORCH, ".npz", *KERAS)
+# The names of NumPy's types for those of safetensors.
+_SAFETENSORS_TYPES = {
+    "BF16": "bfloat16",
+    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
+    **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+}
 
 
 def read(
     path: pathlib.Path, spec: Spec | None = None, scheme: Scheme | None = None
-) -> dict[str, np.ndarray]:
+) -> dict[str, StoredTensor]:
     """Returns the tensors of a file by their names in it.
+
+    Only headers are read, so the file may claim any sizes: compare the shapes with a
+    network before a tensor is made an array, which reads its values.
 
     Args:
       path: The file, whose suffix names the format.
@@ -52,10 +64,9 @@ def read(
         cannot be read without running code that it contains.
     """
     _check(path)
-    with _reported(path):
+    with explaining_damage(path):
         if path.suffix == ".safetensors":
-            with safetensors.safe_open(path, "np") as file:
-                return {name: file.get_tensor(name) for name in file.offset_keys()}
+            return _read_safetensors(path)
         if path.suffix == ".npz":
             return _read_npz(path)
         if path.suffix in KERAS:
@@ -66,7 +77,7 @@ def read(
 def read_card(path: pathlib.Path) -> Card | None:
     """Returns the card of a file, or None; raises UserError if the card is invalid."""
     _check(path)
-    with _reported(path):
+    with explaining_damage(path):
         if path.suffix == ".safetensors":
             with safetensors.safe_open(path, "np") as file:
                 metadata = file.metadata() or {}
@@ -82,7 +93,7 @@ def read_card(path: pathlib.Path) -> Card | None:
     return None
 
 
-def write(path: Path, tensors: Tensors, card: Card) -> None:
+def write(path: Path, tensors: Mapping[str, np.ndarray], card: Card) -> None:
     """Writes a file of weights, which exists completely or not at all, and its card.
 
     Args:
@@ -167,49 +178,69 @@ def check_suffix(path: Path) -> None:
         )
 
 
-@contextlib.contextmanager
-def _reported(path: pathlib.Path) -> Iterator[None]:
-    """Raises UserError in place of any error while a file is read."""
-    try:
-        yield
-    except (UserError, MemoryError):
-        raise
-    # Readers of damaged files raise errors of any type.
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(
-            f"{path} cannot be read: {reason.rstrip('.')}. Fetch or save it again."
-        ) from error
-
-
-def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{path} is not an archive of numpy.savez; save it again.")
+def _read_safetensors(path: pathlib.Path) -> dict[str, StoredTensor]:
+    file = safetensors.safe_open(path, "np")
     tensors = {}
-    with np.load(path, allow_pickle=False) as file:
-        for name in file.files:
-            try:
-                value = file[name]
-            except ValueError as error:
-                if "allow_pickle" not in str(error):
-                    raise
-                raise UserError(
-                    f"{path} is refused: {name!r} is a pickle, which could run code,"
-                    " instead of an array of numbers. Save it without objects."
-                ) from None
-            # Some of BiT's files keep the parameters of norms as [1, 1, 1, c].
-            norm = name.endswith(("/gamma", "/beta"))
-            tensors[name] = value.reshape(-1) if norm else value
+    for name in file.offset_keys():
+        header = file.get_slice(name)
+        tensors[name] = StoredTensor(
+            path,
+            name,
+            tuple(header.get_shape()),
+            _SAFETENSORS_TYPES.get(header.get_dtype(), header.get_dtype()),
+            functools.partial(file.get_tensor, name),
+        )
     return tensors
 
 
-def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _read_npz(path: pathlib.Path) -> dict[str, StoredTensor]:
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is not an archive of numpy.savez; save it again.")
+    archive = zipfile.ZipFile(path)
+    tensors = {}
+    for entry in archive.namelist():
+        name = entry.removesuffix(".npy")
+        with archive.open(entry) as file:
+            version = np.lib.format.read_magic(file)
+            read_header = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
+            shape, _, dtype = read_header(file)
+        if dtype.hasobject:
+            raise UserError(
+                f"{path} is refused: {name!r} is a pickle, which could run code,"
+                " instead of an array of numbers. Save it without objects."
+            )
+        # Some of BiT's files keep the parameters of norms as [1, 1, 1, c].
+        if name.endswith(("/gamma", "/beta")):
+            shape = (math.prod(shape),)
+        read = functools.partial(_read_npy, archive, entry, shape)
+        tensors[name] = StoredTensor(path, name, shape, dtype.name, read)
+    return tensors
+
+
+def _read_npy(
+    archive: zipfile.ZipFile, entry: str, shape: tuple[int, ...]
+) -> np.ndarray:
+    with archive.open(entry) as file:
+        return np.lib.format.read_array(file, allow_pickle=False).reshape(shape)
+
+
+def _read_torch(path: pathlib.Path) -> dict[str, StoredTensor]:
     torch = _import_torch(path, "Reading")
     try:
         # Checkpoints of timm's and torchvision's training contain their arguments as
         # a Namespace.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            # Files of torch before 1.6 cannot be mapped.
+            content = torch.load(
+                path,
+                map_location="cpu",
+                weights_only=True,
+                mmap=zipfile.is_zipfile(path),
+            )
     except (RuntimeError, EOFError) as error:
         raise UserError(
             f"{path} is not a complete file of torch.save; fetch or save it again."
@@ -227,12 +258,22 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
             f"{path} contains a {type(content).__name__} instead of named tensors. Save"
             " them with torch.save(model.state_dict(), PATH)."
         )
-    tensors = flatten(content, torch.Tensor)
-    for name, value in tensors.items():
-        value = value.detach()
-        # NumPy has no bfloat16.
-        tensors[name] = (value.float() if value.is_floating_point() else value).numpy()
+    tensors = {}
+    for name, value in flatten(content, torch.Tensor).items():
+        tensors[name] = StoredTensor(
+            path,
+            name,
+            tuple(value.shape),
+            str(value.dtype).removeprefix("torch."),
+            functools.partial(_read_torch_tensor, value.detach()),
+        )
     return tensors
+
+
+def _read_torch_tensor(value: Any) -> np.ndarray:
+    # NumPy has no bfloat16. The copy remains if the file that is mapped changes.
+    number = value.float() if value.is_floating_point() else value
+    return number.clone().numpy()
 
 
 def _import_torch(path: Path, task: str) -> types.ModuleType:

@@ -7,6 +7,7 @@ config and a `.weights.h5`.
 """
 
 import collections
+import functools
 import io
 import os
 import pathlib
@@ -22,13 +23,14 @@ from resnet_jax.errors import UserError, nearest
 from resnet_jax.models.zoo import Spec
 from resnet_jax.weights.keras import VARIABLES, Layer, list_layers
 from resnet_jax.weights.naming import Scheme
+from resnet_jax.weights.stored import StoredTensor
 
 # Keras's automatic name of a layer: its class and, after the first one, a number.
 UNNAMED = rf"({'|'.join(VARIABLES)})(?:_(\d+))?"
 # The files of Keras Applications keep the head under its first name.
 FORMER = {"probs": "predictions"}
 
-Tensors = dict[str, np.ndarray]
+Tensors = dict[str, StoredTensor]
 
 
 def read(
@@ -110,25 +112,25 @@ def write(
 
 def _read(path: pathlib.Path) -> Tensors:
     if not zipfile.is_zipfile(path):
-        with h5py.File(path) as file:
-            return _read_h5(file)
+        return _read_h5(path, h5py.File(path))
     with zipfile.ZipFile(path) as archive:
         content = io.BytesIO(archive.read("model.weights.h5"))
-    with h5py.File(content) as file:
-        return _read_h5(file)
+    return _read_h5(path, h5py.File(content))
 
 
-def _read_h5(file: h5py.File) -> Tensors:
+def _read_h5(path: pathlib.Path, file: h5py.File) -> Tensors:
     # A whole model in the legacy format has its optimizer beside this group.
     root = file.get("model_weights", file)
     if any(name.startswith("layer_names") for name in root.attrs):
-        return dict(_read_legacy(root))
-    return dict(_read_keras_3(file["layers"])) if "layers" in file else {}
+        return dict(_read_legacy(path, root))
+    return dict(_read_keras_3(path, file["layers"])) if "layers" in file else {}
 
 
-def _read_legacy(root: h5py.Group) -> Iterator[tuple[str, np.ndarray]]:
+def _read_legacy(
+    file: pathlib.Path, root: h5py.Group
+) -> Iterator[tuple[str, StoredTensor]]:
     for name, group in root.items():
-        arrays = _arrays(group)
+        arrays = _arrays(file, group)
         # The group of a network inside the network has several layers. In a group of
         # one layer the group's name counts, since TensorFlow 1 numbered the inner name.
         nested = len({path.rpartition("/")[0] for path in arrays}) > 1
@@ -138,8 +140,10 @@ def _read_legacy(root: h5py.Group) -> Iterator[tuple[str, np.ndarray]]:
             yield f"{FORMER.get(layer, layer)}/{variable.partition(':')[0]}", value
 
 
-def _read_keras_3(layers: h5py.Group) -> Iterator[tuple[str, np.ndarray]]:
-    for path, value in _arrays(layers).items():
+def _read_keras_3(
+    file: pathlib.Path, layers: h5py.Group
+) -> Iterator[tuple[str, StoredTensor]]:
+    for path, value in _arrays(file, layers).items():
         place, _, number = path.rpartition("/")
         automatic = place.removesuffix("/vars").rpartition("/")[2]
         layer = layers[place].attrs.get("name", automatic)
@@ -150,19 +154,28 @@ def _read_keras_3(layers: h5py.Group) -> Iterator[tuple[str, np.ndarray]]:
         yield f"{layer}/{variable}", value
 
 
-def _arrays(group: h5py.Group) -> Tensors:
+def _arrays(file: pathlib.Path, group: h5py.Group) -> Tensors:
     """Returns all arrays below a group by their paths in it."""
     arrays: Tensors = {}
 
     def visit(path: str, item: h5py.HLObject) -> None:
         if isinstance(item, h5py.Dataset):
-            value = item[()]
             # HDF5 has no bfloat16, so Keras writes the bytes.
-            is_bfloat16 = item.attrs.get("dtype") == "bfloat16"
-            arrays[path] = value.view(jnp.bfloat16) if is_bfloat16 else value
+            kind = "bfloat16" if _is_bfloat16(item) else item.dtype.name
+            read = functools.partial(_read_dataset, item)
+            arrays[path] = StoredTensor(file, item.name, item.shape, kind, read)
 
     group.visititems(visit)
     return arrays
+
+
+def _read_dataset(dataset: h5py.Dataset) -> np.ndarray:
+    value = dataset[()]
+    return value.view(jnp.bfloat16) if _is_bfloat16(dataset) else value
+
+
+def _is_bfloat16(dataset: h5py.Dataset) -> bool:
+    return dataset.attrs.get("dtype") == "bfloat16"
 
 
 def _name(tensors: Tensors, path: pathlib.Path, spec: Spec, scheme: Scheme) -> Tensors:

@@ -32,8 +32,11 @@ from resnet_jax.weights.recognition import (
     select,
     without_wrappers,
 )
+from resnet_jax.weights.stored import UnreadableError
 
 log = logging.getLogger(__name__)
+
+Shape = tuple[int, ...]
 
 # The fields of a spec that the shapes of the head and of the first kernel determine.
 ENDS = ("num_classes", "in_channels")
@@ -87,6 +90,8 @@ def read(
     card, tensors = _read(source, model, overrides)
     try:
         return card, from_foreign(tensors, card.make_spec(), _scheme_of(card))
+    except UnreadableError:
+        raise
     except UserError as error:
         raise UserError(f"{source} does not fit {card.network}: {error}") from None
 
@@ -122,6 +127,7 @@ def _read(source: str, model: str | None, overrides: dict) -> tuple[Card, Tensor
     """Returns weights in their own naming scheme, with the card of their network."""
     source, prefix = _split_prefix(source)
     path = hub.fetch(source) if source.startswith(hub.PREFIX) else path_of(source)
+    tensors: Tensors
     with explaining_errors(path):
         if (path / hub.WEIGHTS).is_file():
             path /= hub.WEIGHTS

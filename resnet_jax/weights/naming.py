@@ -18,9 +18,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models.cost import init_shapes
 from resnet_jax.models.zoo import Spec, build
+from resnet_jax.weights.stored import StoredTensor
 
 Rules = list[tuple[str, str]]
-Tensors = Mapping[str, np.ndarray]
+Tensors = Mapping[str, np.ndarray | StoredTensor]
 Shapes = Mapping[str, tuple[int, ...]]
 # The types whose values are weights as they are: integers and float8 need a scale.
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -52,6 +53,11 @@ class Layout:
         """Converts an array to the native layout."""
         value = value.reshape(value.shape[self.before : value.ndim - self.after])
         return value.transpose(np.argsort(self.axes))
+
+    def native_shape(self, foreign: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the native shape of an array, from its foreign shape."""
+        permuted = foreign[self.before : len(foreign) - self.after]
+        return tuple(permuted[i] for i in np.argsort(self.axes))
 
     def shape(self, native: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the foreign shape of an array, from its native shape."""
@@ -130,7 +136,7 @@ def shapes_of(spec: Spec) -> dict[str, tuple[int, ...]]:
     return {"/".join(path[1:]): shape for path, shape in _shapes_of(spec).items()}
 
 
-def nest(spec: Spec, values: Tensors) -> dict:
+def nest(spec: Spec, values: Mapping[str, np.ndarray]) -> dict:
     """Returns the collections `{"params": ..., "batch_stats": ...}` of a network.
 
     Args:
@@ -211,8 +217,8 @@ def from_foreign(tensors: Tensors, spec: Spec, scheme: Scheme) -> dict:
         value = np.asarray(tensors[name], np.float32)
         if not np.isfinite(value).all():
             raise UserError(
-                f"The tensor {name!r} has values that are not finite, so the network"
-                " would compute nothing else; take an earlier checkpoint."
+                f"The tensor {name!r} has values that are not finite; take an earlier"
+                " checkpoint."
             )
         layout = scheme.layout(native, len(shape))
         values[native] = layout.to_native(value.reshape(layout.shape(shape)))
