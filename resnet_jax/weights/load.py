@@ -277,6 +277,14 @@ def _choose(
             if problem_of(selection, shapes, scheme) is None:
                 return scheme, selection
     tensors = _shapes_of(read_tensors(spec, schemes[0]))
+    if prefix is not None and not found:
+        places = [
+            repr(x.prefix.rstrip("./")) for x in select(tensors, spec, schemes[0])
+        ]
+        places = places or ["no prefix"]
+        raise UserError(
+            f"{path} has no network at {prefix!r}; {name} is at {' or '.join(places)}."
+        )
     looks = looks_like(tensors)
     if looks or not found:
         expected = schemes[0].name_of(

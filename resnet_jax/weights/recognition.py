@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterable, Mapping
 
 from resnet_jax.errors import UserError
+from resnet_jax.models.baselines import HighwaySpec, VGGSpec
+from resnet_jax.models.spec import plan_blocks
 from resnet_jax.models.zoo import Spec
 from resnet_jax.weights.adapt import FIRST_CONVS
 from resnet_jax.weights.naming import (
@@ -198,10 +200,18 @@ def may_fit(shapes: Shapes, spec: Spec, params: int, scheme: Scheme) -> bool:
         channels = shape[scheme.layout(path, 4).axes.index(2)]
         per_channel = math.prod(shape) // channels if channels else 0
         head = params - count + (channels - spec.in_channels) * per_channel
-        # A head has a kernel's column and a bias for each class.
-        if head > 0 and head % spec.num_classes == 0:
+        if head == spec.num_classes * (_features(spec) + 1):
             return True
     return False
+
+
+def _features(spec: Spec) -> int:
+    """Returns the number of the head's inputs."""
+    if isinstance(spec, VGGSpec):
+        return spec.hidden
+    if isinstance(spec, HighwaySpec):
+        return spec.widths[-1][-1]
+    return spec.final_width or plan_blocks(spec)[-1][-1].features
 
 
 def looks_like(shapes: Shapes) -> str:
@@ -258,14 +268,26 @@ def _select(
         )
     }
     others = tuple(p for p in prefixes if p != prefix)
-    inner = tuple(p for p in others if not prefix.startswith(p))
     used = set(names.values())
+
+    def is_other(name: str) -> bool:
+        for other in others:
+            own = name.removeprefix(other)
+            if name.startswith(other) and (
+                # Another network's part may hold this network's.
+                not prefix.startswith(other)
+                or own.startswith(root)
+                or _is_known(own, roots, scheme)
+            ):
+                return True
+        return False
+
     left_out = [
         name
         for name, shape in shapes.items()
         if name not in used
         and shape
-        and not name.startswith(inner)
+        and not is_other(name)
         and not re.fullmatch(scheme.ignored, name)
         and not TRAINING.match(name)
     ]
