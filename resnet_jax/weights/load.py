@@ -33,6 +33,7 @@ from resnet_jax.weights.recognition import (
     without_wrappers,
 )
 from resnet_jax.weights.stored import UnreadableError
+from resnet_jax.weights.timm_torchvision import RESNET, SEQUENTIAL, TRANSFORMERS
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +113,14 @@ def schemes_of(network: str, suffix: str) -> list[Scheme]:
     return schemes
 
 
+def _readable_schemes(network: str, suffix: str) -> list[Scheme]:
+    """Returns the schemes of `schemes_of` and those that are only read."""
+    schemes = schemes_of(network, suffix)
+    if RESNET in schemes:
+        schemes += [SEQUENTIAL, TRANSFORMERS]
+    return schemes
+
+
 def _scheme_of(card: Card) -> Scheme:
     schemes = {**SCHEMES, native.NATIVE.name: native.NATIVE}
     if card.scheme not in schemes:
@@ -166,7 +175,10 @@ def _read_file(
         card = _check_card(card, str(path), model, overrides)
     elif model:
         name = resolve(model)
-        spec, schemes = get_spec(name, **overrides), schemes_of(name, path.suffix)
+        spec, schemes = (
+            get_spec(name, **overrides),
+            _readable_schemes(name, path.suffix),
+        )
         if not schemes:
             raise UserError(
                 f"{path} is a file of Keras, which has no {name}; name another network."
@@ -337,7 +349,7 @@ def _fitting(
     """
     fitting = []
     for name, entry in ZOO.items():
-        for scheme in schemes_of(name, path.suffix):
+        for scheme in _readable_schemes(name, path.suffix):
             try:
                 shapes = _shapes_of(read_tensors(entry.spec, scheme))
             except UserError:

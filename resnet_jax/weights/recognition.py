@@ -30,7 +30,9 @@ WRAPPERS = re.compile(
     r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
 # Tensors that belong to the training and not to a network.
-TRAINING = re.compile(r".*(optim|sched|scaler|rng)|opts?\b|n_averaged")
+TRAINING = re.compile(
+    r".*(optim|sched|scaler|rng|n_averaged|momentum_buffer|exp_avg)|opts?\b|state\.\d"
+)
 
 EMA = re.compile(r"(?<![a-z])(ema|swa|averaged)(?![a-z])")
 TEACHER = re.compile(r"teacher")
@@ -48,13 +50,16 @@ OTHER_NETWORKS = (
         "has a vision transformer",
     ),
     (
+        r"stages\.\d\.blocks\.\d+\.(conv_dw|gamma)|\.(dwconv|pwconv1)\b",
+        "has a ConvNeXt",
+    ),
+    (
         r"conv_stem|_conv_head|\.conv_(pw|dw)\b|depthwise",
         "has a MobileNet or an EfficientNet",
     ),
-    (r"downsample_layers|\.(conv_dw|dwconv|pwconv1)\b", "has a ConvNeXt"),
     (r"denseblock", "has a DenseNet"),
     (r"inception|Mixed_\d", "has an Inception network"),
-    (r"\.trunk_output|block\d-\d", "has a RegNet"),
+    (r"trunk_output|\bs\d\.b\d+\.", "has a RegNet"),
 )
 
 
@@ -135,8 +140,12 @@ def select(
       scheme: The expected naming scheme.
       prefix: The only prefix to take, without its last separator. None: any.
     """
-    backbone = scheme.names(dataclasses.replace(spec, num_classes=0)).values()
-    known = set(backbone)
+    try:
+        names = scheme.names(dataclasses.replace(spec, num_classes=0))
+    except UserError:
+        # The scheme has no names for such a network.
+        return []
+    known = set(names.values())
     counts: collections.Counter[str] = collections.Counter()
     for name in shapes:
         for suffix in _suffixes(name):
@@ -177,6 +186,7 @@ def may_fit(shapes: Shapes, spec: Spec, params: int, scheme: Scheme) -> bool:
     rules = scheme.rules(spec)
     first = scheme.name_of(path, rules)
     root, roots = head_root(spec, scheme), _roots(spec, scheme)
+    head_params = spec.num_classes * (_features(spec) + 1)
     statistics = tuple(
         scheme.separator + scheme.leaves[leaf]
         for leaf in ("mean", "var")
@@ -199,8 +209,8 @@ def may_fit(shapes: Shapes, spec: Spec, params: int, scheme: Scheme) -> bool:
                 count += math.prod(other_shape)
         channels = shape[scheme.layout(path, 4).axes.index(2)]
         per_channel = math.prod(shape) // channels if channels else 0
-        head = params - count + (channels - spec.in_channels) * per_channel
-        if head == spec.num_classes * (_features(spec) + 1):
+        more = (channels - spec.in_channels) * per_channel
+        if count == params - head_params + more:
             return True
     return False
 
@@ -284,9 +294,8 @@ def _select(
 
     left_out = [
         name
-        for name, shape in shapes.items()
+        for name in shapes
         if name not in used
-        and shape
         and not is_other(name)
         and not re.fullmatch(scheme.ignored, name)
         and not TRAINING.match(name)
@@ -348,9 +357,9 @@ def head_root(spec: Spec, scheme: Scheme) -> str:
 
 def _with_head(spec: Spec, shapes: Shapes, scheme: Scheme) -> Spec | None:
     """Returns the spec with the classes of the head; None if no head fits."""
-    stem = _without_numbers(scheme.name_of("head/kernel", scheme.rules(spec)))
+    stem = _root(scheme.name_of("head/kernel", scheme.rules(spec)))
     for name, shape in shapes.items():
-        if _without_numbers(name) != stem:
+        if _root(name) != stem:
             continue
         for classes in set(shape):
             target = dataclasses.replace(spec, num_classes=classes)
@@ -424,22 +433,22 @@ def _suffixes(name: str) -> Iterable[str]:
         yield name[match.end() :]
 
 
-def _without_numbers(name: str) -> str:
-    return re.sub(r"\d+|\{.*?\}", "", name)
-
-
 def _roots(spec: Spec, scheme: Scheme) -> set[str]:
-    """Returns the first modules of a scheme's names, without their numbers."""
-    return {
-        _without_numbers(template).split(scheme.separator)[0]
+    """Returns the first modules of a scheme's names but the head's, without numbers."""
+    modules = {
+        template.split(scheme.separator)[0]
         for pattern, template in scheme.rules(spec)
         if pattern != "head"
     }
+    return {"*" if module == "{module}" else _root(module) for module in modules}
 
 
 def _is_known(name: str, roots: set[str], scheme: Scheme) -> bool:
-    # A scheme whose names begin with any module has the empty root.
-    return "" in roots or _without_numbers(name).split(scheme.separator)[0] in roots
+    return "*" in roots or _root(name.split(scheme.separator)[0]) in roots
+
+
+def _root(module: str) -> str:
+    return re.sub(r"\d+|\{.*?\}", "", module)
 
 
 def groups(names: Iterable[str], prefix: str) -> dict[str, int]:
