@@ -5,12 +5,15 @@ a workdir, a weights directory or `timm:NAME.TAG`. The suffix of OUT names the f
 write; without a suffix, OUT becomes a weights directory.
 """
 
+import pathlib
+
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser
-from resnet_jax.persistence.storage import path_of
+from resnet_jax.paths import check_folder_to_write
+from resnet_jax.persistence.storage import file_to_write, is_remote, path_of
 from resnet_jax.weights import files
 from resnet_jax.weights.load import load
-from resnet_jax.weights.save import is_directory, save
+from resnet_jax.weights.save import is_directory, loading_advice, save
 
 
 def main(argv: list[str]) -> None:
@@ -42,13 +45,18 @@ def main(argv: list[str]) -> None:
         " names the network. The default is then the first network that IN fits.",
     )
     args = parser.parse(argv[1:])
+    # Before weights are loaded, or fetched.
     if not is_directory(args.target):
-        files.check_suffix(path_of(args.target))
+        files.check_suffix(file_to_write(args.target))
+    elif not is_remote(path := path_of(args.target)):
+        check_folder_to_write(pathlib.Path(path))
     card, variables = load(args.source, model=args.model)
     card = save(args.target, variables, card, args.to)
     output.say(
         f"{args.source}: {card.network} -> {args.target} (names of {card.scheme})"
     )
+    if advice := loading_advice(card, args.target):
+        output.say(advice)
 
 
 if __name__ == "__main__":

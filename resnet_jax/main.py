@@ -14,11 +14,16 @@ if __name__ == "__main__":
     signals.listen()
     process_memory.use_one_heap()
 
+import argparse
 import dataclasses
 import json
+import os
+import pathlib
 import shlex
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -27,13 +32,38 @@ from resnet_jax.config import load, override
 from resnet_jax.config.overrides import HELP, take_overrides
 from resnet_jax.config.saved import as_json, flatten
 from resnet_jax.config.variants import for_dry_run
-from resnet_jax.console.arguments import CONFIG
+from resnet_jax.console.arguments import CONFIG, check_values, seconds, whole_number
 from resnet_jax.console.quiet import quiet_libraries
 from resnet_jax.errors import UserError, problem_of
+from resnet_jax.paths import check_folder_to_write
+from resnet_jax.persistence.storage import is_remote, path_of
 
 _BEGAN = time.perf_counter()  # JAX and the libraries above it are imported later.
 
 MODES = ("train", "eval", "dry_run")
+
+
+class _Type(flags.ArgumentParser):
+    """Lets absl parse a flag with a type of argparse, which all commands share.
+
+    Args:
+      parse: Parses a text; raises `argparse.ArgumentTypeError`.
+    """
+
+    def __init__(self, parse: Callable[[str], Any]):
+        self._parse = parse
+
+    def parse(self, argument: str) -> Any:
+        """Returns the value of a flag; raises ValueError if it is not allowed."""
+        try:
+            return self._parse(argument)
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(str(error)) from None
+
+
+def _define(name: str, parse: Callable[[str], Any], default: str | None, help: str):
+    return flags.DEFINE(_Type(parse), name, default, help)
+
 
 _CONFIG = flags.DEFINE_string(
     "config",
@@ -76,13 +106,15 @@ _COORDINATOR = flags.DEFINE_string(
     "The address HOST:PORT of process 0, for a run of several processes that JAX cannot"
     " find by itself. It requires --num_processes and --process_id.",
 )
-_NUM_PROCESSES = flags.DEFINE_integer(
+_NUM_PROCESSES = _define(
     "num_processes",
+    whole_number(1),
     None,
     "The number of processes of the run, the same for all. It requires --coordinator.",
 )
-_PROCESS_ID = flags.DEFINE_integer(
+_PROCESS_ID = _define(
     "process_id",
+    whole_number(0),
     None,
     "The number of this process, from 0 to --num_processes - 1. It requires"
     " --coordinator.",
@@ -93,20 +125,23 @@ _DISTRIBUTED = flags.DEFINE_boolean(
     "Connects the processes of a TPU pod, a Slurm job or Open MPI, which JAX finds by"
     " itself.",
 )
-_INITIALIZATION_TIMEOUT = flags.DEFINE_string(
+_INITIALIZATION_TIMEOUT = _define(
     "initialization_timeout",
+    seconds,
     "100s",
     "Time to wait for all processes to connect, such as 90s, 5m or 1h.",
 )
-_GRACE = flags.DEFINE_string(
+_GRACE = _define(
     "grace",
+    seconds,
     "25s",
     "Time between a signal (SIGTERM, Ctrl-C, SIGHUP) and the scheduler's SIGKILL, such"
     " as 25s. The run saves and exits with code 128 + the signal's number within it. 0"
     " disables the limit.",
 )
-_STALL_TIMEOUT = flags.DEFINE_string(
+_STALL_TIMEOUT = _define(
     "stall_timeout",
+    seconds,
     "30m",
     "Time, such as 30m, after which the run exits with code 1 if no step, evaluation"
     " batch or compilation has ended. It prints where each thread is. 0 disables the"
@@ -142,11 +177,17 @@ def parse(argv: list[str]) -> Arguments:
         # Overrides may also be in the file that absl's --flagfile names.
         argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
         argv, overrides = take_overrides(argv)
+        valued = [name for name in flags.FLAGS if not flags.FLAGS[name].boolean]
+        check_values(argv[1:], [f"--{name}" for name in valued])
         positional = flags.FLAGS(argv)[1:]
     except flags.Error as error:
         raise UserError(
             f"{str(error).splitlines()[0]} (--help lists the flags; --config.KEY=VALUE"
             " sets a key of the config)"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"The file that --flagfile names is not a text: {error}."
         ) from None
     if positional:
         raise UserError(
@@ -162,20 +203,42 @@ def parse(argv: list[str]) -> Arguments:
             "--workdir is required, for example --workdir=runs/NAME. Each run has a"
             " directory of its own."
         )
+    _check_combination()
+    workdir = ""
+    if _WORKDIR.value is not None:
+        path = path_of(_WORKDIR.value)
+        if _MODE.value == "train" and not is_remote(path):
+            check_folder_to_write(pathlib.Path(path))
+        workdir = os.fspath(path)
     config = None
     if _CONFIG.value is not None:
         config = load(_CONFIG.value)
         override(config, overrides)
-    return Arguments(config, overrides, _WORKDIR.value or "")
+    return Arguments(config, overrides, workdir)
 
 
-def _seconds(text: str, flag: str) -> float:
-    """Parses a duration such as 25, 25s, 5m or 1h into seconds."""
-    scale = {"s": 1, "m": 60, "h": 3600}.get(text[-1:], 0)
-    try:
-        return float(text[:-1]) * scale if scale else float(text)
-    except ValueError:
-        raise UserError(f"--{flag}={text} is not a time, such as 25s or 30m.") from None
+def _check_combination() -> None:
+    """Warns of flags that have no effect beside the others.
+
+    Raises UserError if they make single runs of what should be one of many processes.
+    """
+    given = {name for name in flags.FLAGS if flags.FLAGS[name].present}
+    several = bool({"coordinator", "distributed"} & given)
+    for name in ("num_processes", "process_id"):
+        if name in given and not several:
+            raise UserError(
+                f"--{name} needs --coordinator=HOST:PORT, without which this process"
+                " would be a run of its own. Give that, or leave both out."
+            )
+    needs = {
+        "distributed": ("no --coordinator", "coordinator" not in given),
+        "initialization_timeout": ("--coordinator or --distributed", several),
+        "extend": ("--mode=train", _MODE.value == "train"),
+        "checkpoint": ("--mode=eval", _MODE.value == "eval"),
+    }
+    for name, (need, is_met) in needs.items():
+        if name in given and not is_met:
+            output.warn(f"--{name} has an effect only with {need}.")
 
 
 def connect(arguments: Arguments) -> None:
@@ -192,7 +255,7 @@ def connect(arguments: Arguments) -> None:
         _COORDINATOR.value,
         _NUM_PROCESSES.value,
         _PROCESS_ID.value,
-        _seconds(_INITIALIZATION_TIMEOUT.value, "initialization_timeout"),
+        _INITIALIZATION_TIMEOUT.value,
     )
     config = json.loads(as_json(arguments.config)) if arguments.config else {}
     startup_check.check_processes(
@@ -220,7 +283,6 @@ def run(arguments: Arguments, command: str) -> None:
     from resnet_jax.parallel.sharding import find_devices
     from resnet_jax.persistence import compile_cache
     from resnet_jax.persistence.metric_writers import describe
-    from resnet_jax.persistence.storage import path_of
     from resnet_jax.persistence.temporary_workdir import temporary_workdir
     from resnet_jax.training.evaluation import evaluate_workdir
     from resnet_jax.training.loop import train
@@ -228,8 +290,7 @@ def run(arguments: Arguments, command: str) -> None:
     compile_cache.turn_on()
     if find_devices()[0].platform == "cpu":
         process_memory.keep_freed_memory()
-    grace = _seconds(_GRACE.value, "grace")
-    stall_timeout = _seconds(_STALL_TIMEOUT.value, "stall_timeout")
+    grace, stall_timeout = _GRACE.value, _STALL_TIMEOUT.value
     config = arguments.config
     if _MODE.value == "dry_run":
         with temporary_workdir(arguments.workdir) as workdir:

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--save",
         metavar="FILE.png",
-        type=storage.path_of,
+        type=storage.file_to_write,
         help="The file to which a picture is written that shows each image as the"
         " network sees it, with its predictions. By default none is written.",
     )

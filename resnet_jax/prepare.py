@@ -18,12 +18,29 @@ extract their archives. Training reads the results without TensorFlow.
 import argparse
 import logging
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from resnet_jax.console import output
-from resnet_jax.console.arguments import Parser, count
+from resnet_jax.console.arguments import Parser, count, whole_number
 from resnet_jax.errors import UserError
+from resnet_jax.paths import check_folder_to_write
+from resnet_jax.persistence import storage
+
+# argparse also calls these for the default, the empty text.
+
+
+def _folder(text: str) -> str:
+    subject = "The data that prepare reads and writes"
+    return text and os.fspath(storage.local_path_of(text, subject))
+
+
+def _folder_to_write(text: str) -> str:
+    folder = _folder(text)
+    if folder:
+        check_folder_to_write(pathlib.Path(folder))
+    return folder
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -44,32 +61,35 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--data_dir",
+        type=_folder,
         default="",
         help="The directory in which tfds keeps its data sets. The default is that of"
         " tfds, $TFDS_DATA_DIR or ~/tensorflow_datasets.",
     )
     parser.add_argument(
         "--manual_dir",
+        type=_folder,
         default="",
         help="The directory of the archives that you have downloaded yourself. The"
         " default is downloads/manual in --data_dir.",
     )
     parser.add_argument(
         "--out",
+        type=_folder_to_write,
         default="",
         help="The directory to write the data set to. The default is a directory in"
         " --data_dir, or beside the folder for folder:PATH.",
     )
     parser.add_argument(
         "--max_side",
-        type=int,
+        type=whole_number(0),
         default=0,
         help="The largest side of an image in pixels; larger images are resized. The"
         " default of 0 keeps the size of each image.",
     )
     parser.add_argument(
         "--quality",
-        type=int,
+        type=whole_number(1, 100),
         default=0,
         help="The quality, from 1 to 100, of the JPEGs as which images are encoded"
         " again. The default is 90 with --max_side; otherwise the original files are"
@@ -121,15 +141,19 @@ def _verify(source: str, data_dir: str, num_workers: int) -> None:
     """Prints each problem of a data set; raises UserError if there is any."""
     from resnet_jax.data.prepare.builders import check
 
-    total, problems = check(source, data_dir, num_workers)
+    total, left_out, problems = check(source, data_dir, num_workers)
     number = 0
     for problem in problems:
         number += 1
         output.answer(problem)
+    others = f" {left_out}." if left_out else ""
     if number:
         word = "problem" if number == 1 else "problems"
-        raise UserError(f"{source} has {number:,} {word}, listed above.")
-    output.answer(f"All {total:,} images of {source} are readable.")
+        raise UserError(
+            f"{source} has {number:,} {word}, listed above; {total:,} images were"
+            f" read.{others}"
+        )
+    output.answer(f"All {total:,} images of {source} are readable.{others}")
 
 
 def run(argv: Sequence[str], **options: Any) -> None:
@@ -141,6 +165,9 @@ def run(argv: Sequence[str], **options: Any) -> None:
     try:
         main(argv, **options)
     except OSError as error:
+        # Other errors than those of the file system keep their traceback.
+        if error.strerror is None:
+            raise
         raise UserError(
             f"{error.filename or 'A file'}: {error.strerror}. Fix that; then the same"
             " command resumes the work."

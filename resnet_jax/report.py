@@ -14,13 +14,14 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "workdir",
         metavar="WORKDIR",
+        type=storage.path_of,
         help="The directory of the run, which holds its metrics.jsonl.",
     )
     args = parser.parse(argv[1:])
     # Imported here, so that --help answers at once.
     from resnet_jax.reports.curves import draw
 
-    output.say(str(draw(storage.path_of(args.workdir))))
+    output.say(str(draw(args.workdir)))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ does not occur in residual networks (arXiv:1512.03385, section 4.2). Dashed line
 errors on training batches during training, bold lines are errors on the eval split.
 """
 
-import json
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +15,7 @@ from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser
 from resnet_jax.errors import UserError
 from resnet_jax.persistence import storage
-from resnet_jax.persistence.metric_writers import read_metrics
+from resnet_jax.persistence.metric_writers import points, read_metrics
 from resnet_jax.persistence.storage import Path
 from resnet_jax.reports.figures import picture, shorten
 
@@ -44,9 +44,7 @@ def errors(workdir: Path) -> dict[str, list[tuple[int, float]]]:
         raise UserError(f"{workdir} holds no metrics.jsonl; --runs takes workdirs.")
     return {
         split: [
-            (row["step"], 100 * (1 - row[f"{split}/top1"]))
-            for row in rows
-            if f"{split}/top1" in row
+            (step, 100 * (1 - top1)) for step, top1 in points(rows, f"{split}/top1")
         ]
         for split in SPLITS
     }
@@ -54,10 +52,10 @@ def errors(workdir: Path) -> dict[str, list[tuple[int, float]]]:
 
 def name_of(workdir: Path) -> str:
     """Returns the name of the network that a run trains, with the workdir's name."""
-    config = workdir / "config.json"
-    if not config.exists():
-        return workdir.name
-    return f"{json.loads(config.read_text())['model']['name']} ({workdir.name})"
+    path = workdir / "config.json"
+    with output.dispensable(str(path), "read"), contextlib.suppress(FileNotFoundError):
+        return f"{storage.read_object(path)['model']['name']} ({workdir.name})"
+    return workdir.name
 
 
 def plot(workdirs: Sequence[Path], path: Path) -> Path:
@@ -102,7 +100,7 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument(
         "--save",
-        type=storage.path_of,
+        type=storage.file_to_write,
         required=True,
         help="The file to which the picture is written, such as errors.png.",
     )

@@ -226,7 +226,7 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument(
         "--save",
-        type=storage.path_of,
+        type=storage.file_to_write,
         required=True,
         help="The file to which the picture is written, such as norms.png. The numbers"
         " are written beside it, as norms.json.",

@@ -1,7 +1,6 @@
 """The command `python -m resnet_jax.bench`; the package's docstring describes it."""
 
 import argparse
-import pathlib
 import pkgutil
 import shlex
 import signal
@@ -15,6 +14,7 @@ from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, count
 from resnet_jax.errors import check_known
 from resnet_jax.parallel import process_memory
+from resnet_jax.paths import file_to_write
 
 # The benchmarks are given by name, and only the requested one is imported: `gpu` runs
 # on machines that lack packages which the others need.
@@ -86,7 +86,7 @@ def add_common(parser: Parser) -> None:
     )
     parser.add_argument(
         "--json",
-        type=pathlib.Path,
+        type=file_to_write,
         metavar="FILE",
         help="The JSON file to which the tables are also written. Without it, they are"
         " only printed.",

@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
+from resnet_jax import paths
 from resnet_jax.bench.input import read_jpegs
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, count, load_config
@@ -27,13 +28,13 @@ def add_arguments(parser: Parser) -> None:
     parser.add_config(required=True)
     parser.add_argument(
         "--images",
-        type=pathlib.Path,
+        type=paths.local,
         help="A folder or .zip of JPEGs that are augmented. The default is the config's"
         " training data.",
     )
     parser.add_argument(
         "--save",
-        type=pathlib.Path,
+        type=paths.file_to_write,
         required=True,
         help="The file of the contact sheet, such as sheet.png.",
     )

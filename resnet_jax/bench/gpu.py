@@ -22,12 +22,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from resnet_jax import paths
 from resnet_jax.bench import table
 from resnet_jax.bench.cases import Case, name_of
 from resnet_jax.bench.gpu_worker import MAKERS
 from resnet_jax.bench.worker import LeftOutError, Worker
 from resnet_jax.console import output
-from resnet_jax.console.arguments import Parser, count, words
+from resnet_jax.console.arguments import Parser, count, seconds, words
 from resnet_jax.errors import UserError, check_known
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -120,22 +121,22 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument(
         "--seconds",
-        type=count,
+        type=seconds,
         default=450,
-        help="The time limit of the whole check in seconds. Parts that do not fit are"
-        " left out. The default is %(default)s.",
+        help="The time limit of the whole check, in seconds or such as 8m. Parts that"
+        " do not fit are left out. The default is %(default)s.",
     )
     parser.add_argument(
         "--golden",
-        type=pathlib.Path,
+        type=paths.local,
         default=GOLDEN,
         help="The JSON file of the golden logits. The default is"
         " tests/golden/logits.json of the checkout.",
     )
     parser.add_argument(
         "--json",
-        type=pathlib.Path,
-        default=pathlib.Path("bench_gpu.json"),
+        type=paths.file_to_write,
+        default="bench_gpu.json",
         help="The JSON file to which the results are written. The default is"
         " %(default)s.",
     )

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from resnet_jax import paths
 from resnet_jax.bench.table import TORCH, Benchmark, row
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, count
@@ -87,7 +88,7 @@ def add_images(parser: Parser) -> None:
     """Adds `--images`."""
     parser.add_argument(
         "--images",
-        type=pathlib.Path,
+        type=paths.local,
         default=SAMPLE,
         help="A folder or .zip of JPEGs that the input pipeline reads. The default is"
         " two photographs that come with scikit-learn.",
@@ -175,10 +176,9 @@ def read_jpegs(images: pathlib.Path) -> dict[str, bytes]:
         except (OSError, zipfile.BadZipFile) as error:
             raise UserError(f"{images} cannot be read: {error}.") from None
     else:
-        paths = sorted(images.rglob("*"))
         contents = {
             str(path): path.read_bytes()
-            for path in paths
+            for path in sorted(images.rglob("*"))
             if path.name.lower().endswith(suffixes)
         }
     if not contents:

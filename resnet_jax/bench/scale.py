@@ -32,7 +32,7 @@ from resnet_jax.bench.table import Benchmark
 from resnet_jax.compiler.chips import CHIPS, chip_of
 from resnet_jax.config import override
 from resnet_jax.console import output
-from resnet_jax.console.arguments import Parser, count, counts, load_config
+from resnet_jax.console.arguments import Parser, count, counts, load_config, seconds
 from resnet_jax.errors import UserError, reason_in_output
 from resnet_jax.models import get_spec
 from resnet_jax.parallel import process_memory, processes, sharding
@@ -99,9 +99,10 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument(
         "--between",
-        type=float,
+        type=seconds,
         default=20.0,
-        help="The time between two saves in seconds. The default is %(default)s.",
+        help="The time between two saves, in seconds or such as 1m. The default is"
+        " %(default)s.",
     )
     parser.add_argument(
         "--dtype",

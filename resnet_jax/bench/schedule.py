@@ -30,7 +30,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_config(required=True)
     parser.add_argument(
         "--save",
-        type=storage.path_of,
+        type=storage.file_to_write,
         help="The file of the plot, such as lr.png. Without it, nothing is plotted.",
     )
     parser.add_argument(

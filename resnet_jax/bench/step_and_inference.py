@@ -5,10 +5,10 @@ The processes then take turns on the same cores, one call at a time.
 """
 
 import argparse
-import pathlib
 import sys
 from collections.abc import Iterator
 
+from resnet_jax import paths
 from resnet_jax.bench import table
 from resnet_jax.bench.cases import Case, add_case, cases_of, name_of
 from resnet_jax.bench.table import Benchmark, row
@@ -80,7 +80,7 @@ def _add_step(parser: Parser) -> None:
     table.add_torch(parser)
     parser.add_argument(
         "--profile",
-        type=pathlib.Path,
+        type=paths.local,
         help="The folder in which a profiler trace of a step is written. Without it,"
         " none is made.",
     )

@@ -120,7 +120,6 @@ class Report:
     def __init__(self, path: pathlib.Path | None):
         self.path = path
         self.tables: list[dict] = []
-        self._write()
 
     def add(self, command: str, machine: dict, rows: Iterable[dict]) -> None:
         """Prints a table while its rows are measured.

@@ -14,6 +14,8 @@ from resnet_jax.config import old_keys
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# The number of pixels beyond which Pillow rejects an image by default.
+MAX_PIXELS = 178_956_970
 
 
 def literal(value: Any) -> ml_collections.FieldReference:
@@ -125,6 +127,8 @@ def get_config() -> ConfigDict:
     # stop: an image that cannot be decoded ends the run; or skip: it is skipped and
     # counted.
     config.data.on_bad_image = "stop"
+    # An image file that claims more pixels cannot be decoded.
+    config.data.max_pixels = MAX_PIXELS
 
     config.optim = old_keys.Optim()
     config.optim.name = "sgd"  # or lars, lamb, adam, adamw, keras_adam, rmsprop_tf

@@ -1,16 +1,20 @@
 """The Python files that describe configs, and the functions that they call."""
 
+import contextlib
 import inspect
 import os
 import pathlib
 import re
 import runpy
+import sys
 import traceback
-from collections.abc import Collection
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import ml_collections
 from ml_collections import ConfigDict
 
+from resnet_jax import paths
 from resnet_jax.config import defaults
 from resnet_jax.config.saved import flatten
 from resnet_jax.errors import UserError, nearest
@@ -25,6 +29,14 @@ RECIPES = next(
 )
 
 
+def _file_and_variant(path: str | os.PathLike) -> tuple[str, str]:
+    """Splits FILE.py:VARIANT; a directory's name may have a colon as well."""
+    text = os.fspath(path)
+    if match := re.fullmatch(r"(.*?\.py):(.*)", text, re.DOTALL):
+        return match[1], match[2]
+    return text, ""
+
+
 def find(path: str | os.PathLike) -> pathlib.Path:
     """Returns the path of a config's file.
 
@@ -37,16 +49,15 @@ def find(path: str | os.PathLike) -> pathlib.Path:
     Raises:
       UserError: There is no such file, or it is not a Python file.
     """
-    file = pathlib.Path(os.fspath(path).partition(":")[0])
-    if file.is_file():
-        if file.suffix != ".py":
-            raise UserError(
-                f"{file} is not a config; a config is a Python file, NAME.py."
-            )
+    file = paths.local(_file_and_variant(path)[0])
+    if file.is_file() and file.suffix == ".py":
         return file
     shipped = RECIPES / file.name
     if file.parent == pathlib.Path("configs") and shipped.is_file():
         return shipped
+    if file.exists():
+        kind = "is a directory" if file.is_dir() else "is not a config"
+        raise UserError(f"{file} {kind}; a config is a Python file, NAME.py.")
     neighbours = [str(path) for path in sorted(file.parent.glob("*.py"))]
     recipes = [f"configs/{path.name}" for path in sorted(RECIPES.glob("*.py"))]
     known = dict.fromkeys(neighbours + recipes)
@@ -63,39 +74,28 @@ def load(path: str | os.PathLike) -> ConfigDict:
       path: `FILE.py` or `FILE.py:VARIANT`; see `find`.
 
     Raises:
-      UserError: There is no such file or variant, or the file does not describe a
-        config.
+      UserError: There is no such file or variant, the file does not describe a config,
+        or its code fails. An exception of a recipe that ships with resnet_jax is an
+        error in the package, and is raised as it is.
     """
-    file, variant = find(path), os.fspath(path).partition(":")[2]
-    try:
+    file, variant = find(path), _file_and_variant(path)[1]
+    _check_syntax(file)
+    with _explaining_failures(file):
         get_config = runpy.run_path(str(file)).get("get_config")
-    except SyntaxError as error:
-        raise UserError(
-            f"{file} is not valid Python: line {error.lineno}: {error.msg}."
-        ) from None
-    except ImportError as error:
-        # The configs of versions before 0.2 imported the defaults from the checkout.
-        if (error.name or "").partition(".")[0] != "configs":
-            raise UserError(f"{file} cannot be imported: {error}.") from None
-        raise UserError(
-            f"{file}: {error}. Import the defaults as resnet_jax.config.defaults, and"
-            ' load a recipe with resnet_jax.config.load(RECIPES / "r50.py").'
-        ) from None
-    if get_config is None:
+    if not callable(get_config):
         raise UserError(f"{file} is not a config; it has no function get_config.")
     arguments = [variant] if variant else []
-    try:
-        inspect.signature(get_config).bind(*arguments)
-    except TypeError:
-        if variant:
-            raise UserError(f"{file} has no variants; leave :{variant} out.") from None
-        raise UserError(f"{file} needs a variant; write {file}:VARIANT.") from None
-    try:
+    if not _takes(get_config, arguments):
+        if variant and _takes(get_config, []):
+            raise UserError(f"{file} has no variants; leave :{variant} out.")
+        if _takes(get_config, [""]):
+            raise UserError(f"{file} needs a variant; write {file}:VARIANT.")
+        raise UserError(
+            f"{file} is not a config; its get_config may have one argument, the"
+            " variant, and no other without a default."
+        )
+    with _explaining_failures(file):
         config = get_config(*arguments)
-    except (AttributeError, KeyError, TypeError) as error:
-        if problem := _key_problem(error, file):
-            raise UserError(problem) from None
-        raise
     if not isinstance(config, ConfigDict):
         raise UserError(
             f"{file} is not a config; get_config returned {type(config).__name__}, not"
@@ -104,25 +104,85 @@ def load(path: str | os.PathLike) -> ConfigDict:
     return config
 
 
-def _key_problem(error: Exception, file: pathlib.Path) -> str:
-    """Returns a sentence about the line of a file that failed to set a key.
+def _check_syntax(file: pathlib.Path) -> None:
+    """Raises UserError if a file cannot be read or is not Python."""
+    try:
+        source = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}.") from None
+    try:
+        # The file is compiled again when it runs, with its warnings.
+        with warnings.catch_warnings(action="ignore"):
+            compile(source, file, "exec")
+    except SyntaxError as error:
+        place = f"line {error.lineno}: " if error.lineno else ""
+        raise UserError(f"{file} is not valid Python: {place}{error.msg}.") from None
+    # Python 3.11 raises ValueError for a null byte.
+    except (ValueError, RecursionError, MemoryError) as error:
+        reason = str(error) or "it is nested too deeply"
+        raise UserError(f"{file} is not valid Python: {reason}.") from None
 
-    It is '' if the error has another cause.
+
+def _takes(function: Callable, arguments: Sequence[str]) -> bool:
+    """Returns whether a function can be called with the arguments."""
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
+        return False
+    # Some functions that are written in C do not tell.
+    except ValueError:
+        pass
+    return True
+
+
+@contextlib.contextmanager
+def _explaining_failures(file: pathlib.Path) -> Iterator[None]:
+    """Turns failures of the code of a user's file into a UserError with the line.
+
+    What the code prints goes to standard error, since a command may print its result,
+    such as JSON, on standard output.
     """
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except UserError:
+        raise
+    except ImportError as error:
+        # The configs of versions before 0.2 imported the defaults from the checkout.
+        if (error.name or "").partition(".")[0] != "configs":
+            raise UserError(f"{file} cannot be imported: {error}.") from None
+        raise UserError(
+            f"{file}: {error}. Import the defaults as resnet_jax.config.defaults, and"
+            ' load a recipe with resnet_jax.config.load(RECIPES / "r50.py").'
+        ) from None
+    except (Exception, SystemExit) as error:
+        if file.parent == RECIPES:
+            raise
+        raise UserError(_problem_in(error, file)) from None
+
+
+def _problem_in(error: BaseException, file: pathlib.Path) -> str:
+    """Returns a sentence about the failure of a user's file, with the line."""
     frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(file)]
+    place = f"{file}, line {lines[-1]}" if lines else str(file)
+    if isinstance(error, SystemExit):
+        return f"{place}: The code ends the program; a config must return from it."
     library = str(pathlib.Path(ml_collections.__file__).parent)
     if not frames[-1].filename.startswith(library):
-        return ""
-    lines = [frame.lineno for frame in frames if frame.filename == str(file)]
-    if not lines:
-        return ""
+        text = " ".join(str(error).split())
+        # The code may have failed in a module of the user's that it calls.
+        last = frames[-1]
+        origin = f" (in {last.filename}, line {last.lineno})"
+        origin = "" if last.filename == str(file) else origin
+        return f"{place}: {type(error).__name__}: {text[:300]}{origin}"
     reason = " ".join(str(error.args[0]).split()) if error.args else repr(error)
     if missing := re.search('Key "(.*?)" does not exist', reason):
         keys = {
             part for key in flatten(defaults.get_config()) for part in key.split(".")
         }
         reason = f"There is no key {missing[1]!r}.{nearest(missing[1], sorted(keys))}"
-    return f"{file}, line {lines[-1]}: {reason[:300]}"
+    return f"{place}: {reason[:300]}"
 
 
 def choose(variant: str, known: Collection[str]) -> int:

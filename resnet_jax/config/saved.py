@@ -20,6 +20,7 @@ MAY_CHANGE = (
     "data.data_dir",
     "data.eval_size",
     "data.eval_split",
+    "data.max_pixels",
     "data.num_threads",
     "data.num_workers",
     "data.on_bad_image",

@@ -1,9 +1,12 @@
 """The parser of command lines, and the types of arguments that commands share."""
 
 import argparse
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
+from resnet_jax.console import output
 from resnet_jax.errors import UserError, nearest
 
 # Benchmarks also run where ml_collections is not installed, so `resnet_jax.config` is
@@ -72,6 +75,10 @@ class Parser(argparse.ArgumentParser):
             from resnet_jax.config.overrides import take_overrides
 
             remaining, overrides = take_overrides(remaining)
+        check_values(
+            remaining,
+            [x for x, flag in self._option_string_actions.items() if flag.nargs != 0],
+        )
         args, unknown = self.parse_known_args(remaining)
         for argument in unknown:
             flag = argument.partition("=")[0]
@@ -110,14 +117,93 @@ def load_config(args: argparse.Namespace) -> "ConfigDict":
     return config
 
 
-def count(text: str) -> int:
-    """Parses a whole number of at least 1."""
+def check_values(arguments: Sequence[str], flags: Collection[str]) -> None:
+    """Checks that values are not empty, and warns of flags that are given twice.
+
+    Args:
+      arguments: A command line without overrides and the name of the program.
+      flags: The names of the flags that take a value, such as `--workdir`.
+
+    Raises:
+      UserError: A value is empty, which an unset variable of the shell is.
+    """
+    values: dict[str, str] = {}
+    unread = list(arguments)
+    while unread and unread[0] != "--":
+        # absl's flags may begin with a single dash.
+        name, equals, value = re.sub("^-(?=[^-])", "--", unread[0]).partition("=")
+        unread.pop(0)
+        if name in flags and not equals and unread:
+            value = unread.pop(0)
+        elif name and not equals:
+            continue
+        if not value.strip():
+            subject = f"{name} is" if name else "An argument is"
+            raise UserError(
+                f"{subject} empty; is a variable unset? Give a value, or leave it out."
+            )
+        if name in flags and values.setdefault(name, value) != value:
+            output.warn(f"{name} is given more than once; the last one counts: {value}")
+            values[name] = value
+
+
+# The largest whole number that a flag may have: more are mistakes, and too many for
+# 32-bit integers.
+_LARGEST = 2**31 - 1
+
+
+def whole_number(smallest: int, largest: int = _LARGEST) -> Callable[[str], int]:
+    """Returns a parser of whole numbers, which may be written as 1000, 1_000 or 1e3.
+
+    >>> whole_number(1, 100)("1e2")
+    100
+
+    Args:
+      smallest: The smallest number that is allowed.
+      largest: The largest one.
+    """
+
+    def parse(text: str) -> int:
+        number = _number(text)
+        if number.is_integer() and smallest <= number <= largest:
+            return int(number)
+        kind = f"from {smallest} to {largest}"
+        if largest == _LARGEST and not number > largest:
+            kind = f"above {smallest - 1}" if smallest else "of at least 0"
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {kind}")
+
+    return parse
+
+
+count = whole_number(1)
+
+
+def positive_number(text: str) -> float:
+    """Parses a number above 0, such as `1.2`."""
+    number = _number(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number
+
+
+def _number(text: str) -> float:
+    """Returns a number, or NaN if the text is none."""
     try:
-        number = int(text)
+        return float(text)
     except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+        return math.nan
+
+
+def seconds(text: str) -> float:
+    """Parses a time such as 25, 25s, 0.5m or 1h into seconds.
+
+    >>> seconds("1.5m")
+    90.0
+    """
+    scale = {"s": 1, "m": 60, "h": 3600}.get(text[-1:], 0)
+    number = scale * _number(text[:-1]) if scale else _number(text)
+    if not 0 <= number <= _LARGEST:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time, such as 25s or 30m")
     return number
 
 
@@ -128,4 +214,8 @@ def counts(text: str) -> list[int]:
 
 def words(text: str) -> list[str]:
     """Parses a list of words, such as `float32,bfloat16`."""
-    return text.split(",")
+    parts = text.split(",")
+    if not all(parts):
+        message = f"{text!r} has an empty part; give words with single commas between"
+        raise argparse.ArgumentTypeError(message)
+    return parts

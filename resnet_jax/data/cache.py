@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import psutil
 
+from resnet_jax.config.defaults import MAX_PIXELS
 from resnet_jax.data.decode import Picture
 from resnet_jax.data.source_protocol import NamedSource, checksum
 from resnet_jax.data.sources import DigitsSource, FakeSource
@@ -78,7 +79,9 @@ class MemorySource:
         return content
 
 
-def cached(source: NamedSource, channels: int, mode: str) -> NamedSource:
+def cached(
+    source: NamedSource, channels: int, mode: str, max_pixels: int = MAX_PIXELS
+) -> NamedSource:
     """Returns the split decoded into memory if `mode` and the memory allow it.
 
     Otherwise it returns the split as it is. An image that cannot be decoded stays
@@ -89,6 +92,7 @@ def cached(source: NamedSource, channels: int, mode: str) -> NamedSource:
       channels: The number of channels of the pixels, 1 or 3.
       mode: `small` for images of at most 64 px that take no more than a quarter of the
         free memory, `ram` for any images, or `none`.
+      max_pixels: The number of pixels beyond which a file cannot be decoded.
 
     Raises:
       UserError: The images take more than 80 % of the free memory, with `ram`.
@@ -96,7 +100,7 @@ def cached(source: NamedSource, channels: int, mode: str) -> NamedSource:
     in_memory = FakeSource | DigitsSource | MemorySource
     if mode == "none" or isinstance(source, in_memory):
         return source
-    side, total = estimate(source, channels)
+    side, total = estimate(source, channels, max_pixels)
     free = psutil.virtual_memory().available
     if mode == "small" and (side > SMALL_SIDE or total > SMALL_FRACTION * free):
         return source
@@ -108,10 +112,12 @@ def cached(source: NamedSource, channels: int, mode: str) -> NamedSource:
         )
     if mode == "ram":
         log.warning("%s; decoding them into memory.", figures)
-    return _decode_all(source, channels)
+    return _decode_all(source, channels, max_pixels)
 
 
-def estimate(source: NamedSource, channels: int) -> tuple[int, int]:
+def estimate(
+    source: NamedSource, channels: int, max_pixels: int = MAX_PIXELS
+) -> tuple[int, int]:
     """Estimates the decoded size of a split from 64 of its images.
 
     Returns:
@@ -122,7 +128,8 @@ def estimate(source: NamedSource, channels: int) -> tuple[int, int]:
     for index in np.unique(places).tolist():
         try:
             image, _ = source[index]
-            sizes.append(Picture(image, channels, source.name(index)).size)
+            name = source.name(index)
+            sizes.append(Picture(image, channels, name, max_pixels).size)
         except BadImageError:
             continue
     if not sizes:
@@ -132,11 +139,12 @@ def estimate(source: NamedSource, channels: int) -> tuple[int, int]:
     return int(sides.max()), int(mean * len(source))
 
 
-def _decode_all(source: NamedSource, channels: int) -> MemorySource:
+def _decode_all(source: NamedSource, channels: int, max_pixels: int) -> MemorySource:
     def decode(index: int):
         image, label = source[index]
         try:
-            return Picture(image, channels, source.name(index)).pixels(), label
+            name = source.name(index)
+            return Picture(image, channels, name, max_pixels).pixels(), label
         except BadImageError:
             return image, label
 

@@ -147,19 +147,20 @@ class Combined:
         return sum(self.sizes)
 
     def __getitem__(self, index: int) -> tuple[bytes | np.ndarray, int]:
-        part, own_index = self._find(index)
+        part, own_index = self.find(index)
         return part[own_index]
 
     def name(self, index: int) -> str:
         """Returns the name that the example has in its source."""
-        part, own_index = self._find(index)
+        part, own_index = self.find(index)
         return part.name(own_index)
 
     def digest(self) -> str:
         """Returns a checksum of the sources and of their shares of an epoch."""
         return checksum([part.digest() for part in self.parts], self.shares)
 
-    def _find(self, index: int) -> tuple[NamedSource, int]:
+    def find(self, index: int) -> tuple[NamedSource, int]:
+        """Returns the source of an example, and its index in that source."""
         starts = [0, *itertools.accumulate(self.sizes)]
         number = bisect.bisect_right(starts, index) - 1
         return self.parts[number], index - starts[number]
@@ -169,6 +170,8 @@ def label_of(source: NamedSource, index: int) -> int | np.ndarray:
     """Returns the label of an example, without reading its image where possible."""
     if isinstance(source, Subset):
         return label_of(source.source, int(source.indices[index]))
+    if isinstance(source, Combined):
+        return label_of(*source.find(index))
     labels = getattr(source, "labels", None)
     return source[index][1] if labels is None else int(labels[index])
 
@@ -230,10 +233,12 @@ def with_classes(source: NamedSource, classes: Sequence[str]) -> NamedSource:
     return Relabelled(source, classes, tuple(number[name] for name in source.classes))
 
 
-def few_shot(source: NamedSource, shots: int, seed: int) -> Subset | Combined:
+def few_shot(source: NamedSource, shots: int, seed: int) -> Subset:
     """Returns `shots` random images of each class.
 
-    If the source is `Combined`, each of its sources gives that many.
+    They are chosen from all images together if splits or sources are combined: of a
+    combination by weight, in proportion to the weights. An image that occurs several
+    times, as in `train+train`, is chosen once.
 
     Args:
       source: The training split.
@@ -243,22 +248,34 @@ def few_shot(source: NamedSource, shots: int, seed: int) -> Subset | Combined:
     Raises:
       UserError: A class has fewer images.
     """
-    if isinstance(source, Combined):
-        parts = tuple(few_shot(part, shots, seed) for part in source.parts)
-        return Combined(parts, source.weights)
     missing = np.full(len(source.classes), shots)
-    chosen = []
+    chosen: dict[str, int] = {}
     # Reads examples in random order until all classes are full: few of a large set.
-    order = np.random.default_rng([SHOTS, seed]).permutation(len(source))
-    for index in order.tolist():
-        label = label_of(source, index)
-        if missing[label]:
+    for index in _random_order(source, np.random.default_rng([SHOTS, seed])):
+        label, name = label_of(source, index), source.name(index)
+        if missing[label] and name not in chosen:
             missing[label] -= 1
-            chosen.append(index)
+            chosen[name] = index
         if not missing.any():
-            return Subset(source, np.array(chosen), f"{source.title}, {shots} a class")
-    label = int(np.argmax(missing))
-    raise UserError(
-        f"data.shots={shots}, but {source.title} has only {shots - missing[label]} of"
-        f" class {source.classes[label]!r}."
+            indices = np.array(list(chosen.values()))
+            return Subset(source, indices, f"{source.title}, {shots} a class")
+    poor = np.flatnonzero(missing)
+    examples = ", ".join(
+        f"{shots - missing[label]} of class {source.classes[label]!r}"
+        for label in poor[:3]
     )
+    more = f" and too few of {len(poor) - 3} other classes" if len(poor) > 3 else ""
+    raise UserError(
+        f"data.shots={shots}, but {source.title} has only {examples}{more}; lower"
+        " data.shots, or add a split or images."
+    )
+
+
+def _random_order(source: NamedSource, rng: np.random.Generator) -> list[int]:
+    """Returns the indices of a source in random order, the heavier sources earlier."""
+    sizes, shares = sizes_and_shares(source)
+    if sizes == shares:
+        return rng.permutation(len(source)).tolist()
+    # The times until the first events of independent processes with these rates.
+    rates = np.repeat(np.divide(shares, sizes), sizes)
+    return np.argsort(rng.exponential(size=len(source)) / rates).tolist()

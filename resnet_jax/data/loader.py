@@ -23,6 +23,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
 from multiprocessing import resource_tracker
 
 import grain
@@ -32,6 +33,7 @@ import psutil
 from absl import flags
 from jaxtyping import Int, Int32, Int64, UInt64
 
+from resnet_jax.config.defaults import MAX_PIXELS
 from resnet_jax.data.augment import Augment
 from resnet_jax.data.cache import MemorySource
 from resnet_jax.data.crops import scramble
@@ -135,8 +137,8 @@ class ResizeSchedule:
 
     first: int
     last: int
-    start: float
-    end: float
+    start: float | Fraction
+    end: float | Fraction
     multiple: int = 1
 
     def __call__(self, step: int) -> int:
@@ -169,6 +171,7 @@ class Examples:
       repeats: The number of times that each image comes in a row, with different
         augmentations (repeated augmentation; Hoffer et al. 2020, arXiv:1901.09335). An
         epoch then contains 1 / repeats of the images.
+      max_pixels: The number of pixels beyond which a file cannot be decoded.
     """
 
     source: NamedSource
@@ -177,6 +180,7 @@ class Examples:
     skip_bad: bool
     label_shape: tuple[int, ...] = ()
     repeats: int = 1
+    max_pixels: int = MAX_PIXELS
 
     def train(self, positions: Sequence[int], seed: int) -> Batch:
         """Returns the examples at positions of the endless training order.
@@ -274,7 +278,8 @@ class Examples:
 
     def _example(self, index: int, key: int | None, bad: int) -> Batch:
         image, label = self.source[index]
-        picture = Picture(image, self.channels, self.source.name(index))
+        name = self.source.name(index)
+        picture = Picture(image, self.channels, name, self.max_pixels)
         return _pack(self.augment(picture, key), label, index, bad, mask=True)
 
     def _padding(self, bad: int) -> Batch:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from resnet_jax.errors import UserError
+
 # One record per group, as tfds writes: any record can be read without its neighbours.
 OPTIONS = "group_size:1"
 # The file beside the shards that this project wrote. Its `command` writes them again
@@ -71,7 +73,11 @@ def damage(path: str | os.PathLike, length: int | None = None) -> str:
     Args:
       path: The path of the shard.
       length: The expected number of records; None if any number is right.
+
+    Raises:
+      UserError: The path is not UTF-8; see `check_path`.
     """
+    check_path(path)
     if not os.path.exists(path):
         return "it is missing"
     reader = ArrayRecordReader(os.fspath(path))
@@ -83,6 +89,28 @@ def damage(path: str | os.PathLike, length: int | None = None) -> str:
     if length is not None and records != length:
         return f"it holds {records:,} records, not {length:,}"
     return ""
+
+
+def check_path(path: str | os.PathLike) -> None:
+    """Checks that ArrayRecord can open a path, which it takes as a text.
+
+    Raises:
+      UserError: The path is not UTF-8.
+    """
+    if not is_utf8(os.fspath(path)):
+        raise UserError(
+            f"{os.fspath(path)!r} is not UTF-8, which the paths of ArrayRecord files"
+            " must be; rename the folder, or choose another one."
+        )
+
+
+def is_utf8(text: str) -> bool:
+    """Returns whether a name of a file, as Python decodes it, is UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_record(directory: str | os.PathLike) -> dict[str, str]:

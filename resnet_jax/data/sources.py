@@ -8,10 +8,12 @@ processes get a copy, and open it in `open_source`.
 
 import dataclasses
 import functools
+import logging
 import os
 import pathlib
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -21,15 +23,22 @@ from resnet_jax.data.derived_sources import (
     check_same_classes,
     with_classes,
 )
+from resnet_jax.data.image_files import (
+    describe,
+    entries_of,
+    find_images,
+    is_folder,
+    kind_of_other,
+    leads_back,
+)
 from resnet_jax.data.source_protocol import NamedSource, checksum
-from resnet_jax.data.tfds_source import TfdsSource, reason_of_tfds
+from resnet_jax.data.splits import slices_of
+from resnet_jax.data.tfds_source import TfdsSource
 from resnet_jax.errors import BadImageError, UserError, check_known, nearest
 from resnet_jax.persistence import storage
 
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".png", ".bmp", ".gif"),
-    *(".webp", ".ppm", ".pgm", ".tif", ".tiff"),
-)
+log = logging.getLogger(__name__)
+
 # The number of classes, and the number of images by split, of data sets that `plan`
 # need not have on disk.
 KNOWN = {
@@ -88,12 +97,16 @@ def open_source(
     if kind == "tfds" and address:
         return TfdsSource(address, split, data_dir)
     if kind == "folder" and address:
-        return _open_slices(functools.partial(FolderSource, address), split)
+        open_folder = functools.partial(_open_folder, address)
+        return _open_slices(open_folder, folder_splits(address), split, source)
     if source == "digits":
-        return _open_slices(DigitsSource, split)
-    if re.fullmatch("fake(:[1-9][0-9]*(:[0-9]+)?)?", source):
+        return _open_slices(DigitsSource, DigitsSource.splits, split, source)
+    if re.fullmatch("fake(:[1-9][0-9]*(:[1-9][0-9]*)?)?", source):
         numbers = [int(number) for number in address.split(":") if address]
-        return _open_slices(lambda name: FakeSource(name, fake_shape, *numbers), split)
+        return _open_slices(
+            lambda name: FakeSource(name, fake_shape, *numbers),
+            *(FAKE_SIZES, split, source),
+        )
     if source == GIVEN:
         raise UserError(
             "The images of this run were handed to resnet_jax.train(data=...). Resume"
@@ -137,30 +150,25 @@ def _open_combined(
     )
 
 
-def _open_slices(open_split: Callable[[str], NamedSource], split: str) -> NamedSource:
-    """Opens a split or, in tfds's syntax, a sum of slices of splits."""
-    if "[" not in split and "+" not in split:
-        return open_split(split)
-    # Imported here: users and workers of other sources need not pay for it.
-    from tensorflow_datasets.core import ReadInstruction, SplitInfo
-
-    names = {part.split("[")[0].strip() for part in split.split("+")}
-    sources = {name: open_split(name) for name in sorted(names)}
-    sizes = {
-        name: SplitInfo(name=name, shard_lengths=[len(source)], num_bytes=0)
-        for name, source in sources.items()
-    }
-    try:
-        slices = ReadInstruction.from_spec(split).to_absolute(sizes)
-    except (ValueError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"Split {split!r}: {reason_of_tfds(error)}") from None
+def _open_slices(
+    open_split: Callable[[str], NamedSource],
+    known: Iterable[str],
+    split: str,
+    title: str,
+) -> NamedSource:
+    """Opens a split, or a sum of slices of splits."""
+    known = list(known)
+    name = split if split in known else split.strip()
+    if name in known:
+        return open_split(name)
+    open_once = functools.cache(open_split)
+    slices = slices_of(split, known, lambda name: [len(open_once(name))], title)
     parts = []
-    for piece in slices:
-        source = sources[piece.splitname]
+    for name, start, stop in slices:
+        source = open_once(name)
         order = np.random.default_rng(0).permutation(len(source))
-        start, stop = piece.from_ or 0, piece.to or len(source)
-        title = f"{source.title}[{start}:{stop}]"
-        parts.append(Subset(source, order[start:stop], title))
+        part_title = f"{source.title}[{start}:{stop}]"
+        parts.append(Subset(source, order[start:stop], part_title))
     weights = tuple(float(len(part)) for part in parts)
     return parts[0] if len(parts) == 1 else Combined(tuple(parts), weights)
 
@@ -207,11 +215,12 @@ class DigitsSource:
     """
 
     classes = tuple("0123456789")
+    splits = ("train", "test")
 
     def __init__(self, split: str):
         from sklearn.datasets import load_digits
 
-        check_known(f"split {split!r}", split, ("train", "test"))
+        check_known(f"split {split!r}", split, self.splits)
         digits = load_digits()
         order = np.random.default_rng(0).permutation(len(digits.target))
         held_out = np.arange(len(order)) % 5 == 0
@@ -289,7 +298,8 @@ def _noise(shape: tuple[int, ...]) -> np.ndarray:
 class FolderSource:
     """An image folder: `PATH/split/class/image.jpg`, classes in alphabetical order.
 
-    Hidden files, and files without the suffix of a known image format, are skipped.
+    The images of a class may be in subfolders. Hidden folders are skipped, and files
+    that are not images (see `image_files`) are counted.
 
     Attributes:
       root: The folder of the split.
@@ -297,6 +307,7 @@ class FolderSource:
       classes: The names of the classes, which are the names of their folders.
       paths: The images' paths below `root`.
       labels: The images' labels.
+      left_out: The number of other files below `root` by kind, such as `.txt`.
     """
 
     def __init__(self, path: str, split: str):
@@ -304,29 +315,27 @@ class FolderSource:
         check_known(f"split {split!r}", split, folder_splits(path))
         self.root = root / split
         self.title = str(self.root)
-        folders = _folders(self.root)
+        self.left_out: Counter[str] = Counter()
+        folders = _folders(self.root, self.left_out)
         if not folders:
             raise UserError(
                 f"{self.root} holds no class folders; a folder source is laid out as"
                 f" {root}/SPLIT/CLASS/IMAGE.jpg."
             )
-        self.classes = tuple(folder.name for folder in folders)
+        self.classes = tuple(folders)
         self.paths: list[str] = []
         self.labels: list[int] = []
-        for label, folder in enumerate(folders):
-            names = sorted(
-                entry.name
-                for entry in os.scandir(folder)
-                if entry.name.lower().endswith(IMAGE_SUFFIXES)
-                and not entry.name.startswith(".")
-            )
-            if not names:
+        for label, name in enumerate(folders):
+            paths, left_out = find_images(self.root / name)
+            self.left_out += left_out
+            if not paths:
+                others = f" ({found})" if (found := describe(left_out)) else ""
                 raise UserError(
-                    f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}); add"
-                    " some, or remove the class from every split before a run begins."
+                    f"{self.root / name} holds no images{others}; add some, or remove"
+                    " the class from every split before a run begins."
                 )
-            self.paths += [f"{folder.name}/{name}" for name in names]
-            self.labels += [label] * len(names)
+            self.paths += [f"{name}/{path}" for path in paths]
+            self.labels += [label] * len(paths)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -357,7 +366,7 @@ def folder_splits(path: str) -> list[str]:
     root = _root(path)
     if not root.is_dir():
         raise UserError(f"There is no folder {root}.")
-    splits = [folder.name for folder in _folders(root)]
+    splits = _folders(root, Counter())
     if not splits:
         raise UserError(
             f"{root} holds no images; a folder source is laid out as"
@@ -370,9 +379,30 @@ def _root(path: str) -> pathlib.Path:
     return storage.kept_copy(storage.path_of(path)).expanduser()
 
 
-def _folders(path: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(
-        child
-        for child in path.iterdir()
-        if child.is_dir() and not child.name.startswith(".")
-    )
+def _folders(path: pathlib.Path, left_out: Counter[str]) -> list[str]:
+    """Returns the names of the folders in a folder, and counts what is left out."""
+    names = []
+    for entry in entries_of(path):
+        if not is_folder(entry):
+            kind = kind_of_other(entry.path)
+            left_out[kind or "outside of class folders"] += 1
+        elif entry.is_symlink() and leads_back(entry.path, os.path.realpath(path)):
+            left_out["link to a folder around it"] += 1
+        elif entry.name.startswith("."):
+            left_out["hidden"] += 1
+        else:
+            names.append(entry.name)
+    return sorted(names)
+
+
+def _open_folder(path: str, split: str) -> FolderSource:
+    """Opens a split of an image folder, and says what was left out."""
+    source = FolderSource(path, split)
+    if source.left_out:
+        _warn_once(f"{source.title}: {describe(source.left_out)}.")
+    return source
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    log.warning(message)

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import operator
 import pathlib
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from resnet_jax import paths
 from resnet_jax.data.shards import damage, read_record, repair
-from resnet_jax.errors import BadImageError, UserError, check_known, nearest
+from resnet_jax.data.splits import slices_of
+from resnet_jax.errors import BadImageError, UserError, nearest
 from resnet_jax.persistence import storage
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ def tfds_builder(
     import tensorflow_datasets as tfds
 
     dataset, data_dir = _on_disk(dataset, data_dir)
-    directory = pathlib.Path(dataset).expanduser()
+    directory = paths.local(dataset)
     if (directory / "dataset_info.json").is_file():
         return tfds.builder_from_directory(directory)
     if dataset.startswith(("/", "~", ".")):
@@ -71,7 +74,7 @@ def _on_disk(dataset: str, data_dir: str) -> tuple[str, str]:
         name = dataset.partition(":")[0]
         copy = storage.kept_copy(storage.path_of(data_dir) / name)
         return dataset, str(copy.parents[name.count("/")])
-    return dataset, data_dir
+    return dataset, data_dir and str(paths.local(data_dir))
 
 
 class TfdsSource:
@@ -87,6 +90,7 @@ class TfdsSource:
     Attributes:
       title: The name of the split in messages and summaries.
       classes: The names of the classes, in the order of the labels.
+      slices: The slices of splits that make the split.
 
     Raises:
       UserError: The data set is unknown, not prepared, not ArrayRecord, not one of
@@ -111,16 +115,14 @@ class TfdsSource:
         self._image, self._label = self._keys(builder.info)
         labels = builder.info.features[self._label]
         self.classes = tuple((labels.feature if most_labels else labels).names)
-        known = [*builder.info.splits, "all"]
-        for part in split.split("+"):
-            name = part.split("[")[0].strip()
-            check_known(f"split {name!r}", name, known)
+        splits = builder.info.splits
+        self.slices = slices_of(
+            split, splits, lambda name: splits[name].shard_lengths, f"tfds:{dataset}"
+        )
         note = read_record(builder.data_path).get("note")
         if note:
             self.title += f" ({note})"
         self._check_shards()
-        if not len(self):
-            raise UserError(f"{self.title} holds no image.")
 
     def _keys(self, info) -> tuple[str, str]:
         """Returns the names of the features that are the image and the label."""
@@ -146,7 +148,8 @@ class TfdsSource:
         builder = tfds_builder(self.dataset, self.data_dir)
         try:
             return builder.as_data_source(
-                split=self.split, decoders={self._image: tfds.decode.SkipDecoding()}
+                split=self._instruction(),
+                decoders={self._image: tfds.decode.SkipDecoding()},
             )
         except NotImplementedError:
             raise UserError(
@@ -154,12 +157,21 @@ class TfdsSource:
                 " random access needs; run `python -m resnet_jax.prepare convert"
                 f" {builder.data_dir}`."
             ) from None
-        except (ValueError, AssertionError) as error:
-            raise UserError(f"{self.title}: {reason_of_tfds(error)}") from None
+
+    def _instruction(self):
+        """Returns the slices in the form that tfds takes."""
+        from tensorflow_datasets.core import ReadInstruction
+
+        instructions = [
+            ReadInstruction(name, from_=start, to=stop, unit="abs")
+            for name, start, stop in self.slices
+        ]
+        return functools.reduce(operator.add, instructions)
 
     def _files(self):
         """Returns the ranges of records of the shards that make the split, in order."""
-        return self._records.dataset_info.splits[self.split].file_instructions
+        splits = self._records.dataset_info.splits
+        return splits[self._instruction()].file_instructions
 
     def _check_shards(self) -> None:
         """Raises a UserError if a shard is missing or has lost its end."""
@@ -208,8 +220,12 @@ class TfdsSource:
         return example[self._image], np.pad(labels, padding, constant_values=-1)
 
     def name(self, index: int) -> str:
-        """Returns the name of an example in messages."""
-        return f"tfds:{self.dataset}/{self.split}[{index}]"
+        """Returns the name of an example, by its place in the complete split."""
+        for split, start, stop in self.slices:
+            if index < stop - start:
+                return f"tfds:{self.dataset}/{split}[{start + index}]"
+            index -= stop - start
+        raise IndexError(f"{self.title} has {len(self):,} images.")
 
     def digest(self) -> str:
         """Returns a checksum of the data set's name and version, and of the split.

@@ -1,10 +1,14 @@
 """Writers of a run's metrics: console, progress bar, metrics.jsonl, TensorBoard."""
 
 import json
+import math
+import os
+import pathlib
 import socket
 import struct
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import tqdm
@@ -12,6 +16,7 @@ from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
+from resnet_jax.console import output
 from resnet_jax.console.output import ByProduct, reason_of, say
 from resnet_jax.errors import UserError
 from resnet_jax.persistence import storage
@@ -19,7 +24,10 @@ from resnet_jax.persistence.storage import Path
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """Reads `metrics.jsonl`, up to the first line that was cut off.
+    """Reads the rows of `metrics.jsonl`.
+
+    A last line that was cut off is what a killed run leaves, and is left out. If other
+    lines are damaged, one warning says so.
 
     Args:
       workdir: The directory of a run.
@@ -30,23 +38,61 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     Raises:
       UserError: The file cannot be read.
     """
-    rows = []
-    path = workdir / "metrics.jsonl"
-    try:
-        with storage.explaining_errors(workdir):
-            # Reading a named pipe in place of the file would wait for ever.
-            lines = storage.read(path).splitlines() if path.is_file() else []
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {reason_of(error)}.") from None
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(row, dict) or "step" not in row:
-            break
-        rows.append(row)
+    rows, damage = _read_rows(workdir / "metrics.jsonl")
+    if damage and not rows:
+        raise UserError(f"{damage} The run writes a new one when it resumes.")
+    if damage:
+        output.warn(f"{damage} The other lines are used.")
     return rows
+
+
+def _read_rows(path: Path) -> tuple[list[dict[str, Any]], str]:
+    """Returns the intact rows, and a sentence on what is damaged, or ''."""
+    try:
+        with storage.explaining_errors(path.parent):
+            # Reading a named pipe in place of the file would wait for ever.
+            if not path.is_file():
+                is_taken = not storage.is_remote(path) and os.path.lexists(path)
+                return [], f"{path} is not a file." if is_taken else ""
+            content = storage.read(path)
+    except (OSError, UserError) as error:
+        return [], f"{path} cannot be read: {reason_of(error)}."
+    lines = content.splitlines()
+    rows = [_row(line) for line in lines]
+    # A killed process can only cut the last line, but a power cut can also leave zeros
+    # in place of it.
+    is_complete = content.endswith(b"\n") or b"\0" in content
+    if lines and not rows[-1] and not is_complete:
+        rows.pop()
+    damaged = rows.count(None)
+    return (
+        [row for row in rows if row],
+        f"{damaged} of {len(rows)} lines of {path} are damaged." if damaged else "",
+    )
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """Returns the row of a line, or None if it is damaged."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return None
+    # JSON has no name for a number that is not finite.
+    return {key: math.nan if x is None else x for key, x in row.items()}
+
+
+def points(rows: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
+    """Returns the steps and values of a metric, for a plot.
+
+    Args:
+      rows: The rows of `read_metrics`.
+      key: The name of the metric, such as `eval/loss`.
+    """
+    return [
+        (row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)
+    ]
 
 
 class _Board:
@@ -62,6 +108,7 @@ class _Board:
     """
 
     def __init__(self, folder: Path, step: int):
+        storage.make_way(folder, pathlib.Path.is_dir)
         storage.make_directory(folder)
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
         self._file = storage.GrowingFile(folder / name, interval=30.0)
@@ -118,9 +165,12 @@ class Writer:
             return
 
         def open_metrics() -> storage.GrowingFile:
-            rows = [row for row in read_metrics(workdir) if row["step"] <= step]
-            lines = "".join(json.dumps(row) + "\n" for row in rows)
-            return storage.GrowingFile(workdir / "metrics.jsonl", lines)
+            path = workdir / "metrics.jsonl"
+            rows, damage = _read_rows(path)
+            if damage:
+                storage.set_aside(path, damage)
+            lines = "".join(_line(row) for row in rows if row["step"] <= step)
+            return storage.GrowingFile(path, lines)
 
         def open_bar() -> tqdm.tqdm | None:
             if sys.stderr is None or not sys.stderr.isatty():
@@ -184,12 +234,12 @@ class Writer:
         say(f"step {step}/{self._total}  evaluated{place}: {describe(values)}")
 
     def _write(self, step: int, values: dict[str, float]) -> None:
-        line = json.dumps({"step": step, **values}) + "\n"
+        line = _line({"step": step, **values})
         self._metrics.use(lambda metrics: metrics.add(line))
         self._board.use(lambda board: board.add(step, values))
 
     def flush(self) -> None:
-        """Returns when all rows are written; to be called before a checkpoint is saved.
+        """Returns when all rows are on disk; to be called before a checkpoint is saved.
 
         Rows after the checkpoint may be lost with the process: a run that resumes from
         it writes them again.
@@ -210,14 +260,20 @@ class Writer:
         self.close()
 
 
-def describe(values: dict[str, Any]) -> str:
+def _line(row: dict[str, Any]) -> str:
+    return storage.to_json(row) + "\n"
+
+
+def describe(values: Mapping[str, Any]) -> str:
     """Returns the result of an evaluation in a few words.
 
     Args:
-      values: The metrics by name: `top1`, `top5`, `loss`, `n_seen` and maybe `mce`.
+      values: The metrics by name: `top1`, `top5`, `loss`, `n_seen` and maybe `mce`. A
+        loss that is not finite may be None, as it is read from JSON.
     """
+    loss = math.nan if values["loss"] is None else values["loss"]
     mce = f"  mCE {100 * values['mce']:.2f} %" if "mce" in values else ""
     return (
         f"top-1 {100 * values['top1']:.2f} %  top-5 {100 * values['top5']:.2f} %"
-        f"  loss {values['loss']:.4f}{mce}  on {values['n_seen']:,} images"
+        f"  loss {loss:.4f}{mce}  on {values['n_seen']:,} images"
     )

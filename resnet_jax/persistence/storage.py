@@ -10,23 +10,30 @@ be moved, and directories are only prefixes of names.
 """
 
 import contextlib
+import errno
 import fcntl
 import functools
 import importlib.util
+import itertools
 import json
 import logging
+import math
 import os
 import pathlib
+import secrets
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
 from etils import epath
 
+from resnet_jax import paths
+from resnet_jax.console import output
+from resnet_jax.console.output import reason_of
 from resnet_jax.errors import UserError, problem_of_store
 from resnet_jax.persistence import user_cache
 
@@ -56,12 +63,14 @@ def path_of(location: str | os.PathLike) -> Path:
 
     Raises:
       UserError: The location is in an object store that is not supported, or whose
-        client is not installed.
+        client is not installed; or it is a path that no file can have, see
+        `paths.local`.
     """
     text = os.fspath(location)
     scheme, separator, rest = text.partition("://")
     if not separator or "/" in scheme:
-        return pathlib.Path(location)
+        _check_slashes(text)
+        return paths.local(text)
     if scheme not in CLIENTS:
         known = " and ".join(f"{name}://" for name in CLIENTS)
         raise UserError(
@@ -76,6 +85,36 @@ def path_of(location: str | os.PathLike) -> Path:
         )
     _configure_clients()
     return epath.Path(text)
+
+
+def _check_slashes(text: str) -> None:
+    """Raises UserError for an address without two slashes, which `pathlib` removes."""
+    scheme, colon, rest = text.partition(":")
+    if colon and scheme in CLIENTS:
+        raise UserError(
+            f"{text} is neither a local path nor in an object store: write"
+            f" {scheme}://{rest.lstrip('/')}, or ./{text} for a local path."
+        )
+
+
+def file_to_write(location: str) -> Path:
+    """Returns the path object for a file that is to be written, after a check.
+
+    It is for command lines: a mistake is reported before the work whose result the
+    file is to hold.
+
+    Args:
+      location: The location as the user wrote it; see `path_of`.
+
+    Raises:
+      UserError: See `path_of` and `paths.file_to_write`.
+    """
+    if "://" not in location:
+        _check_slashes(location)
+        return paths.file_to_write(location)
+    path = path_of(location)
+    with explaining_errors(path):
+        return path
 
 
 def is_remote(path: Path) -> bool:
@@ -99,13 +138,15 @@ def local_path_of(location: str | os.PathLike, what: str) -> pathlib.Path:
     Raises:
       UserError: The location is in an object store.
     """
-    if "://" in os.fspath(location):
+    text = os.fspath(location)
+    if "://" in text:
         raise UserError(
             f"{what} must be on a file system, not at {location}: give a local path,"
             " and copy the files to or from the object store (gcloud storage cp -r,"
             " aws s3 cp --recursive)."
         )
-    return pathlib.Path(location)
+    _check_slashes(text)
+    return paths.local(text)
 
 
 def _configure_clients() -> None:
@@ -186,26 +227,192 @@ def read(path: Path) -> bytes:
     return files.cat_file(name)
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON file that holds an object.
+
+    Args:
+      path: The file. The figures in it may be null, `NaN` or `Infinity`, which older
+        versions wrote.
+
+    Raises:
+      FileNotFoundError: There is nothing at the path.
+      UserError: It cannot be read, or is not such a file; the message says why.
+    """
+    try:
+        content = read(path) if is_remote(path) or path.is_file() else None
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {reason_of(error)}.") from None
+    if content is None:
+        if not os.path.lexists(path):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        # Reading a named pipe in place of the file would wait for ever.
+        raise UserError(f"{path} is not a file.")
+    if not content.strip(b"\0 \r\n"):
+        raise UserError(f"{path} is empty.")
+    try:
+        parsed = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({reason_of(error)}).") from None
+    if not isinstance(parsed, dict):
+        raise UserError(f"{path} holds no JSON object.")
+    return parsed
+
+
+def to_json(content: Any, **options: Any) -> str:
+    """Returns a text that every reader of JSON accepts.
+
+    Numbers that are not finite become null, since JSON has no names for them.
+
+    Args:
+      content: A tree of dictionaries, lists, tuples, texts, numbers, booleans and None.
+      options: Arguments of `json.dumps`, such as `indent`.
+    """
+    return json.dumps(_with_finite_numbers(content), allow_nan=False, **options)
+
+
+def _with_finite_numbers(content: Any) -> Any:
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {key: _with_finite_numbers(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_with_finite_numbers(value) for value in content]
+    return content
+
+
 def write(path: Path, content: str | bytes) -> None:
-    """Writes a file so that it exists completely or not at all."""
+    """Writes a file so that it exists completely or not at all.
+
+    A local file is on the disk when this returns, and a failure leaves what was at the
+    path before.
+    """
     content = _encoded(content)
-    if is_remote(path):
+    # A pipe or a device must not be replaced by a file.
+    if is_remote(path) or (path.exists() and not path.is_file()):
         path.write_bytes(content)
         return
-    partial = path.with_name(path.name + ".partial")
+    # The token keeps two programs that write the same file apart. The name is short,
+    # since a file system limits names to 255 bytes.
+    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:
         partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError:
+        commit(partial, path)
+    finally:
         # The disk may be full, and other files may need the space.
         with contextlib.suppress(OSError):
             partial.unlink()
-        raise
+
+
+def commit(partial: pathlib.Path, path: pathlib.Path) -> None:
+    """Gives a complete file its name, such that a power cut cannot damage it.
+
+    The content is on the disk before the file has the name, and the name when this
+    returns.
+
+    Args:
+      partial: The file under a temporary name in the same directory.
+      path: Its name from now on; a file of this name is replaced.
+    """
+    sync(partial)
+    os.replace(partial, path)
+    sync(path.parent)
+
+
+# Errors of file systems that cannot flush a file or a directory, and of a directory
+# whose names may be changed but not listed.
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES)
+
+
+def sync(path: pathlib.Path) -> None:
+    """Waits until a local file, or the names in a local directory, are on disk.
+
+    It does nothing where the file system cannot do this.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+
+
+def sync_tree(path: pathlib.Path) -> None:
+    """Waits until a local directory is on disk with all that it holds."""
+    for folder, _, names in os.walk(path, topdown=False):
+        for name in names:
+            sync(pathlib.Path(folder, name))
+        sync(pathlib.Path(folder))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file so that it exists completely or not at all."""
-    write(path, json.dumps(content, indent=2) + "\n")
+    """Writes a JSON file as `write` does; numbers that are not finite become null."""
+    write(path, to_json(content, indent=2) + "\n")
+
+
+def write_by_product(path: Path, content: bytes | Mapping[str, Any]) -> None:
+    """Writes a file of a run that can be made again, over what is left of an older one.
+
+    Anything that is not a file of this kind is set aside first: a directory, a named
+    pipe, or a JSON file that holds no object. A warning says so.
+
+    Args:
+      path: The file.
+      content: Its content; a mapping is written as JSON.
+    """
+    if isinstance(content, Mapping):
+        try:
+            read_object(path)
+        except FileNotFoundError:
+            pass
+        except UserError as damage:
+            set_aside(path, str(damage))
+        write_json(path, content)
+    else:
+        make_way(path)
+        write(path, content)
+
+
+def make_way(
+    path: Path, kind: Callable[[pathlib.Path], bool] = pathlib.Path.is_file
+) -> None:
+    """Sets aside what is at a local path, unless it is of the right kind.
+
+    Args:
+      path: The path, at which there may be nothing.
+      kind: Tells whether a path is of the right kind.
+    """
+    if not is_remote(path) and os.path.lexists(path) and not kind(path):
+        set_aside(path, f"{path} is in the way.")
+
+
+def set_aside(path: Path, reason: str) -> Path:
+    """Renames a damaged file or directory, with a warning; nothing of it is lost.
+
+    Args:
+      path: The path, such as `metrics.jsonl`.
+      reason: A sentence that says what is wrong with it.
+
+    Returns:
+      The first free path of `metrics.jsonl.damaged-1`, `metrics.jsonl.damaged-2`, ...
+    """
+    for number in itertools.count(1):
+        target = path.with_name(f"{path.name}.damaged-{number}")
+        taken = target.exists() if is_remote(path) else os.path.lexists(target)
+        if not taken:
+            break
+    if is_remote(path):
+        path.copy(target)
+        path.unlink()
+    else:
+        os.rename(path, target)
+        sync(path.parent)
+    output.warn(f"{reason} It was renamed to {target.name}, and is made again.")
+    return target
 
 
 def make_directory(path: Path) -> None:
@@ -273,10 +480,12 @@ class GrowingFile:
             self.flush()
 
     def flush(self) -> None:
-        """Returns when everything is written."""
-        if not self._file:
-            write(self._path, self._content)
-            self._written = time.monotonic()
+        """Returns when everything is written, for a local file to the disk."""
+        if self._file:
+            os.fsync(self._file.fileno())
+            return
+        write(self._path, self._content)
+        self._written = time.monotonic()
 
     def close(self) -> None:
         """Writes what is left, and closes the file."""
@@ -401,7 +610,7 @@ def _fetch(path: Path, target: pathlib.Path) -> None:
     """Copies an object to a file so that the file exists completely or not at all."""
     partial = target.with_name(f".partial-{target.name}")
     _download(path, partial)
-    os.replace(partial, target)
+    commit(partial, target)
 
 
 def _download(path: Path, target: pathlib.Path) -> None:

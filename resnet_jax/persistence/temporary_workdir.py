@@ -27,14 +27,22 @@ def temporary_workdir(shared: str) -> Iterator[Path]:
       shared: A path on storage that all processes share; empty if there is none.
 
     Raises:
-      UserError: Several processes have no shared path.
+      UserError: Several processes have no shared path, or a single one has no directory
+        of the operating system.
     """
     if processes.count() > 1:
         with _shared_workdir(shared) as workdir:
             yield workdir
         return
     token = secrets.token_hex(8)
-    directory = pathlib.Path(tempfile.gettempdir()) / f"resnet_jax_dry_run_{token}"
+    try:
+        parent = pathlib.Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise UserError(
+            f"A dry run has no place for its files ({error.strerror}); set TMPDIR to a"
+            " directory with some free space."
+        ) from None
+    directory = parent / f"resnet_jax_dry_run_{token}"
 
     def remove() -> None:
         # While the process is being ended, other threads may still write there.
@@ -59,7 +67,8 @@ def _shared_workdir(shared: str) -> Iterator[Path]:
         )
     # The name is new, so that no other run's directory is removed.
     token = processes.run_on_lead("dry run", lambda: secrets.token_hex(4))
-    workdir = storage.path_of(f"{shared.rstrip('/')}.dry_run.{token}")
+    beside = storage.absolute(storage.path_of(shared))
+    workdir = storage.path_of(f"{beside}.dry_run.{token}")
 
     def remove() -> None:
         with contextlib.suppress(FileNotFoundError):

@@ -14,13 +14,13 @@ def directory() -> pathlib.Path:
       UserError: The user has no home directory. The message is a clause without a full
         stop, for use in a longer sentence.
     """
-    base = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
-    try:
-        # The XDG Base Directory Specification says that relative paths are ignored.
-        base = base if base.is_absolute() else pathlib.Path.home() / ".cache"
-    except RuntimeError:
-        raise UserError("there is no home directory; set XDG_CACHE_HOME") from None
-    return base / "resnet_jax"
+    # The XDG Base Directory Specification says that relative paths are ignored.
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):
+        base = os.path.join(os.path.expanduser("~"), ".cache")
+    if not os.path.isabs(base):
+        raise UserError("there is no home directory; set XDG_CACHE_HOME")
+    return pathlib.Path(base, "resnet_jax")
 
 
 def claim(path: pathlib.Path) -> None:

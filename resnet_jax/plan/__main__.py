@@ -1,10 +1,8 @@
 """The command line of `python -m resnet_jax.plan`."""
 
-import argparse
 import itertools
 import json
 import math
-import pathlib
 import signal
 import sys
 from collections.abc import Callable
@@ -14,8 +12,9 @@ from ml_collections import ConfigDict
 from resnet_jax import plan
 from resnet_jax.compiler.chips import LOCAL, chip_of
 from resnet_jax.console import output
-from resnet_jax.console.arguments import Parser, counts, load_config
+from resnet_jax.console.arguments import Parser, counts, load_config, positive_number
 from resnet_jax.errors import UserError, check_known
+from resnet_jax.paths import local
 from resnet_jax.plan import sweep
 from resnet_jax.plan.compile_subprocess import compile_config
 from resnet_jax.plan.estimate import estimate
@@ -25,14 +24,7 @@ from resnet_jax.plan.table import amount, as_text
 
 def prices(text: str) -> list[float]:
     """Parses prices above 0, such as `1.2,3.2`."""
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        values = [0.0]
-    if not all(0 < price < math.inf for price in values):
-        message = f"{text!r} is not one or more prices above 0, such as 1.2,3.2"
-        raise argparse.ArgumentTypeError(message)
-    return values
+    return [positive_number(part) for part in text.split(",")]
 
 
 def input_rate(text: str) -> float:
@@ -49,7 +41,7 @@ def input_rate(text: str) -> float:
         rate = float(text)
     except ValueError:
         try:
-            tables = json.loads(pathlib.Path(text).read_text())
+            tables = json.loads(local(text).read_text())
             rows = [row for table in tables for row in table["rows"]]
             values = (row["value"] for row in rows if row["unit"] == "images/s/core")
             rate = float(next(values))

@@ -1,13 +1,16 @@
 """Plots the loss and accuracy of a run with some right and wrong predictions."""
 
+import contextlib
 import io
-import json
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from resnet_jax.console import output
 from resnet_jax.errors import UserError
-from resnet_jax.persistence.metric_writers import describe, read_metrics
+from resnet_jax.persistence import storage
+from resnet_jax.persistence.metric_writers import describe, points, read_metrics
 from resnet_jax.persistence.storage import Path
 from resnet_jax.reports.figures import picture, shorten
 
@@ -33,6 +36,7 @@ def draw(workdir: Path, result: dict | None = None) -> Path:
             " run."
         )
     path = workdir / "report.png"
+    storage.make_way(path)
     with picture(path, figsize=(13, 8)) as figure:
         above, below = figure.subfigures(2, 1, height_ratios=(1, 1.1))
         loss, accuracy = above.subplots(1, 2)
@@ -51,26 +55,24 @@ def draw(workdir: Path, result: dict | None = None) -> Path:
 def _curves(axes, rows: list[dict], key: str, scale: float) -> None:
     """Plots a metric of both splits by step."""
     for split, style in (("train", "-"), ("eval", "o-")):
-        points = [
-            (row["step"], scale * row[f"{split}/{key}"])
-            for row in rows
-            if f"{split}/{key}" in row
-        ]
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label=split, markersize=3)
+        steps_and_values = points(rows, f"{split}/{key}")
+        if steps_and_values:
+            steps, values = zip(*steps_and_values, strict=True)
+            axes.plot(steps, scale * np.array(values), style, label=split, markersize=3)
 
 
 def _draw_samples(figure, path: Path) -> None:
     """Draws the images of `predictions.npz`; a damaged file is only a warning."""
-    data = {}
-    if path.is_file():
-        with (
-            output.dispensable(str(path), "read"),
-            np.load(io.BytesIO(path.read_bytes())) as saved,
-        ):
-            data = dict(saved)
-    if not data:
+    if not path.is_file():
         return
+    with output.dispensable(str(path), "read"):
+        with np.load(io.BytesIO(storage.read(path))) as saved:
+            data = dict(saved)
+        _draw_images(figure, data)
+
+
+def _draw_images(figure, data: Mapping[str, np.ndarray]) -> None:
+    """Draws images with their predictions, the right ones above the wrong ones."""
     classes = data["classes"]
     grid = figure.subplots(2, 8)
     for axes in grid.flat:
@@ -99,11 +101,12 @@ def _draw_samples(figure, path: Path) -> None:
         )
 
 
-def _title(workdir: Path, result: dict | None) -> str:
+def _title(workdir: Path, result: Mapping[str, Any] | None) -> str:
     """Returns the network and its result, or the name of a workdir without one."""
     path = workdir / "result.json"
-    if result is None and path.is_file():
-        result = json.loads(path.read_text())
-    if result is None:
-        return shorten(workdir.name, 100)
-    return f"{result['model']}: {describe(result)}"
+    with output.dispensable(str(path), "read"):
+        with contextlib.suppress(FileNotFoundError):
+            result = result or storage.read_object(path)
+        if result:
+            return f"{result['model']}: {describe(result)}"
+    return shorten(workdir.name, 100)

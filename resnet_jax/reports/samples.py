@@ -66,4 +66,4 @@ def save_samples(
         }
         content = io.BytesIO()
         np.savez_compressed(content, classes=classes, **columns)
-        storage.write(path, content.getvalue())
+        storage.write_by_product(path, content.getvalue())

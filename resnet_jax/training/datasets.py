@@ -94,7 +94,7 @@ def open_examples(
         check_same_classes(train, eval)
     if data.shots and not isinstance(train, RecordedSplit):
         train = few_shot(train, data.shots, config.seed)
-    eval = cached(eval, data.channels, data.cache)
+    eval = cached(eval, data.channels, data.cache, data.max_pixels)
     skip_bad = data.on_bad_image == "skip"
 
     def eval_examples(source: NamedSource, cropped: bool, most_labels: int) -> Examples:
@@ -105,6 +105,7 @@ def open_examples(
             channels=data.channels,
             skip_bad=skip_bad,
             label_shape=(most_labels,) if most_labels else (),
+            max_pixels=data.max_pixels,
         )
 
     return (
@@ -114,6 +115,7 @@ def open_examples(
             channels=data.channels,
             skip_bad=skip_bad,
             repeats=data.repeats,
+            max_pixels=data.max_pixels,
         ),
         eval_examples(eval, cropped=False, most_labels=0),
         {

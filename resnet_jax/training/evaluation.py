@@ -264,7 +264,7 @@ def evaluate_workdir(
         name = re.sub(r"[^\w]+", "_", config.data.eval_split).strip("_")
         path = workdir / f"eval_{name}.json"
         with output.dispensable(str(path)):
-            storage.write_json(path, content)
+            storage.write_by_product(path, content)
         for name, values in sets.items():
             say(f"{name}: {metric_writers.describe(values)}")
     return content

@@ -6,6 +6,7 @@ Nothing is computed here. `programs.py` compiles what the devices run.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 
 import flax.linen as nn
 import jax
@@ -14,7 +15,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from resnet_jax.config.durations import in_steps, to_steps
+from resnet_jax.config import durations
 from resnet_jax.config.sizes import eval_batch_size
 from resnet_jax.data.cache import cached
 from resnet_jax.data.evalsets import EvaluationSet
@@ -65,7 +66,8 @@ class Experiment:
         JAX traces one function once.
       eval_batch_size: Images per evaluation batch over all devices.
       every: The number of steps, which may be a fraction, between two evaluations
-        (`evaluate`), checkpoints (`checkpoint`) and log lines (`log`).
+        (`evaluate`), checkpoints (`checkpoint`) and log lines (`log`); 0 for those at
+        the end of the run alone.
       resize: The schedule of progressive resizing, or None.
     """
 
@@ -83,7 +85,7 @@ class Experiment:
     optimizer: optax.GradientTransformation
     init: Callable[[], TrainState]
     eval_batch_size: int
-    every: dict[str, float]
+    every: dict[str, Fraction]
     resize: ResizeSchedule | None = None
 
     @property
@@ -121,17 +123,16 @@ class Experiment:
           action: One of these three words.
           step: The number of updates so far.
         """
-        every = self.every[action]
-        # The first step at or after each multiple, which need not be whole.
-        passed = step // every > (step - 1) // every
-        return step > 0 and (step == self.total_steps or passed)
+        if step == 0:
+            return False
+        return step == self.total_steps or durations.is_due(step, self.every[action])
 
     @functools.cached_property
     def _cached_train_source(self) -> NamedSource:
         # The images are not decoded in `set_up`, since an evaluation alone never reads
         # the training images.
         data = self.config.data
-        return cached(self.train.source, data.channels, data.cache)
+        return cached(self.train.source, data.channels, data.cache, data.max_pixels)
 
     def train_batches(self, first_step: int, last_step: int | None = None) -> Batches:
         """Returns this process's part of the training batches, for `with`.
@@ -205,7 +206,7 @@ def set_up(
     mixup.check_ghost_batch(config, bn_group_size)
     train_examples, eval_examples, sets = open_examples(config, train, eval)
     train_size, batch_size = len(train_examples.source), config.batch_size
-    total_steps = to_steps(config.total, batch_size, train_size, "total")
+    total_steps = durations.to_steps(config.total, batch_size, train_size, "total")
     if total_steps < 1:
         raise UserError("The run has no steps; config.total must be more than zero.")
     schedule = schedules.make_schedule(
@@ -216,7 +217,7 @@ def set_up(
     optimizer = optim.make_optimizer(config, schedule)
     if config.model.scan_blocks and optim.needs_single_blocks(config.optim):
         optimizer = optim.on_single_blocks(optimizer, model.spec)
-    durations = {
+    recurring = {
         "evaluate": (config.evaluate.every, "evaluate.every"),
         "checkpoint": (config.checkpoint.every, "checkpoint.every"),
         "log": (config.log_every, "log_every"),
@@ -244,8 +245,8 @@ def set_up(
         ),
         eval_batch_size=eval_batch_size(config),
         every={
-            action: max(in_steps(duration, batch_size, train_size, key), 1.0)
-            for action, (duration, key) in durations.items()
+            action: durations.in_steps(duration, batch_size, train_size, key)
+            for action, (duration, key) in recurring.items()
         },
         resize=make_resize(config, train_size, total_steps),
     )

@@ -186,7 +186,7 @@ def train(
         progress.recomputed &= progress.step == last
         on_disk = progress.step if restored else None
         if is_lead:
-            storage.write_json(workdir / "config.json", config.to_dict())
+            storage.write_by_product(workdir / "config.json", config.to_dict())
         writer = stack.enter_context(
             Writer(workdir, step=progress.step, total_steps=last, active=is_lead)
         )
@@ -342,7 +342,7 @@ def train(
     report = None
     if is_lead:
         with output.dispensable(str(workdir / "result.json")):
-            storage.write_json(workdir / "result.json", content)
+            storage.write_by_product(workdir / "result.json", content)
         with output.dispensable(str(workdir / "report.png")):
             report = str(curves.draw(workdir, content))
     return {**content, "report": report}

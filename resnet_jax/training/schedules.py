@@ -157,7 +157,7 @@ def _by_epoch(
     schedule: optax.Schedule, total_steps: int, batch_size: int, train_size: int
 ) -> optax.Schedule:
     """Gives every step of an epoch the rate of the epoch's first step."""
-    epochs = int(total_steps * batch_size / train_size) + 1
+    epochs = total_steps * batch_size // train_size + 1
     # Rounded to steps as all durations are.
     starts = np.array(
         [

@@ -70,6 +70,7 @@ def _check_ranges(config: ConfigDict) -> None:
         ("data.eval_size", data.eval_size, 0),
         ("data.pad", data.pad, 0),
         ("data.shots", data.shots, 0),
+        ("data.max_pixels", data.max_pixels, 1),
         ("data.num_workers", data.num_workers, -1),
         ("data.repeats", data.repeats, 1),
         ("data.num_threads", data.num_threads, 0),

@@ -8,15 +8,16 @@ serves as a card, too.
 import argparse
 import contextlib
 import functools
-import json
+import io
 import math
 import os
 import pathlib
 import pickle
+import pickletools
 import re
 import types
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,15 +28,31 @@ from resnet_jax.errors import UserError
 from resnet_jax.models.zoo import Spec
 from resnet_jax.persistence import storage
 from resnet_jax.persistence.storage import Path
-from resnet_jax.weights import SCHEMES, keras_files
+from resnet_jax.weights import SCHEMES, formats, keras_files
 from resnet_jax.weights.card import Card, from_json, timm_card
 from resnet_jax.weights.naming import Scheme
 from resnet_jax.weights.recognition import flatten
-from resnet_jax.weights.stored import StoredTensor, explaining_damage
+from resnet_jax.weights.stored import (
+    StoredTensor,
+    explaining_damage,
+    parse_object,
+    read_text,
+)
 
-TORCH = (".pth", ".pt", ".th", ".tar", ".bin")
+TORCH = (".pth", ".pt", ".th", ".tar", ".bin", ".ckpt")
 KERAS = (".h5", ".keras")
 SUFFIXES = (".safetensors", *TORCH, ".npz", *KERAS)
+# The first version of torch in which a file cannot run code while weights are read.
+SAFE_TORCH = (2, 6)
+# Functions that torch lets pickles call, and that make much of little.
+MULTIPLYING = {
+    "builtins bytearray",
+    "__builtin__ bytearray",
+    "torch._utils _rebuild_device_tensor_from_cpu_tensor",
+    "torch._utils _rebuild_device_tensor_from_numpy",
+}
+# The size of the header of an array in bytes, above which NumPy does not parse it.
+MAX_NPY_HEADER = 10_100
 # The names of NumPy's types for those of safetensors.
 _SAFETENSORS_TYPES = {
     "BF16": "bfloat16",
@@ -54,7 +71,7 @@ def read(
     network before a tensor is made an array, which reads its values.
 
     Args:
-      path: The file, whose suffix names the format.
+      path: The file, whose content tells the format.
       spec: The network that is expected, which gives names to those layers of a Keras
         file that are only numbered.
       scheme: The naming scheme that is expected, for the same purpose.
@@ -63,32 +80,50 @@ def read(
       UserError: There is no such file, its format is unknown, it is damaged, or it
         cannot be read without running code that it contains.
     """
-    _check(path)
+    match format_of(path):
+        case formats.INDEX:
+            return _read_shards(path, spec, scheme)
+        case formats.SAFETENSORS:
+            reader: Callable = _read_safetensors
+        case formats.NPZ:
+            reader = _read_npz
+        case formats.TORCH:
+            reader = _read_torch
+        case _:
+            reader = functools.partial(keras_files.read, spec=spec, scheme=scheme)
     with explaining_damage(path):
-        if path.suffix == ".safetensors":
-            return _read_safetensors(path)
-        if path.suffix == ".npz":
-            return _read_npz(path)
-        if path.suffix in KERAS:
-            return keras_files.read(path, spec, scheme)
-        return _read_torch(path)
+        return reader(path)
+
+
+def format_of(path: pathlib.Path) -> str:
+    """Returns the suffix of a file's format, which its content tells (`formats.py`).
+
+    Raises UserError if there is no such file, or if it is not a file of weights.
+    """
+    found = formats.format_of(path)
+    if not found:
+        check_suffix(path)
+        raise UserError(
+            f"{path} is not a file of weights, whatever its suffix says. Fetch or save"
+            " it again."
+        )
+    return found
 
 
 def read_card(path: pathlib.Path) -> Card | None:
     """Returns the card of a file, or None; raises UserError if the card is invalid."""
-    _check(path)
-    with explaining_damage(path):
-        if path.suffix == ".safetensors":
-            with safetensors.safe_open(path, "np") as file:
-                metadata = file.metadata() or {}
-            if "card" in metadata:
-                return from_json(metadata["card"], str(path))
-        if card_path(path).exists():
-            return from_json(card_path(path).read_text(), str(path))
-        config = path.with_name("config.json")
-        if config.exists():
-            content = json.loads(config.read_text())
-            if "architecture" in content:
+    if format_of(path) == formats.SAFETENSORS:
+        with explaining_damage(path), safetensors.safe_open(path, "np") as file:
+            metadata = file.metadata() or {}
+        if "card" in metadata:
+            return from_json(metadata["card"], str(path))
+    if card_path(path).exists():
+        return from_json(read_text(card_path(path)), str(path))
+    config = path.with_name("config.json")
+    if config.exists():
+        content = parse_object(read_text(config), config)
+        if "architecture" in content:
+            with explaining_damage(config):
                 return timm_card(content, str(path))
     return None
 
@@ -114,17 +149,18 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], card: Card) -> None:
         raise UserError(f"There is no directory {path.parent}; create it first.")
     # The suffix is kept, since some writers choose the format by it.
     partial = path.with_name(f".partial-{path.name}")
+    suffix = suffix_of(path)
     try:
-        if path.suffix == ".safetensors":
+        if suffix == ".safetensors":
             # np.ascontiguousarray would give scalars an axis.
             arrays = {name: np.asarray(x, order="C") for name, x in tensors.items()}
             # Some readers refuse files without torch's entry "format".
             metadata = {"format": "pt", "card": card.to_json()}
             safetensors.numpy.save_file(arrays, partial, metadata)
-        elif path.suffix == ".npz":
+        elif suffix == ".npz":
             # NumPy's types expect a bool of any keyword, since allow_pickle is one.
             np.savez(partial, **tensors)  # type: ignore[arg-type]
-        elif path.suffix in KERAS:
+        elif suffix in KERAS:
             spec, scheme = card.make_spec(), SCHEMES[card.scheme]
             keras_files.write(partial, tensors, spec, scheme)
         else:
@@ -132,7 +168,7 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], card: Card) -> None:
             state = {name: torch.tensor(value) for name, value in tensors.items()}
             torch.save(state, partial)
         os.replace(partial, path)
-        if path.suffix != ".safetensors":
+        if suffix != ".safetensors":
             card_path(path).write_text(card.to_json())
     # safetensors and torch raise errors of their own for those of the file system.
     except (OSError, safetensors.SafetensorError, RuntimeError) as error:
@@ -150,10 +186,13 @@ def local(path: Path) -> Iterator[pathlib.Path]:
 
     Files in an object store are copied for as long as the context is open.
 
-    Raises UserError if there is no such file, or its format is unknown.
+    Raises UserError if there is no such file.
     """
-    _check(path)
-    beside = (card_path(path), path.with_name("config.json"))
+    if not path.is_file():
+        raise UserError(f"There is no file {path}; check the path.")
+    beside = [card_path(path), path.with_name("config.json")]
+    if formats.is_index(path):
+        beside += [path.with_name(shard) for shard in _shards(path).values()]
     with storage.local_files(path, *beside) as (copy, *_):
         yield copy
 
@@ -163,19 +202,61 @@ def card_path(path: Path) -> Path:
     return path.with_name(path.name + ".card.json")
 
 
-def _check(path: Path) -> None:
-    if not path.is_file():
-        raise UserError(f"There is no file {path}; check the path.")
-    check_suffix(path)
+def suffix_of(path: Path) -> str:
+    """Returns the suffix of a path in lower case."""
+    return path.suffix.lower()
 
 
 def check_suffix(path: Path) -> None:
     """Raises UserError if the suffix of a file is not that of a known format."""
-    if path.suffix not in SUFFIXES:
+    if suffix_of(path) not in SUFFIXES:
         raise UserError(
             f"The format of {path} is unknown. Give a file that ends in one of"
             f" {', '.join(SUFFIXES)}."
         )
+
+
+def _shards(path: Path) -> dict[str, str]:
+    """Returns the file of each tensor, as a list of files gives it.
+
+    Raises UserError if it is not such a list, or names files of other directories.
+    """
+    files = parse_object(read_text(path), path).get("weight_map")
+    if not isinstance(files, Mapping) or not files:
+        raise UserError(
+            f"{path} has no weight_map, which names the file of each tensor. Fetch it"
+            " again."
+        )
+    for name in files.values():
+        if not isinstance(name, str) or name != os.path.basename(name) or name == "..":
+            raise UserError(
+                f"{path} is refused: it names the file {name!r}, which is not in its"
+                " own directory. Fetch it again."
+            )
+    return dict(files)
+
+
+def _read_shards(
+    path: pathlib.Path, spec: Spec | None, scheme: Scheme | None
+) -> dict[str, StoredTensor]:
+    files = _shards(path)
+    shards = {}
+    for file in sorted(set(files.values())):
+        shard = path.with_name(file)
+        if not shard.is_file():
+            raise UserError(
+                f"{shard} is missing, which {path.name} names. Fetch it as well."
+            )
+        if formats.is_index(shard):
+            raise UserError(f"{path} is refused: it names the list {file!r} as a file.")
+        shards[file] = read(shard, spec, scheme)
+    for name, file in files.items():
+        if name not in shards[file]:
+            raise UserError(
+                f"{path.with_name(file)} has no tensor {name!r}, which {path.name} says"
+                " is in it. Fetch both again."
+            )
+    return {name: shards[file][name] for name, file in files.items()}
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, StoredTensor]:
@@ -194,20 +275,12 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, StoredTensor]:
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, StoredTensor]:
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{path} is not an archive of numpy.savez; save it again.")
-    archive = zipfile.ZipFile(path)
+    archive = formats.open_zip(path)
     tensors = {}
     for entry in archive.namelist():
         name = entry.removesuffix(".npy")
         with archive.open(entry) as file:
-            version = np.lib.format.read_magic(file)
-            read_header = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            shape, _, dtype = read_header(file)
+            shape, dtype = _read_npy_header(io.BytesIO(file.read(MAX_NPY_HEADER)))
         if dtype.hasobject:
             raise UserError(
                 f"{path} is refused: {name!r} is a pickle, which could run code,"
@@ -221,6 +294,20 @@ def _read_npz(path: pathlib.Path) -> dict[str, StoredTensor]:
     return tensors
 
 
+def _read_npy_header(file: io.BytesIO) -> tuple[tuple[int, ...], np.dtype]:
+    version = np.lib.format.read_magic(file)
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[version]
+    try:
+        shape, _, dtype = read_header(file)
+    # Python's parser raises these for expressions that are nested too deeply.
+    except (MemoryError, RecursionError):
+        raise ValueError("the header of an array is nested too deeply") from None
+    return shape, dtype
+
+
 def _read_npy(
     archive: zipfile.ZipFile, entry: str, shape: tuple[int, ...]
 ) -> np.ndarray:
@@ -230,18 +317,87 @@ def _read_npy(
 
 def _read_torch(path: pathlib.Path) -> dict[str, StoredTensor]:
     torch = _import_torch(path, "Reading")
+    if tuple(map(int, torch.__version__.split(".")[:2])) < SAFE_TORCH:
+        raise UserError(
+            f"{path} is not read with torch {torch.__version__}, in which files can run"
+            " code although only weights are read (CVE-2025-32434). Run pip install"
+            f" 'torch>={'.'.join(map(str, SAFE_TORCH))}', or convert the file to"
+            " .safetensors on a machine with that version (python -m"
+            " resnet_jax.convert)."
+        )
+    in_zip = zipfile.is_zipfile(path)
+    _check_pickles(path, in_zip)
+
+    def load() -> Mapping[str, Any]:
+        return _named_tensors(torch, path, _load_torch(torch, path, mmap=in_zip))
+
+    # Files of torch before 1.6 cannot be mapped, so all is read for the first value.
+    whole = functools.cache(load)
+    if in_zip:
+        tensors = whole()
+    else:
+        with torch.serialization.skip_data():
+            tensors = load()
+
+    def read(name: str) -> np.ndarray:
+        value = whole()[name].detach()
+        # NumPy has no bfloat16. The copy stays as it is if the mapped file changes.
+        number = value.float() if value.is_floating_point() else value
+        return number.clone().numpy()
+
+    return {
+        name: StoredTensor(
+            path,
+            name,
+            tuple(value.shape),
+            _torch_type(torch, value),
+            functools.partial(read, name),
+        )
+        for name, value in tensors.items()
+    }
+
+
+def _check_pickles(path: pathlib.Path, in_zip: bool) -> None:
+    """Raises UserError if a file of torch could take more memory than its own size."""
+    with contextlib.ExitStack() as stack:
+        if in_zip:
+            archive = stack.enter_context(formats.open_zip(path))
+            entries = archive.infolist()
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise UserError(
+                    f"{path} is refused: it is compressed, and torch.save compresses"
+                    " nothing. Load it in torch and save it again with torch.save."
+                )
+            name = next(x for x in archive.namelist() if x.endswith("data.pkl"))
+            file = stack.enter_context(archive.open(name))
+            count = 1
+        else:
+            file = stack.enter_context(path.open("rb"))
+            # The tensors follow three pickles about the program that wrote them.
+            count = 4
+        for _ in range(count):
+            for opcode, argument, _ in pickletools.genops(file):
+                if opcode.name == "GLOBAL" and argument in MULTIPLYING:
+                    raise UserError(
+                        f"{path} is refused: its pickle calls {argument.split()[-1]},"
+                        " which tensors do not need. If you trust it, load it in torch"
+                        " and save model.state_dict() with torch.save."
+                    )
+
+
+def _load_torch(torch: types.ModuleType, path: pathlib.Path, mmap: bool) -> Any:
     try:
         # Checkpoints of timm's and torchvision's training contain their arguments as
         # a Namespace.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            # Files of torch before 1.6 cannot be mapped.
-            content = torch.load(
-                path,
-                map_location="cpu",
-                weights_only=True,
-                mmap=zipfile.is_zipfile(path),
-            )
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (RuntimeError, EOFError) as error:
+        if "TorchScript" in str(error):
+            raise UserError(
+                f"{path} is a TorchScript archive, which is a program. If you trust it,"
+                " load it with torch.jit.load and save the tensors alone with"
+                " torch.save(model.state_dict(), PATH)."
+            ) from error
         raise UserError(
             f"{path} is not a complete file of torch.save; fetch or save it again."
         ) from error
@@ -253,27 +409,26 @@ def _read_torch(path: pathlib.Path) -> dict[str, StoredTensor]:
             " could run code. If you trust it, load it in torch and save the tensors"
             " alone with torch.save(model.state_dict(), PATH)."
         ) from error
+
+
+def _named_tensors(
+    torch: types.ModuleType, path: pathlib.Path, content: Any
+) -> dict[str, Any]:
+    """Returns the tensors that the content of a file of torch has under names."""
     if not isinstance(content, Mapping):
         raise UserError(
             f"{path} contains a {type(content).__name__} instead of named tensors. Save"
             " them with torch.save(model.state_dict(), PATH)."
         )
-    tensors = {}
-    for name, value in flatten(content, torch.Tensor).items():
-        tensors[name] = StoredTensor(
-            path,
-            name,
-            tuple(value.shape),
-            str(value.dtype).removeprefix("torch."),
-            functools.partial(_read_torch_tensor, value.detach()),
-        )
-    return tensors
+    return flatten(content, torch.Tensor)
 
 
-def _read_torch_tensor(value: Any) -> np.ndarray:
-    # NumPy has no bfloat16. The copy remains if the file that is mapped changes.
-    number = value.float() if value.is_floating_point() else value
-    return number.clone().numpy()
+def _torch_type(torch: types.ModuleType, value: Any) -> str:
+    """Returns the type of a tensor's values, or its kind if it has no plain values."""
+    if value.is_meta:
+        return "meta"
+    kind = value.dtype if value.layout == torch.strided else value.layout
+    return str(kind).removeprefix("torch.")
 
 
 def _import_torch(path: Path, task: str) -> types.ModuleType:

@@ -9,26 +9,40 @@ config and a `.weights.h5`.
 import collections
 import functools
 import io
+import math
 import os
 import pathlib
 import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import h5py
 import jax.numpy as jnp
 import numpy as np
+from h5py import h5d, h5z
 
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models.zoo import Spec
+from resnet_jax.weights import formats
 from resnet_jax.weights.keras import VARIABLES, Layer, list_layers
 from resnet_jax.weights.naming import Scheme
-from resnet_jax.weights.stored import StoredTensor
+from resnet_jax.weights.stored import StoredTensor, UnreadableError, explaining_damage
 
 # Keras's automatic name of a layer: its class and, after the first one, a number.
 UNNAMED = rf"({'|'.join(VARIABLES)})(?:_(\d+))?"
 # The files of Keras Applications keep the head under its first name.
 FORMER = {"probs": "predictions"}
+
+# A compressed file of weights may have this many bytes, or be this many times as large
+# as what it was compressed to: few weights can be compressed by more than a tenth.
+MAX_UNPACKED, MAX_RATIO = 2**26, 20
+# The size of a chunk in bytes which every dataset may have.
+MAX_CHUNK = 2**20
+# The filters that give no more bytes than they take, and gzip.
+FILTERS = {h5z.FILTER_DEFLATE, h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32}
 
 Tensors = dict[str, StoredTensor]
 
@@ -52,15 +66,8 @@ def read(
         another number of unnamed layers than the network.
     """
     path = pathlib.Path(path)
-    if not path.is_file():
-        raise UserError(f"There is no file {path}.")
-    try:
-        tensors = _read(path)
-    except Exception as error:
-        # h5py raises almost any exception for damaged files.
-        raise UserError(
-            f"{path} is damaged or not a Keras weight file; fetch or save it again."
-        ) from error
+    with explaining_damage(path):
+        tensors = _read_h5(path, _open(path))
     if not tensors:
         raise UserError(
             f"{path} is not a Keras weight file, since it has no layers; give a file of"
@@ -87,7 +94,7 @@ def write(
       UserError: The path has another suffix, or a tensor is missing.
     """
     path = pathlib.Path(path)
-    if path.suffix != ".h5":
+    if path.suffix.lower() != ".h5":
         raise UserError(
             f"Weights for Keras cannot be written as {path.suffix!r}: give a name that"
             " ends in .weights.h5, which model.load_weights takes."
@@ -101,7 +108,7 @@ def write(
     partial = path.with_name(path.name + ".partial")
     try:
         with h5py.File(partial, "w") as file:
-            if path.name.endswith(".weights.h5"):
+            if path.name.lower().endswith(".weights.h5"):
                 _write_keras_3(file, layers, tensors)
             else:
                 _write_legacy(file, layers, tensors)
@@ -110,15 +117,72 @@ def write(
         partial.unlink(missing_ok=True)
 
 
-def _read(path: pathlib.Path) -> Tensors:
-    if not zipfile.is_zipfile(path):
-        return _read_h5(path, h5py.File(path))
-    with zipfile.ZipFile(path) as archive:
-        content = io.BytesIO(archive.read("model.weights.h5"))
-    return _read_h5(path, h5py.File(content))
+def _open(path: pathlib.Path) -> h5py.File:
+    format = formats.format_of(path)
+    if format == formats.H5:
+        return h5py.File(path)
+    if format != formats.KERAS:
+        raise UserError(f"{path} is not a Keras weight file.")
+    archive = formats.open_zip(path)
+    entry = archive.getinfo(formats.KERAS_WEIGHTS)
+    if entry.compress_type == zipfile.ZIP_STORED:
+        return h5py.File(io.BufferedReader(_Part(path, entry)))
+    # Keras compresses nothing. HDF5 reads here and there, so all is unpacked at first.
+    packed = min(entry.compress_size, path.stat().st_size)
+    if entry.file_size > max(MAX_UNPACKED, MAX_RATIO * packed):
+        raise UnreadableError(
+            f"{path} is refused: {entry.filename} in it claims {entry.file_size} bytes,"
+            f" but no weights of that size are compressed to {packed}. Save it again."
+        )
+    return h5py.File(io.BytesIO(archive.read(entry)))
+
+
+class _Part(io.RawIOBase):
+    """The bytes of an entry of a zip archive that is not compressed."""
+
+    def __init__(self, path: pathlib.Path, entry: zipfile.ZipInfo):
+        self.file = path.open("rb")
+        # The lengths of the name and of the extra field follow 26 bytes of the header.
+        self.file.seek(entry.header_offset + 26)
+        lengths = struct.unpack("<HH", self.file.read(4))
+        self.start = entry.header_offset + 30 + sum(lengths)
+        self.size = entry.file_size
+        self.seek(0)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origins = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self.size}
+        return self.file.seek(self.start + origins[whence] + offset) - self.start
+
+    def tell(self) -> int:
+        return self.file.tell() - self.start
+
+    def readinto(self, buffer: Any) -> int:
+        content = self.file.read(max(0, min(len(buffer), self.size - self.tell())))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
 
 
 def _read_h5(path: pathlib.Path, file: h5py.File) -> Tensors:
+    def check(name: str, link: h5py.SoftLink | h5py.ExternalLink | h5py.HardLink):
+        if not isinstance(link, h5py.HardLink):
+            raise UnreadableError(
+                f"{path} is refused: {name!r} in it is a link to {link.path!r}, and a"
+                " file of weights must contain its tensors itself. Save it again with"
+                " Keras."
+            )
+
+    # A link could lead to any file of the user.
+    file.visititems_links(check)
     # A whole model in the legacy format has its optimizer beside this group.
     root = file.get("model_weights", file)
     if any(name.startswith("layer_names") for name in root.attrs):
@@ -146,7 +210,7 @@ def _read_keras_3(
     for path, value in _arrays(file, layers).items():
         place, _, number = path.rpartition("/")
         automatic = place.removesuffix("/vars").rpartition("/")[2]
-        layer = layers[place].attrs.get("name", automatic)
+        layer = _text(layers[place], "name") or automatic
         if match := re.fullmatch(UNNAMED, automatic):
             variable = VARIABLES[match[1]][int(number)]
         else:
@@ -159,23 +223,68 @@ def _arrays(file: pathlib.Path, group: h5py.Group) -> Tensors:
     arrays: Tensors = {}
 
     def visit(path: str, item: h5py.HLObject) -> None:
-        if isinstance(item, h5py.Dataset):
-            # HDF5 has no bfloat16, so Keras writes the bytes.
-            kind = "bfloat16" if _is_bfloat16(item) else item.dtype.name
-            read = functools.partial(_read_dataset, item)
-            arrays[path] = StoredTensor(file, item.name, item.shape, kind, read)
+        # A dataset without a shape is empty.
+        if not isinstance(item, h5py.Dataset) or item.shape is None:
+            return
+        if item.external or item.is_virtual:
+            raise UnreadableError(
+                f"{file} is refused: the values of {item.name!r} are in other files,"
+                " and a file of weights must contain its tensors itself. Save it again"
+                " with Keras."
+            )
+        try:
+            kind = item.dtype.name
+        except TypeError:
+            kind = "unknown"
+        # HDF5 has no bfloat16, so Keras writes the bytes.
+        if _text(item, "dtype") == "bfloat16" and item.dtype.itemsize == 2:
+            kind = "bfloat16"
+        read = functools.partial(_read_dataset, item, kind)
+        arrays[path] = StoredTensor(file, item.name, item.shape, kind, read)
 
     group.visititems(visit)
     return arrays
 
 
-def _read_dataset(dataset: h5py.Dataset) -> np.ndarray:
+def _text(item: h5py.HLObject, name: str) -> str:
+    """Returns an attribute that is a single string, or an empty string."""
+    if name not in item.attrs or item.attrs.get_id(name).shape != ():
+        return ""
+    value = item.attrs[name]
+    return value if isinstance(value, str) else ""
+
+
+def _read_dataset(dataset: h5py.Dataset, kind: str) -> np.ndarray:
+    if dataset.chunks:
+        _check_chunks(dataset)
     value = dataset[()]
-    return value.view(jnp.bfloat16) if _is_bfloat16(dataset) else value
+    return value.view(jnp.bfloat16) if kind == "bfloat16" else value
 
 
-def _is_bfloat16(dataset: h5py.Dataset) -> bool:
-    return dataset.attrs.get("dtype") == "bfloat16"
+def _check_chunks(dataset: h5py.Dataset) -> None:
+    """Raises ValueError if a chunk takes more memory than the dataset has.
+
+    HDF5 unpacks a chunk as a whole, before it compares its size with the declared one.
+    """
+    size = math.prod(dataset.chunks) * dataset.dtype.itemsize
+    if size > max(dataset.nbytes, MAX_CHUNK):
+        raise ValueError(f"{dataset.name} has chunks of {size} bytes")
+    layout = dataset.id.get_create_plist()
+    filters = [layout.get_filter(i)[0] for i in range(layout.get_nfilters())]
+    if set(filters) - FILTERS or filters.count(h5z.FILTER_DEFLATE) > 1:
+        raise ValueError(
+            f"{dataset.name} is compressed by another method than gzip, which"
+            " h5repack -f NONE undoes"
+        )
+
+    def check(chunk: h5d.StoreInfo) -> None:
+        _, packed = dataset.id.read_direct_chunk(chunk.chunk_offset)
+        content = zlib.decompressobj().decompress(packed, size + 1)
+        if len(content) > size:
+            raise ValueError(f"a chunk of {dataset.name} has more than {size} bytes")
+
+    if h5z.FILTER_DEFLATE in filters:
+        dataset.id.chunk_iter(check)
 
 
 def _name(tensors: Tensors, path: pathlib.Path, spec: Spec, scheme: Scheme) -> Tensors:

@@ -11,7 +11,7 @@ from resnet_jax.errors import UserError, nearest
 from resnet_jax.models import zoo
 from resnet_jax.models.zoo import ZOO, Spec, get_entry, get_spec, resolve
 from resnet_jax.persistence.storage import explaining_errors, path_of
-from resnet_jax.weights import SCHEMES, files, hub, native
+from resnet_jax.weights import SCHEMES, files, formats, hub, native
 from resnet_jax.weights.adapt import FIRST_CONVS, fit_ends
 from resnet_jax.weights.bit import BIT
 from resnet_jax.weights.card import Card, default_card
@@ -138,8 +138,10 @@ def _read(source: str, model: str | None, overrides: dict) -> tuple[Card, Tensor
     path = hub.fetch(source) if source.startswith(hub.PREFIX) else path_of(source)
     tensors: Tensors
     with explaining_errors(path):
-        if (path / hub.WEIGHTS).is_file():
-            path /= hub.WEIGHTS
+        for name in (hub.WEIGHTS, hub.WEIGHTS + formats.INDEX):
+            if (path / name).is_file():
+                path /= name
+                break
         if native.is_weights_directory(path):
             tensors, card = native.read(path)
         elif native.is_workdir(path):
@@ -175,10 +177,8 @@ def _read_file(
         card = _check_card(card, str(path), model, overrides)
     elif model:
         name = resolve(model)
-        spec, schemes = (
-            get_spec(name, **overrides),
-            _readable_schemes(name, path.suffix),
-        )
+        spec = get_spec(name, **overrides)
+        schemes = _readable_schemes(name, files.format_of(path))
         if not schemes:
             raise UserError(
                 f"{path} is a file of Keras, which has no {name}; name another network."
@@ -257,7 +257,7 @@ def _reader(path: pathlib.Path) -> Callable[[Spec, Scheme], Tensors]:
 
     The file is read once, unless the names in it depend on the network.
     """
-    if path.suffix in files.KERAS:
+    if files.format_of(path) in files.KERAS:
         return functools.partial(files.read, path)
     tensors = {without_wrappers(name): x for name, x in files.read(path).items()}
     return lambda spec, scheme: tensors
@@ -349,7 +349,7 @@ def _fitting(
     """
     fitting = []
     for name, entry in ZOO.items():
-        for scheme in _readable_schemes(name, path.suffix):
+        for scheme in _readable_schemes(name, files.format_of(path)):
             try:
                 shapes = _shapes_of(read_tensors(entry.spec, scheme))
             except UserError:

@@ -7,18 +7,26 @@ only the tensors that the network has are read.
 
 import contextlib
 import dataclasses
+import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from resnet_jax.errors import UserError
+from resnet_jax.persistence.storage import Path
 
 # The types whose values are real numbers: a cast to float32 would take any number of
 # other types, such as the real parts of complex numbers.
 _INTEGERS = (f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))
 REAL = {"bfloat16", "float16", "float32", "float64", *_INTEGERS}
+
+
+# The largest size of a header, a card or a list of files in bytes. The names of ten
+# thousand tensors have about one MiB.
+MAX_HEADER = 2**24
 
 
 class UnreadableError(UserError):
@@ -63,7 +71,10 @@ class StoredTensor:
                 f" numbers but of the type {self.dtype}. Save it as float32."
             )
         with explaining_damage(self.file):
-            return np.asarray(self.read(), dtype)
+            value = np.asarray(self.read(), dtype)
+            if value.shape != self.shape:
+                raise ValueError(f"{self.name!r} has another shape than it declares")
+            return value
 
 
 @contextlib.contextmanager
@@ -79,3 +90,49 @@ def explaining_damage(path: os.PathLike) -> Iterator[None]:
         raise UnreadableError(
             f"{path} cannot be read: {lines[0].rstrip('.')}. Fetch or save it again."
         ) from error
+
+
+def read_text(path: Path) -> str:
+    """Returns the text of a small file; raises UnreadableError for another one."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_HEADER + 1)
+    except OSError as error:
+        raise UnreadableError(
+            f"{path} cannot be read: {error.strerror}. Check its permissions."
+        ) from error
+    if len(content) > MAX_HEADER:
+        raise UnreadableError(
+            f"{path} has more than {MAX_HEADER // 2**20} MiB, which is too much for the"
+            " description of weights. Correct or remove it."
+        )
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise UnreadableError(
+            f"{path} is not text in UTF-8. Correct or remove it."
+        ) from None
+
+
+def parse_object(text: str, path: Path) -> Mapping[str, Any]:
+    """Parses a JSON object.
+
+    Args:
+      text: The JSON.
+      path: The file that it is from.
+
+    Raises:
+      UnreadableError: The text is not a JSON object; the message names the file.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UnreadableError(
+            f"{path} is not valid JSON ({error}). Correct or remove it."
+        ) from None
+    if not isinstance(content, Mapping):
+        raise UnreadableError(
+            f"{path} has a {type(content).__name__} in place of a JSON object. Correct"
+            " or remove it."
+        )
+    return content

@@ -9,8 +9,9 @@ import pytest
 from resnet_jax.data.augment import Augment
 from resnet_jax.data.derived_sources import Combined, few_shot, with_classes
 from resnet_jax.data.loader import Examples, epoch_order, permutation, train_batches
-from resnet_jax.data.sources import FakeSource, open_source
+from resnet_jax.data.sources import FakeSource, FolderSource, open_source
 from resnet_jax.errors import UserError
+from resnet_jax.prepare import main
 from tests.helpers.pictures import encode, noise, write_folder
 
 
@@ -215,9 +216,9 @@ def test_slices_work_on_digits_and_fake_images():
     ("split", "message"),
     [
         ("trian[:10%]", "no split 'trian'. Did you mean train"),
-        ("train[:10", "Split 'train.:10': "),
-        ("train[2000:]", "2000.* 1437 examples"),
-        ("train[:200%]", "-100, 100"),
+        ("train[:10", "split 'train.:10' of digits cannot be read"),
+        ("train[2000:]", "has 1,437 images; its bounds"),
+        ("train[:200%]", "percentages from -100% to 100%"),
         ("train+tets", "no split 'tets'. Did you mean test"),
         ("train[5:5]", "holds no image"),
     ],
@@ -272,14 +273,65 @@ def test_choosing_a_few_shot_subset_reads_few_images():
     assert Counting.read < 3000
 
 
-def test_few_shot_subsets_of_combined_sources_have_images_of_each_source(pets, strays):
-    combined = few_shot(open_source(f"mix:3*{pets},{strays}@all", "train"), 2, seed=0)
-    assert (combined.sizes, combined.shares) == ((4, 4), (6, 2))
+def counts_of(source) -> Counter:
+    return Counter(source[index][1] for index in range(len(source)))
+
+
+@pytest.mark.parametrize(
+    "split",
+    ["train", "train+val", "train[:50%]+train[50%:]+val", "train+train", "all", "val"],
+)
+def test_shots_are_those_of_all_splits_together(split, pets, tmp_path):
+    main(["prepare", pets, f"--out={tmp_path / 'packed'}", "--num_workers=1"])
+    for source in (pets, f"tfds:{tmp_path / 'packed'}"):
+        for shots in (1, 2):
+            few = few_shot(open_source(source, split), shots, seed=0)
+            assert counts_of(few) == {0: shots, 1: shots}
+            assert len(set(names(few, range(len(few))))) == 2 * shots
+
+
+def test_shots_of_combined_sources_are_those_of_all_together(pets, strays):
+    source = open_source(f"mix:{pets},{strays}@all", "train")
+    assert counts_of(few_shot(source, 2, seed=0)) == {0: 2, 1: 2}
+
+
+def test_shots_are_chosen_in_proportion_to_the_weights(pets, strays):
+    def strays_among(weights: str) -> int:
+        source = open_source(weights.format(pets, strays), "train")
+        subsets = [few_shot(source, 1, seed) for seed in range(60)]
+        return sum("strays" in name for few in subsets for name in names(few, (0, 1)))
+
+    # Of 120 images, 120 * 10 / 50 = 24 are expected if all are equally likely; the
+    # weights 0.05 and 20 make 2 and 115.
+    assert strays_among("mix:20*{},1*{}@all") < 10
+    assert 10 < strays_among("mix:4*{},1*{}@all") < 45
+    assert strays_among("mix:1*{},20*{}@all") > 90
+
+
+def test_more_shots_contain_the_fewer(pets):
+    source = open_source(pets, "train+val")
+    one, three = (few_shot(source, shots, seed=5) for shots in (1, 3))
+    assert set(names(one, range(2))) < set(names(three, range(6)))
+
+
+def test_shots_of_folders_are_chosen_without_reading_images(pets):
+    class Unread(FolderSource):
+        def __getitem__(self, index):
+            raise AssertionError("an image was read")
+
+    path = pets.removeprefix("folder:")
+    parts = (Unread(path, "train"), Unread(path, "val"))
+    assert len(few_shot(Combined(parts, (1.0, 1.0)), 2, seed=0)) == 4
 
 
 def test_a_class_with_too_few_images_is_named(pets):
     with pytest.raises(UserError, match=r"shots=13, but .* has only 12 of class 'cat'"):
         few_shot(open_source(pets, "train"), 13, seed=0)
+    # All images of both splits count.
+    assert len(few_shot(open_source(pets, "train+val"), 15, seed=0)) == 30
+    message = "15 of class 'cat', 30 of class 'dog'; lower data.shots"
+    with pytest.raises(UserError, match=message):
+        few_shot(open_source(pets, "train+val"), 31, seed=0)
 
 
 # Fewer images than a batch.

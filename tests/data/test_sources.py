@@ -5,9 +5,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from resnet_jax.data.decode import Picture
 from resnet_jax.data.derived_sources import check_same_classes
-from resnet_jax.data.sources import IMAGE_SUFFIXES, open_source
+from resnet_jax.data.sources import folder_splits, open_source
 from resnet_jax.errors import UserError
 from tests.helpers.pictures import encode, noise, write_folder
 
@@ -167,15 +166,53 @@ def test_a_link_to_a_folder_is_a_class(tmp_path):
     assert source[1] == (JPEG, 1)
 
 
-@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
-def test_every_suffix_stands_for_a_format_that_is_decoded(suffix, tmp_path):
-    path = tmp_path / "train" / "cat" / f"1{suffix}"
-    path.parent.mkdir(parents=True)
-    image = noise(0, 12, 10)
-    (image.convert("L") if suffix == ".pgm" else image).save(path)
-    content, label = open_source(f"folder:{tmp_path}", "train")[0]
-    assert Picture(content, 3).size == (12, 10)
-    assert label == 0
+def test_a_class_has_the_images_in_its_subfolders(tmp_path):
+    deep = {"train/Cat/b/deep/4.jpg": JPEG, "train/Cat/a/5.jfif": JPEG}
+    source = open_source(write_folder(tmp_path, ZOO | deep), "train")
+    assert source.classes == ("Cat", "ant", "dog")
+    names = ["Cat/1.JPEG", "Cat/2.JPG", "Cat/3.PnG", "Cat/a/5.jfif", "Cat/b/deep/4.jpg"]
+    assert source.paths[:5] == names and source.labels[:6] == [0] * 5 + [1]
+    assert source[4] == (JPEG, 0)
+
+
+def test_files_that_are_not_taken_are_reported_once_with_their_kinds(tmp_path, caplog):
+    files = {"train/stray.jpg": JPEG, "train/ant/x.jxl": b"", "train/dog/y.jxl": b""}
+    folder = write_folder(tmp_path, ZOO | files)
+    for split in ("train", "train[:50%]", "train+val", "val"):
+        open_source(folder, split)
+    assert caplog.messages == [
+        f"{tmp_path}/train: 7 files are left out (.jxl: 2, .txt: 2, hidden: 2, outside"
+        " of class folders: 1)."
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["a\nb", " a ", "\t", "É", "E\u0301", "0", "a,b", "\udcff"]
+)
+def test_classes_and_images_may_have_any_name(name, tmp_path):
+    files = {f"{split}/{name}/{name}.jpg": JPEG for split in ("train", "val")}
+    folder = write_folder(
+        tmp_path, files | {f"{s}/z/1.jpg": JPEG for s in ("train", "val")}
+    )
+    train, val = open_source(folder, "train"), open_source(folder, "val")
+    assert train.classes == val.classes == tuple(sorted([name, "z"]))
+    check_same_classes(train, val)
+    assert train.digest() == val.digest()
+    assert train[train.classes.index(name)] == (JPEG, train.classes.index(name))
+
+
+def test_classes_whose_names_differ_in_case_are_two_classes(tmp_path):
+    files = {f"train/{name}/1.jpg": JPEG for name in ("cat", "Cat", "CAT")}
+    source = open_source(write_folder(tmp_path, files), "train")
+    assert source.classes == ("CAT", "Cat", "cat")
+
+
+def test_a_link_to_a_folder_around_it_is_no_class_and_no_split(tmp_path):
+    folder = write_folder(tmp_path, {"train/cat/1.jpg": JPEG, "__MACOSX/x/1.jpg": JPEG})
+    (tmp_path / "train/all").symlink_to("..")
+    (tmp_path / "latest").symlink_to(".")
+    assert open_source(folder, "train").classes == ("cat",)
+    assert folder_splits(str(tmp_path)) == ["train"]
 
 
 def test_a_folder_under_the_home_directory_is_found(tmp_path, monkeypatch):

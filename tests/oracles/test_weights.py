@@ -156,12 +156,12 @@ def test_the_error_for_other_content_names_it(tmp_path, content, message):
         load(str(tmp_path / "w.pth"))
 
 
-@pytest.mark.parametrize("size", [0, 1000])
+@pytest.mark.parametrize("size", [100, 1000])
 def test_a_truncated_file_is_rejected(tmp_path, size):
     path = tmp_path / "w.pth"
     torch.save(make("test_resnet").state_dict(), path)
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(UserError, match=r"not a complete file of torch\.save"):
+    with pytest.raises(UserError, match=r"w\.pth is cut off or damaged"):
         load(str(path))
 
 

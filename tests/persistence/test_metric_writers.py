@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import json
+import math
 import os
 import struct
 
@@ -10,7 +11,13 @@ import pytest
 from tensorboardX import RecordWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from resnet_jax.persistence.metric_writers import Writer, read_metrics
+from resnet_jax.errors import UserError
+from resnet_jax.persistence.metric_writers import (
+    Writer,
+    describe,
+    points,
+    read_metrics,
+)
 from resnet_jax.persistence.storage import write_json
 from tests import fault_drill
 from tests.helpers.checkpoints import TRAIN_METRICS
@@ -59,19 +66,72 @@ def test_a_json_file_is_replaced_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("taken", ["metrics.jsonl", "tensorboard"])
-def test_a_file_that_cannot_be_opened_is_one_warning(tmp_path, capsys, taken):
+def test_what_is_in_the_way_is_set_aside_with_one_warning(tmp_path, capsys, taken):
     if taken == "metrics.jsonl":
         (tmp_path / taken).mkdir()
     else:
         (tmp_path / taken).write_text("another file")
     write(tmp_path, step=0, rows=(1, 2))
-    warnings = capsys.readouterr().err.splitlines()
-    assert len(warnings) == 1, warnings
-    assert warnings[0].startswith(f"warning: {tmp_path / taken} cannot be written (")
-    kept = {"metrics.jsonl", "tensorboard"} - {taken}
-    (name,) = kept
-    rows = tmp_path / name
-    assert rows.is_dir() if name == "tensorboard" else len(read_metrics(tmp_path)) == 2
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith(f"warning: {tmp_path / taken} is ")
+    assert f"It was renamed to {taken}.damaged-1" in warning
+    assert (tmp_path / f"{taken}.damaged-1").exists()
+    assert list((tmp_path / "tensorboard").iterdir())
+    assert len(read_metrics(tmp_path)) == 2
+
+
+ROW = b'{"step": 1, "train/loss": 1.0}\n'
+DAMAGES = {
+    "bytes that are not UTF-8": ROW + b"\xff\xfe\n" + ROW.replace(b"1,", b"2,"),
+    "a line that is cut": ROW + ROW[:9] + b"\n" + ROW.replace(b"1,", b"2,"),
+    "zeros at the end": ROW + ROW.replace(b"1,", b"2,") + bytes(100),
+    "zeros in the middle": ROW + bytes(100) + b"\n" + ROW.replace(b"1,", b"2,"),
+    "a line that is no object": ROW + b"[1]\n" + ROW.replace(b"1,", b"2,"),
+    "a line without a step": ROW + b"{}\n" + ROW.replace(b"1,", b"2,"),
+    "a step that is no number": ROW + b'{"step": "3"}\n' + ROW.replace(b"1,", b"2,"),
+    "a line of brackets": ROW + b"[" * 10**5 + b"\n" + ROW.replace(b"1,", b"2,"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_lines_are_set_aside_and_the_others_kept(tmp_path, capsys, damage):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(DAMAGES[damage])
+    # A command that only reads changes nothing.
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+    assert path.read_bytes() == DAMAGES[damage]
+    assert "1 of 3 lines of" in capsys.readouterr().err
+    write(tmp_path, step=2, rows=(3,))
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "1 of 3 lines of" in warning and "metrics.jsonl.damaged-1" in warning
+    assert (tmp_path / "metrics.jsonl.damaged-1").read_bytes() == DAMAGES[damage]
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3]
+    assert not capsys.readouterr().err
+
+
+def test_a_file_without_any_intact_line_is_reported(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(bytes(50))
+    with pytest.raises(UserError, match=r"1 of 1 lines of .* are damaged"):
+        read_metrics(tmp_path)
+
+
+def test_figures_that_are_not_finite_are_valid_json_and_read_again(tmp_path):
+    values = {"top1": 0.5, "top5": 1.0, "loss": math.inf, "n_seen": 8}
+    with Writer(tmp_path, step=0, total_steps=9, active=True) as writer:
+        writer.evaluation(1, values)
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    assert json.loads(line, parse_constant=refuse)["eval/loss"] is None
+    (row,) = read_metrics(tmp_path)
+    assert math.isnan(row["eval/loss"])
+    # Older versions wrote names that JSON does not have.
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "eval/loss": Infinity}\n')
+    (row,) = read_metrics(tmp_path)
+    assert points([row], "eval/loss") == [(1, math.inf)]
+    assert "loss nan" in describe({**values, "loss": None})
 
 
 def test_a_full_disk_ends_the_files_with_one_warning_each(tmp_path, capfd):

@@ -40,8 +40,8 @@ def no_compiler(monkeypatch):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--price=nan", "'nan' is not one or more prices above 0"),
-        ("--price=-3", "'-3' is not one or more prices above 0"),
+        ("--price=nan", "'nan' is not a number above 0"),
+        ("--price=-3", "'-3' is not a number above 0"),
         ("--per_chip=1.5", "'1.5' is not a whole number above 0"),
         ("--batch_size=", "'' is not a whole number above 0"),
     ],

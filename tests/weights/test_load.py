@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import zipfile
 
 import jax
 import numpy as np
@@ -196,7 +197,7 @@ def test_a_file_of_garbage_is_rejected_in_one_line(tmp_path, name):
     ],
 )
 def test_paths_without_weights_are_rejected(tmp_path, name, message):
-    (tmp_path / "readme.txt").touch()
+    (tmp_path / "readme.txt").write_text("Read me.")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=message):
         load(str(tmp_path / name))
@@ -207,7 +208,8 @@ def test_without_torch_its_files_are_rejected_with_a_way_out(tmp_path, monkeypat
     card, variables = small_networks.card_and_variables("test_resnet")
     with pytest.raises(UserError, match=r"Writing .*Run pip install torch, or convert"):
         save(str(tmp_path / "w.pth"), variables, card)
-    (tmp_path / "r.pth").touch()
+    with zipfile.ZipFile(tmp_path / "r.pth", "w") as archive:
+        archive.writestr("r/data.pkl", b"")
     with pytest.raises(UserError, match=r"Reading .*Run pip install torch, or convert"):
         load(str(tmp_path / "r.pth"))
 

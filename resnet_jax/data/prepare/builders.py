@@ -4,11 +4,13 @@ import dataclasses
 import pathlib
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import downloader
 
+from resnet_jax.data.image_files import describe
 from resnet_jax.data.prepare import originals, pack
 from resnet_jax.data.prepare.pack import DataSet, Reencode
 from resnet_jax.data.prepare.verify import (
@@ -265,7 +267,9 @@ def split_sizes(path: pathlib.Path) -> dict[str, int]:
     return {split.name: split.num_examples for split in splits.values()}
 
 
-def check(source: str, data_dir: str, num_workers: int) -> tuple[int, Iterator[str]]:
+def check(
+    source: str, data_dir: str, num_workers: int
+) -> tuple[int, str, Iterator[str]]:
     """Reads and decodes all images of a data set.
 
     Args:
@@ -274,20 +278,25 @@ def check(source: str, data_dir: str, num_workers: int) -> tuple[int, Iterator[s
       num_workers: The number of processes.
 
     Returns:
-      The number of images, and a sentence for each problem.
+      The number of images, a clause on the files that are not taken for images (see
+      `image_files.describe`), and a sentence for each problem.
 
     Raises:
       UserError: The data set is not prepared.
     """
     kind, _, rest = source.partition(":")
     checks: list[FilesCheck] | list[ShardCheck]
+    left_out: Counter[str] = Counter()
     if kind == "folder":
         sources = [FolderSource(rest, split) for split in folder_splits(rest)]
         checks = [check for part in sources for check in checks_of_folder(part)]
+        for part in sources:
+            left_out += part.left_out
     else:
         dataset = rest if kind == "tfds" else str(_absolute(source))
         builder = tfds_builder(dataset, data_dir)
         if not (builder.data_path / "dataset_info.json").exists():
             raise UserError(f"tfds:{dataset} is not prepared in {builder.data_path}.")
         checks = checks_of_builder(builder)
-    return sum(map(len, checks)), verify(checks, num_workers)
+    total = sum(map(len, checks))
+    return total, describe(left_out), verify(checks, num_workers)

@@ -15,9 +15,12 @@ import tensorflow_datasets as tfds
 
 from resnet_jax.console import output
 from resnet_jax.data.derived_sources import check_same_classes
+from resnet_jax.data.image_files import describe
 from resnet_jax.data.prepare import pack
 from resnet_jax.data.prepare.pack import DataSet, ImageFile, PreparedFile
+from resnet_jax.data.shards import is_utf8
 from resnet_jax.data.sources import FolderSource, folder_splits
+from resnet_jax.data.splits import ALL
 from resnet_jax.errors import UserError
 
 
@@ -161,28 +164,30 @@ def folder(path: str, shard_bytes: int = pack.SHARD_BYTES) -> DataSet:
       shard_bytes: The approximate size of a shard.
 
     Raises:
-      UserError: There are no images, splits differ in their classes, or a name is not
-        UTF-8, which names in a prepared data set must be.
+      UserError: There are no images, splits differ in their classes, or tfds cannot
+        keep the name of a split, a class or a file.
     """
-    sources = {split: FolderSource(path, split) for split in folder_splits(path)}
+    names = folder_splits(path)
+    for name in names:
+        _check_split_name(name, path)
+    sources = {split: FolderSource(path, split) for split in names}
     first, *other_sources = sources.values()
+    for name in first.classes:
+        _check_class_name(name, path)
     for source in other_sources:
         check_same_classes(first, source)
     splits = {}
     for split, source in sources.items():
-        for name in map(source.name, range(len(source))):
-            if not _is_utf8(name):
-                raise UserError(f"The name of {name} is not UTF-8; rename it.")
-        files = [
-            ImageFile(
-                source.name(index),
-                0,
-                os.path.getsize(source.name(index)),
-                source.labels[index],
-                source.paths[index],
-            )
-            for index in range(len(source))
-        ]
+        if source.left_out:
+            output.say(f"{source.title}: {describe(source.left_out)}.")
+        files = []
+        for index, (name, label) in enumerate(
+            zip(source.paths, source.labels, strict=True)
+        ):
+            file = source.name(index)
+            if not is_utf8(name):
+                raise UserError(f"The name of {file!r} is not UTF-8; rename it.")
+            files.append(ImageFile(file, 0, os.path.getsize(file), label, name))
         splits[split] = pack.deal(files, shard_bytes=shard_bytes)
     features = tfds.features.FeaturesDict(
         {
@@ -193,18 +198,31 @@ def folder(path: str, shard_bytes: int = pack.SHARD_BYTES) -> DataSet:
     )
     root = pathlib.Path(path).expanduser().resolve()
     about = {
-        "description": f"The images of {root}.",
+        # The metadata are UTF-8, which the path need not be.
+        "description": f"The images of {root}.".encode(errors="replace").decode(),
         "supervised_keys": ("image", "label"),
     }
     return DataSet(_as_name(root.name), "1.0.0", features, splits, about)
 
 
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _check_split_name(name: str, path: str) -> None:
+    # The first is tfds's own rule for `split=`, in which it reserves `all`.
+    fits = re.fullmatch(r"[\w-]+", name) and re.search(r"[^\W_]", name)
+    if not fits or name == ALL or not is_utf8(name):
+        raise UserError(
+            f"{path} has a split {name!r}, which tfds cannot open, as it takes names of"
+            f" letters, digits, - and _ that are not {ALL!r}; rename the folder."
+        )
+
+
+def _check_class_name(name: str, path: str) -> None:
+    # tfds keeps the names of classes as lines of a text file.
+    if not is_utf8(name) or name != name.strip() or re.search(r"[\r\n]", name):
+        raise UserError(
+            f"{path} has a class {name!r}, whose name tfds would change, as it keeps"
+            " one name a line, in UTF-8 and without spaces at its ends; rename the"
+            f" folder in all splits, or train on folder:{path} itself."
+        )
 
 
 def _as_name(text: str) -> str:

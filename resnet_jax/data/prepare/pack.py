@@ -28,7 +28,14 @@ from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 from resnet_jax.console import output
 from resnet_jax.data.decode import Picture
 from resnet_jax.data.image_ops import to_image, to_pixels
-from resnet_jax.data.shards import RECORD, damage, read_record, read_shard, write_shard
+from resnet_jax.data.shards import (
+    RECORD,
+    check_path,
+    damage,
+    read_record,
+    read_shard,
+    write_shard,
+)
 from resnet_jax.data.workers import map_unordered
 from resnet_jax.errors import BadImageError, UserError
 
@@ -346,8 +353,9 @@ def work_dir(out: pathlib.Path) -> pathlib.Path:
     It is beside `out` until the data set is complete; then it is `out`.
 
     Raises:
-      UserError: `out` holds something else.
+      UserError: `out` holds something else, or its path is not UTF-8.
     """
+    check_path(out)
     if not out.exists():
         return out.with_name(f"{out.name}.incomplete")
     if not read_record(out):

@@ -350,7 +350,7 @@ def test_an_image_that_cannot_be_decoded_is_reported_and_kept(tmp_path, capsys):
     [
         ("--quality=101", "from 1 to 100"),
         ("--quality=-1", "from 1 to 100"),
-        ("--max_side=-4", "at least 1 pixel"),
+        ("--max_side=-4", "not a whole number of at least 0"),
     ],
 )
 def test_impossible_sizes_and_qualities_are_reported(flag, message, tmp_path):
