@@ -28,7 +28,6 @@ from resnet_jax.errors import UserError
 from resnet_jax.paths import check_folder_to_write
 from resnet_jax.persistence import storage
 
-
 # argparse also calls these for the default, the empty text.
 
 

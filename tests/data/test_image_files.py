@@ -198,7 +198,9 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path):
         text=True,
     )
     locked.chmod(0o755)
-    assert "folder ./locked cannot be read: Permission denied" in done.stdout, done.stderr
+    assert "folder ./locked cannot be read: Permission denied" in done.stdout, (
+        done.stderr
+    )
 
 
 def test_a_description_names_the_most_frequent_kinds():

@@ -263,27 +263,27 @@ def lzf(path):
     _replace(path, data=np.zeros((7, 7, 3, 4), np.float32), compression="lzf")
 
 
-@case("w.h5", "not real numbers but of the type object")
+@case("w.h5", "are of the type object")
 def references(path):
     _replace(path, (7, 7, 3, 4), h5py.ref_dtype)
 
 
-@case("w.h5", "not real numbers but of the type object")
+@case("w.h5", "are of the type object")
 def strings_of_any_length(path):
     _replace(path, (7, 7, 3, 4), h5py.string_dtype())
 
 
-@case("w.h5", "not real numbers but of the type")
+@case("w.h5", "are of the type")
 def strings_of_one_length(path):
     _replace(path, (7, 7, 3, 4), "S100000000")
 
 
-@case("w.h5", "not real numbers but of the type")
+@case("w.h5", "are of the type")
 def compound(path):
     _replace(path, (7, 7, 3, 4), [("a", "f4"), ("b", "f8")])
 
 
-@case("w.h5", "not real numbers but of the type complex64")
+@case("w.h5", "are of the type complex64")
 def complex_numbers_in_hdf5(path):
     _replace(path, (7, 7, 3, 4), np.complex64)
 
@@ -480,27 +480,27 @@ def no_values(path):
     _write_npz(path, _npy(_header((0,))))
 
 
-@case("w.npz", "not real numbers but of the type str")
+@case("w.npz", "are of the type str")
 def strings(path):
     _write_npz(path, _dtype("<U100000000"))
 
 
-@case("w.npz", "not real numbers but of the type")
+@case("w.npz", "are of the type")
 def structured(path):
     _write_npz(path, _dtype([("a", "<f4"), ("b", "<f8")]))
 
 
-@case("w.npz", "not real numbers but of the type complex")
+@case("w.npz", "are of the type complex")
 def complex_numbers(path):
     _write_npz(path, _dtype("<c8"))
 
 
-@case("w.npz", "not real numbers but of the type datetime")
+@case("w.npz", "are of the type datetime")
 def dates(path):
     _write_npz(path, _dtype("<M8[s]"))
 
 
-@case("w.npz", "not real numbers but of the type bool")
+@case("w.npz", "are of the type bool")
 def booleans(path):
     _write_npz(path, _dtype("|b1"))
 
@@ -517,11 +517,11 @@ def two_arrays_of_one_name(path):
         archive.writestr(WEIGHT, _npy(_header((3,))))
 
 
-@case("w.npz", r"no place for the tensor '\.\./\.\./evil'")
+@case("w.npz", "'conv1.0.weight' is missing")
 def array_with_a_path_to_its_parent(path):
-    valid(path)
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("../../evil.npy", _npy(_header((1,)), bytes(4)))
+    _write_npz(path, _npy(_header((1,)), bytes(4)))
+    content = path.read_bytes()
+    path.write_bytes(content.replace(WEIGHT.encode(), b"../../evil1234.npy"))
 
 
 @case("w.npz", "zip archive of")
@@ -598,7 +598,7 @@ def nested_header(path):
     _write_header(path, b'{"x":' + b"[" * 100_000 + b"}")
 
 
-@case("w.safetensors", "no place for the tensor 'x'", model="test_resnet")
+@case("w.safetensors", "does not fit test_resnet", model="test_resnet")
 def tensors_of_length_zero(path):
     _write_header(path, _one("F32", [0, HUGE], 0))
 
@@ -619,9 +619,20 @@ for kind, size in {"F8_E4M3": 1, "C64": 8, "BOOL": 1}.items():
             start = end
         _write_header(path, header, bytes(start))
 
-    case("w.safetensors", "not real numbers but of the type")(
+    case("w.safetensors", "are of the type")(
         _named(f"numbers_of_type_{kind}", _write_kind)
     )
+
+
+@case("w.safetensors", "has 30000 tensors")
+def thirty_thousand_tensors(path):
+    tensors = {f"{i}.conv1.weight": np.zeros((1, 1, 1, 1)) for i in range(30_000)}
+    safetensors.numpy.save_file(tensors, path)
+
+
+@case("w.safetensors", "names of up to 1000001 characters")
+def name_of_a_million_characters(path):
+    safetensors.numpy.save_file({"." * 10**6 + "x": np.zeros(1)}, path)
 
 
 # Cards.
@@ -656,14 +667,14 @@ def _write_spec(name: str, pattern: str, **fields: object) -> None:
     case("w.safetensors", pattern)(_named(f"card_with_{name}", write))
 
 
-_write_spec("a_million_blocks", "w.safetensors", stage_sizes=[10**6, 10**6])
+_write_spec("a_million_blocks", "2000000 blocks, but", stage_sizes=[10**6, 10**6])
 _write_spec("widths_of_a_trillion", "w.safetensors", widths=[HUGE, HUGE])
-_write_spec("a_trillion_classes", "w.safetensors", num_classes=HUGE)
+_write_spec("negative_widths", "cannot be built", widths=[-4, -8])
 _write_spec("negative_classes", "w.safetensors", num_classes=-1)
 _write_spec("a_field_of_another_kind", "card of .* cannot be used", stage_sizes="many")
 _write_spec("an_unknown_field", "card of .* no field", stages=[1])
-_write_spec("no_blocks", "w.safetensors", stage_sizes=[], widths=[])
-_write_spec("a_stem_of_text", "w.safetensors", stem=["7x7"])
+_write_spec("no_blocks", "cannot be built", stage_sizes=[], widths=[])
+_write_spec("a_stem_of_text", "cannot be built", stem=["7x7"])
 
 
 @case("w.npz", "card.json has more than 16 MiB")
