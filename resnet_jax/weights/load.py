@@ -149,8 +149,8 @@ def _read(source: str, model: str | None, overrides: dict) -> tuple[Card, Tensor
             tensors, card = native.read_workdir(path)
         elif path.is_dir():
             raise UserError(
-                f"{path} is neither a workdir (config.json, checkpoints/) nor a weights"
-                f" directory (card.json) nor a copy of the hub's ({hub.WEIGHTS})."
+                f"{path} is neither a workdir (checkpoints/) nor a weights directory"
+                f" (card.json) nor a copy of the hub's ({hub.WEIGHTS})."
             )
         else:
             with files.local(path) as file:
