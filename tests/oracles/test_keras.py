@@ -34,7 +34,7 @@ from resnet_jax.weights.card import default_card
 from resnet_jax.weights.keras import list_layers
 from resnet_jax.weights.naming import from_foreign, to_foreign
 from resnet_jax.weights.receivers import receiver_of
-from resnet_jax.weights.save import save
+from resnet_jax.weights.save import save as save_weights
 from tests.helpers import keyed
 from tests.helpers.network_names import one_of_each_kind
 
@@ -194,7 +194,7 @@ def test_files_without_names_of_layers_are_read_by_order(resnet50, tmp_path):
 def test_keras_makes_a_changed_network_by_the_call(tmp_path, name, fields, file):
     spec = get_spec(name, **fields)
     variables = keyed.variables(spec)
-    card = save(str(tmp_path / file), variables, default_card(name, spec))
+    card = save_weights(str(tmp_path / file), variables, default_card(name, spec))
     receiver = receiver_of(card)
     network = eval(receiver.call, {"keras": keras})
     network.load_weights(tmp_path / file)
