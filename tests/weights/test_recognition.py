@@ -241,7 +241,7 @@ def test_a_backbone_is_recognised_without_its_name(tmp_path, name, prefix, caplo
     [
         (["cls_token", "pos_embed", "blocks.0.attn.qkv.weight"], "vision transformer"),
         (["downsample_layers.0.0.weight", "stages.0.0.dwconv.weight"], "ConvNeXt"),
-        (["stages.0.blocks.0.conv_dw.weight", "stem.0.weight"], "MobileNet"),
+        (["s1.b1.conv1.conv.weight", "stem.conv.weight"], "RegNet"),
         (["conv_stem.weight", "blocks.0.0.conv_dw.weight"], "EfficientNet"),
         (["features.denseblock1.denselayer1.norm1.weight"], "DenseNet"),
         (["optimizer.state.0.exp_avg", "lr_scheduler.x"], "optimizer and no network"),
