@@ -212,4 +212,4 @@ def cut_off_pickle(path):
 
 
 if __name__ == "__main__":
-    load_all(CASES, ("pth",), sys.argv[1])
+    load_all(CASES, (".pth",), sys.argv[1])

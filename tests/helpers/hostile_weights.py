@@ -14,6 +14,7 @@ import pathlib
 import pickle
 import re
 import resource
+import shutil
 import stat
 import struct
 import subprocess
@@ -728,6 +729,66 @@ _write_index(
 )
 
 
+# Weights directories.
+
+
+def _directory(path: pathlib.Path, **arrays: np.ndarray) -> None:
+    """Writes a weights directory in which some arrays are others."""
+    card, variables = small_networks.card_and_variables("test_resnet")
+    variables["params"] |= arrays
+    save(f"{path}/", variables, card)
+
+
+@case("own", r"has the shape \(8, 8388608\)")
+def array_of_256_megabytes(path):
+    kernel = np.broadcast_to(np.float32(0), (8, 2**23))
+    _directory(path, head={"kernel": kernel, "bias": np.zeros(6, np.float32)})
+
+
+@case("own", "no place for the tensor 'other'")
+def another_array_of_256_megabytes(path):
+    _directory(path, other=np.broadcast_to(np.float32(0), (2**26,)))
+
+
+@case("own", "card.json has more than 16 MiB")
+def directory_with_a_card_of_17_megabytes(path):
+    _directory(path)
+    (path / "card.json").write_bytes(b" " * 17 * 2**20)
+
+
+@case("own", "card of .* cannot be used")
+def directory_with_a_nested_card(path):
+    _directory(path)
+    (path / "card.json").write_text("[" * 100_000)
+
+
+@case("own", "2000000 blocks, but")
+def directory_with_a_million_blocks(path):
+    _directory(path)
+    card = json.loads((path / "card.json").read_text())
+    card["spec"] |= {"stage_sizes": [10**6, 10**6]}
+    (path / "card.json").write_text(json.dumps(card))
+
+
+@case("own", "own is damaged")
+def directory_without_arrays(path):
+    _directory(path)
+    shutil.rmtree(path / "variables")
+
+
+@case("own", "own is damaged")
+def directory_with_metadata_of_a_page(path):
+    _directory(path)
+    (path / "variables" / "_METADATA").write_bytes(HTML)
+
+
+@case("own", "own is damaged")
+def directory_with_arrays_of_zeros(path):
+    _directory(path)
+    for file in (path / "variables").glob("**/d/*"):
+        file.write_bytes(bytes(file.stat().st_size))
+
+
 def write_all(cases: Mapping[str, Case], directory: pathlib.Path) -> None:
     """Writes all files, each into a directory with the name of its case."""
     for name, hostile in cases.items():
@@ -772,12 +833,13 @@ def load_all(cases: Mapping[str, Case], kinds: Iterable[str], directory: str) ->
 
     Args:
       cases: The cases.
-      kinds: The formats that are read once before, so that all modules are in memory.
+      kinds: The suffixes of files that are read once before, so that the memory of all
+        modules is not counted.
       directory: The directory of the files.
     """
     root = pathlib.Path(directory)
     for kind in kinds:
-        path = root / f"valid.{kind}"
+        path = root / f"valid{kind}"
         valid(path)
         load(str(path))
     size = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
@@ -797,4 +859,4 @@ def load_all(cases: Mapping[str, Case], kinds: Iterable[str], directory: str) ->
 
 
 if __name__ == "__main__":
-    load_all(CASES, ("safetensors", "npz", "h5", "keras"), sys.argv[1])
+    load_all(CASES, ("", ".safetensors", ".npz", ".h5", ".keras"), sys.argv[1])
