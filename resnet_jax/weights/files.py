@@ -179,8 +179,10 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], card: Card) -> None:
             metadata = {"format": "pt", "card": card.to_json()}
             safetensors.numpy.save_file(arrays, partial, metadata)
         elif suffix == ".npz":
-            # NumPy's types expect a bool of any keyword, since allow_pickle is one.
-            np.savez(partial, **tensors)  # type: ignore[arg-type]
+            # NumPy would add its suffix to a path with another one, such as .NPZ.
+            with partial.open("wb") as file:
+                # NumPy's types expect a bool of any keyword, since allow_pickle is one.
+                np.savez(file, **tensors)  # type: ignore[arg-type]
         elif suffix in KERAS:
             spec, scheme = card.make_spec(), SCHEMES[card.scheme]
             keras_files.write(partial, tensors, spec, scheme)
