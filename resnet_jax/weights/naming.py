@@ -184,7 +184,7 @@ def check_buildable(spec: Spec, tensors: Collection[str], file: os.PathLike) -> 
 
     Raises:
       UserError: The network has many more blocks than there are tensors, or a field of
-        the spec has a value with which there is no network.
+        the spec has a value that makes it impossible to build.
     """
     blocks = sum(getattr(spec, "stage_sizes", ()))
     if isinstance(spec, ResNetSpec) and spec.spatial == "hierarchical":
@@ -197,7 +197,7 @@ def check_buildable(spec: Spec, tensors: Collection[str], file: os.PathLike) -> 
         )
     try:
         shapes_of(spec)
-    # Flax and JAX raise these for numbers that make no network.
+    # Flax and JAX raise these for numbers that no network can have.
     except (TypeError, ValueError, LookupError, ArithmeticError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(

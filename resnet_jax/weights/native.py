@@ -191,7 +191,7 @@ def _classes(path: Path, record: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(saved["classes"].tolist())
 
 
-def _flatten(variables: dict) -> dict[str, np.ndarray]:
+def _flatten(variables: dict) -> dict[str, Any]:
     """Returns variables by native names, which leave out the collection."""
     collections = {key: variables.get(key, {}) for key in ("params", "batch_stats")}
     return {"/".join(path[1:]): x for path, x in flatten_dict(collections).items()}
