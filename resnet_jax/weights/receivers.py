@@ -6,6 +6,7 @@ library has under its name, and some differences have no arguments.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -113,21 +114,21 @@ def changed_fields(spec: Spec, named: Spec) -> list[str]:
       >>> changed_fields(spec, get_spec("cifar_resnet20"))
       ['num_classes']
     """
-    changed = []
-    program = None
-    for field in dataclasses.fields(spec):
-        value = getattr(named, field.name)
-        if getattr(spec, field.name) == value:
-            continue
-        program = program or _program(spec)
+    program = functools.cache(lambda: _program(spec))
+
+    def matters(field: str) -> bool:
         try:
-            other = _program(dataclasses.replace(spec, **{field.name: value}))
+            other = dataclasses.replace(spec, **{field: getattr(named, field)})
+            # Most changes show in the shapes, which are found faster than a program.
+            if shapes_of(other) != shapes_of(spec):
+                return True
         # Fields such as the stages' sizes and widths can only be changed together.
         except ValueError:
-            other = ""
-        if other != program:
-            changed.append(field.name)
-    return changed
+            return True
+        return _program(other) != program()
+
+    fields = (field.name for field in dataclasses.fields(spec))
+    return [x for x in fields if getattr(spec, x) != getattr(named, x) and matters(x)]
 
 
 def _program(spec: Spec) -> str:
@@ -135,7 +136,7 @@ def _program(spec: Spec) -> str:
     model = build(spec)
     image = jax.ShapeDtypeStruct((1, 64, 64, spec.in_channels), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    return f"{shapes_of(spec)} {jax.jit(model.apply).lower(variables, image).as_text()}"
+    return jax.jit(model.apply).lower(variables, image).as_text()
 
 
 def _none(spec: Any, named: Any) -> None:
