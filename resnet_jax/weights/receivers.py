@@ -147,6 +147,22 @@ def _same(argument: str, field: str) -> Arguments:
     return lambda spec, named: {argument: getattr(spec, field)}
 
 
+def _four_stages(argument: str, field: str) -> Arguments:
+    # timm's networks have four stages.
+    def arguments(spec: ResNetSpec, named: ResNetSpec) -> Mapping[str, Any] | None:
+        four = len(spec.stage_sizes) == 4
+        return {argument: getattr(spec, field)} if four else None
+
+    return arguments
+
+
+def _v2_layers(spec: ResNetSpec, named: ResNetSpec) -> Mapping[str, Any] | None:
+    # timm's functions of BiT's networks take no layers.
+    if named.norm == "group" and named.weight_standardization:
+        return None
+    return _four_stages("layers", "stage_sizes")(spec, named)
+
+
 def _stem(spec: ResNetSpec, named: ResNetSpec) -> Mapping[str, Any] | None:
     if spec.stem == ((7, 2, 64),):
         return {"stem_type": ""}
@@ -199,7 +215,7 @@ def _channels(spec: ResNetSpec, named: ResNetSpec) -> Mapping[str, Any] | None:
     # timm multiplies the channels by a factor that is part of the name.
     factor = named.widths[0] // 64 if named.norm == "group" else 1
     expansion = 1 if spec.blocks[0].endswith("basic") else spec.expansion
-    if any(width % factor for width in spec.widths):
+    if len(spec.widths) != 4 or any(width % factor for width in spec.widths):
         return None
     return {"channels": tuple(expansion * width // factor for width in spec.widths)}
 
@@ -231,8 +247,8 @@ ENDS = {
 TIMM: dict[str, dict[str, Arguments]] = {
     "timm": ENDS
     | {
-        "stage_sizes": _same("layers", "stage_sizes"),
-        "widths": _same("channels", "widths"),
+        "stage_sizes": _four_stages("layers", "stage_sizes"),
+        "widths": _four_stages("channels", "widths"),
         "groups": _same("cardinality", "groups"),
         "base_width": _same("base_width", "base_width"),
         "reduce_first": _same("block_reduce_first", "reduce_first"),
@@ -244,11 +260,10 @@ TIMM: dict[str, dict[str, Arguments]] = {
         "attention": _attention,
         "norm": _norm,
     },
-    "timm_v2": ENDS
-    | {"stage_sizes": _same("layers", "stage_sizes"), "widths": _channels},
+    "timm_v2": ENDS | {"stage_sizes": _v2_layers, "widths": _channels},
     "timm_nf": ENDS
     | {
-        "stage_sizes": _same("depths", "stage_sizes"),
+        "stage_sizes": _four_stages("depths", "stage_sizes"),
         "widths": _channels,
         "final_width": _same("num_features", "final_width"),
     },

@@ -15,7 +15,9 @@ from tests.helpers import keyed, small_networks
 # They take too long for the two-minute part.
 pytestmark = pytest.mark.slow
 
-SMALL = {"stage_sizes": (1, 1), "widths": (8, 16)}
+SMALL = {"stage_sizes": (1, 1, 1, 1), "widths": (8, 16, 8, 16)}
+
+STAGES = ["stage_sizes", "widths"]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +45,7 @@ def test_a_field_counts_if_it_changes_the_network(fields, changed):
     ("name", "fields", "call"),
     [
         ("resnet18", {}, "timm.create_model('resnet18')"),
-        ("resnet18", SMALL, "'resnet18', layers=(1, 1), channels=(8, 16))"),
+        ("resnet18", SMALL, "layers=(1, 1, 1, 1), channels=(8, 16, 8, 16))"),
         ("resnetv2_50x3_bit", {"widths": (96,) * 4}, "channels=(128, 128, 128, 128))"),
         (
             "nf_resnet50",
@@ -68,6 +70,8 @@ def test_the_call_has_the_arguments_of_the_changes(name, fields, call):
             ["stem", "stem_pool"],
         ),
         ("resnet18", {"norm_epsilon": 1e-3}, ["norm_epsilon"]),
+        ("resnet18", {"stage_sizes": (2,) * 3, "widths": (64,) * 3}, STAGES),
+        ("resnetv2_50x1_bit", {"stage_sizes": (1, 1, 1, 1)}, ["stage_sizes"]),
         ("seresnet18", {"se_ratio": 0.25}, ["se_ratio"]),
         ("resnet18", {"anti_alias": "blur"}, ["anti_alias"]),
         ("resnetv2_18", {"activation": "gelu"}, ["activation"]),
@@ -105,19 +109,23 @@ def written(tmp_path, file: str, **fields) -> list[str]:
     ],
 )
 def test_convert_tells_and_writes_the_arguments_of_timm(tmp_path, file, config, capsys):
-    fields = {"stem": ((7, 2, 64),), "widths": (8, 16)}
+    fields = {"stem": ((7, 2, 64),)} | SMALL
     assert config in written(tmp_path, file, **fields)
     printed = capsys.readouterr().out
-    assert "timm loads it into timm.create_model('resnet18', layers=(1, 2)" in printed
+    assert "timm loads it into timm.create_model('resnet18', layers=(1, 1" in printed
     assert f"The arguments are in {config} as well." in printed
     content = json.loads((tmp_path / "out" / config).read_text())
     assert content["architecture"] == "resnet18"
-    expected = {"layers": [1, 2], "channels": [8, 16], "num_classes": 6}
+    expected = {
+        "layers": [1, 1, 1, 1],
+        "channels": [8, 16, 8, 16],
+        "num_classes": 6,
+    }
     assert content["model_args"] == expected
 
 
 def test_convert_names_the_keys_that_timm_cannot_change(tmp_path, capsys):
-    fields = {"stem": ((7, 2, 64),)}
+    fields = {"stem": ((7, 2, 64),)} | SMALL
     written(tmp_path, "w.safetensors", **fields)
     # The config of the former file is removed with it.
     assert written(tmp_path, "w.safetensors", head_pool=2, **fields) == [
