@@ -108,10 +108,15 @@ def _prepare(numbers: set[signal.Signals]) -> None:
 
 def _wait(processes: list[subprocess.Popen], patience: float) -> None:
     """Waits for all processes; some time after one has failed, kills the others."""
-    end = math.inf
+    end = tell = math.inf
     while any(process.poll() is None for process in processes):
         if end == math.inf and any(process.returncode for process in processes):
             end = time.monotonic() + patience
+            tell = time.monotonic() + output.SILENCE
+        if time.monotonic() > tell:
+            tell = math.inf
+            running = [i for i, x in enumerate(processes) if x.returncode is None]
+            output.say(f"waiting up to {patience} s for processes {running} to end")
         if time.monotonic() > end:
             for i, process in enumerate(processes):
                 if process.poll() is None:

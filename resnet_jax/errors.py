@@ -10,7 +10,7 @@ Every exception that the package raises on purpose is a `ResNetJaxError`:
   - `BadImageError`: an image cannot be decoded.
   - `resnet_jax.data.loader.WorkerDiedError`: a process that decodes images was killed.
   - `resnet_jax.persistence.checkpoints.DamagedError`: a checkpoint was changed after it
-    was saved.
+    was saved; `GoneError` if its run removed it while it was read.
 - `resnet_jax.persistence.preemption.PreemptedError`: a signal asked the run to stop,
   and it stopped. This is not a mistake, so it is not a `UserError`.
 - `resnet_jax.bench.worker.LeftOutError`: a benchmark skips a baseline that cannot run
@@ -152,10 +152,26 @@ def problem_of_memory(error: Exception) -> str:
     )
 
 
-# Reasons for which a file system rejects an operation, and which a user can fix.
-_FILE_PROBLEMS = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS),
-    *(errno.ENOTDIR, errno.EEXIST),
+# Reasons for which a file system rejects an operation, each group with advice.
+_FILE_PROBLEMS = (
+    (("ENOSPC", "EDQUOT", "EFBIG"), "Free some space, or choose another place."),
+    (
+        ("EACCES", "EPERM", "EROFS"),
+        "Change the permissions, or choose another place.",
+    ),
+    (
+        ("ENOTDIR", "EEXIST", "EISDIR", "ELOOP", "ENOTEMPTY", "ENXIO"),
+        "Move away what is at this path, or choose another one.",
+    ),
+    (("ENAMETOOLONG",), "Choose a shorter name."),
+    (("EMFILE", "ENFILE"), "Raise the limit of open files (ulimit -n)."),
+    (
+        ("EIO", "ESTALE", "ENODEV", "ENOTCONN", "EHOSTDOWN", "EREMOTEIO", "ETIMEDOUT"),
+        "Check the disk or the file server, and run the same command again.",
+    ),
+)
+_FILE_ADVICE = {
+    getattr(errno, name): advice for names, advice in _FILE_PROBLEMS for name in names
 }
 
 
@@ -172,8 +188,9 @@ def problem_of(error: Exception, workdir: str) -> str:
     """
     if "://" in workdir and (problem := problem_of_store(error)):
         return f"{workdir} cannot be used: {problem}."
-    if isinstance(error, OSError) and error.errno in _FILE_PROBLEMS:
-        return f"{error.filename or workdir}: {error.strerror}."
+    if isinstance(error, OSError) and error.errno in _FILE_ADVICE:
+        place = error.filename or workdir
+        return f"{place}: {error.strerror}. {_FILE_ADVICE[error.errno]}"
     return problem_of_memory(error)
 
 

@@ -182,7 +182,7 @@ def parse(argv: list[str]) -> Arguments:
         positional = flags.FLAGS(argv)[1:]
     except flags.Error as error:
         raise UserError(
-            f"{str(error).splitlines()[0]} (--help lists the flags; --config.KEY=VALUE"
+            f"{str(error).splitlines()[0].removeprefix('ERROR:: ')} (--help lists the flags; --config.KEY=VALUE"
             " sets a key of the config)"
         ) from None
     except UnicodeDecodeError as error:

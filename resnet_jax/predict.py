@@ -2,14 +2,24 @@
 
 WEIGHTS is anything that `resnet_jax.load` takes: a file of any framework, a workdir, a
 weights directory or `timm:NAME.TAG`. The card of the weights says how images are
-prepared. For each image the five most probable classes are printed.
+prepared. IMAGE is an image file, or a folder, whose images and those of its subfolders
+are taken. For each image the five most probable classes are printed as soon as they are
+computed. Images that cannot be read are named on standard error, and the exit code is
+then 1.
 """
 
+import collections
 import json
+import os
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
+
+from resnet_jax.config.defaults import MAX_PIXELS
 from resnet_jax.console import output
-from resnet_jax.console.arguments import Parser
-from resnet_jax.data.user_images import pictures_of
+from resnet_jax.console.arguments import Parser, count
+from resnet_jax.data.image_files import describe, find_images
+from resnet_jax.errors import UserError
 from resnet_jax.persistence import storage
 from resnet_jax.reports.predictions import draw_predictions
 from resnet_jax.weights.trained import load
@@ -30,7 +40,7 @@ def main(argv: list[str]) -> None:
         metavar="IMAGE",
         type=storage.path_of,
         help="The image files to classify, in any format that Pillow reads, such as"
-        " JPEG or PNG.",
+        " JPEG or PNG, or folders of them.",
     )
     parser.add_argument(
         "--model",
@@ -56,31 +66,92 @@ def main(argv: list[str]) -> None:
         help="The file to which a picture is written that shows each image as the"
         " network sees it, with its predictions. By default none is written.",
     )
+    parser.add_argument(
+        "--max_pixels",
+        metavar="N",
+        type=count,
+        default=MAX_PIXELS,
+        help="The number of pixels beyond which an image file is rejected. The default"
+        " is that of data.max_pixels, %(default)s.",
+    )
     args = parser.parse(argv[1:])
     model = load(args.weights, model=args.model)
     card = model.card
-    # A file may be a pipe, so each is read only once.
-    pictures = list(pictures_of(args.images, card.spec["in_channels"], card.network))
-    logits = model.logits(pictures)
-    predictions = [card.top(values) for values in logits]
-    if args.save:
-        draw_predictions(args.save, card.crop(pictures), predictions)
-    rows = list(zip(map(str, args.images), predictions, logits.tolist(), strict=True))
-    if args.json:
-        images = [
-            {"file": file, "top": [prediction._asdict() for prediction in top]}
-            | ({"logits": values} if args.logits else {})
-            for file, top, values in rows
-        ]
-        document = {"weights": args.weights, "network": card.network, "images": images}
-        output.answer(json.dumps(document, indent=2))
-        return
-    for file, top, values in rows:
+    # Networks that take neither grey nor colour images are rejected before any is read.
+    card.crop([])
+    problems = 0
+
+    def report(error: UserError) -> None:
+        nonlocal problems
+        problems += 1
+        output.fail(str(error))
+
+    files = list(_files_of(args.images, report))
+    # The files that were read and whose predictions are not printed yet.
+    waiting: collections.deque[storage.Path] = collections.deque()
+    shown: list[np.ndarray] = []
+
+    def crops() -> Iterator[np.ndarray]:
+        for file in files:
+            # A file may be a pipe, so each is read only once.
+            try:
+                (pixels,) = card.crop(file, args.max_pixels)
+            except UserError as error:
+                if len(args.images) == len(files) == 1:
+                    raise
+                report(error)
+                continue
+            waiting.append(file)
+            if args.save:
+                shown.append(pixels)
+            yield pixels
+
+    images, predictions, classified = [], [], 0
+    for logits in model.stream_logits(crops()):
+        classified += 1
+        file, top = str(waiting.popleft()), card.top(logits)
+        if args.save:
+            predictions.append(top)
+        if args.json:
+            image = {"file": file, "top": [prediction._asdict() for prediction in top]}
+            images.append(image | ({"logits": logits.tolist()} if args.logits else {}))
+            continue
         output.answer(file)
         for prediction in top:
             output.answer(f"  {100 * prediction.probability:6.2f} %  {prediction.name}")
         if args.logits:
-            output.answer(f"  logits: {' '.join(f'{value:.6f}' for value in values)}")
+            output.answer(f"  logits: {' '.join(f'{value:.6f}' for value in logits)}")
+    if args.json:
+        document = {"weights": args.weights, "network": card.network, "images": images}
+        output.answer(json.dumps(document, indent=2))
+    if shown:
+        draw_predictions(args.save, np.stack(shown), predictions)
+    if problems:
+        raise UserError(
+            f"{problems:,} of the given files and folders could not be read, as said"
+            f" above. Classified images: {classified:,}."
+        )
+
+
+def _files_of(
+    paths: Sequence[storage.Path], report: Callable[[UserError], None]
+) -> Iterator[storage.Path]:
+    """Yields the files of a command line, in which folders stand for their images."""
+    for path in paths:
+        if storage.is_remote(path) or not os.path.isdir(path):
+            yield path
+            continue
+        try:
+            images, left_out = find_images(path)
+        except UserError as error:
+            report(error)
+            continue
+        others = describe(left_out)
+        if not images:
+            report(UserError(f"{path} holds no images{others and f' ({others})'}."))
+        elif others:
+            output.note(f"{path}: {others}.")
+        yield from (path / image for image in images)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from resnet_jax.config.defaults import MAX_PIXELS
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, count, whole_number
 from resnet_jax.errors import UserError
@@ -41,6 +42,14 @@ def _folder_to_write(text: str) -> str:
     if folder:
         check_folder_to_write(pathlib.Path(folder))
     return folder
+
+
+# The flags that have no effect on a source or a task.
+_UNUSED = {
+    "verify": ("manual_dir", "out", "max_side", "quality"),
+    "convert": ("manual_dir",),
+    "folder": ("manual_dir", "data_dir"),
+}
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -95,6 +104,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         " again. The default is 90 with --max_side; otherwise the original files are"
         " kept.",
     )
+    parser.add_argument(
+        "--max_pixels",
+        type=count,
+        default=MAX_PIXELS,
+        help="The number of pixels beyond which verify, --max_side and --quality do not"
+        " decode an image. The default is that of data.max_pixels, %(default)s.",
+    )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
     parser.add_argument(
         "--num_workers",
@@ -109,6 +125,14 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
             f"{args.source} needs a directory: python -m resnet_jax.prepare"
             f" {args.source} DIRECTORY."
         )
+    if args.directory and args.source not in ("convert", "verify"):
+        raise UserError(
+            f"{args.source} takes no DIRECTORY, but {args.directory!r} was given. Put"
+            " quotes around a path with spaces; --out=DIRECTORY names the result."
+        )
+    for source, flags in _UNUSED.items():
+        if args.source == source or args.source.startswith(f"{source}:"):
+            parser.warn_of_unused(args, flags, source)
     return args
 
 
@@ -127,21 +151,24 @@ def main(argv: Sequence[str], **options: Any) -> None:
     # Without a network, urllib3 warns of each of many retries.
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     if args["source"] == "verify":
-        _verify(args["directory"], args["data_dir"], args["num_workers"])
+        keys = ("directory", "data_dir", "num_workers", "max_pixels")
+        _verify(*(args[key] for key in keys))
         return
     max_side, quality = args.pop("max_side"), args.pop("quality")
-    reencode = Reencode(max_side, quality or 90) if max_side or quality else None
+    max_pixels, reencode = args.pop("max_pixels"), None
+    if max_side or quality:
+        reencode = Reencode(max_side, quality or 90, max_pixels)
     path = prepare(Options(reencode=reencode, **args, **options))
     sizes = ", ".join(f"{name} {size:,}" for name, size in split_sizes(path).items())
     output.say(f"{path} is prepared ({sizes} images).")
     output.say(f"Train on it with --config.data.source=tfds:{path}")
 
 
-def _verify(source: str, data_dir: str, num_workers: int) -> None:
+def _verify(source: str, data_dir: str, num_workers: int, max_pixels: int) -> None:
     """Prints each problem of a data set; raises UserError if there is any."""
     from resnet_jax.data.prepare.builders import check
 
-    total, left_out, problems = check(source, data_dir, num_workers)
+    total, left_out, problems = check(source, data_dir, num_workers, max_pixels)
     number = 0
     for problem in problems:
         number += 1

@@ -4,6 +4,7 @@ import ast
 import errno
 import importlib
 import inspect
+import os
 import pathlib
 import pkgutil
 import types
@@ -129,7 +130,13 @@ def test_an_object_store_that_rejects_a_request_is_one_sentence(cause):
 
 def test_a_full_disk_is_a_sentence_with_the_file_and_other_errors_are_not():
     full = OSError(errno.ENOSPC, "No space left on device", "runs/mine/config.json")
-    sentence = "runs/mine/config.json: No space left on device."
-    assert errors.problem_of(full, "runs/mine") == sentence
+    assert errors.problem_of(full, "runs/mine") == (
+        "runs/mine/config.json: No space left on device. Free some space, or choose"
+        " another place."
+    )
+    for number in (errno.EDQUOT, errno.EISDIR, errno.ELOOP, errno.ESTALE, errno.EIO):
+        error = OSError(number, os.strerror(number), "runs/mine/metrics.jsonl")
+        problem = errors.problem_of(error, "runs/mine")
+        assert problem.startswith(f"runs/mine/metrics.jsonl: {os.strerror(number)}. ")
     assert errors.problem_of(OSError(errno.EINTR, "Interrupted"), "runs/mine") == ""
     assert errors.problem_of(ZeroDivisionError(), "runs/mine") == ""

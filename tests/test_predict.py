@@ -1,6 +1,12 @@
 """The command `predict`, which prints text or JSON and draws a picture."""
 
 import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +18,9 @@ from resnet_jax.errors import UserError
 from resnet_jax.models import build
 from resnet_jax.weights.card import CIFAR10_CLASSES
 from resnet_jax.weights.save import save
-from tests.helpers import small_networks
+from tests.helpers import runs, small_networks
+from tests.helpers.oversized import files_that_claim
+from tests.helpers.pictures import encode, noise
 from tests.helpers.real_data import real_data
 
 
@@ -88,6 +96,144 @@ def test_each_mistake_gets_one_line(weights, images, arguments, message):
     with pytest.raises(UserError, match=message) as error:
         predict.main(["predict", weights, *arguments])
     assert "\n" not in str(error.value)
+
+
+def lines_of_images(text: str) -> dict[str, list[str]]:
+    """Returns the printed classes of each image, by the name of its file."""
+    lines = text.splitlines()
+    starts = [i for i, line in enumerate(lines) if not line.startswith("  ")]
+    ends = [*starts[1:], len(lines)]
+    return {lines[i]: lines[i + 1 : j] for i, j in zip(starts, ends, strict=True)}
+
+
+def test_bad_files_are_named_and_the_others_are_classified(
+    weights, images, tmp_path, capsys
+):
+    predict.main(["predict", weights, *images])
+    expected = lines_of_images(capsys.readouterr().out)
+    bad = {
+        "empty.png": b"",
+        "text.jpg": b"no image",
+        "cut.png": pathlib.Path(images[0]).read_bytes()[:500],
+        "huge.jpg": files_that_claim(30000)["JPEG"],
+    }
+    for name, content in bad.items():
+        (tmp_path / name).write_bytes(content)
+    gone = str(tmp_path / "gone.png")
+    paths = [str(tmp_path / name) for name in bad]
+    files = [paths[0], images[0], *paths[1:], gone, images[1]]
+    with pytest.raises(UserError, match=r"^5 of the given .* images: 2"):
+        predict.main(["predict", weights, *files])
+    printed = capsys.readouterr()
+    assert lines_of_images(printed.out) == expected
+    errors = printed.err.splitlines()
+    assert len(errors) == 5
+    for path, error in zip([*paths, gone], errors, strict=True):
+        assert error.startswith(f"error: {path}")
+    with pytest.raises(UserError, match="5 of the given"):
+        predict.main(["predict", weights, *files, "--json"])
+    document = json.loads(capsys.readouterr().out)
+    assert [image["file"] for image in document["images"]] == images
+
+
+def test_files_of_which_none_is_good_give_no_prediction(weights, tmp_path, capsys):
+    (tmp_path / "empty.png").touch()
+    arguments = [weights, str(tmp_path / "empty.png"), str(tmp_path / "gone.png")]
+    save = tmp_path / "shown.png"
+    with pytest.raises(UserError, match=r"2 of the given .* images: 0"):
+        predict.main(["predict", *arguments, f"--save={save}"])
+    assert capsys.readouterr().out == ""
+    assert not save.exists()
+
+
+def test_a_folder_stands_for_the_images_in_it_and_in_its_subfolders(
+    weights, images, tmp_path, capsys
+):
+    folder = tmp_path / "folder"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "notes.txt").write_text("no image")
+    first, second = folder / "a.png", folder / "inner/b.jpg"
+    for image, path in zip(images, (first, second), strict=True):
+        path.write_bytes(pathlib.Path(image).read_bytes())
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(UserError, match="1 of the given"):
+        predict.main(["predict", weights, str(folder), str(tmp_path / "nothing")])
+    printed = capsys.readouterr()
+    assert list(lines_of_images(printed.out)) == [str(first), str(second)]
+    assert f"{folder}: 1 file is left out (.txt: 1)." in printed.err
+    assert f"{tmp_path / 'nothing'} holds no images." in printed.err
+
+
+def test_an_image_may_be_given_twice_and_come_from_a_pipe(
+    weights, images, tmp_path, capsys
+):
+    pipe = str(tmp_path / "pipe")
+    os.mkfifo(pipe)
+    content = pathlib.Path(images[0]).read_bytes()
+    writer = threading.Thread(target=pathlib.Path(pipe).write_bytes, args=(content,))
+    writer.start()
+    predict.main(["predict", weights, images[0], pipe, images[0]])
+    writer.join()
+    lines = capsys.readouterr().out.splitlines()
+    assert [lines[0], lines[6], lines[12]] == [images[0], pipe, images[0]]
+    assert lines[1:6] == lines[7:12] == lines[13:18]
+
+
+@pytest.mark.parametrize("pixels", ("1999", "2000"))
+def test_the_limit_of_pixels_is_a_flag(weights, images, capsys, pixels):
+    arguments = ["predict", weights, images[0], f"--max_pixels={pixels}"]
+    if pixels == "2000":
+        predict.main(arguments)
+        return
+    message = r"colour\.png claims 50x40 = 2,000 pixels, .* \(--max_pixels in predict"
+    with pytest.raises(UserError, match=message):
+        predict.main(arguments)
+
+
+@pytest.mark.slow
+def test_an_interrupted_command_has_printed_what_it_computed(weights, tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(100):
+        (folder / f"{number:03}.png").write_bytes(encode(noise(number, 9, 9), "PNG"))
+    # The command waits for the pipe after these images.
+    os.mkfifo(tmp_path / "pipe")
+    command = [sys.executable, "-m", "resnet_jax.predict", weights]
+    with subprocess.Popen(
+        [*command, str(folder), str(tmp_path / "pipe")],
+        cwd=runs.ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    ) as process:
+        # Of 100 images, two batches of 32 are printed while the third one is computed.
+        printed = [process.stdout.readline() for _ in range(6 * 64)]
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate()
+    assert process.returncode == 130
+    assert list(lines_of_images("".join(printed))) == [
+        f"{folder}/{number:03}.png" for number in range(64)
+    ]
+    assert "Traceback" not in errors
+    assert rest == ""
+
+
+@pytest.mark.slow
+def test_a_reader_may_close_the_output_early(weights, images):
+    command = (
+        f"{sys.executable} -m resnet_jax.predict {weights} {' '.join(images * 40)}"
+    )
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{command} | head -n 1"],
+        cwd=runs.ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    assert done.returncode == 141
+    assert done.stdout == f"{images[0]}\n"
+    assert done.stderr == ""
 
 
 def test_a_network_without_a_head_is_rejected(tmp_path, images):

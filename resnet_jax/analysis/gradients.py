@@ -160,18 +160,16 @@ def measure(config: ConfigDict, workdir: Path | None = None, batches: int = 4) -
 
 def _newest_state(experiment: Experiment, workdir: Path) -> TrainState:
     """Returns a state with the parameters and statistics of the newest checkpoint."""
-    like = programs.state_like(experiment)
     with open_checkpoints(workdir) as saved:
-        step = saved.steps()[-1]
-        if change := spec_change(saved.read(step)["spec"], experiment.model.spec):
+        record, variables = saved.load("last")
+        if change := spec_change(record["spec"], experiment.model.spec):
             raise UserError(
                 f"{workdir} holds another network than the config ({change}); leave out"
                 " --config and the overrides of model to measure the run's network."
             )
-        arrays = {"params": like.params, "batch_stats": like.batch_stats}
-        restored = saved.restore(step, arrays)
-    state = programs.state_from(experiment, jax.device_get(restored))
-    return dataclasses.replace(state, step=jnp.int32(step))
+    variables = {key: variables[key] for key in ("params", "batch_stats")}
+    state = programs.state_from(experiment, variables)
+    return dataclasses.replace(state, step=jnp.int32(record["progress"]["step"]))
 
 
 def plot(measured: dict, path: Path) -> Path:
@@ -236,7 +234,8 @@ def main(argv: list[str]) -> None:
         config = load_config(args)
     elif args.workdir:
         with open_checkpoints(args.workdir) as saved:
-            config = from_saved(saved.read(saved.steps()[-1])["config"])
+            record, _ = saved.load("last")
+        config = from_saved(record["config"])
         override(config, args.overrides)
     else:
         raise UserError("--config or --workdir is required.")

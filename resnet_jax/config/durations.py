@@ -44,9 +44,7 @@ def parse(duration: Any, key: str) -> tuple[str, Fraction]:
     ((unit, amount),) = units.items()
     is_number = isinstance(amount, int | float) and not isinstance(amount, bool)
     if not is_number or not 0 <= amount < math.inf:
-        raise UserError(
-            f"{key}.{unit}={amount!r} is not a number of {unit}, 0 or more."
-        )
+        raise UserError(f"{key}.{unit}={amount!r} is not a number of {unit} from 0 on.")
     if isinstance(amount, int):
         return unit, Fraction(amount)
     # numpy's float64 is a float with another repr.

@@ -15,7 +15,7 @@ import ml_collections
 from ml_collections import ConfigDict
 
 from resnet_jax import paths
-from resnet_jax.config import defaults
+from resnet_jax.config import defaults, values
 from resnet_jax.config.saved import flatten
 from resnet_jax.errors import UserError, nearest
 
@@ -101,6 +101,10 @@ def load(path: str | os.PathLike) -> ConfigDict:
             f"{file} is not a config; get_config returned {type(config).__name__}, not"
             " ConfigDict."
         )
+    try:
+        values.check(config)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
     return config
 
 

@@ -110,7 +110,9 @@ class Config(ConfigDict):
         path = f"{self._section}{key}"
         if path in REMOVED:
             return REMOVED[path]
-        return super().__getitem__(RENAMED.get(path, key).rpartition(".")[2])
+        if path in RENAMED:
+            return super().__getitem__(RENAMED[path].rpartition(".")[2])
+        return super().__getitem__(key)
 
     def __eq__(self, value: object) -> bool:
         # The method of ConfigDict is false if only `self` is of a subclass.

@@ -2,7 +2,6 @@
 
 import ast
 import contextlib
-import functools
 import json
 import math
 import re
@@ -11,9 +10,9 @@ from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
-from resnet_jax.config import defaults, old_keys
+from resnet_jax.config import defaults, old_keys, values
 from resnet_jax.config.durations import UNITS
-from resnet_jax.config.saved import flatten, is_section
+from resnet_jax.config.saved import flatten
 from resnet_jax.errors import UserError, nearest
 
 PREFIX = "--config."
@@ -83,7 +82,7 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> None:
 
     Raises:
       UserError: An argument is not an override, the config does not have the key, or
-        the value has another type.
+        the value has another type or is out of the key's range.
     """
     other_arguments, overrides = take_overrides(arguments)
     if other_arguments:
@@ -100,7 +99,7 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> None:
         *path, last = key.split(".")
         node = _node(config, path, key, text)
         if last in UNITS and set(node) <= set(UNITS):
-            amount = ConfigDict({last: _number(argument, text)})
+            amount = {last: _number(argument, text)}
             *path, last = path
             node, value = _node(config, path, key, text), amount
         elif last not in node:
@@ -111,6 +110,9 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> None:
             value = True
         else:
             raise UserError(f"{argument} needs a value: {argument}=VALUE.")
+        values.check_value(".".join((*path, last)), value)
+        # The whole dictionary is replaced, not only the entries that are given.
+        value = ConfigDict(value) if isinstance(value, dict) else value
         try:
             node[last] = value
         except TypeError as error:
@@ -131,9 +133,7 @@ def _refuse_key(config: ConfigDict, key: str, node: ConfigDict, text: str) -> No
     """Raises UserError for a key that the config does not have."""
     section, _, field = key.rpartition(".")
     if section.endswith(".overrides"):
-        value: Any = text
-        with contextlib.suppress(ValueError, SyntaxError):
-            value = ast.literal_eval(text)
+        value = _literal(text)
         raise UserError(
             f"The config's {section} does not set {field} yet; set all of its fields"
             f' together: --config.{section}="{node.to_dict() | {field: value}}"'
@@ -155,17 +155,15 @@ def _read(argument: str, text: str, node: ConfigDict, last: str, key: str) -> An
         if kind is int and number != int(number):
             raise UserError(f"{argument} is not a whole number.")
         return kind(number)
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = {"true": True, "false": False}.get(text, text)
+    is_truth = text.lower() in ("true", "false")
+    value = _literal(text.capitalize() if is_truth else text)
     if issubclass(kind, tuple | list):
         if not isinstance(value, tuple | list):
             example = present or ("a", "b")
             raise UserError(f'{argument} is not a tuple, such as "{tuple(example)}".')
         return kind(value)
     if issubclass(kind, ConfigDict):
-        if _is_section(key):
+        if any(name.startswith(f"{key}.") for name in values.default_values()):
             raise UserError(f"{argument}: {key} is a section; set its keys one by one.")
         if not isinstance(value, dict):
             if set(present) and set(present) <= set(UNITS):
@@ -175,28 +173,22 @@ def _read(argument: str, text: str, node: ConfigDict, last: str, key: str) -> An
                 )
             example = json.dumps(present.to_dict() or {"epochs": 1}).replace('"', "'")
             raise UserError(f'{argument} is not a dictionary, such as "{example}".')
-        # The whole value is replaced, not only the entries that are given.
-        return ConfigDict(value)
     return value
+
+
+def _literal(text: str) -> Any:
+    """Returns the Python value that a text is, or the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
 
 
 def _number(argument: str, text: str) -> int | float:
     """Returns a finite number, as an integer if it is written as one."""
-    try:
-        number = ast.literal_eval(text)
+    number = _literal(text)
+    # An integer may be too large for a float.
+    with contextlib.suppress(OverflowError):
         if type(number) in (int, float) and math.isfinite(number):
             return number
-    except (ValueError, SyntaxError):
-        pass
     raise UserError(f"{argument} is not a number.")
-
-
-def _is_section(key: str) -> bool:
-    """Tells whether a key is a section of the defaults."""
-    try:
-        default = functools.reduce(
-            ConfigDict.__getitem__, key.split("."), defaults.get_config()
-        )
-    except (KeyError, TypeError):
-        return False
-    return is_section(default)

@@ -18,6 +18,8 @@ def for_evaluation(config: ConfigDict, devices: int) -> ConfigDict:
     config = ConfigDict(config.to_dict())
     with config.ignore_type():
         batch_size = eval_batch_size(config)
+        # An older version allowed seeds that this one does not.
+        config.seed = 0
         config.batch_size = -(-batch_size // devices) * devices
         config.evaluate.batch_size = 0
         config.model.bn_group_size = "global"

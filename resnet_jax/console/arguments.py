@@ -92,6 +92,20 @@ class Parser(argparse.ArgumentParser):
             args.overrides = overrides
         return args
 
+    def warn_of_unused(
+        self, args: argparse.Namespace, flags: Sequence[str], cause: str
+    ) -> None:
+        """Warns of flags that were given although they have no effect.
+
+        Args:
+          args: The result of `parse`.
+          flags: The names of the flags, without dashes.
+          cause: What makes them useless, such as `--sweep`.
+        """
+        for flag in flags:
+            if getattr(args, flag) != self.get_default(flag):
+                output.warn(f"--{flag} has no effect with {cause}.")
+
     def error(self, message: str) -> NoReturn:
         """Raises UserError with argparse's message as a sentence."""
         message = message[:1].upper() + message[1:]

@@ -30,6 +30,8 @@ _UNSAFE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
+# Seconds of a wait after which the user is told what it waits for.
+SILENCE = 5.0
 # Seconds that a process in a hurry waits for the reader of its output.
 _READER_TIMEOUT = 1.0
 _in_a_hurry = threading.Event()
@@ -184,6 +186,23 @@ def warn(text: str) -> None:
 def fail(text: str) -> None:
     """Prints an error on standard error."""
     note(f"error: {text}")
+
+
+@contextlib.contextmanager
+def telling(text: str, after: float = SILENCE) -> Iterator[None]:
+    """Prints a line on standard error if the context is still open after some seconds.
+
+    Args:
+      text: The line, which says what the program waits for, and how long.
+      after: The number of seconds.
+    """
+    timer = threading.Timer(after, note, (text,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def flush() -> None:

@@ -31,6 +31,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+ORIENTATION = ExifTags.Base.Orientation
 # Markers of a JPEG: the segment of EXIF and XMP, and the beginning of the pixels.
 APP1, START_OF_SCAN = 0xE1, 0xDA
 # The brands of HEIC files (ISO/IEC 23008-12, annex B).
@@ -88,12 +89,18 @@ class Picture:
             `max_pixels`.
           UserError: There is too little memory for its pixels.
         """
-        if size := self._jpeg_size:
-            with contextlib.suppress(ValueError):
-                return self._jpeg(size, shrink)
-            # Pillow reads some JPEGs that simplejpeg does not, and says what is wrong
-            # with the others.
-        return self._any_kind
+        try:
+            if size := self._jpeg_size:
+                with contextlib.suppress(ValueError):
+                    return self._jpeg(size, shrink)
+                # Pillow reads some JPEGs that simplejpeg does not, and says what is
+                # wrong with the others.
+            return self._any_kind
+        except MemoryError:
+            raise UserError(
+                f"{self.name}: there is too little memory to decode it; free some, or"
+                " reject such images with a lower data.max_pixels."
+            ) from None
 
     def part(
         self, left: int, top: int, right: int, bottom: int
@@ -176,15 +183,10 @@ class Picture:
                 opened = _open(self.image)
                 self._check_size(*opened.size)
                 return _to_pixels(opened, self.channels)
-        except BadImageError:
+        except (BadImageError, MemoryError):
             raise
         except Image.DecompressionBombError as error:
             raise self._too_large(int(re.findall(r"\d+", str(error))[0])) from None
-        except MemoryError:
-            raise UserError(
-                f"{self.name}: there is too little memory to decode it; free some, or"
-                " reject such images with a lower data.max_pixels."
-            ) from None
         # Pillow raises many types of errors for broken files: OSError, SyntaxError,
         # struct.error and others.
         except Exception as error:
@@ -245,12 +247,18 @@ def _open(content: bytes) -> Image.Image:
     """
     if content[4:8] == b"ftyp" and HEIC_BRANDS.intersection(_brands(content)):
         if not _register_heic():
-            raise OSError("HEIC needs pillow-heif; install it, or convert the image")
-        return Image.open(io.BytesIO(content), formats=["HEIF"])
-    reason = "not an image in a known format"
+            raise OSError(
+                "HEIC needs pillow-heif, which pip install pillow-heif installs"
+            )
+        formats, reason = ["HEIF"], "not a complete HEIC image"
+    else:
+        formats, reason = Image.ID, "not an image in a known format"
     for register_formats in (Image.preinit, Image.init):
         register_formats()
-        for name in Image.ID:
+        for name in formats:
+            # PostScript is a program, which another program would run.
+            if name == "EPS":
+                continue
             make, accepts = Image.OPEN[name]
             # The errors by which Pillow's formats say that a file is of another one.
             with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
@@ -284,7 +292,7 @@ def _is_turned(jpeg: bytes) -> bool:
     if not _has_metadata(jpeg):
         return False
     try:
-        return _turn_of(_open(jpeg)) is not None
+        return _open(jpeg).getexif().get(ORIENTATION, 1) != 1
     except Exception:
         # Pillow then reads the file, and reports or ignores what is broken.
         return True
@@ -294,7 +302,7 @@ def _turn_of(image: Image.Image) -> Image.Transpose | None:
     """Returns the turn that makes an image upright, or None if it is upright."""
     # Broken metadata do not make the pixels bad.
     with contextlib.suppress(Exception):
-        return TURNS.get(image.getexif()[ExifTags.Base.Orientation])
+        return TURNS.get(image.getexif()[ORIENTATION])
     return None
 
 

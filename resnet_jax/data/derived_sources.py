@@ -4,6 +4,7 @@ import bisect
 import dataclasses
 import functools
 import itertools
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -203,9 +204,22 @@ def check_same_classes(train: NamedSource, evaluation: NamedSource) -> None:
         if missing:
             raise UserError(
                 f"Class {missing[0]!r} is in {richer.title} but not in"
-                f" {poorer.title}, so labels would differ; add it to both splits, or"
-                " remove it from both before a run begins."
+                f" {poorer.title}{_twin(missing[0], poorer.classes)}, so labels would"
+                " differ; add it to both splits, or remove it from both before a run"
+                " begins."
             )
+
+
+def _twin(name: str, classes: Sequence[str]) -> str:
+    """Returns a clause on a class whose name looks like another; '' without one."""
+
+    def plain(text: str) -> str:
+        return unicodedata.normalize("NFKC", text).casefold().strip()
+
+    for other in classes:
+        if plain(other) == plain(name):
+            return f" (but {other!a}, which is not the same text as {name!a})"
+    return ""
 
 
 def with_classes(source: NamedSource, classes: Sequence[str]) -> NamedSource:
@@ -227,8 +241,8 @@ def with_classes(source: NamedSource, classes: Sequence[str]) -> NamedSource:
             raise UserError(
                 f"Class {label} of {source.title} is {name!r}, which is not one of the"
                 f" {len(classes)} classes of the network ({', '.join(classes[:3])},"
-                " ...), so labels cannot be compared; choose a data set with the same"
-                " class names."
+                f" ...){_twin(name, classes)}, so labels cannot be compared; choose a"
+                " data set with the same class names."
             )
     return Relabelled(source, classes, tuple(number[name] for name in source.classes))
 

@@ -65,26 +65,22 @@ class Images(NamedTuple):
     left_out: Counter[str]
 
 
-def kind_of_other(path: str | os.PathLike) -> str:
+def kind_of_other(path: str | os.PathLike[str]) -> str:
     """Returns the kind of a file that is not an image; an empty string for an image.
 
     A file is opened only if its suffix is unknown.
     """
-    path = os.fspath(path)
-    return _kind_of_other(path, os.path.isfile(path))
-
-
-def _kind_of_other(path: str, is_file: bool) -> str:
     name = os.path.basename(path)
-    suffix = os.path.splitext(name)[1].lower()
     if name.startswith("."):
         return "hidden"
-    if not is_file:
-        # Opening a pipe would wait for somebody to write into it.
-        exists = os.path.exists(path)
-        return "not a regular file" if exists else "broken link"
-    if suffix in SUFFIXES:
+    if not os.path.exists(path):
+        return "broken link"
+    # Opening a pipe would wait for somebody to write into it.
+    if not os.path.isfile(path):
+        return "not a regular file"
+    if _has_suffix(name):
         return ""
+    suffix = os.path.splitext(name)[1].lower()
     if suffix not in _OTHER_SUFFIXES and not suffix.endswith("~"):
         try:
             with open(path, "rb") as file:
@@ -98,7 +94,12 @@ def _kind_of_other(path: str, is_file: bool) -> str:
     return suffix if re.fullmatch(r"\.\w{1,12}", suffix) else "other suffix"
 
 
-def find_images(folder: str | os.PathLike) -> Images:
+def _has_suffix(name: str) -> bool:
+    """Returns whether a file that is not hidden has the suffix of an image."""
+    return name[name.rfind(".") :].lower() in SUFFIXES and name[0] != "."
+
+
+def find_images(folder: str | os.PathLike[str]) -> Images:
     """Returns the images in a folder and in its subfolders, in torchvision's order.
 
     Links are followed, unless they lead back to a folder around them. Hidden folders
@@ -112,42 +113,47 @@ def find_images(folder: str | os.PathLike) -> Images:
     left_out: Counter[str] = Counter()
     # Each folder with the real paths of itself and of the folders that led there by
     # links.
-    waiting = [("", (os.path.realpath(folder),))]
+    waiting: list[tuple[str, tuple[str, ...]]] = [("", (os.path.realpath(folder),))]
     while waiting:
         below, trail = waiting.pop()
         names = []
         for entry in entries_of(os.path.join(folder, below) if below else folder):
-            place = os.path.join(below, entry.name)
-            if not is_folder(entry):
-                # `DirEntry` knows of most files what they are without asking the disk.
-                linked = entry.is_symlink()
-                is_file = os.path.isfile(entry.path) if linked else entry.is_file()
-                if kind := _kind_of_other(entry.path, is_file):
+            name = entry.name
+            # Most files are found to be images here, without asking the disk.
+            if entry.is_file(follow_symlinks=False) and _has_suffix(name):
+                names.append(name)
+            elif not is_folder(entry):
+                if kind := kind_of_other(entry.path):
                     left_out[kind] += 1
                 else:
-                    names.append(place)
-            elif entry.name.startswith("."):
+                    names.append(name)
+            elif name.startswith("."):
                 left_out["hidden"] += 1
             elif not entry.is_symlink():
-                inner = os.path.join(trail[-1], entry.name)
-                waiting.append((place, (*trail[:-1], inner)))
+                real = (*trail[:-1], os.path.join(trail[-1], name))
+                waiting.append((os.path.join(below, name), real))
             elif any(leads_back(entry.path, real) for real in trail):
                 left_out["link to a folder around it"] += 1
             else:
-                waiting.append((place, (*trail, os.path.realpath(entry.path))))
+                real = (*trail, os.path.realpath(entry.path))
+                waiting.append((os.path.join(below, name), real))
         found.append((below, sorted(names)))
-    paths = [name for _, names in sorted(found) for name in names]
+    paths = [
+        f"{below}/{name}" if below else name
+        for below, names in sorted(found)
+        for name in names
+    ]
     return Images(paths, left_out)
 
 
-def entries_of(folder: str | os.PathLike) -> Iterator[os.DirEntry[str]]:
+def entries_of(folder: str | os.PathLike[str]) -> Iterator[os.DirEntry[str]]:
     """Yields the files and folders in a folder, in any order, without litter.
 
     Raises:
       UserError: The folder cannot be read.
     """
     try:
-        with os.scandir(folder) as entries:
+        with os.scandir(os.fspath(folder)) as entries:
             for entry in entries:
                 name = entry.name
                 if name.lower() not in _LITTER and not name.startswith("._"):

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from resnet_jax.errors import UserError
+from resnet_jax.persistence import storage
 
 # One record per group, as tfds writes: any record can be read without its neighbours.
 OPTIONS = "group_size:1"
@@ -114,9 +115,20 @@ def is_utf8(text: str) -> bool:
 
 
 def read_record(directory: str | os.PathLike) -> dict[str, str]:
-    """Returns the content of `RECORD` in a directory; empty if there is none."""
-    path = pathlib.Path(directory) / RECORD
-    return json.loads(path.read_text()) if path.exists() else {}
+    """Returns the content of `RECORD` in a directory; empty if there is none.
+
+    Raises:
+      UserError: The file is damaged.
+    """
+    try:
+        return storage.read_object(storage.path_of(directory) / RECORD)
+    except FileNotFoundError:
+        return {}
+    except UserError as error:
+        raise UserError(
+            f"{error} It says how the data set was made: prepare the data set again, or"
+            " delete that file."
+        ) from None
 
 
 def repair(shard: str | os.PathLike) -> str:

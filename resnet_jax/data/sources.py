@@ -97,8 +97,10 @@ def open_source(
     if kind == "tfds" and address:
         return TfdsSource(address, split, data_dir)
     if kind == "folder" and address:
-        open_folder = functools.partial(_open_folder, address)
-        return _open_slices(open_folder, folder_splits(address), split, source)
+        # A folder in an object store is listed once.
+        root = str(_root(address))
+        open_folder = functools.partial(_open_folder, root)
+        return _open_slices(open_folder, folder_splits(root), split, source)
     if source == "digits":
         return _open_slices(DigitsSource, DigitsSource.splits, split, source)
     if re.fullmatch("fake(:[1-9][0-9]*(:[1-9][0-9]*)?)?", source):

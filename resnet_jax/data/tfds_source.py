@@ -4,18 +4,26 @@ import functools
 import hashlib
 import json
 import operator
+import os
 import pathlib
 import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
+from google.protobuf.json_format import ParseError
 
 from resnet_jax import paths
 from resnet_jax.data.shards import damage, read_record, repair
 from resnet_jax.data.splits import slices_of
 from resnet_jax.errors import BadImageError, UserError, nearest
 from resnet_jax.persistence import storage
+
+# What tfds raises for metadata that are cut off or belong to something else.
+_DAMAGES = (
+    *(ParseError, OSError, ValueError, LookupError),
+    *(TypeError, AttributeError, ImportError, AssertionError),
+)
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -41,7 +49,7 @@ def tfds_builder(
     dataset, data_dir = _on_disk(dataset, data_dir)
     directory = paths.local(dataset)
     if (directory / "dataset_info.json").is_file():
-        return tfds.builder_from_directory(directory)
+        return builder_of(directory)
     if dataset.startswith(("/", "~", ".")):
         raise UserError(
             f"There is no prepared data set in {directory}: it holds no"
@@ -57,13 +65,55 @@ def tfds_builder(
         if file_format or not (builder.data_path / "dataset_info.json").exists():
             return builder
         # Only the directory knows the formats that were added after its preparation.
-        return tfds.builder_from_directory(builder.data_path)
-    except (ImportError, ValueError, AssertionError) as error:
+        return builder_of(pathlib.Path(builder.data_path))
+    except (ImportError, ValueError, AssertionError, ParseError, OSError) as error:
         if name in known:
             raise UserError(f"tfds:{dataset}: {reason_of_tfds(error)}") from None
         raise UserError(
             f"tfds has no data set {name!r}.{nearest(name, known)}"
         ) from None
+
+
+def builder_of(directory: pathlib.Path) -> "tfds.core.DatasetBuilder":
+    """Returns the builder of a directory that tfds has prepared.
+
+    Raises:
+      UserError: The directory holds no prepared data set, or its metadata are damaged.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder_from_directory(directory)
+        _check_class_names(builder)
+    except _DAMAGES as error:
+        raise UserError(
+            f"{directory} is not a data set that tfds has prepared, or its metadata"
+            f" are damaged: {reason_of_tfds(error)[:200]}. Run the command that"
+            " prepared it again, for which a data set of tfds must be deleted first."
+        ) from None
+    return builder
+
+
+def _check_class_names(builder: "tfds.core.DatasetBuilder") -> None:
+    """Raises a ValueError if tfds has read other class names than were written.
+
+    It then numbers other classes. Older formats of features.json do not say how many
+    classes there are.
+    """
+    directory = pathlib.Path(builder.data_path)
+    features = json.loads((directory / "features.json").read_text())
+    for key, feature in features.get("featuresDict", {}).get("features", {}).items():
+        count = feature.get("classLabel", {}).get("numClasses")
+        if count is None:
+            continue
+        names = builder.info.features[key].names
+        path = directory / f"{key}.labels.txt"
+        lines = path.read_text().split("\n") if os.path.lexists(path) else names
+        written = [line.strip() for line in lines if line.strip()]
+        if written != names or int(count) != len(names):
+            raise ValueError(
+                f"{path.name} has {len(written)} lines, but there are {count} classes"
+            )
 
 
 def _on_disk(dataset: str, data_dir: str) -> tuple[str, str]:
@@ -241,5 +291,5 @@ class TfdsSource:
 
 def reason_of_tfds(error: Exception) -> str:
     """Returns an error's message in one line, without the arguments of the call."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).rstrip(".")
     return re.sub(r'^Failed to construct dataset .*?}": ', "", text)

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,10 +19,14 @@ from resnet_jax.data.sources import GIVEN
 from resnet_jax.data.user_images import check_pixels, parts_of
 from resnet_jax.errors import UserError
 
+log = logging.getLogger(__name__)
+
 # The first word of the seed of the generator that chooses the held-out images.
 HOLD_OUT = 4
 # One image in PART is held out for evaluation, if no evaluation split is passed.
 PART = 5
+# Labels from this number on are names of another kind, and not numbers of classes.
+MOST_CLASSES = 1_000_000
 # The number of labels that a source's checksum includes; reading all might take long.
 SAMPLE = 64
 
@@ -70,6 +75,13 @@ def config_of_given(config: ConfigDict) -> ConfigDict:
         copy.
     """
     config = copy.deepcopy(config)
+    for key in ("train_split", "eval_split"):
+        if set(config.data[key]) & set("[+"):
+            log.warning(
+                "config.data.%s=%r has no effect, since the images are those that were"
+                " passed to train; pass a part of them.",
+                *(key, config.data[key]),
+            )
     config.data.source, config.data.eval_source = GIVEN, ""
     config.data.train_split, config.data.eval_split = "train", "validation"
     if config.data.num_workers < 0:
@@ -112,8 +124,20 @@ def _open_arrays(images: Any, labels: Any, channels: int, name: str) -> MemorySo
     elif labels.min() < 0:
         index = int(labels.argmin())
         raise UserError(f"Label {index} of {name} is {labels[index]}. Count from 0.")
+    elif labels.max() >= MOST_CLASSES:
+        index = int(labels.argmax())
+        raise UserError(
+            f"Label {index} of {name} is {labels[index]}. Number the classes from 0,"
+            " such as with numpy.unique(labels, return_inverse=True)."
+        )
     else:
         classes = tuple(map(str, range(int(labels.max()) + 1)))
+        if empty := sorted(set(range(len(classes))) - set(labels.tolist())):
+            numbers = ", ".join(map(str, empty[:5])) + (", ..." if empty[5:] else "")
+            log.warning(
+                "%d of the %d classes of %s have no image (%s); labels count from 0.",
+                *(len(empty), len(classes), name, numbers),
+            )
     return MemorySource(images, labels.astype(np.int32), classes, title=name)
 
 

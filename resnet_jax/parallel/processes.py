@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 HEARTBEAT_TIMEOUT = 30
 # Seconds by which the clocks of two processes may differ without a warning.
 CLOCK_TOLERANCE = 60
+# Seconds after which a process says for which other one it waits. Processes read data
+# and compile at different speeds.
+WAITING_TOLD_AFTER = 20.0
 # The timeout, in milliseconds, of waiting for another process. It is a week, since a
 # process that fails or dies meanwhile stops all others.
 _FOREVER = 7 * 24 * 3600 * 1000
@@ -86,13 +89,17 @@ def connect(
         " --initialization_timeout."
     )
     try:
-        jax.distributed.initialize(
-            address,
-            number,
-            index,
-            initialization_timeout=int(timeout),
-            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
-        )
+        with output.telling(
+            f"{describe(index)} waits up to {timeout:.0f} s for the other processes of"
+            f" the run at {address or 'the coordinator'}."
+        ):
+            jax.distributed.initialize(
+                address,
+                number,
+                index,
+                initialization_timeout=int(timeout),
+                heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+            )
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         if address:
@@ -322,15 +329,14 @@ def agree(topic: str, problem: str) -> None:
         return
     key = _new_key(topic)
     client().key_value_set(f"{key}/{index()}", problem or "-")
-    first = _from_lead(f"{topic}, all", lambda: _first_problem(key))
+    first = _from_lead(f"{topic}, all", lambda: _first_problem(topic, key))
     if first != "-":
         raise UserError(first)
 
 
-def _first_problem(key: str) -> str:
+def _first_problem(topic: str, key: str) -> str:
     """Waits for the problems of all processes; returns the first one, or '-'."""
-    keys = (f"{key}/{i}" for i in range(count()))
-    problems = [client().blocking_key_value_get(key, _FOREVER) for key in keys]
+    problems = [_get(f"{key}/{i}", topic, i) for i in range(count())]
     return next((problem for problem in problems if problem != "-"), "-")
 
 
@@ -341,7 +347,20 @@ def _from_lead(topic: str, make: Callable[[], str]) -> str:
         result = make()
         client().key_value_set(key, result)
         return result
-    return client().blocking_key_value_get(key, _FOREVER)
+    return _get(key, topic, 0)
+
+
+def _get(key: str, topic: str, number: int) -> str:
+    """Waits for a key of another process, and returns its value.
+
+    Args:
+      key: The key.
+      topic: The subject of the value.
+      number: The index of the process that writes it.
+    """
+    waiting = f"{describe()} waits for process {number} (topic: {topic})."
+    with output.telling(waiting, after=WAITING_TOLD_AFTER):
+        return client().blocking_key_value_get(key, _FOREVER)
 
 
 def _new_key(topic: str) -> str:

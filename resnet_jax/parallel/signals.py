@@ -30,6 +30,7 @@ SAME_PRESS = 1.0
 OUTPUT_TIMEOUT, CLEANUP_TIMEOUT = 1.0, 10.0
 
 # Functions that are called however the process ends, such as one that releases a lock.
+# The last one is called first.
 at_end: list[Callable[[], None]] = []
 # The thread that ends the process holds this lock until the process has ended.
 ending = threading.Lock()
@@ -195,7 +196,7 @@ def end(code: int, text: str) -> NoReturn:
 
 def leave(code: int) -> NoReturn:
     """Ends the process after the functions of `at_end`; the caller holds `ending`."""
-    for function in list(at_end):
+    for function in reversed(at_end):
         _try_within(CLEANUP_TIMEOUT, function)
     # This may not return: another thread may hold the lock of standard output while it
     # waits for a reader.

@@ -7,13 +7,16 @@ bit. So the record also holds a checksum of every array and one of itself, and b
 compared.
 """
 
+import asyncio
 import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
+import pathlib
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +26,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
+from resnet_jax.console import output
 from resnet_jax.errors import UserError, problem_of_store
 from resnet_jax.parallel import processes
 from resnet_jax.persistence import orbax_s3, storage
@@ -32,6 +36,11 @@ from resnet_jax.persistence.storage import Path
 log = logging.getLogger(__name__)
 
 Tree = Any
+# The trees of a state that are needed to compute with the network.
+VARIABLES = ("ema", "params", "batch_stats")
+# The number of times that a checkpoint is chosen and read while its run replaces it,
+# and the seconds between two of them. Removing a checkpoint takes less.
+READING_TRIES, READ_AGAIN_AFTER = 10, 1.0
 # Replicated arrays of at least this many bytes are written in parts, one per process.
 # By default Orbax splits all of them, which takes longer than writing small ones.
 SPLIT_BYTES = 2**20
@@ -96,6 +105,7 @@ class Checkpoints:
         self.directory = storage.absolute(directory)
         self.about = about or {}
         self._saving: int | None = None
+        self._is_reader = options is None
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=_preservation_policy(options) if options else None,
             # Without `best_fn` Orbax does not save the metrics, and forgets them when
@@ -110,26 +120,64 @@ class Checkpoints:
             create=False,
             **orbax_options(directory),
         )
+        self._names = ocp.path.step.standard_name_format(
+            **{
+                {"temporary_path_class": "temporary_path_cls"}.get(key, key): option
+                for key, option in orbax_options(directory).items()
+            }
+        )
+        self._arrays = ocp.PyTreeCheckpointHandler(type_handler_registry=ARRAYS)
         if options and jax.process_index() == 0:
-            storage.make_directory(self.directory)
+            with storage.explaining_errors(self.directory):
+                storage.make_directory(self.directory)
+                for step in self.steps_on_disk():
+                    self._repair(self.directory / str(step))
         if jax.process_count() > 1:
             # This also connects the devices. Runs in which they connected in the first
             # step, which the processes reach at different times since each compiles it,
             # lost the connection.
             multihost_utils.sync_global_devices("checkpoints")
-        self._open()
+        if options:
+            self._open()
+
+    def _repair(self, checkpoint: Path) -> None:
+        """Makes again the files that Orbax reads of all checkpoints when it opens them.
+
+        It fails at a damaged one, and keeps no checkpoint as one of the best without
+        its metrics, which the record holds too.
+        """
+        facts = checkpoint / "_CHECKPOINT_METADATA"
+        try:
+            storage.read_object(facts)
+        except FileNotFoundError:
+            pass
+        except UserError as damage:
+            storage.set_aside(facts, str(damage))
+            storage.write_json(facts, {})
+        metrics = checkpoint / "metrics" / "metrics"
+        try:
+            record = self.read(int(checkpoint.name))
+        except DamagedError:
+            # It is reported when the record is needed.
+            expected = None
+        else:
+            expected = _fresh_evaluation(record["progress"])
+        try:
+            top1 = storage.read_object(metrics).get("top1")
+            if not isinstance(top1, float) or (expected and top1 != expected["top1"]):
+                raise UserError(f"{metrics} is not as it was saved.")
+        except FileNotFoundError:
+            if not expected:
+                return
+        except UserError as damage:
+            storage.set_aside(metrics, str(damage))
+        else:
+            return
+        if expected:
+            storage.make_directory(metrics.parent)
+            storage.write_json(metrics, expected)
 
     def _open(self) -> None:
-        # Orbax reads the metrics of all checkpoints to keep the best ones, and fails at
-        # a file that was cut off. Such a file can be removed, since the metrics are
-        # also in the record.
-        for file in self.directory.glob("*/metrics/metrics"):
-            # A checkpoint with another name is being written, maybe by a run that is
-            # evaluated meanwhile.
-            is_finished = file.parents[1].name.isdigit()
-            if is_finished and not _are_as_saved(file):
-                log.warning("Removing %s, which is not as it was saved.", file)
-                file.unlink(missing_ok=True)
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=self._options,
@@ -163,9 +211,10 @@ class Checkpoints:
             "fingerprint": fingerprint(local_state),
             **self.about,
         }
+        # The record as it will be read: JSON has no tuples, keys that are not strings
+        # or numbers that are not finite.
+        record = json.loads(storage.to_json(record))
         record["checksum"] = _checksum_of_record(record)
-        evaluation = progress.evaluation
-        is_fresh = evaluation is not None and evaluation["step"] == progress.step
         self._saving = progress.step
         with self._explaining_failure():
             if progress.step in self._manager.all_steps():
@@ -176,7 +225,7 @@ class Checkpoints:
                     state=ocp.args.PyTreeSave(_arrays_to_write(state)),
                     run=ocp.args.JsonSave(record),
                 ),
-                metrics=evaluation if is_fresh else None,
+                metrics=_fresh_evaluation(record["progress"]),
                 force=True,
             )
 
@@ -186,7 +235,10 @@ class Checkpoints:
         Raises:
           UserError: The save failed.
         """
-        with self._explaining_failure():
+        with (
+            self._explaining_failure(),
+            output.telling(f"Waiting for the checkpoint of step {self._saving}."),
+        ):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
@@ -224,7 +276,16 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps of the finished checkpoints, in ascending order."""
-        return sorted(self._manager.all_steps())
+        return (
+            self.steps_on_disk()
+            if self._is_reader
+            else sorted(self._manager.all_steps())
+        )
+
+    def steps_on_disk(self) -> list[int]:
+        """Returns the steps of the checkpoints that any process has finished."""
+        with storage.explaining_errors(self.directory):
+            return sorted(found.step for found in self._names.find_all(self.directory))
 
     def best_step(self) -> int | None:
         """Returns the step with the highest top-1 accuracy, or None if there is none.
@@ -235,12 +296,13 @@ class Checkpoints:
         best, highest = None, -1.0
         for step in self.steps():
             try:
-                evaluation = self.read(step)["progress"]["evaluation"]
+                evaluation = _fresh_evaluation(self.read(step)["progress"])
+            except GoneError:
+                continue
             except DamagedError as error:
                 log.warning("%s It is skipped.", error)
                 continue
-            is_fresh = evaluation and evaluation["step"] == step
-            if is_fresh and evaluation["top1"] >= highest:
+            if evaluation and evaluation["top1"] >= highest:
                 best, highest = step, evaluation["top1"]
         return best
 
@@ -265,8 +327,9 @@ class Checkpoints:
           DamagedError: The record is not as it was saved.
           UserError: The object store refuses to send it.
         """
-        args = ocp.args.Composite(run=ocp.args.JsonRestore())
-        record = self._read(step, args).run
+        path = self.directory / str(step) / "run" / "metadata"
+        with self._explaining_damage(step):
+            record = storage.read_object(path)
         try:
             saved = record.pop("checksum", None)
             intact = record["progress"]["step"] == step
@@ -338,18 +401,91 @@ class Checkpoints:
             restore_args=ocp.checkpoint_utils.construct_restore_args(like),
             partial_restore=isinstance(like, dict),
         )
-        restored = self._read(step, ocp.args.Composite(state=args)).state
-        if changed := changed_arrays(restored, self.read(step)["fingerprint"]):
+        with self._explaining_damage(step), _without_late_errors():
+            restored = self._arrays.restore(self._state_of(step), args=args)
+        self._check_arrays(step, restored, self.read(step))
+        return restored
+
+    def load(self, checkpoint: str = "best") -> tuple[dict[str, Any], dict[str, Any]]:
+        """Reads a checkpoint of a run that may be replacing its checkpoints meanwhile.
+
+        If the checkpoint is removed while it is read, another one is chosen. All
+        processes of a run read the same checkpoint.
+
+        Args:
+          checkpoint: `best` or `last`. The last intact one counts as the best if none
+            was evaluated.
+
+        Returns:
+          The record, and the trees `params`, `batch_stats` and maybe `ema` of NumPy
+          arrays.
+
+        Raises:
+          DamagedError: The checkpoint is not as it was saved.
+          UserError: There is no checkpoint, or the run replaces it again and again.
+        """
+        failed: int | None = None
+        for _ in range(READING_TRIES):
+            step = int(
+                processes.run_on_lead(
+                    "checkpoint", lambda: str(self._choose(checkpoint))
+                )
+            )
+            problem = ""
+            try:
+                record = self.read(step)
+                with self._explaining_damage(step):
+                    state = restore_as_numpy(self._state_of(step), VARIABLES)
+                self._check_arrays(step, state, record)
+            except DamagedError as error:
+                problem = str(error)
+            try:
+                processes.agree("checkpoint read", problem)
+                return record, state
+            except UserError as error:
+                # What fails twice is not about to be replaced.
+                if step == failed:
+                    raise DamagedError(
+                        f"{error} Restore the files from a copy, or move"
+                        f" {self.directory / str(step)} away to use another one."
+                    ) from error
+            failed = step
+            time.sleep(READ_AGAIN_AFTER)
+        raise UserError(
+            f"The run in {self.directory.parent} replaces its checkpoints faster than"
+            " they can be read. Read them when it has ended, or let it keep more of"
+            " them (--config.checkpoint.keep_last=3)."
+        )
+
+    def _choose(self, checkpoint: str) -> int:
+        for _ in range(READING_TRIES):
+            best = self.best_step() if checkpoint == "best" else None
+            if best is not None:
+                return best
+            if checkpoint == "best" and (record := self.newest_record()):
+                return record["progress"]["step"]
+            if steps := self.steps():
+                return steps[-1]
+            # A run removes a checkpoint before it saves the same step again.
+            time.sleep(READ_AGAIN_AFTER)
+        raise UserError(f"{self.directory.parent} holds no checkpoint yet.")
+
+    def _state_of(self, step: int) -> Path:
+        return self.directory / str(step) / "state"
+
+    def _check_arrays(self, step: int, arrays: Any, record: Mapping[str, Any]) -> None:
+        if changed := changed_arrays(arrays, record["fingerprint"]):
             raise DamagedError(
                 f"The checkpoint of step {step} in {self.directory} was changed after"
                 f" it was saved: the values of {changed[0]} do not match their"
                 " checksum."
             )
-        return restored
 
-    def _read(self, step: int, args: ocp.args.Composite) -> ocp.args.Composite:
+    @contextlib.contextmanager
+    def _explaining_damage(self, step: int) -> Iterator[None]:
+        # Orbax and TensorStore raise exceptions of any type.
         try:
-            return self._manager.restore(step, args=args)
+            yield
         except Exception as error:
             in_store = storage.is_remote(self.directory) and problem_of_store(error)
             if in_store:
@@ -357,10 +493,21 @@ class Checkpoints:
                     f"The checkpoint of step {step} cannot be read from"
                     f" {self.directory}: {in_store}."
                 ) from error
-            raise DamagedError(
+            kind = GoneError if self._is_gone(step) else DamagedError
+            raise kind(
                 f"The checkpoint of step {step} in {self.directory} cannot be read"
                 f" ({_reason(error)})."
             ) from error
+
+    def _is_gone(self, step: int) -> bool:
+        """Tells whether a checkpoint that cannot be read is removed by its run."""
+        if self._is_reader:
+            deadline = time.monotonic() + READ_AGAIN_AFTER
+            while step in self.steps_on_disk():
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(0.02)
+        return self._is_reader
 
     def _set_aside(self, step: int) -> Path:
         aside = self.directory.parent / "damaged"
@@ -370,7 +517,9 @@ class Checkpoints:
             count += 1
             target = aside / f"{step}-{count}"
         if jax.process_index() == 0:
-            storage.move_tree(self.directory / str(step), target)
+            with storage.explaining_errors(self.directory):
+                storage.make_way(aside, pathlib.Path.is_dir)
+                storage.move_tree(self.directory / str(step), target)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("set aside")
         self._manager.close()
@@ -381,24 +530,71 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_) -> None:
+        if self._is_reader:
+            return
         # `wait` or `check` has reported an error of a save.
         with contextlib.suppress(Exception):
             self._manager.close()
 
 
-def _are_as_saved(metrics: Path) -> bool:
-    """Tells whether the metrics of a checkpoint are those of its record."""
-    wrong = (ValueError, KeyError, TypeError, FileNotFoundError)
-    try:
-        top1 = json.loads(metrics.read_text())["top1"]
-    except wrong:
-        return False
-    try:
-        record = json.loads((metrics.parents[1] / "run" / "metadata").read_text())
-        return top1 == record["progress"]["evaluation"]["top1"]
-    except wrong:
-        # Damage of the record is reported when the record is read.
-        return isinstance(top1, float)
+def _fresh_evaluation(progress: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the evaluation of a record's own step, or None."""
+    evaluation = progress["evaluation"]
+    return evaluation if evaluation and evaluation["step"] == progress["step"] else None
+
+
+def restore_as_numpy(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """Restores some of the trees of an Orbax checkpoint as NumPy arrays.
+
+    Args:
+      path: The folder of the arrays.
+      keys: The names of the trees, of which the checkpoint may lack some.
+    """
+    path = storage.absolute(path)
+    # A checkpointer would warn of metadata that the checkpoints of runs do not have.
+    handler = ocp.PyTreeCheckpointHandler()
+    saved = handler.metadata(path).tree
+    part = {key: saved[key] for key in keys if saved.get(key)}
+    kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), part)
+    options = ocp.args.PyTreeRestore(
+        item=part, restore_args=kinds, partial_restore=True
+    )
+    with _without_late_errors():
+        return handler.restore(path, args=options)
+
+
+@contextlib.contextmanager
+def _without_late_errors() -> Iterator[None]:
+    """Hides tracebacks of arrays that arrive after the reading of another one failed.
+
+    Orbax then closes its event loop, to which TensorStore's threads hand the arrays.
+    """
+    before = sys.unraisablehook
+
+    def hook(dropped: Any) -> None:
+        if str(dropped.exc_value) != "Event loop is closed":
+            before(dropped)
+
+    sys.unraisablehook = hook
+    yield
+    # After a failure the hook stays, since the arrays arrive at any time.
+    sys.unraisablehook = before
+
+
+class _DurableRename(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """Gives a local checkpoint its name when it is on disk, so it survives a power cut.
+
+    Orbax has an option for the way of committing, but none that flushes the files.
+    """
+
+    async def finalize(self) -> None:
+        """Flushes the files, renames the directory, and flushes its name."""
+        await asyncio.to_thread(storage.sync_tree, pathlib.Path(self.get()))
+        await super().finalize()
+        # Orbax writes two small files right before it renames the directory.
+        final = pathlib.Path(self.get_final())
+        await asyncio.to_thread(storage.sync_tree, final)
+        await asyncio.to_thread(storage.sync, final.parent)
 
 
 def _preservation_policy(options: ConfigDict) -> policies.AnyPreservationPolicy:
@@ -418,8 +614,10 @@ def _preservation_policy(options: ConfigDict) -> policies.AnyPreservationPolicy:
 
 def orbax_options(path: Path) -> dict[str, Any]:
     """Returns the options that Orbax needs to write at a path."""
-    in_s3 = str(path).startswith("s3://")
-    return {"atomicity_options": orbax_s3.ATOMICITY} if in_s3 else {}
+    if storage.is_remote(path):
+        in_s3 = str(path).startswith("s3://")
+        return {"atomicity_options": orbax_s3.ATOMICITY} if in_s3 else {}
+    return {"temporary_path_class": _DurableRename}
 
 
 @contextlib.contextmanager
@@ -445,22 +643,6 @@ def open_checkpoints(workdir: Path) -> Iterator[Checkpoints]:
         yield saved
 
 
-@contextlib.contextmanager
-def explaining_damage(checkpoint: Path) -> Iterator[None]:
-    """Adds advice to a `DamagedError`, for programs that only read a checkpoint.
-
-    Args:
-      checkpoint: The path of the checkpoint or of the weights.
-    """
-    try:
-        yield
-    except DamagedError as error:
-        raise DamagedError(
-            f"{error} Restore the files from a copy, or move {checkpoint} away to use"
-            " another one."
-        ) from error
-
-
 def newest_step(workdir: Path) -> int | None:
     """Returns the step of the newest finished checkpoint in a local workdir, or None.
 
@@ -474,11 +656,15 @@ class DamagedError(UserError):
     """A checkpoint that is not as it was saved."""
 
 
+class GoneError(DamagedError):
+    """A checkpoint that its run removed while it was read."""
+
+
 def _reason(error: BaseException) -> str:
     """Returns the part of a storage error that helps a user, on one line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     for sign in (
         "No space left on device",
         "File too large",
@@ -492,8 +678,6 @@ def _reason(error: BaseException) -> str:
 
 
 def _checksum_of_record(record: Mapping[str, Any]) -> str:
-    # The record as it will be read: JSON has no tuples, and its keys are strings.
-    record = json.loads(json.dumps(record))
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 

@@ -7,6 +7,7 @@ import platform
 
 import jax
 
+from resnet_jax import paths
 from resnet_jax.errors import UserError
 from resnet_jax.persistence import user_cache
 
@@ -24,17 +25,23 @@ def turn_on() -> pathlib.Path | None:
       The directory of the cache, or None if there is none.
     """
     user_directory = jax.config.values["jax_compilation_cache_dir"]
-    if user_directory or not jax.config.values["jax_enable_compilation_cache"]:
-        return pathlib.Path(user_directory) if user_directory else None
+    if not jax.config.values["jax_enable_compilation_cache"]:
+        return None
+    if user_directory and "://" in user_directory:
+        return pathlib.Path(user_directory)
     try:
-        path = directory()
-        user_cache.claim(path)
+        if user_directory:
+            path = paths.local(user_directory)
+        else:
+            path = directory()
+            user_cache.claim(path)
     except UserError as error:
         log.warning(
             "Compiled programs are not kept (%s). Set JAX_COMPILATION_CACHE_DIR to use"
             " another directory that only you can write to.",
-            error,
+            str(error).rstrip("."),
         )
+        jax.config.update("jax_compilation_cache_dir", None)
         return None
     jax.config.update("jax_compilation_cache_dir", str(path))
     return path

@@ -12,7 +12,7 @@ import threading
 import time
 
 from resnet_jax.console import output
-from resnet_jax.errors import ResNetJaxError
+from resnet_jax.errors import ResNetJaxError, UserError
 from resnet_jax.parallel import processes, signals
 from resnet_jax.persistence.checkpoints import newest_step
 from resnet_jax.persistence.storage import Path, is_remote
@@ -25,6 +25,8 @@ GRACE = 25.0
 STALL_TIMEOUT = 1800.0
 # Seconds within which output that nobody reads fails, so that a run resumes without it.
 READER_WITHIN = 5.0
+# Seconds within which a run that has lost its workdir must end by itself.
+ENDED_WITHIN = 10.0
 # Seconds that JAX's preemption service takes to report a signal.
 NOTICED_WITHIN = 3.0
 
@@ -72,6 +74,7 @@ class Preemption:
     ):
         self._workdir, self._grace, self._stall = workdir, grace, stall_timeout
         self._signal: int | None = None
+        self._failure = ""
         self._pressed = 0.0
         # All processes poll equally often, and stop at the same poll.
         self._polls, self._last_poll = 0, math.inf
@@ -161,13 +164,31 @@ class Preemption:
         if self._signal is not None:
             raise PreemptedError(self._signal)
 
+    def fail(self, text: str) -> None:
+        """Ends the run from another thread, since it cannot save anything any more.
+
+        A run of one process gets some time to raise the error where it polls next. But
+        what it writes to an object store when it ends would create the workdir again.
+
+        Args:
+          text: The error.
+        """
+        if self._alone and not is_remote(self._workdir):
+            self._failure = text
+            if self._left.wait(ENDED_WITHIN):
+                return
+        processes.end_all(text)
+
     def check(self) -> None:
         """Polls for a signal, and shows that the run has not stalled.
 
         Raises:
           PreemptedError: The run was asked to stop.
+          UserError: Another thread has called `fail`.
         """
         self._polled = time.monotonic()
+        if self._failure:
+            raise UserError(self._failure)
         if self._alone and self._signal is not None:
             raise PreemptedError(self._signal)
         with self._polling:

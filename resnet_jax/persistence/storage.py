@@ -34,7 +34,7 @@ from etils import epath
 from resnet_jax import paths
 from resnet_jax.console import output
 from resnet_jax.console.output import reason_of
-from resnet_jax.errors import UserError, problem_of_store
+from resnet_jax.errors import UserError, problem_of, problem_of_store
 from resnet_jax.persistence import user_cache
 
 log = logging.getLogger(__name__)
@@ -160,18 +160,24 @@ def _configure_clients() -> None:
 
 @contextlib.contextmanager
 def explaining_errors(path: Path, timeout: float = ANSWER_TIMEOUT) -> Iterator[None]:
-    """Turns the errors of an object store or its client into a UserError.
+    """Turns errors of a file system, an object store or its client into a UserError.
 
     Args:
-      path: The path that is read or written inside the context. For a local path the
-        context does nothing.
+      path: The path that is read or written inside the context. If it is local, an
+        error that there is no such file is left as it is.
       timeout: The time that the store may take for its first answer, in seconds.
 
     Raises:
-      UserError: The store does not answer or refuses, or the bucket does not exist.
+      UserError: The file system or the store refuses, the store does not answer, or
+        the bucket does not exist.
     """
     if not is_remote(path):
-        yield
+        try:
+            yield
+        except OSError as error:
+            if problem := problem_of(error, os.fspath(path)):
+                raise UserError(problem) from error
+            raise
         return
     try:
         _probe(path, timeout)
@@ -203,7 +209,8 @@ def _probe(path: Path, timeout: float) -> None:
     # Clients retry for up to half an hour, so a thread asks.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
-    asking.join(timeout)
+    with output.telling(f"Waiting up to {timeout:g} s for {path} to answer."):
+        asking.join(timeout)
     if asking.is_alive():
         raise UserError(
             f"{path} cannot be used: the store did not answer within {timeout:g} s;"
@@ -580,7 +587,8 @@ def kept_copy(folder: Path, small: int = SMALL) -> pathlib.Path:
         ThreadPoolExecutor(16) as pool,
     ):
         # The processes are of one host, so flock suffices, and it needs no package.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with output.telling(f"Waiting for another process that copies {folder}."):
+            fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.is_dir():
             raise UserError(f"There is no folder {folder}.")
         files = list(files_of(folder))

@@ -132,7 +132,8 @@ def make_parser() -> Parser:
 
 def main(argv: list[str]) -> None:
     """Runs the command, which the package's docstring describes."""
-    args = make_parser().parse(argv[1:])
+    parser = make_parser()
+    args = parser.parse(argv[1:])
     config = load_config(args)
     topologies = args.topology.split(",")
     for topology in topologies:
@@ -152,6 +153,8 @@ def main(argv: list[str]) -> None:
     if args.sweep:
         if len(topologies) > 1 or len(args.per_chip) > 1 or not args.per_chip[0]:
             raise UserError("--sweep takes one --topology and one --per_chip.")
+        unused = ("sharding", "largest", "input_rate", "price", "fresh", "json")
+        parser.warn_of_unused(args, unused, "--sweep")
         sweep.run(config, topologies[0], args.per_chip[0])
         return
     priced = itertools.zip_longest(topologies, args.price, fillvalue=args.price[0])

@@ -8,7 +8,7 @@ from typing import Any
 
 from resnet_jax.console.output import printable, reason_of
 from resnet_jax.errors import UserError
-from resnet_jax.persistence.storage import Path, explaining_errors, write
+from resnet_jax.persistence.storage import Path, explaining_errors, is_remote, write
 
 # A user's matplotlibrc chooses fonts and colours. No text is parsed as mathematics or
 # as TeX, where a name such as a$b_$ is an error. (matplotlib's type for settings is a
@@ -48,11 +48,13 @@ def picture(path: Path, **options) -> Iterator:
             figure.savefig(content, dpi=100, format=path.suffix.lstrip(".") or None)
         except ValueError as error:
             raise UserError(f"{path} cannot be written: {error}.") from None
-    try:
-        with explaining_errors(path):
+    with explaining_errors(path):
+        try:
             write(path, content.getvalue())
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {reason_of(error)}.") from None
+        except OSError as error:
+            if is_remote(path):
+                raise
+            raise UserError(f"{path} cannot be written: {reason_of(error)}.") from None
 
 
 def shorten(name: str, length: int = 30) -> str:

@@ -170,7 +170,7 @@ def make_resize(
         )
     if end > total_steps:
         raise UserError(
-            f"{name}.end={dict(schedule.end)} is step {end:,.0f}, but the run"
+            f"{name}.end={dict(schedule.end)} is step {round(end):,}, but the run"
             f" (config.total) has only {total_steps:,}; lengthen the run, or start one"
             " whose images grow earlier."
         )

@@ -20,7 +20,7 @@ from resnet_jax.data.sources import RecordedSplit
 from resnet_jax.errors import UserError
 from resnet_jax.parallel import sharding
 from resnet_jax.persistence import metric_writers, storage
-from resnet_jax.persistence.checkpoints import explaining_damage, open_checkpoints
+from resnet_jax.persistence.checkpoints import open_checkpoints
 from resnet_jax.persistence.preemption import Preemption
 from resnet_jax.persistence.storage import Path
 from resnet_jax.reports.samples import SamplePredictions
@@ -212,10 +212,9 @@ def evaluate_workdir(
         Preemption(workdir, **timeouts) as preemption,
         open_checkpoints(workdir) as saved,
     ):
-        best = saved.best_step() if checkpoint == "best" else None
-        step = saved.steps()[-1] if best is None else best
-        with explaining_damage(saved.directory / str(step)):
-            record = saved.read(step)
+        # The arrays are read at once, since the run may replace the checkpoint.
+        record, variables = saved.load(checkpoint)
+        step = record["progress"]["step"]
         config = from_saved(record["config"])
         override(config, list(overrides))
         changed = differences(record["config"], config)
@@ -224,17 +223,17 @@ def evaluate_workdir(
         experiment = _set_up_as_trained(config, record, workdir)
         changed += _changes_of_split(experiment, record, changed)
         like = state_like(experiment)
-        variables_like = {"ema": like.ema}
-        if not like.ema:
-            variables_like = {"params": like.params, "batch_stats": like.batch_stats}
-        with explaining_damage(saved.directory / str(step)):
-            variables = saved.restore(step, variables_like)
+        names = ("ema",) if like.ema else ("params", "batch_stats")
+        placed = sharding.place(
+            {name: variables[name] for name in names},
+            {name: getattr(like, name) for name in names},
+        )
         state = TrainState(
             step=step,
-            params=variables.get("params"),
-            batch_stats=variables.get("batch_stats"),
+            params=placed.get("params"),
+            batch_stats=placed.get("batch_stats"),
             opt_state=None,
-            ema=variables.get("ema"),
+            ema=placed.get("ema"),
         )
         is_lead = jax.process_index() == 0
         say = output.say if is_lead else lambda text: None

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 from ml_collections import ConfigDict
 
-from resnet_jax.config import load
+from resnet_jax.config import load, values
 from resnet_jax.console import output
 from resnet_jax.data.loader import WorkerDiedError, bad_indices
 from resnet_jax.data.source_protocol import NamedSource, Source, checksum
@@ -119,6 +119,8 @@ def train(
             f"config is {type(config).__name__}. Give a ConfigDict, such as what"
             " resnet_jax.config.load returns, or the path of a config file."
         )
+    # The data are split by the seed before the experiment is set up.
+    values.check(config)
     if not isinstance(workdir, str | os.PathLike):
         raise UserError(
             f"workdir is {type(workdir).__name__}. Give the path of a directory."
@@ -147,7 +149,7 @@ def train(
         is_lead = jax.process_index() == 0
         say = output.say if is_lead else lambda text: None
         # Before anything is written, so that two runs never write to one workdir.
-        stack.enter_context(claimed(workdir))
+        check_workdir = stack.enter_context(claimed(workdir, preemption.fail))
         say(summary(experiment, workdir))
         saved = stack.enter_context(run_checkpoints(experiment, workdir))
         data_record = describe_data(experiment.train.source, experiment.eval.source)
@@ -186,7 +188,9 @@ def train(
         progress.recomputed &= progress.step == last
         on_disk = progress.step if restored else None
         if is_lead:
-            storage.write_by_product(workdir / "config.json", config.to_dict())
+            check_workdir()
+            with storage.explaining_errors(workdir):
+                storage.write_by_product(workdir / "config.json", config.to_dict())
         writer = stack.enter_context(
             Writer(workdir, step=progress.step, total_steps=last, active=is_lead)
         )
@@ -255,6 +259,7 @@ def train(
                 if to_evaluate or to_save:
                     # There is something to save now, so a signal must wait for it.
                     preemption.hold()
+                    check_workdir()
                     # Rows first: a resumed run does not write those of this step again.
                     writer.flush()
                     saved.save(state, progress)
@@ -301,6 +306,7 @@ def train(
                 # Last, so that the step that it may interrupt is complete.
                 preemption.check()
             saved.wait()
+            check_workdir()
             preemption.release()
         except (PreemptedError, WorkerDiedError) as error:
             stop = (
@@ -320,6 +326,7 @@ def train(
             meter.settle()
             # Step 0 is not saved, since the config is enough to make it again.
             if progress.step and on_disk != progress.step:
+                check_workdir()
                 saved.save(state, progress)
             saved.wait()
             meter.flush()

@@ -166,19 +166,12 @@ class Mix:
 
 
 def check(config: ConfigDict) -> None:
-    """Checks the keys of `config.mix`.
+    """Checks the rule of `config.mix`.
 
     Raises:
-      UserError: A value is out of its range or unknown.
+      UserError: The rule is unknown.
     """
-    mix = config.mix
-    check_known(f"mix.rule={mix.rule!r}", mix.rule, RULES)
-    for key in ("mixup_alpha", "cutmix_alpha"):
-        if mix[key] < 0:
-            raise UserError(f"mix.{key}={mix[key]} must be at least 0.")
-    for key in ("probability", "switch_probability"):
-        if not 0 <= mix[key] <= 1:
-            raise UserError(f"mix.{key}={mix[key]} must be from 0 to 1.")
+    check_known(f"mix.rule={config.mix.rule!r}", config.mix.rule, RULES)
 
 
 def check_ghost_batch(config: ConfigDict, size: int) -> None:

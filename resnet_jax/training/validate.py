@@ -1,8 +1,8 @@
-"""Checks a config for wrong values and contradictions, before any data are opened.
+"""Checks a config for unknown names and contradictions, before any data are opened.
 
 This is part of `training`, not of `config`, since the values of a config are names and
 sizes of every subject. The optimiser, the loss and mixup check their own sections, and
-are called here.
+are called here. `config/values.py` has the ranges of single values.
 """
 
 from collections.abc import Collection
@@ -11,10 +11,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from resnet_jax.config import values
 from resnet_jax.data.augment import TRAIN_CROPS
 from resnet_jax.data.cache import MODES as CACHES
 from resnet_jax.errors import UserError, check_known
 from resnet_jax.models import get_spec
+from resnet_jax.models.zoo import Spec
 from resnet_jax.parallel import sharding
 from resnet_jax.training import losses, mixup, optim
 from resnet_jax.training.datasets import eval_augment, train_augment
@@ -37,7 +39,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     Raises:
       UserError: A value is wrong or contradicts another one.
     """
-    _check_ranges(config)
+    values.check(config)
     sharding.check_batch_size("batch_size", config.batch_size, mesh)
     if config.evaluate.batch_size:
         key = "evaluate.batch_size"
@@ -49,9 +51,9 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     optim.check(config)
     losses.check(config)
     mixup.check(config)
-    spec = get_spec(config.model.name, **config.model.overrides)
+    spec = _check_network(config.model, "model.name", "model.overrides")
     if config.distill.teacher:
-        get_spec(config.distill.teacher, **config.distill.overrides)
+        _check_network(config.distill, "distill.teacher", "distill.overrides")
     if config.precise_bn and getattr(spec, "norm", None) != "batch":
         raise UserError(
             f"precise_bn={config.precise_bn} needs a residual network with batch"
@@ -59,26 +61,15 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         )
 
 
-def _check_ranges(config: ConfigDict) -> None:
-    data = config.data
-    for key, value, least in (
-        ("batch_size", config.batch_size, 1),
-        ("evaluate.batch_size", config.evaluate.batch_size, 0),
-        ("seed", config.seed, 0),
-        ("precise_bn", config.precise_bn, 0),
-        ("data.image_size", data.image_size, 1),
-        ("data.eval_size", data.eval_size, 0),
-        ("data.pad", data.pad, 0),
-        ("data.shots", data.shots, 0),
-        ("data.max_pixels", data.max_pixels, 1),
-        ("data.num_workers", data.num_workers, -1),
-        ("data.repeats", data.repeats, 1),
-        ("data.num_threads", data.num_threads, 0),
-        ("checkpoint.keep_last", config.checkpoint.keep_last, 1),
-        ("optim.learning_rate", config.optim.learning_rate, 0),
-    ):
-        if value < least:
-            raise UserError(f"{key}={value} must be at least {least}.")
+def _check_network(section: ConfigDict, name_key: str, overrides_key: str) -> Spec:
+    """Returns the spec of a network; an error begins with the key that caused it."""
+    name, overrides = section[name_key.rpartition(".")[2]], section.overrides
+    for key, fields in ((name_key, {}), (overrides_key, overrides)):
+        try:
+            spec = get_spec(name, **fields)
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from None
+    return spec
 
 
 def _check_choices(config: ConfigDict) -> None:
@@ -93,9 +84,6 @@ def _check_choices(config: ConfigDict) -> None:
     )
     for key, value, known in choices:
         check_known(f"{key}={value!r}", value, known)
-    chosen = config.model.fused_norm
-    if chosen not in ("chip", True, False):
-        raise UserError(f"model.fused_norm={chosen!r} is not True, False or 'chip'.")
 
 
 def _check_channels(config: ConfigDict) -> None:

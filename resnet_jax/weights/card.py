@@ -6,13 +6,14 @@ import functools
 import importlib.util
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, UInt8
 
+from resnet_jax.config.defaults import MAX_PIXELS
 from resnet_jax.data.augment import Augment
 from resnet_jax.data.resize import INTERPOLATIONS
 from resnet_jax.data.user_images import Images, pictures_of
@@ -177,7 +178,9 @@ class Card:
             for index in order
         ]
 
-    def preprocess(self, images: Images) -> Float32[Array, "n s s c"]:
+    def preprocess(
+        self, images: Images, max_pixels: int = MAX_PIXELS
+    ) -> Float32[Array, "n s s c"]:
         """Prepares images as in the evaluation of the weights' training.
 
         Images are decoded, turned upright as their EXIF data say, resized, cropped
@@ -188,6 +191,8 @@ class Card:
           images: A path (also of `gs://` or `s3://`), the bytes of an image file, an
             image of Pillow, a uint8 array [h, w], [h, w, c] or [n, h, w, c] of NumPy
             or JAX, or a list of these, which may be mixed.
+          max_pixels: The number of pixels beyond which an image file is rejected before
+            memory is taken for them. The default is Pillow's limit.
 
         Returns:
           The network's input; a single image has n = 1.
@@ -200,28 +205,39 @@ class Card:
           >>> card.preprocess(["seven.png", np.zeros((20, 30, 3), np.uint8)]).shape
           (2, 8, 8, 1)
         """
-        return self.normalize(jnp.asarray(self.crop(images)))
+        return self.normalize(jnp.asarray(self.crop(images, max_pixels)))
 
-    def crop(self, images: Images) -> UInt8[np.ndarray, "n s s c"]:
+    def crop(
+        self, images: Images, max_pixels: int = MAX_PIXELS
+    ) -> UInt8[np.ndarray, "n s s c"]:
         """Returns the pixels that the network sees, before they are normalised.
 
         The arguments and errors are those of `preprocess`.
         """
-        channels = self.spec["in_channels"]
+        pixels = list(self.crops(images, max_pixels))
+        if not pixels:
+            channels = self.spec["in_channels"]
+            return np.zeros((0, self.image_size, self.image_size, channels), np.uint8)
+        return np.stack(pixels)
+
+    def crops(
+        self, images: Images, max_pixels: int = MAX_PIXELS
+    ) -> Iterator[UInt8[np.ndarray, "s s c"]]:
+        """Yields the pixels of `crop`, reading each image when it is asked for.
+
+        The arguments and errors are those of `preprocess`.
+        """
         augment = Augment(
             size=self.image_size,
             crop_fraction=self.crop_fraction,
             interpolation=self.interpolation,
         )
-        try:
-            pictures = pictures_of(images, channels, self.network)
-            pixels = [augment(picture, None) for picture in pictures]
-        except BadImageError as error:
-            reason = str(error).rstrip(".")
-            raise BadImageError(f"{reason}; replace it or leave it out.") from None
-        if not pixels:
-            return np.zeros((0, *augment.shape, channels), np.uint8)
-        return np.stack(pixels)
+        for picture in pictures_of(images, self.spec["in_channels"], self.network):
+            try:
+                yield augment(dataclasses.replace(picture, max_pixels=max_pixels))
+            except BadImageError as error:
+                reason = str(error).rstrip(".")
+                raise BadImageError(f"{reason}; replace it or leave it out.") from None
 
     def normalize(self, pixels: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Normalises cropped pixels, which makes them the network's input."""
@@ -241,9 +257,15 @@ def from_json(text: str, weights: str) -> Card:
       UserError: The text is not a card.
     """
     try:
-        return Card(**{key: as_tuples(x) for key, x in json.loads(text).items()})
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = str(error).rstrip(".")
+        card = Card(**{key: as_tuples(x) for key, x in json.loads(text).items()})
+        card.make_spec()
+        return card
+    # A network may be unknown, and JSON may be nested too deeply.
+    except (
+        *(ValueError, TypeError, LookupError, AttributeError, OverflowError),
+        *(RecursionError, UserError),
+    ) as error:
+        reason = str(error).rstrip(".?")
         raise UserError(
             f"The card of {weights} cannot be used: {reason}. Correct it, or remove it"
             " and name the network."

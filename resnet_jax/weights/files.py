@@ -34,6 +34,7 @@ from resnet_jax.weights.naming import Scheme
 from resnet_jax.weights.recognition import flatten
 from resnet_jax.weights.stored import (
     StoredTensor,
+    UnreadableError,
     explaining_damage,
     parse_object,
     read_text,
@@ -123,8 +124,18 @@ def read_card(path: pathlib.Path) -> Card | None:
     if config.exists():
         content = parse_object(read_text(config), config)
         if "architecture" in content:
-            with explaining_damage(config):
+            try:
                 return timm_card(content, str(path))
+            except (
+                *(ValueError, TypeError, LookupError, AttributeError, OverflowError),
+                UserError,
+            ) as error:
+                reason = str(error).rstrip(".?") or type(error).__name__
+                raise UserError(
+                    f"{config} does not describe weights of a network of the zoo as"
+                    f" timm does ({type(error).__name__}: {reason}). Correct or remove"
+                    " it."
+                ) from error
     return None
 
 
@@ -282,7 +293,7 @@ def _read_npz(path: pathlib.Path) -> dict[str, StoredTensor]:
         with archive.open(entry) as file:
             shape, dtype = _read_npy_header(io.BytesIO(file.read(MAX_NPY_HEADER)))
         if dtype.hasobject:
-            raise UserError(
+            raise UnreadableError(
                 f"{path} is refused: {name!r} is a pickle, which could run code,"
                 " instead of an array of numbers. Save it without objects."
             )
@@ -318,32 +329,27 @@ def _read_npy(
 def _read_torch(path: pathlib.Path) -> dict[str, StoredTensor]:
     torch = _import_torch(path, "Reading")
     if tuple(map(int, torch.__version__.split(".")[:2])) < SAFE_TORCH:
-        raise UserError(
+        raise UnreadableError(
             f"{path} is not read with torch {torch.__version__}, in which files can run"
             " code although only weights are read (CVE-2025-32434). Run pip install"
             f" 'torch>={'.'.join(map(str, SAFE_TORCH))}', or convert the file to"
             " .safetensors on a machine with that version (python -m"
             " resnet_jax.convert)."
         )
-    in_zip = zipfile.is_zipfile(path)
-    _check_pickles(path, in_zip)
+    _check_pickles(path)
 
     def load() -> Mapping[str, Any]:
-        return _named_tensors(torch, path, _load_torch(torch, path, mmap=in_zip))
+        return _named_tensors(torch, path, _load_torch(torch, path))
 
-    # Files of torch before 1.6 cannot be mapped, so all is read for the first value.
+    with torch.serialization.skip_data():
+        tensors = load()
+    # All values are read for the first one.
     whole = functools.cache(load)
-    if in_zip:
-        tensors = whole()
-    else:
-        with torch.serialization.skip_data():
-            tensors = load()
 
     def read(name: str) -> np.ndarray:
         value = whole()[name].detach()
-        # NumPy has no bfloat16. The copy stays as it is if the mapped file changes.
-        number = value.float() if value.is_floating_point() else value
-        return number.clone().numpy()
+        # NumPy has no bfloat16.
+        return (value.float() if value.is_floating_point() else value).numpy()
 
     return {
         name: StoredTensor(
@@ -357,19 +363,25 @@ def _read_torch(path: pathlib.Path) -> dict[str, StoredTensor]:
     }
 
 
-def _check_pickles(path: pathlib.Path, in_zip: bool) -> None:
+def _check_pickles(path: pathlib.Path) -> None:
     """Raises UserError if a file of torch could take more memory than its own size."""
     with contextlib.ExitStack() as stack:
-        if in_zip:
+        if zipfile.is_zipfile(path):
             archive = stack.enter_context(formats.open_zip(path))
-            entries = archive.infolist()
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-                raise UserError(
+            entries = {x.filename.rpartition("/")[2]: x for x in archive.infolist()}
+            if any(x.compress_type != zipfile.ZIP_STORED for x in entries.values()):
+                raise UnreadableError(
                     f"{path} is refused: it is compressed, and torch.save compresses"
                     " nothing. Load it in torch and save it again with torch.save."
                 )
-            name = next(x for x in archive.namelist() if x.endswith("data.pkl"))
-            file = stack.enter_context(archive.open(name))
+            order = entries.get("byteorder")
+            # torch would swap the bytes of values that are not read.
+            if order and archive.open(order).read(10) != b"little":
+                raise UnreadableError(
+                    f"{path} is refused: its bytes are in another order than those of"
+                    " this machine. Load it in torch and save it with safetensors."
+                )
+            file = stack.enter_context(archive.open(entries["data.pkl"]))
             count = 1
         else:
             file = stack.enter_context(path.open("rb"))
@@ -378,33 +390,33 @@ def _check_pickles(path: pathlib.Path, in_zip: bool) -> None:
         for _ in range(count):
             for opcode, argument, _ in pickletools.genops(file):
                 if opcode.name == "GLOBAL" and argument in MULTIPLYING:
-                    raise UserError(
+                    raise UnreadableError(
                         f"{path} is refused: its pickle calls {argument.split()[-1]},"
                         " which tensors do not need. If you trust it, load it in torch"
                         " and save model.state_dict() with torch.save."
                     )
 
 
-def _load_torch(torch: types.ModuleType, path: pathlib.Path, mmap: bool) -> Any:
+def _load_torch(torch: types.ModuleType, path: pathlib.Path) -> Any:
     try:
         # Checkpoints of timm's and torchvision's training contain their arguments as
         # a Namespace.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError) as error:
         if "TorchScript" in str(error):
-            raise UserError(
+            raise UnreadableError(
                 f"{path} is a TorchScript archive, which is a program. If you trust it,"
                 " load it with torch.jit.load and save the tensors alone with"
                 " torch.save(model.state_dict(), PATH)."
             ) from error
-        raise UserError(
+        raise UnreadableError(
             f"{path} is not a complete file of torch.save; fetch or save it again."
         ) from error
     except pickle.UnpicklingError as error:
         match = re.search(r"GLOBAL (\S+)", str(error))
         kind = match[1] if match else "another object"
-        raise UserError(
+        raise UnreadableError(
             f"{path} is refused: besides tensors it contains a pickle of {kind}, which"
             " could run code. If you trust it, load it in torch and save the tensors"
             " alone with torch.save(model.state_dict(), PATH)."
@@ -416,7 +428,7 @@ def _named_tensors(
 ) -> dict[str, Any]:
     """Returns the tensors that the content of a file of torch has under names."""
     if not isinstance(content, Mapping):
-        raise UserError(
+        raise UnreadableError(
             f"{path} contains a {type(content).__name__} instead of named tensors. Save"
             " them with torch.save(model.state_dict(), PATH)."
         )

@@ -104,10 +104,15 @@ def format_of(path: pathlib.Path) -> str | None:
         return INDEX
     if start[8:9] == b"{":
         length = int.from_bytes(start[:8], "little")
-        if length > min(MAX_HEADER, size - 8):
+        if length > size - 8:
             raise UnreadableError(
-                f"{path} is cut off or damaged: its header claims {length} of {size}"
-                f" bytes. {_FETCH_AGAIN}."
+                f"{path} is cut off or damaged: its header claims {length} bytes, but"
+                f" the file has {size}. {_FETCH_AGAIN}."
+            )
+        if length > MAX_HEADER:
+            raise UnreadableError(
+                f"{path} is refused: its header has {length} bytes, but names, shapes"
+                f" and a card need at most {MAX_HEADER}. Save it again."
             )
         return SAFETENSORS
     if start.startswith(b"PK"):
@@ -181,12 +186,14 @@ def open_zip(path: os.PathLike) -> zipfile.ZipFile:
                 f"{path} is cut off or damaged: it begins as a zip archive, but has no"
                 f" valid list of its content. {_FETCH_AGAIN}."
             ) from error
-    entries = archive.infolist()
+    entries, size = archive.infolist(), os.path.getsize(path)
     problem = ""
     if any(entry.flag_bits & 1 for entry in entries):
         problem = "its content is encrypted"
     elif len({entry.filename for entry in entries}) < len(entries):
         problem = "some of its entries have the same name"
+    elif any(x.header_offset + x.compress_size > size for x in entries):
+        problem = f"some of its entries claim more than the {size} bytes that it has"
     # Archives set how much memory the other methods take.
     elif {x.compress_type for x in entries} - {
         zipfile.ZIP_STORED,

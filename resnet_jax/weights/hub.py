@@ -77,4 +77,12 @@ def _fetch_file(name: str, file: str) -> pathlib.Path:
             f"{page} did not answer ({reason}). Try again later, or fetch {file} and"
             " give its path."
         ) from None
+    except OSError as error:
+        # Other errors than those of the file system keep their traceback.
+        if error.strerror is None:
+            raise
+        raise UserError(
+            f"{file} of {repository} cannot be kept in {constants.HF_HUB_CACHE}:"
+            f" {error.strerror}. Set HF_HOME to use another directory."
+        ) from None
     return pathlib.Path(os.path.abspath(path))

@@ -28,7 +28,7 @@ from resnet_jax.errors import UserError, nearest
 from resnet_jax.models.zoo import Spec
 from resnet_jax.weights import formats
 from resnet_jax.weights.keras import VARIABLES, Layer, list_layers
-from resnet_jax.weights.naming import Scheme
+from resnet_jax.weights.naming import Scheme, check_depth
 from resnet_jax.weights.stored import StoredTensor, UnreadableError, explaining_damage
 
 # Keras's automatic name of a layer: its class and, after the first one, a number.
@@ -173,16 +173,17 @@ class _Part(io.RawIOBase):
 
 
 def _read_h5(path: pathlib.Path, file: h5py.File) -> Tensors:
-    def check(name: str, link: h5py.SoftLink | h5py.ExternalLink | h5py.HardLink):
-        if not isinstance(link, h5py.HardLink):
-            raise UnreadableError(
-                f"{path} is refused: {name!r} in it is a link to {link.path!r}, and a"
-                " file of weights must contain its tensors itself. Save it again with"
-                " Keras."
-            )
-
     # A link could lead to any file of the user.
-    file.visititems_links(check)
+    links = {h5py.SoftLink, h5py.ExternalLink}
+    found = file.visititems_links(
+        lambda name, link: (name, link.path) if type(link) in links else None
+    )
+    if found:
+        raise UnreadableError(
+            f"{path} is refused: {found[0]!r} in it is a link to {found[1]!r}, and a"
+            " file of weights must contain its tensors itself. Save it again with"
+            " Keras."
+        )
     # A whole model in the legacy format has its optimizer beside this group.
     root = file.get("model_weights", file)
     if any(name.startswith("layer_names") for name in root.attrs):
@@ -268,7 +269,9 @@ def _check_chunks(dataset: h5py.Dataset) -> None:
     """
     size = math.prod(dataset.chunks) * dataset.dtype.itemsize
     if size > max(dataset.nbytes, MAX_CHUNK):
-        raise ValueError(f"{dataset.name} has chunks of {size} bytes")
+        raise ValueError(
+            f"{dataset.name} has chunks of {size} bytes for {dataset.nbytes} bytes"
+        )
     layout = dataset.id.get_create_plist()
     filters = [layout.get_filter(i)[0] for i in range(layout.get_nfilters())]
     if set(filters) - FILTERS or filters.count(h5z.FILTER_DEFLATE) > 1:
@@ -298,6 +301,7 @@ def _name(tensors: Tensors, path: pathlib.Path, spec: Spec, scheme: Scheme) -> T
         return tensors
 
     names: dict[str, str] = {}
+    check_depth(spec, tensors)
     known = list_layers(spec, scheme)
     for kind, unnamed in numbers.items():
         free = [x.name for x in known if x.kind == kind and x.name not in layers]

@@ -19,6 +19,7 @@ from resnet_jax.weights.naming import (
     Scheme,
     Shapes,
     Tensors,
+    check_depth,
     from_foreign,
     shapes_of,
 )
@@ -148,13 +149,21 @@ def _read(source: str, model: str | None, overrides: dict) -> tuple[Card, Tensor
             tensors, card = native.read_workdir(path)
         elif path.is_dir():
             raise UserError(
-                f"{path} is neither a workdir (config.json, checkpoints/) nor a weights"
-                f" directory (card.json) nor a copy of the hub's ({hub.WEIGHTS})."
+                f"{path} is neither a workdir (checkpoints/) nor a weights directory"
+                f" (card.json) nor a copy of the hub's ({hub.WEIGHTS})."
             )
         else:
             with files.local(path) as file:
                 return _read_file(file, prefix, model, overrides)
+    _check_depth(source, card, tensors)
     return _check_card(card, source, model, overrides), tensors
+
+
+def _check_depth(source: str, card: Card, tensors: Tensors) -> None:
+    try:
+        check_depth(card.make_spec(), tensors)
+    except UserError as error:
+        raise UserError(f"{source} does not fit {card.network}: {error}") from None
 
 
 def _split_prefix(source: str) -> tuple[str, str | None]:
@@ -172,6 +181,7 @@ def _read_file(
     read_tensors = _reader(path)
     if card:
         scheme, spec = _scheme_of(card), card.make_spec()
+        _check_depth(str(path), card, read_tensors())
         selection = _choose(path, card.network, spec, [scheme], read_tensors, prefix)[1]
         card = card.for_spec(selection.spec)
         card = _check_card(card, str(path), model, overrides)
@@ -233,7 +243,7 @@ def _check_card(card: Card, source: str, model: str | None, overrides: dict) -> 
             f" model={card.network}."
         )
     # If the shapes differ, a later error names the tensors, which says more.
-    if _shapes(target) == _shapes(spec):
+    if target != spec and _shapes(target) == _shapes(spec):
         for key in card.spec:
             saved, value = getattr(spec, key), getattr(target, key)
             if saved != value and key not in MAY_DIFFER:
@@ -252,15 +262,15 @@ def _shapes(spec: Spec) -> dict:
     return shapes_of(dataclasses.replace(spec, num_classes=1, in_channels=1))
 
 
-def _reader(path: pathlib.Path) -> Callable[[Spec, Scheme], Tensors]:
-    """Returns a function that reads a file for an expected network.
+def _reader(path: pathlib.Path) -> Callable[..., Tensors]:
+    """Returns a function that reads a file for an expected network and scheme.
 
     The file is read once, unless the names in it depend on the network.
     """
     if files.format_of(path) in files.KERAS:
         return functools.partial(files.read, path)
     tensors = {without_wrappers(name): x for name, x in files.read(path).items()}
-    return lambda spec, scheme: tensors
+    return lambda spec=None, scheme=None: tensors
 
 
 def _shapes_of(tensors: Tensors) -> Shapes:

@@ -9,7 +9,7 @@ modules and of their variables, and gives the order of an array's axes.
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models.cost import init_shapes
+from resnet_jax.models.spec import ResNetSpec
 from resnet_jax.models.zoo import Spec, build
 from resnet_jax.weights.stored import StoredTensor
+
+# A network of this many blocks can be built within seconds.
+MANY_BLOCKS = 1000
 
 Rules = list[tuple[str, str]]
 Tensors = Mapping[str, np.ndarray | StoredTensor]
@@ -162,8 +166,37 @@ def _shapes_of(spec: Spec) -> dict[tuple[str, ...], tuple[int, ...]]:
 def _traced_shapes(spec: Spec) -> dict[tuple[str, ...], tuple[int, ...]]:
     # Names do not depend on the image's size, and shapes only do after flattened
     # features. The networks that flatten take 64 pixels or average to a fixed size.
-    variables = init_shapes(build(spec), image_size=64)
+    try:
+        variables = init_shapes(build(spec), image_size=64)
+    except UserError:
+        raise
+    # Flax and JAX raise these for numbers that make no network, which a card may have.
+    except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"A network cannot have the spec of these weights ({lines[0].rstrip('.')})."
+            " Correct their card, or the fields that replace its own."
+        ) from error
     return {path: leaf.shape for path, leaf in flatten_dict(variables).items()}
+
+
+def check_depth(spec: Spec, tensors: Collection[str]) -> None:
+    """Checks that a very deep network has no more blocks than there are tensors.
+
+    A card can claim any number of blocks, and a network of a million takes minutes and
+    gigabytes to build, even without values.
+
+    Raises:
+      UserError: It has more.
+    """
+    blocks = sum(getattr(spec, "stage_sizes", ()))
+    if isinstance(spec, ResNetSpec) and spec.spatial == "hierarchical":
+        blocks *= spec.scale - 1
+    if blocks > max(MANY_BLOCKS, len(tensors)):
+        raise UserError(
+            f"The network has {blocks} blocks, but the file only {len(tensors)}"
+            " tensors. Correct the card."
+        )
 
 
 def to_foreign(variables: Mapping, spec: Spec, scheme: Scheme) -> dict[str, np.ndarray]:
@@ -239,6 +272,7 @@ def check_shapes(shapes: Shapes, spec: Spec, scheme: Scheme) -> None:
       UserError: A tensor is missing, surplus or of the wrong shape; the message names
         it.
     """
+    check_depth(spec, shapes)
     names = scheme.names(spec)
     known = set(names.values())
     candidates = [name for name in shapes if not re.fullmatch(scheme.ignored, name)]

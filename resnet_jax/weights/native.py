@@ -7,7 +7,6 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -20,12 +19,11 @@ from resnet_jax.models.scan import unstack_blocks
 from resnet_jax.models.spec import as_tuples
 from resnet_jax.models.zoo import get_spec, resolve
 from resnet_jax.persistence import storage
-from resnet_jax.persistence.array_checksums import changed_arrays
 from resnet_jax.persistence.checkpoints import (
     DamagedError,
-    explaining_damage,
     open_checkpoints,
     orbax_options,
+    restore_as_numpy,
 )
 from resnet_jax.persistence.storage import Path
 from resnet_jax.weights import timm_torchvision
@@ -49,7 +47,7 @@ def is_weights_directory(path: Path) -> bool:
 
 def is_workdir(path: Path) -> bool:
     """Returns whether a directory is the workdir of a run."""
-    return (path / "config.json").is_file() and (path / "checkpoints").is_dir()
+    return (path / "checkpoints").is_dir()
 
 
 def write(path: Path, variables: dict, card: Card) -> None:
@@ -83,7 +81,7 @@ def _write(path: Path, variables: dict, card: Card) -> None:
             epath.Path(path / "variables").rmtree()
         with ocp.StandardCheckpointer(**orbax_options(path)) as checkpointer:
             checkpointer.save(storage.absolute(path) / "variables", variables)
-        (path / "card.json").write_text(card.to_json())
+        storage.write(path / "card.json", card.to_json())
     except OSError as error:
         if storage.is_remote(path):
             raise
@@ -97,7 +95,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], Card]:
     """
     card = from_json((path / "card.json").read_text(), str(path))
     try:
-        variables = _restore(path / "variables", ("params", "batch_stats"))
+        variables = restore_as_numpy(path / "variables", ("params", "batch_stats"))
     except Exception as error:
         raise DamagedError(
             f"{path} is damaged: {_first_line(error)}. Write it again."
@@ -114,30 +112,12 @@ def read_workdir(path: Path) -> tuple[dict[str, np.ndarray], Card]:
     Raises UserError if the run has no checkpoint or the best one is damaged.
     """
     with open_checkpoints(path) as saved:
-        best = saved.best_step()
-        step = saved.steps()[-1] if best is None else best
-        directory = saved.directory / str(step)
-        with explaining_damage(directory):
-            record = saved.read(step)
-            state = _restore_whole(directory, record["fingerprint"])
+        record, state = saved.load("best")
     card = _card_of_run(path, record)
     variables = state.get("ema") or state
     if record["config"]["model"].get("scan_blocks"):
         variables = unstack_blocks(variables, card.make_spec())
     return _flatten(variables), card
-
-
-def _restore_whole(directory: Path, fingerprint: Mapping[str, str | int]) -> dict:
-    """Restores a checkpoint's variables and compares them with their fingerprint."""
-    try:
-        state = _restore(directory / "state", ("ema", "params", "batch_stats"))
-    except Exception as error:
-        raise DamagedError(f"{directory} is damaged: {_first_line(error)}.") from error
-    if changed := changed_arrays(state, fingerprint):
-        raise DamagedError(
-            f"{directory} is damaged: {changed[0]} holds other values than were saved."
-        )
-    return state
 
 
 def _card_of_run(path: Path, record: Mapping[str, Any]) -> Card:
@@ -172,20 +152,6 @@ def _classes(path: Path, record: Mapping[str, Any]) -> tuple[str, ...]:
         return ()
     with np.load(io.BytesIO(predictions.read_bytes())) as saved:
         return tuple(saved["classes"].tolist())
-
-
-def _restore(path: Path, keys: tuple[str, ...]) -> dict:
-    """Restores some of the trees of a checkpoint as numpy arrays."""
-    path = storage.absolute(path)
-    # A checkpointer would warn of metadata that the checkpoints of runs do not have.
-    handler = ocp.PyTreeCheckpointHandler()
-    saved = handler.metadata(path).tree
-    part = {key: saved[key] for key in keys if saved.get(key)}
-    kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), part)
-    options = ocp.args.PyTreeRestore(
-        item=part, restore_args=kinds, partial_restore=True
-    )
-    return handler.restore(path, args=options)
 
 
 def _flatten(variables: dict) -> dict[str, np.ndarray]:

@@ -4,15 +4,16 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 
-from resnet_jax.data.user_images import Images, pictures_of
+from resnet_jax.config.defaults import MAX_PIXELS
+from resnet_jax.data.user_images import Images
 from resnet_jax.errors import UserError
 from resnet_jax.models import build
 from resnet_jax.models.cost import count
@@ -32,8 +33,10 @@ class TrainedModel:
     Its methods take images in any form that `Card.preprocess` takes: a path, the bytes
     of an image file, an image of Pillow, a uint8 array [h, w], [h, w, c] or
     [n, h, w, c], or a list of these. The result for an image does not depend on the
-    other images. At most 32 images are read and computed at a time, and a program is
-    compiled once for each of the batch sizes 1, 2, 4, 8, 16 and 32 that is needed.
+    other images. Images are read one after the other and computed 32 at a time, and a
+    program is compiled once for each of the batch sizes 1, 2, 4, 8, 16 and 32 that is
+    needed. The first image that cannot be read raises an error that names it; to go on
+    with the others, call `Card.crops` for each image, and `stream_logits`.
 
     Attributes:
       module: The Flax module.
@@ -62,12 +65,15 @@ class TrainedModel:
             f" origin={card.origin!r})"
         )
 
-    def predict(self, images: Images, k: int = 5) -> list[list[Prediction]]:
+    def predict(
+        self, images: Images, k: int = 5, max_pixels: int = MAX_PIXELS
+    ) -> list[list[Prediction]]:
         """Returns the most probable classes of each image, the best one first.
 
         Args:
           images: The images, in any form that `Card.preprocess` takes.
           k: The number of classes, of which a network may have fewer.
+          max_pixels: The limit of `Card.preprocess` on image files.
 
         Raises:
           UserError: The network has no head, or an image cannot be read.
@@ -81,13 +87,16 @@ class TrainedModel:
         """
         if not isinstance(k, int) or k < 1:
             raise UserError(f"k={k} is not a number of classes; give at least 1.")
-        return [self.card.top(values, k) for values in self.logits(images)]
+        return [self.card.top(values, k) for values in self.logits(images, max_pixels)]
 
-    def logits(self, images: Images) -> Float32[np.ndarray, "n classes"]:
+    def logits(
+        self, images: Images, max_pixels: int = MAX_PIXELS
+    ) -> Float32[np.ndarray, "n classes"]:
         """Returns the logits of each image.
 
         Args:
           images: The images, in any form that `Card.preprocess` takes.
+          max_pixels: The limit of `Card.preprocess` on image files.
 
         Raises:
           UserError: The network has no head, or an image cannot be read.
@@ -97,18 +106,39 @@ class TrainedModel:
           >>> model.logits(["seven.png", np.zeros((8, 8), np.uint8)]).shape
           (2, 10)
         """
-        if not self.card.spec["num_classes"]:
-            raise UserError(
-                f"{self.card.network} has no head, so it predicts no classes. Call"
-                " `features` for its pooled features."
-            )
-        return self._compute(self._logits_of, images)
+        return self._compute(self._logits_of, images, max_pixels)
 
-    def features(self, images: Images) -> Float32[np.ndarray, "n width"]:
+    def stream_logits(
+        self, crops: Iterable[UInt8[np.ndarray, "s s c"]]
+    ) -> Iterator[Float32[np.ndarray, " classes"]]:
+        """Yields the logits of one image after the other, for any number of them.
+
+        At most two batches of 32 images are in memory at a time.
+
+        Args:
+          crops: The pixels that the network sees, as `Card.crops` yields them.
+
+        Raises:
+          UserError: The network has no head.
+
+        Example:
+          >>> model = resnet_jax.load("runs/quickstart")
+          >>> crops = (model.card.crop(path)[0] for path in ["seven.png", "three.png"])
+          >>> for logits in model.stream_logits(crops):
+          ...     print(model.card.top(logits, k=1)[0].name)
+          7
+          3
+        """
+        return self._stream(self._logits_of, crops)
+
+    def features(
+        self, images: Images, max_pixels: int = MAX_PIXELS
+    ) -> Float32[np.ndarray, "n width"]:
         """Returns the pooled features of each image, which are the head's input.
 
         Args:
           images: The images, in any form that `Card.preprocess` takes.
+          max_pixels: The limit of `Card.preprocess` on image files.
 
         Raises:
           UserError: An image cannot be read.
@@ -118,10 +148,15 @@ class TrainedModel:
           >>> model.features("seven.png").shape
           (1, 64)
         """
-        return self._compute(self._features_of, images)
+        return self._compute(self._features_of, images, max_pixels)
 
     @functools.cached_property
     def _logits_of(self) -> Callable:
+        if not self.card.spec["num_classes"]:
+            raise UserError(
+                f"{self.card.network} has no head, so it predicts no classes. Call"
+                " `features` for its pooled features."
+            )
         return self._compile(self.module)
 
     @functools.cached_property
@@ -133,25 +168,37 @@ class TrainedModel:
         normalize = self.card.normalize
         return jax.jit(lambda variables, x: module.apply(variables, normalize(x)))
 
-    def _compute(self, function: Callable, images: Images) -> np.ndarray:
+    def _compute(
+        self, function: Callable, images: Images, max_pixels: int
+    ) -> np.ndarray:
         """Returns the outputs of a function of (variables, pixels) for all images."""
-        channels, network = self.card.spec["in_channels"], self.card.network
-        pictures = pictures_of(images, channels, network)
-        size, results = 0, []
-        while batch := list(itertools.islice(pictures, BATCH)):
-            pixels = self.card.crop(batch)
+        rows = list(self._stream(function, self.card.crops(images, max_pixels)))
+        if rows:
+            return np.stack(rows)
+        image = jax.ShapeDtypeStruct((1, *self.card.crop([]).shape[1:]), np.uint8)
+        shape = jax.eval_shape(function, self.variables, image).shape
+        return np.zeros((0, *shape[1:]), np.float32)
+
+    def _stream(
+        self, function: Callable, crops: Iterable[np.ndarray]
+    ) -> Iterator[np.ndarray]:
+        """Yields the outputs of a function of (variables, pixels) for each image."""
+        crops, size = iter(crops), 0
+        before: Iterable[np.ndarray] = ()
+        while batch := list(itertools.islice(crops, BATCH)):
             # All batches have the size of the first one, rounded up to a power of two.
             size = size or 1 << (len(batch) - 1).bit_length()
             padding = [(0, size - len(batch))] + [(0, 0)] * 3
-            results.append((function(self.variables, np.pad(pixels, padding)), batch))
-        if not results:
-            image = jax.ShapeDtypeStruct((1, *self.card.crop([]).shape[1:]), np.uint8)
-            shape = jax.eval_shape(function, self.variables, image).shape
-            return np.zeros((0, *shape[1:]), np.float32)
-        # Devices compute while the next images are read, so results are fetched last.
-        return np.concatenate(
-            [np.asarray(x, np.float32)[: len(batch)] for x, batch in results]
-        )
+            outputs = function(self.variables, np.pad(np.stack(batch), padding))
+            # The device computes while the next images are read, so the outputs of the
+            # batch before are fetched now.
+            yield from before
+            before = _rows(outputs, len(batch))
+        yield from before
+
+
+def _rows(outputs: jax.Array, count: int) -> Iterator[np.ndarray]:
+    yield from np.asarray(outputs, np.float32)[:count]
 
 
 def load(

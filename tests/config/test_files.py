@@ -143,7 +143,11 @@ def test_recipes_are_found_from_any_directory_and_a_users_file_is_preferred(
         config_lib.load("configs/quickstrat.py")
     (tmp_path / "configs").mkdir()
     # Recipes that start from cifar10.py still find the one that they ship with.
-    own = "from ml_collections import ConfigDict\ndef get_config(): return ConfigDict()"
+    own = (
+        "from resnet_jax.config import defaults\n"
+        "def get_config(): return defaults.get_config()"
+    )
     (tmp_path / "configs" / "cifar10.py").write_text(own)
-    assert not config_lib.load("configs/cifar10.py")
+    own_config = config_lib.load("configs/cifar10.py")
+    assert own_config == config_lib.defaults.get_config()
     assert config_lib.load("configs/wrn_28_10.py").model.name == "wrn28_10"

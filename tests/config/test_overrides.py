@@ -72,6 +72,7 @@ def test_an_override_replaces_one_key_and_no_other(argument, key, value):
         ("--config.data.mean=0.5,0.5,0.5", "data.mean", (0.5, 0.5, 0.5)),
         ("--config.data.policy=", "data.policy", ""),
         ("--config.model.fused_norm=false", "model.fused_norm", False),
+        ("--config.model.fused_norm=TRUE", "model.fused_norm", True),
         ("--config.optim.schedule_length.epochs=9", "optim.schedule_length.epochs", 9),
     ],
 )
@@ -84,9 +85,10 @@ def test_an_override_has_the_type_of_the_key(argument, key, value):
 
 def test_an_override_may_have_its_value_in_the_next_argument():
     config = load("r50")
-    arguments = ["--config.seed", "-3", "--config.data.flip", "--config.batch_size=8"]
-    config_lib.override(config, arguments)
-    assert (config.seed, config.data.flip, config.batch_size) == (-3, True, 8)
+    flags = ["--config.data.num_workers", "-1", "--config.data.flip"]
+    config_lib.override(config, [*flags, "--config.batch_size=8"])
+    data = config.data
+    assert (data.num_workers, data.flip, config.batch_size) == (-1, True, 8)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +110,26 @@ def test_an_override_may_have_its_value_in_the_next_argument():
             "--config.optim={'momentum': 0}",
             "optim is a section; set its keys one by one",
         ),
+        ("--config.model.overrides={1: 2}", r"overrides has the key 1, which is not"),
+        ("--config.model.overrides={'a.b': 2}", r"overrides has the key 'a\.b'"),
+        ("--config.model.overrides={[]: 2}", "is not a dictionary"),
+        ("--config.model.overrides={'alpha': 1e999}", r"alpha=inf is not a finite"),
+        (
+            "--config.optim.learning_rate=-0.1",
+            r"rate=-0\.1 must be at least 0",
+        ),
+        (f"--config.optim.learning_rate=1{'0' * 400}", "is not a number"),
+        ("--config.optim.warmup={'epochs': 1e999}", r"warmup\.epochs=inf is not"),
+        ("--config.optim.warmup.steps=-1", r"optim\.warmup\.steps=-1 is not a number"),
+        ("--config.optim.decay_at=({'epochs': -3},)", r"decay_at\.epochs=-3 is not"),
+        ("--config.data.mean=(0.5, 1e999, 0.5)", r"data\.mean=inf must be at most"),
+        (
+            "--config.seed=4294967296",
+            r"seed=4294967296 must be from 0 to",
+        ),
+        ("--config.seed=-1", "seed=-1 must be from 0 to"),
+        ("--config.batch_size=1e30", "must be at most 16,777,216"),
+        ("--config.model.fused_norm=maybe", "is not True, False or 'chip'"),
         ("--config.total.days=9", "no key 'total.days'"),
         ("--config.seed.x=9", "no key 'seed.x'"),
         ("--config.batch=5", "Did you mean batch_size"),

@@ -1,5 +1,7 @@
 """Every kind of image file becomes upright RGB or grey pixels, or is named as bad."""
 
+import concurrent.futures
+import contextlib
 import io
 import struct
 import subprocess
@@ -10,13 +12,16 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import AvifImagePlugin, Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from resnet_jax.data import decode as decode_module
 from resnet_jax.data.augment import Augment
 from resnet_jax.data.decode import Picture
 from resnet_jax.errors import BadImageError, UserError
 from tests.helpers.breakages import BREAKAGES, JPEG, PNG
+from tests.helpers.oversized import RED as RED_SQUARE
+from tests.helpers.oversized import files_that_claim
 from tests.helpers.pictures import BLUE, GREEN, RED, YELLOW, encode, noise, quadrants
 from tests.helpers.real_data import real_data
 
@@ -223,6 +228,8 @@ def test_an_exif_orientation_that_does_not_exist_is_ignored(orientation):
     stored, exif = oriented(orientation)
     jpeg = encode(stored, "JPEG", exif=exif, **LOSSLESS_JPEG)
     assert_quadrants(pixels(jpeg), JPEG_BOUND)
+    # Pillow decodes such files, which would change the pixels of runs otherwise.
+    assert_quadrants(Picture(jpeg, 3).pixels(shrink=2), JPEG_BOUND)
 
 
 # Pillow may warn of the EXIF block.
@@ -253,9 +260,72 @@ def test_an_image_is_upright_even_if_its_exif_block_cannot_be_rewritten():
     exif[0x010F] = "maker"
     block = exif.tobytes().replace(b"\x01\x0f\x00\x02", b"\x01\x45\x00\x02")
     jpeg = encode(stored, "JPEG", exif=block, **LOSSLESS_JPEG)
+    opened = Image.open(io.BytesIO(jpeg))
     with pytest.raises(struct.error):
-        ImageOps.exif_transpose(Image.open(io.BytesIO(jpeg)))
+        ImageOps.exif_transpose(opened)
     assert_quadrants(pixels(jpeg), JPEG_BOUND)
+    assert_quadrants(Picture(opened, 3).pixels(), JPEG_BOUND)
+
+
+def with_xmp(stored: Image.Image, kind: str, text: str) -> bytes:
+    """Returns an image file whose metadata are XMP alone."""
+    xmp = f'<x:xmpmeta xmlns:x="adobe:ns:meta/">{text}</x:xmpmeta>'
+    match kind:
+        case "PNG":
+            metadata = PngInfo()
+            metadata.add_itxt("XML:com.adobe.xmp", xmp)
+            return encode(stored, kind, pnginfo=metadata)
+        case "TIFF":
+            return encode(stored, kind, tiffinfo={700: xmp.encode()})
+        case "WEBP":
+            return encode(stored, kind, xmp=xmp.encode(), lossless=True)
+        case "JPEG":
+            return encode(stored, kind, xmp=xmp.encode(), **LOSSLESS_JPEG)
+        case _:
+            options = {"quality": 100, "subsampling": "4:4:4"}
+            return encode(stored, kind, xmp=xmp.encode(), **options)
+
+
+XMP_KINDS = ("JPEG", "PNG", "TIFF", "WEBP", "AVIF")
+
+
+@pytest.mark.parametrize("kind", XMP_KINDS)
+@pytest.mark.parametrize("stored_mode", ("RGB", "L"))
+@pytest.mark.parametrize("channels", (1, 3))
+def test_an_orientation_given_in_xmp_alone_ends_upright(kind, stored_mode, channels):
+    upright = quadrants() if (stored_mode, channels) == ("RGB", 3) else None
+    upright = upright or quadrants().convert("L").convert("RGB")
+    expected = np.asarray(upright)[:, :, :channels].astype(int)
+    for orientation in STORED:
+        stored = oriented(orientation)[0].convert(stored_mode)
+        for text in (
+            f'<rdf:Description tiff:Orientation="{orientation}"/>',
+            f"<tiff:Orientation>{orientation}</tiff:Orientation>",
+        ):
+            file = with_xmp(stored, kind, text)
+            picture = Picture(file, channels, NAME)
+            # AV1 has coarser colours than JPEG at its best quality.
+            bound = {"JPEG": JPEG_BOUND, "AVIF": 6}.get(kind, 0)
+            assert picture.size == (48, 32)
+            assert np.abs(picture.pixels() - expected).max() <= bound, orientation
+            part = Picture(file, channels).part(3, 4, 20, 30)
+            np.testing.assert_array_equal(part, picture.pixels()[4:30, 3:20])
+            opened = Picture(Image.open(io.BytesIO(file)), channels)
+            np.testing.assert_array_equal(opened.pixels(), picture.pixels())
+
+
+@pytest.mark.parametrize("channels", (1, 3))
+def test_exif_comes_before_xmp(channels):
+    stored, exif = oriented(6)
+    xmp = b'<rdf:Description tiff:Orientation="3"/>'
+    jpeg = encode(stored, "JPEG", exif=exif, xmp=xmp, **LOSSLESS_JPEG)
+    assert Picture(jpeg, channels).pixels().shape[:2] == (32, 48)
+    stored, exif = oriented(1)
+    jpeg = encode(stored, "JPEG", exif=exif, xmp=xmp, **LOSSLESS_JPEG)
+    np.testing.assert_array_equal(
+        Picture(jpeg, channels).pixels(),
+        Picture(encode(stored, "JPEG", **LOSSLESS_JPEG), channels).pixels(),
+    )
 
 
 @pytest.mark.parametrize("channels", (1, 3))
@@ -456,3 +526,216 @@ def test_importing_the_decoder_prints_nothing_about_missing_libraries():
         check=True,
     )
     assert (done.stdout, done.stderr) == ("", "")
+
+
+LARGE = files_that_claim(30000)
+
+
+# Pillow warns of such files.
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("channels", (1, 3))
+@pytest.mark.parametrize("kind", LARGE)
+def test_a_file_that_claims_too_many_pixels_is_an_error_with_the_way_out(
+    kind, channels
+):
+    for use in (Picture.pixels, lambda picture: picture.size):
+        with pytest.raises(BadImageError, match=f"^{NAME} claims .*pixels, ") as raised:
+            use(Picture(LARGE[kind], channels, NAME))
+        message = str(raised.value)
+        assert "more than data.max_pixels=178956970;" in message
+        pixels = int(message.split(" pixels")[0].split()[-1].replace(",", ""))
+        assert pixels == (16383**2 if kind == "WebP" else 900_000_000)
+        assert f"--config.data.max_pixels={pixels} " in message
+
+
+@pytest.mark.parametrize("mode", ("RGB", "L", "P"))
+@pytest.mark.parametrize(
+    "kind", ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "TGA")
+)
+def test_an_image_of_exactly_the_limit_is_decoded(kind, mode):
+    try:
+        file = encode(noise(0, 30, 20).convert(mode), kind)
+    except OSError:
+        pytest.skip(f"{kind} has no mode {mode}")
+    for channels in (1, 3):
+        at_limit = Picture(file, channels, NAME, max_pixels=600)
+        assert at_limit.size == (30, 20)
+        assert at_limit.pixels().shape == (20, 30, channels)
+        beyond = Picture(file, channels, NAME, max_pixels=599)
+        for use in (Picture.pixels, lambda picture: picture.part(0, 0, 2, 2)):
+            with pytest.raises(BadImageError, match="600 pixels, more than data"):
+                use(beyond)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_limit_does_not_depend_on_the_limit_that_a_user_gave_pillow(monkeypatch):
+    files = [encode(noise(0, 30, 20), kind) for kind in ("PNG", "GIF", "WEBP", "TIFF")]
+    # Below 300 Pillow would raise an error, and below 600 print a warning.
+    for limit in (100, 500, None):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        for file in files:
+            assert Picture(file, 3).pixels().shape == (20, 30, 3)
+            with pytest.raises(BadImageError, match="600 pixels, more than"):
+                Picture(file, 3, max_pixels=599).pixels()
+        assert limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_threads_with_other_limits_do_not_disturb_each_other():
+    png, before = encode(noise(0, 300, 200), "PNG"), Image.MAX_IMAGE_PIXELS
+
+    def decode_some(limit: int) -> set[bool]:
+        results = set()
+        for _ in range(50):
+            try:
+                Picture(png, 3, max_pixels=limit).pixels()
+                results.add(True)
+            except BadImageError:
+                results.add(False)
+        return results
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        limits = [60_000, 59_999] * 4
+        results = list(pool.map(decode_some, limits))
+    assert results == [{limit == 60_000} for limit in limits]
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+LIMITED = """
+import pathlib, resource, sys
+from resnet_jax.data.decode import Picture
+from resnet_jax.errors import UserError
+used = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * 4096
+limit = used + int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+for path in sys.argv[2:]:
+    for channels in (1, 3):
+        try:
+            Picture(pathlib.Path(path).read_bytes(), channels, path).pixels()
+        except UserError as error:
+            print(error)
+"""
+
+
+def decode_in(memory: int, files: dict[str, bytes], folder) -> str:
+    """Decodes files in a process that can take so much memory; returns its output."""
+    paths = [folder / f"{number}.img" for number in range(len(files))]
+    for path, content in zip(paths, files.values(), strict=True):
+        path.write_bytes(content)
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(memory), *map(str, paths)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_files_that_claim_too_much_take_no_memory(tmp_path):
+    output = decode_in(64 * 2**20, LARGE, tmp_path).splitlines()
+    assert len(output) == 2 * len(LARGE)
+    for line in output:
+        assert "more than data.max_pixels" in line
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_too_little_memory_is_an_error_that_names_the_image(tmp_path):
+    kinds = ("JPEG", "PNG", "TIFF", "GIF")
+    files = {kind: files_that_claim(12000)[kind] for kind in kinds}
+    output = decode_in(64 * 2**20, files, tmp_path).splitlines()
+    assert len(output) == 2 * len(files)
+    for number in range(len(files)):
+        for line in output[2 * number : 2 * number + 2]:
+            assert line.startswith(f"{tmp_path}/{number}.img: there is too little")
+
+
+def decompressed(kind: bytes) -> bytes:
+    """Returns a PNG with a compressed chunk of 500 MB, which is not of pixels."""
+    data = b"k\0\0" + zlib.compress(bytes(500_000_000), 1)
+    chunk = struct.pack(">I", len(data)) + kind + data
+    checksum = struct.pack(">I", zlib.crc32(kind + data))
+    return PNG[:33] + chunk + checksum + PNG[33:]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_texts_and_profiles_take_little_memory(tmp_path):
+    files = {kind: decompressed(kind) for kind in (b"zTXt", b"iCCP")}
+    output = decode_in(64 * 2**20, files, tmp_path)
+    assert output.count("cannot be decoded: Decompressed data too large") == 4
+
+
+def test_heic_is_decoded_or_the_message_names_the_missing_package():
+    # The brands of an iPhone's files, and of others.
+    for brands in (b"heic\0\0\0\0mif1heic", b"mif1\0\0\0\0mif1heic", b"heix\0\0\0\0"):
+        start = struct.pack(">I", len(brands) + 8) + b"ftyp" + brands
+        with pytest.raises(BadImageError, match=r"pillow-heif|not a complete HEIC"):
+            decode(start + bytes(50), 3, NAME)
+    pillow_heif = pytest.importorskip("pillow_heif")
+    image = quadrants()
+    file = io.BytesIO()
+    pillow_heif.from_pillow(image).save(file, quality=-1, chroma=444)
+    # HEVC rounds colours as JPEG does.
+    assert_quadrants(pixels(file.getvalue()), 2 * JPEG_BOUND)
+    with pytest.raises(BadImageError, match=r"1,536 pixels, more than data\.max"):
+        Picture(file.getvalue(), 3, NAME, max_pixels=1535).pixels()
+
+
+def test_postscript_is_not_handed_to_another_program():
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n{} loop\n"
+    with pytest.raises(BadImageError, match="not an image in a known format"):
+        decode(program, 3, NAME)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_format_that_this_build_of_pillow_cannot_read_is_named(monkeypatch):
+    file = encode(RED_SQUARE, "AVIF")
+    # As in a build without the library, which no argument can say.
+    monkeypatch.setattr(AvifImagePlugin, "SUPPORTED", False)
+    with pytest.raises(BadImageError, match="AVIF support not installed"):
+        decode(file, 3, NAME)
+
+
+def every_format() -> dict[tuple[str, str], bytes]:
+    """Returns files of all formats and modes that Pillow can write."""
+    Image.init()
+    deep = Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 100)
+    files = {}
+    # ICNS and PDF files are large, and Pillow does not read PDF.
+    for kind in sorted(Image.SAVE.keys() - {"ICNS", "PDF"}):
+        for mode in ("RGB", "L", "P", "1", "CMYK", "I;16", "F"):
+            image = deep if mode == "I;16" else noise(0, 30, 20).convert(mode)
+            with contextlib.suppress(OSError, ValueError, KeyError, RuntimeError):
+                files[kind, mode] = encode(image, kind)
+    for name in ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits"):
+        files["TIFF", name] = encode(noise(0, 30, 20), "TIFF", compression=name)
+    frames = {"save_all": True, "append_images": [noise(1, 30, 20)]}
+    for kind in ("GIF", "PNG", "TIFF", "WEBP", "MPO", "AVIF"):
+        files[kind, "animated"] = encode(noise(0, 30, 20), kind, **frames)
+    return files
+
+
+# Pillow warns of such files.
+@pytest.mark.filterwarnings("ignore")
+def test_a_broken_file_of_any_format_is_decoded_or_an_error_that_names_it():
+    rng = np.random.default_rng(0)
+    formats, decoded, bad = set(), 0, 0
+    for (kind, _), file in every_format().items():
+        formats.add(kind)
+        for breakage in BREAKAGES:
+            broken = breakage(file, rng)
+            for channels in (1, 3):
+                picture = Picture(broken, channels, NAME, max_pixels=10_000)
+                try:
+                    image = picture.pixels()
+                except BadImageError as error:
+                    assert str(error).startswith(NAME)
+                    assert "\n" not in str(error)
+                    bad += 1
+                else:
+                    assert image.shape[-1] == channels
+                    assert 0 < image.size <= 10_000 * channels
+                    decoded += 1
+    assert len(formats) > 15
+    assert min(decoded, bad) > 100

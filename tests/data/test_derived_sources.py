@@ -1,13 +1,19 @@
 """Combined sources, slices, few-shot subsets and new label numbers."""
 
 import pickle
+import re
 from collections import Counter
 
 import numpy as np
 import pytest
 
 from resnet_jax.data.augment import Augment
-from resnet_jax.data.derived_sources import Combined, few_shot, with_classes
+from resnet_jax.data.derived_sources import (
+    Combined,
+    check_same_classes,
+    few_shot,
+    with_classes,
+)
 from resnet_jax.data.loader import Examples, epoch_order, permutation, train_batches
 from resnet_jax.data.sources import FakeSource, FolderSource, open_source
 from resnet_jax.errors import UserError
@@ -150,6 +156,19 @@ def test_sources_of_different_classes_cannot_be_combined(pets, tmp_path):
     birds = write_pictures(tmp_path, {"train/cat": 1, "train/emu": 1})
     with pytest.raises(UserError, match=r"'dog' is in .* but not in"):
         open_source(f"mix:{pets},{birds}", "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "twin"), [("\u00e9", "e\u0301"), ("cat", "Cat"), ("cat", "cat ")]
+)
+def test_names_of_classes_that_look_alike_are_told_apart(name, twin, tmp_path):
+    folder = write_pictures(tmp_path, {f"train/{name}": 1, f"val/{twin}": 1})
+    train, val = open_source(folder, "train"), open_source(folder, "val")
+    message = f"(but {twin!a}, which is not the same text as {name!a})"
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_same_classes(train, val)
+    with pytest.raises(UserError, match=re.escape(f"the same text as {twin!a}")):
+        with_classes(val, train.classes)
 
 
 @pytest.mark.parametrize(

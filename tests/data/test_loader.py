@@ -396,6 +396,34 @@ def test_a_source_without_a_good_image_is_an_error(tmp_path):
         train(source, steps=range(1))
 
 
+@pytest.mark.parametrize("cache", ("none", "ram"))
+def test_an_image_beyond_the_limit_of_pixels_is_a_bad_image(tmp_path, cache):
+    sizes = {"a/0": (20, 20), "a/1": (20, 21), "b/2": (30, 20), "b/3": (9, 9)}
+    files = {
+        f"train/{name}.{kind.lower()}": encode(noise(0, *size), kind)
+        for (name, size), kind in zip(
+            sizes.items(), ("PNG", "GIF", "JPEG", "WEBP"), strict=True
+        )
+    }
+    folder = write_folder(tmp_path, files)
+
+    def limited(max_pixels: int, **options):
+        made = examples(folder, **options)
+        source = cached(made.source, 3, cache, max_pixels)
+        return dataclasses.replace(made, source=source, max_pixels=max_pixels)
+
+    with pytest.raises(BadImageError, match=r"b/2\.jpeg claims 30x20 = 600 ") as raised:
+        evaluate(limited(599), batch_size=2)
+    assert "--config.data.on_bad_image=skip" in str(raised.value)
+    with pytest.raises(BadImageError, match=r"claims 30x20 = 600 pixels"):
+        train(limited(599), steps=range(3))
+    batches = evaluate(limited(400, skip_bad=True), batch_size=2)
+    assert set.union(*(bad_indices(batch) for batch in batches)) == {1, 2}
+    batches = train(limited(400, skip_bad=True), steps=range(3))
+    assert set.union(*(bad_indices(batch) for batch in batches)) == {1, 2}
+    assert join(evaluate(limited(600), batch_size=2), "mask").all()
+
+
 def children() -> set[int]:
     return {process.pid for process in multiprocessing.active_children()}
 

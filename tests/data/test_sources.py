@@ -24,6 +24,7 @@ ROOT = pathlib.Path(__file__).parents[2]
         ("folder:", "folder:PATH"),
         ("fake:ten", "fake[:CLASSES[:SIZE]]"),
         ("fake:0", "fake[:CLASSES[:SIZE]]"),
+        ("fake:1:0", "fake[:CLASSES[:SIZE]]"),
         ("fake:1:2:3", "fake[:CLASSES[:SIZE]]"),
         ("webdataset", "tfds:NAME"),
         ("", "tfds:NAME"),

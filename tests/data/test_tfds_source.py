@@ -15,7 +15,8 @@ from tensorflow_datasets.proto import tf_example_pb2
 from resnet_jax.data.prepare import pack
 from resnet_jax.data.sources import open_source
 from resnet_jax.errors import UserError
-from tests.helpers.pictures import encode, noise
+from resnet_jax.prepare import main
+from tests.helpers.pictures import encode, noise, write_folder
 from tests.helpers.tiny_pictures import CLASSES, levels, prepare, tfds_image
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -146,6 +147,68 @@ def test_a_data_set_that_is_not_arrayrecord_is_reported_with_the_command(tmp_pat
     message = str(raised.value)
     assert f"{directory} is not ArrayRecord" in message
     assert f"`python -m resnet_jax.prepare convert {directory}`" in message
+
+
+def cut(path: pathlib.Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def make_directory(path: pathlib.Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        cut,
+        make_directory,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"[]"),
+        lambda path: path.write_bytes(b"\xff\xfe\x00"),
+    ],
+)
+@pytest.mark.parametrize(
+    "name",
+    ["dataset_info.json", "features.json", "label.labels.txt", "prepared.json"],
+)
+def test_damaged_metadata_are_reported_in_one_line(name, damage, tmp_path):
+    folder = write_folder(
+        tmp_path / "in",
+        {f"train/{c}/1.png": encode(noise(0, 8, 8), "PNG") for c in "ab"},
+    )
+    out = tmp_path / "out"
+    main(["prepare", folder, f"--out={out}", "--num_workers=1"])
+    wanted = (out / name).read_bytes()
+    damage(out / name)
+    for read in (
+        lambda: open_source(f"tfds:{out}", "train"),
+        lambda: main(["prepare", "verify", str(out)]),
+    ):
+        with pytest.raises(UserError, match=str(out)) as raised:
+            read()
+        assert "\n" not in str(raised.value)
+    if damage != make_directory and name != "prepared.json":
+        # The command that made the data set repairs it.
+        main(["prepare", folder, f"--out={out}", "--num_workers=1"])
+        assert (out / name).read_bytes() == wanted
+        assert len(open_source(f"tfds:{out}", "train")) == 2
+
+
+def test_a_builder_with_damaged_metadata_is_reported_in_one_line(tmp_path):
+    directory = prepare(tmp_path, "jpeg")
+    (directory / "dataset_info.json").write_text("{")
+    with pytest.raises(UserError, match=r"tfds:tiny_pictures/jpeg: .* JSON"):
+        open_source(f"{NAME}/jpeg", "train", data_dir=str(tmp_path))
+
+
+def test_class_names_that_were_torn_at_a_line_end_are_reported(tmp_path):
+    directory = prepare(tmp_path, "jpeg")
+    path = directory / "label.labels.txt"
+    path.write_text(path.read_text().replace("\n", "\n\nand\n", 1))
+    with pytest.raises(UserError, match=r"labels.txt has 4 lines, but there are 3 cla"):
+        open_source(f"tfds:{directory}", "train")
 
 
 READ = """

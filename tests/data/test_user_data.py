@@ -13,7 +13,7 @@ from resnet_jax.data.decode import Picture
 from resnet_jax.data.derived_sources import Subset
 from resnet_jax.data.source_protocol import NamedSource, Source
 from resnet_jax.data.sources import DigitsSource
-from resnet_jax.data.user_data import open_given
+from resnet_jax.data.user_data import config_of_given, open_given
 from resnet_jax.errors import UserError
 from resnet_jax.training.loop import train
 from tests.helpers import runs, tiny
@@ -113,6 +113,34 @@ def test_labels_are_numbers_or_names(labels, classes):
         assert classes[label] == number_or_name
     else:
         assert label == number_or_name
+
+
+def test_classes_without_images_are_reported_once(caplog):
+    assert opened((IMAGES, LABELS)).classes == ("0", "1", "2", "3")
+    assert not caplog.messages
+    # Labels that count from 1.
+    opened((IMAGES, LABELS + 1), (IMAGES, LABELS))
+    opened((IMAGES, 10 * LABELS), (IMAGES, LABELS))
+    assert caplog.messages == [
+        "1 of the 5 classes of data have no image (0); labels count from 0.",
+        "27 of the 31 classes of data have no image (1, 2, 3, 4, 5, ...); labels count"
+        " from 0.",
+    ]
+
+
+def test_a_slice_that_given_data_do_not_follow_is_reported(caplog):
+    config_of_given(config())
+    assert not caplog.messages
+    config_of_given(config(**{"data.train_split": "train[:0]"}))
+    assert caplog.messages == [
+        "config.data.train_split='train[:0]' has no effect, since the images are those"
+        " that were passed to train; pass a part of them."
+    ]
+
+
+def test_labels_that_are_no_numbers_of_classes_are_reported():
+    with pytest.raises(UserError, match=r"Label 79 of data is 1\d+\. Number the clas"):
+        opened((IMAGES, LABELS + 10**12 * (np.arange(80) == 79)))
 
 
 def test_gray_images_need_no_axis_of_channels():

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import time
@@ -451,3 +452,27 @@ def test_a_second_run_in_a_workdir_stops_and_the_first_continues(tmp_path):
     first.send_signal(signal.SIGTERM)
     assert runs.finish(first)[0] == 143
     assert not (tmp_path / "run" / "running.json").exists()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("change", ["removed", "renamed"])
+def test_a_run_whose_workdir_is_gone_stops_and_the_same_command_works(
+    tmp_path, number, change
+):
+    workdir = tmp_path / "run"
+    processes = pods.start(number, workdir, *FLAGS, *LONG)
+    pods.wait_for(processes[0], "step 2/")
+    if change == "removed":
+        shutil.rmtree(workdir)
+    else:
+        workdir.rename(tmp_path / "elsewhere")
+    for code, text in pods.finish(processes, timeout=60):
+        assert code == 1
+        (error,) = pods.errors(text)
+        assert f"{workdir} was removed, moved or replaced while this run used" in error
+        assert "Traceback" not in text
+    assert not workdir.exists()
+    if change == "renamed":
+        (tmp_path / "elsewhere").rename(workdir)
+    pods.run(number, workdir, *FLAGS)
+    assert not (workdir / "running.json").exists()

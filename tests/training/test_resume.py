@@ -230,14 +230,19 @@ def test_a_run_without_an_intact_record_is_rejected_and_left_alone(copies):
 
 
 @pytest.mark.slow
-def test_metrics_that_are_not_as_they_were_saved_are_left_out(copies, caplog):
+def test_metrics_that_are_not_as_they_were_saved_are_made_again(copies, capsys):
     _, workdir = copies
     path = workdir / "checkpoints/4/metrics/metrics"
-    for text in ("{", "[]", '{"top1": 2.0}'):
+    saved = json.loads(path.read_text())
+    for number, text in enumerate(("{", "[]", '{"top1": 2.0}'), 1):
         path.write_text(text)
-        caplog.clear()
+        # An evaluation does not need them, and changes nothing.
         evaluate_workdir(workdir)
-        assert "is not as it was saved" in caplog.text and not path.exists()
+        assert path.read_text() == text
+        capsys.readouterr()
+        train(config_for(), workdir)
+        assert f"metrics.damaged-{number}" in capsys.readouterr().err
+        assert json.loads(path.read_text()) == saved
     # Files that a run writes while it is evaluated are left alone.
     writing = workdir / "checkpoints/6.orbax-checkpoint-tmp/metrics/metrics"
     writing.parent.mkdir(parents=True)
@@ -507,11 +512,12 @@ def test_an_evaluation_of_a_damaged_checkpoint_says_how_to_use_another(
     assert evaluate_workdir(workdir, "last")["step"] == 2
 
 
-def test_an_evaluation_has_a_result_where_its_file_cannot_be_written(copies, capfd):
+def test_what_is_in_the_way_of_an_evaluation_is_set_aside(copies, capfd):
     _, workdir = copies
     (workdir / "eval_val.json").mkdir()
     assert evaluate_workdir(workdir)["step"] == 4
-    assert "eval_val.json cannot be written" in "".join(capfd.readouterr())
+    assert "renamed to eval_val.json.damaged-1" in "".join(capfd.readouterr())
+    assert json.loads((workdir / "eval_val.json").read_text())["step"] == 4
 
 
 def test_an_evaluation_says_that_its_split_has_changed_since_training(copies):

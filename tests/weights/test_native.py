@@ -119,7 +119,7 @@ def test_a_checkpoint_whose_values_changed_is_rejected(tmp_path):
     load(str(tmp_path))
     record["fingerprint"][name] ^= 1
     path.write_text(json.dumps(record))
-    with pytest.raises(UserError, match=f"{name} holds other values.*use another"):
+    with pytest.raises(UserError, match=f"{name} do not match.*use another"):
         load(str(tmp_path))
 
 

@@ -158,6 +158,39 @@ def test_each_batch_size_is_compiled_once_per_model():
     assert traced == [1, 2, 8, 32]
 
 
+def test_images_are_read_while_earlier_ones_are_computed():
+    model, images = model_of("akamaster_resnet20"), pixels(200)
+    read = 0
+
+    def crops():
+        nonlocal read
+        for crop in model.card.crops(images):
+            read += 1
+            yield crop
+
+    stream = model.stream_logits(crops())
+    assert read == 0
+    rows = [next(stream)]
+    # The second batch is read while the first one is computed.
+    assert read == 64
+    rows += list(stream)
+    np.testing.assert_array_equal(np.stack(rows), model.logits(images))
+
+
+def test_the_first_bad_image_raises_an_error_that_names_it(tmp_path):
+    model = model_of("akamaster_resnet20")
+    Image.fromarray(pixels(1)[0]).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    files = [tmp_path / "good.png", tmp_path / "bad.png", tmp_path / "gone.png"]
+    for use in (model.predict, model.logits, model.features, model.card.preprocess):
+        with pytest.raises(UserError, match=r"/bad\.png: cannot be decoded"):
+            use(files)
+    for use in (model.predict, model.logits, model.features, model.card.preprocess):
+        assert len(use(files[0], max_pixels=1024)) == 1
+        with pytest.raises(UserError, match=r"good\.png claims 32x32 = 1,024 pixels"):
+            use(files[0], max_pixels=1023)
+
+
 def test_a_model_can_be_pickled_after_it_was_used(path):
     model = resnet_jax.load(path)
     expected = model.logits(pixels(2))

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import downloader
 
+from resnet_jax.config.defaults import MAX_PIXELS
 from resnet_jax.data.image_files import describe
 from resnet_jax.data.prepare import originals, pack
 from resnet_jax.data.prepare.pack import DataSet, Reencode
@@ -21,7 +22,7 @@ from resnet_jax.data.prepare.verify import (
     verify,
 )
 from resnet_jax.data.sources import FolderSource, folder_splits
-from resnet_jax.data.tfds_source import tfds_builder
+from resnet_jax.data.tfds_source import builder_of, tfds_builder
 from resnet_jax.errors import UserError
 from resnet_jax.persistence import storage
 
@@ -144,6 +145,8 @@ class Options:
                 f"--max_side={self.reencode.max_side}",
                 f"--quality={self.reencode.quality}",
             ]
+            if self.reencode.max_pixels != MAX_PIXELS:
+                words.append(f"--max_pixels={self.reencode.max_pixels}")
         return f"{PROGRAM} {shlex.join(words)} --out="
 
     @property
@@ -208,7 +211,8 @@ def _prepare_tfds(options: Options) -> pathlib.Path:
             " smaller images of --max_side or --quality."
         )
     dataset = options.source.removeprefix("tfds:")
-    _local(options.data_dir)
+    if options.data_dir:
+        _local(options.data_dir)
     path = build(dataset, options.data_dir, options.manual_dir)
     return _reencode(path, options) if options.reencode else path
 
@@ -225,7 +229,7 @@ def _convert(options: Options) -> pathlib.Path:
     directory = _absolute(options.directory)
     if not options.in_place:
         return _reencode(directory, options)
-    builder = originals.builder_of(directory)
+    builder = builder_of(directory)
     if builder.info.file_format == ARRAY_RECORD:
         raise UserError(f"{directory} is ArrayRecord already; there is nothing to do.")
     data = originals.prepared(builder)
@@ -235,7 +239,7 @@ def _convert(options: Options) -> pathlib.Path:
 
 
 def _reencode(directory: pathlib.Path, options: Options) -> pathlib.Path:
-    data = originals.prepared(originals.builder_of(directory))
+    data = originals.prepared(builder_of(directory))
     default = options.root / f"{data.name}{options.suffix}" / data.version
     return _pack(data, options.out_or(default), options)
 
@@ -263,12 +267,12 @@ def prepare(options: Options) -> pathlib.Path:
 
 def split_sizes(path: pathlib.Path) -> dict[str, int]:
     """Returns the number of images of each split of a prepared data set."""
-    splits = originals.builder_of(path).info.splits
+    splits = builder_of(path).info.splits
     return {split.name: split.num_examples for split in splits.values()}
 
 
 def check(
-    source: str, data_dir: str, num_workers: int
+    source: str, data_dir: str, num_workers: int, max_pixels: int
 ) -> tuple[int, str, Iterator[str]]:
     """Reads and decodes all images of a data set.
 
@@ -276,6 +280,7 @@ def check(
       source: `folder:PATH`, `tfds:NAME` or the directory of a prepared data set.
       data_dir: The directory in which tfds keeps its data sets; empty for its default.
       num_workers: The number of processes.
+      max_pixels: The number of pixels beyond which an image cannot be decoded.
 
     Returns:
       The number of images, a clause on the files that are not taken for images (see
@@ -289,7 +294,9 @@ def check(
     left_out: Counter[str] = Counter()
     if kind == "folder":
         sources = [FolderSource(rest, split) for split in folder_splits(rest)]
-        checks = [check for part in sources for check in checks_of_folder(part)]
+        checks = [
+            check for part in sources for check in checks_of_folder(part, max_pixels)
+        ]
         for part in sources:
             left_out += part.left_out
     else:
@@ -297,6 +304,6 @@ def check(
         builder = tfds_builder(dataset, data_dir)
         if not (builder.data_path / "dataset_info.json").exists():
             raise UserError(f"tfds:{dataset} is not prepared in {builder.data_path}.")
-        checks = checks_of_builder(builder)
+        checks = checks_of_builder(builder, max_pixels)
     total = sum(map(len, checks))
     return total, describe(left_out), verify(checks, num_workers)

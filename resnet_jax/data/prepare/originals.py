@@ -70,9 +70,12 @@ def imagenet(
     paths = {split: manual_dir / tar.name for split, tar in tars.items()}
     for split, path in paths.items():
         _check_tar(path, tars[split])
-    synset_to_label = info.features["label"].str2int
+    labels = {name: label for label, name in enumerate(info.features["label"].names)}
     truth = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt")
-    validation = [synset_to_label(synset) for synset in truth.read_text().split()]
+    validation = {
+        f"ILSVRC2012_val_{number:08d}.JPEG": labels[synset]
+        for number, synset in enumerate(truth.read_text().split(), 1)
+    }
     odd = (
         *imagenet2012_dataset_builder.CMYK_IMAGES,
         *imagenet2012_dataset_builder.PNG_IMAGES,
@@ -82,10 +85,14 @@ def imagenet(
         files = []
         for start, size, name in _members(path, scratch):
             if split == "train":
-                label = synset_to_label(name.split("_")[0])
+                label = labels.get(name.split("_")[0])
             else:
-                # The first label is that of ILSVRC2012_val_00000001.JPEG.
-                label = validation[int(re.findall(r"\d+", name)[-1]) - 1]
+                label = validation.get(name)
+            if label is None:
+                raise UserError(
+                    f"{path} holds {name!r}, which is not an image of ImageNet: it is"
+                    " not the original; fetch it again."
+                )
             files.append(ImageFile(str(path), start, size, label, name))
         expected = tars[split].images
         if len(files) != expected:
@@ -242,18 +249,3 @@ def prepared(builder: tfds.core.DatasetBuilder) -> DataSet:
         for split in info.splits.values()
     }
     return DataSet(info.name, str(info.version), info.features, splits, _about(info))
-
-
-def builder_of(directory: pathlib.Path) -> tfds.core.DatasetBuilder:
-    """Returns the builder of a directory that tfds has prepared.
-
-    Raises:
-      UserError: The directory holds no prepared data set.
-    """
-    try:
-        return tfds.builder_from_directory(directory)
-    except (tfds.core.dataset_info.DatasetInfoFileError, ValueError) as error:
-        raise UserError(
-            f"{directory} is not a data set that tfds has prepared:"
-            f" {' '.join(str(error).split())[:200]}"
-        ) from None

@@ -25,6 +25,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
+from resnet_jax.config.defaults import MAX_PIXELS
 from resnet_jax.console import output
 from resnet_jax.data.decode import Picture
 from resnet_jax.data.image_ops import to_image, to_pixels
@@ -36,6 +37,7 @@ from resnet_jax.data.shards import (
     read_shard,
     write_shard,
 )
+from resnet_jax.data.tfds_source import builder_of
 from resnet_jax.data.workers import map_unordered
 from resnet_jax.errors import BadImageError, UserError
 
@@ -212,10 +214,12 @@ class Reencode:
       max_side: The largest length of the longer side in pixels; smaller images keep
         their size. 0 for no limit.
       quality: The quality of the JPEGs, 1 to 100, with 4:2:0 subsampling.
+      max_pixels: The number of pixels beyond which an image cannot be decoded.
     """
 
     max_side: int
     quality: int
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self):
         if self.max_side < 0:
@@ -237,7 +241,7 @@ class Reencode:
 
     def image(self, content: bytes, channels: int, name: str) -> bytes:
         """Returns the image as a JPEG; raises BadImageError if it cannot be decoded."""
-        pixels = Picture(content, channels, name).pixels()
+        pixels = Picture(content, channels, name, self.max_pixels).pixels()
         height, width = pixels.shape[:2]
         longer = max(height, width)
         if self.max_side and longer > self.max_side:
@@ -381,7 +385,8 @@ def pack(
 
     Args:
       data: The data set.
-      out: The directory to write; if it exists, its damaged shards are written again.
+      out: The directory to write; if it exists, its damaged shards and metadata are
+        written again.
       command: The shell command that does the same when `out` is appended to it.
       reencode: The re-encoding of the images; None to keep the files as they are.
       workers: The number of processes.
@@ -393,7 +398,7 @@ def pack(
     work = work_dir(out)
     with _claimed(work, data, command, reencode):
         _write_shards(data, work, reencode, workers)
-        if work != out:
+        if work != out or _has_damaged_metadata(out):
             _write_metadata(data, work, out, reencode)
     if work != out:
         work.rename(out)
@@ -495,6 +500,14 @@ def _paths(data: DataSet, split: str, directory: pathlib.Path) -> list[pathlib.P
     count = len(data.splits[split])
     names = f"{data.name}-{split}.array_record-{{:05d}}-of-{count:05d}"
     return [directory / names.format(index) for index in range(count)]
+
+
+def _has_damaged_metadata(out: pathlib.Path) -> bool:
+    try:
+        builder_of(out)
+    except UserError:
+        return True
+    return False
 
 
 def _write_metadata(

@@ -12,7 +12,7 @@ from resnet_jax.data.prepare.pack import image_channels
 from resnet_jax.data.shards import damage, read_shard, repair
 from resnet_jax.data.sources import FolderSource
 from resnet_jax.data.workers import map_unordered
-from resnet_jax.errors import BadImageError, UserError
+from resnet_jax.errors import UserError
 
 # The number of image files that a worker checks at once.
 CHUNK = 256
@@ -27,12 +27,14 @@ class ShardCheck:
       length: The expected number of examples.
       channels: The number of channels of each feature that is an image.
       classes: The number of classes of each feature that is a label.
+      max_pixels: The number of pixels beyond which an image cannot be decoded.
     """
 
     path: str
     length: int
     channels: Mapping[str, int]
     classes: Mapping[str, int]
+    max_pixels: int
 
     def __len__(self) -> int:
         return self.length
@@ -62,8 +64,8 @@ class ShardCheck:
                 yield f"{name}: has no {key}."
             for content in contents:
                 try:
-                    Picture(content, channels, name).pixels()
-                except BadImageError as error:
+                    Picture(content, channels, name, self.max_pixels).pixels()
+                except UserError as error:
                     yield str(error)
         for key, classes in self.classes.items():
             for label in features[key].int64_list.value:
@@ -77,9 +79,11 @@ class FilesCheck:
 
     Attributes:
       paths: The paths of the files.
+      max_pixels: The number of pixels beyond which an image cannot be decoded.
     """
 
     paths: tuple[str, ...]
+    max_pixels: int
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -88,14 +92,17 @@ class FilesCheck:
         """Yields a line for each problem."""
         for path in self.paths:
             try:
-                Picture(pathlib.Path(path).read_bytes(), 3, path).pixels()
-            except BadImageError as error:
+                content = pathlib.Path(path).read_bytes()
+                Picture(content, 3, path, self.max_pixels).pixels()
+            except UserError as error:
                 yield str(error)
             except OSError as error:
                 yield f"{path}: cannot be read: {error.strerror}."
 
 
-def checks_of_builder(builder: tfds.core.DatasetBuilder) -> list[ShardCheck]:
+def checks_of_builder(
+    builder: tfds.core.DatasetBuilder, max_pixels: int
+) -> list[ShardCheck]:
     """Returns a check for each shard of a prepared data set of tfds.
 
     Raises:
@@ -118,17 +125,17 @@ def checks_of_builder(builder: tfds.core.DatasetBuilder) -> list[ShardCheck]:
         if isinstance(feature, tfds.features.ClassLabel)
     }
     return [
-        ShardCheck(str(path), length, channels, classes)
+        ShardCheck(str(path), length, channels, classes, max_pixels)
         for split in info.splits.values()
         for path, length in zip(split.filepaths, split.shard_lengths, strict=True)
     ]
 
 
-def checks_of_folder(source: FolderSource) -> list[FilesCheck]:
+def checks_of_folder(source: FolderSource, max_pixels: int) -> list[FilesCheck]:
     """Returns the checks of one split of an image folder, each of several files."""
     paths = [source.name(index) for index in range(len(source))]
     return [
-        FilesCheck(tuple(paths[start : start + CHUNK]))
+        FilesCheck(tuple(paths[start : start + CHUNK]), max_pixels)
         for start in range(0, len(paths), CHUNK)
     ]
 

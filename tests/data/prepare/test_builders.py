@@ -259,6 +259,27 @@ def test_a_tar_with_other_images_is_reported_before_anything_is_written(imagenet
     assert not list(imagenet.root.glob("data/**/*array_record*"))
 
 
+@pytest.mark.parametrize(
+    ("split", "name"),
+    [
+        *(
+            ("train", "n99999999_1.JPEG"),
+            ("train", "notes.txt"),
+            ("train", "._n01440764"),
+        ),
+        *(("validation", "ILSVRC2012_val_00000000.JPEG"), ("validation", "notes.txt")),
+        ("validation", "ILSVRC2012_val_00050001.JPEG"),
+    ],
+)
+def test_a_tar_with_something_else_is_reported(split, name, imagenet):
+    path = imagenet.path(split)
+    content = tar_of({name: b"?"})
+    path.write_bytes(content)
+    imagenet.known[split] = Tar(path.name, len(content), 1)
+    with pytest.raises(UserError, match=f"holds '{name}', which is not an image"):
+        imagenet.prepare()
+
+
 def test_a_file_that_is_not_a_tar_is_reported(imagenet):
     path = imagenet.path("validation")
     path.write_bytes(b"?" * path.stat().st_size)
@@ -369,11 +390,142 @@ FOLDER = {
 }
 
 
+# Names as the file system has them, which need not be UTF-8.
+LATIN = os.fsdecode(b"\xff")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("all", "a b", "a+b", "train[1]", "v1.2", "-", "_", " train", "train\n"),
+        # An e with a combining accent.
+        *("e\u0301t\u00e9", "{SPLIT}", "train,val", LATIN),
+    ],
+)
+def test_a_split_that_tfds_could_not_open_is_reported_before_anything_is_written(
+    name, tmp_path
+):
+    files = {f"{split}/cat/1.jpg": b"" for split in ("train", name)}
+    folder = write_folder(tmp_path / "in", files)
+    with pytest.raises(UserError) as raised:
+        run(folder)
+    assert f"a split {name!r}, which tfds cannot open" in str(raised.value)
+    assert os.listdir(tmp_path) == ["in"]
+
+
+@pytest.mark.parametrize(
+    "name", ["2012", "val-1", "_a", "\u00e9t\u00e9", "train2", "ALL"]
+)
+def test_a_split_of_any_other_name_is_packed_and_opened(name, tmp_path):
+    folder = write_folder(
+        tmp_path / "in", {f"{name}/cat/1.jpg": FOLDER["val/cat/1.jpg"]}
+    )
+    run(folder)
+    for split in (name, f"{name}[:100%]", "all"):
+        packed = open_source(f"tfds:{tmp_path}/in_arrayrecord", split)
+        assert contents(packed) == {FOLDER["val/cat/1.jpg"]: 0}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("a\nb", "a\rb", "\n", " dog", "dog ", "dog\t", "dog\u00a0", "dog\u2003"),
+        *("dog\x85", "\x1cdog", " ", LATIN),
+    ],
+)
+def test_a_class_that_tfds_would_rename_is_reported_before_anything_is_written(
+    name, tmp_path
+):
+    folder = write_folder(tmp_path / "in", {f"train/{name}/1.jpg": b""})
+    with pytest.raises(UserError) as raised:
+        run(folder)
+    message = f"a class {name!r}, whose name tfds would change"
+    assert message in str(raised.value)
+    assert os.listdir(tmp_path) == ["in"]
+
+
+def test_classes_of_any_other_name_are_the_same_once_packed(tmp_path):
+    # Among them are names that differ in case or in their Unicode form alone, and
+    # what Python, but not tfds, takes for the end of a line.
+    names = [
+        *(
+            "Cat",
+            "cat",
+            "10",
+            "9",
+            "-1",
+            "a b",
+            "a,b",
+            "a+b",
+            '"',
+            "'",
+            "\\n",
+            "#",
+            "%s",
+        ),
+        *(
+            "\u00e9",
+            "e\u0301",
+            "\u732b",
+            "a\u2028b",
+            "a\x0bb",
+            "a\x85b",
+            "a\x1cb",
+            "a\u00a0b",
+        ),
+    ]
+    files = {
+        f"{split}/{name}/{label}.jpg": encode(noise(label, 8, 8), "JPEG")
+        for split in ("train", "val")
+        for label, name in enumerate(names)
+    }
+    folder = write_folder(tmp_path / "in", files)
+    run(folder)
+    for split in ("train", "val"):
+        packed = open_source(f"tfds:{tmp_path}/in_arrayrecord", split)
+        source = open_source(folder, split)
+        assert packed.classes == source.classes == tuple(sorted(names))
+        assert contents(packed) == contents(source)
+
+
 def test_a_name_that_is_not_utf8_is_reported(tmp_path):
-    name = os.fsdecode(b"train/cat/\xff.jpg")
-    folder = write_folder(tmp_path / "in", {name: FOLDER["val/cat/1.jpg"]})
+    files = {f"train/cat/{LATIN}.jpg": FOLDER["val/cat/1.jpg"]}
+    folder = write_folder(tmp_path / "in", files)
     with pytest.raises(UserError, match="is not UTF-8; rename it"):
         run(folder)
+    assert os.listdir(tmp_path) == ["in"]
+
+
+def test_a_folder_whose_path_is_not_utf8_is_packed_elsewhere(tmp_path):
+    folder = write_folder(tmp_path / LATIN, FOLDER)
+    with pytest.raises(UserError, match=r"udcff_arrayrecord' is not UTF-8.*; rename"):
+        run(folder)
+    run(folder, f"--out={tmp_path / 'out'}")
+    packed = open_source(f"tfds:{tmp_path / 'out'}", "train")
+    assert contents(packed) == contents(open_source(folder, "train"))
+    shutil.copytree(tmp_path / "out", tmp_path / f"moved{LATIN}")
+    with pytest.raises(UserError, match="is not UTF-8"):
+        open_source(f"tfds:{tmp_path}/moved{LATIN}", "train")
+
+
+def test_images_in_subfolders_and_of_all_formats_are_packed(tmp_path, capsys):
+    more = {
+        "train/cat/deep/er/a.jfif": encode(noise(90, 9, 9), "JPEG"),
+        "train/dog/b.jp2": encode(noise(91, 9, 9), "JPEG2000"),
+        "train/dog/c.avif": encode(noise(92, 9, 9), "AVIF"),
+        "train/dog/d.jpg?resize=800": encode(noise(93, 9, 9), "JPEG"),
+    }
+    others = {"train/dog/e.jxl": b"", "train/dog/notes.txt": b"", "val/cat/f.jxl": b""}
+    folder = write_folder(tmp_path / "in", FOLDER | more | others)
+    run(folder)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        f"{tmp_path}/in/train: 2 files are left out (.jxl: 1, .txt: 1).",
+        f"{tmp_path}/in/val: 1 file is left out (.jxl: 1).",
+    ]
+    packed = open_source(f"tfds:{tmp_path}/in_arrayrecord", "train")
+    assert contents(packed) == contents(open_source(folder, "train"))
+    assert len(packed) == 14
 
 
 def test_a_packed_folder_gives_the_same_images_and_classes(tmp_path, capsys):

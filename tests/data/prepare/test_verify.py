@@ -11,6 +11,7 @@ from resnet_jax.data.shards import OPTIONS, ArrayRecordWriter, read_shard
 from resnet_jax.errors import UserError
 from resnet_jax.prepare import main
 from tests.helpers.breakages import flip_byte, truncate
+from tests.helpers.oversized import files_that_claim
 from tests.helpers.pictures import encode, noise, write_folder
 from tests.helpers.tiny_pictures import prepare
 
@@ -66,6 +67,31 @@ def test_every_broken_image_of_a_folder_is_named(files, tmp_path, capsys):
     assert named == {name.replace(" ", "_") for name in BROKEN}
 
 
+@pytest.mark.parametrize("packed", (False, True))
+def test_an_image_beyond_the_limit_of_pixels_is_a_problem(tmp_path, capsys, packed):
+    large = files_that_claim(30000)
+    files = {
+        f"train/{name}/1.jpg": content
+        for name, content in (GOOD | {"huge": large["JPEG"]}).items()
+    }
+    source = write_folder(tmp_path / "in", files)
+    if packed:
+        pack(source, tmp_path / "out")
+        source = tmp_path / "out"
+    code, (line,) = verify(source, capsys)
+    assert code == 1
+    assert "huge/1.jpg" in line and "claims 30000x30000 = 900,000,000 pixels" in line
+    code, lines = verify(source, capsys, f"--max_pixels={64 * 48 - 1}")
+    assert (code, len(lines)) == (1, 4)
+    if packed:
+        # It is kept as it is, and named.
+        flags = [f"--out={tmp_path / 'small'}", "--max_side=32", "--num_workers=1"]
+        main(["prepare", f"folder:{tmp_path / 'in'}", *flags])
+        assert "[3] claims 30000x30000" in capsys.readouterr().out
+        code, (line,) = verify(tmp_path / "small", capsys)
+        assert code == 1 and "huge" in line
+
+
 def test_every_broken_image_of_a_shard_is_named_by_shard_index_and_name(
     files, tmp_path, capsys
 ):
@@ -91,6 +117,23 @@ def test_a_data_set_without_problems_is_reported_as_readable(tmp_path, capsys):
     for source in (folder, tmp_path / "out", f"tfds:{tmp_path / 'out'}"):
         message = f"All 3 images of {source} are readable."
         assert verify(source, capsys) == (0, [message])
+
+
+def test_files_that_are_not_taken_for_images_are_counted(tmp_path, capsys):
+    files = {f"train/{name}/1.jpg": content for name, content in GOOD.items()}
+    others = {"train/good0/a.jxl": b"", "train/good1/b.jxl": b"", "train/c.txt": b""}
+    folder = write_folder(tmp_path, files | others | {"val/good0/1.jpg": JPEG})
+    assert verify(folder, capsys) == (
+        0,
+        [
+            f"All 4 images of {folder} are readable. 3 files are left out (.jxl: 2,"
+            " .txt: 1)."
+        ],
+    )
+    write_folder(tmp_path, {"train/good0/bad.png": b"bad"})
+    message = "has 1 problem, listed above; 5 images were read. 3 files are left out"
+    with pytest.raises(UserError, match=message):
+        main(["prepare", "verify", folder, "--num_workers=1"])
 
 
 @pytest.mark.parametrize(
