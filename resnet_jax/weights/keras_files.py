@@ -305,6 +305,9 @@ def _name(tensors: Tensors, path: pathlib.Path, spec: Spec, scheme: Scheme) -> T
     known = list_layers(spec, scheme)
     for kind, unnamed in numbers.items():
         free = [x.name for x in known if x.kind == kind and x.name not in layers]
+        if kind == "dense" and len(free) != len(unnamed):
+            # These layers follow the network in another one, in place of its head.
+            continue
         if len(free) != len(unnamed):
             raise UserError(
                 f"{path} has {len(unnamed)} unnamed layers of the class {kind}, but the"

@@ -173,7 +173,7 @@ def _read_file(
     read_tensors = _reader(path)
     if card:
         scheme, spec = _scheme_of(card), card.make_spec()
-        check_buildable(spec, read_tensors(spec, scheme), path)
+        check_buildable(spec, read_tensors(), path)
         selection = _choose(path, card.network, spec, [scheme], read_tensors, prefix)[1]
         card = card.for_spec(selection.spec)
         card = _check_card(card, str(path), model, overrides)
@@ -254,15 +254,15 @@ def _shapes(spec: Spec) -> dict:
     return shapes_of(dataclasses.replace(spec, num_classes=1, in_channels=1))
 
 
-def _reader(path: pathlib.Path) -> Callable[[Spec, Scheme], Tensors]:
-    """Returns a function that reads a file for an expected network.
+def _reader(path: pathlib.Path) -> Callable[..., Tensors]:
+    """Returns a function that reads a file for an expected network and scheme.
 
     The file is read once, unless the names in it depend on the network.
     """
     if files.format_of(path) in files.KERAS:
         return functools.partial(files.read, path)
     tensors = {without_wrappers(name): x for name, x in files.read(path).items()}
-    return lambda spec, scheme: tensors
+    return lambda spec=None, scheme=None: tensors
 
 
 def _shapes_of(tensors: Tensors) -> Shapes:

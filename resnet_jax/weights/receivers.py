@@ -6,6 +6,7 @@ library has under its name, and some differences have no arguments.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -113,21 +114,21 @@ def changed_fields(spec: Spec, named: Spec) -> list[str]:
       >>> changed_fields(spec, get_spec("cifar_resnet20"))
       ['num_classes']
     """
-    changed = []
-    program = None
-    for field in dataclasses.fields(spec):
-        value = getattr(named, field.name)
-        if getattr(spec, field.name) == value:
-            continue
-        program = program or _program(spec)
+    program = functools.cache(lambda: _program(spec))
+
+    def matters(field: str) -> bool:
         try:
-            other = _program(dataclasses.replace(spec, **{field.name: value}))
+            other = dataclasses.replace(spec, **{field: getattr(named, field)})
+            # Most changes show in the shapes, which are found faster than a program.
+            if shapes_of(other) != shapes_of(spec):
+                return True
         # Fields such as the stages' sizes and widths can only be changed together.
         except ValueError:
-            other = ""
-        if other != program:
-            changed.append(field.name)
-    return changed
+            return True
+        return _program(other) != program()
+
+    fields = (field.name for field in dataclasses.fields(spec))
+    return [x for x in fields if getattr(spec, x) != getattr(named, x) and matters(x)]
 
 
 def _program(spec: Spec) -> str:
@@ -135,7 +136,7 @@ def _program(spec: Spec) -> str:
     model = build(spec)
     image = jax.ShapeDtypeStruct((1, 64, 64, spec.in_channels), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    return f"{shapes_of(spec)} {jax.jit(model.apply).lower(variables, image).as_text()}"
+    return jax.jit(model.apply).lower(variables, image).as_text()
 
 
 def _none(spec: Any, named: Any) -> None:
@@ -144,6 +145,22 @@ def _none(spec: Any, named: Any) -> None:
 
 def _same(argument: str, field: str) -> Arguments:
     return lambda spec, named: {argument: getattr(spec, field)}
+
+
+def _four_stages(argument: str, field: str) -> Arguments:
+    # timm's networks have four stages.
+    def arguments(spec: ResNetSpec, named: ResNetSpec) -> Mapping[str, Any] | None:
+        four = len(spec.stage_sizes) == 4
+        return {argument: getattr(spec, field)} if four else None
+
+    return arguments
+
+
+def _v2_layers(spec: ResNetSpec, named: ResNetSpec) -> Mapping[str, Any] | None:
+    # timm's functions of BiT's networks take no layers.
+    if named.norm == "group" and named.weight_standardization:
+        return None
+    return _four_stages("layers", "stage_sizes")(spec, named)
 
 
 def _stem(spec: ResNetSpec, named: ResNetSpec) -> Mapping[str, Any] | None:
@@ -198,7 +215,7 @@ def _channels(spec: ResNetSpec, named: ResNetSpec) -> Mapping[str, Any] | None:
     # timm multiplies the channels by a factor that is part of the name.
     factor = named.widths[0] // 64 if named.norm == "group" else 1
     expansion = 1 if spec.blocks[0].endswith("basic") else spec.expansion
-    if any(width % factor for width in spec.widths):
+    if len(spec.widths) != 4 or any(width % factor for width in spec.widths):
         return None
     return {"channels": tuple(expansion * width // factor for width in spec.widths)}
 
@@ -230,8 +247,8 @@ ENDS = {
 TIMM: dict[str, dict[str, Arguments]] = {
     "timm": ENDS
     | {
-        "stage_sizes": _same("layers", "stage_sizes"),
-        "widths": _same("channels", "widths"),
+        "stage_sizes": _four_stages("layers", "stage_sizes"),
+        "widths": _four_stages("channels", "widths"),
         "groups": _same("cardinality", "groups"),
         "base_width": _same("base_width", "base_width"),
         "reduce_first": _same("block_reduce_first", "reduce_first"),
@@ -243,11 +260,10 @@ TIMM: dict[str, dict[str, Arguments]] = {
         "attention": _attention,
         "norm": _norm,
     },
-    "timm_v2": ENDS
-    | {"stage_sizes": _same("layers", "stage_sizes"), "widths": _channels},
+    "timm_v2": ENDS | {"stage_sizes": _v2_layers, "widths": _channels},
     "timm_nf": ENDS
     | {
-        "stage_sizes": _same("depths", "stage_sizes"),
+        "stage_sizes": _four_stages("depths", "stage_sizes"),
         "widths": _channels,
         "final_width": _same("num_features", "final_width"),
     },
