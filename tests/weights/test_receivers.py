@@ -1,4 +1,4 @@
-"""What makes the network of a written file is told and written beside it."""
+"""The call that makes a written file's network is told and written beside it."""
 
 import json
 
