@@ -188,7 +188,7 @@ def _read_h5(path: pathlib.Path, file: h5py.File) -> Tensors:
     root = file.get("model_weights", file)
     if any(name.startswith("layer_names") for name in root.attrs):
         return dict(_read_legacy(path, root))
-    return dict(_read_keras_3(path, file["layers"])) if "layers" in file else {}
+    return dict(_read_keras_3(path, file))
 
 
 def _read_legacy(
@@ -206,12 +206,15 @@ def _read_legacy(
 
 
 def _read_keras_3(
-    file: pathlib.Path, layers: h5py.Group
+    file: pathlib.Path, root: h5py.Group
 ) -> Iterator[tuple[str, StoredTensor]]:
-    for path, value in _arrays(file, layers).items():
+    for path, value in _arrays(file, root).items():
         place, _, number = path.rpartition("/")
+        # The networks in a subclassed one have groups beside its own layers.
+        if not place.endswith("/vars") or path.startswith("optimizer/"):
+            continue
         automatic = place.removesuffix("/vars").rpartition("/")[2]
-        layer = _text(layers[place], "name") or automatic
+        layer = _text(root[place], "name") or automatic
         if match := re.fullmatch(UNNAMED, automatic):
             variable = VARIABLES[match[1]][int(number)]
         else:

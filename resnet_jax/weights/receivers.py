@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from resnet_jax.errors import UserError
 from resnet_jax.models.spec import ResNetSpec
 from resnet_jax.models.zoo import Spec, build, get_entry
 from resnet_jax.weights.card import Card
@@ -46,7 +47,6 @@ def receiver_of(card: Card) -> Receiver | None:
     Returns None if no library has the network under these names.
     """
     entry, spec = get_entry(card.network), card.make_spec()
-    # Values that were compared are those of the network in the zoo.
     if entry.scheme != card.scheme:
         return None
     if entry.oracle == "timm":
@@ -102,7 +102,8 @@ def timm_config(card: Card, model_args: Mapping[str, Any]) -> str:
     return json.dumps(config, indent=2) + "\n"
 
 
-def changed_fields(spec: Spec, named: Spec) -> list[str]:
+@functools.cache
+def changed_fields(spec: Spec, named: Spec) -> tuple[str, ...]:
     """Returns the fields in which a spec is another network than a named one.
 
     A field counts if the network with the named one's value has other parameters or
@@ -112,7 +113,7 @@ def changed_fields(spec: Spec, named: Spec) -> list[str]:
       >>> from resnet_jax.models import get_spec
       >>> spec = get_spec("cifar_resnet20", num_classes=7, se_ratio=0.5, drop_path=0.1)
       >>> changed_fields(spec, get_spec("cifar_resnet20"))
-      ['num_classes']
+      ('num_classes',)
     """
     program = functools.cache(lambda: _program(spec))
 
@@ -123,12 +124,16 @@ def changed_fields(spec: Spec, named: Spec) -> list[str]:
             if shapes_of(other) != shapes_of(spec):
                 return True
         # Fields such as the stages' sizes and widths can only be changed together.
-        except ValueError:
+        except UserError:
             return True
         return _program(other) != program()
 
-    fields = (field.name for field in dataclasses.fields(spec))
-    return [x for x in fields if getattr(spec, x) != getattr(named, x) and matters(x)]
+    return tuple(
+        field.name
+        for field in dataclasses.fields(spec)
+        if getattr(spec, field.name) != getattr(named, field.name)
+        and matters(field.name)
+    )
 
 
 def _program(spec: Spec) -> str:

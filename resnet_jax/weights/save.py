@@ -3,6 +3,7 @@
 import dataclasses
 
 from resnet_jax.errors import UserError, nearest
+from resnet_jax.models.zoo import get_entry
 from resnet_jax.persistence import storage
 from resnet_jax.persistence.storage import Path, path_of
 from resnet_jax.weights import files, hub, native
@@ -57,16 +58,30 @@ def save(
             f"{config} is not timm's, so {path.name} cannot have timm's beside it;"
             " choose another directory or name."
         )
+    text = _timm_config(card, config)
     files.write(path, to_foreign(variables, card.make_spec(), scheme), card)
-    receiver = receiver_of(card)
     with storage.explaining_errors(config):
-        if not receiver or not receiver.call.startswith("timm"):
-            return card
-        if receiver.impossible:
+        if text:
+            config.write_text(text)
+        else:
+            # That of a former file would describe another network.
             config.unlink(missing_ok=True)
-        elif receiver.model_args or config.name == "config.json":
-            config.write_text(timm_config(card, receiver.model_args))
     return card
+
+
+def _timm_config(card: Card, config: Path) -> str:
+    """Returns the config with which timm makes a card's network; "" for none.
+
+    Without other arguments than timm's own, only the hub's files have one.
+    """
+    if get_entry(card.network).oracle != "timm":
+        return ""
+    receiver = receiver_of(card)
+    if not receiver or receiver.impossible:
+        return ""
+    if receiver.model_args or config.name == "config.json":
+        return timm_config(card, receiver.model_args)
+    return ""
 
 
 def loading_advice(card: Card, target: str) -> str:

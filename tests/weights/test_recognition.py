@@ -126,7 +126,7 @@ def scaled(tensors: dict, prefix: str, factor: float) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("preferred", "other"),
+    ("preferred", "second"),
     [
         ("module.encoder_q.", "module.encoder_k."),
         ("encoder_q.", "encoder_k."),
@@ -140,14 +140,14 @@ def scaled(tensors: dict, prefix: str, factor: float) -> dict:
     ],
 )
 def test_the_order_of_preference_is_logged_and_can_be_changed(
-    tmp_path, preferred, other, caplog
+    tmp_path, preferred, second, caplog
 ):
     tensors, fields = small(NAME)
-    both = scaled(tensors, other, 2) | scaled(tensors, preferred, 1)
+    both = scaled(tensors, second, 2) | scaled(tensors, preferred, 1)
     path = write(tmp_path / "w.safetensors", both)
     expected = keyed.variables(small_networks.spec_of(NAME))
     small_networks.assert_equal(load(path, model=NAME, **fields)[1], expected)
-    shown = preferred.rstrip("."), other.rstrip(".")
+    shown = preferred.rstrip("."), second.rstrip(".")
     assert f"at {shown[0]!r} is taken; choose another" in caplog.text
     assert f"where PREFIX is {shown[1]!r}" in caplog.text
     assert "left out" not in caplog.text
