@@ -84,6 +84,21 @@ def test_the_last_checkpoints_and_the_best_one_are_kept(tmp_path):
     assert_same_bits(restored, random_state(2))
 
 
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), None])
+def test_an_evaluation_whose_loss_is_not_finite_is_never_the_best(tmp_path, loss):
+    losses = {1: loss, 2: 1.0, 3: loss, 4: loss}
+    with open_for_writing(tmp_path) as saved:
+        for step, top1 in ((1, 0.9), (2, 0.1), (3, 0.8), (4, 0.7)):
+            progress = progress_at(step, top1)
+            progress.evaluation["loss"] = losses[step]
+            saved.save(random_state(step), progress)
+            saved.wait()
+            assert saved.best_step() == (2 if step > 1 else None)
+        assert saved.steps() == [2, 3, 4]
+    with open_for_writing(tmp_path) as saved:
+        assert saved.best_step() == 2
+
+
 def test_a_step_can_be_saved_again_with_its_evaluation(tmp_path):
     with open_for_writing(tmp_path) as saved:
         saved.save(random_state(3), progress_at(3))

@@ -11,7 +11,7 @@ import pytest
 from resnet_jax.analysis import degradation
 from resnet_jax.errors import UserError
 from resnet_jax.reports import curves
-from resnet_jax.reports.figures import picture, shorten
+from resnet_jax.reports.figures import picture, picture_to_write, shorten
 from resnet_jax.reports.predictions import draw_predictions
 from resnet_jax.reports.samples import SamplePredictions, save_samples
 from resnet_jax.weights.card import Prediction
@@ -154,3 +154,11 @@ def test_long_names_are_shortened_and_others_are_kept():
     assert shorten("tabby, tabby cat") == "tabby, tabby cat"
     assert shorten("two\nlines") == "two lines"
     assert len(shorten("\x1b" * 500)) == 30
+
+
+@pytest.mark.parametrize("name", ["x.docx", "x.json"])
+def test_a_picture_of_an_unknown_format_is_refused_before_it_is_drawn(name, tmp_path):
+    with pytest.raises(UserError, match=r"no picture has the suffix .*Known: .*png"):
+        picture_to_write(f"{tmp_path}/{name}")
+    assert picture_to_write(f"{tmp_path}/x.PNG") == tmp_path / "x.PNG"
+    assert picture_to_write(f"{tmp_path}/x") == tmp_path / "x"
