@@ -15,6 +15,7 @@ from resnet_jax.data.derived_sources import few_shot
 from resnet_jax.data.sources import KNOWN, open_source
 from resnet_jax.errors import UserError
 from resnet_jax.parallel.sharding import find_devices
+from resnet_jax.persistence import storage
 from resnet_jax.reports.figures import picture, picture_to_write, shorten
 from resnet_jax.training.optim import check, make_decay
 from resnet_jax.training.schedules import make_schedule
