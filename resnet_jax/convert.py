@@ -13,7 +13,7 @@ from resnet_jax.paths import check_folder_to_write
 from resnet_jax.persistence.storage import file_to_write, is_remote, path_of
 from resnet_jax.weights import files
 from resnet_jax.weights.load import load
-from resnet_jax.weights.save import is_directory, save
+from resnet_jax.weights.save import is_directory, loading_advice, save
 
 
 def main(argv: list[str]) -> None:
@@ -55,6 +55,8 @@ def main(argv: list[str]) -> None:
     output.say(
         f"{args.source}: {card.network} -> {args.target} (names of {card.scheme})"
     )
+    if advice := loading_advice(card, args.target):
+        output.say(advice)
 
 
 if __name__ == "__main__":

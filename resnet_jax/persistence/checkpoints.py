@@ -423,7 +423,7 @@ class Checkpoints:
 
         Raises:
           DamagedError: The checkpoint is not as it was saved.
-          UserError: There is no checkpoint, or the run replaces it again and again.
+          UserError: The run has no checkpoint, or replaces it again and again.
         """
         failed: int | None = None
         for _ in range(READING_TRIES):

@@ -17,6 +17,8 @@ SCHEMES = {
             timm_torchvision.RESNET,
             timm_torchvision.RESNET_V2,
             timm_torchvision.NORM_FREE,
+            timm_torchvision.SEQUENTIAL,
+            timm_torchvision.TRANSFORMERS,
         ),
         *(vgg.VGG, akamaster.AKAMASTER, bit.BIT, highway.HIGHWAY),
         *(keras.APPLICATIONS, keras.TUTORIAL),

@@ -49,10 +49,13 @@ def fit_ends(
         key = _first_kernel(spec)
         flat[key] = adapt_channels(flat[key], target.in_channels)
     if target.num_classes != spec.num_classes:
-        log.warning(
-            "%s has %d classes; the head for %d is randomly initialised.",
-            *(weights, spec.num_classes, target.num_classes),
+        has = f"{spec.num_classes} classes" if spec.num_classes else "no head"
+        new = (
+            f"the head for {target.num_classes} is randomly initialised"
+            if target.num_classes
+            else "its head is left out"
         )
+        log.warning("%s has %s; %s.", weights, has, new)
         flat = _with_new_head(flat, target, seed)
     return unflatten_dict(flat)
 

@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import functools
 import io
-import math
 import os
 import pathlib
 import pickle
@@ -31,6 +30,7 @@ from resnet_jax.persistence.storage import Path
 from resnet_jax.weights import SCHEMES, formats, keras_files
 from resnet_jax.weights.card import Card, from_json, timm_card
 from resnet_jax.weights.naming import Scheme
+from resnet_jax.weights.recognition import flatten
 from resnet_jax.weights.stored import (
     StoredTensor,
     UnreadableError,
@@ -51,8 +51,9 @@ MULTIPLYING = {
     "torch._utils _rebuild_device_tensor_from_cpu_tensor",
     "torch._utils _rebuild_device_tensor_from_numpy",
 }
-# The keys under which training programs keep weights in a checkpoint, EMA first.
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
+# The largest number of tensors in a file, which may have an optimizer and several
+# networks, and the largest length of a name.
+MAX_TENSORS, MAX_NAME = 20_000, 1000
 # The size of the header of an array in bytes, above which NumPy does not parse it.
 MAX_NPY_HEADER = 10_100
 # The names of NumPy's types for those of safetensors.
@@ -62,8 +63,6 @@ _SAFETENSORS_TYPES = {
     **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
     **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
 }
-# The prefixes that torch.nn.DataParallel and torch.compile add to each name.
-PREFIXES = ("module.", "_orig_mod.")
 
 
 def read(
@@ -96,7 +95,15 @@ def read(
         case _:
             reader = functools.partial(keras_files.read, spec=spec, scheme=scheme)
     with explaining_damage(path):
-        return reader(path)
+        tensors = reader(path)
+    # Names are compared with those of many networks, which takes time.
+    longest = max(map(len, tensors), default=0)
+    if len(tensors) > MAX_TENSORS or longest > MAX_NAME:
+        raise UserError(
+            f"{path} is refused: it has {len(tensors)} tensors, with names of up to"
+            f" {longest} characters. Save the weights of one network alone."
+        )
+    return tensors
 
 
 def format_of(path: pathlib.Path) -> str:
@@ -172,8 +179,10 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], card: Card) -> None:
             metadata = {"format": "pt", "card": card.to_json()}
             safetensors.numpy.save_file(arrays, partial, metadata)
         elif suffix == ".npz":
-            # NumPy's types expect a bool of any keyword, since allow_pickle is one.
-            np.savez(partial, **tensors)  # type: ignore[arg-type]
+            # NumPy would add its suffix to a path with another one, such as .NPZ.
+            with partial.open("wb") as file:
+                # NumPy's types expect a bool of any keyword, since allow_pickle is one.
+                np.savez(file, **tensors)  # type: ignore[arg-type]
         elif suffix in KERAS:
             spec, scheme = card.make_spec(), SCHEMES[card.scheme]
             keras_files.write(partial, tensors, spec, scheme)
@@ -181,9 +190,9 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], card: Card) -> None:
             torch = _import_torch(path, "Writing")
             state = {name: torch.tensor(value) for name, value in tensors.items()}
             torch.save(state, partial)
-        os.replace(partial, path)
+        storage.commit(partial, path)
         if suffix != ".safetensors":
-            card_path(path).write_text(card.to_json())
+            storage.write(card_path(path), card.to_json())
     # safetensors and torch raise errors of their own for those of the file system.
     except (OSError, safetensors.SafetensorError, RuntimeError) as error:
         raise UserError(
@@ -300,10 +309,7 @@ def _read_npz(path: pathlib.Path) -> dict[str, StoredTensor]:
                 f"{path} is refused: {name!r} is a pickle, which could run code,"
                 " instead of an array of numbers. Save it without objects."
             )
-        # Some of BiT's files keep the parameters of norms as [1, 1, 1, c].
-        if name.endswith(("/gamma", "/beta")):
-            shape = (math.prod(shape),)
-        read = functools.partial(_read_npy, archive, entry, shape)
+        read = functools.partial(_read_npy, archive, entry)
         tensors[name] = StoredTensor(path, name, shape, dtype.name, read)
     return tensors
 
@@ -322,11 +328,9 @@ def _read_npy_header(file: io.BytesIO) -> tuple[tuple[int, ...], np.dtype]:
     return shape, dtype
 
 
-def _read_npy(
-    archive: zipfile.ZipFile, entry: str, shape: tuple[int, ...]
-) -> np.ndarray:
+def _read_npy(archive: zipfile.ZipFile, entry: str) -> np.ndarray:
     with archive.open(entry) as file:
-        return np.lib.format.read_array(file, allow_pickle=False).reshape(shape)
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _read_torch(path: pathlib.Path) -> dict[str, StoredTensor]:
@@ -429,15 +433,7 @@ def _named_tensors(
             f"{path} contains a {type(content).__name__} instead of named tensors. Save"
             " them with torch.save(model.state_dict(), PATH)."
         )
-    tensors = unwrap(content)
-    for name, value in tensors.items():
-        if not isinstance(value, torch.Tensor):
-            raise UnreadableError(
-                f"In {path}, {name!r} is not a tensor but of the type"
-                f" {type(value).__name__}. Save the tensors alone with"
-                " torch.save(model.state_dict(), PATH)."
-            )
-    return tensors
+    return flatten(content, torch.Tensor)
 
 
 def _torch_type(torch: types.ModuleType, value: Any) -> str:
@@ -446,26 +442,6 @@ def _torch_type(torch: types.ModuleType, value: Any) -> str:
         return "meta"
     kind = value.dtype if value.layout == torch.strided else value.layout
     return str(kind).removeprefix("torch.")
-
-
-def unwrap(checkpoint: Mapping) -> dict:
-    """Returns the state dict of a checkpoint, without prefixes of its names.
-
-    Args:
-      checkpoint: The content of a torch file: a state dict, or a training program's
-        dictionary that contains one. An EMA is preferred to the weights themselves.
-    """
-    for key in WRAPPERS:
-        if isinstance(checkpoint.get(key), Mapping):
-            checkpoint = checkpoint[key]
-            break
-    # torch's AveragedModel counts its updates under this name.
-    tensors = {name: x for name, x in checkpoint.items() if name != "n_averaged"}
-    # The wrappers may be nested in either order.
-    for prefix in PREFIXES * 2:
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): x for name, x in tensors.items()}
-    return tensors
 
 
 def _import_torch(path: Path, task: str) -> types.ModuleType:

@@ -28,7 +28,7 @@ from resnet_jax.errors import UserError, nearest
 from resnet_jax.models.zoo import Spec
 from resnet_jax.weights import formats
 from resnet_jax.weights.keras import VARIABLES, Layer, list_layers
-from resnet_jax.weights.naming import Scheme, check_depth
+from resnet_jax.weights.naming import Scheme, check_buildable
 from resnet_jax.weights.stored import StoredTensor, UnreadableError, explaining_damage
 
 # Keras's automatic name of a layer: its class and, after the first one, a number.
@@ -188,7 +188,7 @@ def _read_h5(path: pathlib.Path, file: h5py.File) -> Tensors:
     root = file.get("model_weights", file)
     if any(name.startswith("layer_names") for name in root.attrs):
         return dict(_read_legacy(path, root))
-    return dict(_read_keras_3(path, file["layers"])) if "layers" in file else {}
+    return dict(_read_keras_3(path, file))
 
 
 def _read_legacy(
@@ -206,12 +206,15 @@ def _read_legacy(
 
 
 def _read_keras_3(
-    file: pathlib.Path, layers: h5py.Group
+    file: pathlib.Path, root: h5py.Group
 ) -> Iterator[tuple[str, StoredTensor]]:
-    for path, value in _arrays(file, layers).items():
+    for path, value in _arrays(file, root).items():
         place, _, number = path.rpartition("/")
+        # The networks in a subclassed one have groups beside its own layers.
+        if not place.endswith("/vars") or path.startswith("optimizer/"):
+            continue
         automatic = place.removesuffix("/vars").rpartition("/")[2]
-        layer = _text(layers[place], "name") or automatic
+        layer = _text(root[place], "name") or automatic
         if match := re.fullmatch(UNNAMED, automatic):
             variable = VARIABLES[match[1]][int(number)]
         else:
@@ -301,10 +304,13 @@ def _name(tensors: Tensors, path: pathlib.Path, spec: Spec, scheme: Scheme) -> T
         return tensors
 
     names: dict[str, str] = {}
-    check_depth(spec, tensors)
+    check_buildable(spec, tensors, path)
     known = list_layers(spec, scheme)
     for kind, unnamed in numbers.items():
         free = [x.name for x in known if x.kind == kind and x.name not in layers]
+        if kind == "dense" and len(free) != len(unnamed):
+            # These layers follow the network in another one, in place of its head.
+            continue
         if len(free) != len(unnamed):
             raise UserError(
                 f"{path} has {len(unnamed)} unnamed layers of the class {kind}, but the"

@@ -3,10 +3,8 @@
 import dataclasses
 import functools
 import logging
-import math
 import pathlib
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from resnet_jax.config import values
@@ -20,12 +18,24 @@ from resnet_jax.weights.bit import BIT
 from resnet_jax.weights.card import Card, default_card
 from resnet_jax.weights.naming import (
     Scheme,
+    Shapes,
     Tensors,
-    check_depth,
+    check_buildable,
     from_foreign,
     shapes_of,
 )
+from resnet_jax.weights.recognition import (
+    Selection,
+    describe,
+    groups,
+    looks_like,
+    may_fit,
+    problem_of,
+    select,
+    without_wrappers,
+)
 from resnet_jax.weights.stored import UnreadableError
+from resnet_jax.weights.timm_torchvision import RESNET, SEQUENTIAL, TRANSFORMERS
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +116,14 @@ def schemes_of(network: str, suffix: str) -> list[Scheme]:
     return schemes
 
 
+def _readable_schemes(network: str, suffix: str) -> list[Scheme]:
+    """Returns the schemes of `schemes_of` and those that are only read."""
+    schemes = schemes_of(network, suffix)
+    if RESNET in schemes:
+        schemes += [SEQUENTIAL, TRANSFORMERS]
+    return schemes
+
+
 def _scheme_of(card: Card) -> Scheme:
     schemes = {**SCHEMES, native.NATIVE.name: native.NATIVE}
     if card.scheme not in schemes:
@@ -119,6 +137,7 @@ def _scheme_of(card: Card) -> Scheme:
 
 def _read(source: str, model: str | None, overrides: dict) -> tuple[Card, Tensors]:
     """Returns weights in their own naming scheme, with the card of their network."""
+    source, prefix = _split_prefix(source)
     path = hub.fetch(source) if source.startswith(hub.PREFIX) else path_of(source)
     tensors: Tensors
     with explaining_errors(path):
@@ -137,16 +156,70 @@ def _read(source: str, model: str | None, overrides: dict) -> tuple[Card, Tensor
             )
         else:
             with files.local(path) as file:
-                file_card = files.read_card(file)
-                if not file_card:
-                    return _read_without_card(file, model, overrides)
-                card = file_card
-                tensors = files.read(file, card.make_spec(), _scheme_of(card))
-    try:
-        check_depth(card.make_spec(), tensors)
-    except UserError as error:
-        raise UserError(f"{source} does not fit {card.network}: {error}") from None
+                return _read_file(file, prefix, model, overrides)
     return _check_card(card, source, model, overrides), tensors
+
+
+def _split_prefix(source: str) -> tuple[str, str | None]:
+    """Splits `FILE#PREFIX`, which names one of several networks in a file."""
+    file, mark, prefix = source.rpartition("#")
+    if not mark or "/" in prefix or path_of(source).exists():
+        return source, None
+    return file, prefix
+
+
+def _read_file(
+    path: pathlib.Path, prefix: str | None, model: str | None, overrides: dict
+) -> tuple[Card, Tensors]:
+    card = files.read_card(path)
+    read_tensors = _reader(path)
+    if card:
+        scheme, spec = _scheme_of(card), card.make_spec()
+        check_buildable(spec, read_tensors(), path)
+        selection = _choose(path, card.network, spec, [scheme], read_tensors, prefix)[1]
+        card = card.for_spec(selection.spec)
+        card = _check_card(card, str(path), model, overrides)
+    elif model:
+        name = resolve(model)
+        spec = get_spec(name, **overrides)
+        schemes = _readable_schemes(name, files.format_of(path))
+        if not schemes:
+            raise UserError(
+                f"{path} is a file of Keras, which has no {name}; name another network."
+            )
+        scheme, selection = _choose(path, name, spec, schemes, read_tensors, prefix)
+        card = default_card(name, selection.spec, scheme=scheme.name, origin=path.name)
+    else:
+        name, scheme, selection = _recognise(path, read_tensors, prefix)
+        ends = {key: getattr(selection.spec, key) for key in ENDS}
+        spec = get_spec(name, **overrides | ends)
+        card = default_card(name, spec, scheme=scheme.name, origin=path.name)
+    _report(path, card.network, selection)
+    tensors = read_tensors(selection.spec, scheme)
+    return card, {name: tensors[own] for name, own in selection.names.items()}
+
+
+def _report(path: pathlib.Path, network: str, selection: Selection) -> None:
+    """Logs what is taken from a file and what is not, where there is a choice."""
+    if selection.others:
+        log.warning(
+            "%s has %d networks that fit %s. The one at %r is taken; choose another"
+            " with %s#PREFIX, where PREFIX is %s.",
+            *(path, 1 + len(selection.others), network, selection.prefix.rstrip("./")),
+            path.name,
+            " or ".join(repr(other.rstrip("./")) for other in selection.others),
+        )
+    if selection.left_out:
+        counts = groups(selection.left_out, selection.prefix)
+        log.warning(
+            "%s has tensors that %s has no place for, which are left out: %s.",
+            *(path, network),
+            ", ".join(f"{module} ({count})" for module, count in counts.items()),
+        )
+    if selection.adopted_head:
+        log.warning(
+            "%s has the head of %s at %r.", path, network, selection.adopted_head
+        )
 
 
 def _check_card(card: Card, source: str, model: str | None, overrides: dict) -> Card:
@@ -183,154 +256,114 @@ def _shapes(spec: Spec) -> dict:
     return shapes_of(dataclasses.replace(spec, num_classes=1, in_channels=1))
 
 
-def _read_without_card(
-    path: pathlib.Path, model: str | None, overrides: dict
-) -> tuple[Card, Tensors]:
-    """Reads a file without a card; its tensors must tell which network it is for."""
-    read_tensors = _reader(path)
-    if model:
-        name = resolve(model)
-        scheme, tensors = _choose_scheme(
-            path, name, get_spec(name, **overrides), read_tensors
-        )
-    else:
-        name, scheme, tensors = _recognise(path, read_tensors)
-    spec = get_spec(name, **overrides)
-    if ends := _ends(tensors, spec, scheme):
-        spec = _with_ends(spec, *ends)
-    return default_card(name, spec, scheme=scheme.name, origin=path.name), tensors
-
-
-def _reader(path: pathlib.Path) -> Callable[[Spec, Scheme], Tensors]:
-    """Returns a function that reads a file for an expected network.
+def _reader(path: pathlib.Path) -> Callable[..., Tensors]:
+    """Returns a function that reads a file for an expected network and scheme.
 
     The file is read once, unless the names in it depend on the network.
     """
     if files.format_of(path) in files.KERAS:
         return functools.partial(files.read, path)
-    tensors = files.read(path)
-    return lambda spec, scheme: tensors
+    tensors = {without_wrappers(name): x for name, x in files.read(path).items()}
+    return lambda spec=None, scheme=None: tensors
 
 
-def _choose_scheme(
-    path: pathlib.Path, name: str, spec: Spec, read_tensors: Callable
-) -> tuple[Scheme, Tensors]:
-    """Returns the scheme in which a file has a network's head and first kernel."""
-    schemes = schemes_of(name, files.format_of(path))
-    if not schemes:
-        raise UserError(
-            f"{path} is a file of Keras, which has no {name}; name another network."
-        )
+def _shapes_of(tensors: Tensors) -> Shapes:
+    return {name: x.shape for name, x in tensors.items()}
+
+
+def _choose(
+    path: pathlib.Path,
+    name: str,
+    spec: Spec,
+    schemes: list[Scheme],
+    read_tensors: Callable,
+    prefix: str | None,
+) -> tuple[Scheme, Selection]:
+    """Returns the scheme and the tensors of a file that are an expected network.
+
+    Raises UserError if there is no such network; the message names a tensor, and the
+    network that the file fits, if there is one.
+    """
+    found = []
     for scheme in schemes:
-        tensors = read_tensors(spec, scheme)
-        if _ends(tensors, spec, scheme):
-            return scheme, tensors
-    # A later error names the tensors that are missing.
-    return schemes[0], read_tensors(spec, schemes[0])
+        shapes = _shapes_of(read_tensors(spec, scheme))
+        selections = select(shapes, spec, scheme, prefix)
+        found += [(scheme, selection) for selection in selections]
+        for selection in selections:
+            if problem_of(selection, shapes, scheme) is None:
+                return scheme, selection
+    tensors = _shapes_of(read_tensors(spec, schemes[0]))
+    if prefix is not None and not found:
+        places = [
+            repr(x.prefix.rstrip("./")) for x in select(tensors, spec, schemes[0])
+        ]
+        places = places or ["no prefix"]
+        raise UserError(
+            f"{path} has no network at {prefix!r}; {name} is at {' or '.join(places)}."
+        )
+    looks = looks_like(tensors)
+    if looks or not found:
+        expected = schemes[0].name_of(
+            f"{FIRST_CONVS[type(spec)]}/kernel", schemes[0].rules(spec)
+        )
+        raise UserError(
+            f"{path} does not fit {name}, which has tensors such as {expected!r}:"
+            f" the file {looks or describe(tensors)}."
+        )
+    scheme, selection = min(found, key=lambda pair: pair[1].missing)
+    shapes = _shapes_of(read_tensors(spec, scheme))
+    problem = problem_of(selection, shapes, scheme)
+    fitting = _names(_fitting(path, read_tensors, prefix))
+    hint = f" It fits {' or '.join(fitting)}." if fitting else ""
+    raise UserError(f"{path} does not fit {name}: {problem}{hint}")
 
 
 def _recognise(
-    path: pathlib.Path, read_tensors: Callable
-) -> tuple[str, Scheme, Tensors]:
+    path: pathlib.Path, read_tensors: Callable, prefix: str | None
+) -> tuple[str, Scheme, Selection]:
     """Returns the first network of the zoo that the tensors of a file fit."""
-    fitting = list(_fitting(path, read_tensors))
+    fitting = _fitting(path, read_tensors, prefix)
     if not fitting:
-        tensors = files.read(path)
-        names = ", ".join(map(repr, sorted(tensors)[:3]))
+        shapes = _shapes_of(files.read(path))
         raise UserError(
-            f"{path} fits no network of the zoo ({len(tensors)} tensors: {names} ...)."
-            " Name one (model=NAME, or --model=NAME on a command line) to see which"
-            " tensors differ."
+            f"{path} fits no network of the zoo: it"
+            f" {looks_like(shapes) or describe(shapes)}. Name a network (model=NAME, or"
+            " --model=NAME on a command line) to see which tensors differ."
         )
-    if len(fitting) > 1:
-        candidates = [name for name, *_ in fitting]
+    if len(names := _names(fitting)) > 1:
         log.warning(
             "%s fits all of %s, and is loaded as %s. Name another one with model=NAME,"
             " or --model=NAME on a command line.",
-            *(path, ", ".join(candidates), candidates[0]),
+            *(path, ", ".join(names), names[0]),
         )
     return fitting[0]
 
 
+def _names(fitting: list[tuple[str, Scheme, Selection]]) -> list[str]:
+    return list(dict.fromkeys(name for name, _, _ in fitting))
+
+
 def _fitting(
-    path: pathlib.Path, read_tensors: Callable
-) -> Iterator[tuple[str, Scheme, Tensors]]:
+    path: pathlib.Path, read_tensors: Callable, prefix: str | None
+) -> list[tuple[str, Scheme, Selection]]:
+    """Returns the networks of the zoo that fit a file best, of several parts of it.
+
+    A network with its head fits better than one without it, and one with fewer tensors
+    left out fits better than one with more.
+    """
+    fitting = []
     for name, entry in ZOO.items():
-        for scheme in schemes_of(name, files.format_of(path)):
+        for scheme in _readable_schemes(name, files.format_of(path)):
             try:
-                tensors = read_tensors(entry.spec, scheme)
+                shapes = _shapes_of(read_tensors(entry.spec, scheme))
             except UserError:
                 # The network has another number of layers.
                 continue
-            ends = _ends(tensors, entry.spec, scheme)
-            if not ends:
+            if not may_fit(shapes, entry.spec, entry.params, scheme):
                 continue
-            head, conv = ends
-            spec = _with_ends(entry.spec, head, conv)
-            # The zoo knows the number of parameters, so most networks are ruled out
-            # without tracing them for their names and shapes.
-            more_classes = spec.num_classes - entry.spec.num_classes
-            more_channels = spec.in_channels - entry.spec.in_channels
-            params = entry.params + more_classes * (head[0] + 1)
-            params += more_channels * math.prod(conv) // spec.in_channels
-            if params == _count(tensors, scheme) and _fits(tensors, spec, scheme):
-                yield name, scheme, tensors
-
-
-def _ends(tensors: Tensors, spec: Spec, scheme: Scheme) -> tuple[Shape, Shape] | None:
-    """Returns the native shapes of the head's and the first convolution's kernels.
-
-    Returns None if the tensors do not have both.
-    """
-    rules = scheme.rules(spec)
-    ends = []
-    for native_name, rank in (
-        ("head/kernel", 2),
-        (f"{FIRST_CONVS[type(spec)]}/kernel", 4),
-    ):
-        value = tensors.get(scheme.name_of(native_name, rules))
-        layout = scheme.layout(native_name, rank)
-        if value is None or value.ndim != layout.before + rank + layout.after:
-            return None
-        ends.append(layout.native_shape(value.shape))
-    head, conv = ends
-    return head, conv
-
-
-def _with_ends(spec: Spec, head: Shape, conv: Shape) -> Spec:
-    """Returns the spec with the classes and channels of kernels of these shapes."""
-    classes, channels = head[1], conv[2]
-    return dataclasses.replace(spec, num_classes=classes, in_channels=channels)
-
-
-def _count(tensors: Tensors, scheme: Scheme) -> int:
-    """Returns the number of parameters, without running statistics."""
-    statistics = tuple(
-        scheme.separator + scheme.leaves[leaf]
-        for leaf in ("mean", "var")
-        if leaf in scheme.leaves
-    )
-    return sum(
-        value.size
-        for name, value in _weights(tensors, scheme).items()
-        if not name.endswith(statistics)
-    )
-
-
-def _fits(tensors: Tensors, spec: Spec, scheme: Scheme) -> bool:
-    """Returns whether tensors have the names and shapes of a network."""
-    names = scheme.names(spec)
-    shapes = {
-        names[native_name]: scheme.layout(native_name, len(shape)).shape(shape)
-        for native_name, shape in shapes_of(spec).items()
-    }
-    weights = _weights(tensors, scheme)
-    return shapes == {name: value.shape for name, value in weights.items()}
-
-
-def _weights(tensors: Tensors, scheme: Scheme) -> Tensors:
-    return {
-        name: value
-        for name, value in tensors.items()
-        if not re.fullmatch(scheme.ignored, name)
-    }
+            for selection in select(shapes, entry.spec, scheme, prefix):
+                if problem_of(selection, shapes, scheme) is None:
+                    fitting.append((name, scheme, selection))
+                    break
+    rank = min((selection.rank for _, _, selection in fitting), default=None)
+    return [fit for fit in fitting if fit[2].rank == rank]

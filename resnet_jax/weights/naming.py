@@ -8,6 +8,7 @@ modules and of their variables, and gives the order of an array's axes.
 
 import dataclasses
 import functools
+import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -26,6 +27,9 @@ MANY_BLOCKS = 1000
 
 Rules = list[tuple[str, str]]
 Tensors = Mapping[str, np.ndarray | StoredTensor]
+Shapes = Mapping[str, tuple[int, ...]]
+# The types whose values are weights as they are: integers and float8 need a scale.
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,10 +138,7 @@ def _fields(match: re.Match) -> dict[str, str | int]:
 
 def shapes_of(spec: Spec) -> dict[str, tuple[int, ...]]:
     """Returns the shape of each of a network's variables by its native name."""
-    return {
-        "/".join(path[1:]): leaf.shape
-        for path, leaf in flatten_dict(_variables_of(spec)).items()
-    }
+    return {"/".join(path[1:]): shape for path, shape in _shapes_of(spec).items()}
 
 
 def nest(spec: Spec, values: Mapping[str, np.ndarray]) -> dict:
@@ -148,44 +149,61 @@ def nest(spec: Spec, values: Mapping[str, np.ndarray]) -> dict:
       values: The arrays by their native names.
     """
     return unflatten_dict(
-        {path: values["/".join(path[1:])] for path in flatten_dict(_variables_of(spec))}
+        {path: values["/".join(path[1:])] for path in _shapes_of(spec)}
     )
 
 
+def _shapes_of(spec: Spec) -> dict[tuple[str, ...], tuple[int, ...]]:
+    # Only the head depends on the number of classes, so a network is traced once.
+    shapes = dict(_traced_shapes(dataclasses.replace(spec, num_classes=1)))
+    for path in [path for path in shapes if path[1] == "head"]:
+        shapes[path] = (*shapes[path][:-1], spec.num_classes)
+        if not spec.num_classes:
+            del shapes[path]
+    return shapes
+
+
 @functools.cache
-def _variables_of(spec: Spec) -> dict:
+def _traced_shapes(spec: Spec) -> dict[tuple[str, ...], tuple[int, ...]]:
     # Names do not depend on the image's size, and shapes only do after flattened
     # features. The networks that flatten take 64 pixels or average to a fixed size.
-    try:
-        return init_shapes(build(spec), image_size=64)
-    except UserError:
-        raise
-    # Flax and JAX raise these for numbers that make no network, which a card may have.
-    except (TypeError, ValueError, LookupError, ArithmeticError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(
-            f"A network cannot have the spec of these weights ({lines[0].rstrip('.')})."
-            " Correct their card, or the fields that replace its own."
-        ) from error
+    variables = init_shapes(build(spec), image_size=64)
+    return {path: leaf.shape for path, leaf in flatten_dict(variables).items()}
 
 
-def check_depth(spec: Spec, tensors: Collection[str]) -> None:
-    """Checks that a very deep network has no more blocks than there are tensors.
+def check_buildable(spec: Spec, tensors: Collection[str], file: os.PathLike) -> None:
+    """Checks that the network of a card can be built.
 
     A card can claim any number of blocks, and a network of a million takes minutes and
     gigabytes to build, even without values.
 
+    Args:
+      spec: The spec that the card has.
+      tensors: The names of the tensors that the card describes.
+      file: The file with the card.
+
     Raises:
-      UserError: It has more.
+      UserError: The network has many more blocks than there are tensors, or a field of
+        the spec has a value that makes it impossible to build.
     """
     blocks = sum(getattr(spec, "stage_sizes", ()))
     if isinstance(spec, ResNetSpec) and spec.spatial == "hierarchical":
         blocks *= spec.scale - 1
     if blocks > max(MANY_BLOCKS, len(tensors)):
         raise UserError(
-            f"The network has {blocks} blocks, but the file only {len(tensors)}"
-            " tensors. Correct the card."
+            f"The card of {file} describes a network of {blocks} blocks, but there are"
+            f" only {len(tensors)} tensors. Correct it, or remove it and name the"
+            " network."
         )
+    try:
+        shapes_of(spec)
+    # Flax and JAX raise these for numbers that no network can have.
+    except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"The card of {file} describes a network that cannot be built"
+            f" ({lines[0].rstrip('.')}). Correct it, or remove it and name the network."
+        ) from error
 
 
 def to_foreign(variables: Mapping, spec: Spec, scheme: Scheme) -> dict[str, np.ndarray]:
@@ -226,34 +244,72 @@ def from_foreign(tensors: Tensors, spec: Spec, scheme: Scheme) -> dict:
       UserError: A tensor is missing, surplus, of the wrong shape or not finite; the
         message names it.
     """
-    check_depth(spec, tensors)
+    check_shapes({name: x.shape for name, x in tensors.items()}, spec, scheme)
+    names = scheme.names(spec)
+    values = {}
+    for native, shape in shapes_of(spec).items():
+        name = names[native]
+        if str(tensors[name].dtype) not in FLOATS:
+            raise UserError(
+                f"The values of the tensor {name!r} are of the type"
+                f" {tensors[name].dtype} and not plain floating-point numbers; save the"
+                " weights as float32."
+            )
+        value = np.asarray(tensors[name], np.float32)
+        if not np.isfinite(value).all():
+            raise UserError(
+                f"The tensor {name!r} has values that are not finite; take an earlier"
+                " checkpoint."
+            )
+        layout = scheme.layout(native, len(shape))
+        values[native] = layout.to_native(value.reshape(layout.shape(shape)))
+    return nest(spec, values)
+
+
+def check_shapes(shapes: Shapes, spec: Spec, scheme: Scheme) -> None:
+    """Checks that tensors have the names and shapes of a network.
+
+    Axes of length one do not count.
+
+    Args:
+      shapes: The shape of each tensor by its foreign name.
+      spec: The network.
+      scheme: The naming scheme of the names.
+
+    Raises:
+      UserError: A tensor is missing, surplus or of the wrong shape; the message names
+        it.
+    """
     names = scheme.names(spec)
     known = set(names.values())
-    candidates = [name for name in tensors if not re.fullmatch(scheme.ignored, name)]
+    candidates = [name for name in shapes if not re.fullmatch(scheme.ignored, name)]
     for name in candidates:
         if name not in known:
             raise UserError(
                 f"The network has no place for the tensor {name!r}."
                 f"{nearest(name, known)}"
             )
-
-    values = {}
     for native, shape in shapes_of(spec).items():
         name = names[native]
-        if name not in tensors:
+        if name not in shapes:
             raise UserError(
                 f"The tensor {name!r} is missing.{nearest(name, candidates)}"
             )
-        layout = scheme.layout(native, len(shape))
-        expected = layout.shape(shape)
-        declared = tensors[name].shape
-        if declared != expected:
+        expected = scheme.layout(native, len(shape)).shape(shape)
+        if not is_same_shape(shapes[name], expected):
+            hint = ""
+            if sorted(shapes[name]) == sorted(expected):
+                hint = " Its axes are in another order, so transpose it."
             raise UserError(
-                f"The tensor {name!r} has the shape {declared}, but the network needs"
-                f" {expected}."
+                f"The tensor {name!r} has the shape {shapes[name]}, but the network"
+                f" needs {expected}.{hint}"
             )
-        value = np.asarray(tensors[name], np.float32)
-        if not np.isfinite(value).all():
-            raise UserError(f"The tensor {name!r} has values that are not finite.")
-        values[native] = layout.to_native(value)
-    return nest(spec, values)
+
+
+def is_same_shape(
+    shape: tuple[int, ...] | None, expected: tuple[int, ...] | None
+) -> bool:
+    """Returns whether shapes are equal but for axes of length one; None equals none."""
+    if shape is None or expected is None:
+        return False
+    return [n for n in shape if n != 1] == [n for n in expected if n != 1]

@@ -3,11 +3,14 @@
 import dataclasses
 
 from resnet_jax.errors import UserError, nearest
+from resnet_jax.models.zoo import get_entry
+from resnet_jax.persistence import storage
 from resnet_jax.persistence.storage import Path, path_of
-from resnet_jax.weights import files, native
+from resnet_jax.weights import files, hub, native
 from resnet_jax.weights.card import Card
 from resnet_jax.weights.load import schemes_of
 from resnet_jax.weights.naming import Scheme, to_foreign
+from resnet_jax.weights.receivers import receiver_of, timm_config
 
 
 def save(
@@ -25,6 +28,10 @@ def save(
     Raises:
       UserError: The network has no names in that scheme or format, or the target
         cannot be written.
+
+    If timm makes the network with other arguments than its own, they are written as
+    timm's config beside the file: `config.json` beside the hub's `model.safetensors`
+    and `pytorch_model.bin`, and otherwise NAME.config.json.
     """
     path = path_of(target)
     if is_directory(target):
@@ -40,8 +47,76 @@ def save(
         return card
     scheme = _choose(path, card, scheme_name)
     card = dataclasses.replace(card, scheme=scheme.name)
+    config = _config_path(path)
+    # Another program's `config.json` is not replaced.
+    if (
+        config.name == "config.json"
+        and config.exists()
+        and "architecture" not in config.read_text(errors="replace")
+    ):
+        raise UserError(
+            f"{config} is not timm's, so {path.name} cannot have timm's beside it;"
+            " choose another directory or name."
+        )
+    text = _timm_config(card, config)
     files.write(path, to_foreign(variables, card.make_spec(), scheme), card)
+    with storage.explaining_errors(config):
+        if text:
+            config.write_text(text)
+        else:
+            # That of a former file would describe another network.
+            config.unlink(missing_ok=True)
     return card
+
+
+def _timm_config(card: Card, config: Path) -> str:
+    """Returns the config with which timm makes a card's network; "" for none.
+
+    Without other arguments than timm's own, only the hub's files have one.
+    """
+    if get_entry(card.network).oracle != "timm":
+        return ""
+    receiver = receiver_of(card)
+    if not receiver or receiver.impossible:
+        return ""
+    if receiver.model_args or config.name == "config.json":
+        return timm_config(card, receiver.model_args)
+    return ""
+
+
+def loading_advice(card: Card, target: str) -> str:
+    """Returns sentences on how the library of a file's names loads it, or "".
+
+    Args:
+      card: The card of the file, which `save` returns.
+      target: The path of the file.
+    """
+    receiver = None if is_directory(target) else receiver_of(card)
+    if not receiver:
+        return ""
+    library = receiver.call.partition(".")[0]
+    if receiver.impossible:
+        fields = ", ".join(receiver.impossible)
+        return (
+            f"{library} cannot make this network, which differs from its"
+            f" {card.network} in {fields}; only resnet_jax loads this file."
+        )
+    if not receiver.model_args:
+        return ""
+    beside = ""
+    if library == "timm":
+        beside = f" The arguments are in {_config_path(path_of(target)).name} as well."
+    return f"{library} loads it into {receiver.call}.{beside}"
+
+
+def _config_path(path: Path) -> Path:
+    """Returns the path of timm's config of a file.
+
+    A file with a name of the Hugging Face hub has the hub's name for it.
+    """
+    if path.name in (hub.WEIGHTS, "pytorch_model.bin"):
+        return path.with_name("config.json")
+    return path.with_name(path.name + ".config.json")
 
 
 def is_directory(target: str) -> bool:

@@ -111,6 +111,35 @@ def _norm_free_rules(spec: ResNetSpec) -> Rules:
     ]
 
 
+def _sequential_rules(spec: ResNetSpec) -> Rules:
+    rules = []
+    for pattern, template in _resnet_rules(spec):
+        for old, new in (("conv1", "0"), ("bn1", "1"), ("maxpool", "3")):
+            if pattern.startswith("stem_") and template.startswith(old):
+                template = new + template.removeprefix(old)
+        for i in range(1, len(spec.stage_sizes) + 1):
+            stage = (r"stage(?P<i>\d+)", f"stage{i}"), ("layer{i}", str(i + 3))
+            rules.append((pattern.replace(*stage[0]), template.replace(*stage[1])))
+    return rules
+
+
+def _transformers_rules(spec: ResNetSpec) -> Rules:
+    block = r"encoder.stages.{i_before}.layers.{j_before}"
+    rules = [("head", "classifier.1")]
+    for ours, theirs in (("conv", "convolution"), ("norm", "normalization")):
+        rules += [
+            (f"stem_{ours}1", f"embedder.embedder.{theirs}"),
+            (f"{BLOCK}/shortcut/{ours}", f"{block}.shortcut.{theirs}"),
+            (rf"{BLOCK}/{ours}(?P<k>\d)", f"{block}.layer.{{k_before}}.{theirs}"),
+        ]
+    return rules
+
+
 RESNET = Scheme("timm", _resnet_rules, LEAVES, torch_layout)
 RESNET_V2 = Scheme("timm_v2", _resnet_v2_rules, LEAVES, _conv_head_layout)
 NORM_FREE = Scheme("timm_nf", _norm_free_rules, LEAVES, torch_layout)
+# Names of the same networks that are only read: those of torch's `Sequential` of a
+# ResNet's children, which is how many programs cut the head off, and those of the
+# transformers library.
+SEQUENTIAL = Scheme("torch_sequential", _sequential_rules, LEAVES, torch_layout)
+TRANSFORMERS = Scheme("transformers", _transformers_rules, LEAVES, torch_layout)

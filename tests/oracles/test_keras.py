@@ -28,10 +28,13 @@ import numpy as np
 import pytest
 from keras.src.legacy.saving import legacy_h5_format
 
-from resnet_jax.models import ZOO, build, list_models
+from resnet_jax.models import ZOO, build, get_spec, list_models
 from resnet_jax.weights import keras_files
+from resnet_jax.weights.card import default_card
 from resnet_jax.weights.keras import list_layers
 from resnet_jax.weights.naming import from_foreign, to_foreign
+from resnet_jax.weights.receivers import receiver_of
+from resnet_jax.weights.save import save as save_weights
 from tests.helpers import keyed
 from tests.helpers.network_names import one_of_each_kind
 
@@ -177,3 +180,27 @@ def test_files_without_names_of_layers_are_read_by_order(resnet50, tmp_path):
     read = keras_files.read(path, *spec_and_scheme("keras_resnet50"))
     for name, value in keyed_tensors("keras_resnet50").items():
         np.testing.assert_array_equal(read[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("keras_resnet50", {"num_classes": 7}),
+        ("keras_resnet50", {"num_classes": 0}),
+        ("keras_resnet50v2", {"num_classes": 4, "in_channels": 1}),
+    ],
+)
+@pytest.mark.parametrize("file", ["w.weights.h5", "w.h5"])
+def test_keras_makes_a_changed_network_by_the_call(tmp_path, name, fields, file):
+    spec = get_spec(name, **fields)
+    variables = keyed.variables(spec)
+    card = save_weights(str(tmp_path / file), variables, default_card(name, spec))
+    receiver = receiver_of(card)
+    network = eval(receiver.call, {"keras": keras})
+    network.load_weights(tmp_path / file)
+    images = keyed.generator("images").standard_normal(
+        (1, 224, 224, spec.in_channels), np.float32
+    )
+    theirs = np.asarray(network(images, training=False))
+    ours = np.asarray(build(spec).apply(variables, jnp.asarray(images)))
+    np.testing.assert_allclose(ours, theirs, atol=LOGITS_BOUND * np.abs(theirs).max())

@@ -214,21 +214,6 @@ def test_without_torch_its_files_are_rejected_with_a_way_out(tmp_path, monkeypat
         load(str(tmp_path / "r.pth"))
 
 
-@pytest.mark.parametrize(
-    "checkpoint",
-    [
-        {"conv.weight": 1},
-        {"state_dict": {"conv.weight": 1}, "best_prec1": 91.7},
-        {"state_dict": {"module.conv.weight": 1}},
-        {"model": {"_orig_mod.module.conv.weight": 1}, "epoch": 3},
-        {"model": {"conv.weight": 2}, "model_ema": {"conv.weight": 1}},
-        {"model_ema": {"module.conv.weight": 1, "n_averaged": 9}},
-    ],
-)
-def test_weights_are_found_inside_checkpoints_of_training_programs(checkpoint):
-    assert files.unwrap(checkpoint) == {"conv.weight": 1}
-
-
 def test_a_card_with_an_unknown_scheme_is_rejected(tmp_path):
     card, variables = small_networks.card_and_variables("test_resnet")
     path = tmp_path / "w.npz"
