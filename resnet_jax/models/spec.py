@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 import types
 import typing
 from typing import Any, Literal
@@ -233,11 +234,32 @@ class ResNetSpec:
             value = as_tuples(getattr(self, field.name))
             object.__setattr__(self, field.name, value)
             _check_literals(field, value)
+            # Without classes a network ends with its features.
+            is_headless = field.name == "num_classes" and value == 0
+            if not is_headless and not _fits(field.type, value):
+                kind = (
+                    field.type if typing.get_args(field.type) else field.type.__name__
+                )
+                raise BadValueError(
+                    f"{field.name}={value!r} is not of the type {kind}, of which whole"
+                    " numbers are at least 1."
+                )
+        for name in ("dropout", "block_dropout", "drop_path", "norm_momentum"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise BadValueError(
+                    f"{name}={getattr(self, name)} must be from 0 to 1."
+                )
+        if not self.stem or not self.stage_sizes:
+            raise BadValueError("stem and stage_sizes must have at least one entry.")
         stages = len(self.stage_sizes)
         if len(self.widths) != stages:
             raise BadValueError(
                 f"stage_sizes {self.stage_sizes} and widths {self.widths} must have"
                 " the same length: one entry per stage."
+            )
+        if self.pruned_features and len(self.pruned_features) != stages:
+            raise BadValueError(
+                f"pruned_features {self.pruned_features} must have one entry per stage."
             )
         if isinstance(self.block, tuple) and len(self.block) != stages:
             raise BadValueError(
@@ -415,6 +437,33 @@ def _check_literals(field: dataclasses.Field, value: Any) -> None:
             raise BadValueError(
                 f"{field.name}={word!r} is not one of {', '.join(allowed)}."
             )
+
+
+def _fits(annotation: Any, value: Any) -> bool:
+    """Tells whether a value has the type of a field; sizes are at least 1."""
+    parts = typing.get_args(annotation)
+    if typing.get_origin(annotation) is Literal:
+        return value in parts
+    if isinstance(annotation, types.UnionType) or (
+        typing.get_origin(annotation) is typing.Union
+    ):
+        return any(_fits(part, value) for part in parts)
+    if typing.get_origin(annotation) is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if parts[-1] is Ellipsis:
+            parts = parts[:1] * len(value)
+        return len(parts) == len(value) and all(map(_fits, parts, value))
+    if isinstance(value, bool):
+        return annotation is bool
+    # Numbers of numpy are numbers, too.
+    if annotation is int:
+        is_whole = isinstance(value, numbers.Integral)
+        return is_whole and 0 < value < 2**31
+    if annotation is float:
+        is_real = isinstance(value, numbers.Real)
+        return is_real and abs(value) < 3e38
+    return isinstance(value, annotation)
 
 
 def _literals(annotation: Any) -> tuple[str, ...]:

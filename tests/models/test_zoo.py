@@ -1,6 +1,8 @@
 """The table of networks, tested against the literature, and its error messages."""
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -9,7 +11,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from resnet_jax.errors import UserError
+from resnet_jax.errors import BadValueError, UserError
 from resnet_jax.models import ZOO, build, create_model, get_spec, list_models
 from resnet_jax.models.cost import cost_of_jaxpr, count, init_shapes
 from resnet_jax.models.layers import pad_shortcut
@@ -161,3 +163,35 @@ def test_images_with_another_number_of_channels_are_rejected():
 def test_create_model_points_to_load_for_trained_weights():
     with pytest.raises(UserError, match=r"resnet_jax\.load\('timm:NAME\.TAG'\)"):
         create_model("resnet18", pretrained=True)
+
+
+WRONG = (
+    *(("groups", 0), ("groups", -1), ("widths", (0, 0, 0, 0)), ("stem", ())),
+    *(("stage_sizes", (3, 4, 6, -3)), ("num_classes", -1), ("in_channels", 2**40)),
+    *(("alpha", float("nan")), ("alpha", float("inf")), ("dropout", -0.1)),
+    *(("drop_path", 2.0), ("norm_momentum", 7.0), ("pruned_features", (1,))),
+)
+
+
+@pytest.mark.parametrize(("field", "value"), WRONG)
+def test_a_spec_with_an_illegal_number_is_an_error_that_names_the_field(field, value):
+    with pytest.raises(BadValueError, match=field):
+        get_spec("resnet50", **{field: value})
+
+
+def test_a_field_of_another_type_is_an_error_that_names_it():
+    # The tests themselves run with a check of types.
+    code = """
+from resnet_jax.errors import BadValueError
+from resnet_jax.models import get_spec
+for field in ("block", "stage_sizes", "groups", "alpha", "skip_gain", "stem", "biased"):
+    for value in (-2.5, True, None, "x", ("x",), {"a": 1}):
+        try:
+            spec = get_spec("resnet50", **{field: value})
+        except BadValueError as error:
+            assert f"resnet50: {field}" in str(error), error
+        else:
+            assert getattr(spec, field) in (-2.5, True), (field, value)
+            assert field in ("alpha", "skip_gain"), (field, value)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
