@@ -34,7 +34,7 @@ from resnet_jax.config.saved import as_json, flatten
 from resnet_jax.config.variants import for_dry_run
 from resnet_jax.console.arguments import CONFIG, check_values, seconds, whole_number
 from resnet_jax.console.quiet import quiet_libraries
-from resnet_jax.errors import UserError, problem_of
+from resnet_jax.errors import BadValueError, UserError, problem_of
 from resnet_jax.paths import check_folder_to_write
 from resnet_jax.persistence.storage import is_remote, path_of
 
@@ -54,15 +54,23 @@ class _Type(flags.ArgumentParser):
         self._parse = parse
 
     def parse(self, argument: str) -> Any:
-        """Returns the value of a flag; raises ValueError if it is not allowed."""
+        """Returns the value of a flag; raises BadValueError if it is not allowed."""
         try:
             return self._parse(argument)
         except argparse.ArgumentTypeError as error:
-            raise ValueError(str(error)) from None
+            raise BadValueError(str(error)) from None
+
+
+class _Serializer(flags.ArgumentSerializer):
+    """Writes times with their unit, in the defaults that --help prints."""
+
+    def serialize(self, value: int | float) -> str:
+        """Returns the text of a value of `whole_number` or `seconds`."""
+        return f"{value:g}s" if isinstance(value, float) else str(value)
 
 
 def _define(name: str, parse: Callable[[str], Any], default: str | None, help: str):
-    return flags.DEFINE(_Type(parse), name, default, help)
+    return flags.DEFINE(_Type(parse), name, default, help, serializer=_Serializer())
 
 
 _CONFIG = flags.DEFINE_string(
@@ -181,9 +189,10 @@ def parse(argv: list[str]) -> Arguments:
         check_values(argv[1:], [f"--{name}" for name in valued])
         positional = flags.FLAGS(argv)[1:]
     except flags.Error as error:
+        problem = str(error).splitlines()[0].removeprefix("ERROR:: ")
         raise UserError(
-            f"{str(error).splitlines()[0].removeprefix('ERROR:: ')} (--help lists the flags; --config.KEY=VALUE"
-            " sets a key of the config)"
+            f"{problem} (--help lists the flags; --config.KEY=VALUE sets a key of the"
+            " config)"
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(
@@ -263,8 +272,9 @@ def connect(arguments: Arguments) -> None:
             "--mode": _MODE.value,
             "--checkpoint": _CHECKPOINT.value,
             "--extend": _EXTEND.value,
-            "--config.*": arguments.overrides,
+            # An evaluation may have overrides alone.
             **{f"config.{key}": value for key, value in flatten(config).items()},
+            "--config.*": arguments.overrides,
         }
     )
 

@@ -9,7 +9,6 @@ then 1.
 """
 
 import collections
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 
@@ -21,6 +20,7 @@ from resnet_jax.console.arguments import Parser, count
 from resnet_jax.data.image_files import describe, find_images
 from resnet_jax.errors import UserError
 from resnet_jax.persistence import storage
+from resnet_jax.reports.figures import picture_to_write
 from resnet_jax.reports.predictions import draw_predictions
 from resnet_jax.weights.trained import load
 
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--save",
         metavar="FILE.png",
-        type=storage.file_to_write,
+        type=picture_to_write,
         help="The file to which a picture is written that shows each image as the"
         " network sees it, with its predictions. By default none is written.",
     )
@@ -123,7 +123,7 @@ def main(argv: list[str]) -> None:
             output.answer(f"  logits: {' '.join(f'{value:.6f}' for value in logits)}")
     if args.json:
         document = {"weights": args.weights, "network": card.network, "images": images}
-        output.answer(json.dumps(document, indent=2))
+        output.answer(storage.to_json(document, indent=2))
     if shown:
         draw_predictions(args.save, np.stack(shown), predictions)
     if problems:

@@ -29,10 +29,9 @@ from resnet_jax.errors import UserError
 from resnet_jax.paths import check_folder_to_write
 from resnet_jax.persistence import storage
 
-# argparse also calls these for the default, the empty text.
-
 
 def _folder(text: str) -> str:
+    # argparse also calls it for the default, the empty text.
     subject = "The data that prepare reads and writes"
     return text and os.fspath(storage.local_path_of(text, subject))
 

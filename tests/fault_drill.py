@@ -98,9 +98,16 @@ class Drill:
             ends.append(self.signal_all)
         if self._disk:
             ends += [self.fill_the_disk, self.make_it_read_only]
-        damages = [self.corrupt, self.remove_a_shard, self.edit_the_record]
+        ends += [self.rename_the_workdir, self.remove_the_workdir, self.start_several]
+        damages = [
+            self.corrupt,
+            self.remove_a_shard,
+            self.edit_the_record,
+            self.empty_the_record,
+        ]
         while len(self.done) < self._faults:
-            fault = self._random.choice([*ends, *damages, self.change_the_data])
+            others = [self.damage_a_by_product, self.change_the_data]
+            fault = self._random.choice([*ends, *damages, *others])
             # A run does not resume without an intact checkpoint.
             if fault in damages and len(self._intact) < 2:
                 continue
@@ -152,17 +159,7 @@ class Drill:
           *expected: The exit codes that the run may have, besides 0.
           all_at_once: True sends it to the process group, not to a single process.
         """
-        process, lines = self._start(), []
-        left = self._random.randint(1, 5)
-        for line in process.stdout:
-            lines.append(line)
-            # Of several processes the first one writes the log, with a prefix.
-            message = line.removeprefix("[0] ")
-            left -= message.startswith(("step ", "compiling"))
-            if left == 0:
-                break
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(self._random.choice((0.0, 0.01, 0.05, 0.2)))
+        process, lines = self._start_and_read()
         all_of_run = []
         # The run may have ended meanwhile.
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -185,13 +182,28 @@ class Drill:
         # With exit code 0 the signal came too late.
         return "" if code == 0 else f"after {lines[-1].split('  ')[0].strip()!r}"
 
-    def _struck(self, started: subprocess.Popen) -> psutil.Process:
-        """The process, or of several any one but their launcher."""
+    def _choose_process(self, started: subprocess.Popen) -> psutil.Process:
+        """Returns the process, or any one of several but their launcher."""
         launcher = psutil.Process(started.pid)
         processes = sorted(launcher.children(), key=lambda child: child.pid)
         if self._processes == 1 or not processes:
             return launcher
         return self._random.choice(processes)
+
+    def _start_and_read(self) -> tuple[subprocess.Popen, list[str]]:
+        """Starts the run, and reads lines until a moment after one of the first."""
+        process, lines = self._start(), []
+        left = self._random.randint(1, 5)
+        for line in process.stdout:
+            lines.append(line)
+            # Of several processes the first one writes the log, with a prefix.
+            message = line.removeprefix("[0] ")
+            left -= message.startswith(("step ", "compiling"))
+            if left == 0:
+                break
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(self._random.choice((0.0, 0.01, 0.05, 0.2)))
+        return process, lines
 
     def kill(self) -> str:
         """Sends SIGKILL, which a process cannot handle."""
@@ -286,6 +298,102 @@ class Drill:
         assert code == 1 and "Read-only file system" in output, output
         self._ended(output)
         return "exit code 1 and an error message"
+
+    def rename_the_workdir(self) -> str:
+        """Renames the workdir under the run, and renames it back after the run."""
+        aside = self._workdir.with_name("aside")
+        process, lines = self._start_and_read()
+        self._workdir.rename(aside)
+        code, output = runs.finish(process, TIMEOUT)
+        is_new = self._workdir.exists()
+        if is_new:
+            shutil.rmtree(self._workdir)
+        aside.rename(self._workdir)
+        return self._lost(code, "".join(lines) + output, is_new)
+
+    def remove_the_workdir(self) -> str:
+        """Removes the workdir under the run; sometimes there is a copy of it."""
+        copy = self._workdir.with_name("copy")
+        has_copy = self._intact and self._random.random() < 0.7
+        if has_copy:
+            shutil.copytree(self._workdir, copy)
+        process, lines = self._start_and_read()
+        if process.poll() is None:
+            # A file that the run writes meanwhile may keep a folder from being removed.
+            while subprocess.run(["rm", "-rf", str(self._workdir)]).returncode:
+                pass
+        code, output = runs.finish(process, TIMEOUT)
+        is_new = code != 0 and self._workdir.exists()
+        if has_copy:
+            shutil.rmtree(self._workdir, ignore_errors=True)
+            copy.rename(self._workdir)
+        return self._lost(code, "".join(lines) + output, is_new)
+
+    def _lost(self, code: int, output: str, is_new: bool) -> str:
+        """Checks the end of a run whose workdir was removed or renamed.
+
+        Args:
+          code: Its exit code.
+          output: Its output.
+          is_new: True if there was a new workdir when the run had ended.
+        """
+        if code == 0:
+            self._ended(output)
+            return ""
+        assert code == 1, output
+        assert "was removed, moved or replaced while this run used it" in output, output
+        assert not is_new, output
+        self._ended(output)
+        return "exit code 1 and an error message"
+
+    def start_several(self) -> str:
+        """Starts the run several times at once at the lock of a killed run."""
+        if not self.kill():
+            return ""
+        number = self._random.choice((2, 3, 5)) if self._processes == 1 else 2
+        starts = [self._start() for _ in range(number)]
+        running = starts
+        while len(running) > 1:
+            time.sleep(0.05)
+            running = [start for start in starts if start.poll() is None]
+        for start in running:
+            start.send_signal(signal.SIGTERM)
+        ends = [runs.finish(start, TIMEOUT) for start in starts]
+        refused = [output for code, output in ends if code == 1]
+        for output in refused:
+            assert "is in use by a run on host" in output, output
+        rest = [(code, output) for code, output in ends if code != 1]
+        assert rest, refused
+        for code, output in rest:
+            assert code in (0, 128 + signal.SIGTERM), output
+            self._ended(output)
+        # A start that was late took the workdir after the first had left it.
+        return f"{len(refused)} of {number} starts were refused" if refused else ""
+
+    def damage_a_by_product(self) -> str:
+        """Empties, cuts off or garbles a file that a run can make again."""
+        names = ("config.json", "metrics.jsonl", "result.json")
+        files = [path for name in names if (path := self._workdir / name).exists()]
+        # Without a checkpoint, only the config shows that the folder is a workdir.
+        if not files or not self._intact:
+            return ""
+        file = self._random.choice(files)
+        content = file.read_bytes()
+        middle = self._random.randrange(len(content) + 1)
+        how, new = self._random.choice(
+            (
+                ("emptied", b""),
+                ("cut off", content[:middle]),
+                ("not UTF-8", content[:middle] + b"\xff\xfe" + content[middle:]),
+                ("not a mapping", b"[]\n"),
+            )
+        )
+        file.write_bytes(new)
+        return f"{file.name}, {how}"
+
+    def empty_the_record(self) -> str:
+        """Replaces the record of the newest checkpoint by an empty one."""
+        return self._damage(lambda file: file.write_text("{}"), record=True)
 
     def _data_files(self) -> list[pathlib.Path]:
         state = self._workdir / "checkpoints" / str(max(self._steps())) / "state"

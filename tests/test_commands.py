@@ -15,6 +15,7 @@ from resnet_jax.errors import UserError
 PACKAGE = pathlib.Path(resnet_jax.__file__).parent
 # This module starts any command, so it may import them all.
 CONSOLE = "resnet_jax.cli"
+QUICK = "--config=configs/quickstart.py"
 
 
 def name_of(path: pathlib.Path) -> str:
@@ -105,6 +106,77 @@ def test_the_message_for_an_unknown_flag_names_the_nearest(line):
         entry_of(name)([name, *words, "--hlep=1"])
 
 
+# Each flag and argument that is a path, of each command that uses `Parser`.
+PATHS = [
+    ("resnet_jax.predict", "{}", "x.png"),
+    ("resnet_jax.predict", "w", "{}"),
+    ("resnet_jax.predict", "w", "x.png", "--save={}"),
+    ("resnet_jax.convert", "{}", "x.safetensors"),
+    ("resnet_jax.convert", "w", "{}"),
+    ("resnet_jax.report", "{}"),
+    ("resnet_jax.prepare", "folder:{}"),
+    ("resnet_jax.prepare", "tfds:{}"),
+    ("resnet_jax.prepare", "convert", "{}"),
+    ("resnet_jax.prepare", "verify", "{}"),
+    ("resnet_jax.prepare", "verify", "folder:{}"),
+    ("resnet_jax.prepare", "imagenet2012", "--data_dir={}"),
+    ("resnet_jax.prepare", "imagenet2012", "--manual_dir={}"),
+    ("resnet_jax.prepare", "imagenet2012", "--out={}"),
+    ("resnet_jax.plan.__main__", "--config={}"),
+    ("resnet_jax.plan.__main__", QUICK, "--input_rate={}"),
+    ("resnet_jax.analysis.gradients", "--workdir={}", "--save=x.png"),
+    ("resnet_jax.analysis.gradients", QUICK, "--save={}"),
+    ("resnet_jax.analysis.degradation", "--runs={}", "--save=x.png"),
+    ("resnet_jax.analysis.degradation", "--runs=w", "--save={}"),
+    ("resnet_jax.bench.__main__", "schedule", QUICK, "--save={}"),
+    ("resnet_jax.bench.__main__", "augment", QUICK, "--save={}"),
+    ("resnet_jax.bench.__main__", "augment", QUICK, "--save=x.png", "--images={}"),
+    ("resnet_jax.bench.__main__", "input", "--images={}"),
+    ("resnet_jax.bench.__main__", "step", "--json={}"),
+    ("resnet_jax.bench.__main__", "step", "--profile={}"),
+    ("resnet_jax.bench.__main__", "gpu", "--json={}"),
+    ("resnet_jax.bench.__main__", "gpu", "--golden={}"),
+]
+
+
+@pytest.mark.parametrize("line", PATHS, ids=" ".join)
+def test_an_impossible_path_is_one_sentence_and_leaves_nothing(
+    line, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    before = sorted(tmp_path.rglob("*"))
+    for text, message in {
+        "": r"is empty|source 'folder:'|source 'tfds:'",
+        "n" * 300: "File name too long",
+        "file/x": "Not a directory",
+        "loop": "symbolic links",
+        "~no_such_user/x": "home directory ~no_such_user is not known",
+        "ftp://host/x": "ftp://",
+    }.items():
+        name, *words = (word.replace("{}", text) for word in line)
+        with pytest.raises(UserError, match=message) as error:
+            entry_of(name)([name, *words])
+        assert len(str(error.value)) < 400
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_prepare_refuses_a_directory_that_it_would_ignore():
+    with pytest.raises(UserError, match="takes no DIRECTORY, but 'b' was given"):
+        entry_of("resnet_jax.prepare")(["prepare", "folder:a", "b"])
+
+
+def test_a_run_option_of_prepare_that_has_no_effect_is_a_warning(capsys, tmp_path):
+    line = ["prepare", "verify", f"folder:{tmp_path}/x", "--max_side=9", "--quality=8"]
+    with pytest.raises(UserError, match="There is no folder"):
+        entry_of("resnet_jax.prepare")(line)
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: --max_side has no effect with verify.",
+        "warning: --quality has no effect with verify.",
+    ]
+
+
 def test_an_override_and_its_value_may_be_two_arguments():
     parser = Parser("x", "")
     parser.add_config(required=True)
@@ -121,6 +193,36 @@ def test_an_override_and_its_value_may_be_two_arguments():
     assert (args.config, args.steps) == ("c.py", 2)
     assert args.overrides == ["--config.seed=3", "--config.data.flip=false"]
     assert parser.parse(["--config=c.py"]).overrides == []
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        (
+            "optim.learning_rate=-1",
+            r"^optim\.learning_rate=-1\.0 must be at least 0\.$",
+        ),
+        ("data.flip=maybe", r"data\.flip=maybe is neither true nor false"),
+        ("seed=9223372036854775808", r"^seed=9223372036854775808 must be from 0 to"),
+        ("total.epochs=nan", r"total\.epochs=nan is not a number"),
+    ],
+)
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("resnet_jax.plan.__main__", "--topology=v5e:2x4"),
+        ("resnet_jax.analysis.gradients", "--save=norms.png"),
+        ("resnet_jax.bench.__main__", "augment", "--save=images.png"),
+        ("resnet_jax.bench.__main__", "schedule", "--save=rates.png"),
+        *(("resnet_jax.bench.__main__", what) for what in ("overhead", "scale")),
+    ],
+    ids=" ".join,
+)
+def test_every_command_with_a_config_refuses_the_same_values(line, flag, message):
+    name, *words = line
+    config = "--config=configs/quickstart.py"
+    with pytest.raises(UserError, match=message):
+        entry_of(name)([name, *words, config, f"--config.{flag}"])
 
 
 @pytest.mark.parametrize(

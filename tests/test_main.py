@@ -67,7 +67,23 @@ for line in open(sys.argv[1]).read().splitlines():
         ([QUICK, work, "--config.data.mean=(0.5,0.5)"], "data.channels=1"),
         ([QUICK, work, "--config.total.steps=2"], "optim.warmup"),
         ([QUICK, work, "--grace=soon"], "not a time, such as 25s or 30m"),
+        ([QUICK, work, "--grace=-1"], "not a time, such as 25s or 30m"),
+        ([QUICK, work, "--stall_timeout=nan"], "not a time, such as 25s or 30m"),
         ([QUICK, work, "--coordinator=host:1"], "--num_processes=N"),
+        ([QUICK, work, "--num_processes=2"], "--num_processes needs --coordinator"),
+        ([QUICK, work, "--process_id=1"], "--process_id needs --coordinator"),
+        ([QUICK, work, "--num_processes=0"], "not a whole number above 0"),
+        ([QUICK, work, "--process_id=-1"], "not a whole number of at least 0"),
+        ([QUICK, work, "--mode="], "--mode is empty; is a variable unset?"),
+        ([QUICK, work, "--flagfile=/bin/sh"], "--flagfile names is not a text"),
+        ([QUICK, "--workdir="], "--workdir is empty; is a variable unset?"),
+        ([QUICK, "--workdir", " "], "--workdir is empty; is a variable unset?"),
+        ([QUICK, "--workdir=/proc/x"], "/proc/x cannot be written: "),
+        ([QUICK, f"--workdir={taken}/result.json"], "exists and is not one"),
+        ([QUICK, f"--workdir={taken}/result.json/x"], "Not a directory"),
+        ([QUICK, f"--workdir={tmp_path}/{'n' * 300}"], "File name too long"),
+        ([QUICK, "--workdir=~no_such_user/x"], "~no_such_user is not known"),
+        ([QUICK, "--workdir=gs:/bucket/x"], "write gs://bucket/x"),
         ([QUICK, work, "--distributed"], "no TPU pod, Slurm or Open MPI"),
         ([QUICK, work, "--config.total.epochs=0"], "config.total"),
         (
@@ -106,6 +122,33 @@ for line in open(sys.argv[1]).read().splitlines():
         assert answers[i + 1].startswith("1\n"), flags
     assert not (tmp_path / "work").exists()
     assert (taken / "result.json").read_text() == "mine"
+
+
+def test_flags_without_an_effect_are_warnings(tmp_path):
+    code, output = runs.run(
+        tmp_path / "w",
+        *(QUICK, "--checkpoint=last", "--initialization_timeout=5m", "--grace=1s"),
+        *("--grace=2s", "--config.data.source=folder:/no/such/folder"),
+    )
+    assert code == 1
+    assert output.splitlines() == [
+        "warning: --grace is given more than once; the last one counts: 2s",
+        "warning: --initialization_timeout has an effect only with --coordinator or"
+        " --distributed.",
+        "warning: --checkpoint has an effect only with --mode=eval.",
+        "error: There is no folder /no/such/folder.",
+    ]
+
+
+@pytest.mark.slow
+def test_a_workdir_in_the_home_directory_is_written_there(tmp_path):
+    flags = (*runs.SMALL, "--config.total.steps=1", "--config.optim.warmup.steps=0")
+    code, output = runs.run_python(
+        *("-m", "resnet_jax.main", "--workdir=~/runs/1", *flags), HOME=str(tmp_path)
+    )
+    assert code == 0, output
+    assert runs.result(tmp_path / "runs" / "1")
+    assert not (runs.ROOT / "~").exists()
 
 
 @pytest.mark.slow

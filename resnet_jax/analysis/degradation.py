@@ -17,7 +17,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.persistence import storage
 from resnet_jax.persistence.metric_writers import points, read_metrics
 from resnet_jax.persistence.storage import Path
-from resnet_jax.reports.figures import picture, shorten
+from resnet_jax.reports.figures import picture, picture_to_write, shorten
 
 # The splits, and the style of their lines.
 SPLITS: dict[str, dict[str, Any]] = {
@@ -100,7 +100,7 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument(
         "--save",
-        type=storage.file_to_write,
+        type=picture_to_write,
         required=True,
         help="The file to which the picture is written, such as errors.png.",
     )

@@ -36,7 +36,7 @@ from resnet_jax.parallel import sharding
 from resnet_jax.persistence import storage
 from resnet_jax.persistence.checkpoints import open_checkpoints
 from resnet_jax.persistence.storage import Path, write_json
-from resnet_jax.reports.figures import picture
+from resnet_jax.reports.figures import picture, picture_to_write
 from resnet_jax.training import losses, programs
 from resnet_jax.training.experiment import Experiment, set_up
 from resnet_jax.training.initialization import first_state, initial_weights
@@ -224,7 +224,7 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument(
         "--save",
-        type=storage.file_to_write,
+        type=picture_to_write,
         required=True,
         help="The file to which the picture is written, such as norms.png. The numbers"
         " are written beside it, as norms.json.",

@@ -96,7 +96,7 @@ def training_pictures(
     data = config.data
     if images:
         for name, content in read_jpegs(images).items():
-            yield Picture(content, data.channels, name)
+            yield Picture(content, data.channels, name, data.max_pixels)
         return
     shape = (data.image_size, data.image_size, data.channels)
     source = open_source(
@@ -105,7 +105,8 @@ def training_pictures(
     # Sources are often sorted by class, so the first pictures would all be of one.
     for index in np.random.default_rng(config.seed).permutation(len(source)):
         image, _ = source[int(index)]
-        yield Picture(image, data.channels, source.name(int(index)))
+        name = source.name(int(index))
+        yield Picture(image, data.channels, name, data.max_pixels)
 
 
 def draw_sheet(

@@ -1,7 +1,6 @@
 """Plots the learning rate and weight decay over a run, without training."""
 
 import argparse
-import json
 import pathlib
 
 import jax
@@ -16,8 +15,7 @@ from resnet_jax.data.derived_sources import few_shot
 from resnet_jax.data.sources import KNOWN, open_source
 from resnet_jax.errors import UserError
 from resnet_jax.parallel.sharding import find_devices
-from resnet_jax.persistence import storage
-from resnet_jax.reports.figures import picture, shorten
+from resnet_jax.reports.figures import picture, picture_to_write, shorten
 from resnet_jax.training.optim import check, make_decay
 from resnet_jax.training.schedules import make_schedule
 
@@ -30,7 +28,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_config(required=True)
     parser.add_argument(
         "--save",
-        type=storage.file_to_write,
+        type=picture_to_write,
         help="The file of the plot, such as lr.png. Without it, nothing is plotted.",
     )
     parser.add_argument(
@@ -55,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     if args.save:
         draw(args.config, config, size, args.save)
     if args.json:
-        output.answer(json.dumps({"config": args.config, **summary}))
+        output.answer(storage.to_json({"config": args.config, **summary}))
         return
     parts = [f"{summary['steps']} steps of {summary['batch_size']} images"]
     parts += [

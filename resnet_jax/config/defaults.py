@@ -27,12 +27,14 @@ def get_config() -> ConfigDict:
     """Returns the defaults, locked, so that setting an unknown key is an error.
 
     The comment of a key says what it does, and lists the other values that it may have.
+    `resnet_jax/config/values.py` has the range of each number.
     """
     config = old_keys.Config()
-    config.seed = 0  # seed of all random numbers of the run
+    config.seed = 0  # seed of all random numbers of the run, less than 2**32
     config.batch_size = 256  # images per step, over all devices
     config.total = ConfigDict({"epochs": 90})  # duration: length of the run
-    config.log_every = ConfigDict({"steps": 50})  # duration between two log lines
+    # Duration between two log lines; 0: only at the end.
+    config.log_every = ConfigDict({"steps": 50})
 
     config.model = old_keys.Model()
     config.model.name = "resnet50"  # a name from `python -m resnet_jax.zoo`
@@ -211,16 +213,19 @@ def get_config() -> ConfigDict:
     config.precise_bn = 0
 
     config.evaluate = ConfigDict()
-    config.evaluate.every = ConfigDict({"epochs": 1})  # duration between evaluations
+    # Duration between evaluations; 0: only at the end.
+    config.evaluate.every = ConfigDict({"epochs": 1})
     config.evaluate.batch_size = 0  # images over all devices; 0: batch_size
     config.evaluate.views = "one"  # views of each image; or flip (two), ten_crop
     # Further sets to evaluate, such as ("imagenet_a", "imagenet2012_real"); see
     # resnet_jax/data/evalsets.py.
     config.evaluate.sets = ()
     config.checkpoint = ConfigDict()
-    config.checkpoint.every = ConfigDict({"epochs": 1})  # duration between checkpoints
+    # Duration between checkpoints; 0: only at evaluations and at the end.
+    config.checkpoint.every = ConfigDict({"epochs": 1})
     config.checkpoint.keep_last = 2  # number of the newest checkpoints to keep
-    config.checkpoint.keep_best = 1  # number of those with the highest top-1 to keep
+    # Number of those with the highest top-1 to keep; 0: none.
+    config.checkpoint.keep_best = 1
     config.lock()
     # A recipe may add entries to these, which are empty here.
     for value in (

@@ -75,8 +75,8 @@ def load(path: str | os.PathLike) -> ConfigDict:
 
     Raises:
       UserError: There is no such file or variant, the file does not describe a config,
-        or its code fails. An exception of a recipe that ships with resnet_jax is an
-        error in the package, and is raised as it is.
+        or its code fails. Exceptions of this package and of the recipes that ship with
+        it are raised as they are.
     """
     file, variant = find(path), _file_and_variant(path)[1]
     _check_syntax(file)
@@ -160,7 +160,8 @@ def _explaining_failures(file: pathlib.Path) -> Iterator[None]:
             ' load a recipe with resnet_jax.config.load(RECIPES / "r50.py").'
         ) from None
     except (Exception, SystemExit) as error:
-        if file.parent == RECIPES:
+        innermost = traceback.extract_tb(error.__traceback__)[-1].filename
+        if innermost.startswith(f"{PACKAGE}{os.sep}") or file.parent == RECIPES:
             raise
         raise UserError(_problem_in(error, file)) from None
 

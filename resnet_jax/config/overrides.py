@@ -96,12 +96,13 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> None:
             old_keys.check_removed(key, _number(argument, text))
             continue
         key = old_keys.present_name(key)
+        value: Any
         *path, last = key.split(".")
         node = _node(config, path, key, text)
         if last in UNITS and set(node) <= set(UNITS):
-            amount = {last: _number(argument, text)}
+            value = {last: _number(argument, text)}
             *path, last = path
-            node, value = _node(config, path, key, text), amount
+            node = _node(config, path, key, text)
         elif last not in node:
             _refuse_key(config, key, node, text)
         elif equals:

@@ -24,6 +24,8 @@ MOST = 3e38
 MOST_IMAGES = 2**24
 # More than the side of any image that Pillow decodes by default.
 MOST_PIXELS = 2**15
+# More than cover an image.
+MOST_RECTANGLES = 1000
 # More processes, or threads in each, than machines run.
 MOST_WORKERS = 2**12
 
@@ -89,7 +91,7 @@ RANGES = {
     "data.color_jitter": Range(0, length=4),
     "data.lighting": NOT_NEGATIVE,
     "data.erase": FRACTION,
-    "data.erase_count": FROM_1,
+    "data.erase_count": Range(1, most=MOST_RECTANGLES),
     "data.colout": FRACTION,
     "data.repeats": FROM_1,
     "data.eval_size": Range(0, most=MOST_PIXELS),

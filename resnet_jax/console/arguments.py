@@ -100,7 +100,7 @@ class Parser(argparse.ArgumentParser):
         Args:
           args: The result of `parse`.
           flags: The names of the flags, without dashes.
-          cause: What makes them useless, such as `--sweep`.
+          cause: The flag or argument that makes them useless, such as `--sweep`.
         """
         for flag in flags:
             if getattr(args, flag) != self.get_default(flag):

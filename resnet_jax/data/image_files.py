@@ -17,7 +17,8 @@ SUFFIXES = frozenset(
     (
         *(".apng", ".avif", ".avifs", ".blp", ".bmp", ".bw", ".cur", ".dcx", ".dds"),
         *(".dib", ".fit", ".fits", ".flc", ".fli", ".ftc", ".ftu", ".gbr", ".gif"),
-        *(".heic", ".heif", ".hif", ".icb", ".icns", ".ico", ".iim", ".im", ".j2c"),
+        *(".heic", ".heics", ".heif", ".heifs", ".hif"),
+        *(".icb", ".icns", ".ico", ".iim", ".im", ".j2c"),
         *(".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx"),
         *(".mpo", ".msp", ".pbm", ".pcd", ".pcx", ".pfm", ".pgm", ".png", ".pnm"),
         *(".ppm", ".psd", ".pxr", ".qoi", ".ras", ".rgb", ".rgba", ".sgi", ".tga"),

@@ -49,9 +49,7 @@ def write_shard(
         if why := damage(partial, length):
             raise ValueError(why)
         # The content is on the disk before the name: an existing shard is complete.
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.rename(path)
+        storage.commit(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -366,8 +366,8 @@ def folder_splits(path: str) -> list[str]:
       UserError: There is no such folder, or it holds no folders.
     """
     root = _root(path)
-    if not root.is_dir():
-        raise UserError(f"There is no folder {root}.")
+    if not os.path.isdir(root):
+        raise UserError(f"There is no folder {root} that this user can enter.")
     splits = _folders(root, Counter())
     if not splits:
         raise UserError(

@@ -120,6 +120,8 @@ def _on_disk(dataset: str, data_dir: str) -> tuple[str, str]:
     """Returns a data set and its data_dir as local paths, copied from a store."""
     if "://" in dataset:
         return str(storage.kept_copy(storage.path_of(dataset))), ""
+    # tfds would take ~ in the variable for the name of a folder.
+    data_dir = data_dir or os.environ.get("TFDS_DATA_DIR", "")
     if "://" in data_dir:
         name = dataset.partition(":")[0]
         copy = storage.kept_copy(storage.path_of(data_dir) / name)

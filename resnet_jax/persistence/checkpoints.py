@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 import pathlib
 import sys
 import time
@@ -66,7 +67,7 @@ class Progress:
       examples: The number of training examples consumed, which is the position of the
         loader.
       evaluation: The result of the last evaluation with its `step`, or None.
-      best: The result of the best evaluation, or None.
+      best: The result of the best evaluation whose loss is finite, or None.
       seconds: Time spent in training steps, in this and earlier processes.
       bad_images: Indices of the training images that were skipped because they could
         not be decoded.
@@ -290,8 +291,8 @@ class Checkpoints:
     def best_step(self) -> int | None:
         """Returns the step with the highest top-1 accuracy, or None if there is none.
 
-        Only checkpoints that were evaluated at their step count. The last of equal ones
-        is returned.
+        Only checkpoints count that were evaluated at their step, with a finite loss.
+        The last of equal ones is returned.
         """
         best, highest = None, -1.0
         for step in self.steps():
@@ -422,7 +423,7 @@ class Checkpoints:
 
         Raises:
           DamagedError: The checkpoint is not as it was saved.
-          UserError: There is no checkpoint, or the run replaces it again and again.
+          UserError: The run has no checkpoint, or replaces it again and again.
         """
         failed: int | None = None
         for _ in range(READING_TRIES):
@@ -537,10 +538,24 @@ class Checkpoints:
             self._manager.close()
 
 
+def can_be_best(evaluation: Mapping[str, Any] | None) -> bool:
+    """Returns whether there is an evaluation, and its loss is finite.
+
+    Args:
+      evaluation: The result of an evaluation. A loss that is not finite may be None, as
+        it is read from JSON.
+    """
+    if not evaluation:
+        return False
+    loss = evaluation.get("loss", 0.0)
+    return loss is not None and math.isfinite(loss)
+
+
 def _fresh_evaluation(progress: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the evaluation of a record's own step, or None."""
+    """Returns the evaluation of a record's own step, if it can be the best one."""
     evaluation = progress["evaluation"]
-    return evaluation if evaluation and evaluation["step"] == progress["step"] else None
+    is_fresh = evaluation and evaluation["step"] == progress["step"]
+    return evaluation if is_fresh and can_be_best(evaluation) else None
 
 
 def restore_as_numpy(path: Path, keys: Sequence[str]) -> dict[str, Any]:

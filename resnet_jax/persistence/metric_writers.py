@@ -59,10 +59,10 @@ def _read_rows(path: Path) -> tuple[list[dict[str, Any]], str]:
         return [], f"{path} cannot be read: {reason_of(error)}."
     lines = content.splitlines()
     rows = [_row(line) for line in lines]
-    # A killed process can only cut the last line, but a power cut can also leave zeros
+    # A killed process can only cut the last row, but a power cut can also leave zeros
     # in place of it.
-    is_complete = content.endswith(b"\n") or b"\0" in content
-    if lines and not rows[-1] and not is_complete:
+    is_complete = content.endswith((b"\n", b"}", b"\0"))
+    if lines and not is_complete and lines[-1].startswith(b"{"):
         rows.pop()
     damaged = rows.count(None)
     return (

@@ -413,7 +413,7 @@ def set_aside(path: Path, reason: str) -> Path:
         if not taken:
             break
     if is_remote(path):
-        path.copy(target)
+        epath.Path(path).copy(target)
         path.unlink()
     else:
         os.rename(path, target)

@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import secrets
+import shutil
 import socket
 import threading
 import time
@@ -475,10 +476,25 @@ class Lock:
     def _remove(self) -> None:
         # Where the lock cannot be removed, the next run sees that this one is dead.
         with contextlib.suppress(Exception), self._writing:
+            chain = self._chain()
             # A run that takes over already needs the lock before its own.
-            last = self._chain()[-1]
-            if last.token == self.token:
-                last.path.unlink()
+            if chain and chain[-1].token == self.token:
+                chain[-1].path.unlink()
+            if not chain and self._folder:
+                self._remove_remains()
+
+    def _remove_remains(self) -> None:
+        """Removes what a save that was under way wrote after the workdir was gone.
+
+        TensorStore creates the folders of the files that it writes, so there may be a
+        new folder with nothing but one unfinished checkpoint.
+        """
+        folder = self._path.parent
+        is_new = self._identity_of_folder() != self._folder
+        if is_new and [path.name for path in folder.iterdir()] == ["checkpoints"]:
+            (checkpoint,) = (folder / "checkpoints").iterdir()
+            if checkpoint.name.split(".")[0].isdigit():
+                shutil.rmtree(folder)
 
     def _forget(self) -> None:
         self.release()

@@ -46,7 +46,8 @@ def draw(workdir: Path, result: dict | None = None) -> Path:
         accuracy.set(xlabel="step", ylabel="top-1 (%)", title="Accuracy")
         for axes in (loss, accuracy):
             axes.grid(alpha=0.3)
-            axes.legend()
+            if axes.lines:
+                axes.legend()
         _draw_samples(below, workdir / "predictions.npz")
         figure.suptitle(_title(workdir, result))
     return path
@@ -104,9 +105,7 @@ def _draw_images(figure, data: Mapping[str, np.ndarray]) -> None:
 def _title(workdir: Path, result: Mapping[str, Any] | None) -> str:
     """Returns the network and its result, or the name of a workdir without one."""
     path = workdir / "result.json"
-    with output.dispensable(str(path), "read"):
-        with contextlib.suppress(FileNotFoundError):
-            result = result or storage.read_object(path)
-        if result:
-            return f"{result['model']}: {describe(result)}"
+    with output.dispensable(str(path), "read"), contextlib.suppress(FileNotFoundError):
+        content = storage.read_object(path) if result is None else result
+        return f"{content['model']}: {describe(content)}"
     return shorten(workdir.name, 100)

@@ -8,7 +8,13 @@ from typing import Any
 
 from resnet_jax.console.output import printable, reason_of
 from resnet_jax.errors import UserError
-from resnet_jax.persistence.storage import Path, explaining_errors, is_remote, write
+from resnet_jax.persistence.storage import (
+    Path,
+    explaining_errors,
+    file_to_write,
+    is_remote,
+    write,
+)
 
 # A user's matplotlibrc chooses fonts and colours. No text is parsed as mathematics or
 # as TeX, where a name such as a$b_$ is an error. (matplotlib's type for settings is a
@@ -18,6 +24,30 @@ _SETTINGS: dict[Any, bool] = {
     "text.usetex": False,
     "axes.formatter.use_mathtext": False,
 }
+
+
+def picture_to_write(location: str) -> Path:
+    """Returns the path object for a picture that is to be written, after a check.
+
+    Args:
+      location: The location as the user wrote it; its suffix says the format, and
+        without one the picture is a PNG.
+
+    Raises:
+      UserError: The format is unknown, or no file can be written there; see
+        `storage.file_to_write`.
+    """
+    # Imported here, so that commands without a picture do not wait for matplotlib.
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    path = file_to_write(location)
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix and path.suffix[1:].lower() not in formats:
+        raise UserError(
+            f"{path} cannot be written: no picture has the suffix {path.suffix}. Known:"
+            f" {', '.join(sorted(formats))}."
+        )
+    return path
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
 from resnet_jax.parallel import processes, sharding
 from resnet_jax.persistence import storage, versions
-from resnet_jax.persistence.checkpoints import Progress
+from resnet_jax.persistence.checkpoints import Progress, can_be_best
 from resnet_jax.persistence.metric_writers import Writer
 from resnet_jax.persistence.preemption import (
     GRACE,
@@ -247,9 +248,17 @@ def train(
                         experiment, eval_steps, state, after_batch=preemption.check
                     )
                     evaluation = _record_evaluation(progress, result, sets, writer)
+                    is_finite = can_be_best(evaluation)
+                    if not is_finite:
+                        say(
+                            f"warning: The loss on {experiment.eval.source.title} is"
+                            f" not finite at step {now}, which is therefore not the"
+                            " best one. If this stays so, start another run with a"
+                            " smaller optim.learning_rate or model.dtype=float32."
+                        )
                     if experiment.plateau:
                         progress.plateau = experiment.plateau.after(
-                            progress.plateau, result.top1
+                            progress.plateau, result.top1 if is_finite else -math.inf
                         )
                         # Before the save, which must hold the rate of the next step.
                         opt_state = set_rate_factor(
@@ -361,7 +370,8 @@ def _record_evaluation(
     """Logs the results of an evaluation and keeps them in the progress.
 
     Args:
-      progress: The run's progress, whose `evaluation` and `best` are set.
+      progress: The run's progress, whose `evaluation` and, if its loss is finite,
+        `best` are set.
       result: The result on the eval split.
       sets: The results on the extra evaluation sets, by name.
       writer: The writer of the rows that are logged.
@@ -379,8 +389,12 @@ def _record_evaluation(
         "sets": sets,
         "step": progress.step,
     }
-    if not progress.best or values["top1"] >= progress.best["top1"]:
-        progress.best = progress.evaluation
+    # An older version could take an evaluation for the best whose loss is not finite.
+    best = progress.best if can_be_best(progress.best) else None
+    is_best = not best or values["top1"] >= best["top1"]
+    progress.best = (
+        progress.evaluation if is_best and can_be_best(progress.evaluation) else best
+    )
     return progress.evaluation
 
 

@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import functools
 import io
-import math
 import os
 import pathlib
 import pickle
@@ -52,6 +51,9 @@ MULTIPLYING = {
     "torch._utils _rebuild_device_tensor_from_cpu_tensor",
     "torch._utils _rebuild_device_tensor_from_numpy",
 }
+# The largest number of tensors in a file, which may have an optimizer and several
+# networks, and the largest length of a name.
+MAX_TENSORS, MAX_NAME = 20_000, 1000
 # The size of the header of an array in bytes, above which NumPy does not parse it.
 MAX_NPY_HEADER = 10_100
 # The names of NumPy's types for those of safetensors.
@@ -93,7 +95,15 @@ def read(
         case _:
             reader = functools.partial(keras_files.read, spec=spec, scheme=scheme)
     with explaining_damage(path):
-        return reader(path)
+        tensors = reader(path)
+    # Names are compared with those of many networks, which takes time.
+    longest = max(map(len, tensors), default=0)
+    if len(tensors) > MAX_TENSORS or longest > MAX_NAME:
+        raise UserError(
+            f"{path} is refused: it has {len(tensors)} tensors, with names of up to"
+            f" {longest} characters. Save the weights of one network alone."
+        )
+    return tensors
 
 
 def format_of(path: pathlib.Path) -> str:
@@ -169,8 +179,10 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], card: Card) -> None:
             metadata = {"format": "pt", "card": card.to_json()}
             safetensors.numpy.save_file(arrays, partial, metadata)
         elif suffix == ".npz":
-            # NumPy's types expect a bool of any keyword, since allow_pickle is one.
-            np.savez(partial, **tensors)  # type: ignore[arg-type]
+            # NumPy would add its suffix to a path with another one, such as .NPZ.
+            with partial.open("wb") as file:
+                # NumPy's types expect a bool of any keyword, since allow_pickle is one.
+                np.savez(file, **tensors)  # type: ignore[arg-type]
         elif suffix in KERAS:
             spec, scheme = card.make_spec(), SCHEMES[card.scheme]
             keras_files.write(partial, tensors, spec, scheme)
@@ -178,9 +190,9 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], card: Card) -> None:
             torch = _import_torch(path, "Writing")
             state = {name: torch.tensor(value) for name, value in tensors.items()}
             torch.save(state, partial)
-        os.replace(partial, path)
+        storage.commit(partial, path)
         if suffix != ".safetensors":
-            card_path(path).write_text(card.to_json())
+            storage.write(card_path(path), card.to_json())
     # safetensors and torch raise errors of their own for those of the file system.
     except (OSError, safetensors.SafetensorError, RuntimeError) as error:
         raise UserError(
@@ -297,10 +309,7 @@ def _read_npz(path: pathlib.Path) -> dict[str, StoredTensor]:
                 f"{path} is refused: {name!r} is a pickle, which could run code,"
                 " instead of an array of numbers. Save it without objects."
             )
-        # Some of BiT's files keep the parameters of norms as [1, 1, 1, c].
-        if name.endswith(("/gamma", "/beta")):
-            shape = (math.prod(shape),)
-        read = functools.partial(_read_npy, archive, entry, shape)
+        read = functools.partial(_read_npy, archive, entry)
         tensors[name] = StoredTensor(path, name, shape, dtype.name, read)
     return tensors
 
@@ -319,11 +328,9 @@ def _read_npy_header(file: io.BytesIO) -> tuple[tuple[int, ...], np.dtype]:
     return shape, dtype
 
 
-def _read_npy(
-    archive: zipfile.ZipFile, entry: str, shape: tuple[int, ...]
-) -> np.ndarray:
+def _read_npy(archive: zipfile.ZipFile, entry: str) -> np.ndarray:
     with archive.open(entry) as file:
-        return np.lib.format.read_array(file, allow_pickle=False).reshape(shape)
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _read_torch(path: pathlib.Path) -> dict[str, StoredTensor]:
@@ -404,12 +411,6 @@ def _load_torch(torch: types.ModuleType, path: pathlib.Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError) as error:
-        if "TorchScript" in str(error):
-            raise UnreadableError(
-                f"{path} is a TorchScript archive, which is a program. If you trust it,"
-                " load it with torch.jit.load and save the tensors alone with"
-                " torch.save(model.state_dict(), PATH)."
-            ) from error
         raise UnreadableError(
             f"{path} is not a complete file of torch.save; fetch or save it again."
         ) from error

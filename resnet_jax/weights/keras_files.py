@@ -28,7 +28,7 @@ from resnet_jax.errors import UserError, nearest
 from resnet_jax.models.zoo import Spec
 from resnet_jax.weights import formats
 from resnet_jax.weights.keras import VARIABLES, Layer, list_layers
-from resnet_jax.weights.naming import Scheme, check_depth
+from resnet_jax.weights.naming import Scheme, check_buildable
 from resnet_jax.weights.stored import StoredTensor, UnreadableError, explaining_damage
 
 # Keras's automatic name of a layer: its class and, after the first one, a number.
@@ -304,7 +304,7 @@ def _name(tensors: Tensors, path: pathlib.Path, spec: Spec, scheme: Scheme) -> T
         return tensors
 
     names: dict[str, str] = {}
-    check_depth(spec, tensors)
+    check_buildable(spec, tensors, path)
     known = list_layers(spec, scheme)
     for kind, unnamed in numbers.items():
         free = [x.name for x in known if x.kind == kind and x.name not in layers]

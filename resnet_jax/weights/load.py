@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from resnet_jax.config import values
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models import zoo
 from resnet_jax.models.zoo import ZOO, Spec, get_entry, get_spec, resolve
@@ -19,7 +20,7 @@ from resnet_jax.weights.naming import (
     Scheme,
     Shapes,
     Tensors,
-    check_depth,
+    check_buildable,
     from_foreign,
     shapes_of,
 )
@@ -71,8 +72,9 @@ def load(
 
     Raises:
       UserError: There are no such weights, they cannot be read, or they belong to
-        another network.
+        another network; or the seed is not one that a run may have.
     """
+    values.check_value("seed", seed)
     card, variables = read(source, model=model, **overrides)
     spec = card.make_spec()
     new_ends = {key: overrides[key] for key in ENDS if key in overrides}
@@ -155,15 +157,7 @@ def _read(source: str, model: str | None, overrides: dict) -> tuple[Card, Tensor
         else:
             with files.local(path) as file:
                 return _read_file(file, prefix, model, overrides)
-    _check_depth(source, card, tensors)
     return _check_card(card, source, model, overrides), tensors
-
-
-def _check_depth(source: str, card: Card, tensors: Tensors) -> None:
-    try:
-        check_depth(card.make_spec(), tensors)
-    except UserError as error:
-        raise UserError(f"{source} does not fit {card.network}: {error}") from None
 
 
 def _split_prefix(source: str) -> tuple[str, str | None]:
@@ -181,7 +175,7 @@ def _read_file(
     read_tensors = _reader(path)
     if card:
         scheme, spec = _scheme_of(card), card.make_spec()
-        _check_depth(str(path), card, read_tensors())
+        check_buildable(spec, read_tensors(), path)
         selection = _choose(path, card.network, spec, [scheme], read_tensors, prefix)[1]
         card = card.for_spec(selection.spec)
         card = _check_card(card, str(path), model, overrides)

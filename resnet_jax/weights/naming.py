@@ -8,6 +8,7 @@ modules and of their variables, and gives the order of an array's axes.
 
 import dataclasses
 import functools
+import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -166,37 +167,43 @@ def _shapes_of(spec: Spec) -> dict[tuple[str, ...], tuple[int, ...]]:
 def _traced_shapes(spec: Spec) -> dict[tuple[str, ...], tuple[int, ...]]:
     # Names do not depend on the image's size, and shapes only do after flattened
     # features. The networks that flatten take 64 pixels or average to a fixed size.
-    try:
-        variables = init_shapes(build(spec), image_size=64)
-    except UserError:
-        raise
-    # Flax and JAX raise these for numbers that make no network, which a card may have.
-    except (TypeError, ValueError, LookupError, ArithmeticError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(
-            f"A network cannot have the spec of these weights ({lines[0].rstrip('.')})."
-            " Correct their card, or the fields that replace its own."
-        ) from error
+    variables = init_shapes(build(spec), image_size=64)
     return {path: leaf.shape for path, leaf in flatten_dict(variables).items()}
 
 
-def check_depth(spec: Spec, tensors: Collection[str]) -> None:
-    """Checks that a very deep network has no more blocks than there are tensors.
+def check_buildable(spec: Spec, tensors: Collection[str], file: os.PathLike) -> None:
+    """Checks that the network of a card can be built.
 
     A card can claim any number of blocks, and a network of a million takes minutes and
     gigabytes to build, even without values.
 
+    Args:
+      spec: The spec that the card has.
+      tensors: The names of the tensors that the card describes.
+      file: The file with the card.
+
     Raises:
-      UserError: It has more.
+      UserError: The network has many more blocks than there are tensors, or a field of
+        the spec has a value that makes it impossible to build.
     """
     blocks = sum(getattr(spec, "stage_sizes", ()))
     if isinstance(spec, ResNetSpec) and spec.spatial == "hierarchical":
         blocks *= spec.scale - 1
     if blocks > max(MANY_BLOCKS, len(tensors)):
         raise UserError(
-            f"The network has {blocks} blocks, but the file only {len(tensors)}"
-            " tensors. Correct the card."
+            f"The card of {file} describes a network of {blocks} blocks, but there are"
+            f" only {len(tensors)} tensors. Correct it, or remove it and name the"
+            " network."
         )
+    try:
+        shapes_of(spec)
+    # Flax and JAX raise these for numbers that no network can have.
+    except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"The card of {file} describes a network that cannot be built"
+            f" ({lines[0].rstrip('.')}). Correct it, or remove it and name the network."
+        ) from error
 
 
 def to_foreign(variables: Mapping, spec: Spec, scheme: Scheme) -> dict[str, np.ndarray]:
@@ -244,8 +251,9 @@ def from_foreign(tensors: Tensors, spec: Spec, scheme: Scheme) -> dict:
         name = names[native]
         if str(tensors[name].dtype).startswith(SCALED):
             raise UserError(
-                f"The tensor {name!r} has the type {tensors[name].dtype}, as in a"
-                " quantised network; save the weights as float32."
+                f"The values of the tensor {name!r} are of the type"
+                f" {tensors[name].dtype} and not plain floating-point numbers; save the"
+                " weights as float32."
             )
         value = np.asarray(tensors[name], np.float32)
         if not np.isfinite(value).all():
@@ -272,7 +280,6 @@ def check_shapes(shapes: Shapes, spec: Spec, scheme: Scheme) -> None:
       UserError: A tensor is missing, surplus or of the wrong shape; the message names
         it.
     """
-    check_depth(spec, shapes)
     names = scheme.names(spec)
     known = set(names.values())
     candidates = [name for name in shapes if not re.fullmatch(scheme.ignored, name)]

@@ -4,6 +4,7 @@ A weights directory holds `card.json` and the variables as an Orbax checkpoint.
 """
 
 import io
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import flatten_dict
+from orbax.checkpoint.metadata import ArrayMetadata
 
 from resnet_jax.config.saved import from_saved
 from resnet_jax.config.sizes import eval_image_size
@@ -28,7 +30,8 @@ from resnet_jax.persistence.checkpoints import (
 from resnet_jax.persistence.storage import Path
 from resnet_jax.weights import timm_torchvision
 from resnet_jax.weights.card import Card, default_card, from_json
-from resnet_jax.weights.naming import Layout, Scheme
+from resnet_jax.weights.naming import Layout, Scheme, check_buildable, check_shapes
+from resnet_jax.weights.stored import read_text
 
 NATIVE = Scheme(
     "resnet_jax",
@@ -38,6 +41,10 @@ NATIVE = Scheme(
     separator="/",
     ignored="",
 )
+
+
+# The number of values in a chunk which every array may have.
+MIN_CHUNK = 2**20
 
 
 def is_weights_directory(path: Path) -> bool:
@@ -93,14 +100,44 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], Card]:
 
     Raises UserError if it is damaged.
     """
-    card = from_json((path / "card.json").read_text(), str(path))
+    card = from_json(read_text(path / "card.json"), str(path))
+    folder = path / "variables"
     try:
-        variables = restore_as_numpy(path / "variables", ("params", "batch_stats"))
+        handler = ocp.PyTreeCheckpointHandler()
+        declared = _flatten(handler.metadata(storage.absolute(folder)).tree)
+        _check_declared(path, card, declared)
+        variables = restore_as_numpy(folder, ("params", "batch_stats"))
+    except UserError:
+        raise
     except Exception as error:
         raise DamagedError(
             f"{path} is damaged: {_first_line(error)}. Write it again."
         ) from error
     return _flatten(variables), card
+
+
+def _check_declared(
+    path: Path, card: Card, declared: Mapping[str, ArrayMetadata]
+) -> None:
+    """Checks before anything is read that arrays are those of the card's network.
+
+    Raises UserError if their names or shapes are others, or they are stored in chunks
+    that are larger than they are, each of which takes its memory while it is read.
+    """
+    spec = card.make_spec()
+    check_buildable(spec, declared, path)
+    try:
+        check_shapes({name: x.shape for name, x in declared.items()}, spec, NATIVE)
+    except UserError as error:
+        raise UserError(f"{path} does not fit {card.network}: {error}") from None
+    for name, array in declared.items():
+        chunk = array.storage.chunk_shape if array.storage else None
+        if chunk and math.prod(chunk) > max(math.prod(array.shape), MIN_CHUNK):
+            raise UserError(
+                f"{path} is refused: {name!r} is stored in chunks of"
+                f" {math.prod(chunk)} values, but has {math.prod(array.shape)}. Write"
+                " it again."
+            )
 
 
 def read_workdir(path: Path) -> tuple[dict[str, np.ndarray], Card]:
@@ -154,7 +191,7 @@ def _classes(path: Path, record: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(saved["classes"].tolist())
 
 
-def _flatten(variables: dict) -> dict[str, np.ndarray]:
+def _flatten(variables: dict) -> dict[str, Any]:
     """Returns variables by native names, which leave out the collection."""
     collections = {key: variables.get(key, {}) for key in ("params", "batch_stats")}
     return {"/".join(path[1:]): x for path, x in flatten_dict(collections).items()}

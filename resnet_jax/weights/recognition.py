@@ -10,7 +10,8 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from resnet_jax.errors import UserError
 from resnet_jax.models.baselines import HighwaySpec, VGGSpec
@@ -96,6 +97,8 @@ class Selection:
 def flatten(content: Mapping, kind: type) -> dict:
     """Returns all values of one type in nested mappings, by their joined keys.
 
+    A mapping that is in several places counts once.
+
     Args:
       content: The mappings, such as the checkpoint of a training program.
       kind: The type of the values.
@@ -104,14 +107,20 @@ def flatten(content: Mapping, kind: type) -> dict:
       >>> flatten({"epoch": 3, "model": {"fc.bias": 0.5}}, float)
       {'model.fc.bias': 0.5}
     """
-    values = {}
-    for key, value in content.items():
-        if isinstance(value, kind):
-            values[str(key)] = value
-        elif isinstance(value, Mapping):
-            inner = flatten(value, kind)
-            values |= {f"{key}.{name}": x for name, x in inner.items()}
-    return values
+    seen = set()
+
+    def visit(content: Mapping, prefix: str) -> Iterator[tuple[str, Any]]:
+        # A pickle may hold one mapping in many places, even in itself.
+        if id(content) in seen:
+            return
+        seen.add(id(content))
+        for key, value in content.items():
+            if isinstance(value, kind):
+                yield f"{prefix}{key}", value
+            elif isinstance(value, Mapping):
+                yield from visit(value, f"{prefix}{key}.")
+
+    return dict(visit(content, ""))
 
 
 def without_wrappers(name: str) -> str:

@@ -18,12 +18,6 @@ import numpy as np
 from resnet_jax.errors import UserError
 from resnet_jax.persistence.storage import Path
 
-# The types whose values are real numbers: a cast to float32 would take any number of
-# other types, such as the real parts of complex numbers.
-_INTEGERS = (f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))
-REAL = {"bfloat16", "float16", "float32", "float64", *_INTEGERS}
-
-
 # The largest size of a header, a card or a list of files in bytes. The names of ten
 # thousand tensors have about one MiB.
 MAX_HEADER = 2**24
@@ -65,11 +59,6 @@ class StoredTensor:
         return math.prod(self.shape)
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        if self.dtype not in REAL:
-            raise UnreadableError(
-                f"{self.file} is refused: the values of {self.name!r} are not real"
-                f" numbers but of the type {self.dtype}. Save it as float32."
-            )
         with explaining_damage(self.file):
             value = np.asarray(self.read(), dtype)
             if value.shape != self.shape:

@@ -34,6 +34,19 @@ def test_errors_are_percentages_of_wrong_predictions(workdirs):
         assert (wrong > 0).all()
 
 
+@pytest.mark.parametrize("content", [b"", b'{"model": {"na', b"\xff", b"[]", b"{}"])
+def test_a_damaged_config_is_a_warning(tmp_path, capsys, content):
+    (tmp_path / "config.json").write_bytes(content)
+    row = '{"step": 1, "train/top1": 0.5, "eval/top1": null}\n'
+    (tmp_path / "metrics.jsonl").write_text(row)
+    path = tmp_path / "errors.png"
+    degradation.main(["degradation", f"--runs={tmp_path}", f"--save={path}"])
+    printed = capsys.readouterr()
+    assert printed.out.startswith(f"{tmp_path.name}: train error 50.00 %")
+    assert f"{tmp_path / 'config.json'} cannot be read (" in printed.err
+    assert (tmp_path / "config.json").read_bytes() == content
+
+
 @pytest.mark.slow
 def test_the_command_plots_all_runs(workdirs, tmp_path, capsys):
     pictures = []

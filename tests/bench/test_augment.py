@@ -101,7 +101,7 @@ def test_a_sheet_must_be_a_picture(name, images):
 
 def test_a_sheet_that_cannot_be_written_is_reported(images):
     save = f"--save={images}/no/sheet.png"
-    with pytest.raises(UserError, match=r"sheet\.png: No such file or directory\."):
+    with pytest.raises(UserError, match=r"sheet\.png cannot be written: there is no"):
         main(["bench", "augment", CONFIG, f"--images={images}", save, "--rows=1"])
 
 

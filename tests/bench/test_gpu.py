@@ -198,7 +198,7 @@ def test_the_networks_of_the_check_have_every_option_of_the_zoo():
         ("--golden=/no/logits.json", "Run the command in a checkout of the project"),
         ("--networks=resnet5O", "There is no golden logits of --networks=resnet5O."),
         ("--dtype=half", "There is no --dtype=half."),
-        ("--json=/no/such/folder/x.json", "--json=/no/such/folder/x.json: No such"),
+        ("--json=/no/such/folder/x.json", "there is no directory /no/such/folder"),
     ],
 )
 def test_mistakes_are_reported_before_anything_is_measured(flag, message, capsys):

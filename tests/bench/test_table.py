@@ -106,6 +106,14 @@ def test_a_table_warns_of_a_busy_machine(busy, warns):
     assert ("Other work took 50% of the cores" in table.describe(machine)) == warns
 
 
+def test_mistakes_in_the_arguments_keep_the_results_of_before(tmp_path):
+    path = tmp_path / "tables.json"
+    path.write_text("earlier results")
+    with pytest.raises(UserError, match="no network 'resnet5O'"):
+        command.main(["bench", "step", "--model=resnet5O", f"--json={path}"])
+    assert path.read_text() == "earlier results"
+
+
 def test_an_interrupted_benchmark_keeps_the_rows_that_it_has_measured(tmp_path):
     def rows():
         yield table.row("first", "s", [1.0])
@@ -122,10 +130,10 @@ def test_an_interrupted_benchmark_keeps_the_rows_that_it_has_measured(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--json=/no/such/folder/x.json"], "--json=/no/such/folder/x.json: No such"),
+        (["--json=/no/such/folder/x.json"], "there is no directory /no/such/folder"),
         (["--model=resnet5O"], "no network 'resnet5O'. Did you mean"),
         (["--dtype=float32,bfloat"], "no --dtype=bfloat. Did you mean bfloat16"),
-        (["--profile=/dev/null/x"], "--profile=/dev/null/x: Not a directory."),
+        (["--profile=/dev/null/x"], "/dev/null/x cannot be used: Not a directory."),
     ],
 )
 def test_mistakes_in_the_arguments_of_step_are_reported(arguments, message, capsys):

@@ -66,6 +66,105 @@ def test_a_file_that_is_not_a_config_is_an_error_that_says_why(
         config_lib.load(f"{tmp_path}/c.py{variant}")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it has no function get_config"),
+        (b"get_config = 3", "it has no function get_config"),
+        (b"\xff\xfe\x00config", "is not valid Python"),
+        (b"x = '\xe9'", "is not valid Python"),
+        (b"x = 1\0", "is not valid Python"),
+        (b"x = " + 500 * b"(" + 500 * b")", "is not valid Python"),
+        (b"def get_config(a, b): ...", "get_config may have one argument"),
+        (b"def get_config(*, a): ...", "get_config may have one argument"),
+        (b"def get_config(): pass", "get_config returned NoneType"),
+        (b"\n1 / 0", "line 2: ZeroDivisionError: division by zero"),
+        (b"\ndef get_config():\n  return x", "line 3: NameError: name 'x'"),
+        (b"def get_config():\n open('/no/such')", "line 2: FileNotFoundError: "),
+        (b"def get_config():\n return get_config()", "line 2: RecursionError"),
+        (b"def get_config():\n raise SystemExit(3)", "line 2: The code ends the"),
+        (b"import sys\nsys.exit()", "line 2: The code ends the program"),
+        (b"import json\n\njson.loads('{')", "line 3: JSONDecodeError: Expecting"),
+    ],
+)
+def test_code_that_fails_is_an_error_with_its_line(content, message, tmp_path):
+    (tmp_path / "c.py").write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        config_lib.load(tmp_path / "c.py")
+    assert f"{tmp_path}/c.py" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_error_in_the_package_keeps_its_traceback(tmp_path):
+    (tmp_path / "c.py").write_text(
+        "from resnet_jax.config import rescaled_ema_decay\n"
+        "rescaled_ema_decay(0.5, batch_size=1, every=1, epochs=0)\n"
+    )
+    with pytest.raises(ZeroDivisionError):
+        config_lib.load(tmp_path / "c.py")
+
+
+def test_the_error_of_a_module_that_a_config_calls_names_both_places(
+    tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "helper_of_a_config.py").write_text("def help():\n    {}['lr']\n")
+    (tmp_path / "c.py").write_text(
+        "import helper_of_a_config\ndef get_config():\n  helper_of_a_config.help()"
+    )
+    message = r"c\.py, line 3: KeyError: 'lr' \(in .*helper_of_a_config\.py, line 2\)"
+    with pytest.raises(UserError, match=message):
+        config_lib.load(tmp_path / "c.py")
+
+
+def test_what_a_config_prints_does_not_mix_with_the_output_of_a_command(
+    tmp_path, capsys
+):
+    (tmp_path / "c.py").write_text(
+        "from resnet_jax.config import defaults\n"
+        "print('top')\n"
+        "def get_config():\n"
+        "    print('inside')\n"
+        "    return defaults.get_config()\n"
+    )
+    config_lib.load(tmp_path / "c.py")
+    assert capsys.readouterr() == ("", "top\ninside\n")
+
+
+def test_a_place_that_holds_no_file_is_not_a_config(tmp_path, monkeypatch):
+    (tmp_path / "folder.py").mkdir()
+    (tmp_path / "loop.py").symlink_to("loop.py")
+    (tmp_path / "nowhere.py").symlink_to("no_such_file.py")
+    for name, message in {
+        "folder.py": "is a directory; a config is a Python file",
+        "loop.py": "Too many levels of symbolic links",
+        "nowhere.py": "There is no config",
+        f"{'n' * 300}.py": "File name too long",
+        "a\0.py": "embedded null byte",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            config_lib.load(tmp_path / name)
+    with pytest.raises(UserError, match=r"file:///x\.py is an address"):
+        config_lib.load("file:///x.py")
+    with pytest.raises(UserError, match="is empty"):
+        config_lib.load("")
+
+
+def test_a_config_is_found_in_the_home_directory_and_below_a_colon(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a:b").mkdir()
+    (tmp_path / "a:b" / "c.py").write_text(
+        "from resnet_jax.config import defaults\n"
+        "def get_config(variant):\n"
+        "    config = defaults.get_config()\n"
+        "    config.model.name = variant\n"
+        "    return config\n"
+    )
+    assert config_lib.load("~/a:b/c.py:x.py:y").model.name == "x.py:y"
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_docstring_of_every_recipe_has_the_command_that_runs_it(path):
     doc = runpy.run_path(str(path))["__doc__"]

@@ -159,7 +159,7 @@ def test_no_images_give_an_empty_input():
         ("gone.png", r"gone\.png: No such file.*give the path"),
         ("a\0b.png", "null byte"),
         ("https://a.b/c.png", r"gs:// and s3:// and local paths are"),
-        (".", "Is a directory; give the path"),
+        (".", "Is a directory"),
         (b"", "the file is empty; replace it"),
         ([photo(), b"GIF89a"], r"images\[1\]: cannot be decoded.*; replace it"),
         (file_of(Image.fromarray(photo()), format="PNG")[:500], "truncated"),

@@ -151,20 +151,25 @@ def test_a_run_survives_that_its_dispensable_files_cannot_be_written(
     output = "".join(lines) + rest
     assert code == 0, output
     # Each evaluation has sample predictions; the picture needs metrics.jsonl.
-    warned = [line.split()[1] for line in output.splitlines() if "cannot be" in line]
-    assert set(warned) == {
-        str(workdir / name) for name in in_the_way if name != "metrics.jsonl"
+    warnings = {
+        line.split()[1]: line
+        for line in output.splitlines()
+        if line.startswith(f"warning: {workdir}")
     }
+    assert warnings.keys() == {str(workdir / name) for name in in_the_way[1:]}
+    assert f"{workdir / 'report.png'} cannot be written" in output
+    for name in ("predictions.npz", "result.json"):
+        assert f"renamed to {name}.damaged-1" in warnings[str(workdir / name)]
     assert "report: " not in output
     assert output.splitlines()[-1].startswith("result: top-1 ")
     arrays, expected = runs.final_arrays(workdir), runs.final_arrays(undisturbed)
     for name, array in arrays.items():
         assert array.tobytes() == expected[name].tobytes(), name
 
-    # The same command again has nothing to train, and can write nothing at the start.
+    # The same command again has nothing to train.
     code, output = runs.run(workdir, *flags)
     assert code == 0, output
-    assert f"warning: {workdir / 'metrics.jsonl'} cannot be written (" in output
+    assert "renamed to metrics.jsonl.damaged-1" in output
 
 
 def test_a_picture_that_cannot_be_drawn_is_one_warning(flags, undisturbed, tmp_path):

@@ -454,8 +454,7 @@ def test_a_second_run_in_a_workdir_stops_and_the_first_continues(tmp_path):
     assert not (tmp_path / "run" / "running.json").exists()
 
 
-@pytest.mark.parametrize("number", [1, 2])
-@pytest.mark.parametrize("change", ["removed", "renamed"])
+@pytest.mark.parametrize(("number", "change"), [(1, "renamed"), (2, "removed")])
 def test_a_run_whose_workdir_is_gone_stops_and_the_same_command_works(
     tmp_path, number, change
 ):

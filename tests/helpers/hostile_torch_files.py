@@ -104,7 +104,7 @@ for _kind, _value in {
         _replace(path, value)
 
     _write_kind.__name__ = f"tensor_of_type_{_kind}"
-    case("w.pth", f"not real numbers but of the type {_kind}")(_write_kind)
+    case("w.pth", f"are of the type {_kind}")(_write_kind)
 
 
 @case("w.pth", "pickle calls bytearray")
@@ -181,6 +181,14 @@ def nested_states(path):
 
 
 @case("w.pth", "w.pth")
+def state_that_doubles_at_each_level(path):
+    content: dict = {"x": torch.zeros(1)}
+    for _ in range(60):
+        content = {"a": content, "b": content}
+    _write(path, lambda state: content)
+
+
+@case("w.pth", "w.pth")
 def nothing(path):
     _write(path, lambda state: collections.OrderedDict())
 
@@ -204,4 +212,4 @@ def cut_off_pickle(path):
 
 
 if __name__ == "__main__":
-    load_all(CASES, ("pth",), sys.argv[1])
+    load_all(CASES, (".pth",), sys.argv[1])

@@ -1,5 +1,11 @@
 """Checkpoints: intact on any number of devices; the last few and the best are kept."""
 
+import json
+import math
+import pathlib
+import re
+import shutil
+import threading
 import types
 
 import jax
@@ -10,8 +16,9 @@ import pytest
 from resnet_jax.parallel import processes, sharding
 from resnet_jax.persistence import checkpoints
 from resnet_jax.persistence.array_checksums import fingerprint
+from resnet_jax.persistence.checkpoints import DamagedError, open_checkpoints
 from resnet_jax.training import programs
-from tests.helpers import tiny
+from tests.helpers import runs, tiny
 from tests.helpers.checkpoints import (
     assert_same_bits,
     mesh_of,
@@ -20,6 +27,7 @@ from tests.helpers.checkpoints import (
     random_state,
     shapes_of,
 )
+from tests.helpers.system_calls import syncs_and_renames
 
 
 @pytest.mark.slow
@@ -76,6 +84,21 @@ def test_the_last_checkpoints_and_the_best_one_are_kept(tmp_path):
     assert_same_bits(restored, random_state(2))
 
 
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), None])
+def test_an_evaluation_whose_loss_is_not_finite_is_never_the_best(tmp_path, loss):
+    losses = {1: loss, 2: 1.0, 3: loss, 4: loss}
+    with open_for_writing(tmp_path) as saved:
+        for step, top1 in ((1, 0.9), (2, 0.1), (3, 0.8), (4, 0.7)):
+            progress = progress_at(step, top1)
+            progress.evaluation["loss"] = losses[step]
+            saved.save(random_state(step), progress)
+            saved.wait()
+            assert saved.best_step() == (2 if step > 1 else None)
+        assert saved.steps() == [2, 3, 4]
+    with open_for_writing(tmp_path) as saved:
+        assert saved.best_step() == 2
+
+
 def test_a_step_can_be_saved_again_with_its_evaluation(tmp_path):
     with open_for_writing(tmp_path) as saved:
         saved.save(random_state(3), progress_at(3))
@@ -114,6 +137,143 @@ def test_a_process_whose_save_failed_does_not_wait_for_the_others(monkeypatch):
     assert not calls
     checkpoints._wait_at_barrier(key="saved", timeout_ms=1)
     assert calls == [("saved", 1)]
+
+
+def save_evaluated(path, figures: dict[int, float]) -> None:
+    """Saves a checkpoint with a top-1 accuracy at each step, and keeps all."""
+    with open_for_writing(path, keep_best=9) as saved:
+        for step, top1 in figures.items():
+            saved.save(random_state(step), progress_at(step, top1))
+        saved.wait()
+
+
+def damage_arrays(checkpoint: pathlib.Path) -> None:
+    """Removes the files that hold the arrays of a checkpoint."""
+    for file in checkpoint.glob("state/ocdbt.process_0/d/*"):
+        file.unlink()
+
+
+def test_a_reader_sees_what_was_saved_since_it_was_opened(tmp_path):
+    save_evaluated(tmp_path / "checkpoints", {1: 0.9})
+    with open_checkpoints(tmp_path) as saved:
+        assert saved.load("last")[0]["progress"]["step"] == 1
+        save_evaluated(tmp_path / "checkpoints", {2: 0.8})
+        record, arrays = saved.load("last")
+        assert record["progress"]["step"] == 2
+        assert_same_bits(arrays["params"], random_state(2).params)
+        assert saved.load("best")[0]["progress"]["step"] == 1
+
+
+def test_another_checkpoint_is_read_if_the_chosen_one_is_removed_meanwhile(tmp_path):
+    save_evaluated(tmp_path / "checkpoints", {1: 0.9, 2: 0.8})
+    # Another process removes the files of a checkpoint one after the other.
+    damage_arrays(tmp_path / "checkpoints" / "1")
+    removal = threading.Timer(0.3, shutil.rmtree, [tmp_path / "checkpoints" / "1"])
+    removal.start()
+    with open_checkpoints(tmp_path) as saved:
+        assert saved.load("best")[0]["progress"]["step"] == 2
+    removal.join()
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"null", b"\xff", b"[" * 10**5])
+def test_the_newest_intact_checkpoint_is_read_if_a_record_is_damaged(tmp_path, content):
+    save_evaluated(tmp_path / "checkpoints", {1: 0.9, 2: 0.9})
+    record = tmp_path / "checkpoints" / "2" / "run" / "metadata"
+    record.write_bytes(content)
+    with open_checkpoints(tmp_path) as saved:
+        assert saved.load("best")[0]["progress"]["step"] == 1
+        with pytest.raises(DamagedError, match=r"move .*checkpoints/2 away to use"):
+            saved.load("last")
+    assert record.read_bytes() == content
+    with open_for_writing(tmp_path / "checkpoints") as saved:
+        _, progress = saved.restore_latest(shapes_of(random_state(1)))
+    assert progress.step == 1
+    assert (tmp_path / "damaged" / "2" / "run" / "metadata").read_bytes() == content
+
+
+def test_a_damaged_best_checkpoint_is_not_replaced_by_another_one(tmp_path):
+    save_evaluated(tmp_path / "checkpoints", {1: 0.9, 2: 0.8})
+    damage_arrays(tmp_path / "checkpoints" / "1")
+    with (
+        open_checkpoints(tmp_path) as saved,
+        pytest.raises(DamagedError, match=r"move .*checkpoints/1 away to use"),
+    ):
+        saved.load("best")
+
+
+def test_an_evaluation_without_a_finite_loss_is_valid_json(tmp_path):
+    progress = progress_at(1, 0.5)
+    progress.evaluation["loss"] = math.inf
+    with open_for_writing(tmp_path) as saved:
+        saved.save(random_state(1), progress)
+        saved.wait()
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    for name in ("run/metadata", "metrics/metrics"):
+        text = (tmp_path / "1" / name).read_text()
+        assert json.loads(text, parse_constant=refuse)
+    with open_for_writing(tmp_path) as saved:
+        _, restored = saved.restore_latest(shapes_of(random_state(1)))
+    assert restored.evaluation["loss"] is None
+
+
+READ = """
+import sys, time
+from resnet_jax.persistence.checkpoints import open_checkpoints
+from resnet_jax.persistence.storage import path_of
+end, count = time.monotonic() + float(sys.argv[2]), 0
+while time.monotonic() < end:
+    with open_checkpoints(path_of(sys.argv[1])) as saved:
+        saved.load(("best", "last")[count % 2])
+    count += 1
+print(count, "loaded")
+"""
+
+
+@pytest.mark.slow
+def test_checkpoints_can_be_read_while_their_run_replaces_them(tmp_path):
+    step = 1
+    with open_for_writing(tmp_path / "checkpoints", keep_last=1, keep_best=0) as saved:
+        saved.save(random_state(step), progress_at(step, 0.5))
+        saved.wait()
+        reader = runs.start_python("-c", READ, str(tmp_path), "10")
+        while reader.poll() is None:
+            step += 1
+            saved.save(random_state(step), progress_at(step, 0.5))
+    code, output = runs.finish(reader)
+    assert code == 0, output
+    assert "Traceback" not in output
+    assert int(re.search(r"(\d+) loaded", output)[1]) > 1
+    assert step > 10
+
+
+@pytest.mark.slow
+def test_a_checkpoint_gets_its_name_when_it_and_the_rows_are_on_disk(tmp_path):
+    """A power cut at any moment leaves a whole checkpoint and the rows before it."""
+    workdir = tmp_path / "run"
+    program = f"""
+from tests.helpers import runs, tiny
+from resnet_jax.training.loop import train
+config = tiny.config()
+with config.unlocked():
+    config.checkpoint.every = {{"steps": 2}}
+train(config, {str(workdir)!r})
+"""
+    calls = syncs_and_renames(program, workdir)
+    for step in ("2", "4"):
+        named = calls.index(("rename", f"checkpoints/{step}"))
+        synced = {path for call, path in calls[:named] if call == "sync"}
+        assert "metrics.jsonl" in synced
+        writing = f"checkpoints/{step}.orbax-checkpoint-tmp/"
+        before = {path.removeprefix(writing) for path in synced}
+        assert {"state/_METADATA", "run/metadata", "state", "run"} <= before
+        assert any(path.startswith("state/ocdbt.process_0/d/") for path in before)
+        after = [path for call, path in calls[named:] if call == "sync"]
+        assert "checkpoints" in after and f"checkpoints/{step}/run/metadata" in after
+    named = calls.index(("rename", "result.json"))
+    assert calls[named + 1] == ("sync", "")
 
 
 def test_an_empty_directory_has_nothing_to_restore(tmp_path):

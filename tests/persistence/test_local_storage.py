@@ -7,14 +7,14 @@ import os
 import pathlib
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 
 from resnet_jax.errors import UserError
 from resnet_jax.persistence import storage
 from tests import fault_drill
+from tests.helpers.checkpoints import open_for_writing, progress_at, random_state
+from tests.helpers.system_calls import syncs_and_renames
 
 OBJECT = {"top1": 0.5}
 
@@ -143,45 +143,6 @@ def test_a_leftover_of_a_killed_process_is_not_in_the_way(tmp_path):
     assert (tmp_path / "config.json").read_text() == "content"
 
 
-def system_calls(program: str, folder: pathlib.Path) -> list[tuple[str, str]]:
-    """Returns the system calls that a program makes for the files in a folder.
-
-    Args:
-      program: The program's text in Python.
-      folder: The folder.
-
-    Returns:
-      The calls `fsync` and `rename` that succeeded, each with its last path.
-    """
-    if not shutil.which("strace"):
-        pytest.skip("strace is not installed")
-    trace = folder.with_name("trace")
-    done = subprocess.run(
-        [
-            *("strace", "-f", "-y", "-s", "4096", "-o", str(trace)),
-            *("-e", "trace=fsync,fdatasync,rename,renameat,renameat2"),
-            *(sys.executable, "-c", program),
-        ],
-        capture_output=True,
-        text=True,
-    )
-    if "ptrace" in done.stderr:
-        pytest.skip("strace is not permitted here")
-    assert done.returncode == 0, done.stderr
-    calls = []
-    for line in trace.read_text().splitlines():
-        if match := re.search(r"(f(?:data)?sync)\(\d+<([^>]*)>", line):
-            calls.append(("sync", match[2]))
-        elif match := re.search(r'rename\w*\(.*"([^"]*)"[^"]*= 0', line):
-            calls.append(("rename", match[1]))
-    place = f"{folder}/"
-    return [
-        (call, f"{path}/".removeprefix(place).rstrip("/"))
-        for call, path in calls
-        if f"{path}/".startswith(place)
-    ]
-
-
 @pytest.mark.slow
 def test_a_file_and_its_name_are_on_disk_before_the_writer_goes_on(tmp_path):
     folder = tmp_path / "folder"
@@ -195,7 +156,7 @@ file = storage.GrowingFile(folder / "metrics.jsonl")
 file.add("row")
 file.flush()
 """
-    calls = system_calls(program, folder)
+    calls = syncs_and_renames(program, folder)
     names = [re.sub(r"^\..*\.partial$", "partial", name) for _, name in calls]
     assert list(zip((call for call, _ in calls), names, strict=True)) == [
         ("sync", "partial"),
@@ -206,3 +167,34 @@ file.flush()
         ("sync", ""),
         ("sync", "metrics.jsonl"),
     ]
+
+
+def test_an_error_of_the_file_system_is_a_sentence_with_the_path_and_advice(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path, advice in (
+        (tmp_path / "file" / "config.json", "Move away what is at this path"),
+        (tmp_path / "folder", "Move away what is at this path"),
+        (tmp_path / "loop" / "config.json", "Move away what is at this path"),
+        (tmp_path / ("x" * 256), "Choose a shorter name"),
+    ):
+        with (
+            pytest.raises(UserError, match=advice),
+            storage.explaining_errors(path),
+        ):
+            path.write_text("content")
+    # An unexpected error keeps its type.
+    with pytest.raises(ZeroDivisionError), storage.explaining_errors(tmp_path):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/3/metrics"])
+def test_a_file_in_the_way_of_checkpoints_is_one_sentence(tmp_path, name):
+    with open_for_writing(tmp_path / "checkpoints") as saved:
+        saved.save(random_state(3), progress_at(3, 0.5))
+        saved.wait()
+    shutil.rmtree(tmp_path / name)
+    (tmp_path / name).write_text("x")
+    with pytest.raises(UserError, match="Move away what is at this path"):
+        open_for_writing(tmp_path / "checkpoints")

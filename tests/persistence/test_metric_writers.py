@@ -109,8 +109,9 @@ def test_damaged_lines_are_set_aside_and_the_others_kept(tmp_path, capsys, damag
     assert not capsys.readouterr().err
 
 
-def test_a_file_without_any_intact_line_is_reported(tmp_path):
-    (tmp_path / "metrics.jsonl").write_bytes(bytes(50))
+@pytest.mark.parametrize("content", [bytes(50), b"[]", b"{}", b"\xff", b"null\n"])
+def test_a_file_without_any_intact_line_is_reported(tmp_path, content):
+    (tmp_path / "metrics.jsonl").write_bytes(content)
     with pytest.raises(UserError, match=r"1 of 1 lines of .* are damaged"):
         read_metrics(tmp_path)
 

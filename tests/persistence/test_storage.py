@@ -195,8 +195,11 @@ def test_a_run_in_a_store_is_dead_after_seconds_without_a_heartbeat(folder):
         assert workdir.token_of(folder) == held.token
 
 
-def test_one_of_several_runs_that_start_in_a_store_at_once_continues(folder):
+@pytest.mark.parametrize("after", ["no run", "a dead run"])
+def test_one_of_several_runs_that_start_in_a_store_at_once_continues(folder, after):
     held, refused = [], []
+    if after == "a dead run":
+        write_lock(folder)
 
     def run(number: int) -> None:
         lock = Lock(folder, host=f"host {number}", **QUICK)
@@ -214,6 +217,28 @@ def test_one_of_several_runs_that_start_in_a_store_at_once_continues(folder):
     assert (len(held), len(refused)) == (1, 3)
     assert workdir.token_of(folder) == held[0].token
     held[0].__exit__()
+    assert list(folder.glob("running.*")) == []
+
+
+def test_a_run_notices_that_its_workdir_in_a_store_is_gone(folder):
+    messages, called = [], threading.Event()
+
+    def stop(message: str) -> None:
+        messages.append(message)
+        called.set()
+
+    with Lock(folder, **QUICK, on_loss=stop) as held:
+        (folder / "config.json").write_text("{}")
+        (folder / "running.json").unlink()
+        # Only the lock was removed, so it is written again.
+        while workdir.token_of(folder) != held.token:
+            time.sleep(0.1)
+        (folder / "config.json").unlink()
+        # A heartbeat that is under way may write the lock once more.
+        while not called.wait(1.0):
+            (folder / "running.json").unlink(missing_ok=True)
+    assert "was removed, moved or replaced while this run used it" in messages[0]
+    assert not (folder / "running.json").exists()
 
 
 def test_a_run_whose_workdir_in_a_store_was_taken_over_stops(folder):

@@ -25,6 +25,13 @@ def test_without_an_absolute_path_the_cache_is_in_the_home_directory(
     assert user_cache.directory() == tmp_path / ".cache" / "resnet_jax"
 
 
+def test_a_relative_home_directory_is_none(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "relative")
+    with pytest.raises(UserError, match="no home directory; set XDG_CACHE_HOME"):
+        user_cache.directory()
+
+
 def test_directories_above_must_be_the_users_own_as_well(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     root = user_cache.directory()

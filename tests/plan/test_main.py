@@ -43,7 +43,7 @@ def no_compiler(monkeypatch):
         ("--price=nan", "'nan' is not a number above 0"),
         ("--price=-3", "'-3' is not a number above 0"),
         ("--per_chip=1.5", "'1.5' is not a whole number above 0"),
-        ("--batch_size=", "'' is not a whole number above 0"),
+        ("--batch_size=", "--batch_size is empty; is a variable unset?"),
     ],
 )
 def test_invalid_numbers_are_reported(flag, message, no_compiler):

@@ -11,7 +11,7 @@ import pytest
 from resnet_jax.analysis import degradation
 from resnet_jax.errors import UserError
 from resnet_jax.reports import curves
-from resnet_jax.reports.figures import picture, shorten
+from resnet_jax.reports.figures import picture, picture_to_write, shorten
 from resnet_jax.reports.predictions import draw_predictions
 from resnet_jax.reports.samples import SamplePredictions, save_samples
 from resnet_jax.weights.card import Prediction
@@ -122,7 +122,43 @@ def test_curves_are_plotted_without_damaged_sample_predictions(tmp_path, capsys)
     assert "predictions.npz cannot be read (" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", [b"", b'{"mo', b"\xff", b"[]", b"{}", b'"x"'])
+def test_curves_are_plotted_without_a_damaged_result(tmp_path, capsys, content):
+    row = {"step": 1, "train/loss": 1.0, "train/top1": 0.5}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "result.json").write_bytes(content)
+    assert curves.draw(tmp_path).exists()
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "result.json cannot be read (" in warning
+    assert (tmp_path / "result.json").read_bytes() == content
+
+
+@pytest.mark.parametrize("loss", ["null", "NaN", "Infinity", "-Infinity"])
+def test_a_run_whose_loss_is_not_finite_is_plotted(tmp_path, capsys, loss):
+    rows = f'{{"step": 1, "eval/loss": 1.0}}\n{{"step": 2, "eval/loss": {loss}}}\n'
+    (tmp_path / "metrics.jsonl").write_text(rows)
+    figures = f'"top1": 0.5, "top5": 1.0, "loss": {loss}, "n_seen": 8'
+    (tmp_path / "result.json").write_text(f'{{"model": "resnet18", {figures}}}')
+    assert curves.draw(tmp_path).exists()
+    assert not capsys.readouterr().err
+
+
+def test_what_is_in_the_way_of_the_report_is_set_aside(tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "eval/loss": 1.0}\n')
+    (tmp_path / "report.png").mkdir()
+    assert curves.draw(tmp_path).is_file()
+    assert "renamed to report.png.damaged-1" in capsys.readouterr().err
+
+
 def test_long_names_are_shortened_and_others_are_kept():
     assert shorten("tabby, tabby cat") == "tabby, tabby cat"
     assert shorten("two\nlines") == "two lines"
     assert len(shorten("\x1b" * 500)) == 30
+
+
+@pytest.mark.parametrize("name", ["x.docx", "x.json"])
+def test_a_picture_of_an_unknown_format_is_refused_before_it_is_drawn(name, tmp_path):
+    with pytest.raises(UserError, match=r"no picture has the suffix .*Known: .*png"):
+        picture_to_write(f"{tmp_path}/{name}")
+    assert picture_to_write(f"{tmp_path}/x.PNG") == tmp_path / "x.PNG"
+    assert picture_to_write(f"{tmp_path}/x") == tmp_path / "x"

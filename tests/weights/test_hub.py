@@ -97,6 +97,14 @@ def test_weights_of_the_hub_are_adapted_to_other_classes(hub, caplog):
     assert "the head for 3 is randomly initialised" in caplog.text
 
 
+@pytest.mark.parametrize("cache", ["file/cache", "/proc/cache"])
+def test_a_cache_that_cannot_be_written_is_named(cache, hub, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / cache))
+    with pytest.raises(UserError, match=rf"{cache}: .*Set HF_HOME to use another"):
+        load(f"timm:{NAME}")
+
+
 def test_unknown_weights_and_files_of_the_hub_are_named(hub):
     with pytest.raises(UserError, match=r"no weights 'resnet18\.x' at .*lists those"):
         load("timm:resnet18.x")

@@ -211,9 +211,7 @@ def _prepare_tfds(options: Options) -> pathlib.Path:
             " smaller images of --max_side or --quality."
         )
     dataset = options.source.removeprefix("tfds:")
-    if options.data_dir:
-        _local(options.data_dir)
-    path = build(dataset, options.data_dir, options.manual_dir)
+    path = build(dataset, str(options.root), options.manual_dir)
     return _reencode(path, options) if options.reencode else path
 
 

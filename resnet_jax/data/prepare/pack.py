@@ -40,6 +40,7 @@ from resnet_jax.data.shards import (
 from resnet_jax.data.tfds_source import builder_of
 from resnet_jax.data.workers import map_unordered
 from resnet_jax.errors import BadImageError, UserError
+from resnet_jax.persistence import storage
 
 # The approximate size of a shard.
 SHARD_BYTES = 2**27
@@ -402,6 +403,7 @@ def pack(
             _write_metadata(data, work, out, reencode)
     if work != out:
         work.rename(out)
+        storage.sync(out.parent)
 
 
 def convert(
@@ -553,6 +555,4 @@ def _write_metadata(
 
 def write_json(path: pathlib.Path, content: dict | list) -> None:
     """Writes a JSON file completely or not at all."""
-    partial = path.with_name(f"{path.name}.part")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.rename(path)
+    storage.write(path, storage.to_json(content, indent=1) + "\n")

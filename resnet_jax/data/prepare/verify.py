@@ -68,7 +68,10 @@ class ShardCheck:
                 except UserError as error:
                     yield str(error)
         for key, classes in self.classes.items():
-            for label in features[key].int64_list.value:
+            labels = features[key].int64_list.value
+            if not labels:
+                yield f"{name}: has no {key}."
+            for label in labels:
                 if not 0 <= label < classes:
                     yield f"{name}: {key} {label} is not one of the {classes} classes."
 

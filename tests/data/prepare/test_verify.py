@@ -160,11 +160,16 @@ def test_lost_records_and_wrong_labels_are_named(tmp_path, capsys):
     directory = prepare(tmp_path, "jpeg")
     train, test = sorted(directory.glob("*array_record*"), reverse=True)
     rewrite(train, lambda records: records[:-1])
-    rewrite(test, lambda records: [relabelled(records[0], 3), *records[1:]])
+
+    def change(records):
+        return [relabelled(records[0], 3), relabelled(records[1]), *records[2:]]
+
+    rewrite(test, change)
     code, lines = verify("tfds:tiny_pictures/jpeg", capsys, f"--data_dir={tmp_path}")
     assert code == 1
     assert sorted(lines) == [
         f"{test}[0]: label 3 is not one of the 3 classes.",
+        f"{test}[1]: has no label.",
         f"{train}: it holds 9 records, not 10. `rm -r {directory} &&"
         f" python -m resnet_jax.prepare tfds:tiny_pictures/jpeg --data_dir={tmp_path}`"
         " writes it again.",
@@ -179,9 +184,9 @@ def rewrite(path: pathlib.Path, change) -> None:
     writer.close()
 
 
-def relabelled(record: bytes, label: int) -> bytes:
+def relabelled(record: bytes, *labels: int) -> bytes:
     example = tf_example_pb2.Example.FromString(record)
-    example.features.feature["label"].int64_list.value[:] = [label]
+    example.features.feature["label"].int64_list.value[:] = labels
     return example.SerializeToString()
 
 
