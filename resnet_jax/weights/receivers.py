@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from resnet_jax.errors import UserError
-from resnet_jax.models.spec import ResNetSpec
+from resnet_jax.models.spec import ResNetSpec, plan_blocks
 from resnet_jax.models.zoo import Spec, build, get_entry
 from resnet_jax.weights.card import Card
 from resnet_jax.weights.naming import shapes_of
@@ -222,7 +222,17 @@ def _channels(spec: ResNetSpec, named: ResNetSpec) -> Mapping[str, Any] | None:
     expansion = 1 if spec.blocks[0].endswith("basic") else spec.expansion
     if len(spec.widths) != 4 or any(width % factor for width in spec.widths):
         return None
+    # timm also has projections where a stage keeps the number of channels.
+    if _widening(spec) != _widening(named):
+        return None
     return {"channels": tuple(expansion * width // factor for width in spec.widths)}
+
+
+def _widening(spec: ResNetSpec) -> list[bool]:
+    """Returns for each stage whether it changes the number of channels."""
+    features = [stage[-1].features for stage in plan_blocks(spec)]
+    before = [spec.stem[-1][2], *features]
+    return [old != new for old, new in zip(before, features, strict=False)]
 
 
 def _classes(spec: Spec, named: Spec) -> Mapping[str, Any] | None:

@@ -45,7 +45,7 @@ TIERED = ((3, 2, 24), (3, 1, 32), (3, 1, 64))
         ("resnetrs50", SMALL | {"widths": (32, 64, 96, 128)}),
         ("resnetv2_50", SMALL | {"widths": (32, 64, 96, 128), "num_classes": 3}),
         ("resnetv2_50x1_bit", {"output_stride": 8}),
-        ("resnetv2_50x3_bit", {"widths": (96, 192, 192, 96)}),
+        ("resnetv2_50x3_bit", {"widths": (96, 192, 384, 192)}),
         ("resnetv2_18", SMALL | {"widths": (32, 64, 96, 128)}),
         ("nf_resnet50", SMALL | {"widths": (32, 64, 96, 128), "num_classes": 0}),
         ("nfnet_f0", SMALL | {"final_width": 512, "in_channels": 4}),

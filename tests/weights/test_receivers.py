@@ -46,7 +46,11 @@ def test_a_field_counts_if_it_changes_the_network(fields, changed):
     [
         ("resnet18", {}, "timm.create_model('resnet18')"),
         ("resnet18", SMALL, "layers=(1, 1, 1, 1), channels=(8, 16, 8, 16))"),
-        ("resnetv2_50x3_bit", {"widths": (96,) * 4}, "channels=(128, 128, 128, 128))"),
+        (
+            "resnetv2_50x3_bit",
+            {"widths": (96, 48, 96, 48)},
+            "channels=(128, 64, 128, 64))",
+        ),
         (
             "nf_resnet50",
             {"stage_sizes": (1,) * 4},
@@ -75,6 +79,7 @@ def test_the_call_has_the_arguments_of_the_changes(name, fields, call):
         ("seresnet18", {"se_ratio": 0.25}, ["se_ratio"]),
         ("resnet18", {"anti_alias": "blur"}, ["anti_alias"]),
         ("resnetv2_18", {"activation": "gelu"}, ["activation"]),
+        ("resnetv2_50", {"widths": (64, 64, 64, 64)}, ["widths"]),
         ("torchvision_resnet18", {"num_classes": 0}, ["num_classes"]),
         ("torchvision_resnet18", {"widths": (8, 16, 32, 64)}, ["widths"]),
         ("keras_resnet50", {"stage_sizes": (1, 1, 1, 1)}, ["stage_sizes"]),
