@@ -670,12 +670,12 @@ def _write_spec(name: str, pattern: str, **fields: object) -> None:
 
 _write_spec("a_million_blocks", "2000000 blocks, but", stage_sizes=[10**6, 10**6])
 _write_spec("widths_of_a_trillion", "w.safetensors", widths=[HUGE, HUGE])
-_write_spec("negative_widths", "cannot be built", widths=[-4, -8])
+_write_spec("negative_widths", "card of .* cannot be used", widths=[-4, -8])
 _write_spec("negative_classes", "w.safetensors", num_classes=-1)
 _write_spec("a_field_of_another_kind", "card of .* cannot be used", stage_sizes="many")
 _write_spec("an_unknown_field", "card of .* no field", stages=[1])
-_write_spec("no_blocks", "cannot be built", stage_sizes=[], widths=[])
-_write_spec("a_stem_of_text", "cannot be built", stem=["7x7"])
+_write_spec("no_blocks", "card of .* cannot be used", stage_sizes=[], widths=[])
+_write_spec("a_stem_of_text", "card of .* cannot be used", stem=["7x7"])
 
 
 @case("w.npz", "card.json has more than 16 MiB")
