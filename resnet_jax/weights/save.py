@@ -114,7 +114,7 @@ def _config_path(path: Path) -> Path:
 
     A file with a name of the Hugging Face hub has the hub's name for it.
     """
-    if path.name in (hub.WEIGHTS, "pytorch_model.bin"):
+    if path.name in hub.FILES:
         return path.with_name("config.json")
     return path.with_name(path.name + ".config.json")
 

@@ -123,6 +123,9 @@ _write_start("dict.pth", pickle.dumps({"a": np.zeros(2)}), "refused: it is a pic
 _write_start("old.npz", pickle.dumps([1], 2), "refused: it is a pickle")
 
 
+_write_start("w.weights.json", b'{"weight_map": {}}', "Keras .* max_shard_size.*one")
+
+
 @case("weights.pth.tar", "is a tar archive")
 def tar_archive(path):
     with tarfile.open(path, "w") as archive:
@@ -701,7 +704,9 @@ def _write_config(name: str, content: bytes, pattern: str) -> None:
 _write_config("a_page", HTML, "config.json is not valid JSON")
 _write_config("deep_lists", b"[" * 100_000, "config.json is not valid JSON")
 _write_config("a_list", b"[1]", "config.json has a list")
-_write_config("nothing", b'{"architecture": "resnet18"}', "config.json does not .*size")
+_write_config(
+    "nothing", b'{"architecture": "resnet18"}', "json does not .*no 'input_size'"
+)
 _write_config("a_language_model", b'{"architecture": "gpt"}', "config.json does not")
 
 
