@@ -253,7 +253,8 @@ def _shards(path: Path) -> dict[str, str]:
             " again."
         )
     for name in files.values():
-        if not isinstance(name, str) or name != os.path.basename(name) or name == "..":
+        own = isinstance(name, str) and name == os.path.basename(name)
+        if not own or name in ("", ".", ".."):
             raise UserError(
                 f"{path} is refused: it names the file {name!r}, which is not in its"
                 " own directory. Fetch it again."

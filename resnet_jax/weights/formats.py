@@ -122,7 +122,7 @@ def format_of(path: pathlib.Path) -> str | None:
         return SAFETENSORS
     if start.startswith(b"PK"):
         return _format_of_zip(path)
-    if start[:1] == b"\x80" and start[1] in (2, 3, 4, 5):
+    if start[:1] == b"\x80" and start[1:2] in (b"\2", b"\3", b"\4", b"\5"):
         if _TORCH_MAGIC in start[:32]:
             return TORCH
         raise UnreadableError(

@@ -41,6 +41,8 @@ FORMER = {"probs": "predictions"}
 MAX_UNPACKED, MAX_RATIO = 2**26, 20
 # The size of a chunk in bytes which every dataset may have.
 MAX_CHUNK = 2**20
+# The largest number of groups in each other, of which a network in a network has four.
+MAX_DEPTH = 50
 # The filters that give no more bytes than they take, and gzip.
 FILTERS = {h5z.FILTER_DEFLATE, h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32}
 
@@ -173,22 +175,29 @@ class _Part(io.RawIOBase):
 
 
 def _read_h5(path: pathlib.Path, file: h5py.File) -> Tensors:
-    # A link could lead to any file of the user.
-    links = {h5py.SoftLink, h5py.ExternalLink}
-    found = file.visititems_links(
-        lambda name, link: (name, link.path) if type(link) in links else None
-    )
-    if found:
+    if problem := file.visititems_links(_problem_of_link):
         raise UnreadableError(
-            f"{path} is refused: {found[0]!r} in it is a link to {found[1]!r}, and a"
-            " file of weights must contain its tensors itself. Save it again with"
-            " Keras."
+            f"{path} is refused: {problem}. Save it again with Keras."
         )
     # A whole model in the legacy format has its optimizer beside this group.
     root = file.get("model_weights", file)
     if any(name.startswith("layer_names") for name in root.attrs):
         return dict(_read_legacy(path, root))
     return dict(_read_keras_3(path, file))
+
+
+def _problem_of_link(name: str, link: object) -> str | None:
+    """Returns the reason for which a link in a file is refused, or None."""
+    # It could lead to any file of the user.
+    if isinstance(link, h5py.SoftLink | h5py.ExternalLink):
+        return (
+            f"{name!r} in it is a link to {link.path!r}, and a file of weights must"
+            " contain its tensors itself"
+        )
+    # The time that h5py takes grows with the square of the depth.
+    if name.count("/") > MAX_DEPTH:
+        return f"it has more than {MAX_DEPTH} groups in each other"
+    return None
 
 
 def _read_legacy(

@@ -77,7 +77,8 @@ def explaining_damage(path: os.PathLike) -> Iterator[None]:
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UnreadableError(
-            f"{path} cannot be read: {lines[0].rstrip('.')}. Fetch or save it again."
+            f"{path} cannot be read: {lines[0][:200].rstrip('.')}. Fetch or save it"
+            " again."
         ) from error
 
 

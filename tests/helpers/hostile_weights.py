@@ -117,6 +117,7 @@ for suffix in files.SUFFIXES:
 _write_start("zeros.safetensors", bytes(4096), "begins with zeros")
 _write_start("packed.npz", b"\x1f\x8b\x08\x00", "compressed.*gunzip")
 _write_start("text.h5", b"hello", "not a file of weights")
+_write_start("byte.pth", b"\x80", "not a file of weights")
 _write_start("answer.pth", b'{"error": "not found"}', "text in JSON")
 _write_start("annex.keras", b"/annex/objects/MD5E-s1--0.keras\n", "git-annex")
 _write_start("dict.pth", pickle.dumps({"a": np.zeros(2)}), "refused: it is a pickle")
@@ -233,6 +234,12 @@ def soft_link(path):
 @case("w.h5", "is a link to '/loop'")
 def soft_link_to_itself(path):
     _link(path, "loop", h5py.SoftLink("/loop"))
+
+
+@case("w.h5", "more than 50 groups in each other")
+def groups_in_each_other(path):
+    with _open(path) as file:
+        file.create_group("/".join(["x"] * 2000))
 
 
 @case("w.h5", "does not fit keras_resnet50")
@@ -607,6 +614,11 @@ def tensors_of_length_zero(path):
     _write_header(path, _one("F32", [0, HUGE], 0))
 
 
+@case("w.safetensors", r"cannot be read: .{,200}\. Fetch")
+def tensor_of_an_unknown_type(path):
+    _write_header(path, _one("Z9", [1], 4), bytes(4))
+
+
 for kind, size in {"F8_E4M3": 1, "C64": 8, "BOOL": 1}.items():
 
     def _write_kind(path, kind=kind, size=size):
@@ -722,6 +734,8 @@ def _write_index(name: str, content: object, pattern: str) -> None:
 
 
 _write_index("to_a_parent", {"weight_map": {"x": "../shard.safetensors"}}, "refused")
+_write_index("to_itself", {"weight_map": {"x": "."}}, "refused.*'\\.', which")
+_write_index("to_no_name", {"weight_map": {"x": ""}}, "refused.*'', which")
 _write_index("to_a_file", {"weight_map": {"x": "/etc/passwd"}}, "refused.*passwd")
 _write_index("without_a_file", {"weight_map": {"x": "s2.safetensors"}}, "missing")
 _write_index("without_a_map", {"metadata": {}}, "no weight_map")
