@@ -112,9 +112,10 @@ def check_folder_to_write(path: pathlib.Path) -> None:
         )
     existing = next(x for x in (path, *path.absolute().parents) if os.path.lexists(x))
     if not existing.is_dir():
+        kind = "exists and is not one" if existing.exists() else "is a broken link"
         raise UserError(
-            f"{shown(path)} cannot be a directory, since {shown(existing)} exists and"
-            " is not one. Choose another path."
+            f"{shown(path)} cannot be a directory, since {shown(existing)} {kind}."
+            " Choose another path."
         )
     _check_writable(existing, path)
 

@@ -520,10 +520,16 @@ def _look(path: Path) -> _Seen | None:
     """Reads a lock; returns None if there is none."""
     modified = 0
     try:
-        # The file is opened before its time is read: then NFS asks the server.
-        content = storage.read(path)
-        if not is_remote(path):
-            modified = path.stat().st_mtime_ns
+        if is_remote(path):
+            content = storage.read(path)
+        else:
+            # A link is an error, since no file could be created in its place where it
+            # leads nowhere. A named pipe is read as an empty file, without waiting.
+            file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with open(file, "rb") as lock:
+                content = lock.read()
+                # An open file's time comes from the server at NFS.
+                modified = os.fstat(file).st_mtime_ns
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:

@@ -330,6 +330,23 @@ def leave_a_dead_lock(folder: pathlib.Path) -> pathlib.Path:
     return folder / "running.json"
 
 
+@pytest.mark.parametrize("target", ["nowhere", "running.json", "lock"])
+def test_a_link_in_place_of_a_lock_is_an_error(tmp_path, target):
+    (tmp_path / "lock").write_text("{}")
+    (tmp_path / "running.json").symlink_to(tmp_path / target)
+    with (
+        pytest.raises(UserError, match=r"running\.json: .*Move away what is at"),
+        workdir.claimed(tmp_path),
+    ):
+        pass
+
+
+def test_a_named_pipe_in_place_of_a_lock_does_not_keep_runs_waiting(tmp_path):
+    os.mkfifo(tmp_path / "running.json")
+    with Lock(tmp_path, heartbeat=0.1, dead_after=0.5) as lock:
+        assert workdir.token_of(tmp_path) == lock.token
+
+
 def test_a_run_that_was_killed_while_it_took_over_a_workdir_keeps_nobody_out(tmp_path):
     path = leave_a_dead_lock(tmp_path)
     successor = leave_a_dead_lock(tmp_path / "elsewhere")
