@@ -28,8 +28,8 @@ MANY_BLOCKS = 1000
 Rules = list[tuple[str, str]]
 Tensors = Mapping[str, np.ndarray | StoredTensor]
 Shapes = Mapping[str, tuple[int, ...]]
-# The beginnings of types whose values are weights only when they are scaled.
-SCALED = ("int", "uint", "qint", "quint", "float8", "F8")
+# The types whose values are weights as they are: integers and float8 need a scale.
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,7 +249,7 @@ def from_foreign(tensors: Tensors, spec: Spec, scheme: Scheme) -> dict:
     values = {}
     for native, shape in shapes_of(spec).items():
         name = names[native]
-        if str(tensors[name].dtype).startswith(SCALED):
+        if str(tensors[name].dtype) not in FLOATS:
             raise UserError(
                 f"The values of the tensor {name!r} are of the type"
                 f" {tensors[name].dtype} and not plain floating-point numbers; save the"
