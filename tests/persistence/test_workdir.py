@@ -563,6 +563,19 @@ def test_an_error_in_a_workdir_that_is_gone_says_that_it_is_gone(tmp_path):
     ):
         shutil.rmtree(folder)
         (folder / "report").write_text("")
+    # A save may fail before all other files are removed.
+    removal = threading.Timer(0.5, shutil.rmtree, [folder])
+    with (
+        pytest.raises(UserError, match="was removed, moved or replaced"),
+        claimed(folder, on_loss=lambda _: None),
+    ):
+        (folder / "config.json").write_text("{}")
+        removal.start()
+        try:
+            (folder / "checkpoints" / "1").mkdir()
+        except FileNotFoundError as error:
+            raise UserError("The checkpoint could not be written.") from error
+    removal.join()
     # Another error stays as it is.
     with pytest.raises(FileNotFoundError), claimed(folder):
         (folder / "missing").read_text()
