@@ -156,6 +156,9 @@ def _configure_clients() -> None:
         options = fsspec.config.conf.setdefault(protocol, {})
         # With a cache, a process would never see what another one writes.
         options.setdefault("use_listings_cache", False)
+    # gcsfs raises the errors that it logs, which would print tracebacks.
+    if not (logger := logging.getLogger("gcsfs")).level:
+        logger.setLevel(logging.CRITICAL)
 
 
 @contextlib.contextmanager
