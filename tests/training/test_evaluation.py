@@ -191,7 +191,7 @@ def test_a_split_without_one_good_image_is_an_error(evaluated):
 
     experiment, eval_steps, state = evaluated
     rotten = Rotten("validation", (8, 8, 1), 10, SIZE)
-    with pytest.raises(UserError, match="no image to evaluate"):
+    with pytest.raises(UserError, match="to evaluate, as 37 cannot be"):
         run(replace_source(experiment, rotten, skip_bad=True), eval_steps, state)
 
 
