@@ -19,6 +19,9 @@ from resnet_jax.errors import UserError, shown
 # Devices compute with int32 and float32.
 MOST_WHOLE = 2**31 - 1
 MOST = 3e38
+# Devices take smaller ones for 0, and decay rates that are nearer to 1 for 1.
+LEAST = 1.2e-38
+NEAREST_TO_1 = 1 - 6e-8
 # More images in a step than data sets have, of which every process lists its own.
 MOST_IMAGES = 2**24
 # More than the side of any image that Pillow decodes by default.
@@ -131,6 +134,9 @@ RANGES = {
     "checkpoint.keep_last": FROM_1,
     "checkpoint.keep_best": NOT_NEGATIVE,
 }
+# The sizes in data.resize_schedule, which is empty by default.
+RESIZE_SIZES = {"first", "last", "multiple"}
+RESIZE_SIZE = Range(1, most=MOST_PIXELS)
 DURATIONS = ("total", "log_every", "optim.warmup", "evaluate.every", "checkpoint.every")
 
 
@@ -181,6 +187,11 @@ def check_value(key: str, value: Any) -> None:
         _check_dictionary(key, value)
         if value:
             durations.parse(value, key)
+    elif key == "data.resize_schedule":
+        _check_dictionary(key, value)
+        # Its other entries are checked where they become steps.
+        for name in RESIZE_SIZES & set(value):
+            _check_numbers(f"{key}.{name}", value[name], 1, RESIZE_SIZE)
     elif key == "optim.decay_at":
         for duration in _entries(key, value):
             durations.parse(duration, key)
@@ -242,6 +253,16 @@ def _check_numbers(key: str, value: Any, default: Any, allowed: Range) -> None:
         is_number = isinstance(number, types) and not isinstance(number, bool)
         if not is_number or number != number:  # NaN
             raise UserError(f"{key}={shown(number)} is not a {kind}.")
+        if 0 < abs(number) < LEAST:
+            raise UserError(
+                f"{key}={number!r} is so small that devices take it for 0; it must be"
+                f" at least {LEAST}, or 0 where that is allowed."
+            )
+        if allowed.below and NEAREST_TO_1 < number < 1:
+            raise UserError(
+                f"{key}={number!r} is so near to 1 that devices take it for 1; it can"
+                f" be at most {NEAREST_TO_1}."
+            )
         if not allowed.holds(number, most):
             is_known = allowed.high is not None or not number > most
             limits = str(allowed) if is_known else f"at most {most:,}"

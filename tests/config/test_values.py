@@ -152,6 +152,30 @@ def test_a_legal_value_may_be_written_in_several_ways(key, value):
     values.check(config)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("data.std", (1e-45,), "at least 1.2e-38"),
+        ("mix.mixup_alpha", 1e-300, "at least 1.2e-38"),
+        ("distill.temperature", 1e-40, "at least 1.2e-38"),
+        ("ema_decay", 0.9999999999999999, "take it for 1"),
+        ("optim.betas", (0.9, 0.99999999999), "take it for 1"),
+        ("optim.momentum", 0.99999999, "take it for 1"),
+    ],
+)
+def test_a_number_that_float32_takes_for_another_is_an_error(key, value, message):
+    with pytest.raises(UserError, match=f"^{key}=.*{message}"):
+        values.check_value(key, value)
+
+
+@pytest.mark.parametrize("name", ["first", "last", "multiple"])
+@pytest.mark.parametrize("value", ["a", None, 1.5, True, (1, 2), {"a": 1}, 0, 2**40])
+def test_the_sizes_of_progressive_resizing_are_whole_numbers(name, value):
+    key = "data.resize_schedule"
+    with pytest.raises(UserError, match=f"^{key}.{name}="):
+        values.check_value(key, {"first": 4, "last": 8} | {name: value})
+
+
 @pytest.mark.parametrize("key", ["optim", "optim.momentum", "data.mean", "seed"])
 def test_a_config_that_lacks_a_key_is_an_error_that_names_it(key):
     config = defaults.get_config()
