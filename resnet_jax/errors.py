@@ -43,6 +43,25 @@ class BadImageError(UserError):
     """An image that cannot be decoded; the message names it."""
 
 
+# The number of characters of a path or a value in a message.
+_SHOWN = 200
+
+
+def shortened(text: str) -> str:
+    """Returns a text for a message, without its middle if it is long."""
+    half = _SHOWN // 2
+    return text if len(text) <= _SHOWN else f"{text[:half]}...{text[-half:]}"
+
+
+def shown(value: object) -> str:
+    """Returns a value as Python writes it, for a message; shortened if it is long."""
+    try:
+        return shortened(repr(value))
+    # Python writes no integer of more than 4,300 digits.
+    except ValueError:
+        return f"<{type(value).__name__} with too many digits>"
+
+
 def reason_in_output(text: str) -> str:
     """Returns the reason for which a process failed, given what it printed.
 

@@ -38,7 +38,6 @@ def main(argv: list[str]) -> None:
         "images",
         nargs="+",
         metavar="IMAGE",
-        type=storage.path_of,
         help="The image files to classify, in any format that Pillow reads, such as"
         " JPEG or PNG, or folders of them.",
     )
@@ -79,16 +78,20 @@ def main(argv: list[str]) -> None:
     card = model.card
     # Networks that take neither grey nor colour images are rejected before any is read.
     card.crop([])
+    files: list[str] = []
     problems = 0
 
     def report(error: UserError) -> None:
         nonlocal problems
+        # If there is nothing else to classify, the error ends the command.
+        if len(args.images) == 1 and len(files) <= 1:
+            raise error
         problems += 1
-        output.fail(str(error))
+        output.fail(output.one_line(str(error)))
 
-    files = list(_files_of(args.images, report))
+    files.extend(_files_of(args.images, report))
     # The files that were read and whose predictions are not printed yet.
-    waiting: collections.deque[storage.Path] = collections.deque()
+    waiting: collections.deque[str] = collections.deque()
     shown: list[np.ndarray] = []
 
     def crops() -> Iterator[np.ndarray]:
@@ -97,8 +100,6 @@ def main(argv: list[str]) -> None:
             try:
                 (pixels,) = card.crop(file, args.max_pixels)
             except UserError as error:
-                if len(args.images) == len(files) == 1:
-                    raise
                 report(error)
                 continue
             waiting.append(file)
@@ -109,16 +110,17 @@ def main(argv: list[str]) -> None:
     images, predictions, classified = [], [], 0
     for logits in model.stream_logits(crops()):
         classified += 1
-        file, top = str(waiting.popleft()), card.top(logits)
+        file, top = waiting.popleft(), card.top(logits)
         if args.save:
             predictions.append(top)
         if args.json:
             image = {"file": file, "top": [prediction._asdict() for prediction in top]}
             images.append(image | ({"logits": logits.tolist()} if args.logits else {}))
             continue
-        output.answer(file)
+        output.answer(output.one_line(file))
         for prediction in top:
-            output.answer(f"  {100 * prediction.probability:6.2f} %  {prediction.name}")
+            name = output.one_line(prediction.name)
+            output.answer(f"  {100 * prediction.probability:6.2f} %  {name}")
         if args.logits:
             output.answer(f"  logits: {' '.join(f'{value:.6f}' for value in logits)}")
     if args.json:
@@ -134,14 +136,15 @@ def main(argv: list[str]) -> None:
 
 
 def _files_of(
-    paths: Sequence[storage.Path], report: Callable[[UserError], None]
-) -> Iterator[storage.Path]:
+    locations: Sequence[str], report: Callable[[UserError], None]
+) -> Iterator[str]:
     """Yields the files of a command line, in which folders stand for their images."""
-    for path in paths:
-        if storage.is_remote(path) or not os.path.isdir(path):
-            yield path
-            continue
+    for location in locations:
         try:
+            path = storage.path_of(location)
+            if storage.is_remote(path) or not os.path.isdir(path):
+                yield os.fspath(path)
+                continue
             images, left_out = find_images(path)
         except UserError as error:
             report(error)
@@ -151,7 +154,7 @@ def _files_of(
             report(UserError(f"{path} holds no images{others and f' ({others})'}."))
         elif others:
             output.note(f"{path}: {others}.")
-        yield from (path / image for image in images)
+        yield from (os.fspath(path / image) for image in images)
 
 
 if __name__ == "__main__":

@@ -171,7 +171,7 @@ def _verify(source: str, data_dir: str, num_workers: int, max_pixels: int) -> No
     number = 0
     for problem in problems:
         number += 1
-        output.answer(problem)
+        output.answer(output.one_line(problem))
     others = f" {left_out}." if left_out else ""
     if number:
         word = "problem" if number == 1 else "problems"

@@ -1,5 +1,6 @@
 """The command `predict`, which prints text or JSON and draws a picture."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -134,6 +135,44 @@ def test_bad_files_are_named_and_the_others_are_classified(
         predict.main(["predict", weights, *files, "--json"])
     document = json.loads(capsys.readouterr().out)
     assert [image["file"] for image in document["images"]] == images
+
+
+def test_paths_that_cannot_be_used_do_not_keep_others_from_being_classified(
+    weights, images, tmp_path, capsys
+):
+    loop, through_file = tmp_path / "loop.png", f"{images[0]}/inside.png"
+    loop.symlink_to(loop)
+    too_long = str(tmp_path / ("x" * 300 + ".png"))
+    bad = [str(loop), through_file, too_long, os.devnull, "ftp://host/a.png"]
+    with pytest.raises(UserError, match=r"^5 of the given .* images: 2"):
+        predict.main(["predict", weights, images[0], *bad, images[1]])
+    printed = capsys.readouterr()
+    assert list(lines_of_images(printed.out)) == images
+    assert len(printed.err.splitlines()) == 5
+    for path in bad:
+        with pytest.raises(UserError, match=r"^(?!1 of the given)"):
+            predict.main(["predict", weights, path])
+        assert capsys.readouterr().err == ""
+
+
+def test_names_with_line_breaks_take_one_line(tmp_path, images, capsys):
+    card, variables = small_networks.card_and_variables(
+        "akamaster_resnet20", num_classes=10
+    )
+    names = ("a\nb", "c\td", "e\rf", "g\u2028h", "\n", "i", "j", "k", "l", "m")
+    weights = str(tmp_path / "names.safetensors")
+    save(weights, variables, dataclasses.replace(card, classes=names))
+    file, bad = (tmp_path / name for name in ("x\ny\tz.png", "bad\n.png"))
+    file.write_bytes(pathlib.Path(images[0]).read_bytes())
+    bad.write_bytes(b"no image")
+    with pytest.raises(UserError, match="1 of the given"):
+        predict.main(["predict", weights, str(file), str(bad)])
+    printed = capsys.readouterr()
+    lines = printed.out.split("\n")
+    assert lines[0] == str(tmp_path / r"x\ny\tz.png")
+    assert all("%" in line for line in lines[1:6])
+    assert lines[6:] == [""]
+    assert len(printed.err.splitlines()) == 1
 
 
 def test_files_of_which_none_is_good_give_no_prediction(weights, tmp_path, capsys):

@@ -233,6 +233,15 @@ def printable(text: str, encoding: str = "utf-8") -> str:
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
+def one_line(text: str) -> str:
+    r"""Returns a text with line breaks and tabs replaced by escapes such as `\n`.
+
+    It is for lists with one line for each file or class, whose names may contain any
+    character. `printable`, which all output passes through, escapes the others.
+    """
+    return text.replace("\n", r"\n").replace("\t", r"\t")
+
+
 @contextlib.contextmanager
 def dispensable(what: str, done: str = "written") -> Iterator[None]:
     """Turns any error inside the context into one warning.

@@ -235,6 +235,7 @@ class Examples:
             return self._example(index, key, bad=-1)
         except BadImageError as error:
             self._stop_unless_skipped(error)
+            reason = str(error)
         epoch, offset = place
         size = len(self.source)
         for next_offset in range(offset + 1, offset + size):
@@ -243,7 +244,10 @@ class Examples:
                 return self._example(
                     view.indices.item(), view.keys(seed).item(), bad=index
                 )
-        raise UserError(f"{self.source.title} holds no image that can be decoded.")
+        raise UserError(
+            f"{self.source.title} holds no image that can be decoded; for example,"
+            f" {reason}"
+        )
 
     def with_size(self, size: int) -> "Examples":
         """Returns the same examples with images of another size, `augment.size`."""

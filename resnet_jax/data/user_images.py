@@ -10,7 +10,7 @@ import PIL.Image
 from jaxtyping import UInt8
 
 from resnet_jax.data.decode import MODES, Picture
-from resnet_jax.errors import UserError
+from resnet_jax.errors import BadImageError, UserError
 from resnet_jax.persistence import storage
 
 if TYPE_CHECKING:
@@ -96,12 +96,16 @@ def parts_of(
 def _read(path: str | os.PathLike) -> bytes:
     path = storage.path_of(path)
     try:
-        with storage.explaining_errors(path):
-            return path.read_bytes()
-    # A path with a null byte raises ValueError.
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{path}: {reason}; give the path of an image file.") from None
+        if storage.is_remote(path):
+            with storage.explaining_errors(path):
+                return path.read_bytes()
+        return path.read_bytes()
+    # A training run can skip such images.
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BadImageError(
+            f"{path}: {reason}; give the path of an image file."
+        ) from None
 
 
 def check_pixels(

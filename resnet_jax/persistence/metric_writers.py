@@ -269,11 +269,15 @@ def describe(values: Mapping[str, Any]) -> str:
 
     Args:
       values: The metrics by name: `top1`, `top5`, `loss`, `n_seen` and maybe `mce`. A
-        loss that is not finite may be None, as it is read from JSON.
+        loss that is not finite may be None, as it is read from JSON. The images that
+        could not be decoded are `bad_images`, their number or names.
     """
     loss = math.nan if values["loss"] is None else values["loss"]
     mce = f"  mCE {100 * values['mce']:.2f} %" if "mce" in values else ""
+    bad = values.get("bad_images") or values.get("bad_eval_images") or 0
+    bad = bad if isinstance(bad, int) else len(bad)
     return (
         f"top-1 {100 * values['top1']:.2f} %  top-5 {100 * values['top5']:.2f} %"
         f"  loss {loss:.4f}{mce}  on {values['n_seen']:,} images"
+        f"{f' ({bad:,} skipped)' if bad else ''}"
     )

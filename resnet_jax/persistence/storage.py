@@ -156,6 +156,9 @@ def _configure_clients() -> None:
         options = fsspec.config.conf.setdefault(protocol, {})
         # With a cache, a process would never see what another one writes.
         options.setdefault("use_listings_cache", False)
+    # gcsfs raises the errors that it logs, which would print tracebacks.
+    if not (logger := logging.getLogger("gcsfs")).level:
+        logger.setLevel(logging.CRITICAL)
 
 
 @contextlib.contextmanager
@@ -556,7 +559,7 @@ def kept_copy(folder: Path, small: int = SMALL) -> pathlib.Path:
 
     The copy is made once per host, while other processes of the host wait. Later calls
     only fetch objects that are small, since those may describe others, or whose size
-    differs from that of the copy.
+    differs from that of the copy, and remove files whose object is gone.
 
     Args:
       folder: The folder in the object store. A local folder is returned as it is.
@@ -611,7 +614,23 @@ def kept_copy(folder: Path, small: int = SMALL) -> pathlib.Path:
         for directory in {copy.parent for copy in copies}:
             directory.mkdir(parents=True, exist_ok=True)
         list(pool.map(lambda item: _fetch(*item[1:]), missing))
+        _remove_others(target, set(copies))
     return target
+
+
+def _remove_others(folder: pathlib.Path, kept: set[pathlib.Path]) -> None:
+    """Removes the files of a copied folder that are not to be kept, and empty folders.
+
+    A folder inside may be the copy of another call, whose lock and unfinished files
+    stay.
+    """
+    for place, _, names in os.walk(folder, topdown=False):
+        for file in (pathlib.Path(place, name) for name in names):
+            if file not in kept and not file.name.startswith((".lock", ".partial-")):
+                file.unlink()
+        # Folders with files in them cannot be removed.
+        with contextlib.suppress(OSError):
+            os.rmdir(place)
 
 
 def _fetch(path: Path, target: pathlib.Path) -> None:

@@ -128,7 +128,14 @@ def evaluate(
             f" has {size}; its result would be wrong."
         )
     if not labelled:
-        raise UserError(f"{examples.source.title} holds no image to evaluate.")
+        why = ""
+        if bad_images:
+            why = (
+                f", as {len(bad_images):,} cannot be decoded; without"
+                " --config.data.on_bad_image=skip, the first one is named with the"
+                " reason"
+            )
+        raise UserError(f"{examples.source.title} holds no image to evaluate{why}.")
     return Evaluation(
         top1=totals["top1"] / labelled,
         top5=totals["top5"] / labelled,

@@ -380,7 +380,7 @@ def _record_evaluation(
       The evaluation, as `train` passes it to its callback.
     """
     values = result.scalars()
-    writer.evaluation(progress.step, values)
+    writer.evaluation(progress.step, values | {"bad_images": len(result.bad_images)})
     for name, set_values in sets.items():
         writer.evaluation(progress.step, set_values, name)
     progress.evaluation = {
@@ -403,6 +403,6 @@ def _record_bad_images(progress: Progress, batch: dict, experiment: Experiment) 
     for index in sorted(bad_indices(batch) - set(progress.bad_images)):
         progress.bad_images.append(index)
         output.say(
-            f"warning: skipped {experiment.train.source.name(index)}, which cannot be"
-            f" decoded ({len(progress.bad_images)} so far)"
+            f"warning: skipped {output.one_line(experiment.train.source.name(index))},"
+            f" which cannot be decoded ({len(progress.bad_images)} so far)"
         )

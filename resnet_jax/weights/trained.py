@@ -85,8 +85,8 @@ class TrainedModel:
           7
           3
         """
-        if not isinstance(k, int) or k < 1:
-            raise UserError(f"k={k} is not a number of classes; give at least 1.")
+        if not isinstance(k, int | np.integer) or k < 1:
+            raise UserError(f"k={k!r} is not a number of classes; give at least 1.")
         return [self.card.top(values, k) for values in self.logits(images, max_pixels)]
 
     def logits(

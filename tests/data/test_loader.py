@@ -392,7 +392,11 @@ def test_a_source_without_a_good_image_is_an_error(tmp_path):
         tmp_path, {"train/a/1.jpg": b"", "train/b/1.jpg": b"neither is this"}
     )
     source = examples(folder, skip_bad=True)
-    with pytest.raises(UserError, match=f"{tmp_path}/train holds no image that can"):
+    # The reason may be the same for all, such as a package that is missing.
+    message = (
+        rf"{tmp_path}/train holds no image .* example, {tmp_path}/train/(a|b)/1.jpg: "
+    )
+    with pytest.raises(UserError, match=message):
         train(source, steps=range(1))
 
 

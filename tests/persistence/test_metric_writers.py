@@ -135,6 +135,16 @@ def test_figures_that_are_not_finite_are_valid_json_and_read_again(tmp_path):
     assert "loss nan" in describe({**values, "loss": None})
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [{"bad_images": 1200}, {"bad_images": ["x"] * 1200}, {"bad_eval_images": 1200}],
+)
+def test_images_that_were_skipped_in_an_evaluation_are_counted(bad):
+    values = {"top1": 0.5, "top5": 1.0, "loss": 1.0, "n_seen": 18}
+    assert describe(values | bad).endswith("  on 18 images (1,200 skipped)")
+    assert describe(values | dict.fromkeys(bad, 0)).endswith("  on 18 images")
+
+
 def test_a_full_disk_ends_the_files_with_one_warning_each(tmp_path, capfd):
     with fault_drill.small_disk(tmp_path) as disk:
         if disk is None:

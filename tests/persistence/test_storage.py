@@ -306,6 +306,15 @@ def test_a_data_set_in_a_store_is_copied_to_the_host_once(
     storage.kept_copy(folder, small=0)
     changed = [file for file in files if file.stat().st_ino != inodes[file]]
     assert [file.read_bytes() for file in changed] == [content + b"more"]
+    # What is deleted in the store goes, with the folders that it leaves empty.
+    (folder / "train" / "cat" / "1.png").unlink()
+    (folder / "train" / "dog" / "1.png").unlink()
+    unfinished = source.root / "cat" / ".partial-3.png"
+    unfinished.touch()
+    storage.kept_copy.cache_clear()
+    source = sources.open_source(f"folder:{folder}", "train")
+    assert (source.paths, source.classes) == (["cat/2.png"], ("cat",))
+    assert unfinished.exists()
 
 
 def test_a_data_set_of_tfds_is_read_from_a_store(folder, tmp_path, monkeypatch):
@@ -427,7 +436,10 @@ def test_weights_images_and_workdirs_that_s3_refuses_are_reported(tmp_path):
             with stores.known(environment):
                 with pytest.raises(UserError, match=f"{weights_file} cannot be used"):
                     weights.load(weights_file)
-                card, _ = small_weights()
+                card, variables = small_weights()
+                for target in ("s3://bucket/secret/new", "s3://bucket/secret/w.npz"):
+                    with pytest.raises(UserError, match=f"{target} cannot be used"):
+                        save(target, variables, card)
                 with pytest.raises(UserError, match=f"{image} cannot be used"):
                     card.preprocess(image)
                 with pytest.raises(UserError, match="s3://bucket/secret cannot be"):

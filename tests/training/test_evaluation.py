@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from resnet_jax.data.sources import FakeSource
+from resnet_jax.data.user_data import OwnSource
 from resnet_jax.errors import BadImageError, UserError
 from resnet_jax.reports.samples import SamplePredictions
 from resnet_jax.training.evaluation import Evaluation, evaluate
@@ -15,6 +16,7 @@ from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.programs import compile_eval_steps, train_batch_like
 from resnet_jax.training.step import TrainState
 from tests.helpers import tiny
+from tests.helpers.pictures import encode, noise
 
 SIZE = 37  # a prime, so that no batch size and no number of devices divides it
 
@@ -159,6 +161,23 @@ def test_bad_images_are_skipped_and_counted(evaluated):
     assert_equal(result, evaluate_one_by_one(experiment, state, leave_out=Holey.holes))
 
 
+@pytest.mark.parametrize("gone", ["nothing.png", ""])
+def test_a_users_source_may_hold_paths_that_cannot_be_read(tmp_path, evaluated, gone):
+    (tmp_path / "a.png").write_bytes(encode(noise(0, 8, 8), "PNG"))
+
+    class Paths(FakeSource):
+        def __getitem__(self, index: int):
+            _, label = super().__getitem__(index)
+            return tmp_path / ("a.png" if index % 2 else gone), label
+
+    experiment, eval_steps, state = evaluated
+    paths = OwnSource(Paths("validation", (8, 8, 1), 10, SIZE), 1, "data")
+    result = run(replace_source(experiment, paths, skip_bad=True), eval_steps, state)
+    assert result.bad_images == list(range(0, SIZE, 2))
+    with pytest.raises(BadImageError, match=r"data.on_bad_image=skip"):
+        run(replace_source(experiment, paths, skip_bad=False), eval_steps, state)
+
+
 def test_a_bad_image_stops_the_evaluation_and_is_named(evaluated):
     experiment, eval_steps, state = evaluated
     holey = Holey("validation", (8, 8, 1), 10, SIZE)
@@ -172,7 +191,7 @@ def test_a_split_without_one_good_image_is_an_error(evaluated):
 
     experiment, eval_steps, state = evaluated
     rotten = Rotten("validation", (8, 8, 1), 10, SIZE)
-    with pytest.raises(UserError, match="no image to evaluate"):
+    with pytest.raises(UserError, match="to evaluate, as 37 cannot be"):
         run(replace_source(experiment, rotten, skip_bad=True), eval_steps, state)
 
 
