@@ -30,7 +30,7 @@ HEARTBEAT, DEAD_AFTER = 5.0, 30.0
 VISIBLE_WITHIN = 60.0
 # Seconds after which the last of several runs that write one object at once is known.
 SETTLE_TIME = 2.0
-# Seconds after which a workdir that is being removed is taken to be gone.
+# Seconds that a run which misses a file waits to see whether its workdir is removed.
 REMOVED_WITHIN = 2.0
 # Seconds that a run which ends waits for an object store to remove its lock.
 RELEASE_TIMEOUT = 5.0
