@@ -8,6 +8,7 @@ Every exception that the package raises on purpose is a `ResNetJaxError`:
   - `BadValueError`: an argument of a function is not allowed, such as a field of a
     network's spec or the shape of a batch. It is also a `ValueError`.
   - `BadImageError`: an image cannot be decoded.
+  - `resnet_jax.weights.stored.UnreadableError`: a file of weights cannot be read.
   - `resnet_jax.data.loader.WorkerDiedError`: a process that decodes images was killed.
   - `resnet_jax.persistence.checkpoints.DamagedError`: a checkpoint was changed after it
     was saved; `GoneError` if its run removed it while it was read.
@@ -40,6 +41,25 @@ class BadValueError(UserError, ValueError):
 
 class BadImageError(UserError):
     """An image that cannot be decoded; the message names it."""
+
+
+# The number of characters of a path or a value in a message.
+_SHOWN = 200
+
+
+def shortened(text: str) -> str:
+    """Returns a text for a message, without its middle if it is long."""
+    half = _SHOWN // 2
+    return text if len(text) <= _SHOWN else f"{text[:half]}...{text[-half:]}"
+
+
+def shown(value: object) -> str:
+    """Returns a value as Python writes it, for a message; shortened if it is long."""
+    try:
+        return shortened(repr(value))
+    # Python writes no integer of more than 4,300 digits.
+    except ValueError:
+        return f"<{type(value).__name__} with too many digits>"
 
 
 def reason_in_output(text: str) -> str:
@@ -194,6 +214,10 @@ def problem_of(error: Exception, workdir: str) -> str:
     return problem_of_memory(error)
 
 
+# The largest number of words that a sentence names.
+MAX_KNOWN = 20
+
+
 def check_known(what: str, word: str, known: Iterable[str]) -> None:
     """Checks that a word is one of the known ones.
 
@@ -213,13 +237,17 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """Returns a hint at the known words that are nearest to an unknown one.
 
     Returns:
-      " Did you mean A or B?", or " Known: A, B, C." if none is near.
+      " Did you mean A or B?", or " Known: A, B, C." if none is near. Of many words only
+      the first ones are named.
     """
     known = list(known)
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     if near:
         return f" Did you mean {' or '.join(near)}?"
-    return f" Known: {', '.join(known)}."
+    shown = known[:MAX_KNOWN]
+    others = len(known) - len(shown)
+    more = f" and {others} others" if others else ""
+    return f" Known: {', '.join(shown)}{more}."
 
 
 def nearest_numbers(number: int, legal: Iterable[int]) -> str:

@@ -9,10 +9,7 @@ import re
 import stat
 import tempfile
 
-from resnet_jax.errors import UserError
-
-# The number of characters of a path in a message. Some paths are too long for systems.
-_SHOWN = 200
+from resnet_jax.errors import UserError, shortened
 
 
 def local(location: str | os.PathLike[str]) -> pathlib.Path:
@@ -73,8 +70,7 @@ def shown(path: str | os.PathLike[str]) -> str:
     """Returns a path for a message: on one line, and shortened if it is long."""
     text = os.fspath(path)
     text = text if text.isprintable() else ascii(text)[1:-1]
-    half = _SHOWN // 2
-    return text if len(text) <= _SHOWN else f"{text[:half]}...{text[-half:]}"
+    return shortened(text)
 
 
 def file_to_write(location: str | os.PathLike[str]) -> pathlib.Path:
@@ -116,9 +112,10 @@ def check_folder_to_write(path: pathlib.Path) -> None:
         )
     existing = next(x for x in (path, *path.absolute().parents) if os.path.lexists(x))
     if not existing.is_dir():
+        kind = "exists and is not one" if existing.exists() else "is a broken link"
         raise UserError(
-            f"{shown(path)} cannot be a directory, since {shown(existing)} exists and"
-            " is not one. Choose another path."
+            f"{shown(path)} cannot be a directory, since {shown(existing)} {kind}."
+            " Choose another path."
         )
     _check_writable(existing, path)
 

@@ -27,7 +27,11 @@ PEERS = ("resnet_jax.bench.torch_baseline",)
 INTERNAL = {
     "data/image_ops.py": "policies.py has checked the names of operations",
     "data/shards.py": "pack.py turns it into a sentence about the shard",
+    "data/tfds_source.py": "builder_of turns it into a sentence about the directory",
     "plan/hlo.py": "compile_steps.py turns it into a sentence about the compiler",
+    "weights/files.py": "stored.py turns it into a sentence about the file",
+    "weights/keras_files.py": "stored.py turns it into a sentence about the file",
+    "weights/stored.py": "its explaining_damage turns it into such a sentence",
 }
 BUILT_IN = ("Exception", "ValueError", "TypeError", "RuntimeError", "KeyError")
 

@@ -136,7 +136,7 @@ def test_the_check_of_a_file_leaves_nothing_and_changes_nothing(place):
     ("text", "message"),
     [
         ("file", "file cannot be a directory, since file exists and is not one"),
-        ("nowhere", "nowhere cannot be a directory"),
+        ("nowhere", "nowhere cannot be a directory, since nowhere is a broken link"),
         ("nowhere/x", "nowhere/x cannot be a directory"),
         ("a\udce9b", r"a\udce9b is not UTF-8"),
         ("/proc/x", "/proc/x cannot be written"),

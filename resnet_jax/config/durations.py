@@ -4,14 +4,14 @@ A duration becomes a number of steps here alone, and exactly: in floating-point 
 the third epoch of 1,000 images in batches of 30 would end just after step 100.
 """
 
-import math
+import sys
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, shown
 
 UNITS = ("steps", "epochs", "examples")
 # Devices count the steps in int32.
@@ -38,13 +38,16 @@ def parse(duration: Any, key: str) -> tuple[str, Fraction]:
     units = dict(duration) if is_dictionary else {}
     if len(units) != 1 or next(iter(units)) not in UNITS:
         raise UserError(
-            f"{key}={units if is_dictionary else repr(duration)} is not a duration;"
+            f"{key}={shown(units if is_dictionary else duration)} is not a duration;"
             " write one of {'epochs': 90}, {'steps': 500} or {'examples': 1e6}."
         )
     ((unit, amount),) = units.items()
     is_number = isinstance(amount, int | float) and not isinstance(amount, bool)
-    if not is_number or not 0 <= amount < math.inf:
-        raise UserError(f"{key}.{unit}={amount!r} is not a number of {unit} from 0 on.")
+    # A checkpoint cannot record integers of thousands of digits.
+    if not is_number or not 0 <= amount <= sys.float_info.max:
+        raise UserError(
+            f"{key}.{unit}={shown(amount)} is not a number of {unit} from 0 on."
+        )
     if isinstance(amount, int):
         return unit, Fraction(amount)
     # numpy's float64 is a float with another repr.

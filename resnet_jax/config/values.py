@@ -7,7 +7,6 @@ known names where these are defined.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,11 +14,14 @@ from ml_collections import ConfigDict
 
 from resnet_jax.config import defaults, durations
 from resnet_jax.config.saved import is_section
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, shown
 
 # Devices compute with int32 and float32.
 MOST_WHOLE = 2**31 - 1
 MOST = 3e38
+# Devices take smaller ones for 0, and decay rates that are nearer to 1 for 1.
+LEAST = 1.2e-38
+NEAREST_TO_1 = 1 - 6e-8
 # More images in a step than data sets have, of which every process lists its own.
 MOST_IMAGES = 2**24
 # More than the side of any image that Pillow decodes by default.
@@ -79,6 +81,7 @@ RANGES = {
     # jax.random.key takes 32 bits.
     "seed": Range(0, 2**32 - 1),
     "batch_size": Range(1, most=MOST_IMAGES),
+    "model.bn_group_size": FROM_1,
     "data.shots": NOT_NEGATIVE,
     "data.image_size": Range(1, most=MOST_PIXELS),
     "data.channels": FROM_1,
@@ -131,6 +134,9 @@ RANGES = {
     "checkpoint.keep_last": FROM_1,
     "checkpoint.keep_best": NOT_NEGATIVE,
 }
+# The sizes in data.resize_schedule, which is empty by default.
+RESIZE_SIZES = {"first", "last", "multiple"}
+RESIZE_SIZE = Range(1, most=MOST_PIXELS)
 DURATIONS = ("total", "log_every", "optim.warmup", "evaluate.every", "checkpoint.every")
 
 
@@ -181,19 +187,28 @@ def check_value(key: str, value: Any) -> None:
         _check_dictionary(key, value)
         if value:
             durations.parse(value, key)
+    elif key == "data.resize_schedule":
+        _check_dictionary(key, value)
+        # Its other entries are checked where they become steps.
+        for name in RESIZE_SIZES & set(value):
+            _check_numbers(f"{key}.{name}", value[name], 1, RESIZE_SIZE)
     elif key == "optim.decay_at":
         for duration in _entries(key, value):
             durations.parse(duration, key)
+    elif key == "model.bn_group_size" and not isinstance(value, int):
+        if not _is_word(value, "global", "device"):
+            raise UserError(
+                f"{key}={shown(value)} is neither a number of examples nor 'global' nor"
+                " 'device'."
+            )
     elif key in RANGES:
         _check_numbers(key, value, default, RANGES[key])
     elif key == "model.fused_norm":
         if not isinstance(value, bool) and not _is_word(value, "chip"):
-            raise UserError(f"{key}={value!r} is not True, False or 'chip'.")
+            raise UserError(f"{key}={shown(value)} is not True, False or 'chip'.")
     elif isinstance(default, bool):
         if not isinstance(value, bool):
-            raise UserError(f"{key}={value!r} is neither True nor False.")
-    elif key == "model.bn_group_size":
-        _check_plain(key, value)
+            raise UserError(f"{key}={shown(value)} is neither True nor False.")
     elif key == "compiler_options":
         if not _is_word(value, "chip"):
             _check_dictionary(key, value)
@@ -227,7 +242,7 @@ def _check_numbers(key: str, value: Any, default: Any, allowed: Range) -> None:
         numbers = _entries(key, value)
         if allowed.length not in (None, len(numbers)):
             raise UserError(
-                f"{key}={value!r} must have {allowed.length} entries, such as"
+                f"{key}={shown(value)} must have {allowed.length} entries, such as"
                 f" {default}."
             )
         default = default[0]
@@ -237,34 +252,46 @@ def _check_numbers(key: str, value: Any, default: Any, allowed: Range) -> None:
     for number in numbers:
         is_number = isinstance(number, types) and not isinstance(number, bool)
         if not is_number or number != number:  # NaN
-            raise UserError(f"{key}={number!r} is not a {kind}.")
+            raise UserError(f"{key}={shown(number)} is not a {kind}.")
+        if 0 < abs(number) < LEAST:
+            raise UserError(
+                f"{key}={number!r} is so small that devices take it for 0; it must be"
+                f" at least {LEAST}, or 0 where that is allowed."
+            )
+        if allowed.below and NEAREST_TO_1 < number < 1:
+            raise UserError(
+                f"{key}={number!r} is so near to 1 that devices take it for 1; it can"
+                f" be at most {NEAREST_TO_1}."
+            )
         if not allowed.holds(number, most):
             is_known = allowed.high is not None or not number > most
             limits = str(allowed) if is_known else f"at most {most:,}"
-            raise UserError(f"{key}={number!r} must be {limits}.")
+            raise UserError(f"{key}={shown(number)} must be {limits}.")
     if allowed.ascending and list(numbers) != sorted(numbers):
-        raise UserError(f"{key}={value!r} must be a smallest and a largest number.")
+        raise UserError(
+            f"{key}={shown(value)} must be a smallest and a largest number."
+        )
 
 
-def _is_word(value: Any, word: str) -> bool:
+def _is_word(value: Any, *words: str) -> bool:
     # A comparison of an array is an array.
-    return isinstance(value, str) and value == word
+    return isinstance(value, str) and value in words
 
 
 def _check_word(key: str, value: Any) -> None:
     if not isinstance(value, str):
-        raise UserError(f"{key}={value!r} is not a string.")
+        raise UserError(f"{key}={shown(value)} is not a string.")
 
 
 def _entries(key: str, value: Any) -> tuple:
     if not isinstance(value, tuple | list):
-        raise UserError(f"{key}={value!r} is not a tuple.")
+        raise UserError(f"{key}={shown(value)} is not a tuple.")
     return tuple(value)
 
 
 def _check_dictionary(key: str, value: Any) -> None:
     if not isinstance(value, Mapping):
-        raise UserError(f"{key}={value!r} is not a dictionary.")
+        raise UserError(f"{key}={shown(value)} is not a dictionary.")
     _check_plain(key, value)
 
 
@@ -273,15 +300,17 @@ def _check_plain(key: str, value: Any) -> None:
     if isinstance(value, Mapping):
         for name, entry in value.items():
             if not isinstance(name, str) or not name.isidentifier():
-                raise UserError(f"{key} has the key {name!r}, which is not a name.")
+                raise UserError(
+                    f"{key} has the key {shown(name)}, which is not a name."
+                )
             _check_plain(f"{key}.{name}", entry)
     elif isinstance(value, tuple | list):
         for entry in value:
             _check_plain(key, entry)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{key}={value!r} is not a finite number.")
+    elif isinstance(value, int | float) and not abs(value) <= MOST:
+        raise UserError(f"{key}={shown(value)} is not a finite number.")
     elif not isinstance(value, str | int | float | None):
         raise UserError(
-            f"{key}={value!r} is a {type(value).__name__}. Give a number, a string, a"
-            " tuple or a dictionary."
+            f"{key}={shown(value)} is a {type(value).__name__}. Give a number, a"
+            " string, a tuple or a dictionary."
         )

@@ -50,6 +50,8 @@ KNOWN = {
 }
 IMAGENET = KNOWN["tfds:imagenet2012"][1]
 FAKE_SIZES = IMAGENET | {"test": IMAGENET["validation"]}
+# Each process lists all classes and images.
+MOST_FAKE = 2**24
 KINDS = (
     *("tfds:NAME[/CONFIG]", "tfds:DIRECTORY", "folder:PATH", "digits"),
     *("fake[:CLASSES[:SIZE]]", "mix:[WEIGHT*]SOURCE[@SPLIT],..."),
@@ -105,6 +107,10 @@ def open_source(
         return _open_slices(DigitsSource, DigitsSource.splits, split, source)
     if re.fullmatch("fake(:[1-9][0-9]*(:[1-9][0-9]*)?)?", source):
         numbers = [int(number) for number in address.split(":") if address]
+        if max(numbers, default=0) > MOST_FAKE:
+            raise UserError(
+                f"{source} is too large: each number can be at most {MOST_FAKE:,}."
+            )
         return _open_slices(
             lambda name: FakeSource(name, fake_shape, *numbers),
             *(FAKE_SIZES, split, source),

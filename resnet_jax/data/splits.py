@@ -3,10 +3,14 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from resnet_jax.errors import UserError, check_known
+from resnet_jax.errors import UserError, nearest
 
 # The name that tfds reserves for all splits of a data set.
 ALL = "all"
+
+
+class SplitError(UserError):
+    """A split that does not exist, cannot be read or holds no image."""
 
 
 class Slice(NamedTuple):
@@ -41,7 +45,7 @@ def slices_of(
       The slices in the order in which they are written, without the empty ones.
 
     Raises:
-      UserError: There is no such split, a slice is malformed or lies outside of its
+      SplitError: There is no such split, a slice is malformed or lies outside of its
         split, or all slices are empty.
     """
     known = list(known)
@@ -49,11 +53,11 @@ def slices_of(
     for term in text.split("+"):
         name, bracket, selector = term.strip().partition("[")
         name = name.strip()
-        if name != ALL:
-            check_known(f"split {name!r}", name, known)
+        if name not in (ALL, *known):
+            raise SplitError(f"There is no split {name!r}.{nearest(name, known)}")
         names = [name] if name in known else known
         if bracket and name not in known:
-            raise UserError(
+            raise SplitError(
                 f"The split {text!r} of {title} cannot be read: slices are of single"
                 f" splits; write {'+'.join(f'{split}[{selector}' for split in known)}."
             )
@@ -67,7 +71,7 @@ def slices_of(
                 slices.append(Slice(split, start, stop))
     if not slices:
         counts = ", ".join(f"{name} has {size:,}" for name, size in sizes.items())
-        raise UserError(
+        raise SplitError(
             f"The split {text!r} of {title} holds no image ({counts} in all); take a"
             f" larger slice, or the whole split with {'+'.join(sizes)}."
         )
@@ -87,7 +91,7 @@ def _bounds(
     try:
         instruction = ReadInstruction.from_spec(f"split[{selector}")
     except ValueError:
-        raise UserError(
+        raise SplitError(
             f"The split {term.strip()!r} of {title} cannot be read; slices are written"
             f" as in {split}[:10%], {split}[100:200] or {split}[-5%:], with"
             " percentages from -100% to 100%."
@@ -95,7 +99,7 @@ def _bounds(
     try:
         (absolute,) = instruction.to_absolute({"split": info})
     except ValueError:
-        raise UserError(
+        raise SplitError(
             f"The split {term.strip()!r} of {title} lies outside of {split}, which has"
             f" {size:,} images; its bounds can be from {-size:,} to {size:,}."
         ) from None

@@ -55,6 +55,17 @@ def scaled_activation(name: str) -> Callable[[jax.Array], jax.Array]:
     return lambda x: ACTIVATIONS[name](x) * gain
 
 
+def check_groups(channels: int, features: int, groups: int) -> None:
+    """Raises BadValueError if a convolution cannot have these numbers of channels."""
+    if min(features, groups) < 1 or channels % groups or features % groups:
+        raise BadValueError(
+            f"A convolution from {channels} to {features} channels in {groups} groups"
+            " is not possible: the number of groups must divide both, and none may be"
+            " 0. Change the network's widths, base_width, reduce_first, groups,"
+            " group_width or radix."
+        )
+
+
 class Conv(nn.Module):
     """A square 2-D convolution, padded like torch's or, on request, TensorFlow's.
 
@@ -101,6 +112,7 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Any:
         """Returns the convolved images [b, h2, w2, f], or a `FusibleConvolution`."""
         _, height, width, channels = x.shape
+        check_groups(channels, self.features, self.groups)
         shape = (self.kernel, self.kernel, channels // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         if self.standardization:

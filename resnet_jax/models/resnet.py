@@ -92,6 +92,12 @@ class ResNet(nn.Module):
             x = self.norm()(name="final_norm")(x, train=train)
 
         if spec.head_pool:
+            if spec.head_pool > min(x.shape[1:3]):
+                raise BadValueError(
+                    f"head_pool={spec.head_pool} does not fit into the features of"
+                    f" {x.shape[1]}x{x.shape[2]} pixels; use a smaller one, or larger"
+                    " images."
+                )
             window = (spec.head_pool, spec.head_pool)
             x = nn.avg_pool(x, window, window)
             x = x.reshape(x.shape[0], -1)

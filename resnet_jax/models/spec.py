@@ -13,6 +13,8 @@ BlockName = Literal[
     "basic", "bottleneck", "preact_basic", "preact_bottleneck", "norm_free"
 ]
 
+# More blocks than JAX traces in an hour.
+MOST_BLOCKS = 10_000
 # Values that only some kinds of block implement. Other blocks would silently ignore
 # them, so a spec that combines them is rejected.
 SUPPORTED_BLOCKS: dict[tuple[str, object], tuple[BlockName, ...]] = {
@@ -260,6 +262,16 @@ class ResNetSpec:
         if self.pruned_features and len(self.pruned_features) != stages:
             raise BadValueError(
                 f"pruned_features {self.pruned_features} must have one entry per stage."
+            )
+        blocks = tuple(map(len, self.pruned_widths or ()))
+        if blocks and blocks != self.stage_sizes:
+            raise BadValueError(
+                f"pruned_widths has entries for {blocks} blocks, but stage_sizes are"
+                f" {self.stage_sizes}."
+            )
+        if sum(self.stage_sizes) > MOST_BLOCKS:
+            raise BadValueError(
+                f"stage_sizes {self.stage_sizes} have more than {MOST_BLOCKS:,} blocks."
             )
         if isinstance(self.block, tuple) and len(self.block) != stages:
             raise BadValueError(

@@ -857,6 +857,8 @@ def resolve(name: str) -> str:
       >>> resolve("resnet50.a1_in1k")
       'resnet50'
     """
+    if not isinstance(name, str):
+        raise BadValueError(f"The name of a network is a string, not {name!r}.")
     if name in ALIASES:
         log.warning("%s is a deprecated name of %s.", name, ALIASES[name])
         name = ALIASES[name]
@@ -881,7 +883,7 @@ def get_entry(name: str) -> Entry:
     return ZOO[resolve(name)]
 
 
-def get_spec(name: str, **overrides: Any) -> Spec:
+def get_spec(name: str, /, **overrides: Any) -> Spec:
     """Returns a network's spec with some fields replaced.
 
     Args:
@@ -943,6 +945,7 @@ def build(
 
 def create_model(
     name: str,
+    /,
     *,
     dtype: DTypeLike = "float32",
     bn_group_size: int | None = None,

@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import pathlib
 import sys
 import time
@@ -261,18 +262,24 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            steps = [step for step in self.steps() if step != self._saving]
-            last = (
-                f"the newest intact one is that of step {steps[-1]}"
-                if steps
-                else "there is no older one"
-            )
-            in_store = storage.is_remote(self.directory) and problem_of_store(error)
+            in_store = storage.is_remote(self.directory)
+            steps = [
+                step
+                for step in self.steps()
+                # Somebody may have removed the whole directory.
+                if step != self._saving
+                and (in_store or os.path.isdir(self.directory / str(step)))
+            ]
+            last, then = "there is no older one", "starts again"
+            if steps:
+                last = f"the newest intact one is that of step {steps[-1]}"
+                then = "resumes from there"
+            problem = in_store and problem_of_store(error)
             raise UserError(
                 f"The checkpoint of step {self._saving} could not be written to"
-                f" {self.directory} ({in_store or _reason(error)}); {last}."
+                f" {self.directory} ({problem or _reason(error)}); {last}."
                 " Fix this (on a full disk, free some space) and run the same command"
-                " again: it resumes from there."
+                f" again: it {then}."
             ) from error
 
     def steps(self) -> list[int]:

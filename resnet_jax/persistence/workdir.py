@@ -30,6 +30,8 @@ HEARTBEAT, DEAD_AFTER = 5.0, 30.0
 VISIBLE_WITHIN = 60.0
 # Seconds after which the last of several runs that write one object at once is known.
 SETTLE_TIME = 2.0
+# Seconds after which a workdir that is being removed is taken to be gone.
+REMOVED_WITHIN = 2.0
 # Seconds that a run which ends waits for an object store to remove its lock.
 RELEASE_TIMEOUT = 5.0
 
@@ -79,10 +81,22 @@ def claimed(
         processes.agree("shared workdir", _problem_of_sharing(workdir, token))
         try:
             yield check
-        except (UserError, OSError):
-            # What failed may have failed because the workdir is gone.
+        except (UserError, OSError) as error:
+            # What failed may have failed because the workdir is gone, or is just being
+            # removed.
             check()
+            deadline = time.monotonic() + REMOVED_WITHIN
+            while _lacks_a_file(error) and time.monotonic() < deadline:
+                time.sleep(0.1)
+                check()
             raise
+
+
+def _lacks_a_file(error: BaseException | None) -> bool:
+    """Returns whether an error or one of its causes is that a file is missing."""
+    while error and not isinstance(error, FileNotFoundError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _problem_of_sharing(workdir: Path, token: str) -> str:
@@ -520,10 +534,16 @@ def _look(path: Path) -> _Seen | None:
     """Reads a lock; returns None if there is none."""
     modified = 0
     try:
-        # The file is opened before its time is read: then NFS asks the server.
-        content = storage.read(path)
-        if not is_remote(path):
-            modified = path.stat().st_mtime_ns
+        if is_remote(path):
+            content = storage.read(path)
+        else:
+            # A link is an error, since no file could be created in its place where it
+            # leads nowhere. A named pipe is read as an empty file, without waiting.
+            file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with open(file, "rb") as lock:
+                content = lock.read()
+                # An open file's time comes from the server at NFS.
+                modified = os.fstat(file).st_mtime_ns
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
@@ -14,6 +15,7 @@ from resnet_jax.data.evalsets import EvaluationSet, open_set
 from resnet_jax.data.loader import Examples, ResizeSchedule
 from resnet_jax.data.source_protocol import NamedSource
 from resnet_jax.data.sources import RecordedSplit, open_source
+from resnet_jax.data.splits import SplitError
 from resnet_jax.errors import UserError, check_known
 
 
@@ -86,8 +88,9 @@ def open_examples(
         open_source, data_dir=data.data_dir, fake_shape=fake_shape
     )
     by_name = bool(data.eval_source) or train is not None
-    train = train or open_split(data.source, data.train_split)
-    eval = eval or open_split(data.eval_source or data.source, data.eval_split)
+    train = train or _open(open_split, data, "source", "train_split")
+    eval_source = "eval_source" if data.eval_source else "source"
+    eval = eval or _open(open_split, data, eval_source, "eval_split")
     if by_name:
         eval = with_classes(eval, train.classes)
     else:
@@ -127,6 +130,22 @@ def open_examples(
     )
 
 
+def _open(
+    open_split: Callable[[str, str], NamedSource],
+    data: ConfigDict,
+    source_key: str,
+    split_key: str,
+) -> NamedSource:
+    """Opens a split; an error of the split begins with the keys that name it."""
+    source, split = data[source_key], data[split_key]
+    try:
+        return open_split(source, split)
+    except SplitError as error:
+        raise UserError(
+            f"data.{split_key}={split!r} of data.{source_key}={source!r}: {error}"
+        ) from None
+
+
 def make_resize(
     config: ConfigDict, train_size: int, total_steps: int
 ) -> ResizeSchedule | None:
@@ -155,10 +174,6 @@ def make_resize(
             f" data.image_size={config.data.image_size}, the size at the end."
         )
     first, multiple = schedule.first, schedule.get("multiple", 1)
-    if min(first, multiple) < 1:
-        raise UserError(
-            f"{name}.first={first} and .multiple={multiple} must be more than 0."
-        )
     start, end = (
         in_steps(schedule[key], config.batch_size, train_size, f"{name}.{key}")
         for key in ("start", "end")

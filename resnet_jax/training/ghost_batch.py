@@ -31,7 +31,7 @@ def resolve(config: ConfigDict, mesh: Mesh) -> int:
 
 
 def ghost_batch_size(
-    chosen: object,
+    chosen: int | str,
     *,
     batch_size: int,
     microbatches: int,
@@ -61,15 +61,8 @@ def ghost_batch_size(
             f" run with {nearest_numbers(microbatches, legal)}."
         )
     microbatch = batch_size // microbatches
-    if chosen == "global":
-        return microbatch
-    if chosen == "device":
-        return microbatch // devices
-    if not isinstance(chosen, int) or isinstance(chosen, bool):
-        raise UserError(
-            f"model.bn_group_size={chosen!r} is neither a number of examples nor"
-            " 'global' nor 'device'."
-        )
+    if isinstance(chosen, str):
+        return {"global": microbatch, "device": microbatch // devices}[chosen]
     if chosen < 1 or microbatch % chosen:
         title = f"the batch of {batch_size}"
         if microbatches > 1:

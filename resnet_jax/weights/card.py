@@ -57,6 +57,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "akamaster_*": IMAGENET,
 }
+# The arguments of `timm.create_model` that do not change what a network computes, or
+# that the shapes of the weights tell.
+TIMM_ARGUMENTS = ("num_classes", "in_chans", "drop_rate", "drop_path_rate")
 
 
 class Prediction(NamedTuple):
@@ -317,9 +320,17 @@ def timm_card(config: Mapping[str, Any], origin: str) -> Card:
       origin: The place where the weights come from.
 
     Raises:
-      UserError: The network is not in the zoo, or its interpolation is not supported.
+      UserError: The network is not in the zoo, it was made with other arguments than
+        timm's own, or its interpolation is not supported.
     """
     facts = config.get("pretrained_cfg", config)
+    arguments = config.get("model_args") or {}
+    if changes := {k: v for k, v in arguments.items() if k not in TIMM_ARGUMENTS}:
+        text = ", ".join(f"{key}={value!r}" for key, value in changes.items())
+        raise UserError(
+            f"timm made it with {text[:200]}; give such changes as model.overrides, or"
+            " as arguments of resnet_jax.load"
+        )
     name = ALIASES.get(config["architecture"], config["architecture"])
     interpolation = facts.get("interpolation", "bilinear")
     if interpolation not in INTERPOLATIONS:

@@ -140,11 +140,13 @@ def read_card(path: pathlib.Path) -> Card | None:
                 *(ValueError, TypeError, LookupError, AttributeError, OverflowError),
                 UserError,
             ) as error:
-                reason = str(error).rstrip(".?") or type(error).__name__
+                lines = str(error).splitlines() or [type(error).__name__]
+                reason = lines[0].rstrip(".?")
+                if isinstance(error, KeyError):
+                    reason = f"it has no {error}"
                 raise UserError(
                     f"{config} does not describe weights of a network of the zoo as"
-                    f" timm does ({type(error).__name__}: {reason}). Correct or remove"
-                    " it."
+                    f" timm does ({reason}). Correct or remove it."
                 ) from error
     return None
 

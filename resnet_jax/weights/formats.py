@@ -102,6 +102,11 @@ def format_of(path: pathlib.Path) -> str | None:
         raise UnreadableError(f"{path} is empty. {_FETCH_AGAIN}.")
     if is_index(path) and start.lstrip()[:1] == b"{":
         return INDEX
+    if path.name.lower().endswith(".weights.json"):
+        raise UnreadableError(
+            f"{path} lists the parts of weights that Keras saved with max_shard_size,"
+            " which are not read. Save them as one file, without that argument."
+        )
     if start[8:9] == b"{":
         length = int.from_bytes(start[:8], "little")
         if length > size - 8:

@@ -14,6 +14,8 @@ log = logging.getLogger(__name__)
 
 PREFIX = "timm:"
 WEIGHTS = "model.safetensors"
+# The names of files of weights in a copy of a repository, the preferred one first.
+FILES = (WEIGHTS, "pytorch_model.bin")
 
 
 def fetch(address: str) -> pathlib.Path:

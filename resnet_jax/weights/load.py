@@ -141,7 +141,7 @@ def _read(source: str, model: str | None, overrides: dict) -> tuple[Card, Tensor
     path = hub.fetch(source) if source.startswith(hub.PREFIX) else path_of(source)
     tensors: Tensors
     with explaining_errors(path):
-        for name in (hub.WEIGHTS, hub.WEIGHTS + formats.INDEX):
+        for name in (x + end for x in hub.FILES for end in ("", formats.INDEX)):
             if (path / name).is_file():
                 path /= name
                 break
@@ -152,7 +152,8 @@ def _read(source: str, model: str | None, overrides: dict) -> tuple[Card, Tensor
         elif path.is_dir():
             raise UserError(
                 f"{path} is neither a workdir (checkpoints/) nor a weights directory"
-                f" (card.json) nor a copy of the hub's ({hub.WEIGHTS})."
+                f" (card.json) nor a copy of the hub's ({' or '.join(hub.FILES)})."
+                " Check the path."
             )
         else:
             with files.local(path) as file:

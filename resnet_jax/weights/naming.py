@@ -287,7 +287,7 @@ def check_shapes(shapes: Shapes, spec: Spec, scheme: Scheme) -> None:
         if name not in known:
             raise UserError(
                 f"The network has no place for the tensor {name!r}."
-                f"{nearest(name, known)}"
+                f"{nearest(name, names.values())}"
             )
     for native, shape in shapes_of(spec).items():
         name = names[native]

@@ -114,15 +114,19 @@ def _config_path(path: Path) -> Path:
 
     A file with a name of the Hugging Face hub has the hub's name for it.
     """
-    if path.name in (hub.WEIGHTS, "pytorch_model.bin"):
+    if path.name in hub.FILES:
         return path.with_name("config.json")
     return path.with_name(path.name + ".config.json")
 
 
 def is_directory(target: str) -> bool:
-    """Returns whether a path names a weights directory rather than a file."""
+    """Returns whether a path names a weights directory rather than a file.
+
+    Raises UserError if the path cannot be looked up.
+    """
     path = path_of(target)
-    return target.endswith("/") or path.is_dir() or not path.suffix
+    with storage.explaining_errors(path):
+        return target.endswith("/") or path.is_dir() or not path.suffix
 
 
 def _choose(path: Path, card: Card, scheme_name: str | None) -> Scheme:

@@ -265,3 +265,9 @@ def test_a_class_that_one_split_lacks_is_named(richer, poorer, tmp_path):
     message = str(raised.value)
     assert "'bee'" in message
     assert f"in {tmp_path}/{richer} but not in {tmp_path}/{poorer}" in message
+
+
+@pytest.mark.parametrize("source", ["fake:99999999999", "fake:10:99999999999"])
+def test_fake_data_too_large_to_list_are_an_error(source):
+    with pytest.raises(UserError, match="at most 16,777,216"):
+        open_source(source, "train")

@@ -123,6 +123,9 @@ _write_start("dict.pth", pickle.dumps({"a": np.zeros(2)}), "refused: it is a pic
 _write_start("old.npz", pickle.dumps([1], 2), "refused: it is a pickle")
 
 
+_write_start("w.weights.json", b'{"weight_map": {}}', "Keras .* max_shard_size.*one")
+
+
 @case("weights.pth.tar", "is a tar archive")
 def tar_archive(path):
     with tarfile.open(path, "w") as archive:
@@ -670,12 +673,12 @@ def _write_spec(name: str, pattern: str, **fields: object) -> None:
 
 _write_spec("a_million_blocks", "2000000 blocks, but", stage_sizes=[10**6, 10**6])
 _write_spec("widths_of_a_trillion", "w.safetensors", widths=[HUGE, HUGE])
-_write_spec("negative_widths", "cannot be built", widths=[-4, -8])
+_write_spec("negative_widths", "card of .* cannot be used", widths=[-4, -8])
 _write_spec("negative_classes", "w.safetensors", num_classes=-1)
 _write_spec("a_field_of_another_kind", "card of .* cannot be used", stage_sizes="many")
 _write_spec("an_unknown_field", "card of .* no field", stages=[1])
-_write_spec("no_blocks", "cannot be built", stage_sizes=[], widths=[])
-_write_spec("a_stem_of_text", "cannot be built", stem=["7x7"])
+_write_spec("no_blocks", "card of .* cannot be used", stage_sizes=[], widths=[])
+_write_spec("a_stem_of_text", "card of .* cannot be used", stem=["7x7"])
 
 
 @case("w.npz", "card.json has more than 16 MiB")
@@ -701,7 +704,9 @@ def _write_config(name: str, content: bytes, pattern: str) -> None:
 _write_config("a_page", HTML, "config.json is not valid JSON")
 _write_config("deep_lists", b"[" * 100_000, "config.json is not valid JSON")
 _write_config("a_list", b"[1]", "config.json has a list")
-_write_config("nothing", b'{"architecture": "resnet18"}', "config.json does not .*size")
+_write_config(
+    "nothing", b'{"architecture": "resnet18"}', "json does not .*no 'input_size'"
+)
 _write_config("a_language_model", b'{"architecture": "gpt"}', "config.json does not")
 
 

@@ -193,5 +193,44 @@ for field in ("block", "stage_sizes", "groups", "alpha", "skip_gain", "stem", "b
         else:
             assert getattr(spec, field) in (-2.5, True), (field, value)
             assert field in ("alpha", "skip_gain"), (field, value)
+for name in (None, 5, b"resnet50", ("resnet50",)):
+    try:
+        get_spec(name)
+    except BadValueError as error:
+        assert "name of a network is a string" in str(error), error
+    else:
+        raise AssertionError(name)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("function", [get_spec, create_model])
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        # The name of the function's own argument is no field either.
+        ({"name": "resnet50"}, "no field 'name'"),
+        ({"pruned_widths": (((1, 1),),)}, r"entries for \(1,\) blocks"),
+        ({"stage_sizes": (2**31 - 1, 1, 1)}, "more than 10,000 blocks"),
+    ],
+)
+def test_a_spec_of_an_impossible_network_is_an_error(function, overrides, message):
+    with pytest.raises(UserError, match=message):
+        function("cifar_resnet20", **overrides)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"block": "basic", "groups": 3}, "16 to 16 channels in 3 groups"),
+        ({"base_width": 1}, "16 to 0 channels"),
+        ({"reduce_first": 300}, "16 to 0 channels"),
+        ({"group_width": 500}, "in 0 groups"),
+        ({"spatial": "split_attention", "radix": 3}, "16 to 48 channels in 3 groups"),
+        ({"head_pool": 100}, "head_pool=100 does not fit"),
+    ],
+)
+def test_channels_and_sizes_that_do_not_fit_are_errors(fields, message):
+    module = create_model("cifar_resnet20", **{"block": "bottleneck"} | fields)
+    with pytest.raises(BadValueError, match=message):
+        init_shapes(module, 16)

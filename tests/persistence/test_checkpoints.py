@@ -4,6 +4,7 @@ import json
 import math
 import pathlib
 import re
+import resource
 import shutil
 import threading
 import types
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from resnet_jax.errors import UserError
 from resnet_jax.parallel import processes, sharding
 from resnet_jax.persistence import checkpoints
 from resnet_jax.persistence.array_checksums import fingerprint
@@ -137,6 +139,31 @@ def test_a_process_whose_save_failed_does_not_wait_for_the_others(monkeypatch):
     assert not calls
     checkpoints._wait_at_barrier(key="saved", timeout_ms=1)
     assert calls == [("saved", 1)]
+
+
+@pytest.mark.parametrize(
+    ("removed", "message"),
+    [
+        (["2"], "the newest intact one is that of step 1. .* resumes from there"),
+        (["1", "2"], "there is no older one. .* again: it starts again"),
+    ],
+)
+def test_a_failed_save_names_a_checkpoint_that_is_still_there(
+    tmp_path, removed, message
+):
+    folder = tmp_path / "checkpoints"
+    save_evaluated(folder, {1: 0.1, 2: 0.2})
+    with open_for_writing(folder, keep_best=9) as saved:
+        for name in removed:
+            shutil.rmtree(folder / name)
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1, limit[1]))
+        try:
+            with pytest.raises(UserError, match=f"step 3 could not be .*{message}"):
+                saved.save(random_state(3), progress_at(3))
+                saved.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
 
 def save_evaluated(path, figures: dict[int, float]) -> None:

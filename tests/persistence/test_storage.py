@@ -436,7 +436,10 @@ def test_weights_images_and_workdirs_that_s3_refuses_are_reported(tmp_path):
             with stores.known(environment):
                 with pytest.raises(UserError, match=f"{weights_file} cannot be used"):
                     weights.load(weights_file)
-                card, _ = small_weights()
+                card, variables = small_weights()
+                for target in ("s3://bucket/secret/new", "s3://bucket/secret/w.npz"):
+                    with pytest.raises(UserError, match=f"{target} cannot be used"):
+                        save(target, variables, card)
                 with pytest.raises(UserError, match=f"{image} cannot be used"):
                     card.preprocess(image)
                 with pytest.raises(UserError, match="s3://bucket/secret cannot be"):

@@ -330,6 +330,23 @@ def leave_a_dead_lock(folder: pathlib.Path) -> pathlib.Path:
     return folder / "running.json"
 
 
+@pytest.mark.parametrize("target", ["nowhere", "running.json", "lock"])
+def test_a_link_in_place_of_a_lock_is_an_error(tmp_path, target):
+    (tmp_path / "lock").write_text("{}")
+    (tmp_path / "running.json").symlink_to(tmp_path / target)
+    with (
+        pytest.raises(UserError, match=r"running\.json: .*Move away what is at"),
+        workdir.claimed(tmp_path),
+    ):
+        pass
+
+
+def test_a_named_pipe_in_place_of_a_lock_does_not_keep_runs_waiting(tmp_path):
+    os.mkfifo(tmp_path / "running.json")
+    with Lock(tmp_path, heartbeat=0.1, dead_after=0.5) as lock:
+        assert workdir.token_of(tmp_path) == lock.token
+
+
 def test_a_run_that_was_killed_while_it_took_over_a_workdir_keeps_nobody_out(tmp_path):
     path = leave_a_dead_lock(tmp_path)
     successor = leave_a_dead_lock(tmp_path / "elsewhere")
@@ -546,6 +563,19 @@ def test_an_error_in_a_workdir_that_is_gone_says_that_it_is_gone(tmp_path):
     ):
         shutil.rmtree(folder)
         (folder / "report").write_text("")
+    # A save may fail before all other files are removed.
+    removal = threading.Timer(0.5, shutil.rmtree, [folder])
+    with (
+        pytest.raises(UserError, match="was removed, moved or replaced"),
+        claimed(folder, on_loss=lambda _: None),
+    ):
+        (folder / "config.json").write_text("{}")
+        removal.start()
+        try:
+            (folder / "checkpoints" / "1").mkdir()
+        except FileNotFoundError as error:
+            raise UserError("The checkpoint could not be written.") from error
+    removal.join()
     # Another error stays as it is.
     with pytest.raises(FileNotFoundError), claimed(folder):
         (folder / "missing").read_text()

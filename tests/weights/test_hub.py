@@ -136,3 +136,49 @@ def test_a_local_copy_of_a_repository_is_read(tmp_path, hub):
     for source in (tmp_path, tmp_path / "model.safetensors"):
         assert load(str(source))[0].image_size == 176
     assert not hub.requests
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_copy_of_a_repository_may_have_other_names_and_several_files(
+    name, shards, tmp_path, hub
+):
+    tensors = safetensors.numpy.load(hub.files["model.safetensors"])
+    (tmp_path / "config.json").write_bytes(hub.files["config.json"])
+    names = [f"{i}-{name}" for i in range(shards)] if shards > 1 else [name]
+    weight_map = {key: names[i % shards] for i, key in enumerate(tensors)}
+    for file in names:
+        part = {key: x for key, x in tensors.items() if weight_map[key] == file}
+        safetensors.numpy.save_file(part, tmp_path / file)
+    if shards > 1:
+        index = tmp_path / f"{name}.index.json"
+        index.write_text(json.dumps({"weight_map": weight_map}))
+    _, variables = load(str(tmp_path))
+    small_networks.assert_equal(variables, keyed.variables(get_spec("test_resnet")))
+
+
+@pytest.mark.parametrize(
+    ("change", "pattern"),
+    [
+        ({"pretrained_cfg": {}}, r"as timm does \(it has no 'input_size'\)\. Correct"),
+        ({"num_classes": -3}, r"num_classes=-3.*\. Correct or remove it"),
+        ({"model_args": {"act_layer": "silu"}}, r"act_layer='silu'; give such changes"),
+        ({"model_args": {"layers": [1, 1, 1, 2]}}, r"layers=\[1, 1, 1, 2\]; give"),
+        ({"architecture": "gpt"}, r"There is no network 'gpt'.{,900}$"),
+    ],
+)
+def test_a_config_of_another_network_is_one_sentence(change, pattern, tmp_path, hub):
+    (tmp_path / "model.safetensors").write_bytes(hub.files["model.safetensors"])
+    config = json.loads(hub.files["config.json"]) | change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=pattern) as error:
+        load(str(tmp_path))
+    assert "Error" not in str(error.value)
+
+
+def test_arguments_that_change_no_function_are_taken(tmp_path, hub):
+    (tmp_path / "model.safetensors").write_bytes(hub.files["model.safetensors"])
+    config = json.loads(hub.files["config.json"])
+    config["model_args"] = {"num_classes": 1000, "in_chans": 3, "drop_rate": 0.5}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load(str(tmp_path))[0].network == "test_resnet"
