@@ -8,6 +8,7 @@ Every exception that the package raises on purpose is a `ResNetJaxError`:
   - `BadValueError`: an argument of a function is not allowed, such as a field of a
     network's spec or the shape of a batch. It is also a `ValueError`.
   - `BadImageError`: an image cannot be decoded.
+  - `resnet_jax.data.splits.SplitError`: a split or a slice of a split cannot be used.
   - `resnet_jax.weights.stored.UnreadableError`: a file of weights cannot be read.
   - `resnet_jax.data.loader.WorkerDiedError`: a process that decodes images was killed.
   - `resnet_jax.persistence.checkpoints.DamagedError`: a checkpoint was changed after it

@@ -7,6 +7,7 @@ import io
 import re
 import struct
 import threading
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -36,6 +37,10 @@ ORIENTATION = ExifTags.Base.Orientation
 APP1, START_OF_SCAN = 0xE1, 0xDA
 # The brands of HEIC files (ISO/IEC 23008-12, annex B).
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
+
+# Pillow warns of damaged metadata without saying in which file; the pixels are good.
+# The filters of users come first.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.", append=True)
 
 _thread = threading.local()
 _lock = threading.Lock()

@@ -739,3 +739,16 @@ def test_a_broken_file_of_any_format_is_decoded_or_an_error_that_names_it():
                     decoded += 1
     assert len(formats) > 15
     assert min(decoded, bad) > 100
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_damaged_metadata_are_no_warning_for_users(tmp_path, kind):
+    damaged = b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12"
+    Image.new("RGB", (8, 8)).save(tmp_path / "a", kind, exif=damaged)
+    program = (
+        "import pathlib, sys; from resnet_jax.data.decode import Picture;"
+        " print(Picture(pathlib.Path(sys.argv[1]).read_bytes(), 1).pixels().shape)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "a")]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (result.stdout, result.stderr) == ("(8, 8, 1)\n", "")

@@ -18,9 +18,10 @@ from PIL import Image
 from resnet_jax import predict
 from resnet_jax.data import sources
 from resnet_jax.errors import UserError
-from resnet_jax.persistence import metric_writers, storage, workdir
+from resnet_jax.persistence import metric_writers, storage
+from resnet_jax.persistence.lock import Lock, token_of
 from resnet_jax.persistence.storage import path_of
-from resnet_jax.persistence.workdir import Lock, claimed
+from resnet_jax.persistence.workdir import claimed
 from resnet_jax.reports import curves
 from resnet_jax.reports.samples import SamplePredictions, save_samples
 from resnet_jax.weights import load as weights
@@ -180,7 +181,7 @@ def test_an_object_can_be_read_while_it_is_replaced(folder):
 
 def test_one_run_at_a_time_holds_a_workdir_in_a_store(folder):
     with Lock(folder, **QUICK) as held:
-        assert workdir.token_of(folder) == held.token
+        assert token_of(folder) == held.token
         # A process on another host cannot see whether this one runs.
         with pytest.raises(UserError, match="in use by a run on host"):
             Lock(folder, host="another", **QUICK).__enter__()
@@ -192,7 +193,7 @@ def test_a_run_in_a_store_is_dead_after_seconds_without_a_heartbeat(folder):
     before = time.monotonic()
     with Lock(folder, **QUICK) as held:
         assert time.monotonic() - before > QUICK["dead_after"]
-        assert workdir.token_of(folder) == held.token
+        assert token_of(folder) == held.token
 
 
 @pytest.mark.parametrize("after", ["no run", "a dead run"])
@@ -215,7 +216,7 @@ def test_one_of_several_runs_that_start_in_a_store_at_once_continues(folder, aft
     for thread in threads:
         thread.join()
     assert (len(held), len(refused)) == (1, 3)
-    assert workdir.token_of(folder) == held[0].token
+    assert token_of(folder) == held[0].token
     held[0].__exit__()
     assert list(folder.glob("running.*")) == []
 
@@ -231,7 +232,7 @@ def test_a_run_notices_that_its_workdir_in_a_store_is_gone(folder):
         (folder / "config.json").write_text("{}")
         (folder / "running.json").unlink()
         # Only the lock was removed, so it is written again.
-        while workdir.token_of(folder) != held.token:
+        while token_of(folder) != held.token:
             time.sleep(0.1)
         (folder / "config.json").unlink()
         # A heartbeat that is under way may write the lock once more.
@@ -252,7 +253,7 @@ def test_a_run_whose_workdir_in_a_store_was_taken_over_stops(folder):
         write_lock(folder)
         assert called.wait(60)
     assert "taken over by a run on host elsewhere" in messages[0]
-    assert workdir.token_of(folder) == "another"
+    assert token_of(folder) == "another"
 
 
 def test_weights_are_written_to_a_store_and_loaded_from_it(folder, tmp_path):

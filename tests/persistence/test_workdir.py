@@ -17,8 +17,8 @@ import pytest
 
 from resnet_jax.errors import UserError
 from resnet_jax.parallel import processes
-from resnet_jax.persistence import workdir
-from resnet_jax.persistence.workdir import Lock, claimed
+from resnet_jax.persistence.lock import Lock, token_of
+from resnet_jax.persistence.workdir import claimed
 
 HOST = socket.gethostname()
 # About a tenth of a second for a second of the real ones.
@@ -29,7 +29,7 @@ QUICK = {"heartbeat": 0.1, "dead_after": 1.0}
 HOLDER = """
 import pathlib, sys
 from resnet_jax.errors import UserError
-from resnet_jax.persistence.workdir import Lock
+from resnet_jax.persistence.lock import Lock
 
 for name in sys.argv[1:]:
     print("ready", flush=True)
@@ -119,7 +119,7 @@ def sleeping_process():
 
 def test_a_lock_exists_while_it_is_held_and_no_file_is_left(tmp_path):
     with Lock(tmp_path) as held:
-        assert workdir.token_of(tmp_path) == held.token
+        assert token_of(tmp_path) == held.token
         assert held.release in processes.at_end
     assert list(tmp_path.iterdir()) == []
     assert held.release not in processes.at_end
@@ -130,7 +130,7 @@ def test_the_error_of_a_second_run_names_host_and_process_of_the_first(tmp_path)
         held = other.take()
         with pytest.raises(UserError, match=f"host {HOST}, pid {other.process.pid};"):
             Lock(tmp_path).__enter__()
-        assert held == f"held {workdir.token_of(tmp_path)}"
+        assert held == f"held {token_of(tmp_path)}"
 
 
 def test_a_killed_run_on_this_host_does_not_delay_the_next_one(tmp_path):
@@ -193,7 +193,7 @@ def test_a_lock_that_was_cut_off_counts_as_one_of_an_unknown_host(tmp_path):
     path = write_lock(tmp_path)
     path.write_text("")
     with Lock(tmp_path, **QUICK) as held:
-        assert workdir.token_of(tmp_path) == held.token
+        assert token_of(tmp_path) == held.token
 
 
 def test_a_run_whose_workdir_was_taken_over_stops(tmp_path):
@@ -207,7 +207,7 @@ def test_a_run_whose_workdir_was_taken_over_stops(tmp_path):
         write_lock(tmp_path)
         assert called.wait(60)
     assert "taken over by a run on host elsewhere" in messages[0]
-    assert workdir.token_of(tmp_path) == "another"
+    assert token_of(tmp_path) == "another"
 
 
 def test_a_run_of_this_process_keeps_its_workdir(tmp_path):
@@ -216,7 +216,7 @@ def test_a_run_of_this_process_keeps_its_workdir(tmp_path):
         pytest.raises(UserError, match=f"host {HOST}, pid {os.getpid()};"),
     ):
         Lock(tmp_path).__enter__()
-    assert first.token != workdir.token_of(tmp_path) == ""
+    assert first.token != token_of(tmp_path) == ""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS has no namespaces")
@@ -235,7 +235,7 @@ def test_a_run_in_another_container_with_this_host_name_keeps_its_workdir(
         held = other.take()
         with pytest.raises(UserError, match=r"host \S+, pid 1 of another container;"):
             Lock(tmp_path).__enter__()
-        assert held == f"held {workdir.token_of(tmp_path)}"
+        assert held == f"held {token_of(tmp_path)}"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS has no namespaces")
@@ -247,7 +247,7 @@ def test_a_run_is_seen_from_another_container_with_its_host_name(tmp_path):
     ):
         line = other.take()
         assert f"in use by a run on host {HOST}, pid {os.getpid()} of an" in line
-        assert workdir.token_of(tmp_path) == held.token
+        assert token_of(tmp_path) == held.token
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_a_lock_of_an_older_version_is_judged_by_its_process_and_heartbeats(tmp_
             Lock(tmp_path, dead_after=3600.0).__enter__()
     # The process may be in another container, but there are no heartbeats either.
     with Lock(tmp_path, **QUICK) as held:
-        assert workdir.token_of(tmp_path) == held.token
+        assert token_of(tmp_path) == held.token
 
 
 @pytest.mark.parametrize("ahead", [3600.0, -3600.0])
@@ -292,7 +292,7 @@ def test_the_clock_of_a_file_server_does_not_decide_whether_a_run_lives(
 ):
     path = write_lock(tmp_path, age=-ahead)
     with Lock(tmp_path, **QUICK) as held:
-        assert workdir.token_of(tmp_path) == held.token
+        assert token_of(tmp_path) == held.token
     # A clock that was set makes a heartbeat look old, or to come.
     path = write_lock(tmp_path, age=-ahead)
     done = threading.Event()
@@ -318,7 +318,7 @@ def test_a_damaged_lock_is_taken_over_after_some_seconds(tmp_path, content):
     path = tmp_path / "running.json"
     path.write_bytes(content.encode("latin-1"))
     with Lock(tmp_path, heartbeat=0.1, dead_after=0.3) as held:
-        assert workdir.token_of(tmp_path) == held.token
+        assert token_of(tmp_path) == held.token
     assert list(tmp_path.iterdir()) == []
 
 
@@ -336,7 +336,7 @@ def test_a_link_in_place_of_a_lock_is_an_error(tmp_path, target):
     (tmp_path / "running.json").symlink_to(tmp_path / target)
     with (
         pytest.raises(UserError, match=r"running\.json: .*Move away what is at"),
-        workdir.claimed(tmp_path),
+        claimed(tmp_path),
     ):
         pass
 
@@ -344,16 +344,16 @@ def test_a_link_in_place_of_a_lock_is_an_error(tmp_path, target):
 def test_a_named_pipe_in_place_of_a_lock_does_not_keep_runs_waiting(tmp_path):
     os.mkfifo(tmp_path / "running.json")
     with Lock(tmp_path, heartbeat=0.1, dead_after=0.5) as lock:
-        assert workdir.token_of(tmp_path) == lock.token
+        assert token_of(tmp_path) == lock.token
 
 
 def test_a_run_that_was_killed_while_it_took_over_a_workdir_keeps_nobody_out(tmp_path):
     path = leave_a_dead_lock(tmp_path)
     successor = leave_a_dead_lock(tmp_path / "elsewhere")
-    successor.rename(tmp_path / f"running.{workdir.token_of(tmp_path)}.json")
+    successor.rename(tmp_path / f"running.{token_of(tmp_path)}.json")
     (tmp_path / "elsewhere").rmdir()
     with Lock(tmp_path, dead_after=3600.0) as held:
-        assert workdir.token_of(tmp_path) == held.token
+        assert token_of(tmp_path) == held.token
         assert list(tmp_path.iterdir()) == [path]
     assert list(tmp_path.iterdir()) == []
 
@@ -365,7 +365,7 @@ def test_a_run_that_is_taking_over_a_dead_lock_keeps_others_out(tmp_path):
         other.take()
         # It has created its lock, and comes to rename it.
         (tmp_path / "other" / "running.json").rename(
-            tmp_path / f"running.{workdir.token_of(tmp_path)}.json"
+            tmp_path / f"running.{token_of(tmp_path)}.json"
         )
         with pytest.raises(UserError, match=f"pid {other.process.pid};"):
             Lock(tmp_path).__enter__()
@@ -373,13 +373,13 @@ def test_a_run_that_is_taking_over_a_dead_lock_keeps_others_out(tmp_path):
 
 def test_a_run_that_judged_a_lock_long_ago_does_not_remove_a_newer_one(tmp_path):
     before = leave_a_dead_lock(tmp_path).read_text()
-    old = workdir.token_of(tmp_path)
+    old = token_of(tmp_path)
     with Lock(tmp_path) as held:
         # This is what a slow process leaves if it dies where it would see the new lock.
         (tmp_path / f"running.{old}.json").write_text(before)
         with pytest.raises(UserError, match=f"pid {os.getpid()};"):
             Lock(tmp_path).__enter__()
-        assert workdir.token_of(tmp_path) == held.token
+        assert token_of(tmp_path) == held.token
 
 
 def start_together(base: pathlib.Path, rounds: int, starts: int) -> None:
@@ -403,7 +403,7 @@ def start_together(base: pathlib.Path, rounds: int, starts: int) -> None:
                 other.go()
             lines = [other.read() for other in others]
             (holder,) = (i for i, line in enumerate(lines) if line.startswith("held "))
-            assert lines[holder] == f"held {workdir.token_of(folder)}"
+            assert lines[holder] == f"held {token_of(folder)}"
             assert sum("in use by a run on" in line for line in lines) == starts - 1
             others[holder].go()
             assert others[holder].read() == "released"
@@ -497,7 +497,7 @@ def test_a_lock_that_was_removed_alone_is_written_again(tmp_path):
         (tmp_path / "config.json").write_text("{}")
         (tmp_path / "running.json").unlink()
         held.check()
-        while workdir.token_of(tmp_path) != held.token:
+        while token_of(tmp_path) != held.token:
             time.sleep(0.01)
         with pytest.raises(UserError, match="in use"):
             Lock(tmp_path).__enter__()
