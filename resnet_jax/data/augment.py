@@ -112,10 +112,10 @@ class Augment:
                 f"data.crop_fraction={self.crop_fraction} must be above 0 and at most"
                 " 1: the part of the resized side that the crop keeps."
             )
-        if self.crop == "pad" and self.pad_mode == "reflect" and self.pad >= self.size:
+        if self.crop == "pad" and self.pad >= self.size:
             raise UserError(
-                f"data.pad={self.pad} must be less than data.image_size={self.size}"
-                " with data.pad_mode=reflect."
+                f"data.pad={self.pad} must be less than data.image_size={self.size},"
+                " so that each crop shows a part of the image."
             )
         lengths = (self.size, *self.short_side)
         fits = len(lengths) == 3 and list(lengths) == sorted(lengths)

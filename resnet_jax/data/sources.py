@@ -121,7 +121,9 @@ def open_source(
             " it with such a call, or evaluate others with --config.data.source=SOURCE"
             " --config.data.eval_split=SPLIT."
         )
-    hint = nearest(kind, ("tfds", "folder", "digits", "fake", "mix"))
+    # Of these, the kind is right, but what follows it is missing or wrong.
+    with_address = ("tfds", "folder", "fake", "mix")
+    hint = "" if kind in with_address else nearest(kind, (*with_address, "digits"))
     raise UserError(
         f"There is no data source {source!r}.{hint} A source is written"
         f" {', '.join(KINDS)}."

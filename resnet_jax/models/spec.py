@@ -251,6 +251,12 @@ class ResNetSpec:
                 raise BadValueError(
                     f"{name}={getattr(self, name)} must be from 0 to 1."
                 )
+        for name in ("norm_epsilon", "standardization_epsilon", "head_init_std"):
+            if (getattr(self, name) or 0) < 0:
+                raise BadValueError(f"{name}={getattr(self, name)} must be at least 0.")
+        for name in ("sk_ratio", "se_ratio"):
+            if getattr(self, name) <= 0:
+                raise BadValueError(f"{name}={getattr(self, name)} must be above 0.")
         if not self.stem or not self.stage_sizes:
             raise BadValueError("stem and stage_sizes must have at least one entry.")
         stages = len(self.stage_sizes)

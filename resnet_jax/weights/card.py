@@ -5,6 +5,7 @@ import fnmatch
 import functools
 import importlib.util
 import json
+import math
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -125,6 +126,11 @@ class Card:
             raise BadValueError(
                 f"mean and std must have {channels} entries, one per channel, but have"
                 f" {len(self.mean)} and {len(self.std)}."
+            )
+        usable = all(map(math.isfinite, self.mean + self.std)) and min(self.std) > 0
+        if not usable:
+            raise BadValueError(
+                f"mean {self.mean} and std {self.std} must be finite, and std above 0."
             )
         if len(self.classes) > classes:
             raise BadValueError(

@@ -345,8 +345,12 @@ def test_reflection_pads_with_the_reflected_image():
     }
     for key in range(200):
         assert augment(picture(Image.fromarray(NUMBERED)), key).tobytes() in crops
+
+
+@pytest.mark.parametrize("mode", ["zero", "reflect"])
+def test_padding_as_wide_as_the_image_is_reported(mode):
     with pytest.raises(UserError, match=r"data\.pad=8 must be less"):
-        Augment(size=8, crop="pad", pad=8, pad_mode="reflect")
+        Augment(size=8, crop="pad", pad=8, pad_mode=mode)
 
 
 def test_erasing_leaves_the_mean_colour():

@@ -35,6 +35,8 @@ def test_an_unknown_source_is_reported_with_the_nearest_name(source, nearest):
         open_source(source, "train")
     assert repr(source) in str(raised.value)
     assert nearest in str(raised.value)
+    # Where the kind is right, no other one is suggested.
+    assert ("Did you mean" in str(raised.value)) == ("Did you mean" in nearest)
 
 
 def test_digits_are_split_1437_to_360():

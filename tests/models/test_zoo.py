@@ -169,6 +169,7 @@ WRONG = (
     *(("groups", 0), ("groups", -1), ("widths", (0, 0, 0, 0)), ("stem", ())),
     *(("stage_sizes", (3, 4, 6, -3)), ("num_classes", -1), ("in_channels", 2**40)),
     *(("alpha", float("nan")), ("alpha", float("inf")), ("dropout", -0.1)),
+    *(("norm_epsilon", -1.0), ("head_init_std", -1.0), ("se_ratio", 0.0)),
     *(("drop_path", 2.0), ("norm_momentum", 7.0), ("pruned_features", (1,))),
 )
 

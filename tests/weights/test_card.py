@@ -30,6 +30,8 @@ def test_a_card_survives_json(name):
         ("{}", "missing"),
         (default_card("resnet18").to_json().replace("bgr", "rbg"), "'rbg'"),
         (default_card("resnet18").to_json().replace(", 0.406", ""), "3 entries"),
+        (default_card("resnet18").to_json().replace("0.225", "0.0"), "std above 0"),
+        (default_card("resnet18").to_json().replace("0.406", "NaN"), "be finite"),
     ],
 )
 def test_an_invalid_card_is_rejected_with_the_reason(text, reason):
