@@ -109,7 +109,6 @@ def test_the_message_for_an_unknown_flag_names_the_nearest(line):
 # Each flag and argument that is a path, of each command that uses `Parser`.
 PATHS = [
     ("resnet_jax.predict", "{}", "x.png"),
-    ("resnet_jax.predict", "w", "{}"),
     ("resnet_jax.predict", "w", "x.png", "--save={}"),
     ("resnet_jax.convert", "{}", "x.safetensors"),
     ("resnet_jax.convert", "w", "{}"),

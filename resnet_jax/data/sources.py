@@ -375,7 +375,7 @@ def folder_splits(path: str) -> list[str]:
     """
     root = _root(path)
     if not os.path.isdir(root):
-        raise UserError(f"There is no folder {root} that this user can enter.")
+        raise UserError(f"There is no folder {root}.")
     splits = _folders(root, Counter())
     if not splits:
         raise UserError(

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from resnet_jax.errors import BadValueError
 from resnet_jax.models import layers
 from resnet_jax.models.norms import BatchNorm
+from resnet_jax.models.spec import check_fields
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,14 @@ class VGGSpec:
     dropout: float = 0.5
     num_classes: int = 1000
     in_channels: int = 3
+
+    def __post_init__(self):
+        check_fields(self)
+        if not 0 < len(self.stage_sizes) == len(self.widths):
+            raise BadValueError(
+                f"widths {self.widths} must have one entry for each of stage_sizes"
+                f" {self.stage_sizes}, of which there is at least one."
+            )
 
     @property
     def for_small_images(self) -> bool:
@@ -67,6 +77,14 @@ class HighwaySpec:
     gate_bias: float = -1.0
     num_classes: int = 10
     in_channels: int = 3
+
+    def __post_init__(self):
+        check_fields(self)
+        if not self.widths or not all(self.widths):
+            raise BadValueError(
+                f"widths {self.widths} must have at least one stage, and each stage at"
+                " least one layer."
+            )
 
     @property
     def for_small_images(self) -> bool:

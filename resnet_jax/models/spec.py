@@ -232,25 +232,7 @@ class ResNetSpec:
     drop_path_by: Literal["block", "depth", "stage"] = "block"
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = as_tuples(getattr(self, field.name))
-            object.__setattr__(self, field.name, value)
-            _check_literals(field, value)
-            # Without classes a network ends with its features.
-            is_headless = field.name == "num_classes" and value == 0
-            if not is_headless and not _fits(field.type, value):
-                kind = (
-                    field.type if typing.get_args(field.type) else field.type.__name__
-                )
-                raise BadValueError(
-                    f"{field.name}={value!r} is not of the type {kind}, of which whole"
-                    " numbers are at least 1."
-                )
-        for name in ("dropout", "block_dropout", "drop_path", "norm_momentum"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise BadValueError(
-                    f"{name}={getattr(self, name)} must be from 0 to 1."
-                )
+        check_fields(self)
         for name in ("norm_epsilon", "standardization_epsilon", "head_init_std"):
             if (getattr(self, name) or 0) < 0:
                 raise BadValueError(f"{name}={getattr(self, name)} must be at least 0.")
@@ -446,6 +428,33 @@ def as_tuples(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(as_tuples(part) for part in value)
     return value
+
+
+def check_fields(spec: Any) -> None:
+    """Makes tuples of the lists in a spec's fields, and checks types and ranges.
+
+    Args:
+      spec: A frozen dataclass that describes a network.
+
+    Raises:
+      BadValueError: A field has a value of another type, or one out of its range.
+    """
+    for field in dataclasses.fields(spec):
+        value = as_tuples(getattr(spec, field.name))
+        object.__setattr__(spec, field.name, value)
+        _check_literals(field, value)
+        # Without classes a network ends with its features.
+        is_headless = field.name == "num_classes" and value == 0
+        if not is_headless and not _fits(field.type, value):
+            is_plain = not typing.get_args(field.type)
+            kind = getattr(field.type, "__name__", "") if is_plain else field.type
+            raise BadValueError(
+                f"{field.name}={value!r} is not of the type {kind}, of which whole"
+                " numbers are at least 1."
+            )
+    for name in ("dropout", "block_dropout", "drop_path", "norm_momentum"):
+        if not 0 <= getattr(spec, name, 0) <= 1:
+            raise BadValueError(f"{name}={getattr(spec, name)} must be from 0 to 1.")
 
 
 def _check_literals(field: dataclasses.Field, value: Any) -> None:

@@ -158,7 +158,7 @@ def test_mistakes_in_the_arguments_of_step_are_reported(arguments, message, caps
         ),
         (
             "schedule --config=configs/r50.py --save=x.foo",
-            "x.foo cannot be written: Format",
+            "x.foo cannot be written: no picture has the suffix .foo",
         ),
     ],
 )

@@ -319,11 +319,11 @@ def test_lines_of_several_threads_are_not_mixed():
     assert sorted(lines) == sorted(name * 20 for name in "abcd" for _ in range(20))
 
 
-def test_a_wait_says_what_it_waits_for_only_if_it_is_long(capsys):
-    with output.telling("waiting for a quick one", after=3600.0):
-        pass
-    printed = ""
-    with output.telling("waiting for a slow one", after=0.01):
-        while not printed:
-            printed = capsys.readouterr().err
-    assert printed == "waiting for a slow one\n"
+def test_a_wait_says_what_it_waits_for_only_if_it_is_long():
+    with contextlib.redirect_stderr(io.StringIO()) as stream:
+        with output.telling("waiting for a quick one", after=3600.0):
+            pass
+        with output.telling("waiting for a slow one", after=0.01):
+            while not stream.getvalue():
+                time.sleep(0.01)
+    assert stream.getvalue() == "waiting for a slow one\n"

@@ -180,6 +180,19 @@ def test_a_spec_with_an_illegal_number_is_an_error_that_names_the_field(field, v
         get_spec("resnet50", **{field: value})
 
 
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        *(("vgg19", "widths", (64, 128)), ("vgg19", "hidden", 0)),
+        *(("vgg19", "dropout", 1.5), ("highway19", "widths", ((8,), ()))),
+        ("highway19", "gate_bias", float("nan")),
+    ],
+)
+def test_baselines_check_their_fields_too(name, field, value):
+    with pytest.raises(BadValueError, match=field):
+        get_spec(name, **{field: value})
+
+
 def test_a_field_of_another_type_is_an_error_that_names_it():
     # The tests themselves run with a check of types.
     code = """

@@ -1,6 +1,5 @@
 """Tests of the process that compiles, and of the figures that are kept on disk."""
 
-import pathlib
 import subprocess
 
 import jax
@@ -137,11 +136,8 @@ def test_without_a_home_directory_figures_are_not_kept(monkeypatch, capsys):
     def run(command, **_):
         return subprocess.CompletedProcess(command, 0, ANSWER, "")
 
-    def home():
-        raise RuntimeError("Could not determine home directory.")
-
     monkeypatch.setattr(subprocess, "run", run)
-    monkeypatch.setattr(pathlib.Path, "home", home)
+    monkeypatch.setenv("HOME", "relative")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert compile_config(tiny.config(), LOCAL)["devices"] == 8
     assert (
