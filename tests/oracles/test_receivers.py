@@ -46,7 +46,7 @@ TIERED = ((3, 2, 24), (3, 1, 32), (3, 1, 64))
         ("resnetv2_50", SMALL | {"widths": (32, 64, 96, 128), "num_classes": 3}),
         ("resnetv2_50x1_bit", {"output_stride": 8}),
         ("resnetv2_50x3_bit", {"widths": (96, 192, 384, 192)}),
-        ("resnetv2_18", SMALL | {"widths": (32, 64, 96, 128)}),
+        ("resnetv2_18", SMALL | {"widths": (64, 96, 128, 160)}),
         ("nf_resnet50", SMALL | {"widths": (32, 64, 96, 128), "num_classes": 0}),
         ("nfnet_f0", SMALL | {"final_width": 512, "in_channels": 4}),
     ],

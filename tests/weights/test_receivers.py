@@ -80,6 +80,7 @@ def test_the_call_has_the_arguments_of_the_changes(name, fields, call):
         ("resnet18", {"anti_alias": "blur"}, ["anti_alias"]),
         ("resnetv2_18", {"activation": "gelu"}, ["activation"]),
         ("resnetv2_50", {"widths": (64, 64, 64, 64)}, ["widths"]),
+        ("resnetv2_18", {"widths": (32, 64, 96, 128)}, ["widths"]),
         ("torchvision_resnet18", {"num_classes": 0}, ["num_classes"]),
         ("torchvision_resnet18", {"widths": (8, 16, 32, 64)}, ["widths"]),
         ("keras_resnet50", {"stage_sizes": (1, 1, 1, 1)}, ["stage_sizes"]),
