@@ -82,7 +82,7 @@ def check(tmp_path: pathlib.Path, *flags: str, **environment: str):
     return code, output, json.loads(path.read_text()) if path.exists() else None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_check_runs_with_the_packages_of_a_bare_machine(tmp_path):
     hidden = packages_outside(BARE)
     assert {"ml_collections", "grain", "tensorflow_datasets", "PIL"} <= set(hidden)

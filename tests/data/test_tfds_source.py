@@ -316,7 +316,7 @@ def opened(tmp_path_factory) -> dict[str, float]:
     return json.loads(done.stdout)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_opening_a_million_images_takes_300_megabytes(opened):
     assert (opened["images"], opened["label"]) == (IMAGES, 3)
     # 52 MB were measured.

@@ -417,7 +417,7 @@ def test_one_of_several_runs_that_start_at_a_dead_lock_holds_it(
     start_together(tmp_path, rounds, starts)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("rounds", "starts"), [(400, 2), (100, 5)])
 def test_one_run_holds_a_dead_lock_in_each_of_many_rounds(tmp_path, rounds, starts):
     start_together(tmp_path, rounds, starts)
