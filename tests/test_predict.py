@@ -246,17 +246,17 @@ def test_an_interrupted_command_has_printed_what_it_computed(weights, tmp_path):
         text=True,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
     ) as process:
-        # Of 100 images, two batches of 32 are printed while the third one is computed.
+        # At least two batches of 32 images are printed, and the third one as well if
+        # the signal comes late. `communicate` would lose lines that are in the buffer.
         printed = [process.stdout.readline() for _ in range(6 * 64)]
         process.send_signal(signal.SIGINT)
-        rest, errors = process.communicate()
+        printed += process.stdout.readlines()
+        errors = process.stderr.read()
     assert process.returncode == 130
-    assert list(lines_of_images("".join(printed))) == [
-        f"{folder}/{number:03}.png" for number in range(64)
-    ]
+    names = list(lines_of_images("".join(printed)))
+    assert 64 <= len(names) <= 96
+    assert names == [f"{folder}/{number:03}.png" for number in range(len(names))]
     assert "Traceback" not in errors
-    # The signal may arrive while the last line is printed, which then comes twice.
-    assert all(line.startswith("  ") for line in rest.splitlines())
 
 
 @pytest.mark.slow
