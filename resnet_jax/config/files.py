@@ -67,6 +67,8 @@ def find(path: str | os.PathLike) -> pathlib.Path:
 def load(path: str | os.PathLike) -> ConfigDict:
     """Returns the config that the function `get_config` of a file returns.
 
+    The file runs as Python with all your rights, so read a stranger's file first.
+
     >>> load("configs/r50.py").model.name
     'resnet50'
 

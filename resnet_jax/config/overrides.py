@@ -21,10 +21,10 @@ TRUTHS = {"true": True, "yes": True, "1": True} | {
     "no": False,
     "0": False,
 }
-HELP = f"""\
+HELP = """\
 --config.KEY=VALUE sets a key of the config, such as --config.optim.learning_rate=0.2 or
 --config.total.epochs=30 (a duration is in steps, epochs or examples). All keys are
-explained in {defaults.__file__}"""
+explained by python -m resnet_jax.keys"""
 
 
 def take_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
