@@ -26,7 +26,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--markdown",
         action="store_true",
-        help="Prints the table in Markdown, as in docs/config.md. It is off by default.",
+        help="Prints the table in Markdown, as in docs/config.md. It is off by"
+        " default.",
     )
     args = parser.parse(argv[1:])
     rows = keys.table(args.patterns)

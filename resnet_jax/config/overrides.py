@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
-from resnet_jax.config import defaults, old_keys, values
+from resnet_jax.config import old_keys, values
 from resnet_jax.config.durations import UNITS
 from resnet_jax.config.saved import flatten
 from resnet_jax.errors import UserError, nearest
@@ -70,6 +70,7 @@ def take_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def override(config: ConfigDict, arguments: Sequence[str]) -> None:
     """Applies overrides to a config, of which the last one for a key counts.
 
+    >>> from resnet_jax.config import defaults
     >>> config = defaults.get_config()
     >>> override(config, ["--config.total.steps=5", "--config.data.flip=false"])
     >>> config.total.steps, config.data.flip
