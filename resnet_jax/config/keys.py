@@ -98,8 +98,9 @@ def default_of(key: str) -> str:
 def meaning_of(key: str) -> tuple[str, str]:
     """Returns the meaning of a key, and the names with which it has an effect.
 
-    >>> meaning_of("optim.nesterov")
-    ('Uses Nesterov momentum.', 'sgd or lars')
+    Examples:
+      >>> meaning_of("optim.nesterov")
+      ('Uses Nesterov momentum.', 'sgd or lars')
     """
     comment = comments()[key]
     name = r"[a-z_.\d]+"
