@@ -1,6 +1,6 @@
 """Lists the keys of a config with their types, defaults and meanings.
 
-python -m resnet_jax.keys [PATTERN ...] [--markdown]
+python -m resnet_jax.keys [PATTERN...] [--markdown]
 
 A key comes with its default, as both are written after `--config.` on a command line,
 and with its type. "Only with" lists the optimisers, schedules, crops or losses that
@@ -20,8 +20,8 @@ def main(argv: list[str]) -> None:
         nargs="*",
         default=["*"],
         metavar="PATTERN",
-        help="Lists only keys that match, such as 'optim.*'. The default is '*', all of"
-        " them.",
+        help="Lists only keys that match one of the patterns, such as 'optim.*'. The"
+        " default is '*', all of them.",
     )
     parser.add_argument(
         "--markdown",

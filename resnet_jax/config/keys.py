@@ -115,7 +115,7 @@ def row(key: str) -> tuple[str, ...]:
 
 
 def table(patterns: Iterable[str] = ("*",)) -> list[tuple[str, ...]]:
-    """Returns the rows of the keys that match any of several patterns.
+    """Returns the rows of the keys that match patterns, in their order.
 
     Args:
       patterns: Keys with wildcards, such as `optim.*`.
@@ -124,17 +124,17 @@ def table(patterns: Iterable[str] = ("*",)) -> list[tuple[str, ...]]:
       UserError: A pattern matches no key; the message names the nearest keys.
     """
     known = [key for key in comments() if key in values.default_values()]
-    chosen = set()
+    chosen: dict[str, None] = {}
     for pattern in patterns:
-        matching = fnmatch.filter(known, pattern)
-        if not matching:
+        matched = fnmatch.filter(known, pattern)
+        if not matched:
             raise UserError(f"No key matches {pattern!r}.{nearest(pattern, known)}")
-        chosen.update(matching)
-    return [row(key) for key in known if key in chosen]
+        chosen |= dict.fromkeys(matched)
+    return [row(key) for key in chosen]
 
 
 def as_markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Formats rows as the Markdown tables of docs/config.md."""
+    """Formats rows in Markdown, as in docs/config.md."""
     lines = [COLUMNS, ["---"] * len(COLUMNS)]
     for key, kind, default, meaning, names in rows:
         names = re.sub(r"\b(?!(?:or|and)\b)[\w.]+", r"`\g<0>`", names)
