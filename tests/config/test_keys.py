@@ -60,7 +60,7 @@ def test_every_key_has_a_meaning_that_can_be_read_alone(key):
     assert "|" not in "".join(ROWS[key].values())
     # Paths and patterns between backticks; elsewhere Markdown would take these signs
     # for its own.
-    assert not set("*<[{_`") & set(re.sub("`[^`]+`|[a-z]_[a-z]", "", meaning))
+    assert not set("*<[{_`") & set(re.sub(r"`[^`]+`|[a-z\d]_[a-z]", "", meaning))
 
 
 NAMES = {
@@ -100,10 +100,10 @@ def test_a_default_is_written_as_on_a_command_line(key):
     assert config == defaults.get_config()
 
 
-# A value of each kind; the numbers are in the range of every key.
+# Values of each kind, one of which is in the range of every key.
 SAMPLES = {
     "True or False": [True],
-    "whole number": [1],
+    "whole number": [0, 1],
     "number": [0.5],
     "text": ["x", "chip", "global"],
     "duration": [{"epochs": 1}],
@@ -387,7 +387,7 @@ def test_evaluations_read_the_keys_that_name_them():
     assert has_effect(pixels_of, "evaluation", "data.crop_fraction", {})
 
 
-def test_the_keys_without_other_values_are_read_elsewhere():
+def test_every_key_that_may_depend_on_a_name_is_tested():
     fields = {f"data.{name}" for name in augment.Augment.__dataclass_fields__}
     expected = {key for key in KEYS if key.startswith("optim.") or key in fields}
     expected |= {key for key in KEYS if names_of(key)}
