@@ -103,7 +103,7 @@ def get_config() -> ConfigDict:
     # crop of the padded image), short_side (a random crop of the image at a random
     # size) or center (the central crop of evaluations).
     config.data.train_crop = "random_resized"
-    # random_resized: smallest and largest fraction of the image's area.
+    # random_resized: smallest and largest fraction of the image that the box covers.
     config.data.scale = (0.08, 1.0)
     # random_resized: smallest and largest width / height of the box.
     config.data.ratio = (3 / 4, 4 / 3)
@@ -126,7 +126,7 @@ def get_config() -> ConfigDict:
     config.data.erase = 0.0  # probability that an image has random rectangles erased
     # data.erase: content of rectangles: constant (the mean colour) or pixel (noise).
     config.data.erase_mode = "constant"
-    config.data.erase_count = 1  # data.erase: largest number of rectangles
+    config.data.erase_count = 1  # data.erase: largest number of rectangles per image
     # Fraction of the rows and columns that are dropped (ColOut), which makes images
     # smaller; 0: none.
     config.data.colout = 0.0
