@@ -52,19 +52,19 @@ def get_config() -> ConfigDict:
     config.model.dtype = "float32"
     # Compiles equal blocks only once, which shortens the compilation of deep networks.
     config.model.scan_blocks = False
-    # Ghost batch size: the number of examples that share batch-norm statistics; or
-    # global (all examples of a microbatch), or device (those of a microbatch that one
-    # device holds).
+    # Ghost batch size: the number of examples that share batch-norm statistics. Other
+    # values are global (all examples of a microbatch) and device (those of a microbatch
+    # that one device holds).
     config.model.bn_group_size = literal(32)
-    # Fuses the last convolution of bottlenecks with its batch norm, which saves reads
-    # and writes of memory, where devices hold complete ghost batches: True, False, or
-    # chip (True in bfloat16 on TPUs, otherwise False).
+    # Fuses the last convolution of bottlenecks with its batch norm, where devices hold
+    # complete ghost batches, which saves reads and writes of memory. The value chip
+    # means True in bfloat16 on TPUs, and otherwise False.
     config.model.fused_norm = literal("chip")
 
     config.sharding = ConfigDict()
-    # Placement of the parameters: replicated (every device holds all of them), or fsdp
-    # for networks that do not fit otherwise (parameters, the optimiser's state and the
-    # EMA are sharded over the devices, and parameters are all-gathered before use).
+    # Placement of the parameters: replicated, or fsdp for networks that do not fit
+    # otherwise. With fsdp, parameters, the optimiser's state and the EMA are sharded
+    # over the devices, and parameters are all-gathered before they are used.
     config.sharding.params = "replicated"
 
     # Options of XLA's compiler for the steps: a dictionary; or chip, the options that
@@ -79,7 +79,7 @@ def get_config() -> ConfigDict:
     # Data set: `tfds:NAME`, `tfds:DIRECTORY`, `folder:PATH`, digits or fake; or several
     # ones by weight, such as `mix:3*tfds:NAME,1*folder:PATH`.
     config.data.source = "tfds:imagenet2012"
-    # Data set of the eval split, written as data.source; empty: data.source.
+    # Data set of the eval split, written as `data.source`; empty: the same data set.
     config.data.eval_source = ""
     config.data.data_dir = ""  # directory of tfds's data sets; empty: tfds's default
     # Split to train on, or a part of one, such as `train[:10%]`.
@@ -92,7 +92,7 @@ def get_config() -> ConfigDict:
     # Progressive resizing from first to last pixels, between two durations from the
     # start of the run, in sizes that are multiples of multiple: `{'first': 160, 'last':
     # 192, 'start': {'epochs': 65}, 'end': {'epochs': 76}, 'multiple': 32}`; empty: all
-    # images have data.image_size.
+    # images have `data.image_size`.
     config.data.resize_schedule = ConfigDict()
     config.data.channels = 3  # number of channels: 3 (RGB) or 1 (grey)
     # Mean of each channel, for pixels from 0 to 1, which is subtracted from images.
@@ -103,7 +103,7 @@ def get_config() -> ConfigDict:
     # crop of the padded image), short_side (a random crop of the image at a random
     # size) or center (the central crop of evaluations).
     config.data.train_crop = "random_resized"
-    # random_resized: smallest and largest fraction of the image's area.
+    # random_resized: smallest and largest fraction of the image that the box covers.
     config.data.scale = (0.08, 1.0)
     # random_resized: smallest and largest width / height of the box.
     config.data.ratio = (3 / 4, 4 / 3)
@@ -126,14 +126,14 @@ def get_config() -> ConfigDict:
     config.data.erase = 0.0  # probability that an image has random rectangles erased
     # data.erase: content of rectangles: constant (the mean colour) or pixel (noise).
     config.data.erase_mode = "constant"
-    config.data.erase_count = 1  # data.erase: largest number of rectangles
+    config.data.erase_count = 1  # data.erase: largest number of rectangles per image
     # Fraction of the rows and columns that are dropped (ColOut), which makes images
     # smaller; 0: none.
     config.data.colout = 0.0
     # Repeated augmentation: the number of times in a row that an image comes, each time
     # augmented differently.
     config.data.repeats = 1
-    # Height and width of evaluated images, in pixels; 0: data.image_size.
+    # Height and width of evaluated images, in pixels; 0: `data.image_size`.
     config.data.eval_size = 0
     # center or evaluation: side of the central crop / shorter side of the resized
     # image; 0.875 crops 224 of 256 pixels.
@@ -162,14 +162,14 @@ def get_config() -> ConfigDict:
     config.optim = old_keys.Optim()
     # Optimiser: sgd, lars, lamb, adam, adamw, keras_adam or rmsprop_tf.
     config.optim.name = "sgd"
-    # Peak of the learning rate, for a batch of optim.learning_rate_batch images.
+    # Peak of the learning rate, for a batch of `optim.learning_rate_batch` images.
     config.optim.learning_rate = 0.1
-    # Number of images of the batch that optim.learning_rate is for: the peak is
-    # multiplied by batch_size / this number; 0: it is not scaled.
+    # Number of images of the batch that `optim.learning_rate` is for: the peak is
+    # multiplied by `batch_size` / this number; 0: it is not scaled.
     config.optim.learning_rate_batch = 256
     # Schedule of the learning rate after the warm-up: cosine, polynomial or triangular
-    # (linear), which fall until the end; step (falls at optim.decay_at); constant; or
-    # plateau (falls when evaluations do not improve).
+    # (linear), which fall until the end; step (falls at `optim.decay_at`); constant;
+    # or plateau (falls when evaluations do not improve).
     config.optim.schedule = "cosine"
     # cosine, polynomial or triangular: time from the start of the run at which the
     # learning rate reaches its end; empty: the end of the run.
@@ -259,9 +259,9 @@ def get_config() -> ConfigDict:
     # Name of the network that the student learns from, which `python -m resnet_jax.zoo`
     # lists; empty: no distillation.
     config.distill.teacher = ""
-    # distill.teacher: fields of the teacher's spec to replace, as in model.overrides.
+    # distill.teacher: fields of the teacher's spec to replace, as in `model.overrides`.
     config.distill.overrides = ConfigDict()
-    # distill.teacher: the teacher's weights, written as init_from; drawn: randomly
+    # distill.teacher: the teacher's weights, written as `init_from`; drawn: randomly
     # initialised, for trials.
     config.distill.teacher_init = ""
     # distill.teacher: weight of distillation in the loss; the labels have the rest.
@@ -282,7 +282,7 @@ def get_config() -> ConfigDict:
     config.evaluate = ConfigDict()
     # Interval between two evaluations; 0: one evaluation at the end.
     config.evaluate.every = ConfigDict({"epochs": 1})
-    # Images per evaluation batch, over all devices; 0: batch_size.
+    # Images per evaluation batch, over all devices; 0: `batch_size`.
     config.evaluate.batch_size = 0
     # Views of each image, whose logits are averaged: one, flip (two) or ten_crop (ten).
     config.evaluate.views = "one"
