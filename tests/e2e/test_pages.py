@@ -48,9 +48,8 @@ def parts(command: list[str]) -> tuple[str, list[str]]:
     """
     words = [x for x in command if not re.fullmatch(r"[A-Z_]+=.*", x)]
     if words[:1] == ["resnet-jax"]:
-        name, *arguments = words[1:] or ["--help"]
-        module, first, _ = cli.COMMANDS[name]
-        return f"resnet_jax.{module}", [*first, *arguments]
+        module, first, _ = cli.COMMANDS.get(words[1], ("cli", words[1:2], ""))
+        return f"resnet_jax.{module}", [*first, *words[2:]]
     for index, word in enumerate(words):
         if word.endswith("launch/local.py"):
             return "resnet_jax.main", words[index + 2 :]
