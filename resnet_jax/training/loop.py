@@ -88,7 +88,7 @@ def train(
         `top5`, `loss`, `n_seen`, `sets`). All processes call it. An exception that it
         raises ends the run; the same call resumes it after that evaluation.
       extend: Allows a run to resume with a larger `config.total` although its learning
-        rates depend on that; see `resume.Resume`.
+        rates depend on that. They are then those of the longer schedule.
       command: The command that repeats the run, for the result.
       began: The time of `time.perf_counter` when the command was given.
       grace: The time in seconds within which the run saves and ends after a signal.
