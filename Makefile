@@ -4,6 +4,7 @@
 # make test-oracles: against torchvision, timm, Keras, TensorFlow and the TPU compiler.
 # make test-latest: the tests with the newest releases, in an environment of its own.
 # make test-wheel: the built package, in an empty environment and an empty directory.
+# make docs: the documentation's site in build/site; a dead link is an error.
 # make slurm: installs what the tests of launch/slurm.sbatch need; as root, on Debian or
 # Ubuntu.
 
@@ -21,7 +22,7 @@ INSTALL = pip install -q $(addprefix -c ,$(TESTED))
 # Large pages: the tests that draw hundreds of networks take half the time.
 export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 
-.PHONY: demo test test-fast test-long test-oracles test-latest test-wheel lint slurm
+.PHONY: demo test test-fast test-long test-oracles test-latest test-wheel lint docs slurm
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python -m resnet_jax.main --config=configs/quickstart.py --workdir=$(DEMO)
@@ -54,6 +55,10 @@ lint: $(VENV)/.installed-test
 	$(VENV)/bin/lint-imports --no-logo
 	$(VENV)/bin/mypy
 
+docs: $(VENV)/.installed-docs
+	$(VENV)/bin/mkdocs build --quiet
+	@echo "The site: build/site/index.html"
+
 slurm:
 	apt-get install -y --no-install-recommends slurm-wlm munge
 
@@ -65,6 +70,10 @@ $(VENV)/.installed: requirements.txt pyproject.toml $(TESTED)
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(VENV)/bin/$(INSTALL) -e '.[test]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(VENV)/bin/$(INSTALL) -e '.[docs]'
 	touch $@
 
 $(ORACLES)/.installed: requirements.txt pyproject.toml $(TESTED)

@@ -106,12 +106,12 @@ def test_pyproject_lists_every_folder_of_code():
 
 
 @pytest.mark.parametrize("path", CONSTRAINTS, ids=lambda path: path.stem)
-def test_the_constraints_pin_every_requirement_of_the_tests(path):
+def test_the_constraints_pin_every_requirement_of_tests_and_docs(path):
     lines = [line for line in path.read_text().splitlines() if line[0] != "#"]
     pins = dict(line.split("==") for line in lines)
     assert len(pins) == len(lines)
     needed = (runs.ROOT / "requirements.txt").read_text().splitlines()
-    for requirement in requirements(needed) + requirements(EXTRAS["oracles"]):
+    for requirement in requirements([*needed, *EXTRAS["oracles"], *EXTRAS["docs"]]):
         version = pins.get(canonical(requirement.name), "0")
         assert requirement.specifier.contains(version), requirement
 

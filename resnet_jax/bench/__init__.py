@@ -1,6 +1,7 @@
 """Measures speed, start-up time and memory: `python -m resnet_jax.bench WHAT`.
 
-Each of these prints a table. Without arguments it measures what README.md shows.
+Each of these prints a table. Without arguments it measures what
+docs/performance.md shows.
 step: images/s of the train step on this machine's CPUs. The baselines are a network of
 stock Linen layers and torchvision's (for CIFAR networks, the same network in torch),
 eager and in channels_last. `--profile=DIR` writes a trace and prints the ten costliest
@@ -40,4 +41,5 @@ all implementations run in turn within each repeat. A baseline that is not insta
 left out, and the table says so; `--torch=PYTHON` names an interpreter that has torch if
 this one does not. `--json=FILE` also writes what is printed: a list of tables, each
 with its `command`, the machine, `versions` and `rows` (see `table.row`).
+show: prints the tables of such files again.
 """

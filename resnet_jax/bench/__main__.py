@@ -34,13 +34,13 @@ PICTURES = {
     "augment": "resnet_jax.bench.augment",
     "schedule": "resnet_jax.bench.schedule",
 }
-CHECKS = {"gpu": "resnet_jax.bench.gpu"}
-WHATS = (*TABLES, "all", *PICTURES, *CHECKS)
+OTHERS = {"show": "resnet_jax.bench.show", "gpu": "resnet_jax.bench.gpu"}
+WHATS = (*TABLES, "all", *PICTURES, *OTHERS)
 
 
 def import_benchmark(what: str) -> Any:
-    """Imports the `Benchmark` of a table, or the module of a picture or a check."""
-    return pkgutil.resolve_name((TABLES | PICTURES | CHECKS)[what])
+    """Imports the `Benchmark` of a table, or the module of any other."""
+    return pkgutil.resolve_name((TABLES | PICTURES | OTHERS)[what])
 
 
 def make_parser(what: str) -> Parser:
@@ -68,7 +68,7 @@ def make_parser(what: str) -> Parser:
         table.add_torch(parser)
         pkgutil.resolve_name("resnet_jax.bench.input").add_images(parser)
     else:
-        module = (TABLES | PICTURES | CHECKS)[what].partition(":")[0]
+        module = (TABLES | PICTURES | OTHERS)[what].partition(":")[0]
         # The rest of the docstring is meant for readers of the code.
         parser.description = pkgutil.resolve_name(module).__doc__.splitlines()[0]
         import_benchmark(what).add_arguments(parser)
@@ -127,7 +127,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     """Runs the command that the package's docstring describes."""
     args = parse(argv[1:])
-    if args.what in PICTURES | CHECKS:
+    if args.what in PICTURES | OTHERS:
         import_benchmark(args.what).run(args)
         return
     report = table.Report(args.json)

@@ -14,8 +14,8 @@ from resnet_jax.errors import check_known
 # dtype of the computation.
 Case = tuple[str, int, int, str]
 
-# The networks and batch sizes that README.md shows.
-README_CASES: dict[str, tuple[tuple[str, list[int]], ...]] = {
+# The networks and batch sizes that docs/performance.md shows.
+DEFAULT_CASES: dict[str, tuple[tuple[str, list[int]], ...]] = {
     "step": (("resnet50", [32]), ("cifar_resnet20", [128])),
     "inference": (("resnet50", [1, 32]),),
     "compile": (("resnet50", [32]),),
@@ -27,8 +27,8 @@ def add_case(parser: Parser) -> None:
     """Adds the arguments that choose a network and the shape of its input."""
     parser.add_argument(
         "--model",
-        help="The network, by its name in the zoo. The default is the networks of the"
-        " README.",
+        help="The network, by its name in the zoo. The default is resnet50, and also"
+        " cifar_resnet20 for the train step.",
     )
     parser.add_argument(
         "--image_size",
@@ -40,7 +40,7 @@ def add_case(parser: Parser) -> None:
         "--batch_size",
         type=counts,
         help="The number of images, or several numbers separated by commas. The default"
-        " is 32 with --model, and otherwise the README's.",
+        " is 32 with --model, and otherwise that of docs/performance.md.",
     )
     parser.add_argument(
         "--dtype",
@@ -55,7 +55,7 @@ def cases_of(task: str, args: argparse.Namespace) -> Iterator[Case]:
     """Yields the cases that the arguments of `add_case` select.
 
     Args:
-      task: A key of `README_CASES`.
+      task: A key of `DEFAULT_CASES`.
       args: The parsed arguments.
 
     Raises:
@@ -65,7 +65,7 @@ def cases_of(task: str, args: argparse.Namespace) -> Iterator[Case]:
     from resnet_jax.models.zoo import ZOO
 
     check_types(args.dtype)
-    networks = ((args.model, [32]),) if args.model else README_CASES[task]
+    networks = ((args.model, [32]),) if args.model else DEFAULT_CASES[task]
     for model, batch_sizes in networks:
         get_spec(model)
         size = args.image_size or ZOO[model].image_size

@@ -1,0 +1,266 @@
+"""The Markdown pages are true: their commands, examples, tables, paths and links."""
+
+import ast
+import contextlib
+import doctest
+import importlib
+import pathlib
+import re
+import shlex
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import resnet_jax
+from resnet_jax import cli
+from resnet_jax.config import RECIPES, load, override, values
+from resnet_jax.config.saved import flatten
+from tests.helpers import example_folder, pages
+from tests.helpers.golden_configs import CONFIGS
+from tests.helpers.packaging_files import PROJECT
+from tests.helpers.runs import ROOT
+
+PAGES = [pytest.param(page, id=page) for page in pages.PAGES]
+COMMANDS = [(page, command) for page in pages.PAGES for command in pages.commands(page)]
+# Programs of others, whose arguments are not checked.
+FOREIGN = {"git", "cd", "export", "docker", "pre-commit", "cffconvert"}
+# The functions that modules run with a command line, where it is not `main`.
+ENTRIES = {"resnet_jax.prepare": "run"}
+
+
+def parts(command: list[str]) -> tuple[str, list[str]]:
+    """Returns the module that a command runs, and its arguments.
+
+    The module is '' if the command runs another program; the arguments are then the
+    words of the command. What starts processes, such as mpirun, is left out.
+    """
+    words = [x for x in command if not re.fullmatch(r"[A-Z_]+=.*", x)]
+    if words[:1] == ["resnet-jax"]:
+        name, *arguments = words[1:] or ["--help"]
+        module, first, _ = cli.COMMANDS[name]
+        return f"resnet_jax.{module}", [*first, *arguments]
+    for index, word in enumerate(words):
+        if word.endswith("launch/local.py"):
+            return "resnet_jax.main", words[index + 2 :]
+        if re.search(r"launch/(slurm\.sbatch|tpu_vm\.sh|gke/run\.py)$", word):
+            separator = words.index("--") if "--" in words else index
+            return "resnet_jax.main", words[separator + 1 :]
+        if word == "-m" and words[index + 1].startswith("resnet_jax"):
+            return words[index + 1], words[index + 2 :]
+    return "", words
+
+
+RUN = [(page, *parts(command)) for page, command in COMMANDS if parts(command)[0] != ""]
+
+
+def label(value: object) -> str:
+    """Returns the id of a parameter."""
+    return " ".join(value) if isinstance(value, list) else str(value)
+
+
+def _help_of(module: str, word: str, capsys) -> str:
+    name = importlib.import_module(module)
+    if hasattr(name, "__path__"):
+        name = importlib.import_module(f"{module}.__main__")
+    words = [word] if module == "resnet_jax.bench" else []
+    entry = getattr(name, ENTRIES.get(module, "main"))
+    with contextlib.suppress(SystemExit):
+        entry([module, *words, "--help"])
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("page", "module", "arguments"), RUN, ids=label)
+def test_every_flag_that_a_page_gives_is_known(page, module, arguments, capsys):
+    text = _help_of(module, "".join(arguments[:1]), capsys)
+    for argument in arguments:
+        flag = argument.partition("=")[0]
+        if flag.startswith("-") and not flag.startswith("--config."):
+            assert re.search(rf"(?<![\w-]){flag}(?![\w-])", text), (page, flag)
+
+
+@pytest.mark.parametrize(("page", "module", "arguments"), RUN, ids=label)
+def test_every_config_that_a_page_gives_is_legal(page, module, arguments):
+    (file,) = [x for x in arguments if x.startswith("--config=")] or ["--config="]
+    file = file.removeprefix("--config=")
+    own = file.partition(":")[0]
+    if own and not (ROOT / own).exists():
+        # A file of the reader's own, which the page shows.
+        assert own in "".join(x.text for x in pages.fences(page)), own
+        file = ""
+    config = load(str(ROOT / file) if file else RECIPES / "quickstart.py")
+    override(config, [x for x in arguments if x.startswith("--config.")])
+    values.check(config)
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS, ids=label)
+def test_every_other_program_that_a_page_runs_is_there(page, command):
+    module, words = parts(command)
+    if module or words[0] in FOREIGN or not words:
+        return
+    makefile = (ROOT / "Makefile").read_text()
+    program, *arguments = words
+    match program:
+        case "make":
+            for target in arguments:
+                assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+        case "pip":
+            assert arguments[0] == "install"
+            for word in arguments[1:]:
+                for extra in re.findall(r"[\w-]+", word.partition("[")[2]):
+                    assert extra in PROJECT["project"]["optional-dependencies"], extra
+                if word.endswith(".txt"):
+                    assert (ROOT / word).exists(), word
+        case "pytest":
+            for word in arguments:
+                assert (
+                    word[0] == "-"
+                    or (ROOT / word.split("::")[0]).exists()
+                    or (arguments[arguments.index(word) - 1] in ("-k", "-m"))
+                ), word
+        case "python" if arguments[0] == "-m":
+            assert (ROOT / f"{arguments[1].replace('.', '/')}.py").exists(), words
+        case "sky":
+            assert any((ROOT / word).exists() for word in arguments), words
+        case _:
+            pytest.fail(f"{page}: no test knows the program {program}.")
+
+
+def _changing(page: str) -> tuple:
+    slow = ".zoo --markdown" in pages.PAGES[page].read_text()
+    return (pytest.mark.slow,) if slow else ()
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(x, id=x, marks=_changing(x)) for x in pages.PAGES]
+)
+def test_generated_parts_are_what_their_commands_print(page, capsys):
+    assert not pages.cog(page, "--check", "--diff"), (
+        f"If this change is meant: python -m tests.helpers.pages {page}\n"
+        + capsys.readouterr().out
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Returns the folder in which the Python examples of all pages run."""
+    path = tmp_path_factory.mktemp("examples")
+    example_folder.fill(path)
+    return path
+
+
+WITH_PYTHON = [x for x in pages.PAGES if pages.fences(x, "python", "pycon")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WITH_PYTHON)
+def test_the_python_of_a_page_does_what_it_shows(page, folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    names = {
+        **{"resnet_jax": resnet_jax, "jax": jax, "np": np},
+        **{"images": example_folder.IMAGES, "labels": example_folder.LABELS},
+    }
+    parser, runner = doctest.DocTestParser(), doctest.DocTestRunner()
+    with contextlib.chdir(tmp_path):
+        for fence in pages.fences(page, "python", "pycon"):
+            if fence.language == "python":
+                exec(fence.text, names)
+                continue
+            test = parser.get_doctest(fence.text, names, page, page, 0)
+            assert test.examples, fence.text
+            assert not runner.run(test, clear_globs=False).failed
+            names |= test.globs
+
+
+MADE_BY_A_RUN = {
+    *("checkpoints/", "config.json", "metrics.jsonl", "tensorboard/", "result.json"),
+    *("report.png", "card.json", "running.json", "runs/", "PATH/", "DIR/"),
+}
+PATH = re.compile(r"[\w./-]+(?:\.py|\.md|\.sh|\.cc|\.toml|/)")
+
+
+@pytest.mark.parametrize("page", [x for x in pages.PAGES if x != "CHANGELOG.md"])
+def test_every_path_that_a_page_names_is_there(page):
+    for name in pages.code_words(page):
+        if PATH.fullmatch(name) and name not in MADE_BY_A_RUN:
+            places = (ROOT, ROOT / "resnet_jax", ROOT / "launch")
+            assert any((place / name).exists() for place in places), name
+
+
+@pytest.mark.parametrize("page", [x for x in pages.PAGES if x != "CHANGELOG.md"])
+def test_every_key_that_a_page_names_is_in_the_config(page):
+    known = flatten(load(RECIPES / "quickstart.py")).keys()
+    sections = {key.partition(".")[0] for key in known if "." in key}
+    for word in pages.code_words(page):
+        key = re.match(r"(?:--config\.)?([a-z_]+(?:\.[a-z_0-9]+)+)(?![\w/(])", word)
+        if key and key[1].partition(".")[0] in sections and not word.endswith(".py"):
+            name = re.sub(r"\.(epochs|steps|examples)$", "", key[1])
+            assert name in known or any(x.startswith(f"{name}.") for x in known), word
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_the_command_in_a_recipe_is_true(path):
+    for line in re.findall(r"^python -m .*(?:\\\n.*)*", path.read_text(), re.M):
+        module, arguments = parts(shlex.split(line.replace("\\\n", " ")))
+        assert module == "resnet_jax.main"
+        (file,) = [x for x in arguments if x.startswith("--config=")]
+        config = load(ROOT / file.removeprefix("--config="))
+        override(config, [x for x in arguments if x.startswith("--config.")])
+        values.check(config)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_to_a_page_and_a_heading(page):
+    for target in pages.links(page):
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (pages.PAGES[page].parent / path).resolve() if path else None
+        file = file or pages.PAGES[page]
+        assert file.exists(), target
+        if anchor:
+            name = str(file.relative_to(ROOT))
+            assert anchor in pages.anchors(name), target
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_sentence_has_more_than_40_words(page):
+    long = [x for x in pages.sentences(page) if len(x.split()) > 40]
+    assert not long
+
+
+def test_the_front_page_has_at_most_150_lines():
+    assert len(pages.PAGES["README.md"].read_text().splitlines()) <= 150
+
+
+def files_of_an_image() -> list[str]:
+    """Returns the files that an image goes through, below resnet_jax/, in order."""
+    drawings = pages.fences("docs/architecture.md", "mermaid")
+    (text,) = [x.text for x in drawings if "data/sources.py" in x.text]
+    return re.findall(r"\w+/[\w/]+\.py", text)
+
+
+def imports_of(path: pathlib.Path) -> set[pathlib.Path]:
+    """Returns the modules of the package that a module imports."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{x.name}" for x in node.names)}
+    paths = {ROOT / f"{name.replace('.', '/')}.py" for name in names}
+    return {path for path in paths if path.exists()}
+
+
+def test_an_image_goes_through_at_most_fifteen_files_once_each():
+    files = files_of_an_image()
+    assert 10 <= len(files) <= 15
+    assert len(set(files)) == len(files)
+
+
+def test_the_loop_imports_every_file_that_an_image_goes_through():
+    found, new = set(), {ROOT / "resnet_jax/training/loop.py"}
+    while new:
+        found |= new
+        new = set().union(*map(imports_of, new)) - found
+    missing = {ROOT / "resnet_jax" / name for name in files_of_an_image()} - found
+    assert not missing
