@@ -1,6 +1,7 @@
 """The quickstart shows a new user its accuracy, its files and its progress."""
 
 import contextlib
+import doctest
 import json
 import os
 import pty
@@ -9,7 +10,11 @@ import termios
 
 import pytest
 
-from tests.helpers import runs
+from tests.helpers import pages, runs
+
+# The last lines of `make demo`.
+FRONT_PAGE = pages.fences("README.md", "text")[0].text.splitlines()
+MAKEFILE = (runs.ROOT / "Makefile").read_text()
 
 pytestmark = pytest.mark.slow
 
@@ -27,6 +32,18 @@ def test_the_quickstart_reaches_98_percent(quickstart):
     result = runs.result(quickstart[0])
     assert result["top1"] >= 0.98
     assert result["n_seen"] == 360
+
+
+def test_the_front_page_shows_how_make_demo_ends(quickstart):
+    # Figures depend on the machine.
+    hidden = [
+        re.sub(r"\d+\.\d+", "...", line)
+        for line in (quickstart[1].splitlines()[-1], FRONT_PAGE[0])
+    ]
+    matches = doctest.OutputChecker().check_output
+    assert matches(hidden[1], hidden[0], doctest.ELLIPSIS), hidden
+    assert FRONT_PAGE[1] == "The report of the run: runs/quickstart/report.png"
+    assert 'echo "The report of the run: $(DEMO)/report.png"' in MAKEFILE
 
 
 @pytest.mark.long

@@ -4,23 +4,33 @@ import ast
 import contextlib
 import doctest
 import importlib
+import json
+import os
 import pathlib
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import resnet_jax
 from resnet_jax import cli
-from resnet_jax.config import RECIPES, load, override, values
+from resnet_jax.config import RECIPES, load, override, recipes, values
 from resnet_jax.config.saved import flatten
-from tests.helpers import example_folder, pages
+from resnet_jax.models import ZOO, get_spec
+from resnet_jax.weights import SCHEMES
+from resnet_jax.weights.naming import to_foreign
+from tests.helpers import example_folder, keyed, pages, words
 from tests.helpers.golden_configs import CONFIGS
 from tests.helpers.packaging_files import PROJECT
+from tests.helpers.pictures import encode, noise
 from tests.helpers.runs import ROOT
+from tests.helpers.timm_config import CONFIG
 
 PAGES = [pytest.param(page, id=page) for page in pages.PAGES]
 COMMANDS = [(page, command) for page in pages.PAGES for command in pages.commands(page)]
@@ -78,6 +88,20 @@ def test_every_flag_that_a_page_gives_is_known(page, module, arguments, capsys):
         flag = argument.partition("=")[0]
         if flag.startswith("-") and not flag.startswith("--config."):
             assert re.search(rf"(?<![\w-]){flag}(?![\w-])", text), (page, flag)
+
+
+LAUNCHED = [
+    (words[0], words[1 : words.index("--")])
+    for _, command in COMMANDS
+    if "--" in (words := [x for x in command if x not in ("python", "bash")])
+]
+
+
+@pytest.mark.parametrize(("script", "flags"), LAUNCHED, ids=label)
+def test_every_flag_of_a_launcher_is_known(script, flags):
+    text = (ROOT / script).read_text()
+    for flag in flags:
+        assert re.search(rf"{flag.partition('=')[0]}(?![\w-])", text), flag
 
 
 @pytest.mark.parametrize(("page", "module", "arguments"), RUN, ids=label)
@@ -230,8 +254,83 @@ def test_no_sentence_has_more_than_40_words(page):
     assert not long
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_the_sentences_of_a_page_follow_the_rules(page):
+    text = "\n".join(pages.sentences(page))
+    assert not list(words.problems_of_sentences(text))
+
+
 def test_the_front_page_has_at_most_150_lines():
     assert len(pages.PAGES["README.md"].read_text().splitlines()) <= 150
+
+
+def test_the_front_page_counts_networks_and_recipes():
+    text = pages.PAGES["README.md"].read_text()
+    assert f"{len(ZOO)} networks" in text
+    assert f"{len(list(recipes.variants()))} recipe variants" in text
+
+
+def front_page(*words: str) -> list[str]:
+    """Returns the command of README.md that has all these words."""
+    (command,) = [x for x in pages.commands("README.md") if {*words} <= {*x}]
+    return command
+
+
+@pytest.fixture
+def hub_cache(tmp_path):
+    """Returns a cache of the hub with random weights of timm's ResNet-18."""
+    repository = tmp_path / "hub" / "models--timm--resnet18.a1_in1k"
+    snapshot = repository / "snapshots" / "0"
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0")
+    spec = get_spec("resnet18")
+    tensors = to_foreign(keyed.variables(spec), spec, SCHEMES["timm"])
+    tensors = {name: np.array(x, order="C") for name, x in tensors.items()}
+    safetensors.numpy.save_file(tensors, snapshot / "model.safetensors")
+    config = CONFIG | {"architecture": "resnet18"}
+    (snapshot / "config.json").write_text(json.dumps(config))
+    return tmp_path / "hub"
+
+
+@pytest.mark.slow
+def test_the_front_page_trains_on_pictures_and_classifies_one(tmp_path, hub_cache):
+    for split, amount in (("train", 16), ("validation", 4)):
+        for kind in ("cat", "dog"):
+            folder = tmp_path / "PHOTOS" / split / kind
+            folder.mkdir(parents=True)
+            for index in range(amount):
+                picture = encode(noise(index, 48, 40), "JPEG")
+                (folder / f"{index}.jpg").write_bytes(picture)
+    shutil.copy(folder / "0.jpg", tmp_path / "PICTURE.jpg")
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(hub_cache)}
+
+    def run(*words: str) -> str:
+        command = [sys.executable, *front_page(*words)[1:]]
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT), **offline},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    printed = run("--workdir=runs/mine")
+    assert "on 8 images" in printed.splitlines()[-1]
+    assert "the head for 2 is randomly initialised" in printed
+    assert re.search(r"PICTURE\.jpg.*(cat|dog)", run("runs/mine"), re.DOTALL)
+
+
+def test_the_front_page_requests_a_tpu():
+    script, *flags = front_page("launch/tpu_vm.sh")
+    done = subprocess.run(
+        [ROOT / script, "--dry_run", *flags], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--accelerator-type=v4-32" in done.stdout + done.stderr
 
 
 def files_of_an_image() -> list[str]:

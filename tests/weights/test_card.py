@@ -11,7 +11,7 @@ from PIL import Image
 from resnet_jax.errors import UserError
 from resnet_jax.models import ZOO
 from resnet_jax.weights.card import default_card, from_json, timm_card
-from tests.weights.timm_config import CONFIG
+from tests.helpers.timm_config import CONFIG
 
 
 @pytest.mark.parametrize("name", ["resnet50", "vgg19", "highway19", "keras_resnet50"])

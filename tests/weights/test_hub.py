@@ -16,7 +16,7 @@ from resnet_jax.weights import SCHEMES
 from resnet_jax.weights.load import load
 from resnet_jax.weights.naming import to_foreign
 from tests.helpers import keyed, small_networks
-from tests.weights.timm_config import CONFIG
+from tests.helpers.timm_config import CONFIG
 
 NAME = "test_resnet.r160_in1k"
 COMMIT = "0" * 40
