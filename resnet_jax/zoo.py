@@ -1,4 +1,4 @@
-"""Prints the table of networks: `python -m resnet_jax.zoo [PATTERN] [--json]`.
+"""Prints the table of networks: `python -m resnet_jax.zoo [PATTERN...] [--json]`.
 
 A row has the name, the number of parameters, the MACs (multiply-adds) of a forward pass
 of one image of `px` pixels, the memory of its convolutions' outputs in float32, the
@@ -17,12 +17,12 @@ def main(argv: list[str]) -> None:
     """Runs the command, which the module's docstring describes."""
     parser = Parser("zoo", __doc__)
     parser.add_argument(
-        "pattern",
-        nargs="?",
-        default="*",
+        "patterns",
+        nargs="*",
+        default=["*"],
         metavar="PATTERN",
-        help="Lists only networks whose names match, such as 'resnet5*'. The default"
-        " is '*', all of them.",
+        help="Lists only networks whose names match one of the patterns, such as"
+        " 'resnet5*'. The default is '*', all of them.",
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
@@ -34,7 +34,8 @@ def main(argv: list[str]) -> None:
     form.add_argument(
         "--markdown",
         action="store_true",
-        help="Prints the table in Markdown, as in README.md. It is off by default.",
+        help="Prints the table in Markdown, as in docs/networks.md. It is off by"
+        " default.",
     )
     args = parser.parse(argv[1:])
     # Imported here, so that --help answers at once.
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> None:
 
     # JAX warns of an accelerator that it does not use at its first call, which is this.
     find_devices()
-    rows = table.rows(table.matching(args.pattern))
+    rows = table.rows(table.matching(args.patterns))
     if args.json:
         output.answer(json.dumps(rows, indent=1))
     else:

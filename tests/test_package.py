@@ -9,8 +9,10 @@ import tarfile
 import zipfile
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
+from resnet_jax import __version__
 from tests.helpers import runs
 from tests.helpers.packaging_files import PROJECT, needed_to_install
 
@@ -90,9 +92,31 @@ def test_every_requirements_file_that_a_text_names_exists():
         (file, name)
         for file, text in texts()
         for name in re.findall(r"\brequirements[-\w]*\.txt", text)
-        if not (runs.ROOT / name).exists()
+        # The changelog also names files that were removed.
+        if file != "CHANGELOG.md" and not (runs.ROOT / name).exists()
     }
     assert not wrong
+
+
+def test_the_citation_and_the_changelog_name_this_version():
+    citation = yaml.safe_load((runs.ROOT / "CITATION.cff").read_text())
+    project = PROJECT["project"]
+    assert citation["title"] == project["name"]
+    assert citation["authors"] == project["authors"]
+    assert citation["license"] == project["license"]
+    assert citation["version"] == __version__
+    changelog = (runs.ROOT / "CHANGELOG.md").read_text()
+    newest = re.search(r"^## \[?(\d[\w.]*)\]? - (\S+)$", changelog, re.MULTILINE)
+    assert newest.groups() == (__version__, str(citation["date-released"]))
+
+
+def test_the_page_on_architecture_draws_the_layers_that_make_lint_checks():
+    page = (runs.ROOT / "docs" / "architecture.md").read_text()
+    drawing = page.partition("## Layers")[2].split("```")[1]
+    contract = PROJECT["tool"]["importlinter"]["contracts"][0]
+    layers = re.findall(r"\w+", " ".join(contract["layers"]))
+    drawn = dict.fromkeys(re.findall(r"\w+", drawing))
+    assert [name for name in drawn if name in layers] == layers
 
 
 def test_pyproject_lists_every_folder_of_code():

@@ -67,16 +67,20 @@ def find(path: str | os.PathLike) -> pathlib.Path:
 def load(path: str | os.PathLike) -> ConfigDict:
     """Returns the config that the function `get_config` of a file returns.
 
-    >>> load("configs/r50.py").model.name
-    'resnet50'
+    The file runs as Python. A file that exists is preferred; otherwise
+    `configs/NAME.py` is the recipe of that name that ships with resnet_jax.
 
     Args:
-      path: `FILE.py` or `FILE.py:VARIANT`; see `find`.
+      path: `FILE.py` or `FILE.py:VARIANT`.
 
     Raises:
       UserError: There is no such file or variant, the file does not describe a config,
         or its code fails. Exceptions of this package and of the recipes that ship with
         it are raised as they are.
+
+    Examples:
+      >>> load("configs/r50.py").model.name
+      'resnet50'
     """
     file, variant = find(path), _file_and_variant(path)[1]
     _check_syntax(file)
@@ -193,15 +197,16 @@ def _problem_in(error: BaseException, file: pathlib.Path) -> str:
 def choose(variant: str, known: Collection[str]) -> int:
     """Returns the index of a recipe's variant among its variants.
 
-    >>> choose("a2", ["a1", "a2", "a3"])
-    1
-
     Args:
       variant: The variant, as the user wrote it after the file's name and a colon.
       known: All variants of the recipe.
 
     Raises:
       UserError: The recipe has no such variant; the message lists all of them.
+
+    Examples:
+      >>> choose("a2", ["a1", "a2", "a3"])
+      1
     """
     if variant not in known:
         raise UserError(
@@ -219,13 +224,14 @@ def rescaled_ema_decay(
     It is 1 - min(1, (1 - decay) * batch_size * every / epochs), as torchvision's
     references adapt `--model-ema-decay`.
 
-    >>> round(rescaled_ema_decay(0.99998, batch_size=1024, every=32, epochs=600), 6)
-    0.998908
-
     Args:
       decay: The decay rate that torchvision's command line takes.
       batch_size: Images per step, over all devices.
       every: The number of steps between two updates of the EMA.
       epochs: The length of the run in epochs.
+
+    Examples:
+      >>> round(rescaled_ema_decay(0.99998, batch_size=1024, every=32, epochs=600), 6)
+      0.998908
     """
     return 1 - min(1.0, (1 - decay) * batch_size * every / epochs)

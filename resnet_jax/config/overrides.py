@@ -70,19 +70,21 @@ def take_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def override(config: ConfigDict, arguments: Sequence[str]) -> None:
     """Applies overrides to a config, of which the last one for a key counts.
 
-    >>> config = defaults.get_config()
-    >>> override(config, ["--config.total.steps=5", "--config.data.flip=false"])
-    >>> config.total.steps, config.data.flip
-    (5, False)
-
     Args:
       config: The config, which is changed in place.
-      arguments: Overrides in any form that `take_overrides` accepts. A value has the
-        type of the key's present value, but a duration may have another unit.
+      arguments: Overrides, `--config.KEY=VALUE`, `--config.KEY VALUE`, `--config.KEY`
+        (true) or `--noconfig.KEY` (false). A value has the type of the key's present
+        value, but a duration may have another unit.
 
     Raises:
       UserError: An argument is not an override, the config does not have the key, or
         the value has another type or is out of the key's range.
+
+    Examples:
+      >>> config = defaults.get_config()
+      >>> override(config, ["--config.total.steps=5", "--config.data.flip=false"])
+      >>> config.total.steps, config.data.flip
+      (5, False)
     """
     other_arguments, overrides = take_overrides(arguments)
     if other_arguments:

@@ -2,7 +2,7 @@
 
 import fnmatch
 import runpy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from resnet_jax.config.files import RECIPES, load
 from resnet_jax.errors import UserError
@@ -50,27 +50,30 @@ def row(name: str, published: str, reached: str) -> tuple[str, ...]:
     )
 
 
-def table(pattern: str = "*") -> list[tuple[str, ...]]:
-    """Returns the rows of the recipes whose names match a pattern.
+def table(patterns: Iterable[str] = ("*",)) -> list[tuple[str, ...]]:
+    """Returns the rows of the recipes whose names match patterns, in their order.
 
     Args:
-      pattern: A name with wildcards, such as `rsb.py:*`.
+      patterns: Names with wildcards, such as `rsb.py:*`.
 
     Raises:
-      UserError: No recipe has such a name.
+      UserError: No recipe has a name that matches one of them.
     """
-    rows = [
-        row(*recipe) for recipe in variants() if fnmatch.fnmatch(recipe[0], pattern)
-    ]
-    if not rows:
-        raise UserError(
-            f"No recipe is called {pattern!r}. Leave the name out to list all recipes."
-        )
-    return rows
+    recipes = {recipe[0]: recipe for recipe in variants()}
+    names: dict[str, None] = {}
+    for pattern in patterns:
+        matched = fnmatch.filter(recipes, pattern)
+        if not matched:
+            raise UserError(
+                f"No recipe is called {pattern!r}. Leave the name out to list all"
+                " recipes."
+            )
+        names |= dict.fromkeys(matched)
+    return [row(*recipes[name]) for name in names]
 
 
 def as_markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Formats rows as the Markdown table of configs/README.md."""
+    """Formats rows in Markdown, as in docs/recipes.md."""
     lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

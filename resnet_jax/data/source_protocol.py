@@ -10,21 +10,22 @@ from typing import Any, Protocol, runtime_checkable
 class Source(Protocol):
     """Random access to the examples of one split: what `train` needs of your own data.
 
-    >>> import numpy as np
-    >>> class Squares:
-    ...     classes = ("dark", "bright")
-    ...     def __len__(self):
-    ...         return 100
-    ...     def __getitem__(self, index):
-    ...         label = index % 2
-    ...         return np.full((32, 32, 3), 255 * label, np.uint8), label
-    >>> isinstance(Squares(), Source)
-    True
-
     `torchvision.datasets.ImageFolder(...)` is a source, too.
 
     Attributes:
       classes: The names of the classes, in the order of the labels.
+
+    Examples:
+      >>> import numpy as np
+      >>> class Squares:
+      ...     classes = ("dark", "bright")
+      ...     def __len__(self):
+      ...         return 100
+      ...     def __getitem__(self, index):
+      ...         label = index % 2
+      ...         return np.full((32, 32, 3), 255 * label, np.uint8), label
+      >>> isinstance(Squares(), Source)
+      True
     """
 
     @property
@@ -32,7 +33,9 @@ class Source(Protocol):
         """The names of the classes, in the order of the labels."""
         ...
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Returns the number of examples."""
+        ...
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         """Returns an image and its label, the same ones at every call.

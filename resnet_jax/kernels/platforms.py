@@ -36,7 +36,7 @@ def plain_operations() -> Iterator[None]:
     programs with and without kernels apart. Programs that were lowered or compiled
     before keep their kernels.
 
-    Example:
+    Examples:
         >>> network = resnet_jax.create_model("resnet18")
         >>> image = jax.ShapeDtypeStruct((1, 64, 64, 3), "float32")
         >>> variables = jax.eval_shape(network.init, jax.random.key(0), image)

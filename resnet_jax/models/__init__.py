@@ -1,6 +1,6 @@
 """Networks, as data (`ResNetSpec`), by name (`create_model`) and as modules (`ResNet`).
 
-Example:
+Examples:
   >>> module = resnet_jax.create_model("resnet50", num_classes=10)
   >>> resnet_jax.list_models("resnest2*")
   ['resnest26d', 'resnest200e', 'resnest269e']

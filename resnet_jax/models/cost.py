@@ -56,7 +56,7 @@ def cost_of_image(model: nn.Module, image_size: int) -> Cost:
       model: The network.
       image_size: The side of the image in pixels.
 
-    Example:
+    Examples:
       >>> cost_of_image(resnet_jax.create_model("resnet18"), image_size=224)
       Cost(macs=1814073344, activations=2483712)
     """

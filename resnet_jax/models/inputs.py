@@ -21,7 +21,7 @@ def normalize(
       std: The standard deviation of each channel, in the same unit.
       dtype: The type of the result.
 
-    Example:
+    Examples:
       >>> pixels = jax.numpy.full((1, 1, 1, 2), 255, "uint8")
       >>> normalize(pixels, (0.5, 0.0), (0.5, 0.25), "float32").ravel().tolist()
       [1.0, 4.0]

@@ -59,7 +59,7 @@ class ResNet(nn.Module):
           BadValueError: The images have another number of channels than the network,
             or sides that its strides do not divide and its shortcuts need divided.
 
-        Example:
+        Examples:
           >>> import jax
           >>> model = resnet_jax.create_model("resnet18")
           >>> images = jax.ShapeDtypeStruct((2, 224, 224, 3), "float32")

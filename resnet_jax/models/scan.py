@@ -31,7 +31,7 @@ def stack_blocks(variables: Mapping, spec: Spec) -> dict:
         without blocks to scan, and stacked blocks, stay as they are.
       spec: The network that the variables belong to.
 
-    Example:
+    Examples:
       >>> from resnet_jax.models import get_spec
       >>> blocks = {f"stage1_block{i}": {"x": np.ones(2)} for i in (1, 2, 3)}
       >>> spec = get_spec("cifar_resnet20")

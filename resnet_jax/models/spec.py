@@ -37,7 +37,7 @@ class ResNetSpec:
     Lists, as JSON and the command line give them, become tuples. A spec that
     contradicts itself raises BadValueError.
 
-    Blocks and widths:
+    Attributes: Blocks and widths
       block: The kind of block: `basic` (two 3x3) or `bottleneck` (1x1, 3x3, 1x1), He et
         al. 2015 (arXiv:1512.03385), figure 5; `preact_basic` and `preact_bottleneck`,
         the same with norm and activation before each convolution, He et al. 2016
@@ -60,14 +60,14 @@ class ResNetSpec:
       pruned_features: The output channels of each stage, if they are irregular;
         otherwise None.
 
-    Stem:
+    Attributes: Stem
       stem: The tuple `(kernel, stride, width)` of each convolution.
       stem_pool: The 3x3/2 pooling after the stem's convolutions: `max` (padded with
         -inf), `max_zero_pad` (padded with 0), `max_valid` (not padded), `conv` (a 3x3/2
         convolution, norm and activation: Bello et al. 2021, arXiv:2103.07579) or
         `none`.
 
-    Shortcuts and strides:
+    Attributes: Shortcuts and strides
       stride_at: The convolution of a strided bottleneck that has the stride: `3x3`
         (v1.5) or `1x1` (v1, He et al.). A basic block has it at its first convolution.
       stride_in: The block of a stage that has the stride: the `first`, or the `last`
@@ -83,7 +83,7 @@ class ResNetSpec:
       output_stride: The largest ratio of the image's side to the output's side. Strides
         that would exceed it become dilation. None: the product of all strides.
 
-    Inside a block:
+    Attributes: Inside a block
       spatial: The 3x3 convolution of a block: `conv`, `selective_kernel` (Li et al.
         2019, arXiv:1903.06586), `split_attention` (Zhang et al. 2020,
         arXiv:2004.08955) or `hierarchical` (Gao et al. 2019, arXiv:1904.01169).
@@ -107,7 +107,7 @@ class ResNetSpec:
       scaled_at: The place of a `norm_free` network's gain, which restores the variance
         that the activation removes: the `activation` or the `convolution`.
 
-    Layers:
+    Attributes: Layers
       norm: The normalisation: `batch`, `group`, `evonorm_s0` (Liu et al. 2020,
         arXiv:2004.02967), `filter_response` (Singh & Krishnan 2019, arXiv:1911.09737)
         or `none`.
@@ -127,14 +127,14 @@ class ResNetSpec:
       same_padding: True to pad as TensorFlow's 'SAME' does, instead of with
         (kernel - 1) // 2 pixels on each side.
 
-    Head:
+    Attributes: Head
       final_width: The channels of a 1x1 convolution after the last stage, or None.
       head_pool: The side in pixels of the average pooling whose output is flattened.
         None: global average pooling.
       num_classes: The number of logits. 0: the pooled features are the output.
       in_channels: The channels of the input.
 
-    Training:
+    Attributes: Training
       zero_init_last: True if each block's last norm scale (or its kernel, if no norm
         follows) starts at zero, so that the block starts as its shortcut (Goyal et al.
         2017, arXiv:1706.02677, section 5.1).
@@ -154,7 +154,7 @@ class ResNetSpec:
         the first `block` (timm), in proportion to the `depth` (Huang et al.), or by
         `stage` (ResNet-RS).
 
-    Example:
+    Examples:
       >>> from resnet_jax.models import ResNetSpec
       >>> spec = ResNetSpec(block="basic", stage_sizes=(2, 2, 2), widths=(16, 32, 64))
       >>> spec.blocks
@@ -348,7 +348,7 @@ def plan_blocks(spec: ResNetSpec) -> tuple[tuple[BlockPlan, ...], ...]:
 
     Strides that would shrink the output beyond `spec.output_stride` become dilation.
 
-    Example:
+    Examples:
       >>> from resnet_jax.models import get_spec
       >>> stages = plan_blocks(get_spec("resnet50"))
       >>> [(len(stage), stage[0].stride, stage[0].features) for stage in stages]

@@ -9,16 +9,19 @@ from resnet_jax.models.cost import cost_of_image
 from resnet_jax.models.scan import applies
 
 
-def matching(pattern: str) -> list[str]:
-    """Returns the names of networks that match a shell-style pattern.
+def matching(patterns: Iterable[str]) -> list[str]:
+    """Returns the names of networks that match shell-style patterns, in their order.
 
-    Raises UserError with the nearest names if there are none.
+    Raises UserError with the nearest names if there are none for a pattern.
     """
-    names = list_models(pattern)
-    if not names:
-        hint = nearest(pattern, ZOO) if "*" not in pattern else ""
-        raise UserError(f"No network matches {pattern!r}.{hint}")
-    return names
+    names: dict[str, None] = {}
+    for pattern in patterns:
+        matched = list_models(pattern)
+        if not matched:
+            hint = nearest(pattern, ZOO) if "*" not in pattern else ""
+            raise UserError(f"No network matches {pattern!r}.{hint}")
+        names |= dict.fromkeys(matched)
+    return list(names)
 
 
 def rows(names: Iterable[str]) -> list[dict[str, Any]]:
@@ -87,6 +90,6 @@ def as_text(table: list[dict]) -> str:
 
 
 def as_markdown(table: list[dict]) -> str:
-    """Formats the table for the README."""
+    """Formats the table in Markdown, as in docs/networks.md."""
     lines = [HEADER, ("---",) * len(HEADER), *map(cells, table)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

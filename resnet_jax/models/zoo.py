@@ -836,7 +836,7 @@ def list_models(pattern: str = "*") -> list[str]:
     Returns:
       The names in the order of the zoo; an empty list if none matches.
 
-    Example:
+    Examples:
       >>> resnet_jax.list_models("cifar_resnet1*")
       ['cifar_resnet110', 'cifar_resnet1202']
     """
@@ -853,7 +853,7 @@ def resolve(name: str) -> str:
     Raises:
       UserError: There is no such network; the message names the nearest ones.
 
-    Example:
+    Examples:
       >>> resolve("resnet50.a1_in1k")
       'resnet50'
     """
@@ -876,7 +876,7 @@ def get_entry(name: str) -> Entry:
     Raises:
       UserError: There is no such network; the message names the nearest ones.
 
-    Example:
+    Examples:
       >>> resnet_jax.models.get_entry("resnet50").params
       25557032
     """
@@ -894,7 +894,7 @@ def get_spec(name: str, /, **overrides: Any) -> Spec:
       UserError: There is no such network or field, or the network cannot have such a
         value. The message names the nearest ones.
 
-    Example:
+    Examples:
       >>> resnet_jax.models.get_spec("resnet50", output_stride=8).stage_sizes
       (3, 4, 6, 3)
     """
@@ -930,7 +930,7 @@ def build(
     Returns:
       The Flax module. It maps normalised images [b, h, w, c] to float32 logits.
 
-    Example:
+    Examples:
       >>> from resnet_jax import models
       >>> spec = models.get_spec("resnet18", num_classes=10)
       >>> models.build(spec) == resnet_jax.create_model("resnet18", num_classes=10)
@@ -969,7 +969,7 @@ def create_model(
       UserError: There is no such network or field, or the network cannot have such a
         value. The message names the nearest ones.
 
-    Example:
+    Examples:
       >>> module = resnet_jax.create_model("cifar_resnet20", num_classes=7)
       >>> x = jax.numpy.zeros((2, 32, 32, 3))
       >>> variables = module.init(jax.random.key(0), x)

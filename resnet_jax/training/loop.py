@@ -68,15 +68,6 @@ def train(
 ) -> dict:
     """Trains a network, from the newest checkpoint of a workdir if it has one.
 
-    >>> from resnet_jax.config import load, override
-    >>> config = load("configs/quickstart.py")
-    >>> override(config, ["--config.total.epochs=1", "--config.optim.warmup.steps=0"])
-    >>> result = train(config, "runs/digits")  # doctest: +SKIP
-    >>> import numpy as np
-    >>> images = np.random.default_rng(0).integers(0, 256, (640, 8, 8), np.uint8)
-    >>> labels = images.mean(axis=(1, 2)) > 127
-    >>> result = train(config, "runs/mine", data=(images, labels))  # doctest: +SKIP
-
     Args:
       config: The run's config (`resnet_jax/config/defaults.py`), or the file of one,
         such as `configs/r50.py`.
@@ -112,6 +103,16 @@ def train(
       UserError: The config, the data or the disk has a problem; the message says what
         to do.
       PreemptedError: A signal asked the run to stop; everything is saved.
+
+    Examples:
+      >>> from resnet_jax.config import load, override
+      >>> config = load("configs/quickstart.py")
+      >>> override(config, ["--config.total.epochs=1", "--config.optim.warmup.steps=0"])
+      >>> result = train(config, "runs/digits")  # doctest: +SKIP
+      >>> import numpy as np
+      >>> images = np.random.default_rng(0).integers(0, 256, (640, 8, 8), np.uint8)
+      >>> labels = images.mean(axis=(1, 2)) > 127
+      >>> result = train(config, "runs/mine", data=(images, labels))  # doctest: +SKIP
     """
     if isinstance(config, str | os.PathLike):
         config = load(config)

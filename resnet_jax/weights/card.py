@@ -209,7 +209,7 @@ class Card:
         Raises:
           UserError: An image cannot be read, or has another form.
 
-        Example:
+        Examples:
           >>> card = resnet_jax.load("runs/quickstart").card
           >>> card.preprocess(["seven.png", np.zeros((20, 30, 3), np.uint8)]).shape
           (2, 8, 8, 1)
@@ -289,7 +289,7 @@ def default_card(network: str, spec: Spec | None = None, **fields: Any) -> Card:
       spec: The network's spec. None: the zoo's.
       **fields: Fields of the card that are known.
 
-    Example:
+    Examples:
       >>> default_card("resnetv2_50").mean
       (0.5, 0.5, 0.5)
     """

@@ -41,7 +41,7 @@ class Layout:
       before: The number of axes of length one before them.
       after: The number of axes of length one after them.
 
-    Example:
+    Examples:
       >>> Layout((1, 0), after=2).shape((3, 5))
       (5, 3, 1, 1)
     """
@@ -218,7 +218,7 @@ def to_foreign(variables: Mapping, spec: Spec, scheme: Scheme) -> dict[str, np.n
       spec: The network that they belong to.
       scheme: The naming scheme of the other framework.
 
-    Example:
+    Examples:
       >>> from resnet_jax.models import get_spec
       >>> from resnet_jax.weights import SCHEMES
       >>> variables = {"params": {"head": {"kernel": np.zeros((64, 10))}}}

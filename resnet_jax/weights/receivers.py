@@ -109,7 +109,7 @@ def changed_fields(spec: Spec, named: Spec) -> tuple[str, ...]:
     A field counts if the network with the named one's value has other parameters or
     computes another function in evaluation.
 
-    Example:
+    Examples:
       >>> from resnet_jax.models import get_spec
       >>> spec = get_spec("cifar_resnet20", num_classes=7, se_ratio=0.5, drop_path=0.1)
       >>> changed_fields(spec, get_spec("cifar_resnet20"))

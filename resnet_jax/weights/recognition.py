@@ -103,7 +103,7 @@ def flatten(content: Mapping, kind: type) -> dict:
       content: The mappings, such as the checkpoint of a training program.
       kind: The type of the values.
 
-    Example:
+    Examples:
       >>> flatten({"epoch": 3, "model": {"fc.bias": 0.5}}, float)
       {'model.fc.bias': 0.5}
     """
@@ -126,7 +126,7 @@ def flatten(content: Mapping, kind: type) -> dict:
 def without_wrappers(name: str) -> str:
     """Returns a tensor's name without the modules that torch's wrappers add.
 
-    Example:
+    Examples:
       >>> without_wrappers("layer1._orig_mod.0.conv1.weight")
       'layer1.0.conv1.weight'
     """
@@ -345,7 +345,7 @@ def head_root(spec: Spec, scheme: Scheme) -> str:
       spec: The network.
       scheme: The naming scheme.
 
-    Example:
+    Examples:
       >>> from resnet_jax.models import get_spec
       >>> from resnet_jax.weights import SCHEMES
       >>> head_root(get_spec("resnetv2_50"), SCHEMES["timm_v2"])
@@ -467,7 +467,7 @@ def groups(names: Iterable[str], prefix: str) -> dict[str, int]:
       names: The names in a file of tensors that are left out.
       prefix: The prefix of the network in the file.
 
-    Example:
+    Examples:
       >>> groups(["m.head.0.bias", "m.head.2.bias", "m.net.queue"], "m.net.")
       {'m.head': 2, 'm.net.queue': 1}
     """

@@ -78,7 +78,7 @@ class TrainedModel:
         Raises:
           UserError: The network has no head, or an image cannot be read.
 
-        Example:
+        Examples:
           >>> model = resnet_jax.load("runs/quickstart")
           >>> for predictions in model.predict(["seven.png", "three.png"], k=1):
           ...     print(predictions[0].name)
@@ -101,7 +101,7 @@ class TrainedModel:
         Raises:
           UserError: The network has no head, or an image cannot be read.
 
-        Example:
+        Examples:
           >>> model = resnet_jax.load("runs/quickstart")
           >>> model.logits(["seven.png", np.zeros((8, 8), np.uint8)]).shape
           (2, 10)
@@ -121,7 +121,7 @@ class TrainedModel:
         Raises:
           UserError: The network has no head.
 
-        Example:
+        Examples:
           >>> model = resnet_jax.load("runs/quickstart")
           >>> crops = (model.card.crop(path)[0] for path in ["seven.png", "three.png"])
           >>> for logits in model.stream_logits(crops):
@@ -143,7 +143,7 @@ class TrainedModel:
         Raises:
           UserError: An image cannot be read.
 
-        Example:
+        Examples:
           >>> model = resnet_jax.load("runs/quickstart")
           >>> model.features("seven.png").shape
           (1, 64)
@@ -229,7 +229,7 @@ def load(
       UserError: There are no such weights, they cannot be read, or they do not fit
         the network.
 
-    Example:
+    Examples:
       >>> model = resnet_jax.load("runs/quickstart")
       >>> model.predict("seven.png")[0][0].name
       '7'

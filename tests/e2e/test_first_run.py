@@ -76,6 +76,16 @@ def test_the_summary_describes_devices_network_batches_and_steps(quickstart):
         assert fact in head
 
 
+def test_the_output_is_what_the_page_shows(quickstart):
+    workdir, output = quickstart
+    page = (runs.ROOT / "docs" / "getting_started.md").read_text()
+    (shown,) = re.findall("```text\n(devices:.*?)```", page, re.DOTALL)
+    shown = shown.replace("runs/quickstart", str(workdir))
+    # Three dots stand for what varies, which may be several lines.
+    pattern = re.escape(shown).replace(re.escape("..."), ".*?")
+    assert re.fullmatch(pattern, output, re.DOTALL), output
+
+
 def test_the_workdir_holds_curves_tensorboard_and_the_picture(quickstart):
     workdir = quickstart[0]
     rows = [json.loads(r) for r in (workdir / "metrics.jsonl").read_text().splitlines()]
