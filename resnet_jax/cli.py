@@ -19,6 +19,7 @@ COMMANDS = {
     "prepare": ("prepare", [], "Prepares data sets as ArrayRecord, and verifies them."),
     "zoo": ("zoo", [], "Lists the networks with their parameters and MACs."),
     "recipes": ("recipes", [], "Lists the recipes with their published results."),
+    "keys": ("keys", [], "Lists the keys of a config with their meanings."),
     "report": ("report", [], "Plots the curves and sample predictions of a run."),
     "plan": (
         "plan",

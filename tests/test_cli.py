@@ -54,6 +54,7 @@ def test_the_message_for_an_unknown_command_names_the_nearest():
     [
         "recipes r50.py",
         "recipes --markdwn",
+        "keys seed",
         "main --help",
         "main --workdir=x",
         "main --config=configs/r5.py --workdir=x",

@@ -51,6 +51,7 @@ expect 'No module' python -c $'try: import configs\nexcept ImportError as e: pri
 expect '^  train ' resnet-jax --help
 expect '^resnet_jax [0-9]' resnet-jax --version
 expect 'r50.py' resnet-jax recipes
+expect '^optim.momentum=0.9 ' resnet-jax keys 'optim.*'
 expect 'resnet50 ' python -m resnet_jax.zoo 'resnet50*'
 expect 'all is well' resnet-jax train --config=configs/r50.py --mode=dry_run
 expect 'at step 20' resnet-jax train "${small[@]}" --config.total.steps=20

@@ -9,7 +9,8 @@ resnet_jax, and states how it differs:
 ...     config.batch_size = 64
 ...     return config
 
-`resnet_jax/config/defaults.py` lists all keys with a comment each.
+`python -m resnet_jax.keys` lists all keys with their meanings. The file of a config
+runs as Python, so read a stranger's file before you load it.
 """
 
 from resnet_jax.config import defaults

@@ -26,205 +26,274 @@ def literal(value: Any) -> ml_collections.FieldReference:
 def get_config() -> ConfigDict:
     """Returns the defaults, locked, so that setting an unknown key is an error.
 
-    The comment of a key says what it does, and lists the other values that it may have.
-    `resnet_jax/config/values.py` has the range of each number.
+    The comment above a key, or at the end of its line, is its meaning: what it does, in
+    which unit, and the other values that it may have. `python -m resnet_jax.keys` and
+    `docs/config.md` print all of them, with the types and the ranges of
+    `resnet_jax/config/values.py`.
+
+    A comment that begins with names and a colon describes a key that has an effect only
+    with these. The names are those of optimisers, schedules, crops or losses, the word
+    evaluation, or other keys, which are neither 0 nor empty then.
     """
     config = old_keys.Config()
-    config.seed = 0  # seed of all random numbers of the run, less than 2**32
+    config.seed = 0  # seed of all random numbers of the run
     config.batch_size = 256  # images per step, over all devices
-    config.total = ConfigDict({"epochs": 90})  # duration: length of the run
-    # Duration between two log lines; 0: only at the end.
+    config.total = ConfigDict({"epochs": 90})  # length of the run
+    # Interval between two log lines; 0: one line at the end.
     config.log_every = ConfigDict({"steps": 50})
 
     config.model = old_keys.Model()
-    config.model.name = "resnet50"  # a name from `python -m resnet_jax.zoo`
-    # Fields of the network's spec to replace, such as {"drop_path": 0.1}; see
-    # resnet_jax/models/spec.py.
+    # Name of the network; `python -m resnet_jax.zoo` lists all names.
+    config.model.name = "resnet50"
+    # Fields of the network's spec to replace, such as `{'drop_path': 0.1}`; see
+    # `resnet_jax/models/spec.py`.
     config.model.overrides = ConfigDict()
-    config.model.dtype = "float32"  # type of the computation; or bfloat16
+    # Type of the computation: float32 or bfloat16. Parameters stay in float32.
+    config.model.dtype = "float32"
     # Compiles equal blocks only once, which shortens the compilation of deep networks.
     config.model.scan_blocks = False
-    # Ghost batch size: the number of examples that share batch-norm statistics; or
-    # 'global' (all examples of a microbatch), or 'device' (those of a microbatch that
-    # one device holds).
+    # Ghost batch size: the number of examples that share batch-norm statistics. Other
+    # values are global (all examples of a microbatch) and device (those of a microbatch
+    # that one device holds).
     config.model.bn_group_size = literal(32)
-    # Fuses the last convolution of bottlenecks with its batch norm, which saves reads
-    # and writes of memory, where devices hold complete ghost batches: True, False, or
-    # 'chip' (True in bfloat16 on TPUs, otherwise False).
+    # Fuses the last convolution of bottlenecks with its batch norm, where devices hold
+    # complete ghost batches, which saves reads and writes of memory. The value chip
+    # means True in bfloat16 on TPUs, and otherwise False.
     config.model.fused_norm = literal("chip")
 
     config.sharding = ConfigDict()
-    # replicated: every device holds all parameters. Or fsdp, for networks that do not
-    # fit otherwise: parameters, the optimiser's state and the EMA are sharded over the
-    # devices, and parameters are all-gathered before they are used.
+    # Placement of the parameters: replicated, or fsdp for networks that do not fit
+    # otherwise. With fsdp, parameters, the optimiser's state and the EMA are sharded
+    # over the devices, and parameters are all-gathered before they are used.
     config.sharding.params = "replicated"
 
-    # Options of XLA's compiler for the steps: a dictionary; or 'chip', the options that
-    # resnet_jax/compiler/options.py has for the chip.
+    # Options of XLA's compiler for the steps: a dictionary; or chip, the options that
+    # `resnet_jax/compiler/options.py` has for the chip.
     config.compiler_options = literal("chip")
 
-    # Initial weights: a file, a workdir or timm:NAME.TAG; empty: randomly initialised.
+    # Initial weights: a file, a workdir or `timm:NAME.TAG`; empty: randomly
+    # initialised.
     config.init_from = ""
 
     config.data = ConfigDict()
-    # tfds:NAME, tfds:DIRECTORY, folder:PATH, digits or fake; or several sources by
-    # weight, such as mix:3*tfds:NAME,1*folder:PATH; see resnet_jax/data/sources.py.
+    # Data set: `tfds:NAME`, `tfds:DIRECTORY`, `folder:PATH`, digits or fake; or several
+    # ones by weight, such as `mix:3*tfds:NAME,1*folder:PATH`.
     config.data.source = "tfds:imagenet2012"
-    config.data.eval_source = ""  # source of the eval split; empty: data.source
+    # Data set of the eval split, written as `data.source`; empty: the same data set.
+    config.data.eval_source = ""
     config.data.data_dir = ""  # directory of tfds's data sets; empty: tfds's default
-    config.data.train_split = "train"  # or a part of it: train[:10%]
+    # Split to train on, or a part of one, such as `train[:10%]`.
+    config.data.train_split = "train"
+    # Split to evaluate on, or a part of one.
     config.data.eval_split = "validation"
-    config.data.shots = 0  # training images per class, chosen by the seed; 0: all
+    # Number of training images of each class, chosen by the seed; 0: all of them.
+    config.data.shots = 0
     config.data.image_size = 224  # height and width of training images, in pixels
-    # Progressive resizing from `first` to `last` pixels between two durations from the
-    # start of the run, with sizes that are multiples of `multiple`: {"first": 160,
-    # "last": 192, "start": {"epochs": 65}, "end": {"epochs": 76}, "multiple": 32};
-    # empty: one size.
+    # Progressive resizing from first to last pixels, between two durations from the
+    # start of the run, in sizes that are multiples of multiple: `{'first': 160, 'last':
+    # 192, 'start': {'epochs': 65}, 'end': {'epochs': 76}, 'multiple': 32}`; empty: all
+    # images have `data.image_size`.
     config.data.resize_schedule = ConfigDict()
-    config.data.channels = 3  # 3 (RGB) or 1 (grey)
-    config.data.mean = IMAGENET_MEAN  # mean of each channel, for pixels from 0 to 1
-    config.data.std = IMAGENET_STD  # standard deviation of each channel
-    # random_resized, pad, center or short_side, see resnet_jax/data/augment.py. A
-    # comment below that begins with one of them describes a key that only it reads.
+    config.data.channels = 3  # number of channels: 3 (RGB) or 1 (grey)
+    # Mean of each channel, for pixels from 0 to 1, which is subtracted from images.
+    config.data.mean = IMAGENET_MEAN
+    # Standard deviation of each channel, by which images are divided.
+    config.data.std = IMAGENET_STD
+    # Crop of training images: random_resized (a random box, resized), pad (a random
+    # crop of the padded image), short_side (a random crop of the image at a random
+    # size) or center (the central crop of evaluations).
     config.data.train_crop = "random_resized"
-    # random_resized: smallest and largest fraction of the image's area.
+    # random_resized: smallest and largest fraction of the image that the box covers.
     config.data.scale = (0.08, 1.0)
-    # random_resized: smallest and largest width / height.
+    # random_resized: smallest and largest width / height of the box.
     config.data.ratio = (3 / 4, 4 / 3)
-    config.data.pad = 4  # pad: pixels on each side
-    config.data.pad_mode = "zero"  # pad: fills with zeros; or reflect
+    config.data.pad = 4  # pad: number of pixels that are added on each side
+    # pad: the added pixels: zero (black) or reflect (the reflected image).
+    config.data.pad_mode = "zero"
     # short_side: smallest and largest length of the image's shorter side, in pixels.
     config.data.short_side = (256, 480)
     config.data.flip = True  # mirrors half of the training images
-    # Policy of random operations: timm's rand-m7-mstd0.5-inc1 or original;
+    # Policy of random operations: timm's `rand-m7-mstd0.5-inc1` or original;
     # torchvision's torchvision_rand_n2_m9, trivial_wide, auto_imagenet, auto_cifar10 or
-    # augmix; empty: none. resnet_jax/data/policies.py describes the names.
+    # augmix; empty: none. `resnet_jax/data/policies.py` describes the names.
     config.data.policy = ""
-    # Strengths of random brightness, contrast, saturation and hue; 0: unchanged.
+    # Strengths of random brightness, contrast, saturation and hue (at most 0.5); 0:
+    # unchanged.
     config.data.color_jitter = (0.0, 0.0, 0.0, 0.0)
-    config.data.lighting = 0.0  # standard deviation of PCA noise; 0: none
+    # Standard deviation of PCA noise, which adds ImageNet's principal colours to an
+    # image with random weights; 0: none.
+    config.data.lighting = 0.0
     config.data.erase = 0.0  # probability that an image has random rectangles erased
-    config.data.erase_mode = "constant"  # fills with the mean colour; or pixel: noise
-    config.data.erase_count = 1  # largest number of rectangles
-    config.data.colout = 0.0  # fraction of the rows and columns that are dropped
+    # data.erase: content of rectangles: constant (the mean colour) or pixel (noise).
+    config.data.erase_mode = "constant"
+    config.data.erase_count = 1  # data.erase: largest number of rectangles per image
+    # Fraction of the rows and columns that are dropped (ColOut), which makes images
+    # smaller; 0: none.
+    config.data.colout = 0.0
     # Repeated augmentation: the number of times in a row that an image comes, each time
     # augmented differently.
     config.data.repeats = 1
-    config.data.eval_size = 0  # image size of evaluations; 0: data.image_size
-    # Evaluation: side of the central crop / shorter side of the resized image; 0.875
-    # crops 224 of 256 pixels.
+    # Height and width of evaluated images, in pixels; 0: `data.image_size`.
+    config.data.eval_size = 0
+    # center or evaluation: side of the central crop / shorter side of the resized
+    # image; 0.875 crops 224 of 256 pixels.
     config.data.crop_fraction = 0.875
-    # bilinear or bicubic, as in Pillow; or tf_bilinear, tf_bicubic,
-    # tf_bilinear_antialias or tf_bicubic_antialias, as in tf.image.resize.
+    # Interpolation of resized images: bilinear or bicubic, as in Pillow; or
+    # tf_bilinear, tf_bicubic, tf_bilinear_antialias or tf_bicubic_antialias, as in
+    # `tf.image.resize`.
     config.data.interpolation = "bilinear"
-    # fast: OpenCV resizes random crops; or exact: Pillow does.
+    # random_resized: library that resizes crops: fast (OpenCV) or exact (Pillow, as in
+    # torchvision).
     config.data.decode = "fast"
-    # small: keeps decoded images of at most 64 px in memory if there is room; or ram:
-    # images of any size; or none.
+    # Decoded images that are kept in memory: small (those of at most 64 px, if there is
+    # room), ram (images of any size) or none.
     config.data.cache = "small"
-    # Worker processes that decode images; 0: threads of the main process alone; -1:
-    # chosen by the number of cores.
+    # Number of worker processes that decode images; 0: threads of the main process
+    # alone; -1: chosen by the number of cores.
     config.data.num_workers = -1
-    config.data.num_threads = 0  # threads of each process; 0: chosen by the cores
-    # stop: an image that cannot be decoded ends the run; or skip: it is skipped and
-    # counted.
+    # Number of threads of each process that decodes; 0: chosen by the number of cores.
+    config.data.num_threads = 0
+    # Action for an image that cannot be decoded: stop (the run ends) or skip (the image
+    # is skipped and counted).
     config.data.on_bad_image = "stop"
-    # An image file that claims more pixels cannot be decoded.
+    # Largest number of pixels of an image; a file that claims more cannot be decoded.
     config.data.max_pixels = MAX_PIXELS
 
     config.optim = old_keys.Optim()
-    config.optim.name = "sgd"  # or lars, lamb, adam, adamw, keras_adam, rmsprop_tf
-    config.optim.learning_rate = 0.1  # for a batch of learning_rate_batch images
-    # The rate is multiplied by batch_size / learning_rate_batch; 0: it is not scaled.
+    # Optimiser: sgd, lars, lamb, adam, adamw, keras_adam or rmsprop_tf.
+    config.optim.name = "sgd"
+    # Peak of the learning rate, for a batch of `optim.learning_rate_batch` images.
+    config.optim.learning_rate = 0.1
+    # Number of images of the batch that `optim.learning_rate` is for: the peak is
+    # multiplied by `batch_size` / this number; 0: it is not scaled.
     config.optim.learning_rate_batch = 256
-    # cosine, step, constant, polynomial, triangular or plateau. A comment below that
-    # begins with some of them describes a key that only they read.
+    # Schedule of the learning rate after the warm-up: cosine, polynomial or triangular
+    # (linear), which fall until the end; step (falls at `optim.decay_at`); constant;
+    # or plateau (falls when evaluations do not improve).
     config.optim.schedule = "cosine"
-    config.optim.schedule_length = ConfigDict()  # a duration; empty: the whole run
-    config.optim.end_learning_rate = 0.0  # cosine, polynomial, triangular: at the end
-    config.optim.power = 2.0  # polynomial: the exponent
-    config.optim.decay_at = ()  # step: durations from the start of the run
-    config.optim.decay_factor = 0.1  # step, plateau: factor of the rate at each decay
-    # plateau: the rate decays after more than this many evaluations without a new best.
+    # cosine, polynomial or triangular: time from the start of the run at which the
+    # learning rate reaches its end; empty: the end of the run.
+    config.optim.schedule_length = ConfigDict()
+    # cosine, polynomial or triangular: learning rate at the end, which is not scaled by
+    # the batch size.
+    config.optim.end_learning_rate = 0.0
+    # polynomial: exponent of the remaining fraction of the time.
+    config.optim.power = 2.0
+    # step: times of the decays, from the start of the run, such as `({'epochs': 30},
+    # {'epochs': 60})`.
+    config.optim.decay_at = ()
+    # step or plateau: factor by which each decay multiplies the learning rate.
+    config.optim.decay_factor = 0.1
+    # plateau: number of evaluations in a row without a new best top-1 that are
+    # tolerated; after one more the rate decays.
     config.optim.patience = 10
-    config.optim.per_epoch = False  # keeps the rate constant within an epoch
-    config.optim.warmup = ConfigDict({"epochs": 5})  # duration of the linear warm-up
-    config.optim.warmup_from = 0.0  # learning rate at step 0, if there is a warm-up
-    # The schedule begins after the warm-up; False: at step 0, as in timm.
+    # Changes the learning rate once per epoch, to its value at the epoch's first step.
+    config.optim.per_epoch = False
+    # Duration of the warm-up, in which the learning rate rises linearly to its peak.
+    config.optim.warmup = ConfigDict({"epochs": 5})
+    # optim.warmup: learning rate at step 0, which is not scaled by the batch size.
+    config.optim.warmup_from = 0.0
+    # cosine, polynomial or triangular: lets the learning rate fall from the end of the
+    # warm-up on; False: from step 0 on, and the warm-up replaces the beginning, as in
+    # timm.
     config.optim.warmup_prefix = True
-    config.optim.momentum = 0.9  # decay rate of sgd, lars and rmsprop_tf
-    config.optim.nesterov = True  # Nesterov momentum of sgd and lars
-    # Applies the learning rate after the momentum (torch) or before it (caffe); empty:
-    # torch for sgd, caffe for others.
+    # sgd, lars or rmsprop_tf: decay rate of the momentum; 0: no momentum.
+    config.optim.momentum = 0.9
+    config.optim.nesterov = True  # sgd or lars: uses Nesterov momentum
+    # sgd, lars or rmsprop_tf: order of momentum and learning rate: torch (the rate is
+    # applied after the momentum) or caffe (before it); empty: torch for sgd, caffe for
+    # the others.
     config.optim.momentum_form = ""
-    # Decay rates of both moments of lamb, adam, adamw and keras_adam.
+    # lamb, adam, adamw or keras_adam: decay rates of the first and second moments.
     config.optim.betas = (0.9, 0.999)
-    config.optim.eps = 0.0  # added to the divisor; 0: the optimiser's own default
-    config.optim.weight_decay = 1e-4  # coefficient; 0: none
-    # coupled: L2 regularisation; or decoupled: scaled by the learning rate; or
-    # schedule: scaled by the learning rate / its peak.
+    # lars, lamb, adam, adamw, keras_adam or rmsprop_tf: number that is added to the
+    # divisor; 0: the optimiser's own default.
+    config.optim.eps = 0.0
+    config.optim.weight_decay = 1e-4  # coefficient of weight decay; 0: none
+    # sgd, adam, adamw, keras_adam or rmsprop_tf: kind of weight decay: coupled (L2
+    # regularisation; not for adamw), decoupled (scaled by the learning rate) or
+    # schedule (scaled by the learning rate / its peak). With lars and lamb it is always
+    # coupled.
     config.optim.decay = "coupled"
     # Parameters without weight decay: none, norm (scale and bias of norms), norm+bias
-    # (these and all biases), or ndim<=1 (all vectors and scalars).
+    # (these and all biases), or `ndim<=1` (all vectors and scalars).
     config.optim.weight_decay_exclude = "none"
     # Learning rate of a layer / that of the next layer; 1: all layers have one rate.
     config.optim.layer_decay = 1.0
-    # Gradients are clipped to this L2 norm; 0: not clipped (lamb: clipped to 1).
+    # Largest L2 norm of the gradient, which is clipped to it; 0: not clipped (lamb:
+    # clipped to 1).
     config.optim.clip_norm = 0.0
     # Adaptive gradient clipping: largest norm of a unit's gradient / norm of the unit's
-    # weights; 0: none.
+    # weights, except in the head; 0: not clipped.
     config.optim.agc = 0.0
     config.optim.sam_rho = 0.0  # radius of sharpness-aware minimisation; 0: none
-    config.optim.sam_every = 1  # steps from one sharpness-aware step to the next
-    config.optim.microbatches = 1  # parts of a batch whose gradients are accumulated
-    config.loss = "cross_entropy"  # or binary_cross_entropy
-    config.label_smoothing = 0.0  # weight that is spread evenly over all classes
+    # optim.sam_rho: number of steps from one sharpness-aware step to the next.
+    config.optim.sam_every = 1
+    # Number of equal parts of a batch whose gradients are accumulated.
+    config.optim.microbatches = 1
+    # Loss function: cross_entropy or binary_cross_entropy.
+    config.loss = "cross_entropy"
+    # Label smoothing: the weight that is spread evenly over all classes; 0: none.
+    config.label_smoothing = 0.0
     # binary_cross_entropy: targets above it become 1, others 0; 0: targets are kept.
     config.bce_target_threshold = 0.0
     # binary_cross_entropy: sums over the classes instead of taking their mean.
     config.bce_sum_classes = False
 
-    config.mix = ConfigDict()  # mixup and CutMix of images of the same ghost batch
-    config.mix.mixup_alpha = 0.0  # alpha of mixup's Beta(alpha, alpha); 0: no mixup
-    config.mix.cutmix_alpha = 0.0  # alpha of CutMix's Beta(alpha, alpha); 0: no CutMix
-    config.mix.probability = 1.0  # probability that a ghost batch is mixed
-    config.mix.switch_probability = 0.5  # probability of CutMix where both are on
-    # timm: an image's partner is the one at its place in the reversed ghost batch; or
-    # torchvision: the image before it.
+    config.mix = ConfigDict()
+    # Alpha of mixup's Beta(alpha, alpha), which mixes images of the same ghost batch;
+    # 0: no mixup.
+    config.mix.mixup_alpha = 0.0
+    # Alpha of CutMix's Beta(alpha, alpha), which pastes boxes from images of the same
+    # ghost batch; 0: no CutMix.
+    config.mix.cutmix_alpha = 0.0
+    # mix.mixup_alpha or mix.cutmix_alpha: probability that a ghost batch is mixed.
+    config.mix.probability = 1.0
+    # mix.mixup_alpha and mix.cutmix_alpha: probability of CutMix, otherwise mixup.
+    config.mix.switch_probability = 0.5
+    # mix.mixup_alpha or mix.cutmix_alpha: partner of an image: timm (the image at its
+    # place in the reversed ghost batch) or torchvision (the image before it).
     config.mix.rule = "timm"
 
     config.distill = ConfigDict()
-    config.distill.teacher = ""  # a name from the zoo; empty: no distillation
-    config.distill.overrides = ConfigDict()  # as model.overrides, for the teacher
-    # The teacher's weights, as init_from; 'drawn': randomly initialised, for trials.
+    # Name of the network that the student learns from, which `python -m resnet_jax.zoo`
+    # lists; empty: no distillation.
+    config.distill.teacher = ""
+    # distill.teacher: fields of the teacher's spec to replace, as in `model.overrides`.
+    config.distill.overrides = ConfigDict()
+    # distill.teacher: the teacher's weights, written as `init_from`; drawn: randomly
+    # initialised, for trials.
     config.distill.teacher_init = ""
-    config.distill.weight = 0.5  # weight of distillation in the loss, from 0 to 1
-    config.distill.temperature = 1.0  # temperature of both softmaxes
+    # distill.teacher: weight of distillation in the loss; the labels have the rest.
+    config.distill.weight = 0.5
+    config.distill.temperature = 1.0  # distill.teacher: temperature of both softmaxes
 
     # Decay rate of the EMA of parameters and running statistics; 0: no EMA.
     config.ema_decay = 0.0
-    config.ema_every = 1  # steps between two updates of the EMA
-    # How the EMA forgets its initial values: tf or timm (the decay rate grows as in
-    # TensorFlow or timm), copy (the EMA is a copy of the parameters during the learning
-    # rate's warm-up), or none.
+    config.ema_every = 1  # ema_decay: number of steps between two updates of the EMA
+    # ema_decay: way in which the EMA forgets its initial values: tf or timm (the decay
+    # rate grows as in TensorFlow or timm), copy (the EMA is a copy of the parameters
+    # during the learning rate's warm-up), or none.
     config.ema_warmup = "tf"
-    # Precise batch norm: training batches over which the final statistics are
-    # computed; 0: running statistics.
+    # Precise batch norm: the number of training batches over which the final statistics
+    # are computed; 0: running statistics.
     config.precise_bn = 0
 
     config.evaluate = ConfigDict()
-    # Duration between evaluations; 0: only at the end.
+    # Interval between two evaluations; 0: one evaluation at the end.
     config.evaluate.every = ConfigDict({"epochs": 1})
-    config.evaluate.batch_size = 0  # images over all devices; 0: batch_size
-    config.evaluate.views = "one"  # views of each image; or flip (two), ten_crop
-    # Further sets to evaluate, such as ("imagenet_a", "imagenet2012_real"); see
-    # resnet_jax/data/evalsets.py.
+    # Images per evaluation batch, over all devices; 0: `batch_size`.
+    config.evaluate.batch_size = 0
+    # Views of each image, whose logits are averaged: one, flip (two) or ten_crop (ten).
+    config.evaluate.views = "one"
+    # Further sets to evaluate, such as `('imagenet_a', 'imagenet2012_real')`; see
+    # `resnet_jax/data/evalsets.py`.
     config.evaluate.sets = ()
     config.checkpoint = ConfigDict()
-    # Duration between checkpoints; 0: only at evaluations and at the end.
+    # Interval between two checkpoints; 0: only at evaluations and at the end.
     config.checkpoint.every = ConfigDict({"epochs": 1})
     config.checkpoint.keep_last = 2  # number of the newest checkpoints to keep
-    # Number of those with the highest top-1 to keep; 0: none.
+    # Number of the checkpoints with the highest top-1 to keep besides; 0: none.
     config.checkpoint.keep_best = 1
     config.lock()
     # A recipe may add entries to these, which are empty here.

@@ -67,8 +67,9 @@ def find(path: str | os.PathLike) -> pathlib.Path:
 def load(path: str | os.PathLike) -> ConfigDict:
     """Returns the config that the function `get_config` of a file returns.
 
-    The file runs as Python. A file that exists is preferred; otherwise
-    `configs/NAME.py` is the recipe of that name that ships with resnet_jax.
+    The file runs as Python with all your rights, so read a stranger's file first. A
+    file that exists is preferred; otherwise `configs/NAME.py` is the recipe of that
+    name that ships with resnet_jax.
 
     Args:
       path: `FILE.py` or `FILE.py:VARIANT`.

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
-from resnet_jax.config import defaults, old_keys, values
+from resnet_jax.config import old_keys, values
 from resnet_jax.config.durations import UNITS
 from resnet_jax.config.saved import flatten
 from resnet_jax.errors import UserError, nearest
@@ -21,10 +21,10 @@ TRUTHS = {"true": True, "yes": True, "1": True} | {
     "no": False,
     "0": False,
 }
-HELP = f"""\
+HELP = """\
 --config.KEY=VALUE sets a key of the config, such as --config.optim.learning_rate=0.2 or
 --config.total.epochs=30 (a duration is in steps, epochs or examples). All keys are
-explained in {defaults.__file__}"""
+explained by python -m resnet_jax.keys"""
 
 
 def take_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -81,6 +81,7 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> None:
         the value has another type or is out of the key's range.
 
     Examples:
+      >>> from resnet_jax.config import defaults
       >>> config = defaults.get_config()
       >>> override(config, ["--config.total.steps=5", "--config.data.flip=false"])
       >>> config.total.steps, config.data.flip

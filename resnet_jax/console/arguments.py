@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 CONFIG = (
     "The config: a file of your own, or configs/NAME.py, a recipe that ships with"
     " resnet_jax (python -m resnet_jax.recipes lists them). FILE.py:VARIANT names a"
-    " variant."
+    " variant. The file runs as Python, so read a stranger's file first."
 )
 
 

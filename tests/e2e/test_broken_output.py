@@ -187,6 +187,7 @@ def test_a_picture_that_cannot_be_drawn_is_one_warning(flags, undisturbed, tmp_p
     [
         ("zoo resnet18", 141),
         ("recipes quickstart*", 141),
+        ("keys optim.*", 141),
         ("predict {run} {image} --save={out}.png", 141),
         pytest.param("plan {config} --topology=local", 141, marks=pytest.mark.long),
         ("bench schedule {config} --train_size=100", 141),

@@ -166,6 +166,19 @@ def test_generated_parts_are_what_their_commands_print(page, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [
+        ("docs/networks.md", ZOO),
+        ("docs/recipes.md", [name for name, _, _ in recipes.variants()]),
+    ],
+)
+def test_the_tables_of_a_page_list_everything_once(page, names):
+    cells = re.findall(r"^\| ([\w.:]+) \|", pages.PAGES[page].read_text(), re.M)
+    assert not {*names} - {*cells}
+    assert all(cells.count(name) == 1 for name in names)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Returns the folder in which the Python examples of all pages run."""

@@ -125,8 +125,9 @@ def table(command: str) -> None:
 
 def _run(command: str, stderr: int = subprocess.STDOUT, check: bool = False) -> str:
     program, *rest = shlex.split(command)
-    modules = {"python": [], "resnet-jax": ["-m", "resnet_jax.cli"]}
-    words = [sys.executable, *modules[program], *rest]
+    entry = ["-c", "from resnet_jax import cli; cli.main()"]
+    first = {"python": [], "resnet-jax": entry}[program]
+    words = [sys.executable, *first, *rest]
     done = subprocess.run(
         words,
         cwd=ROOT,
