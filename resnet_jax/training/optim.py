@@ -285,6 +285,7 @@ def make_optimizer(
     row, weight_decay = OPTIMIZERS[optim.name], optim.weight_decay
     mask = functools.partial(decayed, exclude=optim.weight_decay_exclude)
     eps = optim.eps or row.eps
+    b1, b2 = optim.betas
 
     parts = []
     if clip_norm := optim.clip_norm or row.clip_norm:
@@ -294,7 +295,7 @@ def make_optimizer(
     if weight_decay and optim.decay == "coupled" and not row.trust_ratio:
         parts.append(optax.add_decayed_weights(weight_decay, mask=mask))
     if row.scale:
-        parts.append(row.scale(*optim.betas, eps))
+        parts.append(row.scale(b1, b2, eps))
     if row.trust_ratio:
         parts.append(optax.masked(row.trust_ratio(weight_decay, eps), mask))
 
