@@ -270,8 +270,7 @@ OTHERS: dict[str, tuple] = {
 def updates_of(name: str, changes: dict[str, Any]) -> np.ndarray:
     """Returns the updates of three steps of an optimiser, whose rate changes."""
     config = defaults.get_config()
-    # adamw has no coupled decay.
-    decay = "decoupled" if name == "adamw" else "coupled"
+    decay = "coupled" if optim.OPTIMIZERS[name].coupled else "decoupled"
     base = {"optim.name": name, "optim.decay": decay, "optim.weight_decay": 0.1}
     put(config, base | changes)
     rates = optax.linear_schedule(0.1, 0.02, 3)
