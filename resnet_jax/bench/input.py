@@ -29,9 +29,9 @@ from resnet_jax.bench.table import TORCH, Benchmark, row
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, count
 from resnet_jax.data.augment import Augment
-from resnet_jax.data.cache import MemorySource
 from resnet_jax.data.decode import Picture
 from resnet_jax.data.loader import Examples, eval_batches, train_batches
+from resnet_jax.data.memory_source import MemorySource
 from resnet_jax.data.source_protocol import checksum
 from resnet_jax.errors import BadImageError, UserError
 

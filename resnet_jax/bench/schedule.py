@@ -17,7 +17,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.parallel.sharding import find_devices
 from resnet_jax.persistence import storage
 from resnet_jax.reports.figures import picture, picture_to_write, shorten
-from resnet_jax.training.optim import check, make_decay
+from resnet_jax.training.optim import OPTIMIZERS, check, make_decay
 from resnet_jax.training.schedules import make_schedule
 
 # The maximum number of plotted points, which is more than a picture has pixels.
@@ -172,7 +172,7 @@ def draw(
             text = "depends on the gradients" if optim.weight_decay else "none"
             below.text(0.5, 0.5, text, ha="center", transform=below.transAxes)
         title = f"{optim.name}, {optim.decay} weight decay of {optim.weight_decay:g}"
-        if optim.name in ("lars", "lamb"):
+        if OPTIMIZERS[optim.name].trust_ratio:
             title += ", before the trust ratio"
         below.set(
             xlabel="epoch", ylabel="fraction of a weight\nremoved per step", title=title

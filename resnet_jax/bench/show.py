@@ -73,10 +73,10 @@ def read(path: pathlib.Path) -> list[dict]:
     return tables
 
 
-def as_section(found: dict) -> str:
+def as_section(measured: dict) -> str:
     """Formats a table of `table.Report`: its command, its machine and its rows."""
-    lines = [f"```bash\n{found['command']}\n```", "", table.describe(found), ""]
-    return "\n".join([*lines, table.HEAD, *map(table.as_markdown, found["rows"])])
+    lines = [f"```bash\n{measured['command']}\n```", "", table.describe(measured), ""]
+    return "\n".join([*lines, table.HEAD, *map(table.as_markdown, measured["rows"])])
 
 
 def _pattern(text: str) -> re.Pattern:

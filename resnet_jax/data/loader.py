@@ -35,10 +35,10 @@ from jaxtyping import Int, Int32, Int64, UInt64
 
 from resnet_jax.config.defaults import MAX_PIXELS
 from resnet_jax.data.augment import Augment
-from resnet_jax.data.cache import MemorySource
 from resnet_jax.data.crops import scramble
 from resnet_jax.data.decode import Picture
 from resnet_jax.data.derived_sources import sizes_and_shares
+from resnet_jax.data.memory_source import MemorySource
 from resnet_jax.data.source_protocol import NamedSource
 from resnet_jax.data.workers import start_worker
 from resnet_jax.errors import BadImageError, UserError

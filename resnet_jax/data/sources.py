@@ -1,9 +1,8 @@
 """The data sources, opened by the names that users write in `data.source`.
 
-A source is `tfds:NAME[/CONFIG]`, `tfds:DIRECTORY`, `folder:PATH`, `digits`,
-`fake[:CLASSES[:SIZE]]` or `mix:[WEIGHT*]SOURCE[@SPLIT],...`. To add one, write a class
+`KINDS`, at the end of this file, has the kinds of sources. To add one, write a class
 with the members of `source_protocol.NamedSource` that pickles small, since worker
-processes get a copy, and open it in `open_source`.
+processes get a copy, and add a row.
 """
 
 import dataclasses
@@ -14,6 +13,7 @@ import pathlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,10 +52,6 @@ IMAGENET = KNOWN["tfds:imagenet2012"][1]
 FAKE_SIZES = IMAGENET | {"test": IMAGENET["validation"]}
 # Each process lists all classes and images.
 MOST_FAKE = 2**24
-KINDS = (
-    *("tfds:NAME[/CONFIG]", "tfds:DIRECTORY", "folder:PATH", "digits"),
-    *("fake[:CLASSES[:SIZE]]", "mix:[WEIGHT*]SOURCE[@SPLIT],..."),
-)
 # The value of `data.source` in a run whose data were passed to `train`; see
 # `user_data.py`.
 GIVEN = "train(data=...)"
@@ -75,10 +71,7 @@ def open_source(
     (144, ('0', '1', '2'), 'digits/train[0:144]')
 
     Args:
-      source: `tfds:NAME[/CONFIG]`, `tfds:DIRECTORY` (a prepared data set),
-        `folder:PATH`, `digits`, `fake[:CLASSES[:SIZE]]`, or
-        `mix:[WEIGHT*]SOURCE[@SPLIT],...` for several of them combined by weight, see
-        `derived_sources.Combined`.
+      source: A source in the form of its row of `KINDS`, such as `folder:PATH`.
       split: The name of the split, or slices of splits in tfds's syntax, such as
         `train[:10%]` or `train[10:]+test`. Where tfds has not shuffled the images
         already, slices are taken from a fixed permutation of the split.
@@ -90,43 +83,21 @@ def open_source(
         has no images or other classes than its sibling splits, or combined sources
         differ in their classes.
     """
-    kind, _, address = source.partition(":")
-    if kind == "mix" and address:
-        open_part = functools.partial(
-            open_source, data_dir=data_dir, fake_shape=fake_shape
-        )
-        return _open_combined(address, split, open_part)
-    if kind == "tfds" and address:
-        return TfdsSource(address, split, data_dir)
-    if kind == "folder" and address:
-        # A folder in an object store is listed once.
-        root = str(_root(address))
-        open_folder = functools.partial(_open_folder, root)
-        return _open_slices(open_folder, folder_splits(root), split, source)
-    if source == "digits":
-        return _open_slices(DigitsSource, DigitsSource.splits, split, source)
-    if re.fullmatch("fake(:[1-9][0-9]*(:[1-9][0-9]*)?)?", source):
-        numbers = [int(number) for number in address.split(":") if address]
-        if max(numbers, default=0) > MOST_FAKE:
-            raise UserError(
-                f"{source} is too large: each number can be at most {MOST_FAKE:,}."
-            )
-        return _open_slices(
-            lambda name: FakeSource(name, fake_shape, *numbers),
-            *(FAKE_SIZES, split, source),
-        )
+    name, _, address = source.partition(":")
+    kind = KINDS.get(name)
+    if kind and re.fullmatch(kind.address, source.removeprefix(name), re.DOTALL):
+        return kind.open(address, split, data_dir=data_dir, fake_shape=fake_shape)
     if source == GIVEN:
         raise UserError(
             "The images of this run were handed to resnet_jax.train(data=...). Resume"
             " it with such a call, or evaluate others with --config.data.source=SOURCE"
             " --config.data.eval_split=SPLIT."
         )
-    # Of these, the kind is right, but what follows it is missing or wrong.
-    with_address = ("tfds", "folder", "fake", "mix")
-    hint = "" if kind in with_address else nearest(kind, (*with_address, "digits"))
+    # Where the kind is right, what follows it is missing or wrong.
+    hint = "" if kind and kind.address else nearest(name, KINDS)
+    forms = ", ".join(kind.form for kind in KINDS.values())
     raise UserError(
-        f"There is no data source {source!r}.{hint} A source is written"
-        f" {', '.join(KINDS)}."
+        f"There is no data source {source!r}.{hint} A source is written {forms}."
     )
 
 
@@ -135,52 +106,6 @@ def split_of(source: str, default: str = "") -> tuple[str, str]:
     name, at, split = source.rpartition("@")
     # The name of a directory may contain an @, the name of a split no slash.
     return (name, split) if at and "/" not in split else (source, default)
-
-
-def _open_combined(
-    text: str, split: str, open_part: Callable[[str, str], NamedSource]
-) -> NamedSource:
-    """Opens `[WEIGHT*]SOURCE[@SPLIT],...`."""
-    parts, weights = [], []
-    for entry in text.split(","):
-        weight, star, name = entry.strip().partition("*")
-        if not star:
-            weight, name = "1", weight
-        if not re.fullmatch(r"\d+|\d*\.\d+", weight.strip()):
-            raise UserError(
-                f"The weight {weight!r} in mix:{text} is not a number. Weights are"
-                " written as in mix:3*tfds:NAME,0.5*folder:PATH."
-            )
-        weights.append(float(weight))
-        parts.append(open_part(*split_of(name, split)))
-    for part in parts[1:]:
-        check_same_classes(parts[0], part)
-    return Combined(
-        tuple(with_classes(part, parts[0].classes) for part in parts), tuple(weights)
-    )
-
-
-def _open_slices(
-    open_split: Callable[[str], NamedSource],
-    known: Iterable[str],
-    split: str,
-    title: str,
-) -> NamedSource:
-    """Opens a split, or a sum of slices of splits."""
-    known = list(known)
-    name = split if split in known else split.strip()
-    if name in known:
-        return open_split(name)
-    open_once = functools.cache(open_split)
-    slices = slices_of(split, known, lambda name: [len(open_once(name))], title)
-    parts = []
-    for name, start, stop in slices:
-        source = open_once(name)
-        order = np.random.default_rng(0).permutation(len(source))
-        part_title = f"{source.title}[{start}:{stop}]"
-        parts.append(Subset(source, order[start:stop], part_title))
-    weights = tuple(float(len(part)) for part in parts)
-    return parts[0] if len(parts) == 1 else Combined(tuple(parts), weights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -405,14 +330,117 @@ def _folders(path: pathlib.Path, left_out: Counter[str]) -> list[str]:
     return sorted(names)
 
 
-def _open_folder(path: str, split: str) -> FolderSource:
-    """Opens a split of an image folder, and says what was left out."""
-    source = FolderSource(path, split)
-    if source.left_out:
-        _warn_once(f"{source.title}: {describe(source.left_out)}.")
-    return source
+def _open_folder(path: str, split: str, **_: Any) -> NamedSource:
+    # A folder in an object store is listed once.
+    root = str(_root(path))
+
+    def open_split(name: str) -> FolderSource:
+        source = FolderSource(root, name)
+        if source.left_out:
+            _warn_once(f"{source.title}: {describe(source.left_out)}.")
+        return source
+
+    return _open_slices(open_split, folder_splits(root), split, f"folder:{path}")
 
 
 @functools.cache
 def _warn_once(message: str) -> None:
     log.warning(message)
+
+
+def _open_fake(
+    address: str, split: str, *, fake_shape: tuple[int, int, int], **_: Any
+) -> NamedSource:
+    numbers = [int(number) for number in address.split(":") if address]
+    title = ":".join(["fake", *map(str, numbers)])
+    if max(numbers, default=0) > MOST_FAKE:
+        raise UserError(
+            f"{title} is too large: each number can be at most {MOST_FAKE:,}."
+        )
+    return _open_slices(
+        lambda name: FakeSource(name, fake_shape, *numbers),
+        *(FAKE_SIZES, split, title),
+    )
+
+
+def _open_mix(text: str, split: str, **options: Any) -> NamedSource:
+    """Opens `[WEIGHT*]SOURCE[@SPLIT],...`."""
+    parts, weights = [], []
+    for entry in text.split(","):
+        weight, star, name = entry.strip().partition("*")
+        if not star:
+            weight, name = "1", weight
+        if not re.fullmatch(r"\d+|\d*\.\d+", weight.strip()):
+            raise UserError(
+                f"The weight {weight!r} in mix:{text} is not a number. Weights are"
+                " written as in mix:3*tfds:NAME,0.5*folder:PATH."
+            )
+        weights.append(float(weight))
+        parts.append(open_source(*split_of(name, split), **options))
+    for part in parts[1:]:
+        check_same_classes(parts[0], part)
+    return Combined(
+        tuple(with_classes(part, parts[0].classes) for part in parts), tuple(weights)
+    )
+
+
+def _open_slices(
+    open_split: Callable[[str], NamedSource],
+    known: Iterable[str],
+    split: str,
+    title: str,
+) -> NamedSource:
+    """Opens a split, or a sum of slices of splits."""
+    known = list(known)
+    name = split if split in known else split.strip()
+    if name in known:
+        return open_split(name)
+    open_once = functools.cache(open_split)
+    slices = slices_of(split, known, lambda name: [len(open_once(name))], title)
+    parts = []
+    for name, start, stop in slices:
+        source = open_once(name)
+        order = np.random.default_rng(0).permutation(len(source))
+        part_title = f"{source.title}[{start}:{stop}]"
+        parts.append(Subset(source, order[start:stop], part_title))
+    weights = tuple(float(len(part)) for part in parts)
+    return parts[0] if len(parts) == 1 else Combined(tuple(parts), weights)
+
+
+class Kind(NamedTuple):
+    """A kind of data source: a row of `KINDS`.
+
+    Attributes:
+      form: The way in which users write a source of this kind.
+      address: A pattern of the text after the name of the kind, with its colon.
+      open: Opens a split, given the text after the colon, the split, and `data_dir` and
+        `fake_shape` by name.
+    """
+
+    form: str
+    address: str
+    open: Callable[..., NamedSource]
+
+
+KINDS = {
+    # A data set by its name in tfds, or the directory of a prepared one.
+    "tfds": Kind(
+        "tfds:NAME[/CONFIG], tfds:DIRECTORY",
+        ":.+",
+        lambda address, split, data_dir, **_: TfdsSource(address, split, data_dir),
+    ),
+    # See `FolderSource`.
+    "folder": Kind("folder:PATH", ":.+", _open_folder),
+    # See `DigitsSource`.
+    "digits": Kind(
+        "digits",
+        "",
+        lambda address, split, **_: _open_slices(
+            DigitsSource, DigitsSource.splits, split, "digits"
+        ),
+    ),
+    # See `FakeSource`.
+    "fake": Kind("fake[:CLASSES[:SIZE]]", "(:[1-9][0-9]*){0,2}", _open_fake),
+    # Several sources combined by weight, see `derived_sources.Combined`.
+    "mix": Kind("mix:[WEIGHT*]SOURCE[@SPLIT],...", ":.+", _open_mix),
+}

@@ -11,9 +11,9 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from resnet_jax.data.cache import MemorySource
 from resnet_jax.data.decode import Picture
 from resnet_jax.data.derived_sources import Subset
+from resnet_jax.data.memory_source import MemorySource
 from resnet_jax.data.source_protocol import NamedSource, Source, checksum
 from resnet_jax.data.sources import GIVEN
 from resnet_jax.data.user_images import check_pixels, parts_of

@@ -1,7 +1,9 @@
 """Optimisers, built from optax's transformations, and the EMA of parameters."""
 
+import dataclasses
 import functools
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +18,6 @@ from resnet_jax.models.scan import stack_blocks, unstack_blocks
 from resnet_jax.models.zoo import Spec
 from resnet_jax.training.schedules import peak_rate
 
-OPTIMIZERS = ("sgd", "lars", "lamb", "adam", "adamw", "keras_adam", "rmsprop_tf")
 DECAYS = ("coupled", "decoupled", "schedule")
 MOMENTUM_FORMS = ("", "torch", "caffe")
 EMA_WARMUPS = ("tf", "timm", "copy", "none")
@@ -27,12 +28,6 @@ DECAY_EXCLUDES = {
     "norm": ("norm/scale", "norm/bias"),
     "norm+bias": ("norm/scale", "norm/bias", "bias"),
     "ndim<=1": ("bias",),
-}
-# The epsilon of each optimiser for optim.eps=0: torch's for adam and adamw, Keras's,
-# timm's for lamb and rmsprop_tf, and MLPerf's for lars. sgd has none.
-EPS = {
-    **{"adam": 1e-8, "adamw": 1e-8, "keras_adam": 1e-7},
-    **{"lamb": 1e-6, "rmsprop_tf": 1e-10, "lars": 0.0, "sgd": 0.0},
 }
 # The decay rate of rmsprop_tf's mean of squares, and the trust coefficient of lars:
 # those of timm, torchvision's references and MLPerf.
@@ -63,21 +58,22 @@ def check(config: ConfigDict) -> None:
             f"optim.agc={optim.agc} and optim.clip_norm={optim.clip_norm} both clip"
             " the gradient; set one of them to 0."
         )
-    if optim.name == "adamw" and optim.decay == "coupled":
+    row = OPTIMIZERS[optim.name]
+    if not row.coupled and optim.decay == "coupled":
         raise UserError(
-            "optim.name=adamw has no optim.decay=coupled, which is Adam with L2"
-            " regularisation; set optim.decay=decoupled, or optim.name=adam."
+            f"optim.name={optim.name} has no optim.decay=coupled, which is L2"
+            " regularisation; set optim.decay=decoupled, or another optim.name."
         )
-    if optim.name in ("lars", "lamb") and optim.decay != "coupled":
+    if row.trust_ratio and optim.decay != "coupled":
         raise UserError(
             f"optim.name={optim.name} includes weight decay in its trust ratio, but"
             f" optim.decay={optim.decay} is applied outside of it; set"
             " optim.decay=coupled."
         )
-    if optim.name == "lamb" and not optim.weight_decay:
+    if row.needs_decay and not optim.weight_decay:
         raise UserError(
-            "optim.name=lamb adapts only the parameters with weight decay, but"
-            " optim.weight_decay is 0; set it, or optim.name=adam."
+            f"optim.name={optim.name} adapts only the parameters with weight decay, but"
+            " optim.weight_decay is 0; set it, or another optim.name."
         )
     if optim.schedule == "plateau" and optim.decay != "coupled":
         raise UserError(
@@ -162,6 +158,98 @@ def scale_by_keras_adam(
     return optax.GradientTransformation(optax.scale_by_adam(b1, b2).init, update)
 
 
+def scale_by_lars_ratio(
+    weight_decay: float, eps: float, trust_coefficient: float = TRUST_COEFFICIENT
+) -> optax.GradientTransformation:
+    """Adds weight decay and scales by c |w| / (|g| + decay |w| + eps).
+
+    The norms are those of a parameter w and of its gradient g. If one of them is 0, the
+    factor is 1. `optax.scale_by_trust_ratio`, on which optax.lars is built, divides by
+    the norm of the sum, |g + decay w|.
+
+    Args:
+      weight_decay: The coefficient of L2 regularisation.
+      eps: The number that is added to the divisor.
+      trust_coefficient: The factor c.
+    """
+
+    def scale(grad, param):
+        param_norm, grad_norm = optax.safe_norm(param, 0.0), optax.safe_norm(grad, 0.0)
+        ratio = (
+            trust_coefficient
+            * param_norm
+            / (grad_norm + weight_decay * param_norm + eps)
+        )
+        ratio = jnp.where((param_norm > 0) & (grad_norm > 0), ratio, 1.0)
+        return ratio * (grad + weight_decay * param)
+
+    return optax.stateless(lambda grads, params: jax.tree.map(scale, grads, params))
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """A row of `OPTIMIZERS`: what sets an optimiser apart from the others.
+
+    Attributes:
+      scale: Returns the transformation that scales gradients by their statistics, given
+        both decay rates of `optim.betas` and the epsilon. None: they are not scaled.
+      trust_ratio: Returns the transformation that adds weight decay and scales by the
+        ratio of norms, given the coefficient of weight decay and the epsilon. It is
+        applied to parameters with weight decay. None: there is no such ratio.
+      momentum_form: The value of `optim.momentum_form` that the optimiser's source has;
+        empty if the optimiser has no momentum of its own.
+      nesterov: True if it has Nesterov momentum.
+      eps: The epsilon for `optim.eps=0`: that of the optimiser's source.
+      clip_norm: The L2 norm to which gradients are clipped for `optim.clip_norm=0`; 0:
+        they are not clipped.
+      coupled: False if `optim.decay=coupled` makes no sense.
+      needs_decay: True if `optim.weight_decay` must not be 0.
+    """
+
+    scale: Callable[[float, float, float], optax.GradientTransformation] | None = None
+    trust_ratio: Callable[[float, float], optax.GradientTransformation] | None = None
+    momentum_form: str = ""
+    nesterov: bool = False
+    eps: float = 0.0
+    clip_norm: float = 0.0
+    coupled: bool = True
+    needs_decay: bool = False
+
+
+OPTIMIZERS = {
+    # torch's.
+    "sgd": Optimizer(momentum_form="torch", nesterov=True),
+    # You et al. 2017 (arXiv:1708.03888) as in MLPerf. Parameters without weight decay
+    # have no trust ratio. timm's has `optim.momentum_form=torch`.
+    "lars": Optimizer(
+        trust_ratio=scale_by_lars_ratio, momentum_form="caffe", nesterov=True
+    ),
+    # You et al. 2019 (arXiv:1904.00962) as in timm: moments are corrected for their
+    # bias, and parameters without weight decay have no trust ratio.
+    "lamb": Optimizer(
+        optax.scale_by_adam,
+        lambda decay, eps: optax.chain(
+            optax.add_decayed_weights(decay), optax.scale_by_trust_ratio()
+        ),
+        eps=1e-6,
+        clip_norm=1.0,
+        needs_decay=True,
+    ),
+    # torch's.
+    "adam": Optimizer(optax.scale_by_adam, eps=1e-8),
+    "adamw": Optimizer(optax.scale_by_adam, eps=1e-8, coupled=False),
+    # Keras's.
+    "keras_adam": Optimizer(scale_by_keras_adam, eps=1e-7),
+    # TensorFlow's and timm's: eps is inside the root, and the mean of squares starts at
+    # 1. It has no Nesterov momentum.
+    "rmsprop_tf": Optimizer(
+        lambda b1, b2, eps: optax.scale_by_rms(RMS_DECAY, eps, initial_scale=1.0),
+        momentum_form="caffe",
+        eps=1e-10,
+    ),
+}
+
+
 def make_optimizer(
     config: ConfigDict, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
@@ -170,18 +258,7 @@ def make_optimizer(
     It clips the gradient, adds weight decay, scales by the statistics of gradients,
     applies momentum and multiplies by the learning rate.
 
-    `optim.name` is one of:
-
-    - `sgd`: torch's.
-    - `lars`: You et al. 2017 (arXiv:1708.03888) as in MLPerf, see
-      `scale_by_lars_ratio`. Parameters without weight decay have no trust ratio.
-    - `lamb`: You et al. 2019 (arXiv:1904.00962) as in timm: the gradient's global norm
-      is clipped at 1 (or `clip_norm`), moments are corrected for their bias, and
-      parameters without weight decay have no trust ratio.
-    - `adam`, `adamw`: torch's; the latter's weight decay is not coupled.
-    - `keras_adam`: Keras's, see `scale_by_keras_adam`.
-    - `rmsprop_tf`: TensorFlow's and timm's: eps is inside the root, and the mean of
-      squares starts at 1.
+    `optim.name` is a key of `OPTIMIZERS`.
 
     `optim.decay` is one of:
 
@@ -193,8 +270,8 @@ def make_optimizer(
 
     `optim.momentum_form` applies the learning rate after the momentum (`torch`) or
     before it (`caffe`), which differ when the rate changes (Goyal et al. 2017,
-    arXiv:1706.02677, section 3). The empty string means `torch` for sgd and `caffe` for
-    lars and rmsprop_tf, as in their sources; timm's LARS has the form `torch`.
+    arXiv:1706.02677, section 3). The empty string means the form of the optimiser's
+    source.
 
     Args:
       config: The run's configuration.
@@ -205,44 +282,31 @@ def make_optimizer(
     """
     check(config)
     optim = config.optim
-    name, weight_decay = optim.name, optim.weight_decay
+    row, weight_decay = OPTIMIZERS[optim.name], optim.weight_decay
     mask = functools.partial(decayed, exclude=optim.weight_decay_exclude)
-    eps = optim.eps or EPS[name]
+    eps = optim.eps or row.eps
     b1, b2 = optim.betas
-    coupled = weight_decay and optim.decay == "coupled"
 
     parts = []
-    clip_norm = optim.clip_norm or (name == "lamb") * 1.0
-    if clip_norm:
+    if clip_norm := optim.clip_norm or row.clip_norm:
         parts.append(optax.clip_by_global_norm(clip_norm))
     if optim.agc:
         parts.append(optax.masked(optax.adaptive_grad_clip(optim.agc), not_head))
-    if coupled and name not in ("lars", "lamb"):
+    if weight_decay and optim.decay == "coupled" and not row.trust_ratio:
         parts.append(optax.add_decayed_weights(weight_decay, mask=mask))
-
-    if name == "lars":
-        ratio = scale_by_lars_ratio(weight_decay, TRUST_COEFFICIENT, eps)
-        parts.append(optax.masked(ratio, mask))
-    elif name in ("adam", "adamw", "lamb"):
-        parts.append(optax.scale_by_adam(b1, b2, eps))
-        if name == "lamb":
-            adapted = optax.chain(
-                optax.add_decayed_weights(weight_decay), optax.scale_by_trust_ratio()
-            )
-            parts.append(optax.masked(adapted, mask))
-    elif name == "keras_adam":
-        parts.append(scale_by_keras_adam(b1, b2, eps))
-    elif name == "rmsprop_tf":
-        parts.append(optax.scale_by_rms(RMS_DECAY, eps, initial_scale=1.0))
+    if row.scale:
+        parts.append(row.scale(b1, b2, eps))
+    if row.trust_ratio:
+        parts.append(optax.masked(row.trust_ratio(weight_decay, eps), mask))
 
     rate = [optax.scale_by_learning_rate(schedule)]
     if optim.schedule == "plateau":
         rate.append(scale_by_rate_factor())
     momentum = []
-    if optim.momentum and name in ("sgd", "lars", "rmsprop_tf"):
-        nesterov = optim.nesterov and name != "rmsprop_tf"
+    if optim.momentum and row.momentum_form:
+        nesterov = optim.nesterov and row.nesterov
         momentum.append(optax.trace(optim.momentum, nesterov=nesterov))
-    form = optim.momentum_form or ("torch" if name == "sgd" else "caffe")
+    form = optim.momentum_form or row.momentum_form
     parts += momentum + rate if form == "torch" else rate + momentum
 
     if weight_decay and optim.decay == "decoupled":
@@ -278,43 +342,15 @@ def make_decay(config: ConfigDict, schedule: optax.Schedule) -> optax.Schedule |
       The decay as a function of the step; None if there is no weight decay, or if an
       adaptive method rescales it together with the gradients.
     """
-    optim = config.optim
+    optim, row = config.optim, OPTIMIZERS[config.optim.name]
     factor = optim.weight_decay
     if optim.decay == "schedule":
         factor /= peak_rate(config)
-    elif optim.decay == "coupled" and optim.name in ("sgd", "lars"):
-        factor /= 1 - optim.momentum
-    elif optim.decay == "coupled" and optim.name != "lamb":
+    elif optim.decay == "coupled" and row.scale and not row.trust_ratio:
         return None
+    elif optim.decay == "coupled" and row.momentum_form:
+        factor /= 1 - optim.momentum
     return (lambda step: factor * schedule(step)) if factor else None
-
-
-def scale_by_lars_ratio(
-    weight_decay: float, trust_coefficient: float, eps: float
-) -> optax.GradientTransformation:
-    """Adds weight decay and scales by c |w| / (|g| + decay |w| + eps).
-
-    The norms are those of a parameter w and of its gradient g. If one of them is 0, the
-    factor is 1. `optax.scale_by_trust_ratio`, on which optax.lars is built, divides by
-    the norm of the sum, |g + decay w|.
-
-    Args:
-      weight_decay: The coefficient of L2 regularisation.
-      trust_coefficient: The factor c.
-      eps: The number that is added to the divisor.
-    """
-
-    def scale(grad, param):
-        param_norm, grad_norm = optax.safe_norm(param, 0.0), optax.safe_norm(grad, 0.0)
-        ratio = (
-            trust_coefficient
-            * param_norm
-            / (grad_norm + weight_decay * param_norm + eps)
-        )
-        ratio = jnp.where((param_norm > 0) & (grad_norm > 0), ratio, 1.0)
-        return ratio * (grad + weight_decay * param)
-
-    return optax.stateless(lambda grads, params: jax.tree.map(scale, grads, params))
 
 
 def scale_by_layer(layer_decay: float) -> optax.GradientTransformation:
@@ -404,7 +440,7 @@ def needs_single_blocks(optim: ConfigDict) -> bool:
       optim: The section `config.optim`.
     """
     return bool(
-        optim.name in ("lars", "lamb")
+        OPTIMIZERS[optim.name].trust_ratio
         or optim.agc
         or optim.layer_decay != 1
         or optim.weight_decay_exclude == "ndim<=1"

@@ -27,10 +27,11 @@ from resnet_jax.errors import UserError
 from resnet_jax.models.zoo import Spec
 from resnet_jax.persistence import storage
 from resnet_jax.persistence.storage import Path
-from resnet_jax.weights import SCHEMES, formats, keras_files
+from resnet_jax.weights import formats, keras_files
 from resnet_jax.weights.card import Card, from_json, timm_card
 from resnet_jax.weights.naming import Scheme
 from resnet_jax.weights.recognition import flatten
+from resnet_jax.weights.schemes import SCHEMES
 from resnet_jax.weights.stored import (
     StoredTensor,
     UnreadableError,

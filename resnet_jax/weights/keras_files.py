@@ -27,8 +27,8 @@ from h5py import h5d, h5z
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models.zoo import Spec
 from resnet_jax.weights import formats
-from resnet_jax.weights.keras import VARIABLES, Layer, list_layers
 from resnet_jax.weights.naming import Scheme, check_buildable
+from resnet_jax.weights.schemes.keras import VARIABLES, Layer, list_layers
 from resnet_jax.weights.stored import StoredTensor, UnreadableError, explaining_damage
 
 # Keras's automatic name of a layer: its class and, after the first one, a number.

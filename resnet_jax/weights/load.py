@@ -12,9 +12,8 @@ from resnet_jax.errors import UserError, nearest
 from resnet_jax.models import zoo
 from resnet_jax.models.zoo import ZOO, Spec, get_entry, get_spec, resolve
 from resnet_jax.persistence.storage import explaining_errors, path_of
-from resnet_jax.weights import SCHEMES, files, formats, hub, native
+from resnet_jax.weights import files, formats, hub, native
 from resnet_jax.weights.adapt import FIRST_CONVS, fit_ends
-from resnet_jax.weights.bit import BIT
 from resnet_jax.weights.card import Card, default_card
 from resnet_jax.weights.naming import (
     Scheme,
@@ -34,8 +33,8 @@ from resnet_jax.weights.recognition import (
     select,
     without_wrappers,
 )
+from resnet_jax.weights.schemes import SCHEMES
 from resnet_jax.weights.stored import UnreadableError
-from resnet_jax.weights.timm_torchvision import RESNET, SEQUENTIAL, TRANSFORMERS
 
 log = logging.getLogger(__name__)
 
@@ -110,29 +109,27 @@ def schemes_of(network: str, suffix: str) -> list[Scheme]:
     entry = get_entry(network)
     if suffix in files.KERAS:
         return [SCHEMES[entry.scheme]] if entry.oracle == "keras" else []
-    schemes = [SCHEMES[entry.scheme], native.NATIVE]
+    schemes = [SCHEMES[entry.scheme], SCHEMES["resnet_jax"]]
     if entry.paper == zoo.BIT:
-        schemes.insert(0 if suffix == ".npz" else 1, BIT)
+        schemes.insert(0 if suffix == ".npz" else 1, SCHEMES["bit"])
     return schemes
 
 
 def _readable_schemes(network: str, suffix: str) -> list[Scheme]:
     """Returns the schemes of `schemes_of` and those that are only read."""
     schemes = schemes_of(network, suffix)
-    if RESNET in schemes:
-        schemes += [SEQUENTIAL, TRANSFORMERS]
-    return schemes
+    names = {scheme.name for scheme in schemes}
+    return schemes + [x for x in SCHEMES.values() if x.read_for in names]
 
 
 def _scheme_of(card: Card) -> Scheme:
-    schemes = {**SCHEMES, native.NATIVE.name: native.NATIVE}
-    if card.scheme not in schemes:
-        hint = nearest(card.scheme, schemes)
+    if card.scheme not in SCHEMES:
+        hint = nearest(card.scheme, SCHEMES)
         raise UserError(
             f"The card of {card.network} names the scheme {card.scheme!r}, which does"
             f" not exist.{hint}"
         )
-    return schemes[card.scheme]
+    return SCHEMES[card.scheme]
 
 
 def _read(source: str, model: str | None, overrides: dict) -> tuple[Card, Tensors]:

@@ -85,6 +85,8 @@ class Scheme:
       layout: Returns the foreign layout of a native name and its rank.
       separator: The text between the foreign names of a module and of its variable.
       ignored: A pattern of foreign names that are not weights.
+      read_for: The name of another scheme, of whose networks files may have these names
+        as well. They are only read. Empty: networks have this scheme in the zoo.
     """
 
     name: str
@@ -94,6 +96,7 @@ class Scheme:
     layout: Callable[[str, int], Layout]
     separator: str = "."
     ignored: str = r".*num_batches_tracked"
+    read_for: str = ""
 
     def names(self, spec: Spec) -> dict[str, str]:
         """Returns the foreign name of each native name of a network."""

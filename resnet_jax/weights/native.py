@@ -28,20 +28,10 @@ from resnet_jax.persistence.checkpoints import (
     restore_as_numpy,
 )
 from resnet_jax.persistence.storage import Path
-from resnet_jax.weights import timm_torchvision
 from resnet_jax.weights.card import Card, default_card, from_json
-from resnet_jax.weights.naming import Layout, Scheme, check_buildable, check_shapes
+from resnet_jax.weights.naming import check_buildable, check_shapes
+from resnet_jax.weights.schemes.native import NATIVE
 from resnet_jax.weights.stored import read_text
-
-NATIVE = Scheme(
-    "resnet_jax",
-    rules=lambda spec: [("(?P<module>.*)", "{module}")],
-    leaves={leaf: leaf for leaf in timm_torchvision.LEAVES},
-    layout=lambda path, rank: Layout(tuple(range(rank))),
-    separator="/",
-    ignored="",
-)
-
 
 # The number of values in a chunk which every array may have.
 MIN_CHUNK = 2**20

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from resnet_jax.data.cache import MemorySource, cached
+from resnet_jax.data.cache import cached
 from resnet_jax.data.loader import (
     ResizeSchedule,
     bad_indices,
@@ -19,6 +19,7 @@ from resnet_jax.data.loader import (
     spread,
     train_batches,
 )
+from resnet_jax.data.memory_source import MemorySource
 from resnet_jax.errors import BadImageError, UserError
 from tests.helpers.pictures import encode, examples, noise, write_folder
 

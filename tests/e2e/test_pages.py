@@ -25,7 +25,8 @@ from resnet_jax.config.saved import flatten
 from resnet_jax.models import ZOO, get_spec
 from resnet_jax.weights import SCHEMES
 from resnet_jax.weights.naming import to_foreign
-from tests.helpers import example_folder, keyed, pages, words
+from tests.helpers import example_folder, keyed, pages
+from tests.helpers import words as english
 from tests.helpers.golden_configs import CONFIGS
 from tests.helpers.packaging_files import PROJECT
 from tests.helpers.pictures import encode, noise
@@ -35,7 +36,7 @@ from tests.helpers.timm_config import CONFIG
 PAGES = [pytest.param(page, id=page) for page in pages.PAGES]
 COMMANDS = [(page, command) for page in pages.PAGES for command in pages.commands(page)]
 # Programs of others, whose arguments are not checked.
-FOREIGN = {"git", "cd", "export", "docker", "pre-commit", "cffconvert"}
+FOREIGN = {"resnet-jax", "git", "cd", "export", "docker", "pre-commit", "cffconvert"}
 # The functions that modules run with a command line, where it is not `main`.
 ENTRIES = {"resnet_jax.prepare": "run"}
 
@@ -46,9 +47,11 @@ def parts(command: list[str]) -> tuple[str, list[str]]:
     The module is '' if the command runs another program; the arguments are then the
     words of the command. What starts processes, such as mpirun, is left out.
     """
-    words = [x for x in command if not re.fullmatch(r"[A-Z_]+=.*", x)]
+    words = [x for x in command if not re.fullmatch(r"[A-Z_0-9]+=.*", x)]
     if words[:1] == ["resnet-jax"]:
-        module, first, _ = cli.COMMANDS.get(words[1], ("cli", words[1:2], ""))
+        if words[1] in ("--help", "--version"):
+            return "", words
+        module, first, _ = cli.COMMANDS[words[1]]
         return f"resnet_jax.{module}", [*first, *words[2:]]
     for index, word in enumerate(words):
         if word.endswith("launch/local.py"):
@@ -86,7 +89,8 @@ def test_every_flag_that_a_page_gives_is_known(page, module, arguments, capsys):
     for argument in arguments:
         flag = argument.partition("=")[0]
         if flag.startswith("-") and not flag.startswith("--config."):
-            assert re.search(rf"(?<![\w-]){flag}(?![\w-])", text), (page, flag)
+            name = flag.lstrip("-").removeprefix("no")
+            assert re.search(rf"-(\[no\])?(no)?{name}(?![\w-])", text), flag
 
 
 LAUNCHED = [
@@ -211,7 +215,7 @@ def test_the_python_of_a_page_does_what_it_shows(page, folder, tmp_path):
 
 MADE_BY_A_RUN = {
     *("checkpoints/", "config.json", "metrics.jsonl", "tensorboard/", "result.json"),
-    *("report.png", "card.json", "running.json", "runs/", "PATH/", "DIR/"),
+    *("report.png", "card.json", "running.json", "runs/"),
 }
 PATH = re.compile(r"[\w./-]+(?:\.py|\.md|\.sh|\.cc|\.toml|/)")
 
@@ -219,8 +223,11 @@ PATH = re.compile(r"[\w./-]+(?:\.py|\.md|\.sh|\.cc|\.toml|/)")
 @pytest.mark.parametrize("page", [x for x in pages.PAGES if x != "CHANGELOG.md"])
 def test_every_path_that_a_page_names_is_there(page):
     for name in pages.code_words(page):
-        if PATH.fullmatch(name) and name not in MADE_BY_A_RUN:
-            places = (ROOT, ROOT / "resnet_jax", ROOT / "launch")
+        # Words in capitals are the reader's.
+        is_example = name in MADE_BY_A_RUN or re.search("[A-Z]{4}", name)
+        if PATH.fullmatch(name) and not (is_example and "README" not in name):
+            beside = pages.PAGES[page].parent
+            places = (ROOT, ROOT / "resnet_jax", ROOT / "launch", beside)
             assert any((place / name).exists() for place in places), name
 
 
@@ -231,7 +238,8 @@ def test_every_key_that_a_page_names_is_in_the_config(page):
     for word in pages.code_words(page):
         key = re.match(r"(?:--config\.)?([a-z_]+(?:\.[a-z_0-9]+)+)(?![\w/(])", word)
         if key and key[1].partition(".")[0] in sections and not word.endswith(".py"):
-            name = re.sub(r"\.(epochs|steps|examples)$", "", key[1])
+            unit = r"\.(epochs|steps|examples)$|(?<=overrides)\.\w+$"
+            name = re.sub(unit, "", key[1])
             assert name in known or any(x.startswith(f"{name}.") for x in known), word
 
 
@@ -239,6 +247,8 @@ def test_every_key_that_a_page_names_is_in_the_config(page):
 def test_the_command_in_a_recipe_is_true(path):
     for line in re.findall(r"^python -m .*(?:\\\n.*)*", path.read_text(), re.M):
         module, arguments = parts(shlex.split(line.replace("\\\n", " ")))
+        if module == "resnet_jax.prepare":
+            continue
         assert module == "resnet_jax.main"
         (file,) = [x for x in arguments if x.startswith("--config=")]
         config = load(ROOT / file.removeprefix("--config="))
@@ -269,7 +279,7 @@ def test_no_sentence_has_more_than_40_words(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_the_sentences_of_a_page_follow_the_rules(page):
     text = "\n".join(pages.sentences(page))
-    assert not list(words.problems_of_sentences(text))
+    assert not list(english.problems_of_sentences(text))
 
 
 def test_the_front_page_has_at_most_150_lines():

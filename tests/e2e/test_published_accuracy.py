@@ -1,7 +1,7 @@
 """Weights that others have trained reach their published accuracy on the test set.
 
 The test set of CIFAR-10 is too large for the repository. CIFAR10 names a directory of
-PNGs, DIRECTORY/CLASS/IMAGE.png, with the ten classes in their usual, alphabetical order:
+PNGs, DIRECTORY/CLASS/IMAGE.png, with the classes under their usual English names:
 
 CIFAR10=DIRECTORY pytest -m long tests/e2e/test_published_accuracy.py
 """

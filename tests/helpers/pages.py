@@ -28,6 +28,7 @@ PAGES = {
     str(path.relative_to(ROOT)): path
     for pattern in ("*.md", "docs/*.md", "*/README.md", "resnet_jax/*/README.md")
     for path in sorted(ROOT.glob(pattern))
+    if not path.relative_to(ROOT).parts[0].startswith(".")
 }
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "COLUMNS": "88", "PYTHONPATH": str(ROOT)}
 

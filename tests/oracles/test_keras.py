@@ -31,10 +31,10 @@ from keras.src.legacy.saving import legacy_h5_format
 from resnet_jax.models import ZOO, build, get_spec, list_models
 from resnet_jax.weights import keras_files
 from resnet_jax.weights.card import default_card
-from resnet_jax.weights.keras import list_layers
 from resnet_jax.weights.naming import from_foreign, to_foreign
 from resnet_jax.weights.receivers import receiver_of
 from resnet_jax.weights.save import save as save_weights
+from resnet_jax.weights.schemes.keras import list_layers
 from tests.helpers import keyed
 from tests.helpers.network_names import one_of_each_kind
 

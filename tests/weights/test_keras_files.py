@@ -14,8 +14,8 @@ import pytest
 from resnet_jax.errors import UserError
 from resnet_jax.models import ZOO, ResNetSpec
 from resnet_jax.weights import SCHEMES, keras_files
-from resnet_jax.weights.keras import list_layers
 from resnet_jax.weights.naming import Scheme, from_foreign, to_foreign
+from resnet_jax.weights.schemes.keras import list_layers
 from tests.helpers import keyed
 
 NAMES = ["keras_resnet50", "keras_resnet50v2", "tutorial_keras_resnet50"]

@@ -1,8 +1,8 @@
 """Names of akamaster/pytorch_resnet_cifar10: torchvision's, except for the head."""
 
 from resnet_jax.models.spec import ResNetSpec
-from resnet_jax.weights import timm_torchvision
 from resnet_jax.weights.naming import Rules, Scheme
+from resnet_jax.weights.schemes import timm_torchvision
 
 
 def _rules(spec: ResNetSpec) -> Rules:

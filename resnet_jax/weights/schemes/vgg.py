@@ -1,8 +1,8 @@
 """Names of torchvision's VGG networks, which number the layers of a `Sequential`."""
 
 from resnet_jax.models.baselines import VGGSpec
-from resnet_jax.weights import timm_torchvision
 from resnet_jax.weights.naming import Rules, Scheme
+from resnet_jax.weights.schemes import timm_torchvision
 
 
 def _rules(spec: VGGSpec) -> Rules:

@@ -1,8 +1,8 @@
 """Names of the Highway networks. No library has any, so they are in torch's style."""
 
 from resnet_jax.models.baselines import HighwaySpec
-from resnet_jax.weights import timm_torchvision
 from resnet_jax.weights.naming import Rules, Scheme
+from resnet_jax.weights.schemes import timm_torchvision
 
 
 def _rules(spec: HighwaySpec) -> Rules:

@@ -141,5 +141,9 @@ NORM_FREE = Scheme("timm_nf", _norm_free_rules, LEAVES, torch_layout)
 # Names of the same networks that are only read: those of torch's `Sequential` of a
 # ResNet's children, which is how many programs cut the head off, and those of the
 # transformers library.
-SEQUENTIAL = Scheme("torch_sequential", _sequential_rules, LEAVES, torch_layout)
-TRANSFORMERS = Scheme("transformers", _transformers_rules, LEAVES, torch_layout)
+SEQUENTIAL = Scheme(
+    "torch_sequential", _sequential_rules, LEAVES, torch_layout, read_for="timm"
+)
+TRANSFORMERS = Scheme(
+    "transformers", _transformers_rules, LEAVES, torch_layout, read_for="timm"
+)
