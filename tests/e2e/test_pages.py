@@ -317,7 +317,7 @@ def hub_cache(tmp_path):
 
 @pytest.mark.slow
 def test_the_front_page_trains_on_pictures_and_classifies_one(tmp_path, hub_cache):
-    for split, amount in (("train", 16), ("validation", 4)):
+    for split, amount in (("train", 16), ("val", 4)):
         for kind in ("cat", "dog"):
             folder = tmp_path / "PHOTOS" / split / kind
             folder.mkdir(parents=True)
@@ -327,8 +327,8 @@ def test_the_front_page_trains_on_pictures_and_classifies_one(tmp_path, hub_cach
     shutil.copy(folder / "0.jpg", tmp_path / "PICTURE.jpg")
     offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(hub_cache)}
 
-    def run(*words: str) -> str:
-        command = [sys.executable, *front_page(*words)[1:]]
+    def run(words: list[str]) -> str:
+        command = [sys.executable, *words[1:]]
         done = subprocess.run(
             command,
             cwd=tmp_path,
@@ -340,10 +340,13 @@ def test_the_front_page_trains_on_pictures_and_classifies_one(tmp_path, hub_cach
         assert done.returncode == 0, done.stdout
         return done.stdout
 
-    printed = run("--workdir=runs/mine")
+    small = ("--config.batch_size=32", "--config.data.image_size=64")
+    printed = run([*front_page("--workdir=runs/mine"), *small])
     assert "on 8 images" in printed.splitlines()[-1]
     assert "the head for 2 is randomly initialised" in printed
-    assert re.search(r"PICTURE\.jpg.*(cat|dog)", run("runs/mine"), re.DOTALL)
+    assert re.search(
+        r"PICTURE\.jpg.*(cat|dog)", run(front_page("runs/mine")), re.DOTALL
+    )
 
 
 def test_the_front_page_requests_a_tpu():
