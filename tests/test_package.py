@@ -57,7 +57,7 @@ def texts() -> list[tuple[str, str]]:
     return [
         (str(path.relative_to(runs.ROOT)), " ".join(path.read_text().split()))
         for path in tracked()
-        if path.suffix != ".xz"
+        if path.suffix not in (".xz", ".png")
     ]
 
 

@@ -155,7 +155,7 @@ def test_every_other_program_that_a_page_runs_is_there(page, command):
 
 
 def _changing(page: str) -> tuple:
-    slow = ".zoo --markdown" in pages.PAGES[page].read_text()
+    slow = "resnet_jax.zoo '" in pages.PAGES[page].read_text()
     return (pytest.mark.slow,) if slow else ()
 
 
