@@ -127,7 +127,7 @@ def run(checkout: pathlib.Path, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=checkout,
-        env=environment | {"XLA_FLAGS": ""},
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
