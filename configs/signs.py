@@ -5,7 +5,7 @@ data/sign-digits/{train,test}/{0..5}/*.JPG, with 20 images per class in test.
 
 python -m resnet_jax.main --config=configs/signs.py --workdir=runs/signs
 
-The recipe is this project's own; README.md has its result.
+The recipe is this project's own.
 """
 
 from ml_collections import ConfigDict

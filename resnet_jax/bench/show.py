@@ -4,6 +4,7 @@ import argparse
 import json
 import pathlib
 import re
+import textwrap
 
 from resnet_jax.bench import table
 from resnet_jax.console import output
@@ -75,7 +76,11 @@ def read(path: pathlib.Path) -> list[dict]:
 
 def as_section(measured: dict) -> str:
     """Formats a table of `table.Report`: its command, its machine and its rows."""
-    lines = [f"```bash\n{measured['command']}\n```", "", table.describe(measured), ""]
+    parts = textwrap.wrap(
+        measured["command"], 80, break_long_words=False, break_on_hyphens=False
+    )
+    command = " \\\n    ".join(parts)
+    lines = [f"```bash\n{command}\n```", "", table.describe(measured), ""]
     return "\n".join([*lines, table.HEAD, *map(table.as_markdown, measured["rows"])])
 
 
