@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import pages, words
+from tests.helpers.packaging_files import tracked
 from tests.helpers.runs import ROOT
 
 # What the commands below a diff print, by the file that it changes.
@@ -96,17 +97,10 @@ def test_an_addition_is_one_file_or_one_place_in_a_file(diff, bash):
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """Returns a copy of the files that git knows, with no repository around it."""
-    names = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
-    for name in names:
-        if (ROOT / name).is_file():
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, tmp_path / name)
+    for path in tracked():
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
     # Otherwise git would look for a repository above.
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     return tmp_path
@@ -127,7 +121,7 @@ def run(checkout: pathlib.Path, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=checkout,
-        env=environment | {"XLA_FLAGS": ""},
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

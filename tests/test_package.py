@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 from resnet_jax import __version__
 from tests.helpers import runs
-from tests.helpers.packaging_files import PROJECT, needed_to_install
+from tests.helpers.packaging_files import PROJECT, needed_to_install, tracked
 
 CONSTRAINTS = sorted((runs.ROOT / "tests/constraints").glob("*.txt"))
 EXTRAS = PROJECT["project"]["optional-dependencies"]
@@ -38,18 +38,6 @@ def requirements(lines: list[str]) -> list[Requirement]:
         elif not requirement.marker or requirement.marker.evaluate():
             found.append(requirement)
     return found
-
-
-def tracked() -> list[pathlib.Path]:
-    """Returns the files of the repository."""
-    if not (runs.ROOT / ".git").exists():
-        pytest.skip("this is not a clone of the repository")
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    listed = subprocess.run(
-        command, cwd=runs.ROOT, capture_output=True, text=True, check=True
-    )
-    paths = [runs.ROOT / name for name in listed.stdout.split("\0") if name]
-    return [path for path in paths if path.is_file()]
 
 
 def texts() -> list[tuple[str, str]]:

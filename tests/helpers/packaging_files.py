@@ -1,6 +1,10 @@
-"""Lists the files that an installation from the project's source code needs."""
+"""Lists the files of the repository, and those that an installation needs."""
 
+import pathlib
+import subprocess
 import tomllib
+
+import pytest
 
 from tests.helpers import runs
 
@@ -18,3 +22,15 @@ def needed_to_install() -> set[str]:
         project["name"],
         *tool["package-dir"].values(),
     }
+
+
+def tracked() -> list[pathlib.Path]:
+    """Returns the files of the repository."""
+    if not (runs.ROOT / ".git").exists():
+        pytest.skip("this is not a clone of the repository")
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(
+        command, cwd=runs.ROOT, capture_output=True, text=True, check=True
+    )
+    paths = [runs.ROOT / name for name in listed.stdout.split("\0") if name]
+    return [path for path in paths if path.is_file()]
