@@ -28,6 +28,13 @@ def test_json_has_the_rows_that_match(capsys):
     assert (row["oracle"], row["scan"], row["top1"]) == ("timm", True, 69.758)
 
 
+def test_several_patterns_list_each_network_once_in_their_order(capsys):
+    patterns = ("plain20", "cifar_resnet20", "*resnet20")
+    rows = json.loads(printed(capsys, *patterns, "--json"))
+    names = [row["name"] for row in rows]
+    assert names == ["plain20", "cifar_resnet20", "akamaster_resnet20"]
+
+
 def test_the_text_has_a_line_for_each_network_and_aligned_columns(capsys):
     header, *lines = printed(capsys, "cifar_resnet*").splitlines()
     assert [line.split()[0] for line in lines] == list_models("cifar_resnet*")

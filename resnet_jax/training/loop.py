@@ -96,8 +96,8 @@ def train(
         ends.
 
     Returns:
-      The content of `result.json`, and `report`: the path of the picture of the run, or
-      None if it could not be plotted.
+      The content of `result.json`, and under `report` the path of the picture of the
+      run, or None if it could not be plotted.
 
     Raises:
       UserError: The config, the data or the disk has a problem; the message says what
