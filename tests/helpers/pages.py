@@ -31,7 +31,8 @@ PAGES = {
     for path in sorted(ROOT.glob(pattern))
     if not path.relative_to(ROOT).parts[0].startswith(".")
 }
-GENERATED = re.compile(r"<!-- \[\[\[cog.*?\[\[\[end\]\]\] -->", re.DOTALL)
+# The parts that `shell` writes.
+SHELL = re.compile(r"<!-- \[\[\[cog shell\(.*?\[\[\[end\]\]\] -->", re.DOTALL)
 # A reader's CPU is one device; the process of the tests has eight.
 ENVIRONMENT = {
     **{"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
@@ -53,24 +54,17 @@ class Fence:
 
 
 @functools.cache
-def parse(page: str, generated: bool = True) -> list[Token]:
-    """Parses a page as GitHub does.
-
-    Args:
-      page: The name of the page.
-      generated: False leaves out the parts that commands generate.
-    """
-    markdown = PAGES[page].read_text()
-    if not generated:
-        markdown = GENERATED.sub("", markdown)
+def parse(page: str) -> list[Token]:
+    """Parses a page as GitHub does, without the commands that Cog runs for it."""
+    markdown = SHELL.sub("", PAGES[page].read_text())
     return MarkdownIt("commonmark").enable("table").parse(markdown)
 
 
 def fences(page: str, *languages: str) -> list[Fence]:
-    """Returns the blocks of code that are typed, in any or some languages, in order."""
+    """Returns the blocks of code of a page that are in some languages, in order."""
     found = [
         Fence(token.info.strip(), token.content)
-        for token in parse(page, generated=False)
+        for token in parse(page)
         if token.type in ("fence", "code_block")
     ]
     return [x for x in found if x.language in languages] if languages else found
