@@ -246,6 +246,7 @@ def test_every_other_program_that_a_page_runs_is_there(page, program, arguments)
 def test_every_block_of_code_is_in_a_language_that_a_test_reads(page):
     for fence in pages.fences(page):
         assert fence.language in LANGUAGES, fence.text
+        assert not fence.text.startswith("$ "), "A reader copies the prompt."
 
 
 def test_output_is_generated_or_compared_by_another_test():
@@ -372,7 +373,7 @@ def test_every_flag_that_a_sentence_names_is_there(page):
 @pytest.mark.parametrize("page", CURRENT)
 def test_every_name_of_the_package_that_a_page_gives_is_there(page):
     text = pages.PAGES[page].read_text()
-    for name in re.findall(r"(?:^::: |`)(resnet_jax(?:\.\w+)+)", text, re.M):
+    for name in re.findall(r"(?:^::: |`)(resnet_jax[\w.]+)", text, re.M):
         pkgutil.resolve_name(name)
 
 
@@ -396,6 +397,8 @@ def test_every_link_leads_to_a_page_and_a_heading(page):
         if anchor:
             name = str(file.relative_to(ROOT))
             assert anchor in pages.anchors(name), target
+    # What looks like a link to a name that the page does not define.
+    assert not [x for x in pages.sentences(page) if "][" in x]
 
 
 @pytest.mark.parametrize("page", PAGES)
