@@ -24,7 +24,7 @@ TORCH = ("torch", "torchvision")
 # Threads that wait for each other are slowed down by many times that share.
 BUSY = 0.1
 HEAD = (
-    "| measurement | value | baseline | baseline's value | value / baseline's |\n"
+    "| measurement | value | baseline | baseline's value | ratio |\n"
     "|---|---|---|---|---|"
 )
 

@@ -417,10 +417,17 @@ def test_the_front_page_has_at_most_150_lines():
     assert len(pages.PAGES["README.md"].read_text().splitlines()) <= 150
 
 
-def test_the_front_page_counts_networks_and_recipes():
-    text = pages.PAGES["README.md"].read_text()
+def test_the_figures_of_the_front_page_are_those_of_the_code_and_the_tables():
+    text = " ".join(pages.PAGES["README.md"].read_text().split())
     assert f"{len(ZOO)} networks" in text
-    assert f"{len(list(recipes.variants()))} recipe variants" in text
+    published = [result for _, result, _ in recipes.variants()]
+    named = sum(1 for result in published if result)
+    assert f"{len(published)} variants, {named} of them" in text
+    file = ROOT / "docs" / "measurements" / "step_resnet50.json"
+    (table,) = json.loads(file.read_text())
+    assert f"{table['rows'][0]['ratio']:.1f} times as fast as with Flax's" in text
+    versions = table["versions"]
+    assert f"jax {versions['jax']} and torch {versions['torch']}" in text
 
 
 def test_the_front_page_gives_the_accuracy_of_the_first_run():
