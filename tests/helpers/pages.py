@@ -9,6 +9,7 @@ two comments, which Cog finds:
 """
 
 import dataclasses
+import functools
 import itertools
 import os
 import pathlib
@@ -30,6 +31,8 @@ PAGES = {
     for path in sorted(ROOT.glob(pattern))
     if not path.relative_to(ROOT).parts[0].startswith(".")
 }
+# The parts that `shell` writes.
+SHELL = re.compile(r"<!-- \[\[\[cog shell\(.*?\[\[\[end\]\]\] -->", re.DOTALL)
 # A reader's CPU is one device; the process of the tests has eight.
 ENVIRONMENT = {
     **{"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
@@ -50,9 +53,10 @@ class Fence:
     text: str
 
 
+@functools.cache
 def parse(page: str) -> list[Token]:
-    """Parses a page as GitHub does."""
-    markdown = PAGES[page].read_text()
+    """Parses a page as GitHub does, without the commands that Cog runs for it."""
+    markdown = SHELL.sub("", PAGES[page].read_text())
     return MarkdownIt("commonmark").enable("table").parse(markdown)
 
 
