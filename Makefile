@@ -57,7 +57,8 @@ lint: $(VENV)/.installed-test
 
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
-	@echo "The site: build/site/index.html"
+	@echo "The site is in build/site. To read and search it in a browser:"
+	@echo "$(PYTHON) -m http.server --bind 127.0.0.1 --directory build/site"
 
 slurm:
 	apt-get install -y --no-install-recommends slurm-wlm munge

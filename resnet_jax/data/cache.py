@@ -22,6 +22,8 @@ MODES = ("small", "ram", "none")
 SMALL_SIDE = 64
 # Fractions of the free memory that `small` and `ram` may take.
 SMALL_FRACTION, RAM_FRACTION = 0.25, 0.8
+# Sources whose images are in memory, without a file to decode.
+IN_MEMORY = FakeSource | DigitsSource | MemorySource
 # The number of images from which the size of the decoded split is estimated.
 SAMPLE = 64
 
@@ -44,8 +46,7 @@ def cached(
     Raises:
       UserError: The images take more than 80 % of the free memory, with `ram`.
     """
-    in_memory = FakeSource | DigitsSource | MemorySource
-    if mode == "none" or isinstance(source, in_memory):
+    if mode == "none" or isinstance(source, IN_MEMORY):
         return source
     side, total = estimate(source, channels, max_pixels)
     free = psutil.virtual_memory().available

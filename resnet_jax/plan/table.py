@@ -132,7 +132,7 @@ def _column(facts: dict, estimates: dict) -> dict[str, str]:
             column["  of evaluation"] = f"{estimates['eval_hours']:.2f}{mark}"
         if "cost" in estimates:
             column["cost"] = f"{estimates['cost']:,.2f}{mark}"
-    column |= {"NETWORK, PER STEP": ""}
+    network: dict[str, str] = {}
     by_kind: dict[tuple, list[dict]] = {}
     for collective in train["collectives"]:
         key = collective.get("slices", 0), collective["kind"], collective["devices"]
@@ -144,13 +144,15 @@ def _column(facts: dict, estimates: dict) -> dict[str, str]:
             members = "all" if number == devices else str(number)
         times = sum(collective["times"] for collective in same)
         size = sum(collective["times"] * collective["bytes"] for collective in same)
-        column[f"{kind} over {members}"] = f"{times} x, {amount(size)}"
+        network[f"{kind} over {members}"] = f"{times} x, {amount(size)}"
     if "outside_bytes" in estimates:
         sent = amount(estimates["outside_bytes"])
-        column["sent by a chip to other slices"] = sent
+        network["sent by a chip to other slices"] = sent
     for number, efficiency in estimates.get("efficiency", {}).items():
         label = f"efficiency, {number:,} chip{'s' if number > 1 else ''}"
-        column[label] = f"{100 * efficiency:.1f} %{mark}" if efficiency else "unknown"
+        network[label] = f"{100 * efficiency:.1f} %{mark}" if efficiency else "unknown"
+    if network:
+        column |= {"NETWORK, PER STEP": ""} | network
     if "rate" in estimates:
         column |= {
             "HOST": "",
@@ -268,5 +270,7 @@ def _notes(plans: list[tuple[dict, dict]]) -> list[str]:
         for chip in chips:
             lines += _calibration(chip)
     versions = plans[0][0]["versions"]
-    lines.append(", ".join(f"{name} {version}" for name, version in versions.items()))
+    lines.append(
+        ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    )
     return lines

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax.config import durations
 from resnet_jax.config.sizes import eval_batch_size
-from resnet_jax.data.cache import cached
+from resnet_jax.data.cache import IN_MEMORY, cached
 from resnet_jax.data.evalsets import EvaluationSet
 from resnet_jax.data.loader import (
     Batches,
@@ -133,6 +133,10 @@ class Experiment:
         # the training images.
         data = self.config.data
         return cached(self.train.source, data.channels, data.cache, data.max_pixels)
+
+    def trains_from_memory(self) -> bool:
+        """Tells whether the training images are in memory, so that none is decoded."""
+        return isinstance(self._cached_train_source, IN_MEMORY)
 
     def train_batches(self, first_step: int, last_step: int | None = None) -> Batches:
         """Returns this process's part of the training batches, for `with`.

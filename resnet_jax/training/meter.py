@@ -153,12 +153,17 @@ class ThroughputMeter:
         if not settled or self._advised or waiting <= MOST_WAITING:
             return
         self._advised = True
+        cores, devices = os.cpu_count() or 1, jax.local_device_count()
+        remedies = f"more cores for each device than these {cores} for {devices}"
+        if not self._experiment.trains_from_memory():
+            remedies = (
+                "images in memory, if they fit (--config.data.cache=ram);"
+                f" {remedies}; and, for the next run, smaller files (python -m"
+                " resnet_jax.prepare ... --max_side=400)"
+            )
         log.warning(
-            "The devices waited for images %.0f %% of the time. What helps: images in"
-            " memory, if they fit (--config.data.cache=ram); more cores for each device"
-            " than these %d for %d; and, for the next run, smaller files (python -m"
-            " resnet_jax.prepare ... --max_side=400).",
-            *(100 * waiting, os.cpu_count() or 1, jax.local_device_count()),
+            "The devices waited for images %.0f %% of the time. What helps: %s.",
+            *(100 * waiting, remedies),
         )
 
 

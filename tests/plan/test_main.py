@@ -140,6 +140,15 @@ def test_a_plan_without_estimated_cycles_says_so():
     assert "libtpu 9.9 does not estimate the cycles" in text
 
 
+def test_a_plan_for_one_cpu_names_neither_a_network_nor_a_missing_compiler():
+    train = facts()["train"] | {"collectives": []}
+    changes = {"topology": "local", "chip": "", "devices": 1}
+    plan = facts(train=train, versions={"jax": "9.9", "libtpu": ""}, **changes)
+    text = as_text([(plan, estimate(plan))])
+    assert "NETWORK" not in text
+    assert "libtpu" not in text
+
+
 def test_plans_for_several_slices_have_rows_for_the_network_between_them():
     plans = [facts(), two_slices(), two_slices(topology="2*v4:2x2x2", chip="v4")]
     text = as_text([(plan, estimate(plan)) for plan in plans])
