@@ -427,7 +427,7 @@ def test_the_figures_of_the_front_page_are_those_of_the_code_and_the_tables():
     assert f"{len(ZOO)} networks" in text
     published = [result for _, result, _ in recipes.variants()]
     named = sum(1 for result in published if result)
-    assert f"{len(published)} variants, {named} of them" in text
+    assert f"Of {len(published)} variants, {named} cite a published result" in text
     file = ROOT / "docs" / "measurements" / "step_resnet50.json"
     (table,) = json.loads(file.read_text())
     assert f"{table['rows'][0]['ratio']:.1f} times as fast as with Flax's" in text
