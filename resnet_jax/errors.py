@@ -24,6 +24,7 @@ package or come from the libraries that it calls.
 
 import difflib
 import errno
+import fnmatch
 import re
 from collections.abc import Iterable
 
@@ -232,6 +233,27 @@ def check_known(what: str, word: str, known: Iterable[str]) -> None:
     """
     if word not in known:
         raise UserError(f"There is no {what}.{nearest(word, known)}")
+
+
+def matching(what: str, patterns: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Returns the known names that match shell-style patterns, each of them once.
+
+    Args:
+      what: The kind of the names, such as `network`.
+      patterns: The patterns, such as `resnet5*`, whose matches come in this order.
+      known: The known names.
+
+    Raises:
+      UserError: A pattern matches no name; the message has the nearest names.
+    """
+    known = list(known)
+    names: dict[str, None] = {}
+    for pattern in patterns:
+        matched = fnmatch.filter(known, pattern)
+        if not matched:
+            raise UserError(f"No {what} matches {pattern!r}.{nearest(pattern, known)}")
+        names |= dict.fromkeys(matched)
+    return list(names)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

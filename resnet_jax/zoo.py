@@ -11,6 +11,7 @@ import json
 
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser
+from resnet_jax.errors import matching
 
 
 def main(argv: list[str]) -> None:
@@ -39,12 +40,12 @@ def main(argv: list[str]) -> None:
     )
     args = parser.parse(argv[1:])
     # Imported here, so that --help answers at once.
-    from resnet_jax.models import table
+    from resnet_jax.models import ZOO, table
     from resnet_jax.parallel.sharding import find_devices
 
     # JAX warns of an accelerator that it does not use at its first call, which is this.
     find_devices()
-    rows = table.rows(table.matching(args.patterns))
+    rows = table.rows(matching("network", args.patterns, ZOO))
     if args.json:
         output.answer(json.dumps(rows, indent=1))
     else:

@@ -34,13 +34,13 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints the tables."""
-    tables = [table for path in args.files for table in read(path)]
+    tables = [measured for path in args.files for measured in read(path)]
     if not args.rows:
         output.answer("\n\n".join(map(as_section, tables)))
         return
     lines = []
-    for found in tables:
-        for row in found["rows"]:
+    for measured in tables:
+        for row in measured["rows"]:
             if args.rows.search(f"{row['name']} | {row['peer']}"):
                 lines.append(table.as_markdown(row))
     if not lines:
@@ -62,8 +62,8 @@ def read(path: pathlib.Path) -> list[dict]:
     """
     try:
         tables = json.loads(path.read_text())
-        for found in tables:
-            as_section(found)
+        for measured in tables:
+            as_section(measured)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}.") from None
     except (ValueError, TypeError, LookupError):

@@ -5,7 +5,6 @@ says how they are written. The ranges are those of `resnet_jax/config/values.py`
 """
 
 import ast
-import fnmatch
 import functools
 import inspect
 import io
@@ -18,7 +17,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from resnet_jax.config import defaults, values
-from resnet_jax.errors import UserError, nearest
+from resnet_jax.errors import matching
 
 COLUMNS = ("key", "type", "default", "meaning", "only with")
 # Types that the default does not show.
@@ -124,13 +123,7 @@ def table(patterns: Iterable[str] = ("*",)) -> list[tuple[str, ...]]:
       UserError: A pattern matches no key; the message names the nearest keys.
     """
     known = [key for key in comments() if key in values.default_values()]
-    chosen: dict[str, None] = {}
-    for pattern in patterns:
-        matched = fnmatch.filter(known, pattern)
-        if not matched:
-            raise UserError(f"No key matches {pattern!r}.{nearest(pattern, known)}")
-        chosen |= dict.fromkeys(matched)
-    return [row(key) for key in chosen]
+    return [row(key) for key in matching("key", patterns, known)]
 
 
 def as_markdown(rows: Sequence[Sequence[str]]) -> str:

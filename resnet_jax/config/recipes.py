@@ -1,11 +1,10 @@
 """The table of recipes that `python -m resnet_jax.recipes` prints."""
 
-import fnmatch
 import runpy
 from collections.abc import Iterable, Iterator, Sequence
 
 from resnet_jax.config.files import RECIPES, load
-from resnet_jax.errors import UserError
+from resnet_jax.errors import matching
 
 COLUMNS = ("recipe", "network", "data", "length", "batch", "published", "reached")
 
@@ -60,16 +59,7 @@ def table(patterns: Iterable[str] = ("*",)) -> list[tuple[str, ...]]:
       UserError: No recipe has a name that matches one of them.
     """
     recipes = {recipe[0]: recipe for recipe in variants()}
-    names: dict[str, None] = {}
-    for pattern in patterns:
-        matched = fnmatch.filter(recipes, pattern)
-        if not matched:
-            raise UserError(
-                f"No recipe is called {pattern!r}. Leave the name out to list all"
-                " recipes."
-            )
-        names |= dict.fromkeys(matched)
-    return [row(*recipes[name]) for name in names]
+    return [row(*recipes[name]) for name in matching("recipe", patterns, recipes)]
 
 
 def as_markdown(rows: Sequence[Sequence[str]]) -> str:

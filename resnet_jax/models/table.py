@@ -3,25 +3,9 @@
 from collections.abc import Iterable
 from typing import Any
 
-from resnet_jax.errors import UserError, nearest
-from resnet_jax.models import ZOO, build, list_models
+from resnet_jax.models import ZOO, build
 from resnet_jax.models.cost import cost_of_image
 from resnet_jax.models.scan import applies
-
-
-def matching(patterns: Iterable[str]) -> list[str]:
-    """Returns the names of networks that match shell-style patterns, in their order.
-
-    Raises UserError with the nearest names if there are none for a pattern.
-    """
-    names: dict[str, None] = {}
-    for pattern in patterns:
-        matched = list_models(pattern)
-        if not matched:
-            hint = nearest(pattern, ZOO) if "*" not in pattern else ""
-            raise UserError(f"No network matches {pattern!r}.{hint}")
-        names |= dict.fromkeys(matched)
-    return list(names)
 
 
 def rows(names: Iterable[str]) -> list[dict[str, Any]]:

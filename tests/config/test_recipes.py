@@ -25,5 +25,5 @@ def test_a_result_that_was_reached_is_in_the_last_column():
 
 
 def test_a_pattern_without_recipes_is_an_error_that_names_it():
-    with pytest.raises(UserError, match=r"No recipe is called 'r51\*'"):
+    with pytest.raises(UserError, match=r"No recipe matches 'r51\*'\. Known: "):
         recipes.table(["r50*", "r51*"])
