@@ -177,6 +177,24 @@ def label_of(source: NamedSource, index: int) -> int | np.ndarray:
     return source[index][1] if labels is None else int(labels[index])
 
 
+def labels_of(source: NamedSource) -> Int[np.ndarray, " n"]:
+    """Returns the labels of all examples, without reading images where possible.
+
+    Args:
+      source: A source whose examples have one label each.
+    """
+    if isinstance(source, Subset):
+        return labels_of(source.source)[source.indices]
+    if isinstance(source, Combined):
+        return np.concatenate([labels_of(part) for part in source.parts])
+    if isinstance(source, Relabelled):
+        return np.array(source.new_labels)[labels_of(source.source)]
+    labels = getattr(source, "labels", None)
+    if labels is None:
+        labels = [source[index][1] for index in range(len(source))]
+    return np.array(labels, np.int64)
+
+
 def sizes_and_shares(source: NamedSource) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Returns the sizes of the combined sources, and their shares of an epoch.
 

@@ -12,6 +12,7 @@ from resnet_jax.data.derived_sources import (
     Combined,
     check_same_classes,
     few_shot,
+    labels_of,
     with_classes,
 )
 from resnet_jax.data.loader import Examples, epoch_order, permutation, train_batches
@@ -362,3 +363,13 @@ def test_a_batch_may_be_larger_than_the_split():
     indices = np.concatenate([batch["index"] for batch in whole])
     expected = np.concatenate([permutation(0, epoch, 7) for epoch in range(11)])
     assert indices.tolist() == expected[:72].tolist()
+
+
+@pytest.mark.parametrize(
+    "split", ["train", "train[:50%]", "train+val", "val[1:]+train[:3]"]
+)
+def test_the_labels_of_a_source_are_those_of_its_examples(pets, split):
+    source = open_source(f"folder:{pets}", split)
+    for opened in (source, with_classes(source, ("dog", "bird", "cat"))):
+        labels = [opened[index][1] for index in range(len(opened))]
+        np.testing.assert_array_equal(labels_of(opened), labels)
