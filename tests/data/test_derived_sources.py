@@ -369,7 +369,7 @@ def test_a_batch_may_be_larger_than_the_split():
     "split", ["train", "train[:50%]", "train+val", "val[1:]+train[:3]"]
 )
 def test_the_labels_of_a_source_are_those_of_its_examples(pets, split):
-    source = open_source(f"folder:{pets}", split)
+    source = open_source(pets, split)
     for opened in (source, with_classes(source, ("dog", "bird", "cat"))):
         labels = [opened[index][1] for index in range(len(opened))]
         np.testing.assert_array_equal(labels_of(opened), labels)
