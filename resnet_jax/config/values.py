@@ -187,7 +187,11 @@ def check_value(key: str, value: Any) -> None:
     if isinstance(value, ConfigDict):
         # Its text in messages has a line for each entry.
         value = value.to_dict()
-    if key in ("total", "optim.schedule_length"):
+    if key == "total":
+        is_empty = isinstance(value, Mapping) and not value
+        if not is_empty:
+            durations.parse(value, key)
+    elif key == "optim.schedule_length":
         _check_dictionary(key, value)
         if value:
             durations.parse(value, key)

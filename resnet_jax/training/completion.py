@@ -18,14 +18,14 @@ from resnet_jax.persistence.checkpoints import Checkpoints
 from resnet_jax.persistence.storage import Path, explaining_errors
 from resnet_jax.weights import load
 from resnet_jax.weights.adapt import as_rgb_card
-from resnet_jax.weights.card import Card, default_card
+from resnet_jax.weights.card import default_card
 
 # The network of a config that names neither a network nor weights, and the largest side
 # of its images in pixels: small sets seldom repay the cost of more.
 NETWORK, IMAGE_SIZE = "resnet18", 128
-# The length of a run with and without initial weights, in epochs and in the least number
-# of steps. BiT's HyperRule (arXiv:1912.11370) has 500 steps for its smallest sets, and
-# Kornblith et al. 2019 (arXiv:1805.08974) 20,000 for all.
+# The length of a run with and without initial weights: epochs, and the least number of
+# steps. BiT's HyperRule (arXiv:1912.11370) has 500 steps for its smallest sets, and
+# Kornblith et al. 2019 (arXiv:1805.08974) have 20,000 for all.
 EPOCHS = {True: 20, False: 100}
 LEAST_STEPS = {True: 300, False: 1000}
 MOST_STEPS = 20_000
@@ -65,7 +65,7 @@ def complete(config: ConfigDict, workdir: Path | None = None) -> ConfigDict:
             raise
         chosen = recorded
     config = copy.deepcopy(config)
-    with config.ignore_type(), config.unlocked():
+    with config.ignore_type():
         for key in empty:
             section, name = key.split(".")
             config[section][name] = chosen[section][name]
@@ -94,7 +94,7 @@ def with_total(config: ConfigDict, train_size: int) -> ConfigDict:
     if not least <= steps <= MOST_STEPS:
         total = {"steps": least if steps < least else MOST_STEPS}
     config = copy.deepcopy(config)
-    with config.ignore_type(), config.unlocked():
+    with config.ignore_type():
         config.total = ConfigDict(total)
     return config
 
@@ -103,19 +103,22 @@ def _from_card(config: ConfigDict) -> ConfigDict:
     """Returns the sections `model` and `data` of the card of a config's weights."""
     name = config.model.name
     if config.init_from:
-        fields = dict(config.model.overrides)
-        card = load.read_card(config.init_from, model=name or None, **fields)
+        card = load.read_card(
+            config.init_from, model=name or None, **dict(config.model.overrides)
+        )
     else:
         size = min(get_entry(name or NETWORK).image_size, IMAGE_SIZE)
         card = default_card(name or NETWORK, image_size=size)
     spec = card.make_spec()
-    channels = config.data.channels or spec.in_channels
+    # Pictures are read in colour for weights of neither one nor three channels.
+    usual = spec.in_channels if spec.in_channels in (1, 3) else 3
+    channels = config.data.channels or usual
     card = as_rgb_card(card).for_spec(dataclasses.replace(spec, in_channels=channels))
-    usual = dataclasses.asdict(get_spec(card.network))
+    fields = dataclasses.asdict(get_spec(card.network))
     overrides = {
         key: value
         for key, value in card.spec.items()
-        if key not in load.ENDS and value != usual[key]
+        if key not in load.ENDS and value != fields[key]
     }
     # The user may have written another name of the same network.
     is_same = bool(name) and resolve(name) == card.network
