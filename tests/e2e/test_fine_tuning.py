@@ -159,7 +159,7 @@ def test_a_run_resumes_when_its_weights_are_gone(photos, tmp_path, monkeypatch):
     resumed = train(config, tmp_path / "run")
     assert resumed["loss"] == whole["loss"]
     # A value that the user gives is compared as ever.
-    with pytest.raises(UserError, match="another config.*image_size: 64 -> 32"):
+    with pytest.raises(UserError, match=r"another config.*image_size: 64 -> 32"):
         other = finetune(photos, init_from, *flags, "data.image_size=32")
         train(other, tmp_path / "run")
     # Without the workdir nothing tells what the network was.
