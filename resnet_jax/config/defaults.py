@@ -88,6 +88,13 @@ def get_config() -> ConfigDict:
     config.data.eval_split = "validation"
     # Number of training images of each class, chosen by the seed; 0: all of them.
     config.data.shots = 0
+    # cross_entropy: weights of the classes in the training loss, by their numbers of
+    # training images: inverse_frequency, or effective_number (Cui et al. 2019); empty:
+    # all classes weigh the same. Evaluations are never weighted.
+    config.data.class_weights = ""
+    # data.class_weights: beta of effective_number, from 0 (equal weights) up to 1 (the
+    # inverse frequency).
+    config.data.class_weights_beta = 0.9999
     config.data.image_size = 224  # height and width of training images, in pixels
     # Progressive resizing from first to last pixels, between two durations from the
     # start of the run, in sizes that are multiples of multiple: `{'first': 160, 'last':

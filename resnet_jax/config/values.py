@@ -83,6 +83,7 @@ RANGES = {
     "batch_size": Range(1, most=MOST_IMAGES),
     "model.bn_group_size": FROM_1,
     "data.shots": NOT_NEGATIVE,
+    "data.class_weights_beta": DECAY_RATE,
     "data.image_size": Range(1, most=MOST_PIXELS),
     "data.channels": FROM_1,
     "data.mean": ANY,

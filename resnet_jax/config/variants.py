@@ -26,6 +26,7 @@ def for_evaluation(config: ConfigDict, devices: int) -> ConfigDict:
         # A duration in epochs is another number of steps at that batch size.
         config.total = ConfigDict({"steps": 1})
         config.data.resize_schedule = ConfigDict()
+        config.data.class_weights = ""
         for section in ("optim", "mix", "distill"):
             config[section] = defaults.get_config()[section]
         config.optim.warmup = ConfigDict({"steps": 0})

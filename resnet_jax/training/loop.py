@@ -50,7 +50,7 @@ from resnet_jax.training.resume import (
     describe_weights,
     run_checkpoints,
 )
-from resnet_jax.training.summary import summary
+from resnet_jax.training.summary import class_weights_line, summary
 
 
 def train(
@@ -205,6 +205,9 @@ def train(
             say("compiling")
             if progress.step < last:
                 batches = stack.enter_context(experiment.train_batches(progress.step))
+                if config.data.class_weights:
+                    say("counting the training images of each class")
+                    say(class_weights_line(experiment))
                 teacher = teacher_variables(
                     experiment, teacher_read or teacher_weights(experiment)
                 )

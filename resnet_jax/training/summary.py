@@ -1,7 +1,9 @@
 """The lines about a run that its lead process prints before the first step."""
 
 import jax
+import numpy as np
 
+from resnet_jax.console.output import one_line
 from resnet_jax.models.cost import cost_of_image, count
 from resnet_jax.parallel import sharding
 from resnet_jax.persistence.storage import Path
@@ -50,3 +52,16 @@ def summary(experiment: Experiment, workdir: Path) -> str:
         sides = experiment.resize.sides(range(experiment.total_steps))
         rows["sizes"] = ", ".join(map(str, sides)) + " px, in this order"
     return "\n".join(f"{key + ':':<12}{value}" for key, value in rows.items())
+
+
+def class_weights_line(experiment: Experiment) -> str:
+    """Returns a line with the smallest and the largest weight of a class in the loss.
+
+    Args:
+      experiment: An experiment with `data.class_weights`.
+    """
+    classes, weights = experiment.classes, experiment.class_weights
+    assert weights is not None
+    ends = (int(choose(weights[: len(classes)])) for choose in (np.argmin, np.argmax))
+    low, high = (f"{weights[i]:.4g} ({one_line(classes[i])})" for i in ends)
+    return f"class weights ({experiment.config.data.class_weights}): {low} to {high}"
