@@ -296,6 +296,14 @@ def get_config() -> ConfigDict:
     # Further sets to evaluate, such as `('imagenet_a', 'imagenet2012_real')`; see
     # `resnet_jax/data/evalsets.py`.
     config.evaluate.sets = ()
+    config.stop = ConfigDict()
+    # Number of evaluations in a row without a new best top-1 that are tolerated; after
+    # one more the run ends; 0: the run never ends for this reason.
+    config.stop.patience = 0
+    # Figures of an evaluation after which the run ends: top1 and top5 (at least these
+    # fractions) and loss (at most this), such as `{'top1': 0.95}`, all of which must be
+    # reached; empty: none.
+    config.stop.target = ConfigDict()
     config.checkpoint = ConfigDict()
     # Interval between two checkpoints; 0: only at evaluations and at the end.
     config.checkpoint.every = ConfigDict({"epochs": 1})
@@ -307,6 +315,7 @@ def get_config() -> ConfigDict:
     for value in (
         *(config.model.overrides, config.distill.overrides),
         *(config.data.resize_schedule, config.optim.schedule_length),
+        config.stop.target,
     ):
         value.unlock()
     return config

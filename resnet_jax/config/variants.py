@@ -27,7 +27,7 @@ def for_evaluation(config: ConfigDict, devices: int) -> ConfigDict:
         config.total = ConfigDict({"steps": 1})
         config.data.resize_schedule = ConfigDict()
         config.data.class_weights = ""
-        for section in ("optim", "mix", "distill"):
+        for section in ("optim", "mix", "distill", "stop"):
             config[section] = defaults.get_config()[section]
         config.optim.warmup = ConfigDict({"steps": 0})
     return config

@@ -38,6 +38,7 @@ from resnet_jax.training import (
     optim,
     schedules,
     step,
+    stopping,
     validate,
 )
 from resnet_jax.training.datasets import make_resize, open_examples
@@ -139,6 +140,17 @@ class Experiment:
         if step == 0:
             return False
         return step == self.total_steps or durations.is_due(step, self.every[action])
+
+    def has_ended(self, progress: Mapping) -> bool:
+        """Returns whether a run with some progress learns no more.
+
+        Args:
+          progress: The fields of a `Progress` by name, as a checkpoint records them.
+        """
+        # Versions without early stopping have no memory of it.
+        step, memory = progress["step"], progress.get("stopping")
+        is_stopped = stopping.reason(self.config.stop, step, memory)
+        return step >= self.total_steps or bool(is_stopped)
 
     @functools.cached_property
     def _cached_train_source(self) -> NamedSource:

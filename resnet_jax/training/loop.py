@@ -31,7 +31,7 @@ from resnet_jax.persistence.storage import path_of
 from resnet_jax.persistence.workdir import claimed
 from resnet_jax.reports import curves
 from resnet_jax.reports.samples import SamplePredictions, save_samples
-from resnet_jax.training import programs
+from resnet_jax.training import programs, stopping
 from resnet_jax.training.evaluation import Evaluation, evaluate, evaluate_sets
 from resnet_jax.training.experiment import Experiment, set_up
 from resnet_jax.training.initialization import (
@@ -158,8 +158,8 @@ def train(
         processes.check_same("data", {"their images": checksum(data_record)[:12]})
         record = saved.newest_record()
         # A finished run learns no more, so its teacher may be gone.
-        is_finished = record is not None and record["progress"]["step"] >= last
-        teacher_read = None if is_finished else teacher_weights(experiment)
+        has_ended = record is not None and experiment.has_ended(record["progress"])
+        teacher_read = None if has_ended else teacher_weights(experiment)
         teacher_record = describe_weights(config.distill.teacher_init, teacher_read)
         if record:
             # Before the state is restored, since its arrays may not fit.
@@ -187,7 +187,7 @@ def train(
             "teacher": teacher_record,
         }
         # The step of precise batch norm is not the last one of an extended run.
-        progress.recomputed &= progress.step == last
+        progress.recomputed &= experiment.has_ended(vars(progress))
         on_disk = progress.step if restored else None
         if is_lead:
             check_workdir()
@@ -203,7 +203,7 @@ def train(
             # Compile, while the first batches are made.
             preemption.check()
             say("compiling")
-            if progress.step < last:
+            if not experiment.has_ended(vars(progress)):
                 batches = stack.enter_context(experiment.train_batches(progress.step))
                 if config.data.class_weights:
                     say("counting the training images of each class")
@@ -224,15 +224,18 @@ def train(
                 # Evaluate and save the state of this step. A restart begins here too,
                 # and makes up for what the process before it did not reach.
                 now = progress.step
+                is_end = experiment.has_ended(vars(progress))
                 done = progress.evaluation and progress.evaluation["step"] == now
-                to_evaluate = experiment.is_due("evaluate", now) and not done
+                to_evaluate = not done and (
+                    is_end or experiment.is_due("evaluate", now)
+                )
                 to_save = experiment.is_due("checkpoint", now) and on_disk != now
                 if to_evaluate or to_save:
                     # First, since it raises where a loss is not finite: such a state
                     # is neither evaluated nor saved. It also logs the learning rate,
                     # which the evaluation may lower.
                     meter.flush()
-                if now == last and config.precise_bn and not progress.recomputed:
+                if is_end and config.precise_bn and not progress.recomputed:
                     say(f"precise batch norm over {config.precise_bn} batches")
                     state = precise_batch_norm(
                         experiment, state, after_batch=preemption.check
@@ -251,8 +254,9 @@ def train(
                     sets = evaluate_sets(
                         experiment, eval_steps, state, after_batch=preemption.check
                     )
-                    evaluation = _record_evaluation(progress, result, sets, writer)
-                    is_finite = can_be_best(evaluation)
+                    figures = result.scalars()
+                    is_finite = can_be_best(figures)
+                    is_first = not stopping.has_seen(progress.stopping, now)
                     if not is_finite:
                         say(
                             f"warning: The loss on {experiment.eval.source.title} is"
@@ -260,7 +264,15 @@ def train(
                             " best one. If this stays so, start another run with a"
                             " smaller optim.learning_rate or model.dtype=float32."
                         )
-                    if experiment.plateau:
+                    if is_first:
+                        progress.stopping = stopping.after(
+                            progress.stopping,
+                            figures,
+                            step=now,
+                            seconds=progress.seconds,
+                            best=progress.best,
+                        )
+                    if experiment.plateau and is_first:
                         progress.plateau = experiment.plateau.after(
                             progress.plateau, result.top1 if is_finite else -math.inf
                         )
@@ -269,6 +281,13 @@ def train(
                             state.opt_state, progress.plateau["factor"]
                         )
                         state = dataclasses.replace(state, opt_state=opt_state)
+                    is_end = experiment.has_ended(vars(progress))
+                    if is_end and config.precise_bn and not progress.recomputed:
+                        # This evaluation ends the run early. The final one, of precise
+                        # statistics, takes its place.
+                        _log_evaluation(now, result, sets, writer)
+                        continue
+                    evaluation = _record_evaluation(progress, result, sets, writer)
                 if to_evaluate or to_save:
                     # There is something to save now, so a signal must wait for it.
                     preemption.hold()
@@ -284,7 +303,9 @@ def train(
                     callback(dict(evaluation))
                 if to_evaluate or to_save:
                     meter.restart()
-                if progress.step == last:
+                if is_end:
+                    if why := stopping.describe(config.stop, now, progress.stopping):
+                        say(why)
                     break
 
                 # Progressive resizing: another size is another program.
@@ -353,6 +374,7 @@ def train(
         "model": config.model.name,
         "params": count(state.params),
         "best": progress.best,
+        **stopping.summary(config.stop, progress.step, progress.stopping),
         "bad_train_images": len(sharding.union(set(progress.bad_images))),
         "seconds": progress.seconds,
         "images_per_second": progress.examples / max(progress.seconds, 1e-9),
@@ -366,6 +388,16 @@ def train(
         with output.dispensable(str(workdir / "report.png")):
             report = str(curves.draw(workdir, content))
     return {**content, "report": report}
+
+
+def _log_evaluation(
+    step: int, result: Evaluation, sets: dict[str, dict], writer: Writer
+) -> None:
+    """Logs the results of an evaluation on the eval split and on the extra sets."""
+    values = result.scalars() | {"bad_images": len(result.bad_images)}
+    writer.evaluation(step, values)
+    for name, set_values in sets.items():
+        writer.evaluation(step, set_values, name)
 
 
 def _record_evaluation(
@@ -383,10 +415,8 @@ def _record_evaluation(
     Returns:
       The evaluation, as `train` passes it to its callback.
     """
+    _log_evaluation(progress.step, result, sets, writer)
     values = result.scalars()
-    writer.evaluation(progress.step, values | {"bad_images": len(result.bad_images)})
-    for name, set_values in sets.items():
-        writer.evaluation(progress.step, set_values, name)
     progress.evaluation = {
         **values,
         "bad_eval_images": len(result.bad_images),

@@ -89,7 +89,7 @@ def cross_entropy(
     # the label's logit from logsumexp. It would sum smoothed labels in another order.
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
     if class_weights is not None:
-        log_p = class_weights * log_p
+        log_p = jnp.asarray(class_weights) * log_p
     if labels.ndim == 2:
         log_p_of_label = jnp.sum(labels * log_p, axis=-1)
     else:

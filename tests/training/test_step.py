@@ -92,12 +92,9 @@ def weighted_update(devices: int = 1, **changes) -> dict:
 def test_a_step_with_class_weights_divides_by_the_weights_of_its_images():
     setup = tiny.setup(WEIGHTED, 1)
     batch, state = tiny.batch(setup), jax.device_get(tiny.state(setup))
-    image = normalize(
-        jnp.asarray(batch["image"]),
-        setup.config.data.mean,
-        setup.config.data.std,
-        jnp.float32,
-    )
+    data = setup.config.data
+    image = jnp.asarray(batch["image"])
+    image = normalize(image, data.mean, data.std, jnp.float32)
     logits, _ = setup.model.apply(
         {"params": state.params, "batch_stats": state.batch_stats},
         image,
