@@ -44,6 +44,11 @@ def check(config: ConfigDict) -> None:
             " output of its own is trained for each class; set loss=cross_entropy, or"
             " leave data.class_weights out."
         )
+    if weights and config.data.balance:
+        raise UserError(
+            f"data.class_weights={weights} and data.balance=True would correct the"
+            " sizes of the classes twice; leave one of them out."
+        )
     teacher, init = config.distill.teacher, config.distill.teacher_init
     if bool(teacher) != bool(init):
         raise UserError(

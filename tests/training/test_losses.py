@@ -228,6 +228,10 @@ def test_sources_that_are_combined_by_weight_count_by_their_share_of_an_epoch():
             {"data.class_weights": "effective_number", "loss": "binary_cross_entropy"},
             "loss=binary_cross_entropy does not read data.class_weights=effective_num",
         ),
+        (
+            {"data.class_weights": "effective_number", "data.balance": True},
+            "class_weights=effective_number and data.balance=True would correct",
+        ),
         ({"loss": "cross_entrpy"}, r"loss='cross_entrpy'.*cross_entropy"),
         ({"bce_target_threshold": 0.2}, "loss=cross_entropy .*bce_target_threshold"),
         ({"bce_sum_classes": True}, "loss=cross_entropy .*bce_sum_classes"),
