@@ -76,16 +76,24 @@ def get_config() -> ConfigDict:
     config.init_from = ""
 
     config.data = ConfigDict()
-    # Data set: `tfds:NAME`, `tfds:DIRECTORY`, `folder:PATH`, digits or fake; or several
-    # ones by weight, such as `mix:3*tfds:NAME,1*folder:PATH`.
+    # Data set: `tfds:NAME`, `tfds:DIRECTORY`, `folder:PATH`, `csv:FILE`, digits or
+    # fake; or several ones by weight, such as `mix:3*tfds:NAME,1*folder:PATH`.
     config.data.source = "tfds:imagenet2012"
     # Data set of the eval split, written as `data.source`; empty: the same data set.
     config.data.eval_source = ""
     config.data.data_dir = ""  # directory of tfds's data sets; empty: tfds's default
-    # Split to train on, or a part of one, such as `train[:10%]`.
+    # Split to train on, or a part of one, such as `train[:10%]`; train also finds a
+    # split named training.
     config.data.train_split = "train"
-    # Split to evaluate on, or a part of one.
+    # Split to evaluate on, or a part of one; empty: the first of val, valid,
+    # validation, eval, test and testing that the data have, or held_out if they have
+    # none; held_out: images that are held out of the training split.
     config.data.eval_split = "validation"
+    # Fraction of the images of each class that is held out for evaluation, chosen by
+    # the seed, if `data.eval_split` is held_out.
+    config.data.eval_fraction = 0.2
+    # Draws each class equally often in training, however many images it has.
+    config.data.balance = False
     # Number of training images of each class, chosen by the seed; 0: all of them.
     config.data.shots = 0
     config.data.image_size = 224  # height and width of training images, in pixels

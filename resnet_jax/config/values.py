@@ -82,6 +82,7 @@ RANGES = {
     "seed": Range(0, 2**32 - 1),
     "batch_size": Range(1, most=MOST_IMAGES),
     "model.bn_group_size": FROM_1,
+    "data.eval_fraction": Range(0, 1, above=True, below=True),
     "data.shots": NOT_NEGATIVE,
     "data.image_size": Range(1, most=MOST_PIXELS),
     "data.channels": FROM_1,

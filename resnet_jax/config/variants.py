@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from resnet_jax.config import defaults
+from resnet_jax.config import defaults, values
 from resnet_jax.config.sizes import eval_batch_size
 
 
@@ -18,8 +18,10 @@ def for_evaluation(config: ConfigDict, devices: int) -> ConfigDict:
     config = ConfigDict(config.to_dict())
     with config.ignore_type():
         batch_size = eval_batch_size(config)
-        # An older version allowed seeds that this one does not.
-        config.seed = 0
+        # The seed chooses the images that are held out. An older version allowed seeds
+        # that this one does not.
+        if not values.RANGES["seed"].holds(config.seed, values.MOST_WHOLE):
+            config.seed = 0
         config.batch_size = -(-batch_size // devices) * devices
         config.evaluate.batch_size = 0
         config.model.bn_group_size = "global"

@@ -152,6 +152,18 @@ def find_images(folder: str | os.PathLike[str]) -> Images:
     return Images(paths, left_out)
 
 
+def count_images(folder: str | os.PathLike[str]) -> int:
+    """Returns the number of images in a folder, without those in its subfolders.
+
+    Raises:
+      UserError: The folder cannot be read.
+    """
+    return sum(
+        not is_folder(entry) and not kind_of_other(entry.path)
+        for entry in entries_of(folder)
+    )
+
+
 def entries_of(folder: str | os.PathLike[str]) -> Iterator[os.DirEntry[str]]:
     """Yields the files and folders in a folder, in any order, without litter.
 

@@ -38,7 +38,7 @@ from resnet_jax.training import (
     step,
     validate,
 )
-from resnet_jax.training.datasets import make_resize, open_examples
+from resnet_jax.training.datasets import make_resize, open_examples, resolve_splits
 from resnet_jax.training.step import Teacher, TrainState
 
 
@@ -208,6 +208,7 @@ def set_up(
     validate.check(config, mesh)
     bn_group_size = ghost_batch.resolve(config, mesh)
     mixup.check_ghost_batch(config, bn_group_size)
+    config = resolve_splits(config, reads_train=train is None)
     train_examples, eval_examples, sets = open_examples(config, train, eval)
     train_size, batch_size = len(train_examples.source), config.batch_size
     total_steps = durations.to_steps(config.total, batch_size, train_size, "total")

@@ -12,8 +12,10 @@ from ml_collections import ConfigDict
 
 from resnet_jax.config import load, values
 from resnet_jax.console import output
+from resnet_jax.data.csv_source import split_table
 from resnet_jax.data.loader import WorkerDiedError, bad_indices
 from resnet_jax.data.source_protocol import NamedSource, Source, checksum
+from resnet_jax.data.splits import HELD_OUT
 from resnet_jax.data.user_data import Arrays, config_of_given, open_given
 from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
@@ -82,8 +84,8 @@ def train(
         A run resumes only with the same ones; of a source, the classes, the number of
         images and a sample of the labels are compared.
       eval_data: The images to evaluate on, with classes of the same names; None
-        evaluates on a fifth of `data`, which is chosen by `config.seed` and held out of
-        training.
+        evaluates on the fraction `config.data.eval_fraction` of `data`, which is chosen
+        by `config.seed` and held out of training.
       callback: A function that takes the result of each evaluation (`step`, `top1`,
         `top5`, `loss`, `n_seen`, `sets`). All processes call it. An exception that it
         raises ends the run; the same call resumes it after that evaluation.
@@ -147,7 +149,7 @@ def train(
     ):
         # Set up.
         experiment = set_up(config, train=splits.get("train"), eval=splits.get("test"))
-        last = experiment.total_steps
+        config, last = experiment.config, experiment.total_steps
         is_lead = jax.process_index() == 0
         say = output.say if is_lead else lambda text: None
         # Before anything is written, so that two runs never write to one workdir.
@@ -193,6 +195,9 @@ def train(
             check_workdir()
             with storage.explaining_errors(workdir):
                 storage.write_by_product(workdir / "config.json", config.to_dict())
+                if config.data.eval_split == HELD_OUT:
+                    table = split_table(experiment.train.source, experiment.eval.source)
+                    storage.write_by_product(workdir / "split.csv", table)
         writer = stack.enter_context(
             Writer(workdir, step=progress.step, total_steps=last, active=is_lead)
         )

@@ -15,11 +15,11 @@ import tensorflow_datasets as tfds
 
 from resnet_jax.console import output
 from resnet_jax.data.derived_sources import check_same_classes
+from resnet_jax.data.folder_source import FolderSource, folder_splits
 from resnet_jax.data.image_files import describe
 from resnet_jax.data.prepare import pack
 from resnet_jax.data.prepare.pack import DataSet, ImageFile, PreparedFile
 from resnet_jax.data.shards import is_utf8
-from resnet_jax.data.sources import FolderSource, folder_splits
 from resnet_jax.data.splits import ALL
 from resnet_jax.errors import UserError
 
