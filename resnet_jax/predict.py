@@ -19,7 +19,7 @@ skipped, and the exit code is then 1.
 import collections
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import numpy as np
 import tqdm
@@ -146,12 +146,12 @@ def main(argv: list[str]) -> None:
             return error
         return given, pixels
 
-    def rows(bar: tqdm.tqdm) -> Iterator[Row]:
+    def rows(bar: tqdm.tqdm) -> Generator[Row, None, None]:
         nonlocal classified
         # The images that were read and whose predictions are not printed yet.
         waiting: collections.deque[tuple[str, np.ndarray]] = collections.deque()
 
-        def crops() -> Iterator[np.ndarray]:
+        def crops() -> Generator[np.ndarray, None, None]:
             nonlocal problems
             ahead = max(AHEAD, 2 * args.batch_size)
             for found in map_ahead(read, given, ahead=ahead):

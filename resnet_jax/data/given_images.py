@@ -1,11 +1,12 @@
 """Image files that a user gives: paths, folders, patterns and lists of paths."""
 
 import glob
+import io
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+
 
 from resnet_jax.console import output
 from resnet_jax.data.image_files import (
@@ -78,7 +79,7 @@ def _listed() -> Iterator[str | UserError]:
             )
 
 
-def listed_paths(stream: BinaryIO) -> Iterator[str]:
+def listed_paths(stream: io.BufferedIOBase) -> Iterator[str]:
     """Yields the paths of a list as they arrive.
 
     Paths end with line breaks (of any system), or with null bytes, as `find -print0`
