@@ -3,10 +3,8 @@
 import glob
 import io
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-
 
 from resnet_jax.console import output
 from resnet_jax.data.image_files import (
@@ -65,10 +63,11 @@ def _listed() -> Iterator[str | UserError]:
     """Yields the paths of the list on standard input."""
     empty = True
     try:
-        for path in listed_paths(sys.stdin.buffer) if sys.stdin else ():
-            empty = False
-            # Names from a list, such as that of `find`, are not patterns.
-            yield from _paths_of(path, patterns=False)
+        with open(0, "rb", closefd=False) as stream:
+            for path in listed_paths(stream):
+                empty = False
+                # Names from a list, such as that of `find`, are not patterns.
+                yield from _paths_of(path, patterns=False)
     except UserError as error:
         yield error
     else:
@@ -86,7 +85,7 @@ def listed_paths(stream: io.BufferedIOBase) -> Iterator[str]:
     writes them, if the first part of the list has one. Empty lines are skipped.
 
     Args:
-      stream: The stream, such as `sys.stdin.buffer`.
+      stream: The stream, such as that of standard input.
 
     Raises:
       UserError: The stream cannot be read, or it is an image.

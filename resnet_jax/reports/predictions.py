@@ -74,8 +74,9 @@ def csv_line(row: Sequence[str | float]) -> str:
     """
     text = io.StringIO()
     cells = [f"{cell:.9g}" if isinstance(cell, float) else cell for cell in row]
-    csv.writer(text, lineterminator="").writerow(cells)
-    return text.getvalue()
+    # Only characters of the line's end are quoted.
+    csv.writer(text, lineterminator="\r\n").writerow(cells)
+    return text.getvalue().removesuffix("\r\n")
 
 
 def csv_lines(rows: Iterable[Row], names: Sequence[str]) -> Iterator[str]:
