@@ -341,7 +341,11 @@ def run(arguments: Arguments, command: str) -> None:
     if jax.process_index() == 0:
         if result.get("report"):
             say(f"report: {result['report']}")
-        say(f"result: {describe(result)}  at step {result['step']}  from: {command}")
+        step = result["step"]
+        if to_target := result.get("to_target"):
+            seconds = to_target["seconds"]
+            say(f"target: reached in {step:,} steps, {seconds:.1f} s of training")
+        say(f"result: {describe(result)}  at step {step}  from: {command}")
 
 
 def main(argv: list[str]) -> int:

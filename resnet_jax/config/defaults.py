@@ -100,6 +100,13 @@ def get_config() -> ConfigDict:
     config.data.balance = False
     # Number of training images of each class, chosen by the seed; 0: all of them.
     config.data.shots = 0
+    # cross_entropy: weights of the classes in the training loss, by their numbers of
+    # training images: inverse_frequency, or effective_number (Cui et al. 2019); empty:
+    # all classes weigh the same. Evaluations are never weighted.
+    config.data.class_weights = ""
+    # data.class_weights: beta of effective_number, from 0 (equal weights) up to 1 (the
+    # inverse frequency).
+    config.data.class_weights_beta = 0.9999
     # Height and width of training images, in pixels; 0: those of the weights of
     # `init_from`, or at most 128.
     config.data.image_size = 224
@@ -307,6 +314,14 @@ def get_config() -> ConfigDict:
     # Further sets to evaluate, such as `('imagenet_a', 'imagenet2012_real')`; see
     # `resnet_jax/data/evalsets.py`.
     config.evaluate.sets = ()
+    config.stop = ConfigDict()
+    # Number of evaluations in a row without a new best top-1 that are tolerated; after
+    # one more the run ends; 0: the run never ends for this reason.
+    config.stop.patience = 0
+    # Figures of an evaluation after which the run ends: top1 and top5 (at least these
+    # fractions) and loss (at most this), such as `{'top1': 0.95}`, all of which must be
+    # reached; empty: none.
+    config.stop.target = ConfigDict()
     config.checkpoint = ConfigDict()
     # Interval between two checkpoints; 0: only at evaluations and at the end.
     config.checkpoint.every = ConfigDict({"epochs": 1})
@@ -318,6 +333,7 @@ def get_config() -> ConfigDict:
     for value in (
         *(config.model.overrides, config.distill.overrides),
         *(config.data.resize_schedule, config.optim.schedule_length),
+        config.stop.target,
     ):
         value.unlock()
     return config

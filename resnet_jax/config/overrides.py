@@ -136,7 +136,7 @@ def _node(config: ConfigDict, path: list[str], key: str, text: str) -> ConfigDic
 def _refuse_key(config: ConfigDict, key: str, node: ConfigDict, text: str) -> NoReturn:
     """Raises UserError for a key that the config does not have."""
     section, _, field = key.rpartition(".")
-    if section.endswith(".overrides"):
+    if section.endswith((".overrides", ".target")):
         value = _literal(text)
         raise UserError(
             f"The config's {section} does not set {field} yet; set all of its fields"

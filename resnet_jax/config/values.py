@@ -84,6 +84,7 @@ RANGES = {
     "model.bn_group_size": FROM_1,
     "data.eval_fraction": Range(0, 1, above=True, below=True),
     "data.shots": NOT_NEGATIVE,
+    "data.class_weights_beta": DECAY_RATE,
     "data.image_size": Range(0, most=MOST_PIXELS),
     "data.channels": NOT_NEGATIVE,
     "data.mean": ANY,
@@ -132,12 +133,15 @@ RANGES = {
     "ema_every": FROM_1,
     "precise_bn": NOT_NEGATIVE,
     "evaluate.batch_size": Range(0, most=MOST_IMAGES),
+    "stop.patience": NOT_NEGATIVE,
     "checkpoint.keep_last": FROM_1,
     "checkpoint.keep_best": NOT_NEGATIVE,
 }
 # The sizes in data.resize_schedule, which is empty by default.
 RESIZE_SIZES = {"first", "last", "multiple"}
 RESIZE_SIZE = Range(1, most=MOST_PIXELS)
+# The figures in stop.target, which is empty by default.
+TARGETS = {"top1": FRACTION, "top5": FRACTION, "loss": NOT_NEGATIVE}
 # Keys whose values are those of the initial weights where they are empty or 0
 # (`training/completion.py`).
 BY_WEIGHTS = (
@@ -203,6 +207,11 @@ def check_value(key: str, value: Any) -> None:
         # Its other entries are checked where they become steps.
         for name in RESIZE_SIZES & set(value):
             _check_numbers(f"{key}.{name}", value[name], 1, RESIZE_SIZE)
+    elif key == "stop.target":
+        _check_dictionary(key, value)
+        # Other names are an error where evaluations are compared with the target.
+        for name in TARGETS.keys() & set(value):
+            _check_numbers(f"{key}.{name}", value[name], 1.0, TARGETS[name])
     elif key == "optim.decay_at":
         for duration in _entries(key, value):
             durations.parse(duration, key)

@@ -28,7 +28,8 @@ def for_evaluation(config: ConfigDict, devices: int) -> ConfigDict:
         # A duration in epochs is another number of steps at that batch size.
         config.total = ConfigDict({"steps": 1})
         config.data.resize_schedule = ConfigDict()
-        for section in ("optim", "mix", "distill"):
+        config.data.class_weights = ""
+        for section in ("optim", "mix", "distill", "stop"):
             config[section] = defaults.get_config()[section]
         config.optim.warmup = ConfigDict({"steps": 0})
     return config

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from resnet_jax.config import durations
@@ -33,10 +34,12 @@ from resnet_jax.parallel import sharding
 from resnet_jax.training import (
     completion,
     ghost_batch,
+    losses,
     mixup,
     optim,
     schedules,
     step,
+    stopping,
     validate,
 )
 from resnet_jax.training.datasets import make_resize, open_examples, resolve_splits
@@ -95,6 +98,17 @@ class Experiment:
         """The names of the classes, in the order of the labels."""
         return self.train.source.classes
 
+    @functools.cached_property
+    def class_weights(self) -> Float[np.ndarray, "classes"] | None:
+        """The weight of each class in the loss (`data.class_weights`), or None."""
+        # The labels are not counted in `set_up`, since an evaluation alone has none of
+        # the training split, and a finished run needs no weights.
+        data, classes = self.config.data, self.model.spec.num_classes
+        if not data.class_weights:
+            return None
+        counts = losses.class_counts(self.train.source, classes)
+        return losses.class_weights(counts, data.class_weights, data.class_weights_beta)
+
     def model_of_whole_batch(self) -> nn.Module:
         """Returns the model for a pass over a batch that is not cut into microbatches.
 
@@ -128,6 +142,17 @@ class Experiment:
         if step == 0:
             return False
         return step == self.total_steps or durations.is_due(step, self.every[action])
+
+    def has_ended(self, progress: Mapping) -> bool:
+        """Returns whether a run with some progress learns no more.
+
+        Args:
+          progress: The fields of a `Progress` by name, as a checkpoint records them.
+        """
+        # Versions without early stopping have no memory of it.
+        step, memory = progress["step"], progress.get("stopping")
+        is_stopped = stopping.reason(self.config.stop, step, memory)
+        return step >= self.total_steps or bool(is_stopped)
 
     @functools.cached_property
     def _cached_train_source(self) -> NamedSource:

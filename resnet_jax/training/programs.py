@@ -219,6 +219,7 @@ def jit_train_step(experiment: Experiment, *, distills: bool) -> jax.stages.Wrap
         mean=config.data.mean,
         std=config.data.std,
         loss=losses.make_loss(config),
+        class_weights=experiment.class_weights,
         mix=Mix.from_config(config.mix),
         teacher=experiment.teacher if distills else None,
         microbatches=config.optim.microbatches,

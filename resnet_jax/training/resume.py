@@ -338,7 +338,7 @@ class Resume:
 
     def _check_teacher(self) -> None:
         old, new = self.record["teacher"], self.teacher
-        if old == UNKNOWN or self.step >= self.experiment.total_steps:
+        if old == UNKNOWN or self.experiment.has_ended(self.record["progress"]):
             return
         change = ""
         if old and new:
