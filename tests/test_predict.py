@@ -287,7 +287,7 @@ def run(
     Args:
       *arguments: Arguments of the command.
       stdin: The content of its standard input.
-      rest: What follows the command in the shell, such as a pipe.
+      rest: The text after the command in the shell, such as a pipe.
       **options: Arguments of `subprocess.run`.
     """
     command = shlex.join([sys.executable, "-m", "resnet_jax.predict", *arguments])
