@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from resnet_jax.data.derived_sources import labels_of, sizes_and_shares
+from resnet_jax.data.derived_sources import labels_of, turns_of
 from resnet_jax.data.source_protocol import NamedSource
 from resnet_jax.errors import UserError, check_known
 
@@ -117,8 +117,8 @@ def class_counts(source: NamedSource, classes: int) -> Float[np.ndarray, "classe
       source: The training split.
       classes: The number of classes.
     """
-    sizes, shares = sizes_and_shares(source)
-    times = np.repeat(np.divide(shares, sizes), sizes)
+    sizes, shares, epochs = turns_of(source)
+    times = np.repeat(np.divide(shares, sizes) / epochs, sizes)
     return np.bincount(labels_of(source), weights=times, minlength=classes)
 
 
