@@ -152,7 +152,7 @@ def measure(config: ConfigDict, workdir: Path | None = None, batches: int = 4) -
             for batch in loaded
         ]
     return {
-        "model": config.model.name,
+        "model": experiment.config.model.name,
         "step": int(state.step),
         "norms": dict(zip(names, np.array(rows).T.tolist(), strict=True)),
     }

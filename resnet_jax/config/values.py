@@ -85,8 +85,8 @@ RANGES = {
     "data.eval_fraction": Range(0, 1, above=True, below=True),
     "data.shots": NOT_NEGATIVE,
     "data.class_weights_beta": DECAY_RATE,
-    "data.image_size": Range(1, most=MOST_PIXELS),
-    "data.channels": FROM_1,
+    "data.image_size": Range(0, most=MOST_PIXELS),
+    "data.channels": NOT_NEGATIVE,
     "data.mean": ANY,
     "data.std": POSITIVE,
     "data.scale": Range(0, 1, above=True, length=2, ascending=True),
@@ -100,7 +100,7 @@ RANGES = {
     "data.colout": FRACTION,
     "data.repeats": FROM_1,
     "data.eval_size": Range(0, most=MOST_PIXELS),
-    "data.crop_fraction": Range(0, 1, above=True),
+    "data.crop_fraction": FRACTION,
     "data.num_workers": Range(-1, most=MOST_WORKERS),
     "data.num_threads": Range(0, most=MOST_WORKERS),
     "data.max_pixels": Range(1, most=2**63 - 1),
@@ -142,6 +142,12 @@ RESIZE_SIZES = {"first", "last", "multiple"}
 RESIZE_SIZE = Range(1, most=MOST_PIXELS)
 # The figures in stop.target, which is empty by default.
 TARGETS = {"top1": FRACTION, "top5": FRACTION, "loss": NOT_NEGATIVE}
+# Keys whose values are those of the initial weights where they are empty or 0
+# (`training/completion.py`).
+BY_WEIGHTS = (
+    *("model.name", "data.image_size", "data.channels", "data.mean", "data.std"),
+    *("data.interpolation", "data.crop_fraction"),
+)
 DURATIONS = ("total", "log_every", "optim.warmup", "evaluate.every", "checkpoint.every")
 
 
@@ -186,12 +192,16 @@ def check_value(key: str, value: Any) -> None:
     if isinstance(value, ConfigDict):
         # Its text in messages has a line for each entry.
         value = value.to_dict()
-    if key in DURATIONS:
-        durations.parse(value, key)
+    if key == "total":
+        is_empty = isinstance(value, Mapping) and not value
+        if not is_empty:
+            durations.parse(value, key)
     elif key == "optim.schedule_length":
         _check_dictionary(key, value)
         if value:
             durations.parse(value, key)
+    elif key in DURATIONS:
+        durations.parse(value, key)
     elif key == "data.resize_schedule":
         _check_dictionary(key, value)
         # Its other entries are checked where they become steps.
@@ -232,6 +242,16 @@ def check_value(key: str, value: Any) -> None:
             _check_word(key, word)
     else:
         _check_dictionary(key, value)
+
+
+def empty_keys(config: ConfigDict) -> list[str]:
+    """Returns the keys of `BY_WEIGHTS` whose values are empty or 0."""
+
+    def value_of(key: str) -> Any:
+        section, name = key.split(".")
+        return config[section][name]
+
+    return [key for key in BY_WEIGHTS if not value_of(key)]
 
 
 @functools.cache

@@ -32,6 +32,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.models import create_model
 from resnet_jax.parallel import sharding
 from resnet_jax.training import (
+    completion,
     ghost_batch,
     losses,
     mixup,
@@ -53,7 +54,8 @@ class Experiment:
     a number of examples, and durations are steps.
 
     Attributes:
-      config: The run's config (`resnet_jax/config/defaults.py`).
+      config: The run's config (`resnet_jax/config/defaults.py`), in which nothing is
+        left for `completion.py` to fill.
       mesh: The devices of all processes.
       fused_mesh: The mesh, if convolutions are fused with their batch norm, or None.
       train: The examples of the training split, with their augmentation.
@@ -230,12 +232,14 @@ def set_up(
       UserError: The config contradicts itself, the data or the devices.
     """
     mesh = mesh or sharding.make_mesh()
+    config = completion.complete(config)
     validate.check(config, mesh)
     bn_group_size = ghost_batch.resolve(config, mesh)
     mixup.check_ghost_batch(config, bn_group_size)
     config = resolve_splits(config, reads_train=train is None)
     train_examples, eval_examples, sets = open_examples(config, train, eval)
     train_size, batch_size = len(train_examples.source), config.batch_size
+    config = completion.with_total(config, train_size)
     total_steps = durations.to_steps(config.total, batch_size, train_size, "total")
     if total_steps < 1:
         raise UserError("The run has no steps; config.total must be more than zero.")
@@ -275,7 +279,9 @@ def set_up(
         ),
         eval_batch_size=eval_batch_size(config),
         every={
-            action: durations.in_steps(duration, batch_size, train_size, key)
+            action: durations.in_steps(
+                duration, batch_size, train_size, key, total_steps
+            )
             for action, (duration, key) in recurring.items()
         },
         resize=make_resize(config, train_size, total_steps),

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 from ml_collections import ConfigDict
 
-from resnet_jax.config import load, values
+from resnet_jax.config import load
 from resnet_jax.console import output
 from resnet_jax.data.csv_source import split_table
 from resnet_jax.data.loader import WorkerDiedError, bad_indices
@@ -33,7 +33,7 @@ from resnet_jax.persistence.storage import path_of
 from resnet_jax.persistence.workdir import claimed
 from resnet_jax.reports import curves
 from resnet_jax.reports.samples import SamplePredictions, save_samples
-from resnet_jax.training import programs, stopping
+from resnet_jax.training import completion, programs, stopping
 from resnet_jax.training.evaluation import Evaluation, evaluate, evaluate_sets
 from resnet_jax.training.experiment import Experiment, set_up
 from resnet_jax.training.initialization import (
@@ -123,8 +123,6 @@ def train(
             f"config is {type(config).__name__}. Give a ConfigDict, such as what"
             " resnet_jax.config.load returns, or the path of a config file."
         )
-    # The data are split by the seed before the experiment is set up.
-    values.check(config)
     if not isinstance(workdir, str | os.PathLike):
         raise UserError(
             f"workdir is {type(workdir).__name__}. Give the path of a directory."
@@ -134,11 +132,7 @@ def train(
             f"callback is {type(callback).__name__}. Give one function that takes the"
             " result of an evaluation."
         )
-    splits: dict[str, NamedSource] = {}
-    if data is not None:
-        splits = open_given(data, eval_data, config)
-        config = config_of_given(config)
-    elif eval_data is not None:
+    if data is None and eval_data is not None:
         raise UserError("eval_data also needs data, the images to train on.")
     workdir = path_of(workdir)
     startup = StartupTimer(time.perf_counter() if began is None else began)
@@ -148,6 +142,11 @@ def train(
         contextlib.ExitStack() as stack,
     ):
         # Set up.
+        config = completion.complete(config, workdir)
+        splits: dict[str, NamedSource] = {}
+        if data is not None:
+            splits = open_given(data, eval_data, config)
+            config = config_of_given(config)
         experiment = set_up(config, train=splits.get("train"), eval=splits.get("test"))
         config, last = experiment.config, experiment.total_steps
         is_lead = jax.process_index() == 0

@@ -229,7 +229,11 @@ def jit_train_step(experiment: Experiment, *, distills: bool) -> jax.stages.Wrap
         ema_decay=config.ema_decay,
         ema_every=config.ema_every,
         ema_warmup=config.ema_warmup,
-        ema_copy_until=warmup_steps(config, len(experiment.train.source)),
+        ema_copy_until=warmup_steps(
+            config,
+            total_steps=experiment.total_steps,
+            train_size=len(experiment.train.source),
+        ),
         seed=config.seed,
         replicate=lambda tree: jax.lax.with_sharding_constraint(tree, replicated),
         all_gather=functools.partial(all_gather, experiment),

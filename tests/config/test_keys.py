@@ -155,7 +155,8 @@ def test_a_key_takes_the_values_of_its_type_and_no_others(key):
         ("data.scale", "tuple of 2 numbers, each more than 0 and at most 1"),
         ("data.mean", "tuple of numbers"),
         ("optim.decay_at", "tuple of durations"),
-        ("total", "duration"),
+        ("total", "duration or empty dictionary"),
+        ("optim.warmup", "duration"),
     ],
 )
 def test_a_type_is_a_phrase_with_the_range(key, kind):
