@@ -17,6 +17,7 @@ from resnet_jax.data.crops import scramble
 from resnet_jax.data.decode import Picture
 from resnet_jax.data.image_ops import to_image
 from resnet_jax.errors import UserError
+from resnet_jax.training.completion import complete
 from resnet_jax.training.datasets import open_train_split, train_augment
 
 GAP = 4  # pixels between pictures
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
             f"--save={args.save} must end with the suffix of a picture that can be"
             " written, for example sheet.png."
         )
-    config = load_config(args)
+    config = complete(load_config(args))
     pictures = training_pictures(config, args.images)
     sheet = draw_sheet(config, pictures, rows=args.rows, columns=args.columns)
     try:

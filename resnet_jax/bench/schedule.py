@@ -16,6 +16,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.parallel.sharding import find_devices
 from resnet_jax.persistence import storage
 from resnet_jax.reports.figures import picture, picture_to_write, shorten
+from resnet_jax.training import completion
 from resnet_jax.training.datasets import open_train_split
 from resnet_jax.training.optim import OPTIMIZERS, check, make_decay
 from resnet_jax.training.schedules import make_schedule
@@ -47,9 +48,10 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints the range of the curves, and plots them."""
-    config = load_config(args)
+    config = completion.complete(load_config(args))
     find_devices()
     size = find_train_size(config, args.train_size)
+    config = completion.with_total(config, size)
     summary = ranges(config, size)
     if args.save:
         draw(args.config, config, size, args.save)

@@ -28,7 +28,8 @@ def for_evaluation(config: ConfigDict, devices: int) -> ConfigDict:
         # A duration in epochs is another number of steps at that batch size.
         config.total = ConfigDict({"steps": 1})
         config.data.resize_schedule = ConfigDict()
-        for section in ("optim", "mix", "distill"):
+        config.data.class_weights = ""
+        for section in ("optim", "mix", "distill", "stop"):
             config[section] = defaults.get_config()[section]
         config.optim.warmup = ConfigDict({"steps": 0})
     return config
@@ -53,7 +54,7 @@ def for_dry_run(config: ConfigDict, devices: int) -> ConfigDict:
         config.data.train_split, config.data.eval_split = "train", "validation"
         config.data.eval_source, config.data.shots = "", 0
         config.evaluate.sets = ()
-        config.data.image_size = min(config.data.image_size, 64)
+        config.data.image_size = min(config.data.image_size or 64, 64)
         config.data.eval_size = min(config.data.eval_size, 64)
         if config.data.resize_schedule:
             # One step at each of two sizes.

@@ -88,11 +88,16 @@ def kind_of_other(path: str | os.PathLike[str]) -> str:
                 start = file.read(32)
         except OSError:
             return "unreadable"
-        if _MAGIC.match(start):
+        if starts_as_image(start):
             return ""
     if not suffix:
         return "no suffix"
     return suffix if re.fullmatch(r"\.\w{1,12}", suffix) else "other suffix"
+
+
+def starts_as_image(start: bytes) -> bool:
+    """Returns whether the first 32 bytes of a file are those of a common format."""
+    return _MAGIC.match(start) is not None
 
 
 def _has_suffix(name: str) -> bool:

@@ -349,7 +349,9 @@ def make_resize(
         )
     first, multiple = schedule.first, schedule.get("multiple", 1)
     start, end = (
-        in_steps(schedule[key], config.batch_size, train_size, f"{name}.{key}")
+        in_steps(
+            schedule[key], config.batch_size, train_size, f"{name}.{key}", total_steps
+        )
         for key in ("start", "end")
     )
     if not start < end:

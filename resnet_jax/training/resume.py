@@ -338,7 +338,7 @@ class Resume:
 
     def _check_teacher(self) -> None:
         old, new = self.record["teacher"], self.teacher
-        if old == UNKNOWN or self.step >= self.experiment.total_steps:
+        if old == UNKNOWN or self.experiment.has_ended(self.record["progress"]):
             return
         change = ""
         if old and new:
@@ -402,11 +402,22 @@ class Resume:
     def _same_rates(self) -> bool:
         """Tells whether both configs give common steps the same rates."""
         kinds = {self._old_config.optim.schedule, self.experiment.config.optim.schedule}
-        if len(kinds) > 1 and "plateau" in kinds:
-            return False  # since future evaluations decide
+        if "plateau" in kinds:
+            # Evaluations decide, which may come after percentages of the run.
+            is_longer = self._old_length != self.experiment.total_steps
+            by_percent = "percent" in self.experiment.config.evaluate.every
+            if len(kinds) > 1 or (is_longer and by_percent):
+                return False
         steps = jnp.arange(min(self._old_length, self.experiment.total_steps))
         before, after = self._rates(steps)
         return np.array_equal(before, after)
+
+    @property
+    def _same_sizes(self) -> bool:
+        """Tells whether images grow at the same steps in a run of either length."""
+        resize = self.experiment.config.data.resize_schedule
+        times = (resize.get(key, {}) for key in ("start", "end"))
+        return not any("percent" in time for time in times)
 
     def _check_length(self, extend: bool) -> list[str]:
         """Compares the number of steps, on which a schedule may depend."""
@@ -424,9 +435,12 @@ class Resume:
         if new == old:
             return []
         note = f"The run has {new:,} steps instead of {old:,}."
-        if self._same_rates:
+        if self._same_rates and self._same_sizes:
             return [note]
         schedule = config.optim.schedule
+        what = f"all rates of its {schedule} schedule"
+        if self._same_rates:
+            what = "the sizes of its images (data.resize_schedule)"
         before, after = self._rates(jnp.array([self.step]))
         rate = f"at step {self.step:,} it is {after[0]:.4g} instead of {before[0]:.4g}"
         if new < old or not extend:
@@ -437,8 +451,7 @@ class Resume:
                     f" schedule from now on ({rate}); or choose another --workdir."
                 )
             raise self._error(
-                f"another length ({old:,} steps, now {new:,}), on which all rates of"
-                f" its {schedule} schedule depend",
+                f"another length ({old:,} steps, now {new:,}), on which {what} depend",
                 way_out,
             )
         return [

@@ -5,6 +5,7 @@ import textwrap
 import jax
 import numpy as np
 
+from resnet_jax.console.output import one_line
 from resnet_jax.data.derived_sources import known_labels
 from resnet_jax.data.source_protocol import NamedSource
 from resnet_jax.models.cost import cost_of_image, count
@@ -96,3 +97,16 @@ def _sizes_of_classes(train: NamedSource, eval: NamedSource) -> dict[str, str]:
         *(text, WIDTH - INDENT), break_long_words=False, break_on_hyphens=False
     )
     return {"classes": ("\n" + " " * INDENT).join(lines)}
+
+
+def class_weights_line(experiment: Experiment) -> str:
+    """Returns a line with the smallest and the largest weight of a class in the loss.
+
+    Args:
+      experiment: An experiment with `data.class_weights`.
+    """
+    classes, weights = experiment.classes, experiment.class_weights
+    assert weights is not None
+    ends = (int(choose(weights[: len(classes)])) for choose in (np.argmin, np.argmax))
+    low, high = (f"{weights[i]:.4g} ({one_line(classes[i])})" for i in ends)
+    return f"class weights ({experiment.config.data.class_weights}): {low} to {high}"

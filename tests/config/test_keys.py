@@ -78,6 +78,7 @@ NAMES = {
     "optim.momentum_form": optim.MOMENTUM_FORMS,
     "optim.decay": optim.DECAYS,
     "optim.weight_decay_exclude": optim.DECAY_EXCLUDES,
+    "data.class_weights": losses.CLASS_WEIGHTS,
     "loss": losses.LOSSES,
     "mix.rule": mixup.RULES,
     "ema_warmup": optim.EMA_WARMUPS,
@@ -152,7 +153,8 @@ def test_a_key_takes_the_values_of_its_type_and_no_others(key):
         ("data.scale", "tuple of 2 numbers, each more than 0 and at most 1"),
         ("data.mean", "tuple of numbers"),
         ("optim.decay_at", "tuple of durations"),
-        ("total", "duration"),
+        ("total", "duration or empty dictionary"),
+        ("optim.warmup", "duration"),
     ],
 )
 def test_a_type_is_a_phrase_with_the_range(key, kind):
@@ -257,6 +259,8 @@ OTHERS: dict[str, tuple] = {
     "optim.sam_rho": (0.1,),
     "optim.sam_every": (2,),
     "optim.microbatches": (2,),
+    "data.class_weights": ("inverse_frequency", "effective_number"),
+    "data.class_weights_beta": (0.5,),
     "label_smoothing": (0.1,),
     "bce_target_threshold": (0.2,),
     "bce_sum_classes": (True,),
@@ -342,7 +346,11 @@ def loss_of(loss: str, changes: dict[str, Any]) -> np.ndarray:
     losses.check(config)
     logits = jnp.array([[1.0, -2.0, 0.5], [0.0, 1.0, 2.0]])
     labels = jnp.array([[0.7, 0.3, 0.0], [0.0, 0.1, 0.9]])
-    return np.asarray(losses.make_loss(config)(logits, labels))
+    weights = {}
+    if rule := config.data.class_weights:
+        counts, beta = np.array([9.0, 3.0, 1.0]), config.data.class_weights_beta
+        weights = {"class_weights": losses.class_weights(counts, rule, beta)}
+    return np.asarray(losses.make_loss(config)(logits, labels, **weights))
 
 
 @functools.cache
@@ -368,7 +376,7 @@ RESULTS: tuple[tuple[Callable, Iterable[str], str], ...] = (
     (updates_of, optim.OPTIMIZERS, "optim."),
     (rates_of, schedules.SCHEDULES, "optim."),
     (pixels_of, augment.TRAIN_CROPS, "data."),
-    (loss_of, losses.LOSSES, "(loss|label|bce)"),
+    (loss_of, losses.LOSSES, "(loss|label|bce|data.class_weights$)"),
 )
 CASES = [
     pytest.param(result, set(names), key, id=f"{result.__name__}-{key}")
@@ -409,6 +417,7 @@ def test_every_key_that_may_depend_on_a_name_is_tested():
 
 # Values of keys on which others depend.
 ON: dict[str, Any] = {
+    "data.class_weights": "effective_number",
     "data.erase": 1.0,
     "optim.warmup": {"steps": 4},
     "optim.sam_rho": 0.05,
@@ -450,6 +459,8 @@ def text_of(name: str, changes: dict[str, Any]) -> str:
 
 def result_that_reads(key: str) -> tuple[Callable, str]:
     """Returns the function whose result depends on a key, and its first argument."""
+    if key.startswith("data.class_weights"):
+        return loss_of, "cross_entropy"
     if key.startswith("data."):
         return pixels_of, "center"
     if key.startswith("optim.warmup"):

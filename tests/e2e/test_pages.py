@@ -34,7 +34,8 @@ from resnet_jax.models import ZOO, get_spec
 from resnet_jax.training.experiment import set_up
 from resnet_jax.weights import SCHEMES
 from resnet_jax.weights.naming import to_foreign
-from tests.helpers import example_folder, keyed, pages
+from resnet_jax.weights.save import save
+from tests.helpers import example_folder, keyed, pages, small_networks
 from tests.helpers import words as english
 from tests.helpers.golden_configs import CONFIGS
 from tests.helpers.packaging_files import PROJECT
@@ -94,6 +95,15 @@ def parameters(commands: list, of_package: bool) -> list:
     ]
 
 
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> str:
+    """Returns a weights directory of a small network."""
+    card, variables = small_networks.card_and_variables("test_resnet")
+    folder = tmp_path_factory.mktemp("weights") / "small"
+    save(str(folder), variables, card)
+    return str(folder)
+
+
 class Parsed(Exception):
     """Ends a command as soon as its command line is parsed."""
 
@@ -138,8 +148,13 @@ def config_of(monkeypatch, tmp_path):
     return config_of
 
 
-def check(config: ConfigDict) -> None:
-    """Raises UserError if the keys of a config contradict each other."""
+def check(config: ConfigDict, weights: str) -> None:
+    """Raises UserError if the keys of a config contradict each other.
+
+    `weights` stand for those whose card a config asks for.
+    """
+    if config.init_from:
+        config.init_from = weights
     for source in (config.data.source, config.data.eval_source):
         assert source.partition(":")[0] in {"", *KINDS}, source
     config.evaluate.sets = ()
@@ -151,14 +166,14 @@ def check(config: ConfigDict) -> None:
     ("page", "module", "arguments"), parameters(COMMANDS, of_package=True)
 )
 def test_every_command_that_a_page_gives_is_legal(
-    page, module, arguments, config_of, capsys
+    page, module, arguments, config_of, weights, capsys
 ):
     for own in re.findall(r"--config=(\w+\.py)", " ".join(arguments)):
         examples = [x.text for x in pages.fences(page, "python")]
         (text,) = [x for x in examples if "def get_config" in x]
         pathlib.Path(own).write_text(text)
     if config := config_of(module, arguments):
-        check(config)
+        check(config, weights)
     assert not capsys.readouterr().err
 
 
@@ -365,7 +380,7 @@ def test_every_key_that_a_page_names_is_in_the_config(page):
     for word in pages.code_words(page):
         key = re.match(r"(?:--config\.)?([a-z_]+(?:\.[a-z_0-9]+)+)(?![\w/(])", word)
         if key and key[1].partition(".")[0] in sections and not word.endswith(".py"):
-            unit = r"\.(epochs|steps|examples)$|(?<=overrides)\.\w+$"
+            unit = r"\.(epochs|steps|examples|percent)$|(?<=overrides)\.\w+$"
             name = re.sub(unit, "", key[1])
             assert name in known or any(x.startswith(f"{name}.") for x in known), word
 
@@ -392,11 +407,11 @@ def test_every_name_of_the_package_that_a_page_gives_is_there(page):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_the_command_in_a_recipe_is_legal(path, config_of):
-    for line in re.findall(r"^python -m .*(?:\\\n.*)*", path.read_text(), re.M):
+def test_the_command_in_a_recipe_is_legal(path, config_of, weights):
+    for line in re.findall(r"^python -m .*(?:(?<=\\)\n.*)*", path.read_text(), re.M):
         module, arguments = parts(shlex.split(line.replace("\\\n", " ")))
         if config := config_of(module, arguments):
-            check(config)
+            check(config, weights)
 
 
 @pytest.mark.parametrize("page", PAGES)
