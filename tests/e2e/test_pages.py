@@ -259,7 +259,7 @@ def test_every_other_program_that_a_page_runs_is_there(page, program, arguments)
 
 
 def test_the_table_of_a_page_is_one_that_a_run_reads(tmp_path):
-    (fence,) = (fence for page in PAGES for fence in pages.fences(page, "csv"))
+    (fence,) = (fence for page in pages.PAGES for fence in pages.fences(page, "csv"))
     (tmp_path / "table.csv").write_text(fence.text)
     rows = read_rows(tmp_path / "table.csv")
     assert [row.label for row in rows] == ["cat", "dog", "cat"]
