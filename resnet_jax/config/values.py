@@ -103,6 +103,7 @@ RANGES = {
     "data.num_threads": Range(0, most=MOST_WORKERS),
     "data.max_pixels": Range(1, most=2**63 - 1),
     "optim.learning_rate": NOT_NEGATIVE,
+    "optim.head_learning_rate": NOT_NEGATIVE,
     "optim.learning_rate_batch": NOT_NEGATIVE,
     "optim.end_learning_rate": NOT_NEGATIVE,
     "optim.power": NOT_NEGATIVE,
@@ -138,6 +139,7 @@ RANGES = {
 RESIZE_SIZES = {"first", "last", "multiple"}
 RESIZE_SIZE = Range(1, most=MOST_PIXELS)
 DURATIONS = ("total", "log_every", "optim.warmup", "evaluate.every", "checkpoint.every")
+OPTIONAL_DURATIONS = ("optim.schedule_length", "optim.freeze_until")
 
 
 def check(config: ConfigDict) -> None:
@@ -183,7 +185,7 @@ def check_value(key: str, value: Any) -> None:
         value = value.to_dict()
     if key in DURATIONS:
         durations.parse(value, key)
-    elif key == "optim.schedule_length":
+    elif key in OPTIONAL_DURATIONS:
         _check_dictionary(key, value)
         if value:
             durations.parse(value, key)
