@@ -71,7 +71,7 @@ class Frozen:
         return tuple(key.key for key in path) in self.leaves
 
     def applied(self) -> contextlib.AbstractContextManager:
-        """Returns a context in which modules with frozen statistics are not in training.
+        """Returns a context in which norms with frozen statistics do not train.
 
         A frozen batch norm normalises by its running statistics, as with
         `trainable=False` in Keras and in timm's `FrozenBatchNormAct2d`.
@@ -92,6 +92,9 @@ class Frozen:
         return nn.intercept_methods(call)
 
 
+NOTHING = Frozen()
+
+
 def frozen_of(config: ConfigDict, model: nn.Module) -> Frozen:
     """Returns what `config.optim.freeze` freezes.
 
@@ -104,7 +107,7 @@ def frozen_of(config: ConfigDict, model: nn.Module) -> Frozen:
         blocks that `config.model.scan_blocks` merges.
     """
     if not config.optim.freeze:
-        return Frozen()
+        return NOTHING
     # Patterns are matched with the names of single blocks.
     single = model.clone(scan_blocks=False) if config.model.scan_blocks else model
     shapes = init_shapes(single, config.data.image_size)
@@ -121,11 +124,12 @@ def frozen_of(config: ConfigDict, model: nn.Module) -> Frozen:
         return "/".join(path) in chosen
 
     # A norm is frozen if all of its parameters are.
-    trained_modules = {path[:-1] for path in params if not is_frozen(path)}
+    modules = {path[:-1] for path in params if is_frozen(path)}
+    modules -= {path[:-1] for path in params if not is_frozen(path)}
     flags = {
         "params": {path: np.array(is_frozen(path)) for path in params},
         "batch_stats": {
-            path: np.array(path[:-1] not in trained_modules)
+            path: np.array(path[:-1] in modules)
             for path in flatten_dict(dict(shapes.get("batch_stats", {})))
         },
     }
@@ -222,7 +226,7 @@ class Late(NamedTuple):
 def apart(
     transformation: optax.GradientTransformation, late: Frozen
 ) -> optax.GradientTransformation:
-    """Applies a transformation to parameters that thaw later, and to others, separately.
+    """Applies a transformation to parameters that thaw, and to all others, apart.
 
     So both have a step counter of their own, which bias corrections need. torch has one
     for each parameter.
