@@ -158,6 +158,8 @@ def check(config: ConfigDict, weights: str) -> None:
     for source in (config.data.source, config.data.eval_source):
         assert source.partition(":")[0] in {"", *KINDS}, source
     config.evaluate.sets = ()
+    # An empty one is chosen by the data, which are not there.
+    config.data.eval_split = config.data.eval_split or "validation"
     train, eval = (open_source("fake:1000:1000000", x) for x in ("train", "validation"))
     set_up(config, train=train, eval=eval)
 
