@@ -267,7 +267,8 @@ def evaluate_workdir(
         "command": command,
     }
     if is_lead:
-        name = re.sub(r"[^\w]+", "_", config.data.eval_split).strip("_")
+        eval_split = experiment.config.data.eval_split
+        name = re.sub(r"[^\w]+", "_", eval_split).strip("_")
         path = workdir / f"eval_{name}.json"
         with output.dispensable(str(path)):
             storage.write_by_product(path, content)

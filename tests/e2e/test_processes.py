@@ -475,3 +475,22 @@ def test_a_run_whose_workdir_is_gone_stops_and_the_same_command_works(
         (tmp_path / "elsewhere").rename(workdir)
     pods.run(number, workdir, *FLAGS)
     assert not (workdir / "running.json").exists()
+
+
+def test_processes_hold_out_and_balance_the_same_images_as_one_does(tmp_path):
+    flags = (
+        *FLAGS,
+        "--config.data.train_split=train+test",
+        "--config.data.eval_split=",
+        "--config.data.balance",
+    )
+    pods.run(2, tmp_path / "two", *flags)
+    code, output = runs.run(tmp_path / "one", *flags, JAX_NUM_CPU_DEVICES="4")
+    assert code == 0, output
+    # The bound of `test_processes_train_as_one_does`.
+    np.testing.assert_allclose(
+        losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=2e-6
+    )
+    tables = [(tmp_path / name / "split.csv").read_bytes() for name in ("one", "two")]
+    assert tables[0] == tables[1]
+    assert runs.result(tmp_path / "two")["n_seen"] == 359
