@@ -6,8 +6,8 @@ prepared. IMAGE is one of these:
 
 - an image file;
 - a folder, whose images and those of its subfolders are taken;
-- a pattern in quotes, such as 'PHOTOS/**/*.jpg', where ** stands for any subfolders; a
-  file or folder that exists under this name is no pattern;
+- a pattern in quotes, such as 'PHOTOS/**/*.jpg', where ** stands for any
+  subfolders; the name of a file or folder that exists is not a pattern;
 - a single -, for a list of files and folders on standard input: one path per line, or
   separated by null bytes, as find -print0 writes them.
 

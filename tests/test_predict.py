@@ -287,7 +287,7 @@ def run(
     Args:
       *arguments: Arguments of the command.
       stdin: The content of its standard input.
-      rest: What follows the command in the shell, such as a pipe.
+      rest: The text after the command in the shell, such as a pipe.
       **options: Arguments of `subprocess.run`.
     """
     command = shlex.join([sys.executable, "-m", "resnet_jax.predict", *arguments])
@@ -437,7 +437,7 @@ def test_a_terminal_shows_a_progress_bar_and_a_file_does_not(weights, images, tm
     # The list is complete only after the second that the bar waits for.
     lines = f"(echo {images[0]}; sleep 3; echo {images[1]})"
     done = subprocess.run(
-        ["script", "-qec", f"stty cols 80; {lines} | {command}", "/dev/null"],
+        ["script", "-qec", f"stty cols 80 rows 24; {lines} | {command}", "/dev/null"],
         cwd=runs.ROOT,
         capture_output=True,
         text=True,
