@@ -183,6 +183,22 @@ def test_processes_with_sharded_parameters_train_as_those_with_replicated_ones(
         assert evaluated[key] == runs.result(two)[key]
 
 
+def test_two_processes_evaluate_the_classes_as_one_does(two, tmp_path):
+    flags = (*FLAGS, "--mode=eval", "--checkpoint=last")
+    results = []
+    for number in (2, 1):
+        workdir = tmp_path / str(number)
+        shutil.copytree(two, workdir)
+        pods.run(number, workdir, *flags)
+        evaluated = runs.read_json(workdir / "eval_test.json")
+        rows = (workdir / "eval_test.csv").read_text().splitlines()
+        results.append((evaluated, [row.split(",")[:3] for row in rows]))
+    (ones, own_rows), (others, other_rows) = results
+    for key in ("top1", "top1_interval", "macro", "per_class", "confusion"):
+        assert ones[key] == others[key], key
+    assert own_rows == other_rows
+
+
 def test_other_numbers_of_processes_and_devices_resume_with_the_same_images(tmp_path):
     """Runs on 2 processes of 4 devices, 1 of 1 and 4 of 1, and stops the first two."""
     flags = (*FLAGS, "--config.total.steps=60")
