@@ -341,11 +341,12 @@ def run(arguments: Arguments, command: str) -> None:
     if jax.process_index() == 0:
         if result.get("report"):
             say(f"report: {result['report']}")
-        step = result["step"]
+        end = f"at step {result['step']}"
         if to_target := result.get("to_target"):
-            seconds = to_target["seconds"]
-            say(f"target: reached in {step:,} steps, {seconds:.1f} s of training")
-        say(f"result: {describe(result)}  at step {step}  from: {command}")
+            end += f" (target reached, {to_target['seconds']:.1f} s of training)"
+        elif result.get("ended_by") == "patience":
+            end += " (no new best for too long)"
+        say(f"result: {describe(result)}  {end}  from: {command}")
 
 
 def main(argv: list[str]) -> int:

@@ -26,6 +26,7 @@ TYPES = {
     **dict.fromkeys(("total", "optim.schedule_length"), "duration or empty dictionary"),
     "optim.decay_at": "tuple of durations",
     "evaluate.sets": "tuple of texts",
+    "stop.target": "dictionary of numbers",
     "model.bn_group_size": "text or whole number",
     "model.fused_norm": "True, False or text",
     "compiler_options": "dictionary or text",

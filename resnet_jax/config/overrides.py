@@ -175,7 +175,8 @@ def _read(argument: str, text: str, node: ConfigDict, last: str, key: str) -> An
                     f"{argument} has no unit. Write {PREFIX}{key}.epochs=NUMBER, or"
                     " .steps or .examples."
                 )
-            example = json.dumps(present.to_dict() or {"epochs": 1}).replace('"', "'")
+            usual = {"top1": 0.95} if key == "stop.target" else {"epochs": 1}
+            example = json.dumps(present.to_dict() or usual).replace('"', "'")
             raise UserError(f'{argument} is not a dictionary, such as "{example}".')
     return value
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax.config import defaults, durations
 from resnet_jax.config.saved import is_section
-from resnet_jax.errors import UserError, shown
+from resnet_jax.errors import UserError, nearest, shown
 
 # Devices compute with int32 and float32.
 MOST_WHOLE = 2**31 - 1
@@ -208,9 +208,12 @@ def check_value(key: str, value: Any) -> None:
         for name in RESIZE_SIZES & set(value):
             _check_numbers(f"{key}.{name}", value[name], 1, RESIZE_SIZE)
     elif key == "stop.target":
-        _check_dictionary(key, value)
-        # Other names are an error where evaluations are compared with the target.
-        for name in TARGETS.keys() & set(value):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{key}={shown(value)} is not a dictionary.")
+        for name in value:
+            if name not in TARGETS:
+                hint = nearest(str(name), TARGETS)
+                raise UserError(f"{key} has no figure {shown(name)}.{hint}")
             _check_numbers(f"{key}.{name}", value[name], 1.0, TARGETS[name])
     elif key == "optim.decay_at":
         for duration in _entries(key, value):

@@ -14,6 +14,7 @@ from resnet_jax.config import values
 from resnet_jax.config.saved import from_saved
 from resnet_jax.errors import UserError
 from resnet_jax.models.zoo import get_entry, get_spec, resolve
+from resnet_jax.parallel import processes
 from resnet_jax.persistence.checkpoints import Checkpoints
 from resnet_jax.persistence.storage import Path, explaining_errors
 from resnet_jax.weights import load
@@ -144,8 +145,11 @@ def _recorded(workdir: Path) -> ConfigDict | None:
     """Returns the config that a run's newest checkpoint recorded, if it has one."""
     folder = workdir / "checkpoints"
     with explaining_errors(workdir):
-        if not folder.is_dir():
-            return None
+        exists = folder.is_dir()
+    # No process goes on, and makes the folder, before all have looked for it.
+    processes.check_same("checkpoints", {"the checkpoints of --workdir": exists})
+    if not exists:
+        return None
     with Checkpoints(folder) as saved:
         record = saved.newest_record()
     return from_saved(record["config"]) if record else None

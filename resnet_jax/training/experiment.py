@@ -236,7 +236,8 @@ def set_up(
     validate.check(config, mesh)
     bn_group_size = ghost_batch.resolve(config, mesh)
     mixup.check_ghost_batch(config, bn_group_size)
-    config = resolve_splits(config, reads_train=train is None)
+    if eval is None:
+        config = resolve_splits(config, reads_train=train is None)
     train_examples, eval_examples, sets = open_examples(config, train, eval)
     train_size, batch_size = len(train_examples.source), config.batch_size
     config = completion.with_total(config, train_size)

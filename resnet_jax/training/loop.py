@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from resnet_jax.config import load
 from resnet_jax.console import output
 from resnet_jax.data.csv_source import split_table
-from resnet_jax.data.derived_sources import known_labels
 from resnet_jax.data.loader import WorkerDiedError, bad_indices
 from resnet_jax.data.source_protocol import NamedSource, Source, checksum
 from resnet_jax.data.splits import HELD_OUT
@@ -211,8 +210,6 @@ def train(
             if not experiment.has_ended(vars(progress)):
                 batches = stack.enter_context(experiment.train_batches(progress.step))
                 if config.data.class_weights:
-                    if known_labels(experiment.train.source) is None:
-                        say("reading the training images to count those of each class")
                     say(class_weights_line(experiment))
                 teacher = teacher_variables(
                     experiment, teacher_read or teacher_weights(experiment)

@@ -116,6 +116,8 @@ KINDS = {
     "number": {"number", "whole number"},
     "dictionary": {"dictionary", "duration", "empty dictionary"},
     "duration or empty dictionary": {"duration", "empty dictionary"},
+    # Of its names, which are those of figures, the samples have none.
+    "dictionary of numbers": {"empty dictionary"},
     "dictionary or text": {"dictionary", "duration", "empty dictionary", "text"},
     "True, False or text": {"True or False", "text"},
     "text or whole number": {"text", "whole number"},

@@ -27,6 +27,7 @@ from resnet_jax import cli, main
 from resnet_jax.config import RECIPES, load, override, recipes
 from resnet_jax.config.saved import flatten
 from resnet_jax.console.arguments import Parser, load_config
+from resnet_jax.data.csv_source import read_rows
 from resnet_jax.data.sources import KINDS, open_source
 from resnet_jax.errors import UserError
 from resnet_jax.models import ZOO, get_spec
@@ -60,7 +61,7 @@ IN_SENTENCES = [
 ]
 # The functions that modules run with a command line, where it is not `main`.
 ENTRIES = {"resnet_jax.prepare": "run"}
-LANGUAGES = {"bash", "text", "python", "pycon", "yaml", "diff", "mermaid"}
+LANGUAGES = {"csv", "bash", "text", "python", "pycon", "yaml", "diff", "mermaid"}
 
 
 def parts(command: list[str]) -> tuple[str, list[str]]:
@@ -157,6 +158,8 @@ def check(config: ConfigDict, weights: str) -> None:
     for source in (config.data.source, config.data.eval_source):
         assert source.partition(":")[0] in {"", *KINDS}, source
     config.evaluate.sets = ()
+    # An empty one is chosen by the data, which are not there.
+    config.data.eval_split = config.data.eval_split or "validation"
     train, eval = (open_source("fake:1000:1000000", x) for x in ("train", "validation"))
     set_up(config, train=train, eval=eval)
 
@@ -255,6 +258,14 @@ def test_every_other_program_that_a_page_runs_is_there(page, program, arguments)
                 assert f"\n  {name}: " in files_in(arguments), name
         case _:
             pytest.fail(f"{page}: no test knows the program {program}.")
+
+
+def test_the_table_of_a_page_is_one_that_a_run_reads(tmp_path):
+    (fence,) = (fence for page in pages.PAGES for fence in pages.fences(page, "csv"))
+    (tmp_path / "table.csv").write_text(fence.text)
+    rows = read_rows(tmp_path / "table.csv")
+    assert [row.label for row in rows] == ["cat", "dog", "cat"]
+    assert [row.split for row in rows] == ["train", "train", "val"]
 
 
 @pytest.mark.parametrize("page", PAGES)

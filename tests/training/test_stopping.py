@@ -81,7 +81,8 @@ def test_a_run_of_an_older_version_counts_from_its_best_evaluation():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stop.target": {"top": 0.9}}, r"stop\.target\.top\. Did you mean .*top1"),
+        ({"stop.target": {"top_1": 0.9}}, r"no figure 'top_1'\. Did you mean top1"),
+        ({"stop.target": {"top-1": 0.9}}, r"no figure 'top-1'\. Did you mean top1"),
         ({"stop.target": {"accuracy": 0.9}}, r"Known: top1, top5, loss"),
         ({"stop.target": {"top1": 95}}, r"stop\.target\.top1=95 must be from 0 to 1"),
         ({"stop.target": {"loss": -1.0}}, r"stop\.target\.loss=-1\.0 must be at lea"),

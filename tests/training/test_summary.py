@@ -23,7 +23,7 @@ def test_the_summary_names_the_ghost_batches_of_batch_norm(norm, row):
 def rows_of(experiment) -> dict[str, str]:
     """Returns the rows of a summary, each in one line."""
     text = re.sub(r"\n {12}", " ", summary(experiment, pathlib.Path("runs")))
-    return {key: value for key, value in re.findall(r"^([\w ]+): +(.*)$", text, re.M)}
+    return dict(re.findall(r"^([\w ]+): +(.*)$", text, re.M))
 
 
 def test_the_summary_has_the_number_of_images_of_each_class(tmp_path):

@@ -167,7 +167,7 @@ def folder(path: str, shard_bytes: int = pack.SHARD_BYTES) -> DataSet:
     """Returns an image folder as a data set that keeps the files as they are.
 
     Args:
-      path: The folder, which holds SPLIT/CLASS/IMAGE.jpg.
+      path: The folder, which holds SPLIT/CLASS/IMAGE.jpg or CLASS/IMAGE.jpg.
       shard_bytes: The approximate size of a shard.
 
     Raises:
