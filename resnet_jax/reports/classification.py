@@ -92,15 +92,15 @@ def figures(
     return {"macro": macro, "per_class": per_class, "confusion": matrix.tolist()}
 
 
-def class_lines(found: Mapping[str, Any]) -> Iterator[str]:
+def class_lines(result: Mapping[str, Any]) -> Iterator[str]:
     """Yields a table of the classes, and their most frequent confusions, as text.
 
     Of more than 50 classes, only the ten with the lowest F1 are listed.
 
     Args:
-      found: The result of `figures`.
+      result: The result of `figures`.
     """
-    rows = [row for row in found["per_class"] if row["images"] or row["predicted"]]
+    rows = [row for row in result["per_class"] if row["images"] or row["predicted"]]
     if len(rows) > MOST_CLASSES:
         yield f"the {WORST} of {len(rows):,} classes with the lowest F1:"
         rows = sorted(rows, key=lambda row: row["f1"])[:WORST]
@@ -114,10 +114,10 @@ def class_lines(found: Mapping[str, Any]) -> Iterator[str]:
             f"{name:<{width}}  {row['images']:>6,}  {precision:>9}  {recall:>6}"
             f"  {f1:>6}".rstrip()
         )
-    matrix = np.array(found["confusion"])
+    matrix = np.array(result["confusion"])
     np.fill_diagonal(matrix, 0)
     order = np.argsort(-matrix, axis=None, kind="stable")[:CONFUSIONS]
-    names = [output.one_line(row["name"]) for row in found["per_class"]]
+    names = [output.one_line(row["name"]) for row in result["per_class"]]
     pairs = [
         f"{names[label]} as {names[other]} ({matrix[label, other]:,})"
         for label, other in zip(*np.unravel_index(order, matrix.shape), strict=True)
