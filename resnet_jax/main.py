@@ -294,6 +294,7 @@ def run(arguments: Arguments, command: str) -> None:
     from resnet_jax.persistence import compile_cache
     from resnet_jax.persistence.metric_writers import describe
     from resnet_jax.persistence.temporary_workdir import temporary_workdir
+    from resnet_jax.training.completion import complete
     from resnet_jax.training.evaluation import evaluate_workdir
     from resnet_jax.training.loop import train
 
@@ -305,7 +306,7 @@ def run(arguments: Arguments, command: str) -> None:
     if _MODE.value == "dry_run":
         with temporary_workdir(arguments.workdir) as workdir:
             result = train(
-                for_dry_run(config, jax.device_count()),
+                for_dry_run(complete(config), jax.device_count()),
                 workdir,
                 command=command,
                 began=_BEGAN,
@@ -340,7 +341,12 @@ def run(arguments: Arguments, command: str) -> None:
     if jax.process_index() == 0:
         if result.get("report"):
             say(f"report: {result['report']}")
-        say(f"result: {describe(result)}  at step {result['step']}  from: {command}")
+        end = f"at step {result['step']}"
+        if to_target := result.get("to_target"):
+            end += f" (target reached, {to_target['seconds']:.1f} s of training)"
+        elif result.get("ended_by") == "patience":
+            end += " (no new best for too long)"
+        say(f"result: {describe(result)}  {end}  from: {command}")
 
 
 def main(argv: list[str]) -> int:

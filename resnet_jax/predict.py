@@ -2,27 +2,46 @@
 
 WEIGHTS is anything that `resnet_jax.load` takes: a file of any framework, a workdir, a
 weights directory or `timm:NAME.TAG`. The card of the weights says how images are
-prepared. IMAGE is an image file, or a folder, whose images and those of its subfolders
-are taken. For each image the five most probable classes are printed as soon as they are
-computed. Images that cannot be read are named on standard error, and the exit code is
-then 1.
+prepared. IMAGE is one of these:
+
+- an image file;
+- a folder, whose images and those of its subfolders are taken;
+- a pattern in quotes, such as 'PHOTOS/**/*.jpg', where ** stands for any
+  subfolders; the name of a file or folder that exists is not a pattern;
+- a single -, for a list of files and folders on standard input: one path per line, or
+  separated by null bytes, as find -print0 writes them.
+
+For each image the most probable classes are printed, in the order of the images, as
+soon as they are computed. Images that cannot be read are named on standard error and
+skipped, and the exit code is then 1.
 """
 
 import collections
-import os
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import sys
+from collections.abc import Generator
 
 import numpy as np
+import tqdm
 
 from resnet_jax.config.defaults import MAX_PIXELS
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, count
-from resnet_jax.data.image_files import describe, find_images
+from resnet_jax.data.given_images import GivenImages
+from resnet_jax.data.workers import map_ahead
 from resnet_jax.errors import UserError
-from resnet_jax.persistence import storage
+from resnet_jax.parallel import process_memory
+from resnet_jax.parallel.sharding import find_devices
+from resnet_jax.persistence import compile_cache
+from resnet_jax.reports import predictions
 from resnet_jax.reports.figures import picture_to_write
-from resnet_jax.reports.predictions import draw_predictions
-from resnet_jax.weights.trained import load
+from resnet_jax.reports.predictions import MOST_SHOWN, Row
+from resnet_jax.weights.card import Prediction
+from resnet_jax.weights.trained import BATCH_SIZE, load
+
+# The smallest number of images that are read ahead: as many as are read while the
+# program is compiled.
+AHEAD = 256
 
 
 def main(argv: list[str]) -> None:
@@ -39,7 +58,8 @@ def main(argv: list[str]) -> None:
         nargs="+",
         metavar="IMAGE",
         help="The image files to classify, in any format that Pillow reads, such as"
-        " JPEG or PNG, or folders of them.",
+        " JPEG or PNG; folders of them; patterns in quotes, such as 'PHOTOS/**/*.jpg';"
+        " or - for a list of paths on standard input.",
     )
     parser.add_argument(
         "--model",
@@ -47,6 +67,34 @@ def main(argv: list[str]) -> None:
         help="The network's name. It is needed only if neither the weights nor a card"
         " beside them name the network. The default is then the first network that"
         " the weights fit.",
+    )
+    parser.add_argument(
+        "--topk",
+        metavar="K",
+        type=count,
+        default=5,
+        help="The number of the most probable classes to print for each image. The"
+        " default is %(default)s.",
+    )
+    parser.add_argument(
+        "--batch_size",
+        metavar="N",
+        type=count,
+        default=BATCH_SIZE,
+        help="The number of images that are computed at a time. The default is"
+        " %(default)s.",
+    )
+    parser.add_argument(
+        "--flip",
+        action="store_true",
+        help="Takes the mean of the logits of each image and of its mirror image. It is"
+        " off by default.",
+    )
+    parser.add_argument(
+        "--csv",
+        action="store_true",
+        help="Prints a CSV table instead of text, with a row for each image: its path,"
+        " and the names and probabilities of its classes. It is off by default.",
     )
     parser.add_argument(
         "--json",
@@ -62,8 +110,9 @@ def main(argv: list[str]) -> None:
         "--save",
         metavar="FILE.png",
         type=picture_to_write,
-        help="The file to which a picture is written that shows each image as the"
-        " network sees it, with its predictions. By default none is written.",
+        help="The file to which a picture is written that shows each of the first"
+        f" {MOST_SHOWN} images as the network sees it, with its predictions. By default"
+        " none is written.",
     )
     parser.add_argument(
         "--max_pixels",
@@ -74,60 +123,81 @@ def main(argv: list[str]) -> None:
         " is that of data.max_pixels, %(default)s.",
     )
     args = parser.parse(argv[1:])
+    if args.csv and args.json:
+        raise UserError("--csv and --json exclude each other; give one of them.")
+    given = GivenImages(args.images)
+    compile_cache.turn_on()
+    if find_devices()[0].platform == "cpu":
+        process_memory.keep_freed_memory()
     model = load(args.weights, model=args.model)
     card = model.card
     # Networks that take neither grey nor colour images are rejected before any is read.
     card.crop([])
-    files: list[str] = []
-    problems = 0
+    shown: list[tuple[np.ndarray, list[Prediction]]] = []
+    classified = problems = 0
 
-    def report(error: UserError) -> None:
-        nonlocal problems
-        # If there is nothing else to classify, the error ends the command.
-        if len(args.images) == 1 and len(files) <= 1:
-            raise error
-        problems += 1
-        output.fail(output.one_line(str(error)))
+    def read(given: str | UserError) -> tuple[str, np.ndarray] | UserError:
+        if isinstance(given, UserError):
+            return given
+        # A file may be a pipe, so each is read only once.
+        try:
+            (pixels,) = card.crop(given, args.max_pixels)
+        except UserError as error:
+            return error
+        return given, pixels
 
-    files.extend(_files_of(args.images, report))
-    # The files that were read and whose predictions are not printed yet.
-    waiting: collections.deque[str] = collections.deque()
-    shown: list[np.ndarray] = []
+    def rows(bar: tqdm.tqdm) -> Generator[Row, None, None]:
+        nonlocal classified
+        # The images that were read and whose predictions are not printed yet.
+        waiting: collections.deque[tuple[str, np.ndarray]] = collections.deque()
 
-    def crops() -> Iterator[np.ndarray]:
-        for file in files:
-            # A file may be a pipe, so each is read only once.
-            try:
-                (pixels,) = card.crop(file, args.max_pixels)
-            except UserError as error:
-                report(error)
-                continue
-            waiting.append(file)
-            if args.save:
-                shown.append(pixels)
-            yield pixels
+        def crops() -> Generator[np.ndarray, None, None]:
+            nonlocal problems
+            ahead = max(AHEAD, 2 * args.batch_size)
+            for found in map_ahead(read, given, ahead=ahead):
+                bar.total = given.total
+                if not isinstance(found, UserError):
+                    waiting.append(found)
+                    yield found[1]
+                    continue
+                # If there is nothing else to classify, the error ends the command.
+                if given.total == 1:
+                    raise found
+                problems += 1
+                output.fail(output.one_line(str(found)))
+                bar.update()
 
-    images, predictions, classified = [], [], 0
-    for logits in model.stream_logits(crops()):
-        classified += 1
-        file, top = waiting.popleft(), card.top(logits)
-        if args.save:
-            predictions.append(top)
+        stream = model.stream_logits(
+            crops(), batch_size=args.batch_size, flip=args.flip
+        )
+        for logits in stream:
+            classified += 1
+            path, pixels = waiting.popleft()
+            top = card.top(logits, args.topk)
+            if args.save and classified <= MOST_SHOWN:
+                shown.append((pixels, top))
+            yield Row(path, top, logits if args.logits else None)
+            bar.update()
+
+    classes = card.spec["num_classes"]
+    with _progress_bar() as bar, contextlib.closing(rows(bar)) as stream:
         if args.json:
-            image = {"file": file, "top": [prediction._asdict() for prediction in top]}
-            images.append(image | ({"logits": logits.tolist()} if args.logits else {}))
-            continue
-        output.answer(output.one_line(file))
-        for prediction in top:
-            name = output.one_line(prediction.name)
-            output.answer(f"  {100 * prediction.probability:6.2f} %  {name}")
-        if args.logits:
-            output.answer(f"  logits: {' '.join(f'{value:.6f}' for value in logits)}")
-    if args.json:
-        document = {"weights": args.weights, "network": card.network, "images": images}
-        output.answer(storage.to_json(document, indent=2))
+            facts = {"weights": args.weights, "network": card.network}
+            lines = predictions.json_lines(stream, facts)
+        elif args.csv:
+            k, logits = min(args.topk, classes), classes if args.logits else 0
+            lines = predictions.csv_lines(stream, predictions.columns(k, logits))
+        else:
+            lines = predictions.text_lines(stream)
+        for line in lines:
+            output.answer(line)
     if shown:
-        draw_predictions(args.save, np.stack(shown), predictions)
+        pixels, tops = zip(*shown, strict=True)
+        predictions.draw_predictions(args.save, np.stack(pixels), tops)
+        if classified > len(shown):
+            output.note(
+                f"{args.save} shows the first {len(shown)} of {classified:,} images."
+            )
     if problems:
         raise UserError(
             f"{problems:,} of the given files and folders could not be read, as said"
@@ -135,26 +205,15 @@ def main(argv: list[str]) -> None:
         )
 
 
-def _files_of(
-    locations: Sequence[str], report: Callable[[UserError], None]
-) -> Iterator[str]:
-    """Yields the files of a command line, in which folders stand for their images."""
-    for location in locations:
-        try:
-            path = storage.path_of(location)
-            if storage.is_remote(path) or not os.path.isdir(path):
-                yield os.fspath(path)
-                continue
-            images, left_out = find_images(path)
-        except UserError as error:
-            report(error)
-            continue
-        others = describe(left_out)
-        if not images:
-            report(UserError(f"{path} holds no images{others and f' ({others})'}."))
-        elif others:
-            output.note(f"{path}: {others}.")
-        yield from (os.fspath(path / image) for image in images)
+def _progress_bar() -> tqdm.tqdm:
+    """Returns a progress bar, which is shown on terminals after a second."""
+    return tqdm.tqdm(
+        unit=" images",
+        dynamic_ncols=True,
+        disable=sys.stderr is None or not sys.stderr.isatty(),
+        delay=1,
+        leave=False,
+    )
 
 
 if __name__ == "__main__":

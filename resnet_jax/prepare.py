@@ -3,6 +3,7 @@
 python -m resnet_jax.prepare imagenet2012 --manual_dir=DIR   the two tar files in DIR
 python -m resnet_jax.prepare tfds:NAME[/CONFIG]              the data set's tfds builder
 python -m resnet_jax.prepare folder:PATH                     PATH/SPLIT/CLASS/IMAGE.jpg
+                                                             or PATH/CLASS/IMAGE.jpg
 python -m resnet_jax.prepare convert DIR                     tfds TFRecords in DIR
 python -m resnet_jax.prepare verify SOURCE_OR_DIR            lists every damaged image
 

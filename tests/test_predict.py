@@ -1,9 +1,12 @@
 """The command `predict`, which prints text or JSON and draws a picture."""
 
+import csv
 import dataclasses
+import io
 import json
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -274,6 +277,177 @@ def test_a_reader_may_close_the_output_early(weights, images):
     assert done.returncode == 141
     assert done.stdout == f"{images[0]}\n"
     assert done.stderr == ""
+
+
+def run(
+    *arguments: str, stdin: bytes = b"", rest: str = "", **options
+) -> subprocess.CompletedProcess:
+    """Runs the command with a list of paths on standard input.
+
+    Args:
+      *arguments: Arguments of the command.
+      stdin: The content of its standard input.
+      rest: The text after the command in the shell, such as a pipe.
+      **options: Arguments of `subprocess.run`.
+    """
+    command = shlex.join([sys.executable, "-m", "resnet_jax.predict", *arguments])
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{command} {rest}"],
+        input=stdin,
+        cwd=runs.ROOT,
+        capture_output=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        **options,
+    )
+
+
+def test_paths_come_from_a_list_of_find_and_bad_ones_are_named(
+    weights, images, tmp_path
+):
+    odd = os.fsencode(tmp_path) + b"/a\nb \xff.png"
+    pathlib.Path(os.fsdecode(odd)).write_bytes(pathlib.Path(images[0]).read_bytes())
+    paths = [odd, os.fsencode(images[1]), os.fsencode(tmp_path / "gone[1].png")]
+    done = run(weights, "-", "--json", "--topk=1", stdin=b"\0".join(paths))
+    assert done.returncode == 1
+    found = json.loads(done.stdout)["images"]
+    assert [os.fsencode(image["file"]) for image in found] == paths[:2]
+    assert [len(image["top"]) for image in found] == [1, 1]
+    first, last = done.stderr.decode().splitlines()
+    assert "gone[1].png: No such file" in first
+    assert last.startswith("error: 1 of the given files")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "message"),
+    [
+        (["-"], b"\r\n\n", "error: Standard input names no images"),
+        (["-"], b"\xff\xd8\xff\xe0 of a JPEG", "error: Standard input is an image"),
+        (["gone*.png"], b"", "error: No image matches the pattern gone*.png."),
+        (["-", "-"], b"", "error: Standard input (-) can be read only once"),
+        (["a.png", "--csv", "--json"], b"", "error: --csv and --json exclude"),
+        (["a.png", "--topk=0"], b"", "error: Argument --topk: '0' is not a whole"),
+    ],
+)
+def test_a_command_without_images_ends_with_one_sentence(
+    weights, arguments, stdin, message
+):
+    done = run(weights, *arguments, stdin=stdin)
+    assert (done.returncode, done.stdout) == (1, b"")
+    (line,) = done.stderr.decode().splitlines()
+    assert line.startswith(message)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["--csv", "--json"])
+def test_a_table_is_printed_as_results_come_and_its_reader_may_close_it(
+    weights, images, form
+):
+    paths = "".join(f"{images[0]}\n" for _ in range(300)).encode()
+    done = run(weights, "-", form, stdin=paths, rest="| head -n 2")
+    assert done.returncode == 141
+    assert len(done.stdout.splitlines()) == 2
+    assert done.stderr == b""
+
+
+def many_kinds(folder: pathlib.Path) -> list[str]:
+    """Writes images of many kinds, of which three are bad; returns all paths."""
+    folder.mkdir()
+    image = noise(0, 40, 30)
+    deep = np.random.default_rng(0).integers(2**16, size=(30, 40), dtype=np.uint16)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    contents = {
+        "cmyk.jpg": encode(image.convert("CMYK"), "JPEG"),
+        "cut.jpg": encode(image, "JPEG")[:400],
+        "deep.png": encode(Image.fromarray(deep), "PNG"),
+        "empty.jpg": b"",
+        "grey.webp": encode(image.convert("L"), "WEBP"),
+        "palette.gif": encode(image.convert("P"), "GIF"),
+        "text.png": b"no image",
+        "turned.jpg": encode(image, "JPEG", exif=turned),
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    return [str(folder / name) for name in contents]
+
+
+def test_a_table_has_a_row_for_each_good_image_in_the_order_of_the_images(
+    tmp_path, capsys
+):
+    card, variables = small_networks.card_and_variables(
+        "akamaster_resnet20", num_classes=5
+    )
+    names = ('a, "b"', "two\nlines", "h\u00e9", "=1+1", "e")
+    weights = str(tmp_path / "w.safetensors")
+    save(weights, variables, dataclasses.replace(card, classes=names))
+    paths = many_kinds(tmp_path / "kinds")
+    good = [path for path in paths if not path.endswith(("cut.jpg", "y.jpg", "t.png"))]
+    folder = str(tmp_path / "kinds")
+    with pytest.raises(UserError, match=r"^6 of the given .* images: 10\.$"):
+        predict.main(["predict", weights, folder, folder, "--csv", "--logits"])
+    printed = capsys.readouterr()
+    rows = list(csv.DictReader(io.StringIO(printed.out, newline="")))
+    assert [row["path"] for row in rows] == 2 * good
+    assert rows[:5] == rows[5:]
+    for row in rows:
+        logits = np.array([float(row[f"logit_{index}"]) for index in range(5)])
+        order = np.argsort(-logits)
+        for place, index in enumerate(order, 1):
+            assert row[f"top{place}_name"] == names[index]
+        probability = np.exp(logits).max() / np.exp(logits).sum()
+        # The logits are float32, and the table has nine digits.
+        assert float(row["top1_probability"]) == pytest.approx(probability, rel=1e-6)
+    bad = [line.split(": ")[1] for line in printed.err.splitlines()]
+    assert bad == 2 * sorted({*paths} - {*good})
+
+
+def test_with_flip_an_image_and_its_mirror_image_have_equal_logits(
+    weights, tmp_path, capsys
+):
+    image = noise(0, 32, 32)
+    image.save(tmp_path / "a.png")
+    image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "b.png")
+
+    def logits(*flags: str) -> np.ndarray:
+        paths = [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+        predict.main(["predict", weights, *paths, "--json", "--logits", *flags])
+        images = json.loads(capsys.readouterr().out)["images"]
+        return np.array([image["logits"] for image in images])
+
+    single, mean = logits(), logits("--flip", "--batch_size=1")
+    # Programs for two views and other batch sizes sum in another order.
+    np.testing.assert_allclose(mean, [single.mean(axis=0)] * 2, rtol=1e-4, atol=1e-5)
+    assert abs(single[0] - single[1]).max() > 1e-2
+
+
+def test_a_picture_shows_the_first_images_of_many(weights, images, tmp_path, capsys):
+    save = tmp_path / "shown.png"
+    files = [images[0]] * (predict.MOST_SHOWN + 1)
+    predict.main(["predict", weights, *files, f"--save={save}", "--topk=1"])
+    printed = capsys.readouterr()
+    assert printed.out.count("%") == len(files)
+    assert printed.err == f"{save} shows the first 100 of 101 images.\n"
+    assert save.stat().st_size
+
+
+@pytest.mark.slow
+def test_a_terminal_shows_a_progress_bar_and_a_file_does_not(weights, images, tmp_path):
+    command = f"{sys.executable} -m resnet_jax.predict {weights} - > {tmp_path / 'out'}"
+    # The list is complete only after the second that the bar waits for.
+    lines = f"(echo {images[0]}; sleep 3; echo {images[1]})"
+    done = subprocess.run(
+        ["script", "-qec", f"stty cols 80 rows 24; {lines} | {command}", "/dev/null"],
+        cwd=runs.ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    assert done.returncode == 0
+    assert "images" in done.stdout
+    assert list(lines_of_images((tmp_path / "out").read_text())) == images
+    quiet = run(weights, "-", stdin="\n".join(images).encode())
+    assert (quiet.returncode, quiet.stderr) == (0, b"")
 
 
 def test_a_network_without_a_head_is_rejected(tmp_path, images):

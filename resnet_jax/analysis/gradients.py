@@ -86,8 +86,8 @@ def _by_block(model: nn.Module, params: Tree) -> Tree:
 def compile_norms(experiment: Experiment) -> Callable[..., Float[Array, "blocks"]]:
     """Compiles `norms(state, batch)`, which has a norm for each of `block_names`.
 
-    The loss is the config's, over a complete batch, without mixup, distillation and
-    weight decay. The norms are float32.
+    The loss is the config's, over a complete batch, without mixup, class weights,
+    distillation and weight decay. The norms are float32.
 
     Args:
       experiment: The experiment that the config describes.
@@ -152,7 +152,7 @@ def measure(config: ConfigDict, workdir: Path | None = None, batches: int = 4) -
             for batch in loaded
         ]
     return {
-        "model": config.model.name,
+        "model": experiment.config.model.name,
         "step": int(state.step),
         "norms": dict(zip(names, np.array(rows).T.tolist(), strict=True)),
     }

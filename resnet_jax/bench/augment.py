@@ -16,9 +16,9 @@ from resnet_jax.console.arguments import Parser, count, load_config
 from resnet_jax.data.crops import scramble
 from resnet_jax.data.decode import Picture
 from resnet_jax.data.image_ops import to_image
-from resnet_jax.data.sources import open_source
 from resnet_jax.errors import UserError
-from resnet_jax.training.datasets import train_augment
+from resnet_jax.training.completion import complete
+from resnet_jax.training.datasets import open_train_split, train_augment
 
 GAP = 4  # pixels between pictures
 
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
             f"--save={args.save} must end with the suffix of a picture that can be"
             " written, for example sheet.png."
         )
-    config = load_config(args)
+    config = complete(load_config(args))
     pictures = training_pictures(config, args.images)
     sheet = draw_sheet(config, pictures, rows=args.rows, columns=args.columns)
     try:
@@ -98,10 +98,7 @@ def training_pictures(
         for name, content in read_jpegs(images).items():
             yield Picture(content, data.channels, name, data.max_pixels)
         return
-    shape = (data.image_size, data.image_size, data.channels)
-    source = open_source(
-        data.source, data.train_split, data_dir=data.data_dir, fake_shape=shape
-    )
+    source = open_train_split(config)
     # Sources are often sorted by class, so the first pictures would all be of one.
     for index in np.random.default_rng(config.seed).permutation(len(source)):
         image, _ = source[int(index)]

@@ -11,12 +11,13 @@ from ml_collections import ConfigDict
 from resnet_jax.config.durations import to_steps
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, count, load_config
-from resnet_jax.data.derived_sources import few_shot
-from resnet_jax.data.sources import KNOWN, open_source
+from resnet_jax.data.sources import KNOWN
 from resnet_jax.errors import UserError
 from resnet_jax.parallel.sharding import find_devices
 from resnet_jax.persistence import storage
 from resnet_jax.reports.figures import picture, picture_to_write, shorten
+from resnet_jax.training import completion
+from resnet_jax.training.datasets import open_train_split
 from resnet_jax.training.optim import OPTIMIZERS, check, make_decay
 from resnet_jax.training.schedules import make_schedule
 
@@ -47,9 +48,10 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints the range of the curves, and plots them."""
-    config = load_config(args)
+    config = completion.complete(load_config(args))
     find_devices()
     size = find_train_size(config, args.train_size)
+    config = completion.with_total(config, size)
     summary = ranges(config, size)
     if args.save:
         draw(args.config, config, size, args.save)
@@ -79,17 +81,13 @@ def find_train_size(config: ConfigDict, train_size: int | None) -> int:
     if train_size:
         return train_size
     data = config.data
-    shape = (data.image_size, data.image_size, data.channels)
     try:
-        source = open_source(
-            data.source, data.train_split, data_dir=data.data_dir, fake_shape=shape
-        )
+        return len(open_train_split(config))
     except UserError as error:
         _, sizes = KNOWN.get(data.source, (0, {}))
         if data.train_split in sizes:
             return sizes[data.train_split]
         raise UserError(f"{error} Or give --train_size.") from None
-    return len(few_shot(source, data.shots, config.seed) if data.shots else source)
 
 
 def curves(config: ConfigDict, train_size: int) -> dict[str, np.ndarray]:

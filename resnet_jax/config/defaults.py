@@ -2,7 +2,8 @@
 
 A recipe starts from `get_config()` and states how it differs. Every key can be set on
 the command line: `--config.optim.learning_rate=0.2`, `--config.total.epochs=30`. A
-duration is written `{'epochs': 90}`, `{'steps': 500}` or `{'examples': 1e6}`.
+duration is written `{'epochs': 90}`, `{'steps': 500}`, `{'examples': 1e6}` or, as a
+percentage of the run, `{'percent': 5}`.
 """
 
 from typing import Any
@@ -38,12 +39,15 @@ def get_config() -> ConfigDict:
     config = old_keys.Config()
     config.seed = 0  # seed of all random numbers of the run
     config.batch_size = 256  # images per step, over all devices
-    config.total = ConfigDict({"epochs": 90})  # length of the run
+    # Length of the run; empty: chosen by the number of training images, 20 epochs with
+    # `init_from` and 100 without, but at least 300 or 1,000 steps, and at most 20,000.
+    config.total = ConfigDict({"epochs": 90})
     # Interval between two log lines; 0: one line at the end.
     config.log_every = ConfigDict({"steps": 50})
 
     config.model = old_keys.Model()
-    # Name of the network; `python -m resnet_jax.zoo` lists all names.
+    # Name of the network, which `python -m resnet_jax.zoo` lists; empty: the network of
+    # the weights of `init_from`, with the fields of its spec, or resnet18.
     config.model.name = "resnet50"
     # Fields of the network's spec to replace, such as `{'drop_path': 0.1}`; see
     # `resnet_jax/models/spec.py`.
@@ -76,28 +80,49 @@ def get_config() -> ConfigDict:
     config.init_from = ""
 
     config.data = ConfigDict()
-    # Data set: `tfds:NAME`, `tfds:DIRECTORY`, `folder:PATH`, digits or fake; or several
-    # ones by weight, such as `mix:3*tfds:NAME,1*folder:PATH`.
+    # Data set: `tfds:NAME`, `tfds:DIRECTORY`, `folder:PATH`, `csv:FILE`, digits or
+    # fake; or several ones by weight, such as `mix:3*tfds:NAME,1*folder:PATH`.
     config.data.source = "tfds:imagenet2012"
     # Data set of the eval split, written as `data.source`; empty: the same data set.
     config.data.eval_source = ""
     config.data.data_dir = ""  # directory of tfds's data sets; empty: tfds's default
-    # Split to train on, or a part of one, such as `train[:10%]`.
+    # Split to train on, or a part of one, such as `train[:10%]`; train also finds a
+    # split named training.
     config.data.train_split = "train"
-    # Split to evaluate on, or a part of one.
+    # Split to evaluate on, or a part of one; empty: the first of val, valid,
+    # validation, eval, test and testing that the data have, or held_out if they have
+    # none; held_out: images that are held out of the training split.
     config.data.eval_split = "validation"
+    # Fraction of the images of each class that is held out for evaluation, chosen by
+    # the seed, if `data.eval_split` is held_out.
+    config.data.eval_fraction = 0.2
+    # Draws each class equally often in training, however many images it has.
+    config.data.balance = False
     # Number of training images of each class, chosen by the seed; 0: all of them.
     config.data.shots = 0
-    config.data.image_size = 224  # height and width of training images, in pixels
+    # cross_entropy: weights of the classes in the training loss, by their numbers of
+    # training images: inverse_frequency, or effective_number (Cui et al. 2019); empty:
+    # all classes weigh the same. Evaluations are never weighted.
+    config.data.class_weights = ""
+    # data.class_weights: beta of effective_number, from 0 (equal weights) up to 1 (the
+    # inverse frequency).
+    config.data.class_weights_beta = 0.9999
+    # Height and width of training images, in pixels; 0: those of the weights of
+    # `init_from`, or at most 128.
+    config.data.image_size = 224
     # Progressive resizing from first to last pixels, between two durations from the
     # start of the run, in sizes that are multiples of multiple: `{'first': 160, 'last':
     # 192, 'start': {'epochs': 65}, 'end': {'epochs': 76}, 'multiple': 32}`; empty: all
     # images have `data.image_size`.
     config.data.resize_schedule = ConfigDict()
-    config.data.channels = 3  # number of channels: 3 (RGB) or 1 (grey)
-    # Mean of each channel, for pixels from 0 to 1, which is subtracted from images.
+    # Number of channels: 3 (RGB) or 1 (grey); 0: that of the weights of `init_from`, or
+    # 3.
+    config.data.channels = 3
+    # Mean of each channel, for pixels from 0 to 1, which is subtracted from images;
+    # empty: that of the weights of `init_from`, or the network's usual one.
     config.data.mean = IMAGENET_MEAN
-    # Standard deviation of each channel, by which images are divided.
+    # Standard deviation of each channel, by which images are divided; empty: as for
+    # `data.mean`.
     config.data.std = IMAGENET_STD
     # Crop of training images: random_resized (a random box, resized), pad (a random
     # crop of the padded image), short_side (a random crop of the image at a random
@@ -136,11 +161,11 @@ def get_config() -> ConfigDict:
     # Height and width of evaluated images, in pixels; 0: `data.image_size`.
     config.data.eval_size = 0
     # center or evaluation: side of the central crop / shorter side of the resized
-    # image; 0.875 crops 224 of 256 pixels.
+    # image; 0.875 crops 224 of 256 pixels; 0: as for `data.mean`.
     config.data.crop_fraction = 0.875
     # Interpolation of resized images: bilinear or bicubic, as in Pillow; or
     # tf_bilinear, tf_bicubic, tf_bilinear_antialias or tf_bicubic_antialias, as in
-    # `tf.image.resize`.
+    # `tf.image.resize`; empty: as for `data.mean`.
     config.data.interpolation = "bilinear"
     # random_resized: library that resizes crops: fast (OpenCV) or exact (Pillow, as in
     # torchvision).
@@ -299,6 +324,14 @@ def get_config() -> ConfigDict:
     # Further sets to evaluate, such as `('imagenet_a', 'imagenet2012_real')`; see
     # `resnet_jax/data/evalsets.py`.
     config.evaluate.sets = ()
+    config.stop = ConfigDict()
+    # Number of evaluations in a row without a new best top-1 that are tolerated; after
+    # one more the run ends; 0: the run never ends for this reason.
+    config.stop.patience = 0
+    # Figures of an evaluation after which the run ends: top1 and top5 (at least these
+    # fractions) and loss (at most this), such as `{'top1': 0.95}`, all of which must be
+    # reached; empty: none.
+    config.stop.target = ConfigDict()
     config.checkpoint = ConfigDict()
     # Interval between two checkpoints; 0: only at evaluations and at the end.
     config.checkpoint.every = ConfigDict({"epochs": 1})
@@ -310,7 +343,7 @@ def get_config() -> ConfigDict:
     for value in (
         *(config.model.overrides, config.distill.overrides),
         *(config.data.resize_schedule, config.optim.schedule_length),
-        config.optim.freeze_until,
+        *(config.optim.freeze_until, config.stop.target),
     ):
         value.unlock()
     return config

@@ -1,7 +1,8 @@
-"""Durations: `{'epochs': 90}`, `{'steps': 500}` or `{'examples': 1e6}`.
+"""Durations: `{'epochs': 90}`, `{'steps': 500}`, `{'examples': 1e6}`, `{'percent': 5}`.
 
-A duration becomes a number of steps here alone, and exactly: in floating-point numbers
-the third epoch of 1,000 images in batches of 30 would end just after step 100.
+The last one is a percentage of the run, as in big_vision. A duration becomes a number
+of steps here alone, and exactly: in floating-point numbers the third epoch of 1,000
+images in batches of 30 would end just after step 100.
 """
 
 import sys
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax.errors import UserError, shown
 
-UNITS = ("steps", "epochs", "examples")
+UNITS = ("steps", "epochs", "examples", "percent")
 # Devices count the steps in int32.
 MOST_STEPS = 2**31 - 1
 # An amount is taken for a fraction with a denominator up to this one, if it is the
@@ -39,9 +40,15 @@ def parse(duration: Any, key: str) -> tuple[str, Fraction]:
     if len(units) != 1 or next(iter(units)) not in UNITS:
         raise UserError(
             f"{key}={shown(units if is_dictionary else duration)} is not a duration;"
-            " write one of {'epochs': 90}, {'steps': 500} or {'examples': 1e6}."
+            " write one of {'epochs': 90}, {'steps': 500}, {'examples': 1e6} or"
+            " {'percent': 5}."
         )
     ((unit, amount),) = units.items()
+    if key == "total" and unit == "percent":
+        raise UserError(
+            f"total.percent={shown(amount)} is a percentage of the run, whose length"
+            " total sets; write it in epochs, steps or examples."
+        )
     is_number = isinstance(amount, int | float) and not isinstance(amount, bool)
     # A checkpoint cannot record integers of thousands of digits.
     if not is_number or not 0 <= amount <= sys.float_info.max:
@@ -57,7 +64,11 @@ def parse(duration: Any, key: str) -> tuple[str, Fraction]:
 
 
 def in_steps(
-    duration: ConfigDict | Mapping, batch_size: int, train_size: int, key: str
+    duration: ConfigDict | Mapping,
+    batch_size: int,
+    train_size: int,
+    key: str,
+    total_steps: int | None = None,
 ) -> Fraction:
     """Returns a duration in steps, exactly; they need not be whole.
 
@@ -66,6 +77,8 @@ def in_steps(
       batch_size: Images per step.
       train_size: The number of training images, the length of an epoch.
       key: The duration's key in the config, for messages.
+      total_steps: The length of the run in steps, which every duration but `total`
+        needs, since it may be a percentage of the run.
 
     Raises:
       UserError: The duration does not have one unit and a finite number from 0 on.
@@ -73,12 +86,19 @@ def in_steps(
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} must be at least 1.")
     unit, amount = parse(duration, key)
+    if unit == "percent":
+        assert total_steps is not None, f"{key} needs the length of the run"
+        return amount * total_steps / 100
     images = {"steps": batch_size, "epochs": train_size, "examples": 1}
     return amount * images[unit] / batch_size
 
 
 def to_steps(
-    duration: ConfigDict | Mapping, batch_size: int, train_size: int, key: str
+    duration: ConfigDict | Mapping,
+    batch_size: int,
+    train_size: int,
+    key: str,
+    total_steps: int | None = None,
 ) -> int:
     """Returns a duration in whole steps: at least one, unless the duration is zero.
 
@@ -87,12 +107,13 @@ def to_steps(
       batch_size: Images per step.
       train_size: The number of training images, the length of an epoch.
       key: The duration's key in the config, for messages.
+      total_steps: The length of the run in steps; see `in_steps`.
 
     Raises:
       UserError: The duration does not have one unit and a finite number from 0 on, or
         it is longer than a run can be.
     """
-    steps = in_steps(duration, batch_size, train_size, key)
+    steps = in_steps(duration, batch_size, train_size, key, total_steps)
     if steps > MOST_STEPS:
         raise UserError(
             f"{key}={dict(duration)} is longer than the {MOST_STEPS:,} steps that a run"

@@ -23,8 +23,8 @@ TRUTHS = {"true": True, "yes": True, "1": True} | {
 }
 HELP = """\
 --config.KEY=VALUE sets a key of the config, such as --config.optim.learning_rate=0.2 or
---config.total.epochs=30 (a duration is in steps, epochs or examples). All keys are
-explained by python -m resnet_jax.keys"""
+--config.total.epochs=30 (a duration is in steps, epochs, examples or, but for the
+total, percent of the run). All keys are explained by python -m resnet_jax.keys"""
 
 
 def take_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -136,7 +136,7 @@ def _node(config: ConfigDict, path: list[str], key: str, text: str) -> ConfigDic
 def _refuse_key(config: ConfigDict, key: str, node: ConfigDict, text: str) -> NoReturn:
     """Raises UserError for a key that the config does not have."""
     section, _, field = key.rpartition(".")
-    if section.endswith(".overrides"):
+    if section.endswith((".overrides", ".target")):
         value = _literal(text)
         raise UserError(
             f"The config's {section} does not set {field} yet; set all of its fields"
@@ -163,19 +163,20 @@ def _read(argument: str, text: str, node: ConfigDict, last: str, key: str) -> An
     value = _literal(text.capitalize() if is_truth else text)
     if issubclass(kind, tuple | list):
         if not isinstance(value, tuple | list):
-            example = present or ("a", "b")
+            example = present or values.default_values().get(key) or ("a", "b")
             raise UserError(f'{argument} is not a tuple, such as "{tuple(example)}".')
         return kind(value)
     if issubclass(kind, ConfigDict):
         if any(name.startswith(f"{key}.") for name in values.default_values()):
             raise UserError(f"{argument}: {key} is a section; set its keys one by one.")
         if not isinstance(value, dict):
-            if set(present) and set(present) <= set(UNITS):
+            if key in values.DURATIONS or (present and set(present) <= set(UNITS)):
                 raise UserError(
                     f"{argument} has no unit. Write {PREFIX}{key}.epochs=NUMBER, or"
                     " .steps or .examples."
                 )
-            example = json.dumps(present.to_dict() or {"epochs": 1}).replace('"', "'")
+            usual = {"top1": 0.95} if key == "stop.target" else {"epochs": 1}
+            example = json.dumps(present.to_dict() or usual).replace('"', "'")
             raise UserError(f'{argument} is not a dictionary, such as "{example}".')
     return value
 

@@ -33,16 +33,18 @@ def row(name: str, published: str, reached: str) -> tuple[str, ...]:
       reached: The result that was reached here.
     """
     config = load(RECIPES / name)
-    ((unit, amount),) = config.total.items()
     data = config.data
-    size = f"{data.image_size}"
+    size = f", {data.image_size or 'any'}"
     if data.eval_size:
         size += f"/{data.eval_size}"
+    length = "by the data"
+    for unit, amount in config.total.items():
+        length = f"{amount:,g} {unit}" if amount < 1e6 else f"{amount:,} {unit}"
     return (
         name,
-        config.model.name,
-        f"{data.source.partition(':')[2] or data.source}, {size} px",
-        f"{amount:,g} {unit}" if amount < 1e6 else f"{amount:,} {unit}",
+        config.model.name or "any",
+        f"{data.source.partition(':')[2] or data.source}{size} px",
+        length,
         f"{config.batch_size:,}",
         published,
         reached,

@@ -10,12 +10,13 @@ from resnet_jax.config import defaults, old_keys
 from resnet_jax.config.durations import UNITS
 
 # Beginnings of the keys that may change when a run resumes, since no parameter depends
-# on them.
+# on them, except through the step at which the run ends.
 MAY_CHANGE = (
     "checkpoint.",
     "evaluate.",
     "log_every.",
     "sharding.",
+    "stop.",
     "data.cache",
     "data.data_dir",
     "data.eval_size",

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax.config import defaults, durations
 from resnet_jax.config.saved import is_section
-from resnet_jax.errors import UserError, shown
+from resnet_jax.errors import UserError, nearest, shown
 
 # Devices compute with int32 and float32.
 MOST_WHOLE = 2**31 - 1
@@ -82,9 +82,11 @@ RANGES = {
     "seed": Range(0, 2**32 - 1),
     "batch_size": Range(1, most=MOST_IMAGES),
     "model.bn_group_size": FROM_1,
+    "data.eval_fraction": Range(0, 1, above=True, below=True),
     "data.shots": NOT_NEGATIVE,
-    "data.image_size": Range(1, most=MOST_PIXELS),
-    "data.channels": FROM_1,
+    "data.class_weights_beta": DECAY_RATE,
+    "data.image_size": Range(0, most=MOST_PIXELS),
+    "data.channels": NOT_NEGATIVE,
     "data.mean": ANY,
     "data.std": POSITIVE,
     "data.scale": Range(0, 1, above=True, length=2, ascending=True),
@@ -98,7 +100,7 @@ RANGES = {
     "data.colout": FRACTION,
     "data.repeats": FROM_1,
     "data.eval_size": Range(0, most=MOST_PIXELS),
-    "data.crop_fraction": Range(0, 1, above=True),
+    "data.crop_fraction": FRACTION,
     "data.num_workers": Range(-1, most=MOST_WORKERS),
     "data.num_threads": Range(0, most=MOST_WORKERS),
     "data.max_pixels": Range(1, most=2**63 - 1),
@@ -132,12 +134,21 @@ RANGES = {
     "ema_every": FROM_1,
     "precise_bn": NOT_NEGATIVE,
     "evaluate.batch_size": Range(0, most=MOST_IMAGES),
+    "stop.patience": NOT_NEGATIVE,
     "checkpoint.keep_last": FROM_1,
     "checkpoint.keep_best": NOT_NEGATIVE,
 }
 # The sizes in data.resize_schedule, which is empty by default.
 RESIZE_SIZES = {"first", "last", "multiple"}
 RESIZE_SIZE = Range(1, most=MOST_PIXELS)
+# The figures in stop.target, which is empty by default.
+TARGETS = {"top1": FRACTION, "top5": FRACTION, "loss": NOT_NEGATIVE}
+# Keys whose values are those of the initial weights where they are empty or 0
+# (`training/completion.py`).
+BY_WEIGHTS = (
+    *("model.name", "data.image_size", "data.channels", "data.mean", "data.std"),
+    *("data.interpolation", "data.crop_fraction"),
+)
 DURATIONS = ("total", "log_every", "optim.warmup", "evaluate.every", "checkpoint.every")
 OPTIONAL_DURATIONS = ("optim.schedule_length", "optim.freeze_until")
 
@@ -183,17 +194,29 @@ def check_value(key: str, value: Any) -> None:
     if isinstance(value, ConfigDict):
         # Its text in messages has a line for each entry.
         value = value.to_dict()
-    if key in DURATIONS:
-        durations.parse(value, key)
+    if key == "total":
+        is_empty = isinstance(value, Mapping) and not value
+        if not is_empty:
+            durations.parse(value, key)
     elif key in OPTIONAL_DURATIONS:
         _check_dictionary(key, value)
         if value:
             durations.parse(value, key)
+    elif key in DURATIONS:
+        durations.parse(value, key)
     elif key == "data.resize_schedule":
         _check_dictionary(key, value)
         # Its other entries are checked where they become steps.
         for name in RESIZE_SIZES & set(value):
             _check_numbers(f"{key}.{name}", value[name], 1, RESIZE_SIZE)
+    elif key == "stop.target":
+        if not isinstance(value, Mapping):
+            raise UserError(f"{key}={shown(value)} is not a dictionary.")
+        for name in value:
+            if name not in TARGETS:
+                hint = nearest(str(name), TARGETS)
+                raise UserError(f"{key} has no figure {shown(name)}.{hint}")
+            _check_numbers(f"{key}.{name}", value[name], 1.0, TARGETS[name])
     elif key == "optim.decay_at":
         for duration in _entries(key, value):
             durations.parse(duration, key)
@@ -221,6 +244,16 @@ def check_value(key: str, value: Any) -> None:
             _check_word(key, word)
     else:
         _check_dictionary(key, value)
+
+
+def empty_keys(config: ConfigDict) -> list[str]:
+    """Returns the keys of `BY_WEIGHTS` whose values are empty or 0."""
+
+    def value_of(key: str) -> Any:
+        section, name = key.split(".")
+        return config[section][name]
+
+    return [key for key in BY_WEIGHTS if not value_of(key)]
 
 
 @functools.cache

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from resnet_jax.config import defaults
+from resnet_jax.config import defaults, values
 from resnet_jax.config.sizes import eval_batch_size
 
 
@@ -18,15 +18,18 @@ def for_evaluation(config: ConfigDict, devices: int) -> ConfigDict:
     config = ConfigDict(config.to_dict())
     with config.ignore_type():
         batch_size = eval_batch_size(config)
-        # An older version allowed seeds that this one does not.
-        config.seed = 0
+        # The seed chooses the images that are held out. An older version allowed seeds
+        # that this one does not.
+        if not values.RANGES["seed"].holds(config.seed, values.MOST_WHOLE):
+            config.seed = 0
         config.batch_size = -(-batch_size // devices) * devices
         config.evaluate.batch_size = 0
         config.model.bn_group_size = "global"
         # A duration in epochs is another number of steps at that batch size.
         config.total = ConfigDict({"steps": 1})
         config.data.resize_schedule = ConfigDict()
-        for section in ("optim", "mix", "distill"):
+        config.data.class_weights = ""
+        for section in ("optim", "mix", "distill", "stop"):
             config[section] = defaults.get_config()[section]
         config.optim.warmup = ConfigDict({"steps": 0})
     return config
@@ -51,7 +54,7 @@ def for_dry_run(config: ConfigDict, devices: int) -> ConfigDict:
         config.data.train_split, config.data.eval_split = "train", "validation"
         config.data.eval_source, config.data.shots = "", 0
         config.evaluate.sets = ()
-        config.data.image_size = min(config.data.image_size, 64)
+        config.data.image_size = min(config.data.image_size or 64, 64)
         config.data.eval_size = min(config.data.eval_size, 64)
         if config.data.resize_schedule:
             # One step at each of two sizes.

@@ -310,7 +310,9 @@ def _print(name: str, text: str, report: bool = True) -> None:
 def _above_progress_bar(stream) -> contextlib.AbstractContextManager:
     # tqdm is not imported here, since no bar is shown before the package imports it.
     tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
-    if tqdm is not None and getattr(tqdm, "_instances", None):
+    # Lines that go to a file do not disturb a bar that is on a terminal.
+    elsewhere = sys.stderr.isatty() and not stream.isatty() if sys.stderr else False
+    if tqdm is not None and getattr(tqdm, "_instances", None) and not elsewhere:
         return tqdm.external_write_mode(stream)
     return contextlib.nullcontext()
 

@@ -88,11 +88,16 @@ def kind_of_other(path: str | os.PathLike[str]) -> str:
                 start = file.read(32)
         except OSError:
             return "unreadable"
-        if _MAGIC.match(start):
+        if starts_as_image(start):
             return ""
     if not suffix:
         return "no suffix"
     return suffix if re.fullmatch(r"\.\w{1,12}", suffix) else "other suffix"
+
+
+def starts_as_image(start: bytes) -> bool:
+    """Returns whether the first 32 bytes of a file are those of a common format."""
+    return _MAGIC.match(start) is not None
 
 
 def _has_suffix(name: str) -> bool:
@@ -145,6 +150,18 @@ def find_images(folder: str | os.PathLike[str]) -> Images:
         for name in names
     ]
     return Images(paths, left_out)
+
+
+def count_images(folder: str | os.PathLike[str]) -> int:
+    """Returns the number of images in a folder, without those in its subfolders.
+
+    Raises:
+      UserError: The folder cannot be read.
+    """
+    return sum(
+        not is_folder(entry) and not kind_of_other(entry.path)
+        for entry in entries_of(folder)
+    )
 
 
 def entries_of(folder: str | os.PathLike[str]) -> Iterator[os.DirEntry[str]]:

@@ -8,7 +8,8 @@ and the position of a run is its step.
 
 From combined sources, each epoch takes each source's share of images, and continues in
 that source's own permutations where the epoch before stopped. The epoch that keys an
-image's augmentation is then the epoch of its source.
+image's augmentation is then the epoch of its source. The classes of a balanced source
+are interleaved like sources.
 """
 # Grain's shuffle and mix are not used: they give another order, which would change with
 # Grain.
@@ -37,7 +38,7 @@ from resnet_jax.config.defaults import MAX_PIXELS
 from resnet_jax.data.augment import Augment
 from resnet_jax.data.crops import scramble
 from resnet_jax.data.decode import Picture
-from resnet_jax.data.derived_sources import sizes_and_shares
+from resnet_jax.data.derived_sources import turns_of
 from resnet_jax.data.memory_source import MemorySource
 from resnet_jax.data.source_protocol import NamedSource
 from resnet_jax.data.workers import start_worker
@@ -60,7 +61,11 @@ def permutation(seed: int, epoch: int, size: int) -> Int64[np.ndarray, "{size}"]
 
 @functools.lru_cache(maxsize=2)
 def epoch_order(
-    seed: int, epoch: int, sizes: tuple[int, ...], shares: tuple[int, ...]
+    seed: int,
+    epoch: int,
+    sizes: tuple[int, ...],
+    shares: tuple[int, ...],
+    divisor: int = 1,
 ) -> tuple[Int64[np.ndarray, "n"], Int32[np.ndarray, "n"]]:
     """Returns the examples of an epoch in order.
 
@@ -68,23 +73,30 @@ def epoch_order(
       seed: The seed of the order.
       epoch: The number of the epoch.
       sizes: The number of images of each source; one, unless sources are combined.
-      shares: The number of images that an epoch takes from each source.
+      shares: The number of images that `divisor` epochs take from each source.
+      divisor: The number of epochs after which these shares are exact; before, they
+        are rounded so that each epoch has as many images.
 
     Returns:
       The index of each example, counted through all sources, and the epoch of its
       source.
     """
-    indices, epochs = [], []
+    indices, epochs, counts = [], [], []
     starts = itertools.accumulate(sizes, initial=0)
-    for start, size, share in zip(starts, sizes, shares, strict=False):
-        first, stop = epoch * share, (epoch + 1) * share
+    sums = itertools.pairwise(itertools.accumulate(shares, initial=0))
+    for start, size, (before, after) in zip(starts, sizes, sums, strict=False):
+        first, stop = (
+            number * after // divisor - number * before // divisor
+            for number in (epoch, epoch + 1)
+        )
+        counts.append(stop - first)
         for own_epoch in range(first // size, -(-stop // size)):
             order = permutation(seed, own_epoch, size)
             begin = own_epoch * size
             own_indices = order[max(first - begin, 0) : stop - begin]
             indices.append(start + own_indices)
             epochs.append(np.full(len(own_indices), own_epoch, np.int32))
-    source_numbers = np.repeat(np.arange(len(shares)), shares)
+    source_numbers = np.repeat(np.arange(len(shares)), counts)
     np.random.default_rng([TURNS, seed, epoch]).shuffle(source_numbers)
     # The places of the first source's examples, then those of the second one's, ...
     places = np.argsort(source_numbers, kind="stable")
@@ -224,8 +236,10 @@ class Examples:
     def _views(self, seed: int, places: Sequence[tuple[int, int]]) -> Views:
         """Returns the images at places (epoch, offset) of the training order."""
         rows = []
+        turns = turns_of(self.source)
+        orders = {epoch: epoch_order(seed, epoch, *turns) for epoch in dict(places)}
         for epoch, offset in places:
-            indices, epochs = epoch_order(seed, epoch, *sizes_and_shares(self.source))
+            indices, epochs = orders[epoch]
             place, turn = divmod(offset, self.repeats)
             rows.append((indices[place], epochs[place], turn))
         return Views(*np.array(rows, np.int64).T)

@@ -8,33 +8,25 @@ processes get a copy, and add a row.
 import dataclasses
 import functools
 import logging
-import os
-import pathlib
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from resnet_jax.data.csv_source import CsvSource, csv_splits
 from resnet_jax.data.derived_sources import (
     Combined,
     Subset,
     check_same_classes,
     with_classes,
 )
-from resnet_jax.data.image_files import (
-    describe,
-    entries_of,
-    find_images,
-    is_folder,
-    kind_of_other,
-    leads_back,
-)
+from resnet_jax.data.folder_source import FolderSource, eval_splits, split_folders
+from resnet_jax.data.image_files import describe
 from resnet_jax.data.source_protocol import NamedSource, checksum
-from resnet_jax.data.splits import slices_of
-from resnet_jax.data.tfds_source import TfdsSource
-from resnet_jax.errors import BadImageError, UserError, check_known, nearest
+from resnet_jax.data.splits import names_in, slices_of
+from resnet_jax.data.tfds_source import TfdsSource, tfds_builder
+from resnet_jax.errors import UserError, check_known, nearest
 from resnet_jax.persistence import storage
 
 log = logging.getLogger(__name__)
@@ -55,6 +47,19 @@ MOST_FAKE = 2**24
 # The value of `data.source` in a run whose data were passed to `train`; see
 # `user_data.py`.
 GIVEN = "train(data=...)"
+
+
+class Splits(NamedTuple):
+    """The names of the splits of a source.
+
+    Attributes:
+      names: All names.
+      evaluated: The names of splits with which a network can be evaluated that was
+        trained on another one.
+    """
+
+    names: list[str]
+    evaluated: list[str]
 
 
 def open_source(
@@ -83,10 +88,32 @@ def open_source(
         has no images or other classes than its sibling splits, or combined sources
         differ in their classes.
     """
+    kind, address = _kind_of(source)
+    return kind.open(address, split, data_dir=data_dir, fake_shape=fake_shape)
+
+
+def splits_of(source: str, wanted: str = "", data_dir: str = "") -> Splits | None:
+    """Returns the names of the splits of a source; None if it does not know them.
+
+    Args:
+      source: The source, as `open_source` takes it.
+      wanted: The split, or slices of splits, that a user asks for. In a folder it may
+        decide which folders are splits; see `folder_source.split_folders`.
+      data_dir: The directory in which tfds keeps its data sets; empty for its default.
+
+    Raises:
+      UserError: The source is unknown or not there.
+    """
+    kind, address = _kind_of(source)
+    return kind.splits and kind.splits(address, names_in(wanted), data_dir=data_dir)
+
+
+def _kind_of(source: str) -> "tuple[Kind, str]":
+    """Returns the kind of a source and the text after its colon."""
     name, _, address = source.partition(":")
     kind = KINDS.get(name)
     if kind and re.fullmatch(kind.address, source.removeprefix(name), re.DOTALL):
-        return kind.open(address, split, data_dir=data_dir, fake_shape=fake_shape)
+        return kind, address
     if source == GIVEN:
         raise UserError(
             "The images of this run were handed to resnet_jax.train(data=...). Resume"
@@ -230,109 +257,9 @@ def _noise(shape: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (16, *shape), np.uint8)
 
 
-class FolderSource:
-    """An image folder: `PATH/split/class/image.jpg`, classes in alphabetical order.
-
-    The images of a class may be in subfolders. Hidden folders are skipped, and files
-    that are not images (see `image_files`) are counted.
-
-    Attributes:
-      root: The folder of the split.
-      title: The path of that folder.
-      classes: The names of the classes, which are the names of their folders.
-      paths: The images' paths below `root`.
-      labels: The images' labels.
-      left_out: The number of other files below `root` by kind, such as `.txt`.
-    """
-
-    def __init__(self, path: str, split: str):
-        root = _root(path)
-        check_known(f"split {split!r}", split, folder_splits(path))
-        self.root = root / split
-        self.title = str(self.root)
-        self.left_out: Counter[str] = Counter()
-        folders = _folders(self.root, self.left_out)
-        if not folders:
-            raise UserError(
-                f"{self.root} holds no class folders; a folder source is laid out as"
-                f" {root}/SPLIT/CLASS/IMAGE.jpg."
-            )
-        self.classes = tuple(folders)
-        self.paths: list[str] = []
-        self.labels: list[int] = []
-        for label, name in enumerate(folders):
-            paths, left_out = find_images(self.root / name)
-            self.left_out += left_out
-            if not paths:
-                others = f" ({found})" if (found := describe(left_out)) else ""
-                raise UserError(
-                    f"{self.root / name} holds no images{others}; add some, or remove"
-                    " the class from every split before a run begins."
-                )
-            self.paths += [f"{name}/{path}" for path in paths]
-            self.labels += [label] * len(paths)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[bytes, int]:
-        try:
-            return (self.root / self.paths[index]).read_bytes(), self.labels[index]
-        except OSError as error:
-            raise BadImageError(
-                f"{self.name(index)}: cannot be read: {error.strerror}."
-            ) from None
-
-    def name(self, index: int) -> str:
-        """Returns the path of an image."""
-        return str(self.root / self.paths[index])
-
-    def digest(self) -> str:
-        """Returns a checksum of the paths below `root` and the labels."""
-        return checksum(self.paths, self.labels)
-
-
-def folder_splits(path: str) -> list[str]:
-    """Returns the names of the splits of an image folder.
-
-    Raises:
-      UserError: There is no such folder, or it holds no folders.
-    """
-    root = _root(path)
-    if not os.path.isdir(root):
-        raise UserError(f"There is no folder {root}.")
-    splits = _folders(root, Counter())
-    if not splits:
-        raise UserError(
-            f"{root} holds no images; a folder source is laid out as"
-            f" {root}/SPLIT/CLASS/IMAGE.jpg."
-        )
-    return splits
-
-
-def _root(path: str) -> pathlib.Path:
-    return storage.kept_copy(storage.path_of(path)).expanduser()
-
-
-def _folders(path: pathlib.Path, left_out: Counter[str]) -> list[str]:
-    """Returns the names of the folders in a folder, and counts what is left out."""
-    names = []
-    for entry in entries_of(path):
-        if not is_folder(entry):
-            kind = kind_of_other(entry.path)
-            left_out[kind or "outside of class folders"] += 1
-        elif entry.is_symlink() and leads_back(entry.path, os.path.realpath(path)):
-            left_out["link to a folder around it"] += 1
-        elif entry.name.startswith("."):
-            left_out["hidden"] += 1
-        else:
-            names.append(entry.name)
-    return sorted(names)
-
-
 def _open_folder(path: str, split: str, **_: Any) -> NamedSource:
     # A folder in an object store is listed once.
-    root = str(_root(path))
+    root = str(storage.kept_copy(storage.path_of(path)))
 
     def open_split(name: str) -> FolderSource:
         source = FolderSource(root, name)
@@ -340,7 +267,8 @@ def _open_folder(path: str, split: str, **_: Any) -> NamedSource:
             _warn_once(f"{source.title}: {describe(source.left_out)}.")
         return source
 
-    return _open_slices(open_split, folder_splits(root), split, f"folder:{path}")
+    known = split_folders(root, names_in(split))
+    return _open_slices(open_split, known, split, f"folder:{path}")
 
 
 @functools.cache
@@ -407,6 +335,19 @@ def _open_slices(
     return parts[0] if len(parts) == 1 else Combined(tuple(parts), weights)
 
 
+def _splits_of_folder(path: str, wanted: Collection[str], **_: Any) -> Splits:
+    root = str(storage.kept_copy(storage.path_of(path)))
+    return Splits(list(split_folders(root, wanted)), eval_splits(root, wanted))
+
+
+def _splits_of_tfds(name: str, wanted: Collection[str], data_dir: str) -> Splits:
+    if f"tfds:{name}" in KNOWN:
+        names = list(KNOWN[f"tfds:{name}"][1])
+    else:
+        names = list(tfds_builder(name, data_dir).info.splits)
+    return Splits(names, names)
+
+
 class Kind(NamedTuple):
     """A kind of data source: a row of `KINDS`.
 
@@ -415,11 +356,15 @@ class Kind(NamedTuple):
       address: A pattern of the text after the name of the kind, with its colon.
       open: Opens a split, given the text after the colon, the split, and `data_dir` and
         `fake_shape` by name.
+      splits: Returns the names of the splits and those that can be evaluated on, given
+        the text after the colon, the names of the splits that are asked for, and
+        `data_dir`; None if sources of this kind do not know.
     """
 
     form: str
     address: str
     open: Callable[..., NamedSource]
+    splits: Callable[..., Splits] | None = None
 
 
 KINDS = {
@@ -428,9 +373,19 @@ KINDS = {
         "tfds:NAME[/CONFIG], tfds:DIRECTORY",
         ":.+",
         lambda address, split, data_dir, **_: TfdsSource(address, split, data_dir),
+        _splits_of_tfds,
     ),
     # See `FolderSource`.
-    "folder": Kind("folder:PATH", ":.+", _open_folder),
+    "folder": Kind("folder:PATH", ":.+", _open_folder, _splits_of_folder),
+    # See `CsvSource`.
+    "csv": Kind(
+        "csv:FILE",
+        ":.+",
+        lambda path, split, **_: _open_slices(
+            functools.partial(CsvSource, path), csv_splits(path), split, f"csv:{path}"
+        ),
+        lambda path, wanted, **_: Splits(*(2 * [csv_splits(path)])),
+    ),
     # See `DigitsSource`.
     "digits": Kind(
         "digits",
@@ -438,9 +393,15 @@ KINDS = {
         lambda address, split, **_: _open_slices(
             DigitsSource, DigitsSource.splits, split, "digits"
         ),
+        lambda *_, **__: Splits(*(2 * [list(DigitsSource.splits)])),
     ),
     # See `FakeSource`.
-    "fake": Kind("fake[:CLASSES[:SIZE]]", "(:[1-9][0-9]*){0,2}", _open_fake),
+    "fake": Kind(
+        "fake[:CLASSES[:SIZE]]",
+        "(:[1-9][0-9]*){0,2}",
+        _open_fake,
+        lambda *_, **__: Splits(*(2 * [list(FAKE_SIZES)])),
+    ),
     # Several sources combined by weight, see `derived_sources.Combined`.
     "mix": Kind("mix:[WEIGHT*]SOURCE[@SPLIT],...", ":.+", _open_mix),
 }

@@ -7,6 +7,12 @@ from resnet_jax.errors import UserError, nearest
 
 # The name that tfds reserves for all splits of a data set.
 ALL = "all"
+# The usual names of splits, in small letters: those that are trained on, and those that
+# are evaluated on, the preferred ones first.
+TRAIN_NAMES = ("train", "training")
+EVAL_NAMES = ("val", "valid", "validation", "eval", "test", "testing")
+# The value of `data.eval_split` for images that are held out of the training split.
+HELD_OUT = "held_out"
 
 
 class SplitError(UserError):
@@ -25,6 +31,19 @@ class Slice(NamedTuple):
     split: str
     start: int
     stop: int
+
+
+def is_training(name: str) -> bool:
+    """Returns whether a split has a usual name of a training split."""
+    return name.casefold() in TRAIN_NAMES
+
+
+def names_in(text: str) -> set[str]:
+    """Returns the names of the splits that a user writes, without their slices.
+
+    The complete text is one of them, since a folder may have any name.
+    """
+    return {text, *(term.partition("[")[0].strip() for term in text.split("+"))}
 
 
 def slices_of(

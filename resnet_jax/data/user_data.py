@@ -4,7 +4,9 @@ import copy
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -23,8 +25,6 @@ log = logging.getLogger(__name__)
 
 # The first word of the seed of the generator that chooses the held-out images.
 HOLD_OUT = 4
-# One image in PART is held out for evaluation, if no evaluation split is passed.
-PART = 5
 # Labels from this number on are names of another kind, and not numbers of classes.
 MOST_CLASSES = 1_000_000
 # The number of labels that a source's checksum includes; reading all might take long.
@@ -40,8 +40,9 @@ def open_given(
 
     Args:
       data: The training split: a pair of images and labels, or a `Source`.
-      eval_data: The eval split in the same forms; None takes a fifth of `data`, which
-        is chosen by `config.seed` and held out of training.
+      eval_data: The eval split in the same forms; None takes the fraction
+        `config.data.eval_fraction` of `data`, which is chosen by `config.seed` and held
+        out of training.
       config: The run's config.
 
     Returns:
@@ -54,16 +55,18 @@ def open_given(
     train = _open(data, channels, "data")
     if eval_data is not None:
         return {"train": train, "test": _open(eval_data, channels, "eval_data")}
-    if len(train) < PART:
+    # The fraction that its author meant: in floating-point numbers 0.29 of 100 is 28.
+    size = math.floor(len(train) * Fraction(str(config.data.eval_fraction)))
+    if not size:
         raise UserError(
             f"data has {len(train)} images, too few to hold some out of training; give"
             " eval_data."
         )
     order = np.random.default_rng([HOLD_OUT, config.seed]).permutation(len(train))
-    held_out, training = np.split(order, [len(train) // PART])
+    held_out, training = np.split(order, [size])
     return {
-        "train": Subset(train, np.sort(training), "data, four fifths"),
-        "test": Subset(train, np.sort(held_out), "data, the fifth that is held out"),
+        "train": Subset(train, np.sort(training), "data (not held out)"),
+        "test": Subset(train, np.sort(held_out), "data (held out)"),
     }
 
 

@@ -1,15 +1,17 @@
-"""Worker processes: their start, and work on many files with a progress bar."""
+"""Work on many files: in processes, with a progress bar, or in threads, in order."""
 
+import collections
 import concurrent.futures
 import functools
 import multiprocessing
+import multiprocessing.pool
 import os
 import queue
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -92,6 +94,37 @@ def map_unordered(
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+# The largest number of threads; Python's lock would keep more from working at once.
+MOST_THREADS = 16
+
+
+def map_ahead(
+    function: Callable[[Any], Any], items: Iterable, *, ahead: int
+) -> Iterator[Any]:
+    """Yields `function(item)` for each item in order, computed ahead in threads.
+
+    It is for functions that release Python's lock, as decoding does. An exception that
+    the function raises is raised in its place.
+
+    Args:
+      function: A function that may be called in any thread.
+      items: Its arguments, which are asked for one by one in the calling thread.
+      ahead: The number of results that may wait until they are asked for.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    threads = min(cores or os.cpu_count() or 1, MOST_THREADS)
+    waiting: collections.deque[multiprocessing.pool.AsyncResult] = collections.deque()
+    # The threads of `concurrent.futures` would keep the process from ending while one
+    # of them waits for a pipe.
+    with multiprocessing.pool.ThreadPool(threads) as pool:
+        for item in items:
+            waiting.append(pool.apply_async(function, (item,)))
+            if len(waiting) > ahead:
+                yield waiting.popleft().get()
+        while waiting:
+            yield waiting.popleft().get()
 
 
 def start_worker(parent: int) -> None:

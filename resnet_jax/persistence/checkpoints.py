@@ -73,6 +73,8 @@ class Progress:
       bad_images: Indices of the training images that were skipped because they could
         not be decoded.
       plateau: The state of `schedules.Plateau`, or None.
+      stopping: The memory of `training/stopping.py`, or None before the first
+        evaluation, and in checkpoints of versions without it.
       recomputed: True if the running statistics are those of precise batch norm
         (`config.precise_bn`).
     """
@@ -85,6 +87,7 @@ class Progress:
     bad_images: list[int] = dataclasses.field(default_factory=list)
     plateau: dict | None = None
     recomputed: bool = False
+    stopping: dict | None = None
 
 
 class Checkpoints:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax import plan
 from resnet_jax.compiler.chips import LOCAL, chip_of
+from resnet_jax.config import values
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, counts, load_config, positive_number
 from resnet_jax.errors import UserError, check_known
@@ -135,12 +136,18 @@ def main(argv: list[str]) -> None:
     parser = make_parser()
     args = parser.parse(argv[1:])
     config = load_config(args)
+    if values.empty_keys(config):
+        # It imports jax, which a plan whose figures are kept does not need.
+        from resnet_jax.training.completion import complete
+
+        # Figures are kept by the values, since the weights may be replaced.
+        config = complete(config)
     topologies = args.topology.split(",")
     for topology in topologies:
         chip_of(topology)
     shardings = (args.sharding or config.sharding.params).split(",")
     if args.sharding:
-        # It imports jax, which a plan whose figures are kept does not need.
+        # It imports jax, too.
         from resnet_jax.parallel.sharding import PARAMS
 
         for name in shardings:

@@ -34,6 +34,7 @@ from resnet_jax.models.cost import cost_of_image, count
 from resnet_jax.parallel import sharding
 from resnet_jax.plan import hlo
 from resnet_jax.training import programs
+from resnet_jax.training.datasets import resolve_splits
 from resnet_jax.training.experiment import Experiment, set_up
 from resnet_jax.training.validate import VIEWS
 
@@ -211,7 +212,7 @@ def stand_in(config: ConfigDict) -> ConfigDict:
     Returns:
       A copy of the config without a data cache and without `evaluate.sets`.
     """
-    config = ConfigDict(config.to_dict())
+    config = ConfigDict(resolve_splits(config).to_dict())
     data = config.data
     with config.ignore_type():
         config.evaluate.sets, data.cache = (), "none"

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from resnet_jax.compiler.chips import LOCAL, chip_of
 from resnet_jax.console import output
 from resnet_jax.data.sources import KNOWN, open_source
+from resnet_jax.data.splits import HELD_OUT
 from resnet_jax.errors import UserError, reason_in_output
 from resnet_jax.persistence import user_cache, versions
 
@@ -152,7 +153,13 @@ def data_of(config: ConfigDict) -> list[tuple[int, tuple[str, ...]]]:
     Data sets of known size (`KNOWN`) need not be on disk and are left out. Raises
     UserError if another one cannot be opened.
     """
+    # Imported here, as it imports JAX, which other commands of this process need not.
+    from resnet_jax.training.datasets import open_splits, resolve_splits
+
+    config = resolve_splits(config)
     data = config.data
+    if data.eval_split == HELD_OUT and data.source not in KNOWN:
+        return [(len(source), source.classes) for source in open_splits(config)]
     splits = (
         (data.source, data.train_split),
         (data.eval_source or data.source, data.eval_split),

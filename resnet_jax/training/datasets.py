@@ -1,8 +1,8 @@
 """Opens the data of a config: examples of the splits, and sizes of their images."""
 
+import copy
 import dataclasses
-import functools
-from collections.abc import Callable
+import logging
 
 from ml_collections import ConfigDict
 
@@ -10,13 +10,34 @@ from resnet_jax.config.durations import in_steps
 from resnet_jax.config.sizes import eval_image_size
 from resnet_jax.data.augment import Augment
 from resnet_jax.data.cache import cached
-from resnet_jax.data.derived_sources import check_same_classes, few_shot, with_classes
+from resnet_jax.data.derived_sources import (
+    balanced,
+    check_same_classes,
+    few_shot,
+    hold_out,
+    with_classes,
+)
 from resnet_jax.data.evalsets import EvaluationSet, open_set
 from resnet_jax.data.loader import Examples, ResizeSchedule
 from resnet_jax.data.source_protocol import NamedSource
-from resnet_jax.data.sources import RecordedSplit, open_source
-from resnet_jax.data.splits import SplitError
+from resnet_jax.data.sources import (
+    GIVEN,
+    RecordedSplit,
+    Splits,
+    open_source,
+    splits_of,
+)
+from resnet_jax.data.splits import (
+    ALL,
+    EVAL_NAMES,
+    HELD_OUT,
+    SplitError,
+    is_training,
+    names_in,
+)
 from resnet_jax.errors import UserError, check_known
+
+log = logging.getLogger(__name__)
 
 
 def train_augment(config: ConfigDict) -> Augment:
@@ -62,6 +83,159 @@ def eval_augment(config: ConfigDict, crop_fraction: float) -> Augment:
     )
 
 
+def resolve_splits(config: ConfigDict, reads_train: bool = True) -> ConfigDict:
+    """Returns a config in which the splits have the names that the data give them.
+
+    An empty `data.eval_split` becomes the usual name of an eval split that the data
+    have, without those that are trained on. If there is none, it becomes `held_out`.
+    The training split `train` becomes `training`, say, if only that is there.
+
+    Args:
+      config: The config, which is not changed. It is returned if nothing is resolved.
+      reads_train: False if the training images need not exist.
+
+    Raises:
+      UserError: The data are not there, or no eval split can be chosen; the message
+        says what to set.
+
+    Examples:
+      >>> from resnet_jax.config import load
+      >>> config = load("configs/quickstart.py")
+      >>> config.data.eval_split = ""
+      >>> resolve_splits(config).data.eval_split
+      'test'
+    """
+    data = config.data
+    train_split, eval_split = data.train_split, data.eval_split
+    other_source = data.eval_source
+    # Images of another source are not held out of the training split.
+    is_open = not eval_split or bool(other_source and eval_split == HELD_OUT)
+    if data.source == GIVEN or not (
+        is_open or (reads_train and train_split == "train")
+    ):
+        return config
+    if not other_source or reads_train:
+        splits = splits_of(data.source, train_split, data.data_dir)
+        if splits and train_split == "train" and "train" not in splits.names:
+            train_split = next(filter(is_training, splits.names), train_split)
+    if is_open:
+        if other_source:
+            splits = splits_of(other_source, data_dir=data.data_dir)
+        eval_split = _eval_split(config, splits, train_split)
+    if (train_split, eval_split) == (data.train_split, data.eval_split):
+        return config
+    config = copy.deepcopy(config)
+    config.data.train_split, config.data.eval_split = train_split, eval_split
+    return config
+
+
+def _eval_split(config: ConfigDict, splits: Splits | None, train_split: str) -> str:
+    """Returns the split of a config's eval source to evaluate on."""
+    data = config.data
+    key = "eval_source" if data.eval_source else "source"
+    source = data[key]
+    if splits is None:
+        raise UserError(
+            f"data.eval_split is empty, and data.{key}={source!r} does not say which of"
+            " its splits is to evaluate on; give --config.data.eval_split=SPLIT or"
+            " --config.data.eval_source=SOURCE."
+        )
+    trained = set() if data.eval_source else names_in(train_split)
+    if ALL in trained:
+        trained = set(splits.names)
+    by_name = {name.casefold(): name for name in splits.names if name not in trained}
+    for name in EVAL_NAMES:
+        if by_name.get(name) in splits.evaluated:
+            return by_name[name]
+        if name in by_name:
+            log.warning(
+                "The split %s of %s is not evaluated, since it has no class folders of"
+                " the training split.",
+                *(by_name[name], source),
+            )
+    if not data.eval_source:
+        return HELD_OUT
+    if len(splits.names) == 1:
+        return splits.names[0]
+    raise UserError(
+        f"data.eval_split is empty, and data.eval_source={source!r} has no split with a"
+        f" usual name ({', '.join(EVAL_NAMES)}); give --config.data.eval_split, one of"
+        f" {', '.join(splits.names)}."
+    )
+
+
+def open_splits(
+    config: ConfigDict,
+    train: NamedSource | None = None,
+    eval: NamedSource | None = None,
+) -> tuple[NamedSource, NamedSource]:
+    """Opens the training split and the eval split.
+
+    Args:
+      config: The run's config, whose splits are resolved (`resolve_splits`).
+      train: The training split, in place of the config's, which is then not opened. An
+        evaluation gives a `RecordedSplit`, of which it takes the classes.
+      eval: The eval split, in place of the config's.
+
+    Returns:
+      The images to train on, without those that are held out, and the images to
+      evaluate on. Their classes have the same numbers.
+
+    Raises:
+      UserError: A split cannot be opened, or the two have different classes.
+    """
+    data = config.data
+    by_name = bool(data.eval_source) or train is not None
+    if eval is None and _holds_out(config):
+        kept, eval = hold_out(
+            _open(config, "source", "train_split"), data.eval_fraction, config.seed
+        )
+        train = train or kept
+    train = train or _open(config, "source", "train_split")
+    eval_source = "eval_source" if data.eval_source else "source"
+    eval = eval or _open(config, eval_source, "eval_split")
+    if by_name:
+        eval = with_classes(eval, train.classes)
+    else:
+        check_same_classes(train, eval)
+    return _chosen(train, config), eval
+
+
+def open_train_split(config: ConfigDict) -> NamedSource:
+    """Opens the images that a run trains on; the eval split need not exist.
+
+    Args:
+      config: The run's config.
+
+    Raises:
+      UserError: The split cannot be opened.
+    """
+    config = resolve_splits(config)
+    train = _open(config, "source", "train_split")
+    if _holds_out(config):
+        train, _ = hold_out(train, config.data.eval_fraction, config.seed)
+    return _chosen(train, config)
+
+
+def _holds_out(config: ConfigDict) -> bool:
+    """Tells whether the images to evaluate on are a part of the training split."""
+    data = config.data
+    if data.eval_split != HELD_OUT or data.source == GIVEN:
+        return False
+    splits = splits_of(data.source, data.train_split, data.data_dir)
+    # A folder may have any name.
+    return splits is None or HELD_OUT not in splits.names
+
+
+def _chosen(train: NamedSource, config: ConfigDict) -> NamedSource:
+    """Returns the images of a training split that `data.shots` and `balance` choose."""
+    if isinstance(train, RecordedSplit):
+        return train
+    if config.data.shots:
+        train = few_shot(train, config.data.shots, config.seed)
+    return balanced(train) if config.data.balance else train
+
+
 def open_examples(
     config: ConfigDict,
     train: NamedSource | None = None,
@@ -70,9 +244,8 @@ def open_examples(
     """Opens the training split, the eval split and the extra evaluation sets.
 
     Args:
-      config: The run's config.
-      train: The training split, in place of the config's, which is then not opened. An
-        evaluation gives a `RecordedSplit`, of which it takes the classes.
+      config: The run's config, whose splits are resolved (`resolve_splits`).
+      train: The training split, in place of the config's; see `open_splits`.
       eval: The eval split, in place of the config's.
 
     Returns:
@@ -83,20 +256,7 @@ def open_examples(
       UserError: A split cannot be opened, or the two have different classes.
     """
     data = config.data
-    fake_shape = (data.image_size, data.image_size, data.channels)
-    open_split = functools.partial(
-        open_source, data_dir=data.data_dir, fake_shape=fake_shape
-    )
-    by_name = bool(data.eval_source) or train is not None
-    train = train or _open(open_split, data, "source", "train_split")
-    eval_source = "eval_source" if data.eval_source else "source"
-    eval = eval or _open(open_split, data, eval_source, "eval_split")
-    if by_name:
-        eval = with_classes(eval, train.classes)
-    else:
-        check_same_classes(train, eval)
-    if data.shots and not isinstance(train, RecordedSplit):
-        train = few_shot(train, data.shots, config.seed)
+    train, eval = open_splits(config, train, eval)
     eval = cached(eval, data.channels, data.cache, data.max_pixels)
     skip_bad = data.on_bad_image == "skip"
 
@@ -130,20 +290,34 @@ def open_examples(
     )
 
 
-def _open(
-    open_split: Callable[[str, str], NamedSource],
-    data: ConfigDict,
-    source_key: str,
-    split_key: str,
-) -> NamedSource:
+def _open(config: ConfigDict, source_key: str, split_key: str) -> NamedSource:
     """Opens a split; an error of the split begins with the keys that name it."""
+    data = config.data
     source, split = data[source_key], data[split_key]
+    fake_shape = (data.image_size, data.image_size, data.channels)
     try:
-        return open_split(source, split)
+        return open_source(source, split, data_dir=data.data_dir, fake_shape=fake_shape)
     except SplitError as error:
+        way_out = ""
+        if split_key == "eval_split" and not data.eval_source:
+            way_out = _way_out(config)
         raise UserError(
             f"data.{split_key}={split!r} of data.{source_key}={source!r}: {error}"
+            f"{way_out}"
         ) from None
+
+
+def _way_out(config: ConfigDict) -> str:
+    """Returns how to evaluate if the training split is the only one; '' otherwise."""
+    splits = splits_of(
+        config.data.source, config.data.train_split, config.data.data_dir
+    )
+    if splits is None or len(splits.names) > 1:
+        return ""
+    return (
+        " To hold images out of it for evaluation, give --config.data.eval_split= (that"
+        " is, nothing)."
+    )
 
 
 def make_resize(
@@ -175,7 +349,9 @@ def make_resize(
         )
     first, multiple = schedule.first, schedule.get("multiple", 1)
     start, end = (
-        in_steps(schedule[key], config.batch_size, train_size, f"{name}.{key}")
+        in_steps(
+            schedule[key], config.batch_size, train_size, f"{name}.{key}", total_steps
+        )
         for key in ("start", "end")
     )
     if not start < end:

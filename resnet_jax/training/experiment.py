@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from resnet_jax.config import durations
@@ -31,15 +32,18 @@ from resnet_jax.errors import UserError
 from resnet_jax.models import create_model
 from resnet_jax.parallel import sharding
 from resnet_jax.training import (
+    completion,
     freezing,
     ghost_batch,
+    losses,
     mixup,
     optim,
     schedules,
     step,
+    stopping,
     validate,
 )
-from resnet_jax.training.datasets import make_resize, open_examples
+from resnet_jax.training.datasets import make_resize, open_examples, resolve_splits
 from resnet_jax.training.freezing import NOTHING, Frozen
 from resnet_jax.training.step import Teacher, TrainState
 
@@ -52,7 +56,8 @@ class Experiment:
     a number of examples, and durations are steps.
 
     Attributes:
-      config: The run's config (`resnet_jax/config/defaults.py`).
+      config: The run's config (`resnet_jax/config/defaults.py`), in which nothing is
+        left for `completion.py` to fill.
       mesh: The devices of all processes.
       fused_mesh: The mesh, if convolutions are fused with their batch norm, or None.
       train: The examples of the training split, with their augmentation.
@@ -99,6 +104,17 @@ class Experiment:
         """The names of the classes, in the order of the labels."""
         return self.train.source.classes
 
+    @functools.cached_property
+    def class_weights(self) -> Float[np.ndarray, "classes"] | None:
+        """The weight of each class in the loss (`data.class_weights`), or None."""
+        # The labels are not counted in `set_up`, since an evaluation alone has none of
+        # the training split, and a finished run needs no weights.
+        data, classes = self.config.data, self.model.spec.num_classes
+        if not data.class_weights:
+            return None
+        counts = losses.class_counts(self.train.source, classes)
+        return losses.class_weights(counts, data.class_weights, data.class_weights_beta)
+
     def model_of_whole_batch(self) -> nn.Module:
         """Returns the model for a pass over a batch that is not cut into microbatches.
 
@@ -137,6 +153,17 @@ class Experiment:
         if step == 0:
             return False
         return step == self.total_steps or durations.is_due(step, self.every[action])
+
+    def has_ended(self, progress: Mapping) -> bool:
+        """Returns whether a run with some progress learns no more.
+
+        Args:
+          progress: The fields of a `Progress` by name, as a checkpoint records them.
+        """
+        # Versions without early stopping have no memory of it.
+        step, memory = progress["step"], progress.get("stopping")
+        is_stopped = stopping.reason(self.config.stop, step, memory)
+        return step >= self.total_steps or bool(is_stopped)
 
     @functools.cached_property
     def _cached_train_source(self) -> NamedSource:
@@ -216,11 +243,15 @@ def set_up(
       UserError: The config contradicts itself, the data or the devices.
     """
     mesh = mesh or sharding.make_mesh()
+    config = completion.complete(config)
     validate.check(config, mesh)
     bn_group_size = ghost_batch.resolve(config, mesh)
     mixup.check_ghost_batch(config, bn_group_size)
+    if eval is None:
+        config = resolve_splits(config, reads_train=train is None)
     train_examples, eval_examples, sets = open_examples(config, train, eval)
     train_size, batch_size = len(train_examples.source), config.batch_size
+    config = completion.with_total(config, train_size)
     total_steps = durations.to_steps(config.total, batch_size, train_size, "total")
     if total_steps < 1:
         raise UserError("The run has no steps; config.total must be more than zero.")
@@ -266,7 +297,9 @@ def set_up(
         ),
         eval_batch_size=eval_batch_size(config),
         every={
-            action: durations.in_steps(duration, batch_size, train_size, key)
+            action: durations.in_steps(
+                duration, batch_size, train_size, key, total_steps
+            )
             for action, (duration, key) in recurring.items()
         },
         resize=make_resize(config, train_size, total_steps),

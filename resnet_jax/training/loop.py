@@ -10,10 +10,12 @@ from collections.abc import Callable
 import jax
 from ml_collections import ConfigDict
 
-from resnet_jax.config import load, values
+from resnet_jax.config import load
 from resnet_jax.console import output
+from resnet_jax.data.csv_source import split_table
 from resnet_jax.data.loader import WorkerDiedError, bad_indices
 from resnet_jax.data.source_protocol import NamedSource, Source, checksum
+from resnet_jax.data.splits import HELD_OUT
 from resnet_jax.data.user_data import Arrays, config_of_given, open_given
 from resnet_jax.errors import UserError
 from resnet_jax.models.cost import count
@@ -31,7 +33,7 @@ from resnet_jax.persistence.storage import path_of
 from resnet_jax.persistence.workdir import claimed
 from resnet_jax.reports import curves
 from resnet_jax.reports.samples import SamplePredictions, save_samples
-from resnet_jax.training import programs
+from resnet_jax.training import completion, programs, stopping
 from resnet_jax.training.evaluation import Evaluation, evaluate, evaluate_sets
 from resnet_jax.training.experiment import Experiment, set_up
 from resnet_jax.training.initialization import (
@@ -50,7 +52,7 @@ from resnet_jax.training.resume import (
     describe_weights,
     run_checkpoints,
 )
-from resnet_jax.training.summary import summary
+from resnet_jax.training.summary import class_weights_line, summary
 
 
 def train(
@@ -82,8 +84,8 @@ def train(
         A run resumes only with the same ones; of a source, the classes, the number of
         images and a sample of the labels are compared.
       eval_data: The images to evaluate on, with classes of the same names; None
-        evaluates on a fifth of `data`, which is chosen by `config.seed` and held out of
-        training.
+        evaluates on the fraction `config.data.eval_fraction` of `data`, which is chosen
+        by `config.seed` and held out of training.
       callback: A function that takes the result of each evaluation (`step`, `top1`,
         `top5`, `loss`, `n_seen`, `sets`). All processes call it. An exception that it
         raises ends the run; the same call resumes it after that evaluation.
@@ -121,8 +123,6 @@ def train(
             f"config is {type(config).__name__}. Give a ConfigDict, such as what"
             " resnet_jax.config.load returns, or the path of a config file."
         )
-    # The data are split by the seed before the experiment is set up.
-    values.check(config)
     if not isinstance(workdir, str | os.PathLike):
         raise UserError(
             f"workdir is {type(workdir).__name__}. Give the path of a directory."
@@ -132,11 +132,7 @@ def train(
             f"callback is {type(callback).__name__}. Give one function that takes the"
             " result of an evaluation."
         )
-    splits: dict[str, NamedSource] = {}
-    if data is not None:
-        splits = open_given(data, eval_data, config)
-        config = config_of_given(config)
-    elif eval_data is not None:
+    if data is None and eval_data is not None:
         raise UserError("eval_data also needs data, the images to train on.")
     workdir = path_of(workdir)
     startup = StartupTimer(time.perf_counter() if began is None else began)
@@ -146,8 +142,13 @@ def train(
         contextlib.ExitStack() as stack,
     ):
         # Set up.
+        config = completion.complete(config, workdir)
+        splits: dict[str, NamedSource] = {}
+        if data is not None:
+            splits = open_given(data, eval_data, config)
+            config = config_of_given(config)
         experiment = set_up(config, train=splits.get("train"), eval=splits.get("test"))
-        last = experiment.total_steps
+        config, last = experiment.config, experiment.total_steps
         is_lead = jax.process_index() == 0
         say = output.say if is_lead else lambda text: None
         # Before anything is written, so that two runs never write to one workdir.
@@ -158,8 +159,8 @@ def train(
         processes.check_same("data", {"their images": checksum(data_record)[:12]})
         record = saved.newest_record()
         # A finished run learns no more, so its teacher may be gone.
-        is_finished = record is not None and record["progress"]["step"] >= last
-        teacher_read = None if is_finished else teacher_weights(experiment)
+        has_ended = record is not None and experiment.has_ended(record["progress"])
+        teacher_read = None if has_ended else teacher_weights(experiment)
         teacher_record = describe_weights(config.distill.teacher_init, teacher_read)
         if record:
             # Before the state is restored, since its arrays may not fit.
@@ -189,12 +190,15 @@ def train(
             "teacher": teacher_record,
         }
         # The step of precise batch norm is not the last one of an extended run.
-        progress.recomputed &= progress.step == last
+        progress.recomputed &= experiment.has_ended(vars(progress))
         on_disk = progress.step if restored else None
         if is_lead:
             check_workdir()
             with storage.explaining_errors(workdir):
                 storage.write_by_product(workdir / "config.json", config.to_dict())
+                if config.data.eval_split == HELD_OUT:
+                    table = split_table(experiment.train.source, experiment.eval.source)
+                    storage.write_by_product(workdir / "split.csv", table)
         writer = stack.enter_context(
             Writer(workdir, step=progress.step, total_steps=last, active=is_lead)
         )
@@ -205,8 +209,10 @@ def train(
             # Compile, while the first batches are made.
             preemption.check()
             say("compiling")
-            if progress.step < last:
+            if not experiment.has_ended(vars(progress)):
                 batches = stack.enter_context(experiment.train_batches(progress.step))
+                if config.data.class_weights:
+                    say(class_weights_line(experiment))
                 teacher = teacher_variables(
                     experiment, teacher_read or teacher_weights(experiment)
                 )
@@ -226,15 +232,18 @@ def train(
                 # Evaluate and save the state of this step. A restart begins here too,
                 # and makes up for what the process before it did not reach.
                 now = progress.step
+                is_end = experiment.has_ended(vars(progress))
                 done = progress.evaluation and progress.evaluation["step"] == now
-                to_evaluate = experiment.is_due("evaluate", now) and not done
+                to_evaluate = not done and (
+                    is_end or experiment.is_due("evaluate", now)
+                )
                 to_save = experiment.is_due("checkpoint", now) and on_disk != now
                 if to_evaluate or to_save:
                     # First, since it raises where a loss is not finite: such a state
                     # is neither evaluated nor saved. It also logs the learning rate,
                     # which the evaluation may lower.
                     meter.flush()
-                if now == last and config.precise_bn and not progress.recomputed:
+                if is_end and config.precise_bn and not progress.recomputed:
                     say(f"precise batch norm over {config.precise_bn} batches")
                     state = precise_batch_norm(
                         experiment, state, after_batch=preemption.check
@@ -253,8 +262,9 @@ def train(
                     sets = evaluate_sets(
                         experiment, eval_steps, state, after_batch=preemption.check
                     )
-                    evaluation = _record_evaluation(progress, result, sets, writer)
-                    is_finite = can_be_best(evaluation)
+                    figures = result.scalars()
+                    is_finite = can_be_best(figures)
+                    is_first = not stopping.has_seen(progress.stopping, now)
                     if not is_finite:
                         say(
                             f"warning: The loss on {experiment.eval.source.title} is"
@@ -262,7 +272,15 @@ def train(
                             " best one. If this stays so, start another run with a"
                             " smaller optim.learning_rate or model.dtype=float32."
                         )
-                    if experiment.plateau:
+                    if is_first:
+                        progress.stopping = stopping.after(
+                            progress.stopping,
+                            figures,
+                            step=now,
+                            seconds=progress.seconds,
+                            best=progress.best,
+                        )
+                    if experiment.plateau and is_first:
                         progress.plateau = experiment.plateau.after(
                             progress.plateau, result.top1 if is_finite else -math.inf
                         )
@@ -271,6 +289,13 @@ def train(
                             state.opt_state, progress.plateau["factor"]
                         )
                         state = dataclasses.replace(state, opt_state=opt_state)
+                    is_end = experiment.has_ended(vars(progress))
+                    if is_end and config.precise_bn and not progress.recomputed:
+                        # This evaluation ends the run early. The final one, of precise
+                        # statistics, takes its place.
+                        _log_evaluation(now, result, sets, writer)
+                        continue
+                    evaluation = _record_evaluation(progress, result, sets, writer)
                 if to_evaluate or to_save:
                     # There is something to save now, so a signal must wait for it.
                     preemption.hold()
@@ -286,7 +311,9 @@ def train(
                     callback(dict(evaluation))
                 if to_evaluate or to_save:
                     meter.restart()
-                if progress.step == last:
+                if is_end:
+                    if why := stopping.describe(config.stop, now, progress.stopping):
+                        say(why)
                     break
 
                 # Another size (progressive resizing) is another program, and so is the
@@ -365,6 +392,7 @@ def train(
         "model": config.model.name,
         "params": count(state.params),
         "best": progress.best,
+        **stopping.summary(config.stop, progress.step, progress.stopping),
         "bad_train_images": len(sharding.union(set(progress.bad_images))),
         "seconds": progress.seconds,
         "images_per_second": progress.examples / max(progress.seconds, 1e-9),
@@ -378,6 +406,16 @@ def train(
         with output.dispensable(str(workdir / "report.png")):
             report = str(curves.draw(workdir, content))
     return {**content, "report": report}
+
+
+def _log_evaluation(
+    step: int, result: Evaluation, sets: dict[str, dict], writer: Writer
+) -> None:
+    """Logs the results of an evaluation on the eval split and on the extra sets."""
+    values = result.scalars() | {"bad_images": len(result.bad_images)}
+    writer.evaluation(step, values)
+    for name, set_values in sets.items():
+        writer.evaluation(step, set_values, name)
 
 
 def _record_evaluation(
@@ -395,10 +433,8 @@ def _record_evaluation(
     Returns:
       The evaluation, as `train` passes it to its callback.
     """
+    _log_evaluation(progress.step, result, sets, writer)
     values = result.scalars()
-    writer.evaluation(progress.step, values | {"bad_images": len(result.bad_images)})
-    for name, set_values in sets.items():
-        writer.evaluation(progress.step, set_values, name)
     progress.evaluation = {
         **values,
         "bad_eval_images": len(result.bad_images),

@@ -5,20 +5,25 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
+from resnet_jax.data.derived_sources import labels_of, turns_of
+from resnet_jax.data.source_protocol import NamedSource
 from resnet_jax.errors import UserError, check_known
 
 LOSSES = ("cross_entropy", "binary_cross_entropy")
+# Rules for `data.class_weights`; empty: the classes are not weighted.
+CLASS_WEIGHTS = ("", "inverse_frequency", "effective_number")
 
 # The class of each example, or the weight of every class in it.
 Labels = Int[Array, "b"] | Float[Array, "b classes"]
 
 
 def check(config: ConfigDict) -> None:
-    """Checks the keys of a config that concern the loss and distillation.
+    """Checks the keys of a config that concern the loss, its weights and distillation.
 
     Raises:
       UserError: The loss is unknown, or two keys contradict each other.
@@ -31,6 +36,19 @@ def check(config: ConfigDict) -> None:
                     f"loss={config.loss} does not read {key}={config[key]}; set"
                     f" loss=binary_cross_entropy, or leave {key} out."
                 )
+    weights = config.data.class_weights
+    check_known(f"data.class_weights={weights!r}", weights, CLASS_WEIGHTS)
+    if weights and config.loss != "cross_entropy":
+        raise UserError(
+            f"loss={config.loss} does not read data.class_weights={weights}, since an"
+            " output of its own is trained for each class; set loss=cross_entropy, or"
+            " leave data.class_weights out."
+        )
+    if weights and config.data.balance:
+        raise UserError(
+            f"data.class_weights={weights} and data.balance=True would correct the"
+            " sizes of the classes twice; leave one of them out."
+        )
     teacher, init = config.distill.teacher, config.distill.teacher_init
     if bool(teacher) != bool(init):
         raise UserError(
@@ -59,6 +77,7 @@ def cross_entropy(
     logits: Float[Array, "b classes"],
     labels: Labels,
     label_smoothing: float = 0.0,
+    class_weights: Float[np.ndarray, "classes"] | None = None,
 ) -> Float[Array, "b"]:
     """Computes the softmax cross entropy of each example, in nats and float32.
 
@@ -67,10 +86,15 @@ def cross_entropy(
       labels: The class of each example, or the weight of every class in it.
       label_smoothing: The weight that is spread evenly over all classes, the true one
         included, as in torch (Szegedy et al. 2015, arXiv:1512.00567, section 7).
+      class_weights: The weight of each class, which multiplies the terms of the class
+        in the sum over (smoothed) labels, as in torch's `CrossEntropyLoss(weight)`.
+        torch then divides the sum over a batch as `batch_factors` says.
     """
     # optax.softmax_cross_entropy_with_integer_labels rounds differently: it subtracts
     # the label's logit from logsumexp. It would sum smoothed labels in another order.
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+    if class_weights is not None:
+        log_p = jnp.asarray(class_weights) * log_p
     if labels.ndim == 2:
         log_p_of_label = jnp.sum(labels * log_p, axis=-1)
     else:
@@ -80,6 +104,74 @@ def cross_entropy(
     return -(1 - label_smoothing) * log_p_of_label - label_smoothing * log_p.mean(
         axis=-1
     )
+
+
+def class_counts(source: NamedSource, classes: int) -> Float[np.ndarray, "classes"]:
+    """Returns the number of images of each class in an epoch of a training split.
+
+    The numbers are fractions for sources that are combined by weight, of which an epoch
+    has a share. Labels that lie in the records of the images, as in the data sets of
+    tfds, are read from all of them.
+
+    Args:
+      source: The training split.
+      classes: The number of classes.
+    """
+    sizes, shares, epochs = turns_of(source)
+    times = np.repeat(np.divide(shares, sizes) / epochs, sizes)
+    return np.bincount(labels_of(source), weights=times, minlength=classes)
+
+
+def class_weights(
+    counts: Float[np.ndarray, "classes"], rule: str, beta: float
+) -> Float[np.ndarray, "classes"]:
+    """Returns the weight of each class in the loss, in float32.
+
+    - `inverse_frequency`: n / (K n_c) for a class of n_c of the n images, where K
+      classes have images. The mean weight of an image is 1, as with "balanced" of
+      scikit-learn.
+    - `effective_number`: proportional to (1 - beta) / (1 - beta^n_c), whose inverse is
+      the effective number of n_c samples (Cui et al. 2019, arXiv:1901.05555, section
+      3). The weights sum to K.
+
+    A class without images has the weight 0.
+
+    Args:
+      counts: The number of images of each class.
+      rule: One of these names.
+      beta: The hyperparameter beta of `effective_number`: 0 weights all classes
+        equally; the limit 1 is the inverse frequency.
+
+    Examples:
+      >>> class_weights(np.array([30.0, 10.0]), "inverse_frequency", beta=0.0)
+      array([0.6666667, 2.       ], dtype=float32)
+    """
+    known = counts > 0
+    weights, some = np.zeros(len(counts)), counts[known]
+    if rule == "inverse_frequency":
+        weights[known] = some.sum() / (len(some) * some)
+    else:
+        weights[known] = (1 - beta) / (1 - beta**some)
+        weights *= len(some) / weights.sum()
+    return weights.astype(np.float32)
+
+
+def batch_factors(
+    labels: Int[Array, "b"], class_weights: Float[np.ndarray, "classes"]
+) -> Float[Array, "b"]:
+    """Returns factors with which the mean of weighted losses is that of torch.
+
+    torch divides the sum of the losses by the sum of the weights of the examples'
+    classes, where labels are the numbers of classes. (Where they are weights of all
+    classes, it divides by the number of examples.) The factors b / sum are equal for
+    all examples of the batch, whose parts then add up to the loss of the whole.
+
+    Args:
+      labels: The class of each example of a complete batch.
+      class_weights: The weight of each class.
+    """
+    total = jnp.sum(jnp.asarray(class_weights)[labels])
+    return jnp.broadcast_to(len(labels) / total, labels.shape)
 
 
 def binary_cross_entropy(

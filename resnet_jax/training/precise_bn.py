@@ -36,7 +36,8 @@ def precise_batch_norm(
     if state.ema:
         params["ema"] = state.ema["params"]
     statistics: dict[str, list[Tree]] = {name: [] for name in params}
-    first = experiment.total_steps
+    # The run may end early.
+    first = int(state.step)
     last = first + experiment.config.precise_bn
     with experiment.train_batches(first, last) as batches:
         for batch in batches:

@@ -35,6 +35,7 @@ from resnet_jax.persistence.array_checksums import fingerprint
 from resnet_jax.persistence.checkpoints import Checkpoints
 from resnet_jax.persistence.storage import Path
 from resnet_jax.training.experiment import Experiment
+from resnet_jax.training.freezing import frozen_until
 from resnet_jax.training.initialization import Weights, initial_weights
 from resnet_jax.training.schedules import make_schedule
 
@@ -338,7 +339,7 @@ class Resume:
 
     def _check_teacher(self) -> None:
         old, new = self.record["teacher"], self.teacher
-        if old == UNKNOWN or self.step >= self.experiment.total_steps:
+        if old == UNKNOWN or self.experiment.has_ended(self.record["progress"]):
             return
         change = ""
         if old and new:
@@ -402,11 +403,22 @@ class Resume:
     def _same_rates(self) -> bool:
         """Tells whether both configs give common steps the same rates."""
         kinds = {self._old_config.optim.schedule, self.experiment.config.optim.schedule}
-        if len(kinds) > 1 and "plateau" in kinds:
-            return False  # since future evaluations decide
+        if "plateau" in kinds:
+            # Evaluations decide, which may come after percentages of the run.
+            is_longer = self._old_length != self.experiment.total_steps
+            by_percent = "percent" in self.experiment.config.evaluate.every
+            if len(kinds) > 1 or (is_longer and by_percent):
+                return False
         steps = jnp.arange(min(self._old_length, self.experiment.total_steps))
         before, after = self._rates(steps)
         return np.array_equal(before, after)
+
+    @property
+    def _same_sizes(self) -> bool:
+        """Tells whether images grow at the same steps in a run of either length."""
+        resize = self.experiment.config.data.resize_schedule
+        times = (resize.get(key, {}) for key in ("start", "end"))
+        return not any("percent" in time for time in times)
 
     def _check_length(self, extend: bool) -> list[str]:
         """Compares the number of steps, on which a schedule may depend."""
@@ -423,10 +435,14 @@ class Resume:
             )
         if new == old:
             return []
+        self._check_thaw()
         note = f"The run has {new:,} steps instead of {old:,}."
-        if self._same_rates:
+        if self._same_rates and self._same_sizes:
             return [note]
         schedule = config.optim.schedule
+        what = f"all rates of its {schedule} schedule"
+        if self._same_rates:
+            what = "the sizes of its images (data.resize_schedule)"
         before, after = self._rates(jnp.array([self.step]))
         rate = f"at step {self.step:,} it is {after[0]:.4g} instead of {before[0]:.4g}"
         if new < old or not extend:
@@ -437,8 +453,7 @@ class Resume:
                     f" schedule from now on ({rate}); or choose another --workdir."
                 )
             raise self._error(
-                f"another length ({old:,} steps, now {new:,}), on which all rates of"
-                f" its {schedule} schedule depend",
+                f"another length ({old:,} steps, now {new:,}), on which {what} depend",
                 way_out,
             )
         return [
@@ -446,6 +461,18 @@ class Resume:
             f" schedule ({rate}), so the result is not that of a run which had this"
             " length from the start."
         ]
+
+    def _check_thaw(self) -> None:
+        """Compares the finished steps that were frozen, by a percentage of the run."""
+        before = frozen_until(self._old_config, self._train_size, self._old_length)
+        now = self.experiment.freeze_until
+        finished = [x if x and x < self.step else None for x in (before, now)]
+        if self.experiment.freeze.leaves and finished[0] != finished[1]:
+            raise self._error(
+                f"another thaw (optim.freeze_until was step {before or self._old_length}"
+                f" and is step {now or self.experiment.total_steps})",
+                "Choose the old total, or another --workdir.",
+            )
 
     def _evaluation(self) -> list[str]:
         """Names another eval split, with which results are hard to compare."""

@@ -31,15 +31,16 @@ def peak_rate(config: ConfigDict) -> float:
     return optim.learning_rate * config.batch_size / optim.learning_rate_batch
 
 
-def warmup_steps(config: ConfigDict, train_size: int) -> int:
+def warmup_steps(config: ConfigDict, *, total_steps: int, train_size: int) -> int:
     """Returns the number of steps of `optim.warmup`.
 
     Args:
       config: The run's configuration.
+      total_steps: The length of the run in steps.
       train_size: The number of training images, the length of an epoch.
     """
     duration, batch_size = config.optim.warmup, config.batch_size
-    return to_steps(duration, batch_size, train_size, "optim.warmup")
+    return to_steps(duration, batch_size, train_size, "optim.warmup", total_steps)
 
 
 def make_schedule(
@@ -73,7 +74,7 @@ def make_schedule(
     optim, batch_size = config.optim, config.batch_size
 
     def steps_of(duration, key: str) -> int:
-        return to_steps(duration, batch_size, train_size, key)
+        return to_steps(duration, batch_size, train_size, key, total_steps)
 
     check_known(f"optim.schedule={optim.schedule!r}", optim.schedule, SCHEDULES)
     if optim.schedule == "step" and not optim.decay_at:
@@ -82,7 +83,7 @@ def make_schedule(
             " ({'epochs': 30}, {'epochs': 60})."
         )
     peak = peak_rate(config)
-    warmup = warmup_steps(config, train_size)
+    warmup = warmup_steps(config, total_steps=total_steps, train_size=train_size)
     if warmup and warmup >= total_steps:
         raise UserError(
             f"optim.warmup takes {warmup} steps, but the run (config.total) has only"

@@ -9,6 +9,7 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float
 
@@ -74,6 +75,9 @@ class StepOptions:
         1.
       loss: `loss(logits, labels)`, which has a value for each example; see
         `losses.make_loss`.
+      class_weights: The weight of each class in the loss of the labels, or None; see
+        `losses.cross_entropy`. The distillation loss is not weighted, since its targets
+        are the teacher's outputs, whatever the label.
       mix: The options of mixup and CutMix, or None.
       teacher: The network that the student learns from, or None.
       microbatches: The number of equal parts of a batch whose gradients are averaged
@@ -100,6 +104,7 @@ class StepOptions:
     mean: Sequence[float]
     std: Sequence[float]
     loss: Callable = losses.cross_entropy
+    class_weights: Float[np.ndarray, "classes"] | None = None
     mix: Mix | None = None
     teacher: Teacher | None = None
     microbatches: int = 1
@@ -205,7 +210,11 @@ def make_train_step(
                 mutable=["batch_stats"],
                 rngs={"dropout": rng},
             )
-        loss = options.loss(logits, label).mean()
+        if options.class_weights is None:
+            loss = options.loss(logits, label).mean()
+        else:
+            loss = options.loss(logits, label, class_weights=options.class_weights)
+            loss = (loss * part.get("factor", 1.0)).mean()
         if options.teacher:
             weight = options.teacher.weight
             targets = options.teacher.model.apply(teacher, image, train=False)
@@ -230,7 +239,7 @@ def make_train_step(
         count = options.microbatches
         unit = options.microbatch_unit
         # The random numbers of mixup have a row for each ghost batch.
-        units = {"image": unit, "label": unit, "drawn": 1}
+        units = {"image": unit, "label": unit, "factor": unit, "drawn": 1}
         parts = {
             key: jax.tree.map(functools.partial(_cut, parts=count, unit=units[key]), x)
             for key, x in batch.items()
@@ -258,6 +267,10 @@ def make_train_step(
     ) -> tuple[TrainState, dict]:
         if options.mix:
             batch = {**batch, "drawn": draw(options.mix, state.step, batch["image"])}
+        elif options.class_weights is not None:
+            # Before the batch is cut, since the sum of weights is that of all of it.
+            factor = losses.batch_factors(batch["label"], options.class_weights)
+            batch = {**batch, "factor": factor}
 
         def gradients_at(trained):
             if options.microbatches == 1:

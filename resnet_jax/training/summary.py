@@ -1,12 +1,23 @@
 """The lines about a run that its lead process prints before the first step."""
 
-import jax
+import textwrap
 
+import jax
+import numpy as np
+
+from resnet_jax.console.output import one_line
+from resnet_jax.data.derived_sources import known_labels
+from resnet_jax.data.source_protocol import NamedSource
 from resnet_jax.models.cost import cost_of_image, count
 from resnet_jax.parallel import sharding
 from resnet_jax.persistence.storage import Path
 from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.programs import state_like
+
+# The largest number of classes whose sizes are all printed.
+MOST_CLASSES = 50
+# The width of the lines, and that of the names of the facts at their beginning.
+WIDTH, INDENT = 88, 12
 
 
 def summary(experiment: Experiment, workdir: Path) -> str:
@@ -34,6 +45,7 @@ def summary(experiment: Experiment, workdir: Path) -> str:
         "train": f"{train.title}, {len(train):,} images, {len(train.classes)} classes",
         "eval": f"{experiment.eval.source.title},"
         f" {len(experiment.eval.source):,} images",
+        **_sizes_of_classes(train, experiment.eval.source),
         **{
             f"eval {number}": f"{name}, {len(examples):,} images"
             for number, (name, examples) in enumerate(experiment.sets.items(), start=2)
@@ -59,4 +71,52 @@ def summary(experiment: Experiment, workdir: Path) -> str:
     if experiment.resize:
         sides = experiment.resize.sides(range(experiment.total_steps))
         rows["sizes"] = ", ".join(map(str, sides)) + " px, in this order"
-    return "\n".join(f"{key + ':':<12}{value}" for key, value in rows.items())
+    return "\n".join(f"{key + ':':<{INDENT}}{value}" for key, value in rows.items())
+
+
+def _sizes_of_classes(train: NamedSource, eval: NamedSource) -> dict[str, str]:
+    """Returns a row with the number of images of each class.
+
+    Of many classes it has the smallest, the median and the largest one. There is no row
+    if images would have to be read for it.
+
+    Args:
+      train: The training split.
+      eval: The eval split, with the same classes.
+    """
+    known = [known_labels(source) for source in (train, eval)]
+    labels = [array for array in known if array is not None]
+    if len(labels) < len(known):
+        return {}
+    names = list(train.classes)
+    sizes = [np.bincount(array, minlength=len(names)).tolist() for array in labels]
+    texts = [
+        f"{name} {' / '.join(f'{size:,}' for size in pair)}"
+        for name, *pair in zip(names, *sizes, strict=True)
+    ]
+    if len(names) > MOST_CLASSES:
+        order = sorted(range(len(names)), key=lambda label: (sizes[0][label], label))
+        chosen = {
+            "smallest": order[0],
+            "median": order[len(order) // 2],
+            "largest": order[-1],
+        }
+        texts = [f"{word} {texts[label]}" for word, label in chosen.items()]
+    text = "training / eval images of each class: " + ", ".join(texts)
+    lines = textwrap.wrap(
+        *(text, WIDTH - INDENT), break_long_words=False, break_on_hyphens=False
+    )
+    return {"classes": ("\n" + " " * INDENT).join(lines)}
+
+
+def class_weights_line(experiment: Experiment) -> str:
+    """Returns a line with the smallest and the largest weight of a class in the loss.
+
+    Args:
+      experiment: An experiment with `data.class_weights`.
+    """
+    classes, weights = experiment.classes, experiment.class_weights
+    assert weights is not None
+    ends = (int(choose(weights[: len(classes)])) for choose in (np.argmin, np.argmax))
+    low, high = (f"{weights[i]:.4g} ({one_line(classes[i])})" for i in ends)
+    return f"class weights ({experiment.config.data.class_weights}): {low} to {high}"

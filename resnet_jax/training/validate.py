@@ -18,7 +18,7 @@ from resnet_jax.errors import UserError, check_known
 from resnet_jax.models import get_spec
 from resnet_jax.models.zoo import Spec
 from resnet_jax.parallel import sharding
-from resnet_jax.training import losses, mixup, optim
+from resnet_jax.training import losses, mixup, optim, stopping
 from resnet_jax.training.datasets import eval_augment, train_augment
 
 # The number of views of an image by the value of `evaluate.views`.
@@ -51,6 +51,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     optim.check(config)
     losses.check(config)
     mixup.check(config)
+    stopping.check(config)
     spec = _check_network(config.model, "model.name", "model.overrides")
     if config.distill.teacher:
         _check_network(config.distill, "distill.teacher", "distill.overrides")

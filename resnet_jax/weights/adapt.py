@@ -71,10 +71,16 @@ def as_rgb(card: Card, variables: dict) -> tuple[Card, dict]:
     flat = flatten_dict(variables)
     key = _first_kernel(card.make_spec())
     flat[key] = flat[key][:, :, ::-1]
-    card = dataclasses.replace(
+    return as_rgb_card(card), unflatten_dict(flat)
+
+
+def as_rgb_card(card: Card) -> Card:
+    """Returns the card of the weights that `as_rgb` converts."""
+    if not card.bgr:
+        return card
+    return dataclasses.replace(
         card, bgr=False, mean=card.mean[::-1], std=card.std[::-1]
     )
-    return card, unflatten_dict(flat)
 
 
 def fit_classes(

@@ -99,6 +99,23 @@ def read(
         raise UserError(f"{source} does not fit {card.network}: {error}") from None
 
 
+def read_card(source: str, *, model: str | None = None, **overrides: Any) -> Card:
+    """Returns the card that weights have, or that fits a file without one.
+
+    The values of a file's tensors are not read.
+
+    Args:
+      source: A file, a weights directory, a workdir or `timm:NAME.TAG`.
+      model: The network's name in the zoo, for a file without a card. None: the first
+        network of the zoo that the file fits.
+      **overrides: Fields of the spec of that network to replace.
+
+    Raises:
+      UserError: There are no such weights, or they cannot be read.
+    """
+    return _open(source, model, overrides)[0]
+
+
 def schemes_of(network: str, suffix: str) -> list[Scheme]:
     """Returns the naming schemes that a network's weights may have, the default first.
 
@@ -134,6 +151,19 @@ def _scheme_of(card: Card) -> Scheme:
 
 def _read(source: str, model: str | None, overrides: dict) -> tuple[Card, Tensors]:
     """Returns weights in their own naming scheme, with the card of their network."""
+    card, tensors, report = _open(source, model, overrides)
+    card = _check_card(card, _split_prefix(source)[0], model, overrides)
+    report()
+    return card, tensors
+
+
+def _open(
+    source: str, model: str | None, overrides: dict
+) -> tuple[Card, Tensors, Callable[[], None]]:
+    """Returns weights with their own card, and a function that logs what is left out.
+
+    The network and the overrides are those of a file without a card.
+    """
     source, prefix = _split_prefix(source)
     path = hub.fetch(source) if source.startswith(hub.PREFIX) else path_of(source)
     tensors: Tensors
@@ -155,7 +185,7 @@ def _read(source: str, model: str | None, overrides: dict) -> tuple[Card, Tensor
         else:
             with files.local(path) as file:
                 return _read_file(file, prefix, model, overrides)
-    return _check_card(card, source, model, overrides), tensors
+    return card, tensors, lambda: None
 
 
 def _split_prefix(source: str) -> tuple[str, str | None]:
@@ -168,7 +198,7 @@ def _split_prefix(source: str) -> tuple[str, str | None]:
 
 def _read_file(
     path: pathlib.Path, prefix: str | None, model: str | None, overrides: dict
-) -> tuple[Card, Tensors]:
+) -> tuple[Card, Tensors, Callable[[], None]]:
     card = files.read_card(path)
     read_tensors = _reader(path)
     if card:
@@ -176,7 +206,6 @@ def _read_file(
         check_buildable(spec, read_tensors(), path)
         selection = _choose(path, card.network, spec, [scheme], read_tensors, prefix)[1]
         card = card.for_spec(selection.spec)
-        card = _check_card(card, str(path), model, overrides)
     elif model:
         name = resolve(model)
         spec = get_spec(name, **overrides)
@@ -192,9 +221,9 @@ def _read_file(
         ends = {key: getattr(selection.spec, key) for key in ENDS}
         spec = get_spec(name, **overrides | ends)
         card = default_card(name, spec, scheme=scheme.name, origin=path.name)
-    _report(path, card.network, selection)
-    tensors = read_tensors(selection.spec, scheme)
-    return card, {name: tensors[own] for name, own in selection.names.items()}
+    stored = read_tensors(selection.spec, scheme)
+    tensors = {name: stored[own] for name, own in selection.names.items()}
+    return card, tensors, functools.partial(_report, path, card.network, selection)
 
 
 def _report(path: pathlib.Path, network: str, selection: Selection) -> None:

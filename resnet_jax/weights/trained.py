@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, UInt8
 
@@ -21,8 +22,8 @@ from resnet_jax.parallel.sharding import find_devices
 from resnet_jax.weights import load as weights_load
 from resnet_jax.weights.card import Card, Prediction
 
-# The largest number of images that are computed at a time.
-BATCH = 32
+# The largest number of images that are computed at a time, unless another is given.
+BATCH_SIZE = 32
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -33,10 +34,11 @@ class TrainedModel:
     Its methods take images in any form that `Card.preprocess` takes: a path, the bytes
     of an image file, an image of Pillow, a uint8 array [h, w], [h, w, c] or
     [n, h, w, c], or a list of these. The result for an image does not depend on the
-    other images. Images are read one after the other and computed 32 at a time, and a
-    program is compiled once for each of the batch sizes 1, 2, 4, 8, 16 and 32 that is
-    needed. The first image that cannot be read raises an error that names it; to go on
-    with the others, call `Card.crops` for each image, and `stream_logits`.
+    other images. Images are read one after the other and computed `batch_size` at a
+    time, 32 by default. A program is compiled once for each batch size that is needed:
+    `batch_size`, and powers of two below it for fewer images. The first image that
+    cannot be read raises an error that names it; to go on with the others, call
+    `Card.crops` for each image, and `stream_logits`.
 
     Attributes:
       module: The Flax module.
@@ -66,7 +68,13 @@ class TrainedModel:
         )
 
     def predict(
-        self, images: Images, k: int = 5, max_pixels: int = MAX_PIXELS
+        self,
+        images: Images,
+        k: int = 5,
+        max_pixels: int = MAX_PIXELS,
+        *,
+        batch_size: int = BATCH_SIZE,
+        flip: bool = False,
     ) -> list[list[Prediction]]:
         """Returns the most probable classes of each image, the best one first.
 
@@ -74,6 +82,9 @@ class TrainedModel:
           images: The images, in any form that `Card.preprocess` takes.
           k: The number of classes, of which a network may have fewer.
           max_pixels: The limit of `Card.preprocess` on image files.
+          batch_size: The largest number of images that are computed at a time.
+          flip: True to take the mean of the logits of each image and of its mirror
+            image, as `evaluate.views=flip` does.
 
         Raises:
           UserError: The network has no head, or an image cannot be read.
@@ -87,16 +98,25 @@ class TrainedModel:
         """
         if not isinstance(k, int | np.integer) or k < 1:
             raise UserError(f"k={k!r} is not a number of classes; give at least 1.")
-        return [self.card.top(values, k) for values in self.logits(images, max_pixels)]
+        rows = self.logits(images, max_pixels, batch_size=batch_size, flip=flip)
+        return [self.card.top(values, k) for values in rows]
 
     def logits(
-        self, images: Images, max_pixels: int = MAX_PIXELS
+        self,
+        images: Images,
+        max_pixels: int = MAX_PIXELS,
+        *,
+        batch_size: int = BATCH_SIZE,
+        flip: bool = False,
     ) -> Float32[np.ndarray, "n classes"]:
         """Returns the logits of each image.
 
         Args:
           images: The images, in any form that `Card.preprocess` takes.
           max_pixels: The limit of `Card.preprocess` on image files.
+          batch_size: The largest number of images that are computed at a time.
+          flip: True to take the mean of the logits of each image and of its mirror
+            image, as `evaluate.views=flip` does.
 
         Raises:
           UserError: The network has no head, or an image cannot be read.
@@ -106,17 +126,24 @@ class TrainedModel:
           >>> model.logits(["seven.png", np.zeros((8, 8), np.uint8)]).shape
           (2, 10)
         """
-        return self._compute(self._logits_of, images, max_pixels)
+        return self._compute(self._logits_of(flip), images, max_pixels, batch_size)
 
     def stream_logits(
-        self, crops: Iterable[UInt8[np.ndarray, "s s c"]]
+        self,
+        crops: Iterable[UInt8[np.ndarray, "s s c"]],
+        *,
+        batch_size: int = BATCH_SIZE,
+        flip: bool = False,
     ) -> Iterator[Float32[np.ndarray, " classes"]]:
         """Yields the logits of one image after the other, for any number of them.
 
-        At most two batches of 32 images are in memory at a time.
+        At most two batches are in memory at a time.
 
         Args:
           crops: The pixels that the network sees, as `Card.crops` yields them.
+          batch_size: The largest number of images that are computed at a time.
+          flip: True to take the mean of the logits of each image and of its mirror
+            image, as `evaluate.views=flip` does.
 
         Raises:
           UserError: The network has no head.
@@ -129,7 +156,7 @@ class TrainedModel:
           7
           3
         """
-        return self._stream(self._logits_of, crops)
+        return self._stream(self._logits_of(flip), crops, batch_size)
 
     def features(
         self, images: Images, max_pixels: int = MAX_PIXELS
@@ -148,31 +175,47 @@ class TrainedModel:
           >>> model.features("seven.png").shape
           (1, 64)
         """
-        return self._compute(self._features_of, images, max_pixels)
+        return self._compute(self._features_of, images, max_pixels, BATCH_SIZE)
 
-    @functools.cached_property
-    def _logits_of(self) -> Callable:
+    def _logits_of(self, flip: bool) -> Callable:
         if not self.card.spec["num_classes"]:
             raise UserError(
                 f"{self.card.network} has no head, so it predicts no classes. Call"
                 " `features` for its pooled features."
             )
-        return self._compile(self.module)
+        return self._flip_program if flip else self._program
+
+    @functools.cached_property
+    def _program(self) -> Callable:
+        return jax.jit(self._function_of(self.module))
+
+    @functools.cached_property
+    def _flip_program(self) -> Callable:
+        logits_of = self._function_of(self.module)
+
+        def mean_logits(variables, x):
+            # The views are computed one after the other, as in an evaluation.
+            views = jnp.stack([x, x[:, :, ::-1]])
+            logits = jax.lax.map(functools.partial(logits_of, variables), views)
+            return jnp.mean(logits, axis=0)
+
+        return jax.jit(mean_logits)
 
     @functools.cached_property
     def _features_of(self) -> Callable:
         spec = dataclasses.replace(self.module.spec, num_classes=0)
-        return self._compile(self.module.clone(spec=spec))
+        return jax.jit(self._function_of(self.module.clone(spec=spec)))
 
-    def _compile(self, module: nn.Module) -> Callable:
+    def _function_of(self, module: nn.Module) -> Callable:
         normalize = self.card.normalize
-        return jax.jit(lambda variables, x: module.apply(variables, normalize(x)))
+        return lambda variables, x: module.apply(variables, normalize(x))
 
     def _compute(
-        self, function: Callable, images: Images, max_pixels: int
+        self, function: Callable, images: Images, max_pixels: int, batch_size: int
     ) -> np.ndarray:
         """Returns the outputs of a function of (variables, pixels) for all images."""
-        rows = list(self._stream(function, self.card.crops(images, max_pixels)))
+        crops = self.card.crops(images, max_pixels)
+        rows = list(self._stream(function, crops, batch_size))
         if rows:
             return np.stack(rows)
         image = jax.ShapeDtypeStruct((1, *self.card.crop([]).shape[1:]), np.uint8)
@@ -180,14 +223,19 @@ class TrainedModel:
         return np.zeros((0, *shape[1:]), np.float32)
 
     def _stream(
-        self, function: Callable, crops: Iterable[np.ndarray]
+        self, function: Callable, crops: Iterable[np.ndarray], batch_size: int
     ) -> Iterator[np.ndarray]:
         """Yields the outputs of a function of (variables, pixels) for each image."""
+        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+            raise UserError(
+                f"batch_size={batch_size!r} is not a number of images; give at least 1."
+            )
         crops, size = iter(crops), 0
         before: Iterable[np.ndarray] = ()
-        while batch := list(itertools.islice(crops, BATCH)):
-            # All batches have the size of the first one, rounded up to a power of two.
-            size = size or 1 << (len(batch) - 1).bit_length()
+        while batch := list(itertools.islice(crops, batch_size)):
+            # All batches have the size of the first one, rounded up to a power of two,
+            # so that the last one needs no program of its own.
+            size = size or min(1 << (len(batch) - 1).bit_length(), batch_size)
             padding = [(0, size - len(batch))] + [(0, 0)] * 3
             outputs = function(self.variables, np.pad(np.stack(batch), padding))
             # The device computes while the next images are read, so the outputs of the

@@ -116,6 +116,41 @@ def test_a_duration_is_rounded_to_the_nearest_step():
     assert to_steps({"epochs": 1.15}, 10, 100, "total") == 12  # 11.5, to even
 
 
+@pytest.mark.parametrize(
+    ("percent", "total", "steps"),
+    [
+        (10, 300, 30),
+        (5, 559, 28),
+        (0.1, 300, 1),
+        (0, 300, 0),
+        (100, 7, 7),
+        (29, 100, 29),
+    ],
+)
+def test_a_percentage_is_of_the_steps_of_the_run(percent, total, steps):
+    # The number of images and of those in a step are without effect.
+    for batch_size, size in ((32, 12), (1, 10**6)):
+        duration = {"percent": percent}
+        assert to_steps(duration, batch_size, size, "optim.warmup", total) == steps
+
+
+def test_what_recurs_by_percent_comes_as_often_in_runs_of_any_length():
+    for total in (20, 21, 99, 300, 559, 20_000):
+        every = in_steps({"percent": 5}, 32, 894, "evaluate.every", total)
+        due = [step for step in range(1, total + 1) if is_due(step, every)]
+        assert len(due) == 20
+        assert due[-1] == total
+    every = in_steps({"percent": 5}, 32, 12, "evaluate.every", 3)
+    assert [is_due(step, every) for step in (1, 2, 3)] == [True] * 3
+
+
+def test_the_length_of_a_run_cannot_be_a_percentage_of_itself():
+    with pytest.raises(
+        UserError, match=r"^total\.percent=10 is a percentage of the ru"
+    ):
+        to_steps({"percent": 10}, 32, 100, "total")
+
+
 def test_more_often_than_each_step_is_each_step_and_zero_is_never():
     assert steps_due({"epochs": 0.001}, 10, 100, 5) == [1, 2, 3, 4, 5]
     assert steps_due({"steps": 0}, 10, 100, 50) == []

@@ -78,6 +78,7 @@ NAMES = {
     "optim.momentum_form": optim.MOMENTUM_FORMS,
     "optim.decay": optim.DECAYS,
     "optim.weight_decay_exclude": optim.DECAY_EXCLUDES,
+    "data.class_weights": losses.CLASS_WEIGHTS,
     "loss": losses.LOSSES,
     "mix.rule": mixup.RULES,
     "ema_warmup": optim.EMA_WARMUPS,
@@ -115,6 +116,8 @@ KINDS = {
     "number": {"number", "whole number"},
     "dictionary": {"dictionary", "duration", "empty dictionary"},
     "duration or empty dictionary": {"duration", "empty dictionary"},
+    # Of its names, which are those of figures, the samples have none.
+    "dictionary of numbers": {"empty dictionary"},
     "dictionary or text": {"dictionary", "duration", "empty dictionary", "text"},
     "True, False or text": {"True or False", "text"},
     "text or whole number": {"text", "whole number"},
@@ -136,7 +139,11 @@ def test_a_key_takes_the_values_of_its_type_and_no_others(key):
         assert not taken
         assert is_taken(values.default_values()[key])
     else:
-        assert taken == KINDS.get(kind, {kind})
+        expected = KINDS.get(kind, {kind})
+        if key == "data.eval_fraction":
+            # No whole number is between 0 and 1.
+            expected = expected - {"whole number"}
+        assert taken == expected
     assert bool(limits) == (key in values.RANGES and key != "data.mean")
 
 
@@ -148,7 +155,8 @@ def test_a_key_takes_the_values_of_its_type_and_no_others(key):
         ("data.scale", "tuple of 2 numbers, each more than 0 and at most 1"),
         ("data.mean", "tuple of numbers"),
         ("optim.decay_at", "tuple of durations"),
-        ("total", "duration"),
+        ("total", "duration or empty dictionary"),
+        ("optim.warmup", "duration"),
     ],
 )
 def test_a_type_is_a_phrase_with_the_range(key, kind):
@@ -253,6 +261,8 @@ OTHERS: dict[str, tuple] = {
     "optim.sam_rho": (0.1,),
     "optim.sam_every": (2,),
     "optim.microbatches": (2,),
+    "data.class_weights": ("inverse_frequency", "effective_number"),
+    "data.class_weights_beta": (0.5,),
     "label_smoothing": (0.1,),
     "bce_target_threshold": (0.2,),
     "bce_sum_classes": (True,),
@@ -338,7 +348,11 @@ def loss_of(loss: str, changes: dict[str, Any]) -> np.ndarray:
     losses.check(config)
     logits = jnp.array([[1.0, -2.0, 0.5], [0.0, 1.0, 2.0]])
     labels = jnp.array([[0.7, 0.3, 0.0], [0.0, 0.1, 0.9]])
-    return np.asarray(losses.make_loss(config)(logits, labels))
+    weights = {}
+    if rule := config.data.class_weights:
+        counts, beta = np.array([9.0, 3.0, 1.0]), config.data.class_weights_beta
+        weights = {"class_weights": losses.class_weights(counts, rule, beta)}
+    return np.asarray(losses.make_loss(config)(logits, labels, **weights))
 
 
 @functools.cache
@@ -364,7 +378,7 @@ RESULTS: tuple[tuple[Callable, Iterable[str], str], ...] = (
     (updates_of, optim.OPTIMIZERS, "optim."),
     (rates_of, schedules.SCHEDULES, "optim."),
     (pixels_of, augment.TRAIN_CROPS, "data."),
-    (loss_of, losses.LOSSES, "(loss|label|bce)"),
+    (loss_of, losses.LOSSES, "(loss|label|bce|data.class_weights$)"),
 )
 CASES = [
     pytest.param(result, set(names), key, id=f"{result.__name__}-{key}")
@@ -405,6 +419,7 @@ def test_every_key_that_may_depend_on_a_name_is_tested():
 
 # Values of keys on which others depend.
 ON: dict[str, Any] = {
+    "data.class_weights": "effective_number",
     "data.erase": 1.0,
     "optim.warmup": {"steps": 4},
     "optim.sam_rho": 0.05,
@@ -446,6 +461,8 @@ def text_of(name: str, changes: dict[str, Any]) -> str:
 
 def result_that_reads(key: str) -> tuple[Callable, str]:
     """Returns the function whose result depends on a key, and its first argument."""
+    if key.startswith("data.class_weights"):
+        return loss_of, "cross_entropy"
     if key.startswith("data."):
         return pixels_of, "center"
     if key.startswith("optim.warmup"):

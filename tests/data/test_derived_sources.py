@@ -8,14 +8,20 @@ import numpy as np
 import pytest
 
 from resnet_jax.data.augment import Augment
+from resnet_jax.data.cache import cached
 from resnet_jax.data.derived_sources import (
+    Balanced,
     Combined,
+    balanced,
     check_same_classes,
     few_shot,
+    hold_out,
     labels_of,
+    turns_of,
     with_classes,
 )
 from resnet_jax.data.loader import Examples, epoch_order, permutation, train_batches
+from resnet_jax.data.memory_source import MemorySource
 from resnet_jax.data.sources import FakeSource, FolderSource, open_source
 from resnet_jax.errors import UserError
 from resnet_jax.prepare import main
@@ -373,3 +379,168 @@ def test_the_labels_of_a_source_are_those_of_its_examples(pets, split):
     for opened in (source, with_classes(source, ("dog", "bird", "cat"))):
         labels = [opened[index][1] for index in range(len(opened))]
         np.testing.assert_array_equal(labels_of(opened), labels)
+
+
+# Images that are held out.
+
+
+def held_out_names(folder: str, *, seed=0, fraction=0.2, split="train") -> list[str]:
+    """Returns the paths below the folder of the images that are held out."""
+    _, held_out = hold_out(open_source(folder, split), fraction, seed)
+    top = folder.removeprefix("folder:")
+    return [name.removeprefix(top) for name in names(held_out, range(len(held_out)))]
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.2, 0.5, 0.99])
+def test_the_same_fraction_of_each_class_is_held_out(fraction, tmp_path):
+    counts = {"train/a": 2, "train/b": 5, "train/c": 40}
+    source = open_source(write_pictures(tmp_path, counts), "train")
+    kept, held_out = hold_out(source, fraction, 0)
+    expected = {
+        label: min(max(round(n * fraction), 1), n - 1)
+        for label, n in enumerate(counts.values())
+    }
+    assert counts_of(held_out) == expected
+    together = names(kept, range(len(kept))) + names(held_out, range(len(held_out)))
+    assert sorted(together) == sorted(names(source, range(len(source))))
+    assert kept.classes == held_out.classes == ("a", "b", "c")
+
+
+def test_images_are_held_out_by_the_seed_and_their_names_wherever_they_are(tmp_path):
+    counts = {"train/cat": 30, "train/dog": 30}
+    here = write_pictures(tmp_path / "here", counts)
+    there = write_pictures(tmp_path / "elsewhere/there", counts)
+    assert held_out_names(here) == held_out_names(there)
+    assert held_out_names(here) != held_out_names(here, seed=1)
+    # Most of the 12 stay held out when images are added: of the 12 new ones, about a
+    # fifth are held out, and two of these are in addition to the 12.
+    more = write_pictures(tmp_path / "more", {"train/cat": 36, "train/dog": 36})
+    assert len(set(held_out_names(here)) & set(held_out_names(more))) >= 9
+
+
+def test_the_order_of_the_rows_of_a_table_does_not_change_what_is_held_out(tmp_path):
+    pictures = write_pictures(tmp_path, {"a": 10, "b": 10})
+    source = open_source(pictures, "train")
+    lines = [f"{path},{path[0]}" for path in source.paths]
+    chosen = []
+    for ordered in (lines, lines[::-1]):
+        (tmp_path / "t.csv").write_text("\n".join(["path,label", *ordered]))
+        chosen.append(sorted(held_out_names(f"csv:{tmp_path}/t.csv")))
+    assert chosen[0] == chosen[1]
+    assert [name.removeprefix(str(tmp_path)) for name in chosen[0]] == sorted(
+        held_out_names(pictures)
+    )
+
+
+@pytest.mark.parametrize(
+    "split", ["train+train", "train[:60%]+train[40%:]", "train+val+train", "all"]
+)
+def test_an_image_that_occurs_twice_is_in_one_part(split, pets, tmp_path):
+    main(["prepare", pets, f"--out={tmp_path / 'packed'}", "--num_workers=1"])
+    for source in (pets, f"tfds:{tmp_path / 'packed'}"):
+        parts = hold_out(open_source(source, split), 0.4, 0)
+        kept, held_out = (set(names(part, range(len(part)))) for part in parts)
+        assert kept and held_out
+        assert not kept & held_out
+
+
+def test_a_class_with_one_image_cannot_be_split(tmp_path):
+    folder = write_pictures(tmp_path, {"train/cat": 3, "train/emu": 1})
+    with pytest.raises(UserError, match=r"'emu' of .* only one image.*eval_source="):
+        hold_out(open_source(folder, "train"), 0.2, 0)
+    with pytest.raises(UserError, match=r"'emu' of .* has only one image"):
+        hold_out(open_source(folder, "train+train"), 0.2, 0)
+
+
+def test_no_images_of_a_combination_by_weight_are_held_out(pets, strays):
+    source = open_source(f"mix:3*{pets},{strays}@all", "train")
+    with pytest.raises(UserError, match=r"since its parts have weights.*eval_source="):
+        hold_out(source, 0.2, 0)
+
+
+# Balanced classes.
+
+
+@pytest.fixture(scope="module")
+def rare(tmp_path_factory) -> Balanced:
+    """A balanced source of 40, 13, 7 and 2 images of four classes: 1:20."""
+    counts = {"train/a": 40, "train/b": 13, "train/c": 7, "train/d": 2}
+    folder = write_pictures(tmp_path_factory.mktemp("rare"), counts)
+    return balanced(open_source(folder, "train"))
+
+
+def epochs_of(source, epochs: int, seed: int = 0) -> list[np.ndarray]:
+    return [epoch_order(seed, epoch, *turns_of(source))[0] for epoch in range(epochs)]
+
+
+def test_a_balanced_source_has_the_same_examples_and_length(rare):
+    assert len(rare) == len(rare.source) == 62
+    assert counts_of(rare) == {0: 40, 1: 13, 2: 7, 3: 2}
+    assert labels_of(rare).tolist() == [rare[i][1] for i in range(62)]
+    assert rare.digest() == rare.source.digest()
+    assert {len(indices) for indices in epochs_of(rare, 9)} == {62}
+
+
+def test_the_classes_of_a_balanced_source_are_drawn_equally_often(rare):
+    orders = epochs_of(rare, 100)
+    counts = np.bincount(labels_of(rare)[np.concatenate(orders)])
+    assert counts.tolist() == [1550] * 4
+    # An epoch has 15 or 16 images of each class.
+    for indices in orders:
+        assert set(np.bincount(labels_of(rare)[indices])) <= {15, 16}
+    # A class has no fixed place in an epoch: 7 is 4 standard deviations, of 1.7, of the
+    # number in one of two halves, and less than half of the class.
+    halves = np.array([indices[:31] for indices in orders[:10]])
+    for half in labels_of(rare)[halves]:
+        assert np.abs(np.bincount(half, minlength=4) - 7.75).max() < 7
+
+
+def test_the_images_of_a_class_are_drawn_equally_often(rare):
+    drawn = np.bincount(np.concatenate(epochs_of(rare, 7)), minlength=62)
+    for label in range(4):
+        times = drawn[labels_of(rare) == label]
+        assert times.max() - times.min() <= 1
+
+
+def test_balanced_batches_do_not_depend_on_processes_workers_memory_or_restarts(rare):
+    whole = batches(rare, steps=range(14))
+    for batch, again in zip(
+        whole[9:], batches(rare, steps=range(9, 14), workers=1), strict=True
+    ):
+        np.testing.assert_array_equal(batch["image"], again["image"])
+    in_memory = batches(cached(rare, 3, "ram"), steps=range(14))
+    examples = Examples(
+        source=rare,
+        augment=Augment(size=8, crop="pad", pad=1, flip=True),
+        channels=3,
+        skip_bad=False,
+    )
+    of_two = []
+    for rows in (range(5), range(5, 10)):
+        with train_batches(
+            examples, seed=0, batch_size=10, steps=range(14), rows=rows, num_workers=0
+        ) as made:
+            of_two.append(list(made))
+    for batch, kept, first, second in zip(whole, in_memory, *of_two, strict=True):
+        np.testing.assert_array_equal(batch["image"], kept["image"])
+        both = np.concatenate([first["image"], second["image"]])
+        np.testing.assert_array_equal(batch["image"], both)
+
+
+def test_a_combination_by_weight_cannot_be_balanced_but_a_sum_of_splits_can(
+    pets, strays
+):
+    with pytest.raises(UserError, match=r"data\.balance=True .* has weights"):
+        balanced(open_source(f"mix:3*{pets},{strays}@all", "train"))
+    both = balanced(open_source(pets, "train+val"))
+    assert both.sizes == (15, 30)
+    few = balanced(few_shot(open_source(f"mix:3*{pets},{strays}@all", "train"), 3, 0))
+    assert few.sizes == (3, 3)
+
+
+def test_a_class_without_images_has_no_share_of_a_balanced_epoch():
+    labels = np.array([0, 2, 2, 2])
+    images = np.zeros((4, 8, 8, 3), np.uint8)
+    source = balanced(MemorySource(images, labels, ("a", "b", "c")))
+    drawn = np.concatenate(epochs_of(source, 2))
+    assert np.bincount(labels_of(source)[drawn]).tolist() == [4, 0, 4]

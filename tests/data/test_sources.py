@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from resnet_jax.data.derived_sources import check_same_classes
-from resnet_jax.data.sources import folder_splits, open_source
+from resnet_jax.data.folder_source import folder_splits
+from resnet_jax.data.sources import open_source
 from resnet_jax.errors import UserError
 from tests.helpers.pictures import encode, noise, write_folder
 

@@ -83,11 +83,12 @@ DRY_RUN = """
 import pathlib, sys, tempfile
 from resnet_jax.config.variants import for_dry_run
 from resnet_jax.models import get_spec
+from resnet_jax.training.completion import complete
 from resnet_jax.training.loop import train
 from tests.helpers.golden_configs import load
 
 for name in sys.argv[1:]:
-    config = for_dry_run(load(name), 1)
+    config = for_dry_run(complete(load(name)), 1)
     # Its network is cut down, since networks have tests of their own.
     spec, overrides = get_spec(config.model.name), config.model.overrides
     overrides.stage_sizes, overrides.widths = (1, 1), tuple(spec.widths[:2])

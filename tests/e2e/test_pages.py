@@ -27,13 +27,15 @@ from resnet_jax import cli, main
 from resnet_jax.config import RECIPES, load, override, recipes
 from resnet_jax.config.saved import flatten
 from resnet_jax.console.arguments import Parser, load_config
+from resnet_jax.data.csv_source import read_rows
 from resnet_jax.data.sources import KINDS, open_source
 from resnet_jax.errors import UserError
 from resnet_jax.models import ZOO, get_spec
 from resnet_jax.training.experiment import set_up
 from resnet_jax.weights import SCHEMES
 from resnet_jax.weights.naming import to_foreign
-from tests.helpers import example_folder, keyed, pages
+from resnet_jax.weights.save import save
+from tests.helpers import example_folder, keyed, pages, small_networks
 from tests.helpers import words as english
 from tests.helpers.golden_configs import CONFIGS
 from tests.helpers.packaging_files import PROJECT
@@ -59,7 +61,7 @@ IN_SENTENCES = [
 ]
 # The functions that modules run with a command line, where it is not `main`.
 ENTRIES = {"resnet_jax.prepare": "run"}
-LANGUAGES = {"bash", "text", "python", "pycon", "yaml", "diff", "mermaid"}
+LANGUAGES = {"csv", "bash", "text", "python", "pycon", "yaml", "diff", "mermaid"}
 
 
 def parts(command: list[str]) -> tuple[str, list[str]]:
@@ -91,6 +93,15 @@ def parameters(commands: list, of_package: bool) -> list:
         for program, arguments in [parts(command)]
         if program.startswith("resnet_jax") == of_package
     ]
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> str:
+    """Returns a weights directory of a small network."""
+    card, variables = small_networks.card_and_variables("test_resnet")
+    folder = tmp_path_factory.mktemp("weights") / "small"
+    save(str(folder), variables, card)
+    return str(folder)
 
 
 class Parsed(Exception):
@@ -137,11 +148,18 @@ def config_of(monkeypatch, tmp_path):
     return config_of
 
 
-def check(config: ConfigDict) -> None:
-    """Raises UserError if the keys of a config contradict each other."""
+def check(config: ConfigDict, weights: str) -> None:
+    """Raises UserError if the keys of a config contradict each other.
+
+    `weights` stand for those whose card a config asks for.
+    """
+    if config.init_from:
+        config.init_from = weights
     for source in (config.data.source, config.data.eval_source):
         assert source.partition(":")[0] in {"", *KINDS}, source
     config.evaluate.sets = ()
+    # An empty one is chosen by the data, which are not there.
+    config.data.eval_split = config.data.eval_split or "validation"
     train, eval = (open_source("fake:1000:1000000", x) for x in ("train", "validation"))
     set_up(config, train=train, eval=eval)
 
@@ -150,14 +168,14 @@ def check(config: ConfigDict) -> None:
     ("page", "module", "arguments"), parameters(COMMANDS, of_package=True)
 )
 def test_every_command_that_a_page_gives_is_legal(
-    page, module, arguments, config_of, capsys
+    page, module, arguments, config_of, weights, capsys
 ):
     for own in re.findall(r"--config=(\w+\.py)", " ".join(arguments)):
         examples = [x.text for x in pages.fences(page, "python")]
         (text,) = [x for x in examples if "def get_config" in x]
         pathlib.Path(own).write_text(text)
     if config := config_of(module, arguments):
-        check(config)
+        check(config, weights)
     assert not capsys.readouterr().err
 
 
@@ -240,6 +258,14 @@ def test_every_other_program_that_a_page_runs_is_there(page, program, arguments)
                 assert f"\n  {name}: " in files_in(arguments), name
         case _:
             pytest.fail(f"{page}: no test knows the program {program}.")
+
+
+def test_the_table_of_a_page_is_one_that_a_run_reads(tmp_path):
+    (fence,) = (fence for page in pages.PAGES for fence in pages.fences(page, "csv"))
+    (tmp_path / "table.csv").write_text(fence.text)
+    rows = read_rows(tmp_path / "table.csv")
+    assert [row.label for row in rows] == ["cat", "dog", "cat"]
+    assert [row.split for row in rows] == ["train", "train", "val"]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -356,7 +382,7 @@ def test_every_key_that_a_page_names_is_in_the_config(page):
     for word in pages.code_words(page):
         key = re.match(r"(?:--config\.)?([a-z_]+(?:\.[a-z_0-9]+)+)(?![\w/(])", word)
         if key and key[1].partition(".")[0] in sections and not word.endswith(".py"):
-            unit = r"\.(epochs|steps|examples)$|(?<=overrides)\.\w+$"
+            unit = r"\.(epochs|steps|examples|percent)$|(?<=overrides)\.\w+$"
             name = re.sub(unit, "", key[1])
             assert name in known or any(x.startswith(f"{name}.") for x in known), word
 
@@ -383,11 +409,11 @@ def test_every_name_of_the_package_that_a_page_gives_is_there(page):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_the_command_in_a_recipe_is_legal(path, config_of):
-    for line in re.findall(r"^python -m .*(?:\\\n.*)*", path.read_text(), re.M):
+def test_the_command_in_a_recipe_is_legal(path, config_of, weights):
+    for line in re.findall(r"^python -m .*(?:(?<=\\)\n.*)*", path.read_text(), re.M):
         module, arguments = parts(shlex.split(line.replace("\\\n", " ")))
         if config := config_of(module, arguments):
-            check(config)
+            check(config, weights)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -450,6 +450,30 @@ def test_losses_equal_timm(case):
     assert float(got) == pytest.approx(float(theirs), rel=2e-6)
 
 
+@pytest.mark.parametrize("rule", ["inverse_frequency", "effective_number"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("is_soft", [False, True])
+def test_the_loss_with_class_weights_equals_torch(is_soft, smoothing, rule):
+    logits, labels, soft = logits_and_labels()
+    target = soft if is_soft else labels
+    counts = keyed.generator("counts").integers(1, 200, logits.shape[1]).astype(float)
+    weights = losses.class_weights(counts, rule, 0.99)
+    criterion = nn.CrossEntropyLoss(
+        weight=torch.from_numpy(weights).double(), label_smoothing=smoothing
+    )
+    theirs = criterion(
+        torch.from_numpy(logits).double(),
+        torch.from_numpy(target).double() if is_soft else torch.from_numpy(target),
+    )
+    each = losses.cross_entropy(
+        jnp.asarray(logits), jnp.asarray(target), smoothing, weights
+    )
+    if not is_soft:
+        each = each * losses.batch_factors(jnp.asarray(target), weights)
+    # Logits near 10 are rounded a few times in float32.
+    assert float(each.mean()) == pytest.approx(float(theirs), rel=1e-6)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_distillation_equals_the_kl_divergence_of_torch(temperature):
     logits, _, _ = logits_and_labels()

@@ -124,10 +124,7 @@ def test_gradients_are_those_of_the_network_with_norms_in_evaluation(freeze):
     def loss_of(params):
         def frozen_norm(method, args, kwargs, context):
             path = context.module.path
-            is_frozen = freeze != "up_to_stage1" or path[:1] in (
-                ("stem_norm1",),
-                (block,),
-            )
+            is_frozen = freeze != "up_to_stage1" or path[:1] in early
             if is_frozen and path and "norm" in path[-1]:
                 kwargs = {**kwargs, "train": False}
             return method(*args, **kwargs)

@@ -4,12 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.utils.class_weight import compute_class_weight
 
 from resnet_jax.config import defaults
+from resnet_jax.data.derived_sources import Combined, few_shot
+from resnet_jax.data.memory_source import MemorySource
 from resnet_jax.errors import UserError
 from resnet_jax.training.losses import (
+    batch_factors,
     binary_cross_entropy,
     check,
+    class_counts,
+    class_weights,
     cross_entropy,
     distillation,
     make_loss,
@@ -134,9 +140,98 @@ def test_the_gradient_of_distillation_does_not_vanish_at_high_temperature():
     assert size(1000.0) == pytest.approx(size(100.0), rel=0.1)
 
 
+# Weights of classes. tests/oracles/test_optim.py compares the loss with torch's.
+
+WEIGHTS = np.array([0.2, 0.5, 0.0, 1.0, 4.0], np.float32)
+
+
+def weighted_by_definition(logits, q) -> np.ndarray:
+    """Computes -sum q w log p of each row in float64."""
+    logits = logits.astype(np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return -(q * WEIGHTS * log_p).sum(axis=1)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_weighted_losses_are_divided_by_the_weights_of_a_batch_of_classes(smoothing):
+    logits, labels = draw(5)
+    labels = np.where(labels == 2, 4, labels)
+    q = np.eye(5)[labels] * (1 - smoothing) + smoothing / 5
+    expected = weighted_by_definition(logits, q).sum() / WEIGHTS[labels].sum()
+    found = cross_entropy(jnp.asarray(logits), jnp.asarray(labels), smoothing, WEIGHTS)
+    factors = batch_factors(jnp.asarray(labels), WEIGHTS)
+    # A few float32 roundings of logits near 10.
+    assert float((found * factors).mean()) == pytest.approx(expected, abs=5e-6)
+    # One factor for all, so that the parts of a batch add up to it.
+    assert len(factors) == 16 and len(set(factors.tolist())) == 1
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_each_class_of_a_mixed_label_has_its_own_weight(smoothing):
+    logits, labels = draw(5)
+    mixed = 0.7 * np.eye(5)[labels] + 0.3 * np.eye(5)[labels[::-1]]
+    q = mixed * (1 - smoothing) + smoothing / 5
+    found = cross_entropy(jnp.asarray(logits), jnp.asarray(mixed), smoothing, WEIGHTS)
+    # Losses up to 4 x 10, each of a few float32 roundings.
+    expected = weighted_by_definition(logits, q)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_inverse_frequencies_are_the_balanced_weights_of_scikit_learn():
+    labels = np.repeat([0, 1, 3], [50, 7, 2])
+    counts = np.bincount(labels, minlength=5).astype(float)
+    found = class_weights(counts, "inverse_frequency", 0.9)
+    classes = np.array([0, 1, 3])
+    expected = compute_class_weight("balanced", classes=classes, y=labels)
+    np.testing.assert_allclose(found[[0, 1, 3]], expected, rtol=1e-7)
+    assert found[2] == found[4] == 0
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.9, 0.9999])
+def test_effective_numbers_are_those_of_the_paper(beta):
+    counts = np.array([500.0, 0.0, 20.0, 1.0])
+    found = class_weights(counts, "effective_number", beta)
+    # E_n = (1 - beta^n) / (1 - beta) is the sum of a geometric series.
+    effective = np.array([np.sum(beta ** np.arange(n)) for n in (500, 20, 1)])
+    expected = 3 * (1 / effective) / np.sum(1 / effective)
+    np.testing.assert_allclose(found[[0, 2, 3]], expected, rtol=1e-6)
+    assert found[1] == 0
+    assert found.sum() == pytest.approx(3, rel=1e-6)
+
+
+def labelled(labels) -> MemorySource:
+    """Returns images of three classes with given labels."""
+    images = np.zeros((len(labels), 2, 2, 1), np.uint8)
+    return MemorySource(images, np.array(labels), ("a", "b", "c"))
+
+
+def test_classes_are_counted_in_the_images_that_are_trained_on():
+    source = labelled([0] * 6 + [1] * 2)
+    assert class_counts(source, 4).tolist() == [6, 2, 0, 0]
+    with_three = labelled([0] * 6 + [1] * 2 + [2] * 3)
+    assert class_counts(few_shot(with_three, 2, 0), 3).tolist() == [2, 2, 2]
+
+
+def test_sources_that_are_combined_by_weight_count_by_their_share_of_an_epoch():
+    parts = labelled([0] * 6), labelled([1] * 4 + [2] * 2)
+    # Of 12 images of an epoch, 9 are of the first source and 3 of the second one.
+    mixed = Combined(parts, (3.0, 1.0))
+    np.testing.assert_allclose(class_counts(mixed, 3), [9, 2, 1])
+    np.testing.assert_allclose(class_counts(Combined(parts, (1.0, 1.0)), 3), [6, 4, 2])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"data.class_weights": "inverse"}, "class_weights='inverse'.*inverse_freq"),
+        (
+            {"data.class_weights": "effective_number", "loss": "binary_cross_entropy"},
+            "loss=binary_cross_entropy does not read data.class_weights=effective_num",
+        ),
+        (
+            {"data.class_weights": "effective_number", "data.balance": True},
+            "class_weights=effective_number and data.balance=True would correct",
+        ),
         ({"loss": "cross_entrpy"}, r"loss='cross_entrpy'.*cross_entropy"),
         ({"bce_target_threshold": 0.2}, "loss=cross_entropy .*bce_target_threshold"),
         ({"bce_sum_classes": True}, "loss=cross_entropy .*bce_sum_classes"),

@@ -25,7 +25,7 @@ def test_pooled_statistics_are_those_of_all_values():
 def test_the_statistics_are_those_of_the_batches_after_the_last_step(ema_decay):
     changes = {"precise_bn": 3, "model.bn_group_size": "global"}
     experiment = tiny.setup(changes | {"ema_decay": ema_decay})
-    state = tiny.state(experiment)
+    state = tiny.state(experiment, step=4)
     before = jax.device_get(state)
     seen = []
     after = precise_batch_norm(experiment, state, after_batch=lambda: seen.append(1))

@@ -431,6 +431,50 @@ def test_a_run_with_a_cosine_schedule_is_extended_on_request_only(copies, capsys
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optim.warmup": ConfigDict({"percent": 50})}, "rates of its constant"),
+        (
+            {
+                "optim.schedule": "plateau",
+                "evaluate.every": ConfigDict({"percent": 50}),
+            },
+            "rates of its plateau",
+        ),
+        (
+            {
+                "data.resize_schedule": ConfigDict(
+                    {"first": 8, "last": 16}
+                    | {"start": {"percent": 0}, "end": {"percent": 50}}
+                )
+            },
+            "sizes of its images",
+        ),
+    ],
+    ids=["warm-up", "plateau", "sizes"],
+)
+def test_a_run_whose_past_was_a_percentage_of_it_is_extended_on_request_only(
+    tmp_path, changes, message
+):
+    make_folder(tmp_path / "images")
+    changes = {"optim.schedule": "constant", "data.image_size": 16} | changes
+    train(config_for(tmp_path / "images", changes), tmp_path / "run")
+    more = config_for(tmp_path / "images", changes | longer())
+    with pytest.raises(UserError, match=rf"4 steps, now 6.*{message}.*--extend resum"):
+        train(more, tmp_path / "run")
+    assert train(more, tmp_path / "run", extend=True)["step"] == 6
+    # What does not reach back is of no account.
+    often = {
+        "evaluate.every": ConfigDict({"percent": 50}),
+        "optim.schedule": "constant",
+    }
+    train(config_for(tmp_path / "images", often), tmp_path / "other")
+    more = config_for(tmp_path / "images", often | longer())
+    assert train(more, tmp_path / "other")["step"] == 6
+
+
+@pytest.mark.slow
 def test_settings_that_a_plateau_depends_on_may_not_change(tmp_path):
     make_folder(tmp_path / "images")
     plateau = {"optim.schedule": "plateau"}

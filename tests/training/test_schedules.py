@@ -48,6 +48,7 @@ def test_a_warm_up_is_linear_and_the_cosine_begins_after_it():
         ({"steps": 30}, {"steps": 60}),
         ({"epochs": 3}, {"epochs": 6}),
         ({"examples": 30 * 256}, {"examples": 60 * 256}),
+        ({"percent": 30}, {"percent": 60}),
     ],
 )
 @pytest.mark.parametrize("warmup", [0, 5])
@@ -71,6 +72,12 @@ def test_a_decay_during_the_warm_up_is_applied_after_it():
     assert rates(config, [10, 19, 20, 29, 30]) == about(
         [0.05, 0.095, 0.01, 0.01, 0.001]
     )
+
+
+def test_a_warm_up_and_an_end_may_be_percentages_of_the_run():
+    percent = configure(warmup={"percent": 20}, schedule_length={"percent": 100})
+    steps = configure(warmup={"steps": 20}, schedule_length={"steps": 100})
+    assert rates(percent, range(100)) == rates(steps, range(100))
 
 
 def test_a_constant_rate_keeps_the_peak_after_the_warm_up():

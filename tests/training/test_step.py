@@ -77,6 +77,50 @@ def test_microbatches_give_the_update_of_the_complete_batch(microbatches, device
     assert tiny.difference(parts, whole) < 2e-5
 
 
+# With fake labels, of which some classes have seven images and others six.
+WEIGHTED = ONE_BLOCK | {"batch_size": 32, "data.class_weights": "inverse_frequency"}
+
+
+def weighted_update(devices: int = 1, **changes) -> dict:
+    """Returns the state and metrics after a step with class weights on 32 images."""
+    setup = tiny.setup(WEIGHTED | changes, devices)
+    batch = setup.to_devices(tiny.batch(setup))
+    state, metrics = programs.compile_train_step(setup)(tiny.state(setup), batch)
+    return jax.device_get({**vars(state), **metrics})
+
+
+def test_a_step_with_class_weights_divides_by_the_weights_of_its_images():
+    setup = tiny.setup(WEIGHTED, 1)
+    batch, state = tiny.batch(setup), jax.device_get(tiny.state(setup))
+    data = setup.config.data
+    image = jnp.asarray(batch["image"])
+    image = normalize(image, data.mean, data.std, jnp.float32)
+    logits, _ = setup.model.apply(
+        {"params": state.params, "batch_stats": state.batch_stats},
+        image,
+        train=True,
+        mutable=["batch_stats"],
+    )
+    logits = np.asarray(logits, np.float64)
+    weights = np.where(np.arange(10) < 4, 64 / 70, 64 / 60)[batch["label"]]
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    losses = -log_p[np.arange(32), batch["label"]]
+    expected = (weights * losses).sum() / weights.sum()
+    # Equal weights would change it by more.
+    assert abs(losses.mean() - expected) > 1e-4 * expected
+    # The float32 sums of a forward pass, as in the other comparisons.
+    assert weighted_update()["loss"] == pytest.approx(expected, rel=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 8])
+def test_microbatches_share_the_sum_of_the_class_weights_of_their_batch(devices):
+    whole = weighted_update()
+    parts = weighted_update(devices, **{"optim.microbatches": 4})
+    # The same float32 sums in another order, as in test_sharding.py.
+    assert tiny.difference(parts, whole) < 2e-5
+
+
 def test_grad_norm_is_the_length_of_the_gradient():
     whole = update(1, 1)
     squares = [np.square(leaf).sum() for leaf in jax.tree.leaves(whole["opt_state"])]

@@ -158,6 +158,27 @@ def test_each_batch_size_is_compiled_once_per_model():
     assert traced == [1, 2, 8, 32]
 
 
+def test_the_last_images_are_computed_by_the_program_of_the_others():
+    model = model_of("akamaster_resnet20")
+    traced = []
+    variables = {
+        kind: {"inner": tree} for kind, tree in model.variables.items() if tree
+    }
+    counted = TrainedModel(Counted(model.module, traced.append), variables, model.card)
+    expected = counted.logits(pixels(7), batch_size=3)
+    assert traced == [3]
+    rows = list(counted.stream_logits(pixels(7), batch_size=3, flip=True))
+    # Both views of the images are computed by one part of the program.
+    assert traced == [3, 3]
+    mirrored = counted.logits(pixels(7)[:, :, ::-1], batch_size=3)
+    # The same sums are taken in another order.
+    np.testing.assert_allclose(rows, (expected + mirrored) / 2, rtol=1e-4, atol=1e-5)
+    top = counted.predict(pixels(7), k=1, batch_size=3, flip=True)
+    assert [row[0].index for row in top] == np.argmax(rows, axis=1).tolist()
+    with pytest.raises(UserError, match=r"batch_size=0 .*at least 1"):
+        counted.predict(pixels(1), batch_size=0)
+
+
 def test_images_are_read_while_earlier_ones_are_computed():
     model, images = model_of("akamaster_resnet20"), pixels(200)
     read = 0

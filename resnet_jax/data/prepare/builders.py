@@ -11,6 +11,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import downloader
 
 from resnet_jax.config.defaults import MAX_PIXELS
+from resnet_jax.data.csv_source import CsvSource, csv_splits
+from resnet_jax.data.folder_source import FolderSource, folder_splits
 from resnet_jax.data.image_files import describe
 from resnet_jax.data.prepare import originals, pack
 from resnet_jax.data.prepare.pack import DataSet, Reencode
@@ -18,10 +20,9 @@ from resnet_jax.data.prepare.verify import (
     FilesCheck,
     ShardCheck,
     checks_of_builder,
-    checks_of_folder,
+    checks_of_files,
     verify,
 )
-from resnet_jax.data.sources import FolderSource, folder_splits
 from resnet_jax.data.tfds_source import builder_of, tfds_builder
 from resnet_jax.errors import UserError
 from resnet_jax.persistence import storage
@@ -275,7 +276,8 @@ def check(
     """Reads and decodes all images of a data set.
 
     Args:
-      source: `folder:PATH`, `tfds:NAME` or the directory of a prepared data set.
+      source: `folder:PATH`, `csv:FILE`, `tfds:NAME` or the directory of a prepared data
+        set.
       data_dir: The directory in which tfds keeps its data sets; empty for its default.
       num_workers: The number of processes.
       max_pixels: The number of pixels beyond which an image cannot be decoded.
@@ -293,10 +295,15 @@ def check(
     if kind == "folder":
         sources = [FolderSource(rest, split) for split in folder_splits(rest)]
         checks = [
-            check for part in sources for check in checks_of_folder(part, max_pixels)
+            check for part in sources for check in checks_of_files(part, max_pixels)
         ]
         for part in sources:
             left_out += part.left_out
+    elif kind == "csv":
+        tables = [CsvSource(rest, split) for split in csv_splits(rest)]
+        checks = [
+            check for part in tables for check in checks_of_files(part, max_pixels)
+        ]
     else:
         dataset = rest if kind == "tfds" else str(_absolute(source))
         builder = tfds_builder(dataset, data_dir)

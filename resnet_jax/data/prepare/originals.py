@@ -15,11 +15,11 @@ import tensorflow_datasets as tfds
 
 from resnet_jax.console import output
 from resnet_jax.data.derived_sources import check_same_classes
+from resnet_jax.data.folder_source import FolderSource, folder_splits
 from resnet_jax.data.image_files import describe
 from resnet_jax.data.prepare import pack
 from resnet_jax.data.prepare.pack import DataSet, ImageFile, PreparedFile
 from resnet_jax.data.shards import is_utf8
-from resnet_jax.data.sources import FolderSource, folder_splits
 from resnet_jax.data.splits import ALL
 from resnet_jax.errors import UserError
 
@@ -167,7 +167,7 @@ def folder(path: str, shard_bytes: int = pack.SHARD_BYTES) -> DataSet:
     """Returns an image folder as a data set that keeps the files as they are.
 
     Args:
-      path: The folder, which holds SPLIT/CLASS/IMAGE.jpg.
+      path: The folder, which holds SPLIT/CLASS/IMAGE.jpg or CLASS/IMAGE.jpg.
       shard_bytes: The approximate size of a shard.
 
     Raises:

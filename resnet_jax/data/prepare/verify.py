@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
+from resnet_jax.data.csv_source import CsvSource
 from resnet_jax.data.decode import Picture
+from resnet_jax.data.folder_source import FolderSource
 from resnet_jax.data.prepare.pack import image_channels
 from resnet_jax.data.shards import damage, read_shard, repair
-from resnet_jax.data.sources import FolderSource
 from resnet_jax.data.workers import map_unordered
 from resnet_jax.errors import UserError
 
@@ -78,7 +79,7 @@ class ShardCheck:
 
 @dataclasses.dataclass(frozen=True)
 class FilesCheck:
-    """Some files of an image folder.
+    """Some image files.
 
     Attributes:
       paths: The paths of the files.
@@ -134,8 +135,10 @@ def checks_of_builder(
     ]
 
 
-def checks_of_folder(source: FolderSource, max_pixels: int) -> list[FilesCheck]:
-    """Returns the checks of one split of an image folder, each of several files."""
+def checks_of_files(
+    source: FolderSource | CsvSource, max_pixels: int
+) -> list[FilesCheck]:
+    """Returns the checks of a split of image files, each of several files."""
     paths = [source.name(index) for index in range(len(source))]
     return [
         FilesCheck(tuple(paths[start : start + CHUNK]), max_pixels)
