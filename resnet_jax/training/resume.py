@@ -469,8 +469,9 @@ class Resume:
         finished = [x if x and x < self.step else None for x in (before, now)]
         if self.experiment.freeze.leaves and finished[0] != finished[1]:
             raise self._error(
-                f"another thaw (optim.freeze_until was step {before or self._old_length}"
-                f" and is step {now or self.experiment.total_steps})",
+                "another thaw (optim.freeze_until was step"
+                f" {before or self._old_length} and is step"
+                f" {now or self.experiment.total_steps})",
                 "Choose the old total, or another --workdir.",
             )
 

@@ -38,7 +38,9 @@ def steps(changes: dict, count: int = 20, devices: int = 8):
     """Returns the experiment, and the arrays before and after some steps."""
     setup = tiny.setup({"total": ConfigDict({"steps": 100})} | changes, devices)
     train_step = programs.compile_train_step(setup)
-    values = tiny.state(setup)
+    # The helper draws single blocks.
+    scans = setup.config.model.scan_blocks
+    values = programs.init_state(setup) if scans else tiny.state(setup)
     before = leaves(values)
     for number in range(count):
         values, _ = train_step(values, setup.to_devices(tiny.batch(setup, number)))
