@@ -264,7 +264,8 @@ def set_up(
     freeze_until = freezing.frozen_until(config, train_size, total_steps)
     if freeze_until == 0:
         freeze = NOTHING
-    late = freeze if freeze_until and freeze.leaves else None
+    # Even if they thaw after the end, since a longer run may resume this one.
+    late = freeze if config.optim.freeze_until and freeze.leaves else None
     optimizer = optim.make_optimizer(config, schedule, late)
     if config.model.scan_blocks and optim.needs_single_blocks(config.optim):
         optimizer = optim.on_single_blocks(optimizer, model.spec)

@@ -51,10 +51,13 @@ def precise_batch_norm(
         name: jax.device_put(pool(batch_stats), sharding.replicated(experiment.mesh))
         for name, batch_stats in statistics.items()
     }
-    # Statistics that are frozen to the end stay, and are equal in the EMA.
+    # Statistics that are frozen to the end stay.
     frozen = experiment.frozen(experiment.total_steps - 1)
+    before = {"batch_stats": state.batch_stats}
+    if state.ema:
+        before["ema"] = state.ema["batch_stats"]
     pooled = {
-        name: frozen.merge(frozen.trained(batch_stats), state.batch_stats)
+        name: frozen.merge(frozen.trained(batch_stats), before[name])
         for name, batch_stats in pooled.items()
     }
     ema = {**state.ema, "batch_stats": pooled["ema"]} if state.ema else state.ema

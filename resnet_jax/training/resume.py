@@ -35,6 +35,7 @@ from resnet_jax.persistence.array_checksums import fingerprint
 from resnet_jax.persistence.checkpoints import Checkpoints
 from resnet_jax.persistence.storage import Path
 from resnet_jax.training.experiment import Experiment
+from resnet_jax.training.freezing import frozen_until
 from resnet_jax.training.initialization import Weights, initial_weights
 from resnet_jax.training.schedules import make_schedule
 
@@ -434,6 +435,7 @@ class Resume:
             )
         if new == old:
             return []
+        self._check_thaw()
         note = f"The run has {new:,} steps instead of {old:,}."
         if "percent" in config.optim.freeze_until:
             # Other parameters would have a state of the optimiser.
@@ -466,6 +468,19 @@ class Resume:
             f" schedule ({rate}), so the result is not that of a run which had this"
             " length from the start."
         ]
+
+    def _check_thaw(self) -> None:
+        """Compares the finished steps that were frozen, by a percentage of the run."""
+        before = frozen_until(self._old_config, self._train_size, self._old_length)
+        now = self.experiment.freeze_until
+        finished = [x if x and x < self.step else None for x in (before, now)]
+        if self.experiment.freeze.leaves and finished[0] != finished[1]:
+            raise self._error(
+                "another thaw (optim.freeze_until was step"
+                f" {before or self._old_length} and is step"
+                f" {now or self.experiment.total_steps})",
+                "Choose the old total, or another --workdir.",
+            )
 
     def _evaluation(self) -> list[str]:
         """Names another eval split, with which results are hard to compare."""

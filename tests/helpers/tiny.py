@@ -73,7 +73,7 @@ def state(setup: Experiment, step: int = 0) -> TrainState:
         step=np.int32(step),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
-        opt_state=setup.optimizer.init(variables["params"]),
+        opt_state=setup.optimizer.init(setup.freeze.trained(variables["params"])),
         ema=keyed.variables(setup.model.spec, seed=1)
         if setup.config.ema_decay
         else None,
