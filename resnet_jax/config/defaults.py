@@ -185,6 +185,13 @@ def get_config() -> ConfigDict:
     config.data.max_pixels = MAX_PIXELS
 
     config.optim = old_keys.Optim()
+    # Parameters that are not trained, as their batch-norm statistics: all_but_head,
+    # up_to_stem, `up_to_stage2`, or patterns of names such as `stem*,stage1_*`; empty:
+    # none.
+    config.optim.freeze = ""
+    # optim.freeze: time from the start of the run until which they are frozen; empty:
+    # the whole run.
+    config.optim.freeze_until = ConfigDict()
     # Optimiser: sgd, lars, lamb, adam, adamw, keras_adam or rmsprop_tf.
     config.optim.name = "sgd"
     # Peak of the learning rate, for a batch of `optim.learning_rate_batch` images.
@@ -192,6 +199,9 @@ def get_config() -> ConfigDict:
     # Number of images of the batch that `optim.learning_rate` is for: the peak is
     # multiplied by `batch_size` / this number; 0: it is not scaled.
     config.optim.learning_rate_batch = 256
+    # Peak of the learning rate of the head, scaled and scheduled as
+    # `optim.learning_rate`; 0: the head has the same rate as the rest.
+    config.optim.head_learning_rate = 0.0
     # Schedule of the learning rate after the warm-up: cosine, polynomial or triangular
     # (linear), which fall until the end; step (falls at `optim.decay_at`); constant;
     # or plateau (falls when evaluations do not improve).
@@ -333,7 +343,7 @@ def get_config() -> ConfigDict:
     for value in (
         *(config.model.overrides, config.distill.overrides),
         *(config.data.resize_schedule, config.optim.schedule_length),
-        config.stop.target,
+        *(config.stop.target, config.optim.freeze_until),
     ):
         value.unlock()
     return config

@@ -105,6 +105,7 @@ RANGES = {
     "data.num_threads": Range(0, most=MOST_WORKERS),
     "data.max_pixels": Range(1, most=2**63 - 1),
     "optim.learning_rate": NOT_NEGATIVE,
+    "optim.head_learning_rate": NOT_NEGATIVE,
     "optim.learning_rate_batch": NOT_NEGATIVE,
     "optim.end_learning_rate": NOT_NEGATIVE,
     "optim.power": NOT_NEGATIVE,
@@ -149,6 +150,7 @@ BY_WEIGHTS = (
     *("data.interpolation", "data.crop_fraction"),
 )
 DURATIONS = ("total", "log_every", "optim.warmup", "evaluate.every", "checkpoint.every")
+OPTIONAL_DURATIONS = ("optim.schedule_length", "optim.freeze_until")
 
 
 def check(config: ConfigDict) -> None:
@@ -196,7 +198,7 @@ def check_value(key: str, value: Any) -> None:
         is_empty = isinstance(value, Mapping) and not value
         if not is_empty:
             durations.parse(value, key)
-    elif key == "optim.schedule_length":
+    elif key in OPTIONAL_DURATIONS:
         _check_dictionary(key, value)
         if value:
             durations.parse(value, key)

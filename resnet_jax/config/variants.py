@@ -69,6 +69,9 @@ def for_dry_run(config: ConfigDict, devices: int) -> ConfigDict:
             config.optim.warmup = ConfigDict({"steps": 1})
         config.optim.decay_at = tuple({"steps": 1} for _ in config.optim.decay_at[:1])
         config.optim.schedule_length = ConfigDict()
+        if config.optim.freeze_until and max(config.optim.freeze_until.values()):
+            # One frozen step, and one after the thaw.
+            config.optim.freeze_until = ConfigDict({"steps": 1})
         if config.distill.teacher:
             config.distill.teacher_init = "drawn"
         for section in (config.evaluate, config.checkpoint):

@@ -18,7 +18,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -358,14 +358,17 @@ class Checkpoints:
             )
         return record
 
-    def restore_latest(self, like: Tree) -> tuple[Tree, Progress] | None:
+    def restore_latest(
+        self, like: Tree | Callable[[int], Tree]
+    ) -> tuple[Tree, Progress] | None:
         """Restores the newest intact checkpoint.
 
         Damaged checkpoints that are newer are moved to `damaged/` beside the folder of
         checkpoints, with a warning.
 
         Args:
-          like: Shapes, dtypes and shardings of the state.
+          like: Shapes, dtypes and shardings of the state, or a function that returns
+            them for the step of a checkpoint.
 
         Returns:
           The state and the progress, or None if there are no checkpoints.
@@ -377,7 +380,7 @@ class Checkpoints:
         for step in reversed(self.steps()):
             try:
                 progress = Progress(**self.read(step)["progress"])
-                restored = self.restore(step, like)
+                restored = self.restore(step, like(step) if callable(like) else like)
             except DamagedError as error:
                 damaged[step] = error
                 continue

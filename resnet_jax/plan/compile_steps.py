@@ -51,8 +51,9 @@ def facts(
 ) -> dict:
     """Returns the compiler's figures for a config on a topology.
 
-    If images grow during a run, all its steps are taken to have the last size. Only the
-    eval split is evaluated, not `evaluate.sets`.
+    If images grow during a run, all its steps are taken to have the last size, and if
+    frozen parameters thaw, all steps are taken to train them. Only the eval split is
+    evaluated, not `evaluate.sets`.
 
     Args:
       config: The run's configuration (`resnet_jax/config/defaults.py`). Data sets of
@@ -77,7 +78,8 @@ def facts(
     config = stand_in(config)
     config.batch_size = per_chip * topology_facts["chips"] or config.batch_size
     setup = set_up(config, sharding.make_mesh(devices))
-    state = programs.state_like(setup)
+    last = setup.total_steps - 1
+    state = programs.state_like(setup, last)
     parts = {
         "parameters": state.params,
         "statistics": state.batch_stats,
@@ -91,9 +93,12 @@ def facts(
     # The forward pass, the gradients of the inputs and those of the kernels take the
     # same number of operations. SAM computes all three twice.
     passes = 6 if config.optim.sam_rho else 3
+    # The gradients of what is frozen are not computed, but those of the images may be.
+    if setup.frozen(last).leaves:
+        passes //= 3
     train = figures_of_step(
         lambda: programs.compile_lowered(
-            setup, programs.lower_train_step(setup, teacher)
+            setup, programs.lower_train_step(setup, teacher, number=last)
         ),
         parts | {"teacher": teacher},
         batch,

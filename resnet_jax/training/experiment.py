@@ -33,6 +33,7 @@ from resnet_jax.models import create_model
 from resnet_jax.parallel import sharding
 from resnet_jax.training import (
     completion,
+    freezing,
     ghost_batch,
     losses,
     mixup,
@@ -43,6 +44,7 @@ from resnet_jax.training import (
     validate,
 )
 from resnet_jax.training.datasets import make_resize, open_examples, resolve_splits
+from resnet_jax.training.freezing import NOTHING, Frozen
 from resnet_jax.training.step import Teacher, TrainState
 
 
@@ -74,6 +76,8 @@ class Experiment:
         (`evaluate`), checkpoints (`checkpoint`) and log lines (`log`); 0 for those at
         the end of the run alone.
       resize: The schedule of progressive resizing, or None.
+      freeze: The parameters and statistics of `config.optim.freeze`.
+      freeze_until: The step before which they are frozen; None for the complete run.
     """
 
     config: ConfigDict
@@ -92,6 +96,8 @@ class Experiment:
     eval_batch_size: int
     every: dict[str, Fraction]
     resize: ResizeSchedule | None = None
+    freeze: Frozen = NOTHING
+    freeze_until: int | None = None
 
     @property
     def classes(self) -> Sequence[str]:
@@ -131,6 +137,11 @@ class Experiment:
     def image_size(self, step: int) -> int:
         """Returns the side in pixels of the training images of a step, from 0 on."""
         return self.resize(step) if self.resize else self.config.data.image_size
+
+    def frozen(self, step: int) -> Frozen:
+        """Returns what the update after `step` steps does not change."""
+        until = self.freeze_until
+        return self.freeze if until is None or step < until else NOTHING
 
     def is_due(self, action: str, step: int) -> bool:
         """Returns whether to `evaluate`, write a `checkpoint` or `log` after a step.
@@ -249,7 +260,12 @@ def set_up(
     )
     by_plateau = config.optim.schedule == "plateau"
     model = _make_model(config, train_examples.source, bn_group_size)
-    optimizer = optim.make_optimizer(config, schedule)
+    freeze = freezing.frozen_of(config, model)
+    freeze_until = freezing.frozen_until(config, train_size, total_steps)
+    if freeze_until == 0:
+        freeze = NOTHING
+    late = freeze if freeze_until and freeze.leaves else None
+    optimizer = optim.make_optimizer(config, schedule, late)
     if config.model.scan_blocks and optim.needs_single_blocks(config.optim):
         optimizer = optim.on_single_blocks(optimizer, model.spec)
     recurring = {
@@ -277,6 +293,7 @@ def set_up(
             seed=config.seed,
             image_size=config.data.image_size,
             ema=bool(config.ema_decay),
+            frozen=freeze,
         ),
         eval_batch_size=eval_batch_size(config),
         every={
@@ -286,6 +303,8 @@ def set_up(
             for action, (duration, key) in recurring.items()
         },
         resize=make_resize(config, train_size, total_steps),
+        freeze=freeze,
+        freeze_until=freeze_until if freeze.leaves else None,
     )
 
 

@@ -171,7 +171,9 @@ def train(
         startup.done("data")
 
         # Restore.
-        restored = saved.restore_latest(programs.state_like(experiment))
+        restored = saved.restore_latest(
+            lambda step: programs.state_like(experiment, step - 1)
+        )
         if restored:
             state, progress = restored
             say(f"resuming from the checkpoint of step {progress.step}")
@@ -215,7 +217,10 @@ def train(
                     experiment, teacher_read or teacher_weights(experiment)
                 )
                 size = experiment.image_size(progress.step)
-                train_step = programs.compile_train_step(experiment, teacher, size)
+                frozen = experiment.frozen(progress.step)
+                train_step = programs.compile_train_step(
+                    experiment, teacher, size, progress.step
+                )
                 preemption.check()
             eval_steps = programs.compile_eval_steps(experiment)
             preemption.check()
@@ -311,12 +316,18 @@ def train(
                         say(why)
                     break
 
-                # Progressive resizing: another size is another program.
-                if experiment.image_size(progress.step) != size:
+                # Another size (progressive resizing) is another program, and so is the
+                # step of a thaw.
+                old, now_frozen = size, experiment.frozen(progress.step)
+                size = experiment.image_size(progress.step)
+                if size != old or now_frozen != frozen:
                     meter.flush()
-                    size = experiment.image_size(progress.step)
-                    say(f"compiling for {size} px")
-                    train_step = programs.compile_train_step(experiment, teacher, size)
+                    thaws = "" if now_frozen == frozen else ", with all parameters"
+                    say(f"compiling for {size} px{thaws}")
+                    frozen = now_frozen
+                    train_step = programs.compile_train_step(
+                        experiment, teacher, size, progress.step
+                    )
                     preemption.check()
                     meter.restart()
 
@@ -325,6 +336,10 @@ def train(
                 with meter.waiting():
                     batch = next(batches)
                 _record_bad_images(progress, batch, experiment)
+                if progress.step == experiment.freeze_until:
+                    # As late as this, since a checkpoint of this step, even one that a
+                    # signal asks for, is that of the frozen steps.
+                    state = programs.thaw(experiment, state)
                 state, metrics = train_step(state, experiment.to_devices(batch))
                 progress.step += 1
                 progress.examples += config.batch_size

@@ -16,6 +16,8 @@ from ml_collections import ConfigDict
 from resnet_jax.errors import UserError, check_known
 from resnet_jax.models.scan import stack_blocks, unstack_blocks
 from resnet_jax.models.zoo import Spec
+from resnet_jax.training import freezing
+from resnet_jax.training.freezing import Frozen
 from resnet_jax.training.schedules import peak_rate
 
 DECAYS = ("coupled", "decoupled", "schedule")
@@ -57,6 +59,12 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"optim.agc={optim.agc} and optim.clip_norm={optim.clip_norm} both clip"
             " the gradient; set one of them to 0."
+        )
+    if optim.head_learning_rate and not optim.learning_rate:
+        raise UserError(
+            f"optim.head_learning_rate={optim.head_learning_rate} follows the schedule"
+            " of optim.learning_rate, which is 0. To train only the head, set"
+            " optim.freeze=all_but_head and optim.learning_rate."
         )
     row = OPTIMIZERS[optim.name]
     if not row.coupled and optim.decay == "coupled":
@@ -251,7 +259,7 @@ OPTIMIZERS = {
 
 
 def make_optimizer(
-    config: ConfigDict, schedule: optax.Schedule
+    config: ConfigDict, schedule: optax.Schedule, late: Frozen | None = None
 ) -> optax.GradientTransformation:
     """Returns the optimiser of a config.
 
@@ -276,6 +284,7 @@ def make_optimizer(
     Args:
       config: The run's configuration.
       schedule: The learning rate as a function of the step.
+      late: The parameters that thaw during the run, if there are any.
 
     Raises:
       UserError: Keys of `config.optim` are illegal or contradict each other.
@@ -295,7 +304,8 @@ def make_optimizer(
     if weight_decay and optim.decay == "coupled" and not row.trust_ratio:
         parts.append(optax.add_decayed_weights(weight_decay, mask=mask))
     if row.scale:
-        parts.append(row.scale(b1, b2, eps))
+        scale = row.scale(b1, b2, eps)
+        parts.append(freezing.apart(scale, late) if late else scale)
     if row.trust_ratio:
         parts.append(optax.masked(row.trust_ratio(weight_decay, eps), mask))
 
@@ -317,6 +327,10 @@ def make_optimizer(
         )
     if optim.layer_decay != 1:
         parts.append(scale_by_layer(optim.layer_decay))
+    if optim.head_learning_rate:
+        # A factor of the whole update, which comes after the rate and decoupled decay.
+        # The decay of `schedule` is scaled by the rate / its peak, which is the same.
+        parts.append(scale_head(optim.head_learning_rate / optim.learning_rate))
     if weight_decay and optim.decay == "schedule":
         per_rate = weight_decay / peak_rate(config)
         parts.append(
@@ -353,6 +367,22 @@ def make_decay(config: ConfigDict, schedule: optax.Schedule) -> optax.Schedule |
     return (lambda step: factor * schedule(step)) if factor else None
 
 
+def scale_head(factor: float) -> optax.GradientTransformation:
+    """Scales the update of the head.
+
+    Args:
+      factor: The head's learning rate / that of the rest.
+    """
+
+    def update(updates: Tree, params: Tree):
+        del params
+        return jax.tree.map(
+            lambda x, rest: x if rest else x * factor, updates, not_head(updates)
+        )
+
+    return optax.stateless(update)
+
+
 def scale_by_layer(layer_decay: float) -> optax.GradientTransformation:
     """Scales each layer's update by `layer_decay` ** (number of layers after it).
 
@@ -366,7 +396,8 @@ def scale_by_layer(layer_decay: float) -> optax.GradientTransformation:
     def update(updates: Tree, params: Tree):
         del params
         numbers = layer_numbers(updates)
-        last = max(jax.tree.leaves(numbers))
+        # The last layer may be frozen, and then it has no leaves.
+        last = max(layer_numbers(dict.fromkeys(updates, 0)).values())
         return jax.tree.map(
             lambda x, number: x * layer_decay ** (last - number), updates, numbers
         )

@@ -51,6 +51,12 @@ def precise_batch_norm(
         name: jax.device_put(pool(batch_stats), sharding.replicated(experiment.mesh))
         for name, batch_stats in statistics.items()
     }
+    # Statistics that are frozen to the end stay, and are equal in the EMA.
+    frozen = experiment.frozen(experiment.total_steps - 1)
+    pooled = {
+        name: frozen.merge(frozen.trained(batch_stats), state.batch_stats)
+        for name, batch_stats in pooled.items()
+    }
     ema = {**state.ema, "batch_stats": pooled["ema"]} if state.ema else state.ema
     return dataclasses.replace(state, batch_stats=pooled["batch_stats"], ema=ema)
 

@@ -6,6 +6,7 @@ shapes, types and shardings (`jax.ShapeDtypeStruct`) in place of arrays.
 """
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,7 +20,7 @@ from resnet_jax.data.loader import Examples
 from resnet_jax.kernels import platforms
 from resnet_jax.models.cost import init_shapes
 from resnet_jax.parallel import process_memory, sharding
-from resnet_jax.training import losses, step
+from resnet_jax.training import freezing, losses, step
 from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.mixup import Mix
 from resnet_jax.training.schedules import warmup_steps
@@ -40,11 +41,20 @@ def _tracing(experiment: Experiment) -> Iterator[None]:
 # Shapes and shardings.
 
 
-def state_like(experiment: Experiment) -> TrainState:
-    """Returns shapes, types and shardings of the train state."""
+def state_like(experiment: Experiment, number: int = 0) -> TrainState:
+    """Returns shapes, types and shardings of the train state.
+
+    Args:
+      experiment: The experiment.
+      number: The number of the update, from 0 on, that takes and returns the state. The
+        state after n steps is that of update n - 1, even if something thaws at step n.
+    """
     mesh = experiment.mesh
     with _tracing(experiment):
         state = jax.eval_shape(experiment.init)
+        if experiment.frozen(number) != experiment.freeze:
+            opt_state = jax.eval_shape(experiment.optimizer.init, state.params)
+            state = dataclasses.replace(state, opt_state=opt_state)
     sharding_of = functools.partial(
         sharding.PARAMS[experiment.config.sharding.params], mesh
     )
@@ -63,9 +73,9 @@ def state_like(experiment: Experiment) -> TrainState:
     )
 
 
-def state_shardings(experiment: Experiment) -> TrainState:
-    """Returns the sharding of each array of the train state."""
-    return jax.tree.map(lambda x: x.sharding, state_like(experiment))
+def state_shardings(experiment: Experiment, number: int = 0) -> TrainState:
+    """Returns the sharding of each array of the train state; see `state_like`."""
+    return jax.tree.map(lambda x: x.sharding, state_like(experiment, number))
 
 
 def train_batch_like(experiment: Experiment, image_size: int | None = None) -> dict:
@@ -177,9 +187,26 @@ def state_from(experiment: Experiment, variables: dict) -> TrainState:
     # Each device gets its part only, since there may be no room for more.
     arrays = sharding.place(variables, {key: like[key] for key in variables})
     return jax.jit(
-        lambda variables: step.state_from(variables, experiment.optimizer, ema=ema),
+        lambda variables: step.state_from(
+            variables, experiment.optimizer, ema=ema, frozen=experiment.freeze
+        ),
         out_shardings=state_shardings(experiment),
     )(arrays)
+
+
+def thaw(experiment: Experiment, state: TrainState) -> TrainState:
+    """Returns the state with which the first update after a thaw begins.
+
+    The optimiser's state of what thaws is that of a new run; the rest stays.
+
+    Args:
+      experiment: The experiment.
+      state: The state after `experiment.freeze_until` steps, on the devices.
+    """
+    shardings = state_shardings(experiment, experiment.freeze_until or 0).opt_state
+    fresh = jax.jit(experiment.optimizer.init, out_shardings=shardings)(state.params)
+    opt_state = freezing.thaw_state(state.opt_state, fresh)
+    return dataclasses.replace(state, opt_state=opt_state)
 
 
 # The steps.
@@ -201,13 +228,16 @@ def compile_lowered(
     return compile_step(lowered, kind, experiment.config.compiler_options)
 
 
-def jit_train_step(experiment: Experiment, *, distills: bool) -> jax.stages.Wrapped:
+def jit_train_step(
+    experiment: Experiment, *, distills: bool, number: int = 0
+) -> jax.stages.Wrapped:
     """Returns the jitted `train_step(state, batch)`; the state is donated.
 
     Args:
       experiment: The experiment.
       distills: Selects `train_step(state, batch, teacher=variables)`, which learns from
         the experiment's teacher.
+      number: The number of the update, on which it depends what is frozen.
     """
     config, mesh = experiment.config, experiment.mesh
     replicated = sharding.replicated(mesh)
@@ -237,14 +267,18 @@ def jit_train_step(experiment: Experiment, *, distills: bool) -> jax.stages.Wrap
         seed=config.seed,
         replicate=lambda tree: jax.lax.with_sharding_constraint(tree, replicated),
         all_gather=functools.partial(all_gather, experiment),
+        frozen=experiment.frozen(number),
     )
     train_step = step.make_train_step(experiment.model, experiment.optimizer, options)
-    out_shardings = state_shardings(experiment), replicated
+    out_shardings = state_shardings(experiment, number), replicated
     return jax.jit(train_step, donate_argnums=0, out_shardings=out_shardings)
 
 
 def lower_train_step(
-    experiment: Experiment, teacher: dict | None = None, image_size: int | None = None
+    experiment: Experiment,
+    teacher: dict | None = None,
+    image_size: int | None = None,
+    number: int = 0,
 ) -> jax.stages.Lowered:
     """Lowers `train_step(state, batch)`, or `train_step(state, batch, teacher=...)`.
 
@@ -252,17 +286,22 @@ def lower_train_step(
       experiment: The experiment.
       teacher: The teacher's variables, or `teacher_like`; None leaves it out.
       image_size: The side of the images in pixels; by default `data.image_size`.
+      number: The number of the update, on which it depends what is frozen.
     """
     # The teacher is an argument, since constants would be compiled into the program.
     teacher_argument = {"teacher": teacher} if teacher else {}
     with _tracing(experiment):
-        train_step = jit_train_step(experiment, distills=bool(teacher))
+        train_step = jit_train_step(experiment, distills=bool(teacher), number=number)
         batch = train_batch_like(experiment, image_size)
-        return train_step.lower(state_like(experiment), batch, **teacher_argument)
+        state = state_like(experiment, number)
+        return train_step.lower(state, batch, **teacher_argument)
 
 
 def compile_train_step(
-    experiment: Experiment, teacher: dict | None = None, image_size: int | None = None
+    experiment: Experiment,
+    teacher: dict | None = None,
+    image_size: int | None = None,
+    number: int = 0,
 ) -> Callable:
     """Compiles `train_step(state, batch)`; the state is donated.
 
@@ -270,8 +309,9 @@ def compile_train_step(
       experiment: The experiment.
       teacher: The teacher's variables, on the devices; None leaves it out.
       image_size: The side of the images in pixels; by default `data.image_size`.
+      number: The number of the update, on which it depends what is frozen.
     """
-    lowered = lower_train_step(experiment, teacher, image_size)
+    lowered = lower_train_step(experiment, teacher, image_size, number)
     compiled = compile_lowered(experiment, lowered)
     return functools.partial(compiled, teacher=teacher) if teacher else compiled
 
@@ -288,6 +328,7 @@ def compile_statistics_step(experiment: Experiment) -> Callable:
         data.std,
         config.seed,
         functools.partial(all_gather, experiment),
+        experiment.frozen(experiment.total_steps - 1),
     )
     replicated = sharding.replicated(experiment.mesh)
     with _tracing(experiment):
@@ -300,13 +341,17 @@ def compile_statistics_step(experiment: Experiment) -> Callable:
 
 
 def lower_eval_step(
-    experiment: Experiment, examples: Examples | None = None
+    experiment: Experiment,
+    examples: Examples | None = None,
+    *,
+    returns_logits: bool = False,
 ) -> jax.stages.Lowered:
     """Lowers `eval_step(variables, batch, allowed)`.
 
     Args:
       experiment: The experiment.
       examples: The examples that are evaluated; by default those of the eval split.
+      returns_logits: True to return the logits of the whole batch to every process.
     """
     data = experiment.config.data
     eval_step = step.make_eval_step(
@@ -315,9 +360,11 @@ def lower_eval_step(
         data.std,
         experiment.config.evaluate.views != "one",
         functools.partial(all_gather, experiment),
+        returns_logits,
     )
     replicated = sharding.replicated(experiment.mesh)
-    out_shardings = replicated, sharding.batch_sharding(experiment.mesh)
+    by_row = sharding.batch_sharding(experiment.mesh)
+    out_shardings = replicated, replicated if returns_logits else by_row
     allowed = jax.ShapeDtypeStruct(
         (experiment.model.spec.num_classes,), jnp.bool_, sharding=replicated
     )
@@ -336,8 +383,14 @@ def compile_eval_step(
     return compile_lowered(experiment, lower_eval_step(experiment, examples))
 
 
-def compile_eval_steps(experiment: Experiment) -> dict[tuple[int, ...], Callable]:
+def compile_eval_steps(
+    experiment: Experiment, *, returns_logits: bool = False
+) -> dict[tuple[int, ...], Callable]:
     """Compiles one evaluation step per label shape.
+
+    Args:
+      experiment: The experiment.
+      returns_logits: True to return the logits; see `step.make_eval_step`.
 
     Returns:
       `eval_step(variables, batch, allowed)` by `Examples.label_shape`, for the eval
@@ -348,6 +401,9 @@ def compile_eval_steps(experiment: Experiment) -> dict[tuple[int, ...], Callable
         for examples in evaluation_set.parts.values():
             by_shape.setdefault(examples.label_shape, examples)
     return {
-        shape: compile_eval_step(experiment, examples)
+        shape: compile_lowered(
+            experiment,
+            lower_eval_step(experiment, examples, returns_logits=returns_logits),
+        )
         for shape, examples in by_shape.items()
     }

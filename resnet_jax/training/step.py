@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 from resnet_jax.kernels.platforms import traced_once
 from resnet_jax.models.inputs import normalize
 from resnet_jax.training import losses, metrics, optim
+from resnet_jax.training.freezing import NOTHING, Frozen
 from resnet_jax.training.mixup import Mix
 from resnet_jax.training.optim import Tree
 
@@ -97,6 +98,7 @@ class StepOptions:
         distribution would wait for each other.
       all_gather: All-gathers sharded parameters before they are used; see
         `resnet_jax.parallel.sharding`.
+      frozen: The parameters and statistics that the step does not change.
     """
 
     mean: Sequence[float]
@@ -116,6 +118,7 @@ class StepOptions:
     seed: int = 0
     replicate: Callable[[Tree], Tree] = lambda tree: tree
     all_gather: Callable[[Tree], Tree] = lambda params: params
+    frozen: Frozen = NOTHING
 
 
 def init_state(
@@ -125,6 +128,7 @@ def init_state(
     seed: int,
     image_size: int,
     ema: bool,
+    frozen: Frozen = NOTHING,
 ) -> TrainState:
     """Returns the randomly initialised state before the first step.
 
@@ -134,14 +138,19 @@ def init_state(
       seed: The seed of the initial parameters.
       image_size: The height and width of the images in pixels.
       ema: True to keep an EMA.
+      frozen: The parameters for which the optimiser has no state.
     """
     image = jnp.zeros((1, image_size, image_size, model.spec.in_channels))
     variables = model.init(jax.random.key(seed), image)
-    return state_from(variables, optimizer, ema=ema)
+    return state_from(variables, optimizer, ema=ema, frozen=frozen)
 
 
 def state_from(
-    variables: Mapping[str, Tree], optimizer: optax.GradientTransformation, *, ema: bool
+    variables: Mapping[str, Tree],
+    optimizer: optax.GradientTransformation,
+    *,
+    ema: bool,
+    frozen: Frozen = NOTHING,
 ) -> TrainState:
     """Returns the state before the first step of a run from given variables.
 
@@ -149,12 +158,13 @@ def state_from(
       variables: `params`, and `batch_stats` if the network has batch norm.
       optimizer: The optimiser.
       ema: True to keep an EMA, which starts at the variables.
+      frozen: The parameters for which the optimiser has no state.
     """
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables.get("batch_stats", {}),
-        opt_state=optimizer.init(variables["params"]),
+        opt_state=optimizer.init(frozen.trained(variables["params"])),
         # The train step donates the state, so that no two leaves may share a buffer.
         ema=jax.tree.map(jnp.copy, {"batch_stats": {}, **variables}) if ema else None,
     )
@@ -169,15 +179,18 @@ def make_train_step(
     are the variables of the teacher, if there is one. `metrics` are float32 scalars:
     `loss`, the mean over the batch; `top1`, the fraction of correct predictions (of a
     mixed image the class with the highest weight counts); and `grad_norm`, the L2 norm
-    of the loss's gradient before clipping and weight decay.
+    of the loss's gradient before clipping and weight decay. Gradients are only those by
+    the parameters that are not frozen.
 
     Args:
       model: The network.
       optimizer: The optimiser.
       options: The step's options.
     """
+    frozen = options.frozen
 
-    def loss_of(params, batch_stats, part, rng, teacher):
+    def loss_of(trained, state, part, rng, teacher):
+        params = frozen.merge(trained, state.params)
         label = part["label"]
         if options.mix:
             image = normalize(part["image"], options.mean, options.std, jnp.float32)
@@ -186,13 +199,17 @@ def make_train_step(
             image = image.astype(model.dtype)
         else:
             image = normalize(part["image"], options.mean, options.std, model.dtype)
-        logits, updated = model.apply(
-            {"params": options.all_gather(params), "batch_stats": batch_stats},
-            image,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": rng},
-        )
+        with frozen.applied():
+            logits, updated = model.apply(
+                {
+                    "params": options.all_gather(params),
+                    "batch_stats": state.batch_stats,
+                },
+                image,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": rng},
+            )
         if options.class_weights is None:
             loss = options.loss(logits, label).mean()
         else:
@@ -206,18 +223,16 @@ def make_train_step(
             loss = (1 - weight) * loss + weight * distilled
         classes = label if label.ndim == 1 else jnp.argmax(label, axis=-1)
         top1 = jnp.mean(metrics.rank_of_label(logits, classes) == 0)
-        return loss, (updated.get("batch_stats", {}), top1)
+        return loss, (frozen.trained(updated.get("batch_stats", {})), top1)
 
-    def gradients(params, state: TrainState, part, number, teacher):
+    def gradients(trained, state: TrainState, part, number, teacher):
         rng = jax.random.fold_in(jax.random.key(options.seed), state.step)
         rng = jax.random.fold_in(rng, number)
         grad_of = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, (stats, top1)), grads = grad_of(
-            params, state.batch_stats, part, rng, teacher
-        )
+        (loss, (stats, top1)), grads = grad_of(trained, state, part, rng, teacher)
         return {"grads": grads, "batch_stats": stats, "loss": loss, "top1": top1}
 
-    def accumulated(params, state: TrainState, batch, teacher):
+    def accumulated(trained, state: TrainState, batch, teacher):
         # Every microbatch starts from the same running statistics and holds complete
         # ghost batches, so the means over the microbatches equal those of one large
         # pass. optax.MultiSteps needs several calls for a step, and a larger state.
@@ -232,11 +247,11 @@ def make_train_step(
 
         def add(total, numbered_part):
             part, number = numbered_part
-            out = gradients(params, state, part, number, teacher)
+            out = gradients(trained, state, part, number, teacher)
             return jax.tree.map(jnp.add, total, out), None
 
         first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(gradients, params, state, first, 0, teacher)
+        shapes = jax.eval_shape(gradients, trained, state, first, 0, teacher)
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         total, _ = jax.lax.scan(add, zero, (parts, jnp.arange(count)))
         return jax.tree.map(lambda x: x / count, total)
@@ -257,30 +272,32 @@ def make_train_step(
             factor = losses.batch_factors(batch["label"], options.class_weights)
             batch = {**batch, "factor": factor}
 
-        def gradients_at(params):
+        def gradients_at(trained):
             if options.microbatches == 1:
-                return gradients(params, state, batch, 0, teacher)
-            return accumulated(params, state, batch, teacher)
+                return gradients(trained, state, batch, 0, teacher)
+            return accumulated(trained, state, batch, teacher)
 
-        out = gradients_at(state.params)
+        trained = frozen.trained(state.params)
+        out = gradients_at(trained)
         grads, grad_norm = out["grads"], _global_norm(out["grads"])
         if options.sam_rho:
             # The loss and the batch statistics are those at the unperturbed parameters.
             # optax.contrib.sam would change the tree of the optimiser's state.
             def sharpness_aware():
                 scale = options.sam_rho / (grad_norm + 1e-12)
-                perturbed = optax.tree.add_scale(state.params, scale, grads)
+                perturbed = optax.tree.add_scale(trained, scale, grads)
                 return gradients_at(perturbed)["grads"]
 
             now = (state.step + 1) % options.sam_every == 0
             grads = jax.lax.cond(now, sharpness_aware, lambda: grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+        trained = optax.apply_updates(trained, updates)
         ema = state.ema
         if options.ema_decay:
-            new = {"params": params, "batch_stats": out["batch_stats"]}
-            ema = optim.update_ema(
-                ema,
+            # The EMA of a value that stays would round it.
+            new = {"params": trained, "batch_stats": out["batch_stats"]}
+            new = optim.update_ema(
+                {name: frozen.trained(tree) for name, tree in ema.items()},
                 new,
                 options.ema_decay,
                 state.step,
@@ -288,10 +305,11 @@ def make_train_step(
                 warmup=options.ema_warmup,
                 copy_until=options.ema_copy_until,
             )
+            ema = {name: frozen.merge(tree, ema[name]) for name, tree in new.items()}
         state = TrainState(
             step=state.step + 1,
-            params=params,
-            batch_stats=out["batch_stats"],
+            params=frozen.merge(trained, state.params),
+            batch_stats=frozen.merge(out["batch_stats"], state.batch_stats),
             opt_state=opt_state,
             ema=ema,
         )
@@ -334,6 +352,7 @@ def make_statistics_step(
     std: Sequence[float],
     seed: int,
     all_gather: Callable[[Tree], Tree] = lambda params: params,
+    frozen: Frozen = NOTHING,
 ) -> Callable[[dict, dict], Tree]:
     """Returns `statistics_step(variables, batch) -> batch_stats`.
 
@@ -345,19 +364,21 @@ def make_statistics_step(
       std: The standard deviation of each channel.
       seed: The seed of dropout.
       all_gather: All-gathers sharded parameters; see `StepOptions`.
+      frozen: The statistics that stay as they are.
     """
     # With a decay rate of 0 the running statistics are those of the last batch.
     model = model.clone(spec=dataclasses.replace(model.spec, norm_momentum=0.0))
 
     def statistics_step(variables: dict, batch: dict) -> Tree:
         image = normalize(batch["image"], mean, std, model.dtype)
-        _, updated = model.apply(
-            {**variables, "params": all_gather(variables["params"])},
-            image,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": jax.random.key(seed)},
-        )
+        with frozen.applied():
+            _, updated = model.apply(
+                {**variables, "params": all_gather(variables["params"])},
+                image,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.key(seed)},
+            )
         return updated["batch_stats"]
 
     return statistics_step
@@ -369,13 +390,15 @@ def make_eval_step(
     std: Sequence[float],
     flip: bool = False,
     all_gather: Callable[[Tree], Tree] = lambda params: params,
+    returns_logits: bool = False,
 ) -> Callable[[dict, dict, jax.Array], tuple[dict, dict]]:
     """Returns `eval_step(variables, batch, allowed) -> (sums, predictions)`.
 
     `batch` holds the uint8 `image` [b, h, w, c] or [b, views, h, w, c], the int32
     `label` and the bool `mask`; `allowed`, bool [classes], says which classes may be
     predicted. `sums` are those of `metrics.evaluation_sums`. `predictions` hold, for
-    each row, the predicted int32 `label` and its float32 `probability`.
+    each row, the predicted int32 `label` and its float32 `probability`; or, if logits
+    are returned, the float32 `logits` and the `label` and `mask` of the batch.
 
     Several views of an image, and with `flip` the mirror image of each, are evaluated
     by the mean of their logits, as fb.resnet.torch and torchvision's users do;
@@ -387,6 +410,7 @@ def make_eval_step(
       std: The standard deviation of each channel.
       flip: True to evaluate mirror images, too.
       all_gather: All-gathers sharded parameters; see `StepOptions`.
+      returns_logits: True to return the logits.
     """
 
     def views_of(image: jax.Array) -> jax.Array:
@@ -411,6 +435,10 @@ def make_eval_step(
             # The views run one after the other, since memory might not hold them all.
             logits = jnp.mean(jax.lax.map(logits_of, views), axis=0)
         logits = jnp.where(allowed, logits, -jnp.inf)
+        if returns_logits:
+            rows = {"logits": logits.astype(jnp.float32)}
+            rows |= {key: batch[key] for key in ("label", "mask")}
+            return metrics.evaluation_sums(logits, rows["label"], rows["mask"]), rows
         probabilities = jax.nn.softmax(logits)
         predictions = {
             "label": jnp.argmax(logits, axis=-1),

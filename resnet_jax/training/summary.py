@@ -31,6 +31,7 @@ def summary(experiment: Experiment, workdir: Path) -> str:
     size, batch_size = config.data.image_size, config.batch_size
     like = state_like(experiment)
     macs = cost_of_image(model, size).macs
+    frozen, until = experiment.freeze, experiment.freeze_until
     device = mesh.devices.flat[0]
     train = experiment.train.source
     epochs = experiment.total_steps * batch_size / len(train)
@@ -55,6 +56,15 @@ def summary(experiment: Experiment, workdir: Path) -> str:
         f" {batch_size // model.bn_group_size} a batch"
         if like.batch_stats
         else "none",
+        **(
+            {
+                "frozen": f"{count(like.params) - count(frozen.trained(like.params)):,}"
+                f" of {count(like.params):,} parameters"
+                + (f" (until step {until:,})" if until else "")
+            }
+            if frozen.leaves
+            else {}
+        ),
         "steps": f"{experiment.total_steps:,} ({epochs:.2f} epochs)",
         "workdir": str(workdir),
     }
