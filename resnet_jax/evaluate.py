@@ -1,7 +1,8 @@
 """Evaluates weights: `python -m resnet_jax.evaluate WEIGHTS... DATA`.
 
 WEIGHTS is anything that `resnet_jax.load` takes: a file of any framework, a workdir, a
-weights directory or `timm:NAME.TAG`. Several are evaluated one after the other. The
+weights directory or `timm:NAME.TAG`. Several are evaluated one after the other. Those
+that cannot be evaluated are named on standard error, and the exit code is then 1. The
 card of the weights says how images are prepared. DATA is a source, written as in
 `data.source`, such as folder:PHOTOS, tfds:NAME or csv:FILE; a source with its split,
 SOURCE@SPLIT; or an evaluation set, such as imagenet_v2.
@@ -12,22 +13,24 @@ five classes, the mean negative log-likelihood in nats (NLL), and precision, rec
 F1 of each class and as macro averages.
 """
 
-import contextlib
+import argparse
 import pathlib
+import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from resnet_jax.config.defaults import MAX_PIXELS
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, count
+from resnet_jax.errors import UserError
 from resnet_jax.parallel import process_memory
 from resnet_jax.parallel.sharding import find_devices
 from resnet_jax.paths import check_folder_to_write
 from resnet_jax.persistence import compile_cache, storage, versions
 from resnet_jax.reports.classification import as_table, class_lines
 from resnet_jax.reports.predictions import PredictionTable
-from resnet_jax.training.weights_evaluation import evaluate_weights, find_data
+from resnet_jax.training.weights_evaluation import Data, evaluate_weights, find_data
 from resnet_jax.weights.load import read_card
 
 VIEWS = ("one", "flip", "ten_crop")
@@ -60,8 +63,9 @@ def main(argv: list[str]) -> None:
         "--output",
         metavar="DIR",
         help="The directory to which evaluation.json, with all figures and the"
-        " confusion matrix, and the predictions for each image are written. By default"
-        " nothing is written.",
+        " confusion matrix of at most 1,000 classes, and the predictions for each image"
+        " are written. They replace those of an earlier evaluation. By default nothing"
+        " is written.",
     )
     parser.add_argument(
         "--predictions",
@@ -155,8 +159,9 @@ def main(argv: list[str]) -> None:
     args = parser.parse(argv[1:])
     if not args.output:
         parser.warn_of_unused(args, ["predictions", "topk", "logits"], "no --output")
-    folder = pathlib.Path(args.output) if args.output else None
-    if folder:
+    folder = None
+    if args.output:
+        folder = storage.local_path_of(args.output, "The directory of --output")
         check_folder_to_write(folder)
     compile_cache.turn_on()
     if find_devices()[0].platform == "cpu":
@@ -175,36 +180,70 @@ def main(argv: list[str]) -> None:
     if folder:
         with storage.explaining_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-    results = []
-    for number, weights in enumerate(args.weights, 1):
-        with contextlib.ExitStack() as stack:
-            table, file = None, ""
-            if folder:
-                end = f"_{number}" if len(args.weights) > 1 else ""
-                file = f"predictions{end}.{args.predictions}"
-                classes = read_card(weights, model=args.model).spec["num_classes"]
-                k, logits = min(args.topk, classes), classes if args.logits else 0
-                table = stack.enter_context(PredictionTable(folder / file, k, logits))
-            result = evaluate_weights(
-                weights, data, model=args.model, settings=settings, table=table
-            )
-        results.append(result | ({"predictions": file} if file else {}))
-        if not args.json:
-            _print(result)
+    results: list[dict] = []
     document = {
         "command": f"python -m resnet_jax.evaluate {shlex.join(argv[1:])}",
         "versions": versions.package_versions(),
         "results": results,
     }
-    if folder:
-        storage.write_json(folder / "evaluation.json", document)
+    problems = 0
+    for number, weights in enumerate(args.weights, 1):
+        end = f"_{number}" if len(args.weights) > 1 else ""
+        file = folder / f"predictions{end}.{args.predictions}" if folder else None
+        try:
+            result = _evaluate(weights, data, settings, file, args)
+        except UserError as error:
+            # The results of other weights may have taken hours.
+            if len(args.weights) == 1:
+                raise
+            problems += 1
+            output.fail(output.one_line(f"{weights}: {error}"))
+            continue
+        results.append(result | ({"predictions": file.name} if file else {}))
+        if not args.json:
+            _print(result)
+        if folder:
+            storage.write_json(folder / "evaluation.json", document)
+    if folder and results:
+        _remove_other_tables(folder, [result["predictions"] for result in results])
     if args.json:
         output.answer(storage.to_json(document, indent=2))
-        return
-    for line in as_table(results):
-        output.answer(line)
-    if folder:
-        output.answer(f"written: {folder}/evaluation.json and the predictions")
+    elif results:
+        for line in as_table(results):
+            output.answer(line)
+        if folder:
+            output.answer(f"written: {folder}/evaluation.json and the predictions")
+    if problems:
+        raise UserError(
+            f"{problems:,} of the {len(args.weights):,} weights could not be evaluated,"
+            " as said above."
+        )
+
+
+def _evaluate(
+    weights: str,
+    data: Data,
+    settings: Mapping[str, Any],
+    file: pathlib.Path | None,
+    args: argparse.Namespace,
+) -> dict:
+    """Evaluates one of the weights, and writes its predictions to a file if given."""
+    if not file:
+        return evaluate_weights(weights, data, model=args.model, settings=settings)
+    classes = read_card(weights, model=args.model).spec["num_classes"]
+    k, logits = min(args.topk, classes), classes if args.logits else 0
+    with PredictionTable(file, k, logits) as table:
+        return evaluate_weights(
+            weights, data, model=args.model, settings=settings, table=table
+        )
+
+
+def _remove_other_tables(folder: pathlib.Path, files: Sequence[str]) -> None:
+    """Removes the predictions of earlier evaluations from the output directory."""
+    for path in folder.iterdir():
+        is_table = re.fullmatch(r"predictions(_\d+)?\.(csv|parquet)", path.name)
+        if is_table and path.name not in files:
+            path.unlink()
 
 
 def _print(result: Mapping[str, Any]) -> None:

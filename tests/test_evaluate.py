@@ -105,6 +105,41 @@ def test_several_weights_stand_side_by_side_and_keep_their_own_tables(
         assert right == round(result["top1"] * result["n_seen"])
 
 
+def test_weights_that_cannot_be_evaluated_leave_the_results_of_the_others(
+    weights, photos, tmp_path, capsys
+):
+    few = write_weights(tmp_path / "few.safetensors", classes=CLASSES[:2])
+    with pytest.raises(UserError, match="2 of the 3 weights"):
+        evaluated(
+            *(weights, "missing.pth", few, photos, "--json"), output=tmp_path / "out"
+        )
+    text = capsys.readouterr()
+    # Standard output is one JSON document nevertheless.
+    (result,) = json.loads(text.out)["results"]
+    saved = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert saved["results"] == [result]
+    assert result["weights"] == weights
+    assert "missing.pth" in text.err
+    assert f"{few}: Class 2 of" in text.err
+    files = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert files == ["evaluation.json", "predictions_1.csv"]
+
+
+def test_the_output_directory_holds_the_last_evaluation_alone(
+    weights, photos, tmp_path
+):
+    folder = tmp_path / "out"
+    evaluated(weights, weights, photos, "--predictions=parquet", output=folder)
+    (folder / "predictions.txt").write_text("a user's own file")
+    evaluated(weights, photos, output=folder)
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert files.keys() == {"evaluation.json", "predictions.csv", "predictions.txt"}
+    # A failure changes nothing.
+    with pytest.raises(UserError, match="not one of the 6 classes"):
+        evaluated(weights, "digits", output=folder)
+    assert files == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def test_parquet_has_the_rows_of_csv(weights, photos, tmp_path):
     flags = ("--logits", "--topk=2")
     evaluated(weights, photos, *flags, output=tmp_path / "c")
@@ -183,7 +218,7 @@ def test_classes_without_names_are_those_of_the_data_in_their_order(tmp_path, ca
 def test_images_that_cannot_be_decoded_stop_it_or_are_named(weights, tmp_path, capsys):
     files = {"ant/1.png": encode(noise(1, 32, 32), "PNG"), "ant/2.png": b"nothing"}
     source = write_folder(tmp_path / "p", files)
-    with pytest.raises(UserError, match=r"ant/2\.png"):
+    with pytest.raises(UserError, match=r"ant/2\.png.* --on_bad_image=skip"):
         evaluate.main(["evaluate", weights, source])
     (result,) = evaluated(
         weights, source, "--on_bad_image=skip", output=tmp_path / "out"
@@ -229,6 +264,7 @@ def test_mode_eval_gives_the_figures_and_predictions_of_evaluate(tmp_path, caplo
         (["{weights}", "imagenet_a", "--split=val"], "no effect"),
         (["{weights}", "{photos}", "--crop_fraction=2"], "data.crop_fraction=2"),
         (["{weights}"], "DATA"),
+        (["{weights}", "{photos}", "--output=gs://bucket/out"], "file system"),
     ],
 )
 def test_what_a_user_does_wrong_gets_one_sentence(
@@ -240,3 +276,4 @@ def test_what_a_user_does_wrong_gets_one_sentence(
         evaluate.main(["evaluate", *texts])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())

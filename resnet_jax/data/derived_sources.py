@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from resnet_jax.data.source_protocol import NamedSource, checksum
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, nearest
 
 log = logging.getLogger(__name__)
 
@@ -420,19 +420,32 @@ def with_classes(source: NamedSource, classes: Sequence[str]) -> NamedSource:
       classes: The names of the classes, in the order of the new labels.
 
     Raises:
-      UserError: A class of the source is not one of them; the message names it.
+      UserError: A class of the source is not one of them, or has the name of several;
+        the message names it.
     """
     classes = tuple(classes)
     if source.classes == classes:
         return source
     number = {name: label for label, name in enumerate(classes)}
-    for label, name in enumerate(source.classes):
-        if name not in number:
+    unknown = [name for name in source.classes if name not in number]
+    if unknown:
+        name, others = unknown[0], len(unknown) - 1
+        label = source.classes.index(name)
+        twin = _twin(name, classes)
+        more = f" (nor {'is 1 other' if others == 1 else f'are {others:,} others'})"
+        more = more if others else ""
+        raise UserError(
+            f"Class {label} of {source.title}{_place(source, label)} is {name!r}, which"
+            f" is not one of the {len(classes):,} classes of the network{twin}{more},"
+            " so labels cannot be compared; choose images of the network's classes, or"
+            f" rename those of the images.{'' if twin else nearest(name, classes)}"
+        )
+    for name in source.classes if len(number) < len(classes) else ():
+        if classes.count(name) > 1:
             raise UserError(
-                f"Class {label} of {source.title}{_place(source, label)} is {name!r},"
-                f" which is not one of the {len(classes)} classes of the network"
-                f" ({', '.join(classes[:3])}, ...){_twin(name, classes)}, so labels"
-                " cannot be compared; choose a data set with the same class names."
+                f"{classes.count(name)} classes of the network have the name {name!r},"
+                f" so it is not clear which of them {source.title} means; give each"
+                " class of the network a name of its own."
             )
     return Relabelled(source, classes, tuple(number[name] for name in source.classes))
 

@@ -291,7 +291,7 @@ class Examples:
         if not self.skip_bad:
             raise BadImageError(
                 f"{error} Repair it, or skip such images, which are then counted, with"
-                " --config.data.on_bad_image=skip."
+                " --config.data.on_bad_image=skip (evaluate: --on_bad_image=skip)."
             ) from None
 
     def _example(self, index: int, key: int | None, bad: int) -> Batch:

@@ -11,8 +11,11 @@ from resnet_jax.console import output
 # The confidence level of the interval of top-1.
 CONFIDENCE = 0.95
 # The largest number of classes that a text lists, and the number of the worst ones that
-# it lists of more; and the number of the most frequent confusions.
-MOST_CLASSES, WORST, CONFUSIONS = 50, 10, 5
+# it lists of more; and the number of the most frequent errors.
+MOST_CLASSES, WORST, ERRORS = 50, 10, 5
+# The largest number of classes with a confusion matrix: it has their square of numbers,
+# which for ImageNet-21k would be gigabytes.
+MOST_CONFUSED = 1000
 
 
 def interval(correct: int, images: int) -> list[float]:
@@ -54,8 +57,10 @@ def figures(
     Returns:
       `macro`, the averages `precision`, `recall` and `f1`; `per_class`, for each class
       its `name`, these figures and the numbers of its `images` and of the images for
-      which it was `predicted`; and `confusion`, a row for each class, which has the
-      number of its images by predicted class.
+      which it was `predicted`; `errors`, the most frequent ones, each with the names of
+      the class (`label`) and of the `predicted` one and the number of `images`; and for
+      at most 1,000 classes `confusion`, a row for each class, which has the number of
+      its images by predicted class.
 
     Examples:
       >>> result = figures(np.array([0, 0, 1]), np.array([0, 1, 1]), ("cat", "dog"))
@@ -65,15 +70,21 @@ def figures(
       0.5
     """
     # scikit-learn takes a second to import.
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+    from scipy.sparse import coo_array
+    from sklearn.metrics import precision_recall_fscore_support
 
     numbers = np.arange(len(classes))
-    matrix = confusion_matrix(labels, predicted, labels=numbers)
+    counted = (labels >= 0) & (predicted >= 0)
+    pairs = (labels[counted], predicted[counted])
+    matrix = coo_array(
+        (np.ones(len(pairs[0]), int), pairs), shape=2 * [len(classes)]
+    ).tocsr()
     scores = precision_recall_fscore_support(
         labels, predicted, labels=numbers, zero_division=0
     )
     precision, recall, f1, images = scores
-    occurring = matrix.any(axis=0) | matrix.any(axis=1)
+    predictions = matrix.sum(axis=0)
+    occurring = (images > 0) | (predictions > 0)
     macro = {
         name: float(values[occurring].mean())
         for name, values in (("precision", precision), ("recall", recall), ("f1", f1))
@@ -82,14 +93,36 @@ def figures(
         {
             "name": name,
             "images": int(images[i]),
-            "predicted": int(matrix[:, i].sum()),
+            "predicted": int(predictions[i]),
             "precision": float(precision[i]),
             "recall": float(recall[i]),
             "f1": float(f1[i]),
         }
         for i, name in enumerate(classes)
     ]
-    return {"macro": macro, "per_class": per_class, "confusion": matrix.tolist()}
+    result = {
+        "macro": macro,
+        "per_class": per_class,
+        "errors": _errors(matrix, classes),
+    }
+    if len(classes) > MOST_CONFUSED:
+        return result
+    return result | {"confusion": matrix.toarray().tolist()}
+
+
+def _errors(matrix: Any, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns the most frequent errors of a sparse confusion matrix."""
+    labels, predicted = matrix.nonzero()
+    counts = matrix.data
+    wrong = np.flatnonzero(labels != predicted)
+    return [
+        {
+            "label": classes[labels[i]],
+            "predicted": classes[predicted[i]],
+            "images": int(counts[i]),
+        }
+        for i in wrong[np.argsort(-counts[wrong], kind="stable")[:ERRORS]]
+    ]
 
 
 def class_lines(result: Mapping[str, Any]) -> Iterator[str]:
@@ -114,14 +147,10 @@ def class_lines(result: Mapping[str, Any]) -> Iterator[str]:
             f"{name:<{width}}  {row['images']:>6,}  {precision:>9}  {recall:>6}"
             f"  {f1:>6}".rstrip()
         )
-    matrix = np.array(result["confusion"])
-    np.fill_diagonal(matrix, 0)
-    order = np.argsort(-matrix, axis=None, kind="stable")[:CONFUSIONS]
-    names = [output.one_line(row["name"]) for row in result["per_class"]]
     pairs = [
-        f"{names[label]} as {names[other]} ({matrix[label, other]:,})"
-        for label, other in zip(*np.unravel_index(order, matrix.shape), strict=True)
-        if matrix[label, other]
+        f"{output.one_line(error['label'])} as {output.one_line(error['predicted'])}"
+        f" ({error['images']:,})"
+        for error in result["errors"]
     ]
     if pairs:
         yield f"most frequent errors: {', '.join(pairs)}"

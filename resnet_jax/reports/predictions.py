@@ -1,9 +1,11 @@
 """Predictions of many images as text, CSV or JSON, and as a picture."""
 
+import contextlib
 import csv
 import io
 import itertools
 import pathlib
+import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from resnet_jax.console import output
-from resnet_jax.persistence.storage import Path, explaining_errors, to_json
+from resnet_jax.persistence.storage import Path, commit, explaining_errors, to_json
 from resnet_jax.reports.figures import picture, shorten
 from resnet_jax.weights.card import Prediction
 
@@ -101,7 +103,8 @@ class PredictionTable:
     """A file of predictions, CSV or Parquet, that is written as they come.
 
     Its columns are `path`, `label` and those of `columns`. Some hundred rows are in
-    memory at a time. It is used in `with`.
+    memory at a time. It is used in `with`. The file exists completely or not at all: if
+    an exception ends the `with`, what was at the path before stays.
 
     Args:
       path: The file, whose suffix is `.csv` or `.parquet`.
@@ -116,6 +119,8 @@ class PredictionTable:
         self.k = k
         self._has_logits = bool(logits)
         self._path = path
+        # The name is short, since a file system limits names to 255 bytes.
+        self._partial = path.with_name(f".{secrets.token_hex(8)}.partial")
         self._names = ["path", "label", *columns(k, logits)]
         self._rows: list[list[str | float]] = []
 
@@ -125,7 +130,7 @@ class PredictionTable:
                 self._open_parquet()
             else:
                 # The name of a file need not be text in UTF-8.
-                self._file = self._path.open(
+                self._file = self._partial.open(
                     "w", encoding="utf-8", errors="surrogateescape", newline=""
                 )
                 self._file.write(csv_line(self._names) + "\r\n")
@@ -141,7 +146,7 @@ class PredictionTable:
             (name, pyarrow.string() if name in texts else pyarrow.float32())
             for name in self._names
         )
-        self._file = parquet.ParquetWriter(self._path, self._schema)
+        self._file = parquet.ParquetWriter(self._partial, self._schema)
 
     def add(
         self,
@@ -179,11 +184,18 @@ class PredictionTable:
                 self._file.writelines(lines)
         self._rows = []
 
-    def __exit__(self, *_) -> None:
-        if self._rows:
-            self._flush()
-        with explaining_errors(self._path):
-            self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        try:
+            if self._rows and not kind:
+                self._flush()
+            with explaining_errors(self._path):
+                self._file.close()
+                if not kind:
+                    commit(self._partial, self._path)
+        finally:
+            # The disk may be full, and other files may need the space.
+            with contextlib.suppress(OSError):
+                self._partial.unlink()
 
 
 def json_lines(rows: Iterable[Row], facts: Mapping[str, Any]) -> Iterator[str]:

@@ -218,8 +218,7 @@ def evaluate(
         if bad_images:
             why = (
                 f", as {len(bad_images):,} cannot be decoded; without"
-                " --config.data.on_bad_image=skip, the first one is named with the"
-                " reason"
+                " on_bad_image=skip, the first one is named with the reason"
             )
         raise UserError(f"{examples.source.title} holds no image to evaluate{why}.")
     return Evaluation(

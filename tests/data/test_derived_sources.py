@@ -178,6 +178,23 @@ def test_names_of_classes_that_look_alike_are_told_apart(name, twin, tmp_path):
         with_classes(val, train.classes)
 
 
+def test_classes_that_a_network_lacks_are_named_with_the_nearest(pets):
+    source = open_source(pets, "val")
+    message = r"Class 0 of .* 'cat', .*nor is 1 other.*Did you mean cats\?"
+    with pytest.raises(UserError, match=message):
+        with_classes(source, ("cats", "horse"))
+    with pytest.raises(UserError, match=r"'dog'.* 2 classes .*Known: cat, ox\."):
+        with_classes(source, ("cat", "ox"))
+
+
+def test_a_name_of_several_classes_of_a_network_is_rejected(pets):
+    source = open_source(pets, "val")
+    with pytest.raises(UserError, match="2 classes of the network have the name 'cat'"):
+        with_classes(source, ("cat", "dog", "cat"))
+    # Classes that the images do not have may share a name.
+    assert with_classes(source, ("dog", "x", "cat", "x"))[0][1] == 2
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -65,6 +65,24 @@ def test_an_image_without_a_prediction_counts_for_its_class_alone():
     assert np.sum(found["confusion"]) == 2
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_single_class_has_figures():
+    found = figures(np.array([0, 0]), np.array([0, 0]), ("cat",))
+    assert found["macro"] == {"precision": 1, "recall": 1, "f1": 1}
+    assert (found["confusion"], found["errors"]) == ([[2]], [])
+
+
+def test_many_classes_have_no_confusion_matrix_but_the_most_frequent_errors():
+    # A matrix of so many classes would have 40 GB.
+    names = [f"class {i}" for i in range(70_000)]
+    found = figures(np.array([0, 69_999, 3]), np.array([0, 7, -1]), names)
+    assert "confusion" not in found
+    assert found["errors"] == [
+        {"label": "class 69999", "predicted": "class 7", "images": 1}
+    ]
+    assert found["per_class"][7]["predicted"] == 1
+
+
 @pytest.mark.parametrize(("correct", "images"), [(0, 7), (7, 7), (1, 2), (930, 1000)])
 def test_the_interval_is_that_of_wilson(correct, images):
     # The standard normal quantile of 0.975.
