@@ -14,6 +14,7 @@ from resnet_jax import __version__
 COMMANDS = {
     "train": ("main", [], "Trains a network, or resumes the run of a workdir."),
     "eval": ("main", ["--mode=eval"], "Evaluates a checkpoint of a run."),
+    "evaluate": ("evaluate", [], "Evaluates weights of any origin on any images."),
     "predict": ("predict", [], "Predicts the classes of images."),
     "convert": ("convert", [], "Converts weights between frameworks' formats."),
     "prepare": ("prepare", [], "Prepares data sets as ArrayRecord, and verifies them."),

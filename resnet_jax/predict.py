@@ -206,12 +206,11 @@ def main(argv: list[str]) -> None:
 
 
 def _progress_bar() -> tqdm.tqdm:
-    """Returns a progress bar, which is shown on terminals after a second."""
+    """Returns a progress bar, which is shown on terminals until the work is done."""
     return tqdm.tqdm(
         unit=" images",
         dynamic_ncols=True,
         disable=sys.stderr is None or not sys.stderr.isatty(),
-        delay=1,
         leave=False,
     )
 

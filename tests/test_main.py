@@ -50,7 +50,7 @@ for line in open(sys.argv[1]).read().splitlines():
         ([QUICK, work, "--config.data.eval_split=tst"], "test"),
         ([QUICK, work, "--config.batch_size=60"], "56 or 64"),
         ([QUICK, work, "--config.batch_size=0"], "batch_size=0 must be at least 1"),
-        ([QUICK, work, "--config.data.image_size=-3"], "must be at least 1"),
+        ([QUICK, work, "--config.data.image_size=-3"], "must be at least 0"),
         ([QUICK, work, "--config.optim.learning_rate=-1"], "must be at least 0"),
         ([QUICK, work, "--config.total=3"], "--config.total.epochs=NUMBER"),
         ([QUICK, work, "--lr=1"], "--config.KEY=VALUE sets a key"),

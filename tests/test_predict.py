@@ -433,9 +433,8 @@ def test_a_picture_shows_the_first_images_of_many(weights, images, tmp_path, cap
 
 @pytest.mark.slow
 def test_a_terminal_shows_a_progress_bar_and_a_file_does_not(weights, images, tmp_path):
+    lines = f"printf '%s\\n' {shlex.join(images)}"
     command = f"{sys.executable} -m resnet_jax.predict {weights} - > {tmp_path / 'out'}"
-    # The list is complete only after the second that the bar waits for.
-    lines = f"(echo {images[0]}; sleep 3; echo {images[1]})"
     done = subprocess.run(
         ["script", "-qec", f"stty cols 80 rows 24; {lines} | {command}", "/dev/null"],
         cwd=runs.ROOT,

@@ -343,7 +343,7 @@ def get_config() -> ConfigDict:
     for value in (
         *(config.model.overrides, config.distill.overrides),
         *(config.data.resize_schedule, config.optim.schedule_length),
-        *(config.optim.freeze_until, config.stop.target),
+        *(config.stop.target, config.optim.freeze_until),
     ):
         value.unlock()
     return config

@@ -270,7 +270,7 @@ def hold_out(
     The same fraction of each class is held out, but at least one image and not all of
     them. The choice depends on the seed and on the images' names, so most images stay
     where they are when others are added. An image that occurs several times, as in
-    `train+train`, is in one part.
+    `train+train`, is in one part, and evaluated once.
 
     Args:
       source: The source.
@@ -302,7 +302,7 @@ def hold_out(
     # By class, and in random order in each.
     order = np.lexsort((keys, labels))
     order = order[keys[order] < 2]
-    held_out: set[str] = set()
+    held_out: list[int] = []
     for members in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
         size = len(members)
         if size == 1:
@@ -313,11 +313,12 @@ def hold_out(
                 " data.eval_source=SOURCE or data.eval_split=SPLIT."
             )
         chosen = min(max(round(size * fraction), 1), size - 1)
-        held_out.update(names[index] for index in members[:chosen])
-    is_held_out = np.array([name in held_out for name in names])
+        held_out += members[:chosen].tolist()
+    chosen_names = {names[index] for index in held_out}
+    kept = [index for index, name in enumerate(names) if name not in chosen_names]
     return (
-        Subset(source, np.flatnonzero(~is_held_out), f"{source.title} (not held out)"),
-        Subset(source, np.flatnonzero(is_held_out), f"{source.title} (held out)"),
+        Subset(source, np.array(kept), f"{source.title} (not held out)"),
+        Subset(source, np.array(sorted(held_out)), f"{source.title} (held out)"),
     )
 
 

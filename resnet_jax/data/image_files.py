@@ -48,8 +48,11 @@ _OTHER_SUFFIXES = frozenset(
         *(".bak", ".crdownload", ".orig", ".part", ".partial", ".tmp"),
     }
 )
-# What operating systems put beside the files of a user, in lower case.
-_LITTER = frozenset({".ds_store", "thumbs.db", "desktop.ini", "__macosx", "@eadir"})
+# What operating systems put beside the files of a user, in lower case, and the lock of
+# a copy from an object store (`storage.kept_copy`).
+_LITTER = frozenset(
+    {".ds_store", "thumbs.db", "desktop.ini", "__macosx", "@eadir", ".lock"}
+)
 # The number of kinds of files that a message names.
 MOST_KINDS = 5
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import itertools
+import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,12 +11,14 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from resnet_jax.console import output
-from resnet_jax.persistence.storage import Path, to_json
+from resnet_jax.persistence.storage import Path, explaining_errors, to_json
 from resnet_jax.reports.figures import picture, shorten
 from resnet_jax.weights.card import Prediction
 
 # The largest number of images that a picture shows.
 MOST_SHOWN = 100
+# The number of rows that are written to a file at once.
+ROWS = 256
 
 
 class Row(NamedTuple):
@@ -92,6 +95,95 @@ def csv_lines(rows: Iterable[Row], names: Sequence[str]) -> Iterator[str]:
     yield csv_line(["path", *names])
     for path, top, logits in itertools.chain(first, rows):
         yield csv_line([path, *values(top, logits)])
+
+
+class PredictionTable:
+    """A file of predictions, CSV or Parquet, that is written as they come.
+
+    Its columns are `path`, `label` and those of `columns`. Some hundred rows are in
+    memory at a time. It is used in `with`.
+
+    Args:
+      path: The file, whose suffix is `.csv` or `.parquet`.
+      k: The number of the most probable classes that the table has.
+      logits: The number of logits that the table has; 0 leaves them out.
+
+    Raises:
+      UserError: The file cannot be written.
+    """
+
+    def __init__(self, path: pathlib.Path, k: int, logits: int = 0):
+        self.k = k
+        self._has_logits = bool(logits)
+        self._path = path
+        self._names = ["path", "label", *columns(k, logits)]
+        self._rows: list[list[str | float]] = []
+
+    def __enter__(self) -> "PredictionTable":
+        with explaining_errors(self._path):
+            if self._path.suffix == ".parquet":
+                self._open_parquet()
+            else:
+                # The name of a file need not be text in UTF-8.
+                self._file = self._path.open(
+                    "w", encoding="utf-8", errors="surrogateescape", newline=""
+                )
+                self._file.write(csv_line(self._names) + "\r\n")
+        return self
+
+    def _open_parquet(self) -> None:
+        # pyarrow takes half a second to import.
+        import pyarrow
+        from pyarrow import parquet
+
+        texts = {"path", "label"} | {x for x in self._names if x.endswith("_name")}
+        self._schema = pyarrow.schema(
+            (name, pyarrow.string() if name in texts else pyarrow.float32())
+            for name in self._names
+        )
+        self._file = parquet.ParquetWriter(self._path, self._schema)
+
+    def add(
+        self,
+        path: str,
+        label: str,
+        top: Sequence[Prediction],
+        logits: Float32[np.ndarray, " classes"],
+    ) -> None:
+        """Adds an image.
+
+        Args:
+          path: The name of the image.
+          label: The name of its class.
+          top: Its k most probable classes.
+          logits: Its logits.
+        """
+        cells = values(top, logits if self._has_logits else None)
+        self._rows.append([path, label, *cells])
+        if len(self._rows) == ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        with explaining_errors(self._path):
+            if self._path.suffix == ".parquet":
+                import pyarrow
+
+                path, *others = zip(*self._rows, strict=True)
+                # Parquet has no bytes in texts, so a name that is not text is escaped.
+                paths = [x.encode(errors="backslashreplace").decode() for x in path]
+                cells = [pyarrow.array(x) for x in (paths, *others)]
+                table = pyarrow.Table.from_arrays(cells, self._names)
+                self._file.write(table.cast(self._schema))
+            else:
+                lines = (csv_line(row) + "\r\n" for row in self._rows)
+                self._file.writelines(lines)
+        self._rows = []
+
+    def __exit__(self, *_) -> None:
+        if self._rows:
+            self._flush()
+        with explaining_errors(self._path):
+            self._file.close()
 
 
 def json_lines(rows: Iterable[Row], facts: Mapping[str, Any]) -> Iterator[str]:

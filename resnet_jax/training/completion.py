@@ -17,6 +17,7 @@ from resnet_jax.models.zoo import get_entry, get_spec, resolve
 from resnet_jax.parallel import processes
 from resnet_jax.persistence.checkpoints import Checkpoints
 from resnet_jax.persistence.storage import Path, explaining_errors
+from resnet_jax.training.freezing import ALL_BUT_HEAD
 from resnet_jax.weights import load
 from resnet_jax.weights.adapt import as_rgb_card
 from resnet_jax.weights.card import default_card
@@ -45,7 +46,8 @@ def complete(config: ConfigDict, workdir: Path | None = None) -> ConfigDict:
         be read any more, the values are those that the checkpoint recorded.
 
     Raises:
-      UserError: The weights cannot be read.
+      UserError: The weights cannot be read, or there are none and only the head is
+        trained.
 
     Examples:
       >>> from resnet_jax.config import load
@@ -106,6 +108,12 @@ def _from_card(config: ConfigDict) -> ConfigDict:
     if config.init_from:
         card = load.read_card(
             config.init_from, model=name or None, **dict(config.model.overrides)
+        )
+    elif config.optim.freeze == ALL_BUT_HEAD:
+        raise UserError(
+            f"optim.freeze={ALL_BUT_HEAD} trains only the head, on the features of"
+            " weights; name them with --config.init_from=WEIGHTS, such as"
+            " timm:resnet50.a1_in1k."
         )
     else:
         size = min(get_entry(name or NETWORK).image_size, IMAGE_SIZE)

@@ -1,9 +1,12 @@
 """Evaluates exactly: every image once, on any number of devices."""
 
+import contextlib
 import dataclasses
 import json
 import logging
+import pathlib
 import re
+import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import jax
@@ -16,6 +19,7 @@ from resnet_jax.config.variants import for_evaluation
 from resnet_jax.console import output
 from resnet_jax.data.evalsets import summarize
 from resnet_jax.data.loader import Examples, bad_indices
+from resnet_jax.data.source_protocol import NamedSource
 from resnet_jax.data.sources import RecordedSplit
 from resnet_jax.errors import UserError
 from resnet_jax.parallel import sharding
@@ -23,16 +27,84 @@ from resnet_jax.persistence import metric_writers, storage
 from resnet_jax.persistence.checkpoints import open_checkpoints
 from resnet_jax.persistence.preemption import Preemption
 from resnet_jax.persistence.storage import Path
+from resnet_jax.reports import classification
+from resnet_jax.reports.predictions import PredictionTable
 from resnet_jax.reports.samples import SamplePredictions
 from resnet_jax.training.experiment import Experiment, set_up
 from resnet_jax.training.programs import compile_eval_steps, state_like
 from resnet_jax.training.resume import data_changes, describe_data, spec_change
 from resnet_jax.training.step import TrainState
+from resnet_jax.weights.card import most_probable
 
 log = logging.getLogger(__name__)
 
+# The number of the most probable classes in a table of predictions.
+TOP = 5
+
 # Keys that decide which arrays a network has begin with these.
 NETWORK = ("model.name", "model.overrides", "model.scan_blocks")
+
+
+def names_of_classes(known: Sequence[str], number: int) -> list[str]:
+    """Returns a name for each class of a network, of which some may be unknown."""
+    return [*known, *(f"class {i}" for i in range(len(known), number))]
+
+
+class Outcomes:
+    """The label and the prediction of each image of an evaluation, in their order.
+
+    Args:
+      source: The images.
+      classes: The names of the classes that the network tells apart.
+      table: The table to which the predictions are written; None for no table.
+    """
+
+    def __init__(
+        self,
+        source: NamedSource,
+        classes: Sequence[str],
+        table: PredictionTable | None = None,
+    ):
+        self._source = source
+        self._classes = classes
+        self._table = table
+        self._rows = 0
+        self._labels: list[np.ndarray] = []
+        self._predicted: list[np.ndarray] = []
+
+    def add(self, batch: Mapping[str, np.ndarray]) -> None:
+        """Takes the outcomes of the next batch.
+
+        Args:
+          batch: `logits`, `label` and `mask` of all rows; see `step.make_eval_step`.
+        """
+        places = np.flatnonzero(batch["mask"])
+        logits, labels = batch["logits"][places], batch["label"][places]
+        # The metrics count an image whose logits are not all numbers as wrong.
+        known = ~np.isnan(logits).any(axis=-1)
+        self._labels.append(labels)
+        self._predicted.append(np.where(known, logits.argmax(axis=-1), -1))
+        if self._table:
+            for place, row, label in zip(places.tolist(), logits, labels, strict=True):
+                numbers = [
+                    number for number in label.reshape(-1).tolist() if number >= 0
+                ]
+                names = "|".join(self._classes[number] for number in numbers)
+                path = self._source.name(self._rows + place)
+                top = most_probable(row, self._table.k, self._classes.__getitem__)
+                self._table.add(path, names, top, row)
+        self._rows += len(batch["mask"])
+
+    def figures(self) -> dict:
+        """Returns the figures of the classes; see `classification.figures`.
+
+        They are empty for images that have several labels or none.
+        """
+        labels = np.concatenate(self._labels)
+        if labels.ndim > 1:
+            return {}
+        predicted = np.concatenate(self._predicted)
+        return classification.figures(labels, predicted, self._classes)
 
 
 @dataclasses.dataclass
@@ -53,6 +125,16 @@ class Evaluation:
     n_seen: int
     bad_images: list[int]
 
+    def with_classes(self, outcomes: Outcomes) -> dict:
+        """Returns the figures with those of the classes and an interval of top-1.
+
+        Args:
+          outcomes: The outcome of every image of the pass.
+        """
+        correct = round(self.top1 * self.n_seen)
+        interval = classification.interval(correct, self.n_seen)
+        return self.scalars() | {"top1_interval": interval} | outcomes.figures()
+
     def scalars(self) -> dict:
         """Returns the figures that are logged."""
         return {key: getattr(self, key) for key in ("top1", "top5", "loss", "n_seen")}
@@ -66,6 +148,7 @@ def evaluate(
     *,
     after_batch: Callable[[], None],
     samples: SamplePredictions | None = None,
+    outcomes: Outcomes | None = None,
     labels: Collection[int] | None = None,
 ) -> Evaluation:
     """Evaluates a state on some examples, each of which counts exactly once.
@@ -77,6 +160,7 @@ def evaluate(
       state: The state. Its EMA is evaluated if it has one.
       after_batch: A function that is called after each batch. It may raise to stop.
       samples: Collects some of this process's images with their predictions.
+      outcomes: Collects the outcome of every image, if `eval_steps` return logits.
       labels: The classes that can be predicted; by default all.
 
     Returns:
@@ -105,6 +189,8 @@ def evaluate(
         if samples:
             local = {key: sharding.local_values(x) for key, x in predictions.items()}
             samples.add(batch, local)
+        if outcomes:
+            outcomes.add(jax.device_get(predictions))
         after_batch()
 
     with experiment.eval_batches(examples) as batches:
@@ -245,19 +331,37 @@ def evaluate_workdir(
         is_lead = jax.process_index() == 0
         say = output.say if is_lead else lambda text: None
         split = experiment.eval.source
+        class_names = names_of_classes(
+            experiment.classes, experiment.model.spec.num_classes
+        )
         say(f"evaluating the checkpoint of step {step} on {split.title}")
         for line in changed:
             say(f"different from training: {line}")
         preemption.check()
-        eval_steps = compile_eval_steps(experiment)
+        eval_steps = compile_eval_steps(experiment, returns_logits=True)
         preemption.check()
         check = preemption.check
-        result = evaluate(
-            experiment, experiment.eval, eval_steps, state, after_batch=check
-        )
+        stack = contextlib.ExitStack()
+        with tempfile.TemporaryDirectory() as folder, stack:
+            table = pathlib.Path(folder) / "predictions.csv"
+            outcomes = Outcomes(
+                split,
+                class_names,
+                stack.enter_context(PredictionTable(table, TOP)) if is_lead else None,
+            )
+            result = evaluate(
+                experiment,
+                experiment.eval,
+                eval_steps,
+                state,
+                after_batch=check,
+                outcomes=outcomes,
+            )
+            stack.close()
+            predictions = table.read_bytes() if is_lead else b""
         sets = evaluate_sets(experiment, eval_steps, state, after_batch=check)
     content = {
-        **result.scalars(),
+        **result.with_classes(outcomes),
         "step": step,
         "checkpoint": checkpoint,
         "split": split.title,
@@ -267,10 +371,14 @@ def evaluate_workdir(
         "command": command,
     }
     if is_lead:
-        name = re.sub(r"[^\w]+", "_", config.data.eval_split).strip("_")
-        path = workdir / f"eval_{name}.json"
-        with output.dispensable(str(path)):
-            storage.write_by_product(path, content)
+        eval_split = experiment.config.data.eval_split
+        name = re.sub(r"[^\w]+", "_", eval_split).strip("_")
+        for path, product in (
+            (workdir / f"eval_{name}.json", content),
+            (workdir / f"eval_{name}.csv", predictions),
+        ):
+            with output.dispensable(str(path)):
+                storage.write_by_product(path, product)
         for name, values in sets.items():
             say(f"{name}: {metric_writers.describe(values)}")
     return content

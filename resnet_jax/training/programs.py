@@ -341,13 +341,17 @@ def compile_statistics_step(experiment: Experiment) -> Callable:
 
 
 def lower_eval_step(
-    experiment: Experiment, examples: Examples | None = None
+    experiment: Experiment,
+    examples: Examples | None = None,
+    *,
+    returns_logits: bool = False,
 ) -> jax.stages.Lowered:
     """Lowers `eval_step(variables, batch, allowed)`.
 
     Args:
       experiment: The experiment.
       examples: The examples that are evaluated; by default those of the eval split.
+      returns_logits: True to return the logits of the whole batch to every process.
     """
     data = experiment.config.data
     eval_step = step.make_eval_step(
@@ -356,9 +360,11 @@ def lower_eval_step(
         data.std,
         experiment.config.evaluate.views != "one",
         functools.partial(all_gather, experiment),
+        returns_logits,
     )
     replicated = sharding.replicated(experiment.mesh)
-    out_shardings = replicated, sharding.batch_sharding(experiment.mesh)
+    by_row = sharding.batch_sharding(experiment.mesh)
+    out_shardings = replicated, replicated if returns_logits else by_row
     allowed = jax.ShapeDtypeStruct(
         (experiment.model.spec.num_classes,), jnp.bool_, sharding=replicated
     )
@@ -377,8 +383,14 @@ def compile_eval_step(
     return compile_lowered(experiment, lower_eval_step(experiment, examples))
 
 
-def compile_eval_steps(experiment: Experiment) -> dict[tuple[int, ...], Callable]:
+def compile_eval_steps(
+    experiment: Experiment, *, returns_logits: bool = False
+) -> dict[tuple[int, ...], Callable]:
     """Compiles one evaluation step per label shape.
+
+    Args:
+      experiment: The experiment.
+      returns_logits: True to return the logits; see `step.make_eval_step`.
 
     Returns:
       `eval_step(variables, batch, allowed)` by `Examples.label_shape`, for the eval
@@ -389,6 +401,9 @@ def compile_eval_steps(experiment: Experiment) -> dict[tuple[int, ...], Callable
         for examples in evaluation_set.parts.values():
             by_shape.setdefault(examples.label_shape, examples)
     return {
-        shape: compile_eval_step(experiment, examples)
+        shape: compile_lowered(
+            experiment,
+            lower_eval_step(experiment, examples, returns_logits=returns_logits),
+        )
         for shape, examples in by_shape.items()
     }

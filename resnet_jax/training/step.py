@@ -390,13 +390,15 @@ def make_eval_step(
     std: Sequence[float],
     flip: bool = False,
     all_gather: Callable[[Tree], Tree] = lambda params: params,
+    returns_logits: bool = False,
 ) -> Callable[[dict, dict, jax.Array], tuple[dict, dict]]:
     """Returns `eval_step(variables, batch, allowed) -> (sums, predictions)`.
 
     `batch` holds the uint8 `image` [b, h, w, c] or [b, views, h, w, c], the int32
     `label` and the bool `mask`; `allowed`, bool [classes], says which classes may be
     predicted. `sums` are those of `metrics.evaluation_sums`. `predictions` hold, for
-    each row, the predicted int32 `label` and its float32 `probability`.
+    each row, the predicted int32 `label` and its float32 `probability`; or, if logits
+    are returned, the float32 `logits` and the `label` and `mask` of the batch.
 
     Several views of an image, and with `flip` the mirror image of each, are evaluated
     by the mean of their logits, as fb.resnet.torch and torchvision's users do;
@@ -408,6 +410,7 @@ def make_eval_step(
       std: The standard deviation of each channel.
       flip: True to evaluate mirror images, too.
       all_gather: All-gathers sharded parameters; see `StepOptions`.
+      returns_logits: True to return the logits.
     """
 
     def views_of(image: jax.Array) -> jax.Array:
@@ -432,6 +435,10 @@ def make_eval_step(
             # The views run one after the other, since memory might not hold them all.
             logits = jnp.mean(jax.lax.map(logits_of, views), axis=0)
         logits = jnp.where(allowed, logits, -jnp.inf)
+        if returns_logits:
+            rows = {"logits": logits.astype(jnp.float32)}
+            rows |= {key: batch[key] for key in ("label", "mask")}
+            return metrics.evaluation_sums(logits, rows["label"], rows["mask"]), rows
         probabilities = jax.nn.softmax(logits)
         predictions = {
             "label": jnp.argmax(logits, axis=-1),

@@ -102,10 +102,15 @@ def _sizes_of_classes(train: NamedSource, eval: NamedSource) -> dict[str, str]:
             "largest": order[-1],
         }
         texts = [f"{word} {texts[label]}" for word, label in chosen.items()]
-    text = "training / eval images of each class: " + ", ".join(texts)
+    # A line is not broken inside the entry of a class.
+    entries = ", ".join(text.replace(" ", "\0") for text in texts)
     lines = textwrap.wrap(
-        *(text, WIDTH - INDENT), break_long_words=False, break_on_hyphens=False
+        f"training / eval images of each class: {entries}",
+        WIDTH - INDENT,
+        break_long_words=False,
+        break_on_hyphens=False,
     )
+    lines = [line.replace("\0", " ") for line in lines]
     return {"classes": ("\n" + " " * INDENT).join(lines)}
 
 

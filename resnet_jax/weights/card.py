@@ -7,7 +7,7 @@ import importlib.util
 import json
 import math
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -178,14 +178,7 @@ class Card:
           logits: The logits of the image.
           k: The number of classes.
         """
-        logits = logits.astype(np.float64)
-        probabilities = np.exp(logits - logits.max())
-        probabilities /= probabilities.sum()
-        order = np.argsort(-probabilities, kind="stable")[:k].tolist()
-        return [
-            Prediction(index, self.class_name(index), float(probabilities[index]))
-            for index in order
-        ]
+        return most_probable(logits, k, self.class_name)
 
     def preprocess(
         self, images: Images, max_pixels: int = MAX_PIXELS
@@ -253,6 +246,26 @@ class Card:
         if self.bgr:
             pixels = pixels[..., ::-1]
         return normalize(pixels, self.mean, self.std, jnp.float32)
+
+
+def most_probable(
+    logits: Float[np.ndarray, " classes"], k: int, class_name: Callable[[int], str]
+) -> list[Prediction]:
+    """Returns the k most probable classes of one image, the best one first.
+
+    Args:
+      logits: The logits of the image.
+      k: The number of classes.
+      class_name: Returns the name of a class.
+    """
+    logits = logits.astype(np.float64)
+    probabilities = np.exp(logits - logits.max())
+    probabilities /= probabilities.sum()
+    order = np.argsort(-probabilities, kind="stable")[:k].tolist()
+    return [
+        Prediction(index, class_name(index), float(probabilities[index]))
+        for index in order
+    ]
 
 
 def from_json(text: str, weights: str) -> Card:

@@ -442,6 +442,8 @@ def test_an_image_that_occurs_twice_is_in_one_part(split, pets, tmp_path):
         kept, held_out = (set(names(part, range(len(part)))) for part in parts)
         assert kept and held_out
         assert not kept & held_out
+        # It is evaluated once.
+        assert len(parts[1]) == len(held_out)
 
 
 def test_a_class_with_one_image_cannot_be_split(tmp_path):

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax.traverse_util import flatten_dict
 from huggingface_hub import constants
 from ml_collections import ConfigDict
 from PIL import Image
@@ -140,6 +141,22 @@ def test_photographs_train_from_any_weights_and_are_predicted_as_evaluated(
         shutil.rmtree(init_from)
         again = evaluate_workdir(tmp_path / "run", "best")
         assert again["top1"] == result["best"]["top1"]
+
+
+@pytest.mark.slow
+def test_a_linear_probe_changes_nothing_but_the_head(photos, tmp_path, monkeypatch):
+    init_from = grey_weights(tmp_path, monkeypatch)
+    config = load("configs/linear_probe.py")
+    flags = (f"data.source={photos}", f"init_from={init_from}", f"total.steps={STEPS}")
+    override(config, [f"--config.{flag}" for flag in flags])
+    train(config, tmp_path / "run")
+    before, after = (
+        flatten_dict(resnet_jax.load(path).variables)
+        for path in (init_from, tmp_path / "run")
+    )
+    assert before.keys() == after.keys()
+    same = {key for key in before if np.array_equal(before[key], after[key])}
+    assert {key[1] for key in before.keys() - same} == {"head"}
 
 
 @pytest.mark.slow

@@ -75,7 +75,8 @@ def test_a_dry_run_needs_no_data_and_leaves_nothing(tmp_path):
 
 
 # All recipes, and the variants that differ in kind from the default one.
-DRY_RUNS = [path.stem for path in CONFIGS] + [
+# Without weights, a linear probe is an error.
+DRY_RUNS = [path.stem for path in CONFIGS if path.stem != "linear_probe"] + [
     *("bag_of_tricks:distill", "composer:hot", "he2015_cifar:1202", "rsb:a3"),
 ]
 PARTS = 8  # the number of processes, each of which has five minutes

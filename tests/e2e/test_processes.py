@@ -139,6 +139,29 @@ def test_processes_train_as_one_does(number, two, tmp_path):
     assert runs.result(several)["n_seen"] == 360
 
 
+def test_processes_weight_classes_and_end_early_as_one_does(tmp_path):
+    flags = (
+        *FLAGS,
+        # So few images have from 8 to 20 of each class.
+        "--config.data.train_split=train[:10%]",
+        "--config.data.class_weights=inverse_frequency",
+        # Each evaluation reaches it.
+        "--config.stop.target={'loss': 100.0}",
+    )
+    pods.run(2, tmp_path / "two", *flags)
+    code, output = runs.run(tmp_path / "one", *flags, JAX_NUM_CPU_DEVICES="4")
+    assert code == 0, output
+    assert len(losses(tmp_path / "two")) == 10
+    # As above.
+    np.testing.assert_allclose(
+        losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=2e-6
+    )
+    for name in ("one", "two"):
+        result = runs.result(tmp_path / name)
+        assert (result["step"], result["ended_by"]) == (10, "target")
+        assert result["to_target"]["steps"] == 10
+
+
 def test_processes_with_sharded_parameters_train_as_those_with_replicated_ones(
     two, tmp_path
 ):
@@ -158,6 +181,22 @@ def test_processes_with_sharded_parameters_train_as_those_with_replicated_ones(
     evaluated = runs.read_json(tmp_path / "run" / "eval_test.json")
     for key in ("n_seen", "top1", "top5"):
         assert evaluated[key] == runs.result(two)[key]
+
+
+def test_two_processes_evaluate_the_classes_as_one_does(two, tmp_path):
+    flags = (*FLAGS, "--mode=eval", "--checkpoint=last")
+    results = []
+    for number in (2, 1):
+        workdir = tmp_path / str(number)
+        shutil.copytree(two, workdir)
+        pods.run(number, workdir, *flags)
+        evaluated = runs.read_json(workdir / "eval_test.json")
+        rows = (workdir / "eval_test.csv").read_text().splitlines()
+        results.append((evaluated, [row.split(",")[:3] for row in rows]))
+    (ones, own_rows), (others, other_rows) = results
+    for key in ("top1", "top1_interval", "macro", "per_class", "confusion"):
+        assert ones[key] == others[key], key
+    assert own_rows == other_rows
 
 
 def test_other_numbers_of_processes_and_devices_resume_with_the_same_images(tmp_path):
@@ -475,3 +514,22 @@ def test_a_run_whose_workdir_is_gone_stops_and_the_same_command_works(
         (tmp_path / "elsewhere").rename(workdir)
     pods.run(number, workdir, *FLAGS)
     assert not (workdir / "running.json").exists()
+
+
+def test_processes_hold_out_and_balance_the_same_images_as_one_does(tmp_path):
+    flags = (
+        *FLAGS,
+        "--config.data.train_split=train+test",
+        "--config.data.eval_split=",
+        "--config.data.balance",
+    )
+    pods.run(2, tmp_path / "two", *flags)
+    code, output = runs.run(tmp_path / "one", *flags, JAX_NUM_CPU_DEVICES="4")
+    assert code == 0, output
+    # The bound of `test_processes_train_as_one_does`.
+    np.testing.assert_allclose(
+        losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=2e-6
+    )
+    tables = [(tmp_path / name / "split.csv").read_bytes() for name in ("one", "two")]
+    assert tables[0] == tables[1]
+    assert runs.result(tmp_path / "two")["n_seen"] == 359

@@ -121,6 +121,11 @@ def test_a_complete_config_is_returned_as_it_is_and_another_is_not_changed():
     assert config.to_dict() == before
 
 
+def test_a_linear_probe_without_weights_is_an_error():
+    with pytest.raises(UserError, match=r"all_but_head trains only.*init_from=WEIGHTS"):
+        complete(load("configs/linear_probe.py"))
+
+
 @pytest.mark.parametrize(
     ("images", "with_weights", "without"),
     [

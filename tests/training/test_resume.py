@@ -475,6 +475,19 @@ def test_a_run_whose_past_was_a_percentage_of_it_is_extended_on_request_only(
 
 
 @pytest.mark.slow
+def test_a_run_that_thaws_after_a_percentage_of_it_is_not_extended(tmp_path):
+    make_folder(tmp_path / "images")
+    freeze = {
+        "optim.freeze": "all_but_head",
+        "optim.freeze_until": ConfigDict({"percent": 50}),
+    }
+    train(config_for(tmp_path / "images", freeze), tmp_path / "run")
+    more = config_for(tmp_path / "images", freeze | longer())
+    with pytest.raises(UserError, match=r"now 6\), of which optim\.freeze_until is"):
+        train(more, tmp_path / "run", extend=True)
+
+
+@pytest.mark.slow
 def test_settings_that_a_plateau_depends_on_may_not_change(tmp_path):
     make_folder(tmp_path / "images")
     plateau = {"optim.schedule": "plateau"}

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from resnet_jax.errors import UserError
 from resnet_jax.models import get_spec
 from resnet_jax.weights import SCHEMES
-from resnet_jax.weights.load import load
+from resnet_jax.weights.load import load, read_card
 from resnet_jax.weights.naming import to_foreign
 from tests.helpers import keyed, small_networks
 from tests.helpers.timm_config import CONFIG
@@ -88,6 +88,14 @@ def test_weights_are_fetched_once_and_then_read_from_the_cache(hub):
     assert card.license == "apache-2.0"
     requests = len(hub.requests)
     load(f"timm:{NAME}")
+    assert len(hub.requests) == requests > 0
+
+
+def test_a_card_is_read_before_the_arrays_and_both_are_fetched_once(hub):
+    card = read_card(f"timm:{NAME}")
+    assert (card.image_size, card.interpolation) == (176, "bicubic")
+    requests = len(hub.requests)
+    assert load(f"timm:{NAME}")[0].mean == card.mean
     assert len(hub.requests) == requests > 0
 
 
