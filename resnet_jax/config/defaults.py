@@ -343,7 +343,7 @@ def get_config() -> ConfigDict:
     for value in (
         *(config.model.overrides, config.distill.overrides),
         *(config.data.resize_schedule, config.optim.schedule_length),
-        *(config.stop.target, config.optim.freeze_until),
+        *(config.optim.freeze_until, config.stop.target),
     ):
         value.unlock()
     return config

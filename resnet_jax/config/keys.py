@@ -23,8 +23,9 @@ COLUMNS = ("key", "type", "default", "meaning", "only with")
 # Types that the default does not show.
 TYPES = {
     **dict.fromkeys(values.DURATIONS, "duration"),
-    "total": "duration or empty dictionary",
-    **dict.fromkeys(values.OPTIONAL_DURATIONS, "duration or empty dictionary"),
+    **dict.fromkeys(
+        ("total", *values.OPTIONAL_DURATIONS), "duration or empty dictionary"
+    ),
     "optim.decay_at": "tuple of durations",
     "evaluate.sets": "tuple of texts",
     "stop.target": "dictionary of numbers",

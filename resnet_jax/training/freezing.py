@@ -207,10 +207,8 @@ def frozen_until(config: ConfigDict, train_size: int, total_steps: int) -> int |
     optim = config.optim
     if not optim.freeze_until:
         return None
-    until = to_steps(
-        *(optim.freeze_until, config.batch_size, train_size, "optim.freeze_until"),
-        total_steps,
-    )
+    duration, key = optim.freeze_until, "optim.freeze_until"
+    until = to_steps(duration, config.batch_size, train_size, key, total_steps)
     return until if until < total_steps else None
 
 

@@ -158,6 +158,14 @@ def test_a_users_source_needs_three_members():
     assert source.classes == own.classes and source.name(5) == "data/5"
 
 
+@pytest.mark.parametrize(("fraction", "size"), [(0.29, 29), (0.2, 20), (0.999, 99)])
+def test_the_fraction_of_the_data_that_is_held_out_can_be_set(fraction, size):
+    images, labels = np.zeros((100, 4, 4), np.uint8), np.arange(100) % 2
+    changes = {"data.eval_fraction": fraction}
+    splits = open_given((images, labels), None, config(**changes))
+    assert [len(splits[name]) for name in ("train", "test")] == [100 - size, size]
+
+
 def test_a_fifth_of_the_data_is_held_out_without_eval_data():
     splits = open_given((IMAGES, LABELS), None, config(seed=3))
     train, test = splits["train"], splits["test"]
