@@ -22,7 +22,7 @@ from typing import Any
 
 from resnet_jax.config.defaults import MAX_PIXELS
 from resnet_jax.console import output
-from resnet_jax.console.arguments import Parser, count
+from resnet_jax.console.arguments import Parser, count, positive_number
 from resnet_jax.errors import UserError
 from resnet_jax.parallel import process_memory
 from resnet_jax.parallel.sharding import find_devices
@@ -118,7 +118,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--crop_fraction",
         metavar="FRACTION",
-        type=float,
+        type=positive_number,
         help="The part of the shorter side that the central crop keeps. The default is"
         " that of the weights' card.",
     )

@@ -277,3 +277,8 @@ def test_what_a_user_does_wrong_gets_one_sentence(
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_crop_fraction_of_0_is_refused_since_it_is_no_crop():
+    with pytest.raises(UserError, match="'0' is not a number above 0"):
+        evaluate.main(["evaluate", "w", "digits", "--crop_fraction=0"])

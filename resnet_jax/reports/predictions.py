@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from resnet_jax.console import output
+from resnet_jax.errors import UserError
 from resnet_jax.persistence.storage import Path, commit, explaining_errors, to_json
 from resnet_jax.reports.figures import picture, shorten
 from resnet_jax.weights.card import Prediction
@@ -125,6 +126,14 @@ class PredictionTable:
         self._rows: list[list[str | float]] = []
 
     def __enter__(self) -> "PredictionTable":
+        try:
+            self._open()
+        except UserError:
+            self._remove_partial()
+            raise
+        return self
+
+    def _open(self) -> None:
         with explaining_errors(self._path):
             if self._path.suffix == ".parquet":
                 self._open_parquet()
@@ -134,7 +143,6 @@ class PredictionTable:
                     "w", encoding="utf-8", errors="surrogateescape", newline=""
                 )
                 self._file.write(csv_line(self._names) + "\r\n")
-        return self
 
     def _open_parquet(self) -> None:
         # pyarrow takes half a second to import.
@@ -193,9 +201,12 @@ class PredictionTable:
                 if not kind:
                     commit(self._partial, self._path)
         finally:
-            # The disk may be full, and other files may need the space.
-            with contextlib.suppress(OSError):
-                self._partial.unlink()
+            self._remove_partial()
+
+    def _remove_partial(self) -> None:
+        # The disk may be full, and other files may need the space.
+        with contextlib.suppress(OSError):
+            self._partial.unlink()
 
 
 def json_lines(rows: Iterable[Row], facts: Mapping[str, Any]) -> Iterator[str]:

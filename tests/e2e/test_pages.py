@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import csv
 import doctest
 import importlib
 import itertools
@@ -470,31 +471,30 @@ def test_the_front_page_gives_the_accuracy_of_the_first_run():
 
 @pytest.fixture
 def hub_cache(tmp_path):
-    """Returns a cache of the hub with random weights of timm's ResNet-18."""
-    repository = tmp_path / "hub" / "models--timm--resnet18.a1_in1k"
+    """Returns a cache of the hub with random weights of timm's ResNet-50."""
+    repository = tmp_path / "hub" / "models--timm--resnet50.a1_in1k"
     snapshot = repository / "snapshots" / "0"
     snapshot.mkdir(parents=True)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0")
-    spec = get_spec("resnet18")
+    spec = get_spec("resnet50")
     tensors = to_foreign(keyed.variables(spec), spec, SCHEMES["timm"])
     tensors = {name: np.array(x, order="C") for name, x in tensors.items()}
     safetensors.numpy.save_file(tensors, snapshot / "model.safetensors")
-    config = CONFIG | {"architecture": "resnet18"}
+    config = CONFIG | {"architecture": "resnet50"}
     (snapshot / "config.json").write_text(json.dumps(config))
     return tmp_path / "hub"
 
 
 @pytest.mark.slow
-def test_the_front_page_trains_on_pictures_and_classifies_one(tmp_path, hub_cache):
-    for split, amount in (("train", 16), ("val", 4)):
+def test_the_front_page_trains_evaluates_and_classifies_pictures(tmp_path, hub_cache):
+    for name, amount in (("PHOTOS", 20), ("NEW", 1)):
         for kind in ("cat", "dog"):
-            folder = tmp_path / "PHOTOS" / split / kind
+            folder = tmp_path / name / kind
             folder.mkdir(parents=True)
             for index in range(amount):
                 picture = encode(noise(index, 48, 40), "JPEG")
                 (folder / f"{index}.jpg").write_bytes(picture)
-    shutil.copy(folder / "0.jpg", tmp_path / "PICTURE.jpg")
     offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(hub_cache)}
     # Programs are optimized, unlike those of the tests.
     environment = pages.ENVIRONMENT | offline | {"XLA_FLAGS": ""}
@@ -512,12 +512,22 @@ def test_the_front_page_trains_on_pictures_and_classifies_one(tmp_path, hub_cach
         assert done.returncode == 0, done.stdout
         return done.stdout
 
-    small = ("batch_size=32", "data.image_size=64", "total.epochs=4")
-    train, predict = (x for x in pages.commands("README.md") if "runs/mine" in str(x))
+    small = ("data.image_size=64", "total.steps=4")
+    train, evaluate, predict = (
+        words for words in pages.commands("README.md") if "runs/mine" in str(words)
+    )
     printed = run([*train, *(f"--config.{change}" for change in small)])
+    assert "held out" in printed
     assert "on 8 images" in printed.splitlines()[-1]
     assert "the head for 2 is randomly initialised" in printed
-    assert re.search(r"PICTURE\.jpg.*(cat|dog)", run(predict), re.DOTALL)
+    assert "95 % interval" in run(evaluate)
+    result = json.loads((tmp_path / "runs" / "mine" / "result.json").read_text())
+    document = json.loads((tmp_path / "figures" / "evaluation.json").read_text())
+    assert document["results"][0]["n_seen"] == result["n_seen"] == 8
+    assert document["results"][0]["top1"] == result["best"]["top1"]
+    rows = list(csv.DictReader(run(predict).splitlines()))
+    assert [row["path"] for row in rows] == ["NEW/cat/0.jpg", "NEW/dog/0.jpg"]
+    assert {row["top1_name"] for row in rows} <= {"cat", "dog"}
 
 
 def files_of_an_image() -> list[str]:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.reports import predictions
 from resnet_jax.reports.predictions import Row
 from resnet_jax.weights.card import Prediction
+from tests import fault_drill
 
 NAMES = (
     "a,b",
@@ -86,3 +88,21 @@ def test_an_error_of_the_first_image_comes_before_anything_is_written():
     ):
         with pytest.raises(UserError, match="bad"):
             next(lines)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_table_on_a_full_disk_leaves_nothing_but_the_old_one(suffix, tmp_path):
+    with fault_drill.small_disk(tmp_path) as disk:
+        if disk is None:
+            pytest.skip("mounting a small disk needs root")
+        path = disk / f"p.{suffix}"
+        path.write_text("old")
+        (disk / "large").write_bytes(bytes(shutil.disk_usage(disk).free))
+        _, _, image = rows(3, LOGITS)
+        with (
+            pytest.raises(UserError, match=r"No space left on device.*Free some space"),
+            predictions.PredictionTable(path, 2, 3) as table,
+        ):
+            table.add("x.png", "cat", image.top, LOGITS)
+        assert path.read_text() == "old"
+        assert {file.name for file in disk.iterdir()} == {path.name, "large"}
