@@ -197,7 +197,8 @@ def main(argv: list[str]) -> None:
             if len(args.weights) == 1:
                 raise
             problems += 1
-            output.fail(output.one_line(f"{weights}: {error}"))
+            text = str(error) if weights in str(error) else f"{weights}: {error}"
+            output.fail(output.one_line(text))
             continue
         results.append(result | ({"predictions": file.name} if file else {}))
         if not args.json:
