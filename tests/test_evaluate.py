@@ -15,6 +15,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.weights.save import save
 from tests.helpers import runs, small_networks
 from tests.helpers.pictures import encode, noise, write_folder
+from tests.helpers.tfds_datasets import prepare
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox")
 
@@ -140,6 +141,21 @@ def test_the_output_directory_holds_the_last_evaluation_alone(
     assert files == {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.parametrize("name", ["imagenet_v2", "imagenet_v2/topimages"])
+def test_an_evaluation_set_of_one_config_has_figures_of_its_classes(name, tmp_path):
+    config = name.partition("/")[2] or "matched-frequency"
+    prepare(tmp_path, f"imagenet_v2/{config}", {"test": [3, 50, 3]})
+    card, variables = small_networks.card_and_variables("test_resnet", num_classes=1000)
+    save(str(tmp_path / "w.safetensors"), variables, card)
+    flags = (f"--data_dir={tmp_path}", "--image_size=32")
+    (result,) = evaluated(
+        *(tmp_path / "w.safetensors", name, *flags), output=tmp_path / "out"
+    )
+    assert (result["split"], result["n_seen"]) == (name, 3)
+    images = {row["name"]: row["images"] for row in result["per_class"]}
+    assert (images[card.classes[3]], images[card.classes[50]]) == (2, 1)
+
+
 def test_parquet_has_the_rows_of_csv(weights, photos, tmp_path):
     flags = ("--logits", "--topk=2")
     evaluated(weights, photos, *flags, output=tmp_path / "c")
@@ -262,6 +278,7 @@ def test_mode_eval_gives_the_figures_and_predictions_of_evaluate(tmp_path, caplo
         (["{weights}", "{photos}", "--split=vald"], "vald"),
         (["{weights}", "mix:{photos},{photos}"], "--split"),
         (["{weights}", "imagenet_a", "--split=val"], "no effect"),
+        (["{weights}", "imagenet_a@val"], "no effect"),
         (["{weights}", "{photos}", "--crop_fraction=2"], "data.crop_fraction=2"),
         (["{weights}"], "DATA"),
         (["{weights}", "{photos}", "--output=gs://bucket/out"], "file system"),

@@ -78,15 +78,15 @@ def find_data(text: str, split: str | None = None, data_dir: str = "") -> Data:
     Raises:
       UserError: The source is unknown, or which split is meant is not clear.
     """
-    if is_set(text):
-        if split:
-            raise UserError(
-                f"--split={split} has no effect on the evaluation set {text}; leave it"
-                " out."
-            )
-        return Data(text, "", data_dir)
     source, named = split_of(text)
     split = split or named
+    if is_set(source):
+        if split:
+            raise UserError(
+                f"The split {split} has no effect on the evaluation set {source}; leave"
+                " it out."
+            )
+        return Data(source, "", data_dir)
     if split:
         return Data(source, split, data_dir)
     splits = splits_of(source, data_dir=data_dir)
@@ -173,7 +173,8 @@ def evaluate_weights(
             bad_images += [examples.source.name(i) for i in result.bad_images]
         content["split"] = name
         # Figures of classes are means over images, which corruptions repeat.
-        content |= parts[""] if len(parts) == 1 else summarize(evaluation_set, parts)
+        several = len(parts) > 1
+        content |= summarize(evaluation_set, parts) if several else parts.popitem()[1]
     if len(classes) <= 5:
         del content["top5"]
     return {**content, "classes": classes, "bad_images": bad_images}
