@@ -19,12 +19,7 @@ from resnet_jax.weights.save import is_directory, loading_advice, save
 def main(argv: list[str]) -> None:
     """Runs the command, which the module's docstring describes."""
     parser = Parser("convert", __doc__)
-    parser.add_argument(
-        "source",
-        metavar="IN",
-        help="The weights to read: a file of torchvision, timm, Keras or BiT, a workdir"
-        " of a run, a weights directory, or timm:NAME.TAG on the Hugging Face hub.",
-    )
+    parser.add_weights("source", metavar="IN")
     parser.add_argument(
         "target",
         metavar="OUT",
@@ -37,12 +32,6 @@ def main(argv: list[str]) -> None:
         help="The naming scheme of the parameters in OUT, if its format has several; a"
         " wrong name lists them. The default is the network's own scheme, or BiT's for"
         " a BiT network in .npz.",
-    )
-    parser.add_argument(
-        "--model",
-        metavar="NAME",
-        help="The network's name. It is needed only if neither IN nor a card beside it"
-        " names the network. The default is then the first network that IN fits.",
     )
     args = parser.parse(argv[1:])
     # Before weights are loaded, or fetched.

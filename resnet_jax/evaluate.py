@@ -39,13 +39,7 @@ VIEWS = ("one", "flip", "ten_crop")
 def main(argv: list[str]) -> None:
     """Runs the command, which the module's docstring describes."""
     parser = Parser("evaluate", __doc__)
-    parser.add_argument(
-        "weights",
-        nargs="+",
-        metavar="WEIGHTS",
-        help="The weights: a file of torchvision, timm, Keras or BiT, a workdir of a"
-        " run, a weights directory, or timm:NAME.TAG on the Hugging Face hub.",
-    )
+    parser.add_weights(nargs="+")
     parser.add_argument(
         "data",
         metavar="DATA",
@@ -92,13 +86,6 @@ def main(argv: list[str]) -> None:
         action="store_true",
         help="Prints the content of evaluation.json instead of text. It is off by"
         " default.",
-    )
-    parser.add_argument(
-        "--model",
-        metavar="NAME",
-        help="The network's name. It is needed only if neither the weights nor a card"
-        " beside them name the network. The default is then the first network that"
-        " the weights fit.",
     )
     parser.add_argument(
         "--batch_size",

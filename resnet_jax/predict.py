@@ -47,12 +47,7 @@ AHEAD = 256
 def main(argv: list[str]) -> None:
     """Runs the command, which the module's docstring describes."""
     parser = Parser("predict", __doc__)
-    parser.add_argument(
-        "weights",
-        metavar="WEIGHTS",
-        help="The weights: a file of torchvision, timm, Keras or BiT, a workdir of a"
-        " run, a weights directory, or timm:NAME.TAG on the Hugging Face hub.",
-    )
+    parser.add_weights()
     parser.add_argument(
         "images",
         nargs="+",
@@ -60,13 +55,6 @@ def main(argv: list[str]) -> None:
         help="The image files to classify, in any format that Pillow reads, such as"
         " JPEG or PNG; folders of them; patterns in quotes, such as 'PHOTOS/**/*.jpg';"
         " or - for a list of paths on standard input.",
-    )
-    parser.add_argument(
-        "--model",
-        metavar="NAME",
-        help="The network's name. It is needed only if neither the weights nor a card"
-        " beside them name the network. The default is then the first network that"
-        " the weights fit.",
     )
     parser.add_argument(
         "--topk",

@@ -56,6 +56,27 @@ class Parser(argparse.ArgumentParser):
         self.set_defaults(overrides=[])
         self.epilog = HELP
 
+    def add_weights(self, name: str = "weights", **options) -> None:
+        """Adds the argument of weights, and the flag `--model`.
+
+        Args:
+          name: The name of the argument.
+          **options: Other arguments of `add_argument`.
+        """
+        self.add_argument(
+            name,
+            **{"metavar": "WEIGHTS", **options},
+            help="The weights: a file of torchvision, timm, Keras or BiT, a workdir of"
+            " a run, a weights directory, or timm:NAME.TAG on the Hugging Face hub.",
+        )
+        self.add_argument(
+            "--model",
+            metavar="NAME",
+            help="The network's name. It is needed only if neither the weights nor a"
+            " card beside them name the network. The default is then the first network"
+            " that the weights fit.",
+        )
+
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parses a command line.
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from resnet_jax.config import values
 from resnet_jax.config.saved import from_saved
 from resnet_jax.errors import UserError
-from resnet_jax.models.zoo import get_entry, get_spec, resolve
+from resnet_jax.models.zoo import get_entry, resolve
 from resnet_jax.parallel import processes
 from resnet_jax.persistence.checkpoints import Checkpoints
 from resnet_jax.persistence.storage import Path, explaining_errors
@@ -123,19 +123,13 @@ def _from_card(config: ConfigDict) -> ConfigDict:
     usual = spec.in_channels if spec.in_channels in (1, 3) else 3
     channels = config.data.channels or usual
     card = as_rgb_card(card).for_spec(dataclasses.replace(spec, in_channels=channels))
-    fields = dataclasses.asdict(get_spec(card.network))
-    overrides = {
-        key: value
-        for key, value in card.spec.items()
-        if key not in load.ENDS and value != fields[key]
-    }
     # The user may have written another name of the same network.
     is_same = bool(name) and resolve(name) == card.network
     return ConfigDict(
         {
             "model": {
                 "name": name if is_same else card.network,
-                "overrides": overrides,
+                "overrides": card.overrides(),
             },
             "data": {
                 "image_size": card.image_size,

@@ -17,7 +17,6 @@ from resnet_jax.data.source_protocol import NamedSource
 from resnet_jax.data.sources import RecordedSplit, open_source, split_of, splits_of
 from resnet_jax.data.splits import EVAL_NAMES, is_training
 from resnet_jax.errors import UserError
-from resnet_jax.models.zoo import get_spec
 from resnet_jax.parallel import sharding
 from resnet_jax.persistence import storage
 from resnet_jax.reports.predictions import PredictionTable
@@ -28,7 +27,7 @@ from resnet_jax.training.step import TrainState
 from resnet_jax.weights import native
 from resnet_jax.weights.adapt import as_rgb
 from resnet_jax.weights.card import Card
-from resnet_jax.weights.load import ENDS, read
+from resnet_jax.weights.load import read
 
 log = logging.getLogger(__name__)
 
@@ -184,17 +183,11 @@ def _experiment(
     weights: str, card: Card, data: Data, settings: Mapping[str, Any]
 ) -> Experiment:
     """Returns an experiment that evaluates the network of a card for RGB images."""
-    own = dataclasses.asdict(get_spec(card.network))
-    overrides = {
-        key: value
-        for key, value in card.spec.items()
-        if key not in ENDS and value != own[key]
-    }
     config = defaults.get_config()
     with config.ignore_type():
         config.model.name = card.network
         config.model.overrides = ConfigDict(
-            overrides | {"num_classes": card.spec["num_classes"]}
+            card.overrides() | {"num_classes": card.spec["num_classes"]}
         )
         for key in ("image_size", "mean", "std", "interpolation", "crop_fraction"):
             config.data[key] = getattr(card, key)

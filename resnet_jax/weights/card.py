@@ -58,6 +58,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "akamaster_*": IMAGENET,
 }
+# The fields of a spec that the shapes of the head and of the first kernel determine.
+ENDS = ("num_classes", "in_channels")
 # The arguments of `timm.create_model` that do not change what a network computes, or
 # that the shapes of the weights tell.
 TIMM_ARGUMENTS = ("num_classes", "in_chans", "drop_rate", "drop_path_rate")
@@ -141,6 +143,18 @@ class Card:
     def make_spec(self) -> Spec:
         """Returns the network's spec; raises UserError if it has no such fields."""
         return get_spec(self.network, **self.spec)
+
+    def overrides(self) -> dict[str, Any]:
+        """Returns the fields in which the spec differs from the zoo's network.
+
+        The numbers of classes and input channels are left out.
+        """
+        usual = dataclasses.asdict(get_spec(self.network))
+        return {
+            key: value
+            for key, value in self.spec.items()
+            if key not in ENDS and value != usual[key]
+        }
 
     def for_spec(self, spec: Spec) -> "Card":
         """Returns the card for a spec with another number of classes or channels.

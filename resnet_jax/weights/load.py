@@ -14,7 +14,7 @@ from resnet_jax.models.zoo import ZOO, Spec, get_entry, get_spec, resolve
 from resnet_jax.persistence.storage import explaining_errors, path_of
 from resnet_jax.weights import files, formats, hub, native
 from resnet_jax.weights.adapt import FIRST_CONVS, fit_ends
-from resnet_jax.weights.card import Card, default_card
+from resnet_jax.weights.card import ENDS, Card, default_card
 from resnet_jax.weights.naming import (
     Scheme,
     Shapes,
@@ -40,8 +40,6 @@ log = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
 
-# The fields of a spec that the shapes of the head and of the first kernel determine.
-ENDS = ("num_classes", "in_channels")
 # The fields in which the specs of the weights and of the network that loads them may
 # differ: the head and the first kernel are adapted, and the other fields do not change
 # which function of the weights the network computes.
