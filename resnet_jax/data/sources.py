@@ -8,6 +8,7 @@ processes get a copy, and add a row.
 import dataclasses
 import functools
 import logging
+import os
 import re
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
@@ -122,6 +123,10 @@ def _kind_of(source: str) -> "tuple[Kind, str]":
         )
     # Where the kind is right, what follows it is missing or wrong.
     hint = "" if kind and kind.address else nearest(name, KINDS)
+    if os.path.isdir(source) or source.endswith(".csv"):
+        hint = (
+            f" Did you mean {'csv' if source.endswith('.csv') else 'folder'}:{source}?"
+        )
     forms = ", ".join(kind.form for kind in KINDS.values())
     raise UserError(
         f"There is no data source {source!r}.{hint} A source is written {forms}."

@@ -274,3 +274,10 @@ def test_a_class_that_one_split_lacks_is_named(richer, poorer, tmp_path):
 def test_fake_data_too_large_to_list_are_an_error(source):
     with pytest.raises(UserError, match="at most 16,777,216"):
         open_source(source, "train")
+
+
+def test_a_path_without_its_kind_is_told_how_to_write_it(tmp_path):
+    with pytest.raises(UserError, match=rf"Did you mean folder:{tmp_path}\?"):
+        open_source(str(tmp_path), "train")
+    with pytest.raises(UserError, match=r"Did you mean csv:my/table\.csv\?"):
+        open_source("my/table.csv", "train")
