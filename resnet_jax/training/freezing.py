@@ -37,7 +37,8 @@ class Frozen:
 
     Attributes:
       leaves: The path of each frozen array in `params` or `batch_stats`, such as
-        `("stage1_block1", "norm1", "mean")`.
+        `("stage1_block1", "norm1", "mean")`. With `scan_blocks` it has the paths of
+        merged blocks and those of single ones, which some optimisers see.
       norms: The path of each module whose running statistics are frozen.
     """
 
@@ -133,10 +134,10 @@ def frozen_of(config: ConfigDict, model: nn.Module) -> Frozen:
             for path in flatten_dict(dict(shapes.get("batch_stats", {})))
         },
     }
-    trees = {name: unflatten_dict(flat) for name, flat in flags.items()}
     if config.model.scan_blocks:
-        trees = stack_blocks(trees, model.spec)
-    flags = {name: flatten_dict(tree) for name, tree in trees.items()}
+        trees = {name: unflatten_dict(flat) for name, flat in flags.items()}
+        for name, tree in stack_blocks(trees, model.spec).items():
+            flags[name] |= flatten_dict(tree)
     for path, flag in (flags["params"] | flags["batch_stats"]).items():
         if flag.any() and not flag.all():
             raise UserError(
@@ -156,31 +157,29 @@ def _chosen(freeze: str, names: list[str]) -> set[str]:
       freeze: Words and patterns, separated by commas.
       names: The names of all parameters, such as `stage1_block1/conv1/kernel`.
     """
-    modules = {name: _parts(name) for name in names}
+    parts_of = {name: _parts(name) for name in names}
+    # The prefixes of the names up to the stem and up to each stage.
+    up_to: dict[str, tuple[str, ...]] = {}
     stages = {int(match[1]) for x in names if (match := re.match(r"stage(\d+)_", x))}
-    stem = ["up_to_stem"] * any(name.startswith("stem") for name in names)
-    up_to = {
-        word: re.compile("|".join(["stem", *(f"stage{i}_" for i in range(1, k + 1))]))
-        for word, k in (
-            *((word, 0) for word in stem),
-            *((f"up_to_stage{k}", k) for k in sorted(stages)),
-        )
-    }
+    if any(name.startswith("stem") for name in names):
+        up_to["up_to_stem"] = ("stem",)
+    for k in sorted(stages):
+        up_to[f"up_to_stage{k}"] = ("stem", *(f"stage{i}_" for i in range(1, k + 1)))
     chosen: set[str] = set()
     for part in map(str.strip, freeze.split(",")):
         if part == ALL_BUT_HEAD:
-            found = {name for name in names if modules[name][0] != "head"}
+            found = {name for name in names if parts_of[name][0] != "head"}
         elif part in up_to:
-            found = {name for name in names if up_to[part].match(name)}
+            found = {name for name in names if name.startswith(up_to[part])}
         else:
             # A wildcard does not continue a number: stage1* is not stage10_block1.
             marked = re.sub(r"(?<=\d)\*", "\0*", part)
             pattern = fnmatch.translate(marked).replace("\0", r"(?!\d)")
             is_match = re.compile(pattern).match
-            found = {name for name in names if any(map(is_match, modules[name]))}
+            found = {name for name in names if any(map(is_match, parts_of[name]))}
         if not found:
             known = dict.fromkeys(
-                [ALL_BUT_HEAD, *up_to, *(x for name in names for x in modules[name])]
+                [ALL_BUT_HEAD, *up_to, *(x for name in names for x in parts_of[name])]
             )
             raise UserError(
                 f"optim.freeze={freeze}: no parameter matches {part!r}."

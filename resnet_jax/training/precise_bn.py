@@ -31,13 +31,13 @@ def precise_batch_norm(
       state: The state after the last step.
       after_batch: A function that is called after each batch. It may raise to stop.
     """
-    statistics_step = compile_statistics_step(experiment)
+    # The run may end early.
+    first = int(state.step)
+    statistics_step = compile_statistics_step(experiment, first - 1)
     params = {"batch_stats": state.params}
     if state.ema:
         params["ema"] = state.ema["params"]
     statistics: dict[str, list[Tree]] = {name: [] for name in params}
-    # The run may end early.
-    first = int(state.step)
     last = first + experiment.config.precise_bn
     with experiment.train_batches(first, last) as batches:
         for batch in batches:
@@ -51,8 +51,8 @@ def precise_batch_norm(
         name: jax.device_put(pool(batch_stats), sharding.replicated(experiment.mesh))
         for name, batch_stats in statistics.items()
     }
-    # Statistics that are frozen to the end stay.
-    frozen = experiment.frozen(experiment.total_steps - 1)
+    # Statistics that were frozen in the last step stay.
+    frozen = experiment.frozen(first - 1)
     before = {"batch_stats": state.batch_stats}
     if state.ema:
         before["ema"] = state.ema["batch_stats"]

@@ -316,10 +316,14 @@ def compile_train_step(
     return functools.partial(compiled, teacher=teacher) if teacher else compiled
 
 
-def compile_statistics_step(experiment: Experiment) -> Callable:
+def compile_statistics_step(experiment: Experiment, number: int = 0) -> Callable:
     """Compiles `statistics_step(variables, batch)` of precise batch norm.
 
     See `step.make_statistics_step`.
+
+    Args:
+      experiment: The experiment.
+      number: The number of the last update, on which it depends what is frozen.
     """
     config, data = experiment.config, experiment.config.data
     statistics_step = step.make_statistics_step(
@@ -328,7 +332,7 @@ def compile_statistics_step(experiment: Experiment) -> Callable:
         data.std,
         config.seed,
         functools.partial(all_gather, experiment),
-        experiment.frozen(experiment.total_steps - 1),
+        experiment.frozen(number),
     )
     replicated = sharding.replicated(experiment.mesh)
     with _tracing(experiment):
