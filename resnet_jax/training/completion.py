@@ -56,8 +56,7 @@ def complete(config: ConfigDict, workdir: Path | None = None) -> ConfigDict:
       ('resnet18', 128)
     """
     values.check(config)
-    empty = values.empty_keys(config)
-    if not empty:
+    if not values.empty_keys(config):
         return config
     recorded = _recorded(workdir) if workdir else None
     try:
@@ -67,14 +66,20 @@ def complete(config: ConfigDict, workdir: Path | None = None) -> ConfigDict:
         if not recorded or recorded.init_from != config.init_from:
             raise
         chosen = recorded
-    config = copy.deepcopy(config)
+    return _filled(config, chosen)
+
+
+def as_completed(config: ConfigDict, run: ConfigDict) -> ConfigDict:
+    """Returns a config whose empty values are those that a run was given.
+
+    Args:
+      config: The config, which is not changed.
+      run: The config that the run recorded.
+    """
+    config = _filled(config, run)
     with config.ignore_type():
-        for key in empty:
-            section, name = key.split(".")
-            config[section][name] = chosen[section][name]
-        if config.model.name == chosen.model.name:
-            overrides = {**chosen.model.overrides, **config.model.overrides}
-            config.model.overrides = ConfigDict(overrides)
+        config.total = config.total or run.total
+        config.data.eval_split = config.data.eval_split or run.data.eval_split
     return config
 
 
@@ -99,6 +104,23 @@ def with_total(config: ConfigDict, train_size: int) -> ConfigDict:
     config = copy.deepcopy(config)
     with config.ignore_type():
         config.total = ConfigDict(total)
+    return config
+
+
+def _filled(config: ConfigDict, chosen: ConfigDict) -> ConfigDict:
+    """Returns a config whose empty values of `values.BY_WEIGHTS` are the chosen ones.
+
+    If nothing is empty, the overrides of the network are the config's own.
+    """
+    empty = values.empty_keys(config)
+    config = copy.deepcopy(config)
+    with config.ignore_type():
+        for key in empty:
+            section, name = key.split(".")
+            config[section][name] = chosen[section][name]
+        if empty and config.model.name == chosen.model.name:
+            overrides = {**chosen.model.overrides, **config.model.overrides}
+            config.model.overrides = ConfigDict(overrides)
     return config
 
 

@@ -30,6 +30,7 @@ from resnet_jax.persistence.storage import Path
 from resnet_jax.reports import classification
 from resnet_jax.reports.predictions import PredictionTable
 from resnet_jax.reports.samples import SamplePredictions
+from resnet_jax.training.completion import as_completed
 from resnet_jax.training.experiment import Experiment, set_up
 from resnet_jax.training.programs import compile_eval_steps, state_like
 from resnet_jax.training.resume import data_changes, describe_data, spec_change
@@ -400,11 +401,14 @@ def _warn_of_named_config(
 ) -> None:
     """Warns of differences between a config that the user named and the used one.
 
-    Raises UserError if it is of another network.
+    Values that the named config leaves empty are no differences. Raises UserError if it
+    is of another network.
     """
     if not named_config:
         return
-    changes = differences(json.loads(as_json(config)), named_config)
+    changes = differences(
+        json.loads(as_json(config)), as_completed(named_config, config)
+    )
     if not changes:
         return
     if network_changes := [line for line in changes if line.startswith(NETWORK)]:
