@@ -437,13 +437,6 @@ class Resume:
             return []
         self._check_thaw()
         note = f"The run has {new:,} steps instead of {old:,}."
-        if "percent" in config.optim.freeze_until:
-            # Other parameters would have a state of the optimiser.
-            raise self._error(
-                f"another length ({old:,} steps, now {new:,}), of which"
-                " optim.freeze_until is a percentage",
-                "Choose the old total, or another --workdir.",
-            )
         if self._same_rates and self._same_sizes:
             return [note]
         schedule = config.optim.schedule

@@ -250,7 +250,7 @@ def test_the_classes_of_cifar10_corrupted_are_those_of_cifar10(data_dir):
     [
         ("imagenet_a", CIFAR10, "Class 0 of tfds:imagenet_a/test is 'n01440764'"),
         ("cifar10_corrupted/fog", CIFAR10[:9], "Class 9 of .* is 'truck'"),
-        ("imagenet_a", CIFAR10, r"the 10 classes of the network \(airplane, autom"),
+        ("imagenet_a", CIFAR10, "the 10 classes of the network .*Known: airplane"),
         ("imagenet_c", CIFAR10, "no evaluation set 'imagenet_c'. Did you mean imag"),
         ("tfds:imagenet_a", CIFAR10, "written SOURCE@SPLIT"),
         ("digits@tets", CIFAR10, "no split 'tets'. Did you mean test"),

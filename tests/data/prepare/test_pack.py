@@ -180,6 +180,8 @@ def test_a_full_disk_is_reported_and_packing_resumes_later(tmp_path):
     # The images of the second split are larger than the limit of the files' size.
     files = {"a/cat/1.jpg": encode(noise(0, 40, 40), "JPEG")}
     files |= {"b/cat/1.jpg": encode(noise(1, 600, 600), "JPEG", quality=100)}
+    # Folders with the same two folders in them are splits.
+    files |= {f"{x}/dog/1.jpg": files["a/cat/1.jpg"] for x in "ab"}
     source = write_folder(tmp_path / "in", files)
     out = tmp_path / "out"
     arguments = (source, f"--out={out}", "--num_workers=1")
