@@ -5,7 +5,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 import jax
 from ml_collections import ConfigDict
@@ -266,7 +266,8 @@ def train(
                     for index in sorted(set(result.bad_images) - bad_eval_images):
                         bad_eval_images.add(index)
                         if is_lead:
-                            _warn_of_bad_image(experiment.eval, index, bad_eval_images)
+                            so_far = f"{len(bad_eval_images)} so far in evaluation"
+                            _warn_of_bad_image(experiment.eval, index, so_far)
                     figures = result.scalars()
                     is_finite = can_be_best(figures)
                     is_first = not stopping.has_seen(progress.stopping, now)
@@ -459,12 +460,14 @@ def _record_bad_images(progress: Progress, batch: dict, experiment: Experiment) 
     """Keeps the images that could not be decoded, and warns of each once."""
     for index in sorted(bad_indices(batch) - set(progress.bad_images)):
         progress.bad_images.append(index)
-        _warn_of_bad_image(experiment.train, index, progress.bad_images)
+        _warn_of_bad_image(
+            experiment.train, index, f"{len(progress.bad_images)} so far"
+        )
 
 
-def _warn_of_bad_image(examples: Examples, index: int, known: Collection[int]) -> None:
-    """Warns of one of the images of a split that are known not to be decodable."""
+def _warn_of_bad_image(examples: Examples, index: int, so_far: str) -> None:
+    """Warns of an image that cannot be decoded, with the number of those so far."""
     output.say(
         f"warning: skipped {output.one_line(examples.source.name(index))}, which"
-        f" cannot be decoded ({len(known)} so far)"
+        f" cannot be decoded ({so_far})"
     )

@@ -109,8 +109,11 @@ def test_bad_images_are_skipped_and_counted_on_request(
     )
     assert code == 0, output
     # Each of them once, although several epochs and two evaluations meet it.
-    for name in ("train/left/5.jpg", "test/right/2.jpg"):
-        assert output.count(f"{name}, which cannot be decoded (1 so far)") == 1
+    for text in (
+        "train/left/5.jpg, which cannot be decoded (1 so far)",
+        "test/right/2.jpg, which cannot be decoded (1 so far in evaluation)",
+    ):
+        assert output.count(text) == 1
     result = runs.result(tmp_path / "run")
     assert result["n_seen"] == 13
     assert result["bad_train_images"] == 1
