@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from resnet_jax.config import load
 from resnet_jax.console import output
 from resnet_jax.data.csv_source import split_table
-from resnet_jax.data.loader import WorkerDiedError, bad_indices
+from resnet_jax.data.loader import Examples, WorkerDiedError, bad_indices
 from resnet_jax.data.source_protocol import NamedSource, Source, checksum
 from resnet_jax.data.splits import HELD_OUT
 from resnet_jax.data.user_data import Arrays, config_of_given, open_given
@@ -227,6 +227,7 @@ def train(
             startup.done("compiling")
 
             first = progress.step
+            bad_eval_images: set[int] = set()
             meter.restart()
             while True:
                 # Evaluate and save the state of this step. A restart begins here too,
@@ -262,6 +263,11 @@ def train(
                     sets = evaluate_sets(
                         experiment, eval_steps, state, after_batch=preemption.check
                     )
+                    for index in sorted(set(result.bad_images) - bad_eval_images):
+                        bad_eval_images.add(index)
+                        if is_lead:
+                            so_far = f"{len(bad_eval_images)} so far in evaluation"
+                            _warn_of_bad_image(experiment.eval, index, so_far)
                     figures = result.scalars()
                     is_finite = can_be_best(figures)
                     is_first = not stopping.has_seen(progress.stopping, now)
@@ -454,7 +460,14 @@ def _record_bad_images(progress: Progress, batch: dict, experiment: Experiment) 
     """Keeps the images that could not be decoded, and warns of each once."""
     for index in sorted(bad_indices(batch) - set(progress.bad_images)):
         progress.bad_images.append(index)
-        output.say(
-            f"warning: skipped {output.one_line(experiment.train.source.name(index))},"
-            f" which cannot be decoded ({len(progress.bad_images)} so far)"
+        _warn_of_bad_image(
+            experiment.train, index, f"{len(progress.bad_images)} so far"
         )
+
+
+def _warn_of_bad_image(examples: Examples, index: int, so_far: str) -> None:
+    """Warns of an image that cannot be decoded, with the number of those so far."""
+    output.say(
+        f"warning: skipped {output.one_line(examples.source.name(index))}, which"
+        f" cannot be decoded ({so_far})"
+    )
