@@ -154,6 +154,12 @@ def train(
         # Before anything is written, so that two runs never write to one workdir.
         check_workdir = stack.enter_context(claimed(workdir, preemption.fail))
         say(summary(experiment, workdir))
+        if len(experiment.classes) == 1:
+            say(
+                f"warning: {experiment.train.source.title} has only the class"
+                f" {experiment.classes[0]!r}, so every prediction is right and nothing"
+                " is learnt. Give images of at least two classes."
+            )
         saved = stack.enter_context(run_checkpoints(experiment, workdir))
         data_record = describe_data(experiment.train.source, experiment.eval.source)
         processes.check_same("data", {"their images": checksum(data_record)[:12]})

@@ -103,3 +103,12 @@ def test_a_balanced_run_resumes_as_if_it_had_not_stopped(finished, tmp_path):
     runs.assert_same_end(tmp_path / "stopped", tmp_path / "whole")
     with pytest.raises(UserError, match=r"another config \(data\.balance: True -> F"):
         train(config_for(source, longer | {"data.balance": False}), tmp_path / "whole")
+
+
+def test_a_run_with_one_class_warns_that_nothing_is_learnt(finished, tmp_path, capsys):
+    folder = tmp_path / "photos"
+    shutil.copytree(finished / "photos/ant", folder / "ant")
+    config = config_for(f"folder:{folder}", {"total": ConfigDict({"steps": 1})})
+    train(config, tmp_path / "run")
+    warning = f"warning: {folder} (not held out) has only the class 'ant', so every"
+    assert warning in capsys.readouterr().out
