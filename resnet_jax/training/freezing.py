@@ -224,7 +224,7 @@ class Late(NamedTuple):
 def apart(
     transformation: optax.GradientTransformation, late: Frozen
 ) -> optax.GradientTransformation:
-    """Applies a transformation to parameters that thaw, and to all others, apart.
+    """Applies a transformation separately to what thaws and to all other parameters.
 
     So both have a step counter of their own, which bias corrections need. torch has one
     for each parameter.
