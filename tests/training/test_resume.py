@@ -483,9 +483,7 @@ def test_a_run_that_thaws_after_a_percentage_of_it_is_not_extended(tmp_path):
     }
     train(config_for(tmp_path / "images", freeze), tmp_path / "run")
     more = config_for(tmp_path / "images", freeze | longer())
-    with pytest.raises(
-        UserError, match=r"freeze_until was step 2 and is step 3"
-    ):
+    with pytest.raises(UserError, match=r"freeze_until was step 2 and is step 3"):
         train(more, tmp_path / "run", extend=True)
 
 
