@@ -124,11 +124,13 @@ class PredictionTable:
         self._partial = path.with_name(f".{secrets.token_hex(8)}.partial")
         self._names = ["path", "label", *columns(k, logits)]
         self._rows: list[list[str | float]] = []
+        self._files = contextlib.ExitStack()
 
     def __enter__(self) -> "PredictionTable":
         try:
             self._open()
         except UserError:
+            self._files.close()
             self._remove_partial()
             raise
         return self
@@ -154,7 +156,9 @@ class PredictionTable:
             (name, pyarrow.string() if name in texts else pyarrow.float32())
             for name in self._names
         )
-        self._file = parquet.ParquetWriter(self._partial, self._schema)
+        # The writer would leave a file of its own open after an error.
+        stream = self._files.enter_context(self._partial.open("wb", buffering=0))
+        self._file = parquet.ParquetWriter(stream, self._schema)
 
     def add(
         self,
@@ -201,6 +205,7 @@ class PredictionTable:
                 if not kind:
                     commit(self._partial, self._path)
         finally:
+            self._files.close()
             self._remove_partial()
 
     def _remove_partial(self) -> None:

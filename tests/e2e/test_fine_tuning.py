@@ -137,7 +137,7 @@ def test_photographs_train_from_any_weights_and_are_predicted_as_evaluated(
     right = sum(map(str.__eq__, names, [path.parent.name for path in paths]))
     assert result["best"]["top1"] == right / len(paths)
     # The evaluation of the workdir has the recorded values, and no weights to read. The
-    # same config may be named, since what it leaves empty is no difference.
+    # same config may be named, since what it leaves empty does not count.
     if weights is grey_weights:
         shutil.rmtree(init_from)
         again = evaluate_workdir(tmp_path / "run", "best", named_config=config)
