@@ -6,6 +6,7 @@ import json
 import logging
 import pathlib
 import re
+import shlex
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -21,6 +22,7 @@ from resnet_jax.data.evalsets import summarize
 from resnet_jax.data.loader import Examples, bad_indices
 from resnet_jax.data.source_protocol import NamedSource
 from resnet_jax.data.sources import RecordedSplit
+from resnet_jax.data.splits import HELD_OUT
 from resnet_jax.errors import UserError
 from resnet_jax.parallel import sharding
 from resnet_jax.persistence import metric_writers, storage
@@ -298,7 +300,7 @@ def evaluate_workdir(
 
     Raises:
       UserError: There is no such checkpoint, or the overrides or the named config ask
-        for other classes or another network.
+        for other classes or another network, or other images are held out.
       PreemptedError: A signal asked the evaluation to stop.
     """
     with (
@@ -314,7 +316,16 @@ def evaluate_workdir(
         _check_network(record["config"], config, workdir)
         _warn_of_named_config(config, named_config, workdir)
         experiment = _set_up_as_trained(config, record, workdir)
-        changed += _changes_of_split(experiment, record, changed)
+        changes = _changes_of_split(experiment, record, changed)
+        if changes and experiment.config.data.eval_split == HELD_OUT:
+            source = shlex.quote(f"--config.data.source=csv:{workdir / 'split.csv'}")
+            raise UserError(
+                f"The images that are held out of {config.data.source} are not those of"
+                " the run, since files, the seed or data.eval_fraction have changed."
+                f" Some may have been trained on. Add {source}"
+                " --config.data.eval_split=val to evaluate those of the run."
+            )
+        changed += changes
         like = state_like(experiment)
         names = ("ema",) if like.ema else ("params", "batch_stats")
         placed = sharding.place(

@@ -1,6 +1,7 @@
 """Runs on folders without splits: what they record, evaluate and refuse to resume."""
 
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -68,6 +69,23 @@ def test_an_evaluation_is_of_the_images_that_were_held_out(finished):
     assert not evaluated["changed"]
     for key in ("n_seen", "top1", "loss"):
         assert evaluated[key] == result[key]
+
+
+def test_an_evaluation_of_images_that_were_trained_on_is_refused(finished, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    folder, workdir = tmp_path / "photos", tmp_path / "run"
+    shutil.rmtree(workdir)
+    train(config_for(f"folder:{folder}", {"total": ConfigDict({"steps": 2})}), workdir)
+    shutil.copy(folder / "ant/0.png", folder / "ant/10.png")
+    with pytest.raises(UserError, match="not those of the run") as raised:
+        evaluate_workdir(workdir, "last")
+    # The flags of the message evaluate the images of the run.
+    flags = re.findall(r"--config\S+", str(raised.value))
+    evaluated = evaluate_workdir(workdir, "last", flags)
+    assert evaluated["loss"] == runs.result(workdir)["loss"]
+    (folder / "ant/10.png").unlink()
+    with pytest.raises(UserError, match="the seed"):
+        evaluate_workdir(workdir, "last", ["--config.seed=8"])
 
 
 def test_a_run_resumes_with_the_same_images_only(finished, tmp_path):
