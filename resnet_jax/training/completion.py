@@ -170,7 +170,7 @@ def _recorded(workdir: Path) -> ConfigDict | None:
     folder = workdir / "checkpoints"
     with explaining_errors(workdir):
         exists = folder.is_dir()
-    # No process goes on, and makes the folder, before all have looked for it.
+    # No process continues, and makes the folder, before all have looked for it.
     processes.check_same("checkpoints", {"the checkpoints of --workdir": exists})
     if not exists:
         return None
