@@ -24,8 +24,7 @@ from resnet_jax.config.defaults import MAX_PIXELS
 from resnet_jax.console import output
 from resnet_jax.console.arguments import Parser, count, positive_number
 from resnet_jax.errors import UserError
-from resnet_jax.parallel import process_memory
-from resnet_jax.parallel.sharding import find_devices
+from resnet_jax.parallel.sharding import prepare_memory
 from resnet_jax.paths import check_folder_to_write
 from resnet_jax.persistence import compile_cache, storage, versions
 from resnet_jax.reports.classification import as_table, class_lines
@@ -151,8 +150,7 @@ def main(argv: list[str]) -> None:
         folder = storage.local_path_of(args.output, "The directory of --output")
         check_folder_to_write(folder)
     compile_cache.turn_on()
-    if find_devices()[0].platform == "cpu":
-        process_memory.keep_freed_memory()
+    prepare_memory()
     data = find_data(args.data, args.split, args.data_dir)
     settings: dict[str, Any] = {
         "batch_size": args.batch_size,

@@ -30,8 +30,7 @@ from resnet_jax.console.arguments import Parser, count
 from resnet_jax.data.given_images import GivenImages
 from resnet_jax.data.workers import map_ahead
 from resnet_jax.errors import UserError
-from resnet_jax.parallel import process_memory
-from resnet_jax.parallel.sharding import find_devices
+from resnet_jax.parallel.sharding import prepare_memory
 from resnet_jax.persistence import compile_cache
 from resnet_jax.reports import predictions
 from resnet_jax.reports.figures import picture_to_write
@@ -115,8 +114,7 @@ def main(argv: list[str]) -> None:
         raise UserError("--csv and --json exclude each other; give one of them.")
     given = GivenImages(args.images)
     compile_cache.turn_on()
-    if find_devices()[0].platform == "cpu":
-        process_memory.keep_freed_memory()
+    prepare_memory()
     model = load(args.weights, model=args.model)
     card = model.card
     # Networks that take neither grey nor colour images are rejected before any is read.

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from resnet_jax.console import output
 from resnet_jax.errors import UserError, nearest_numbers
-from resnet_jax.parallel import accelerators
+from resnet_jax.parallel import accelerators, process_memory
 
 Tree = Any
 # A `jax.Device`, or an object with the attributes of one that a mesh needs.
@@ -60,6 +60,21 @@ def find_devices(root: pathlib.Path = pathlib.Path("/")) -> list[jax.Device]:
     if devices[0].platform == "cpu" and not chosen and jax.process_index() == 0:
         _warn_about_accelerators(root, [hint.getMessage() for hint in hints])
     return devices
+
+
+def prepare_memory() -> None:
+    """Prepares this process's memory for its devices, which must not be in use yet.
+
+    Without it, a tenth of the time of inference on CPUs is spent on taking memory from
+    the system again and again.
+
+    Raises:
+      UserError: See `find_devices`.
+    """
+    # JAX starts threads when it is asked for its devices.
+    process_memory.use_one_heap()
+    if find_devices()[0].platform == "cpu":
+        process_memory.keep_freed_memory()
 
 
 def _warn_about_accelerators(root: pathlib.Path, hints: Sequence[str]) -> None:

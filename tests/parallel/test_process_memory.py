@@ -9,15 +9,24 @@ import pytest
 
 from resnet_jax.parallel import process_memory
 
-# The script counts page faults of the second of two matrix multiplications. It calls
-# the functions in the order of `main`: JAX starts its threads when asked for devices.
-MATMULS = """
-import resource
+# JAX starts its threads when it is asked for its devices, so the order matters.
+PREPARATIONS = {
+    "training": """
 from resnet_jax.parallel import process_memory
 process_memory.use_one_heap()
-import jax, jax.numpy as jnp
+import jax
 assert jax.default_backend() == "cpu"
 process_memory.keep_freed_memory()
+""",
+    "other commands": """
+from resnet_jax.parallel import sharding
+sharding.prepare_memory()
+""",
+}
+# The script counts page faults of the second of two matrix multiplications.
+MATMULS = """
+import resource
+import jax, jax.numpy as jnp
 product = jax.jit(lambda x: (x @ x + 1).sum())
 x = jnp.ones((4096, 4096))
 def faults():
@@ -30,9 +39,13 @@ print(faults())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not glibc's malloc")
-def test_a_second_matmul_takes_no_new_memory_from_the_system():
+@pytest.mark.parametrize("command", PREPARATIONS)
+def test_a_second_matmul_takes_no_new_memory_from_the_system(command):
     done = subprocess.run(
-        [sys.executable, "-c", MATMULS], capture_output=True, text=True, check=True
+        [sys.executable, "-c", PREPARATIONS[command] + MATMULS],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     # The operands have 16,384 pages each; XLA packs them many times, in two threads.
     assert int(done.stdout) < 50_000
